@@ -1,0 +1,73 @@
+"""Package metadata. Tool settings live in pyproject.toml."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+
+
+def read_version() -> str:
+    """The version that jax_unmask/__init__.py states, read without importing it."""
+    text = (ROOT / "jax_unmask" / "__init__.py").read_text()
+    match = re.search(r'^__version__ = "([^"]+)"$', text, flags=re.MULTILINE)
+    if match is None:
+        raise RuntimeError('jax_unmask/__init__.py has no line of the form __version__ = "..."')
+    return match.group(1)
+
+
+# Lower bounds are what the tests run on with Python 3.11, upper bounds the newest minor release
+# that the tests passed on with Python 3.12. (JAX from 0.11 and Flax from 0.12.9 need 3.12.)
+REQUIRES = [
+    "absl-py>=2.1",
+    "array_record>=0.8",
+    "flax>=0.12.8,<0.13",
+    "grain>=0.2.18,<0.3",
+    "importlib_resources>=6",  # TensorFlow Datasets needs it for builders defined in a package.
+    "jax>=0.10.2,<0.13",
+    "jaxtyping>=0.3",
+    "jinja2>=3.1",  # transformers needs it for chat templates, and does not install it.
+    "matplotlib>=3.9",
+    "ml-collections>=1.1",
+    "numpy>=2.1",
+    "optax>=0.2.8,<0.3",
+    "orbax-checkpoint>=0.12,<0.13",
+    "safetensors>=0.6",
+    "tensorboardX>=2.6.2",
+    "tensorflow-datasets>=4.9.10",
+    "tokenizers>=0.22",
+    "tqdm>=4.66",
+    "transformers>=5,<6",
+]
+TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3"]
+DEV = ["mypy>=1.18", "ruff>=0.14"]
+
+setuptools.setup(
+    name="jax_unmask",
+    version=read_version(),
+    description="Learned unmasking policies for masked diffusion language models, in JAX and Flax.",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(include=["jax_unmask", "jax_unmask.*"]),
+    package_data={"jax_unmask": ["py.typed", "assets/**"]},
+    install_requires=REQUIRES,
+    extras_require={
+        "tpu": ["jax[tpu]"],
+        "cuda": ["jax[cuda13]"],
+        "cuda12": ["jax[cuda12]"],  # For NVIDIA drivers older than 580.
+        "wandb": ["wandb>=0.19"],
+        "test": TEST,
+        "dev": TEST + DEV,
+    },
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)
