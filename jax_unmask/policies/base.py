@@ -1,0 +1,108 @@
+"""The interface between the rollout and anything that decides which positions to fill.
+
+Heuristics and learned policies are the same kind of thing: a frozen (hashable, jit-static) object
+that maps an `Observation` to an `Action`. Everything numeric that a user may want to sweep (a
+threshold, a policy temperature) lives in the policy's `params` pytree, so a sweep over settings
+re-uses one compiled rollout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Protocol
+
+import jax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+Params = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a policy reads beyond the candidate's confidence; the rollout computes nothing else.
+
+    Attributes:
+        top_k: how many of the largest probabilities per position (`Observation.top_probs`).
+        entropy: whether `Observation.entropy` is filled.
+        hidden: whether `Observation.hidden` (the denoiser's last hidden state) is filled.
+    """
+
+    top_k: int = 1
+    entropy: bool = False
+    hidden: bool = False
+
+
+@struct.dataclass
+class Observation:
+    """What a policy may read before one step. B rows, L canvas positions, K = `Needs.top_k`.
+
+    Attributes:
+        candidate: token that would be written at each position.
+        confidence: denoiser probability of the candidate (noise-free, float32).
+        top_probs: the K largest probabilities, in descending order.
+        entropy: entropy of the denoiser's distribution in nats, or None.
+        hidden: last hidden state of the denoiser [B, L, D], or None.
+        masked: position still holds the mask token.
+        legal: position may be filled now: masked and inside the row's current block.
+        step: denoiser forwards that the row has used before this one.
+        step_in_block: the same, counted from the start of the current block.
+        block_start: first canvas position of the current block.
+        block_length: length of a block (static).
+    """
+
+    candidate: Int[Array, "*B L"]
+    confidence: Float[Array, "*B L"]
+    top_probs: Float[Array, "*B L K"]
+    masked: Bool[Array, "*B L"]
+    legal: Bool[Array, "*B L"]
+    step: Int[Array, "*B"]
+    step_in_block: Int[Array, "*B"]
+    block_start: Int[Array, "*B"]
+    entropy: Float[Array, "*B L"] | None = None
+    hidden: Float[Array, "*B L D"] | None = None
+    block_length: int = struct.field(pytree_node=False, default=0)
+
+
+@struct.dataclass
+class Action:
+    """The positions that a policy fills, and how likely it was to choose them.
+
+    Attributes:
+        fill: positions to fill; a subset of `Observation.legal`.
+        log_prob: log-probability of the choice (0 for deterministic policies).
+        rank: 1-based order in which an ordered distribution (dynamic Plackett-Luce) drew the
+            positions, 0 where nothing was drawn; None for unordered distributions.
+    """
+
+    fill: Bool[Array, "*B L"]
+    log_prob: Float[Array, "*B"]
+    rank: Int[Array, "*B L"] | None = None
+
+
+class Policy(Protocol):
+    """Chooses positions to fill. Implementations are frozen dataclasses."""
+
+    @property
+    def needs(self) -> Needs:
+        """What `Observation` must hold."""
+        ...
+
+    def __call__(
+        self, params: Params, obs: Observation, keys: Array
+    ) -> Action:
+        """Chooses an action for each row.
+
+        Args:
+            params: the policy's parameters and numeric settings; scalars, or arrays [B] where each
+                row has its own setting.
+            obs: the observation of B rows.
+            keys: typed PRNG keys [B], one per row, so that a row's draw does not depend on the
+                rows beside it.
+        """
+        ...
+
+
+def row_uniform(keys: Array, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+    """Draws uniforms in [0, 1) of the given shape from each row's own key."""
+    return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)

@@ -1,0 +1,94 @@
+"""What goes into a rollout and what comes out of it."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_unmask.policies.base import Action, Observation
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutSettings:
+    """The static shape of a rollout.
+
+    Attributes:
+        gen_length: canvas length L.
+        block_length: block length BL; L must be a multiple of it. BL = L is full diffusion.
+        temperature: denoiser temperature; 0 takes the arg max, above 0 a Gumbel-max sample.
+        record: whether the trajectory keeps each step's observation and action (learners need it,
+            evaluation does not).
+    """
+
+    gen_length: int
+    block_length: int
+    temperature: float = 0.0
+    record: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("gen_length", "block_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.gen_length % self.block_length:
+            raise ValueError(
+                f"gen_length={self.gen_length} is not divisible by "
+                f"block_length={self.block_length}; choose a block length that divides it "
+                f"(block_length={self.gen_length} is full diffusion)"
+            )
+        if self.temperature < 0:
+            raise ValueError(f"temperature={self.temperature} must not be negative")
+
+
+@struct.dataclass
+class Prompts:
+    """A batch of left-padded prompts.
+
+    Attributes:
+        tokens: token ids.
+        mask: True where a token is real, False where it is padding (never attended).
+    """
+
+    tokens: Int[Array, "B P"]
+    mask: Bool[Array, "B P"]
+
+
+@struct.dataclass
+class Records:
+    """Every step of a rollout, time-major (T = gen_length, the step limit of a row).
+
+    Attributes:
+        obs: observations, each leaf [T, B, ...].
+        action: actions, each leaf [T, B, ...].
+        active: the row still had a position to fill at this step; steps that are not active hold
+            zeros and count for nothing.
+    """
+
+    obs: Observation
+    action: Action
+    active: Bool[Array, "T B"]
+
+
+@struct.dataclass
+class Trajectory:
+    """The result of one rollout of B rows.
+
+    Attributes:
+        prompts: the prompts it started from.
+        tokens: final canvas; holds the mask token where a policy never filled a position.
+        step_map: index of the row's own step that filled each position, -1 if none did.
+        confidence: probability of the token when it was filled, 0 where nothing was.
+        nfe: denoiser forwards that the row needed.
+        forwards: forwards that the batch executed (a scalar); sum(nfe) / (B * forwards) of them
+            were useful.
+        records: per-step records, or None.
+    """
+
+    prompts: Prompts
+    tokens: Int[Array, "B L"]
+    step_map: Int[Array, "B L"]
+    confidence: Float[Array, "B L"]
+    nfe: Int[Array, " B"]
+    forwards: Int[Array, ""]
+    records: Records | None = None

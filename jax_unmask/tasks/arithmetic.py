@@ -1,0 +1,138 @@
+"""Worked arithmetic in GSM8K's manner: a story, steps, `#### answer`, end of text.
+
+Like GSM8K's annotators, the authors of the worked solutions differ in how much they write: each
+solution has its own verbosity, from merging several additions into one line to one line per
+operation with connecting words and the thing counted. So the length of a right response varies
+widely for one and the same question, as it does in GSM8K, and the rest of the canvas is EOS.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+
+from jax_unmask.tasks.base import Example, Source, Split
+from jax_unmask.tasks.generated import GeneratedSource
+
+NAMES = ("Ada", "Ben", "Eva", "Ian", "Leo", "Mia", "Noa", "Tom")
+ITEMS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
+GAINS = ("buys", "finds", "gets", "wins")
+LOSSES = ("gives", "loses", "sells", "uses")
+FACTORS = {"doubles": 2, "triples": 3}
+LINKS = ("first", "so", "then", "now")
+_LIMIT = 99
+_ANSWER = re.compile(r"####\s*(-?\d+)\s*$")
+
+
+class Arithmetic:
+    """Story problems about a bounded running total (`name = "arithmetic"`).
+
+    Example: ` Mia has 12 pens, buys 7, loses 5?` is answered by ` 12 + 7 = 19. then 19 - 5 = 14
+    pens. #### 14`. Totals stay within 0 and 99. A response is right when the number after its
+    last `####` is the total.
+
+    Args:
+        min_operations: fewest operations of a problem.
+        max_operations: most operations of a problem.
+    """
+
+    name = "arithmetic"
+
+    def __init__(self, min_operations: int = 2, max_operations: int = 4) -> None:
+        if not 1 <= min_operations <= max_operations <= 4:
+            raise ValueError(
+                f"min_operations={min_operations}, max_operations={max_operations}: "
+                "need 1 <= min <= max <= 4"
+            )
+        self._operations = (min_operations, max_operations)
+
+    def source(self, split: Split, *, seed: int = 0) -> Source:
+        """An endless stream of problems; no prompt occurs in two splits."""
+        return GeneratedSource(self._draw, split, seed)
+
+    def prompt(self, example: Example) -> str:
+        """The story as text."""
+        return example["prompt"]
+
+    def target(self, example: Example) -> str:
+        """A worked solution by one author."""
+        return example["solution"]
+
+    def check(self, example: Example, response: str) -> float:
+        """1.0 if the response ends in `#### ` and the right number, else 0.0."""
+        found = _ANSWER.search(response)
+        return float(found is not None and int(found.group(1)) == example["answer"])
+
+    def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
+        """`check` over a batch."""
+        return [self.check(e, r) for e, r in zip(examples, responses, strict=True)]
+
+    def _draw(self, generator: np.random.Generator) -> Example:
+        def pick(options: Sequence[str]) -> str:
+            return options[generator.integers(len(options))]
+
+        name, item = pick(NAMES), pick(ITEMS)
+        total = int(generator.integers(2, 41))
+        story, start, operations = [f" {name} has {total} {item}"], total, []
+        for _ in range(generator.integers(self._operations[0], self._operations[1] + 1)):
+            sign, amount, verb = self._operation(generator, total)
+            total = {"+": total + amount, "-": total - amount, "*": total * amount}[sign]
+            operations.append((sign, amount))
+            story.append(f", {verb}" if sign == "*" else f", {verb} {amount}")
+        return {
+            "prompt": "".join(story) + "?",
+            "solution": self._write(generator, start, operations, item),
+            "answer": total,
+        }
+
+    def _operation(self, generator: np.random.Generator, total: int) -> tuple[str, int, str]:
+        """Draws an operation that keeps the total within bounds: (sign, amount, verb)."""
+        while True:
+            kind = generator.random()
+            if kind < 0.15:
+                verb = list(FACTORS)[generator.integers(len(FACTORS))]
+                sign, amount = "*", FACTORS[verb]
+            else:
+                sign, verbs = ("+", GAINS) if kind < 0.6 else ("-", LOSSES)
+                amount, verb = int(generator.integers(2, 10)), verbs[generator.integers(len(verbs))]
+            result = {"+": total + amount, "-": total - amount, "*": total * amount}[sign]
+            if 0 <= result <= _LIMIT:
+                return sign, amount, verb
+
+    def _write(
+        self,
+        generator: np.random.Generator,
+        total: int,
+        operations: list[tuple[str, int]],
+        item: str,
+    ) -> str:
+        """Writes a solution by an author whose verbosity is uniform between terse and chatty."""
+        verbosity = generator.random()
+        text, k = "", 0
+        while k < len(operations):
+            if generator.random() < verbosity:
+                text += f" {LINKS[generator.integers(len(LINKS))]}"
+            text += f" {total}"
+            while True:
+                sign, amount = operations[k]
+                text += f" {sign} {amount}"
+                total = {"+": total + amount, "-": total - amount, "*": total * amount}[sign]
+                k += 1
+                # Products get a line of their own: left-to-right reading stays unambiguous.
+                mergeable = k < len(operations) and "*" not in (sign, operations[k][0])
+                if not mergeable or generator.random() < verbosity:
+                    break
+            text += f" = {total}"
+            if generator.random() < verbosity:
+                text += f" {item}"
+            text += "."
+        return text + f" #### {total}"
+
+
+def vocabulary() -> tuple[str, ...]:
+    """Tokens of the task, for a word-level tokenizer: words and first digits carry their space."""
+    digits = tuple("0123456789")
+    words = NAMES + ITEMS + GAINS + LOSSES + tuple(FACTORS) + LINKS + ("has", "+", "-", "*", "=")
+    return digits + tuple(f" {t}" for t in digits + words + ("####",)) + (".", ",", "?")

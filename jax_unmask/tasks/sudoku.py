@@ -1,0 +1,104 @@
+"""Many-solution Sudoku 4x4: every valid completion of a partly filled grid is right.
+
+Given the prompt, the cells of the response depend on each other, so filling several at once costs
+accuracy even with a perfect denoiser: the task where the choice of positions matters most.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Sequence
+
+import numpy as np
+
+from jax_unmask.tasks.base import Example, Source, Split
+from jax_unmask.tasks.generated import GeneratedSource
+
+CELLS = 16
+_EMPTY = "."
+
+
+def _units() -> np.ndarray:
+    """Cell indices of the 12 units (rows, columns, boxes): int [12, 4]."""
+    cells = np.arange(CELLS).reshape(4, 4)
+    boxes = cells.reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(4, 4)
+    return np.concatenate([cells, cells.T, boxes])
+
+
+UNITS = _units()
+
+
+@functools.cache
+def grids() -> np.ndarray:
+    """All 288 valid grids, digits 1 to 4: int8 [288, 16]."""
+    rows = list(itertools.permutations((1, 2, 3, 4)))
+    found = [
+        sum(candidate, ())
+        for candidate in itertools.product(rows, repeat=4)
+        if is_valid(np.array(candidate).reshape(-1))
+    ]
+    return np.array(found, np.int8)
+
+
+def is_valid(grid: np.ndarray) -> bool:
+    """Whether a full grid (int [16], digits 1 to 4) obeys all rows, columns and boxes."""
+    return bool((np.sort(grid[UNITS], axis=1) == np.array([1, 2, 3, 4])).all())
+
+
+class Sudoku:
+    """Many-solution Sudoku 4x4 (`name = "sudoku"`).
+
+    The prompt is the 16 cells, row by row, a dot for a hole, then `=`; the response is the 16
+    digits of a full grid. A response is right when it keeps the givens and obeys the rules.
+
+    Args:
+        min_holes: fewest holes of a generated puzzle.
+        max_holes: most holes of a generated puzzle.
+    """
+
+    name = "sudoku"
+
+    def __init__(self, min_holes: int = 8, max_holes: int = CELLS) -> None:
+        if not 1 <= min_holes <= max_holes <= CELLS:
+            raise ValueError(
+                f"min_holes={min_holes}, max_holes={max_holes}: need 1 <= min <= max <= {CELLS}"
+            )
+        self._holes = (min_holes, max_holes)
+
+    def source(self, split: Split, *, seed: int = 0) -> Source:
+        """An endless stream of puzzles; no prompt occurs in two splits."""
+        return GeneratedSource(self._draw, split, seed)
+
+    def prompt(self, example: Example) -> str:
+        """The puzzle as text, e.g. `1.3...21...44...=`."""
+        return example["prompt"]
+
+    def target(self, example: Example) -> str:
+        """The grid that the puzzle was made from: a uniform draw among its completions."""
+        return example["solution"]
+
+    def check(self, example: Example, response: str) -> float:
+        """1.0 if the response is 16 digits that complete the puzzle, else 0.0."""
+        if len(response) != CELLS or any(cell not in "1234" for cell in response):
+            return 0.0
+        givens = example["prompt"][:CELLS]
+        if any(given not in (_EMPTY, cell) for given, cell in zip(givens, response, strict=True)):
+            return 0.0
+        return float(is_valid(np.array([int(cell) for cell in response])))
+
+    def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
+        """`check` over a batch."""
+        return [self.check(e, r) for e, r in zip(examples, responses, strict=True)]
+
+    def _draw(self, generator: np.random.Generator) -> Example:
+        solutions = grids()
+        solution = solutions[generator.integers(len(solutions))]
+        holes = generator.integers(self._holes[0], self._holes[1] + 1)
+        hidden = set(generator.permutation(CELLS)[:holes].tolist())
+        cells = "".join(_EMPTY if k in hidden else str(solution[k]) for k in range(CELLS))
+        return {"prompt": cells + "=", "solution": "".join(map(str, solution))}
+
+
+VOCABULARY = ("1", "2", "3", "4", _EMPTY, "=")
+"""Tokens of the task, for a word-level tokenizer."""
