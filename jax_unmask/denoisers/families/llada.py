@@ -1,0 +1,221 @@
+"""LLaDA (Nie et al. 2025, arXiv 2502.09992): `config.json`, tensor names and chat template.
+
+Covers LLaDA-8B-Base, LLaDA-8B-Instruct and LLaDA-1.5, and every model of their architecture. The
+published class has many switches; a value that would change the computation and that the
+transformer here does not implement is refused by name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.families.base import TensorSpec
+
+MODEL_TYPE = "llada"
+ARCHITECTURE = "LLaDAModelLM"
+
+# Switches of the published class with the only values that are implemented here.
+_FIXED: dict[str, tuple[Any, ...]] = {
+    "block_type": ("llama",),
+    "block_group_size": (1,),
+    "layer_norm_type": ("rms",),
+    "layer_norm_with_affine": (True,),
+    "bias_for_layer_norm": (False, None),
+    "attention_layer_norm": (False,),
+    "activation_type": ("silu",),
+    "include_bias": (False,),
+    "include_qkv_bias": (False, None),
+    "alibi": (False,),
+    "rope": (True,),
+    "rope_full_precision": (True,),
+    "rope_scaling": (None,),
+    "input_emb_norm": (False,),
+    "scale_logits": (False,),
+    "attention_dropout": (0.0,),
+    "embedding_dropout": (0.0,),
+    "residual_dropout": (0.0,),
+}
+# These may be absent because their absence already means the implemented value; the published
+# class gives all others a default that LLaDA does not use, so they must be written down.
+_OPTIONAL = {"rope_scaling", "include_qkv_bias", "bias_for_layer_norm"}
+
+# Fields of the published class that do not touch this implementation's computation; written on
+# export so that the reference code finds what it expects.
+_EXPORT_ONLY: dict[str, Any] = {
+    "alibi_bias_max": 8.0,
+    "attention_layer_norm_with_affine": True,
+    "flash_attention": False,
+    "init_cutoff_factor": None,
+    "init_device": "meta",
+    "init_fn": "mitchell",
+    "init_std": 0.02,
+    "mlp_ratio": 4,
+    "multi_query_attention": None,
+    "precision": "amp_bf16",
+    "use_cache": False,
+}
+
+SPECIAL_TOKENS = ("<|startoftext|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>")
+CHAT_TEMPLATE = (
+    "{{ '<|startoftext|>' }}"
+    "{% for message in messages %}"
+    "{{ '<|start_header_id|>' + message['role'] + '<|end_header_id|>\n\n'"
+    " + message['content'] | trim + '<|eot_id|>' }}"
+    "{% endfor %}"
+    "{% if add_generation_prompt %}"
+    "{{ '<|start_header_id|>assistant<|end_header_id|>\n\n' }}"
+    "{% endif %}"
+)
+
+
+def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
+    """Reads a LLaDA `config.json`.
+
+    Args:
+        fields: the parsed file. Nothing is taken from the published class's defaults, which
+            describe another model.
+
+    Returns:
+        The config with float32 types; the loader sets the types of the weights.
+
+    Raises:
+        ValueError: a field is missing, or has a value that is not implemented.
+    """
+    architectures = fields.get("architectures")
+    if architectures and ARCHITECTURE not in architectures:
+        raise ValueError(
+            f"config.json: architectures={architectures} is not supported with model_type="
+            f"{MODEL_TYPE!r}; expected [{ARCHITECTURE!r}]"
+        )
+    for name, allowed in _FIXED.items():
+        if name in fields:
+            if fields[name] not in allowed:
+                raise ValueError(
+                    f"config.json: {name}={fields[name]!r} is not supported for LLaDA; only "
+                    f"{name}={allowed[0]!r} is implemented"
+                )
+        elif name not in _OPTIONAL:
+            raise ValueError(f"config.json: {name} is missing; LLaDA needs {name}={allowed[0]!r}")
+
+    heads = _required(fields, "n_heads")
+    width = _required(fields, "d_model")
+    if width % heads:
+        raise ValueError(
+            f"config.json: d_model={width} is not divisible by n_heads={heads}; a LLaDA head is "
+            "d_model / n_heads wide"
+        )
+    # The published class falls back in these ways when a field is null.
+    kv_heads = fields.get("n_kv_heads")
+    if kv_heads is None:
+        kv_heads = 1 if fields.get("multi_query_attention") else heads
+    mlp = fields.get("mlp_hidden_size")
+    if mlp is None:
+        mlp = _required(fields, "mlp_ratio") * width
+    vocab = _required(fields, "vocab_size")
+    rows = fields.get("embedding_size") or vocab
+    if rows < vocab:
+        raise ValueError(
+            f"config.json: embedding_size={rows} is smaller than vocab_size={vocab}; the "
+            "embedding table needs a row per token"
+        )
+    eos = _required(fields, "eos_token_id")
+    pad = fields.get("pad_token_id")
+    return DenoiserConfig(
+        family=MODEL_TYPE,
+        vocab_size=rows,
+        hidden_size=width,
+        num_layers=_required(fields, "n_layers"),
+        num_heads=heads,
+        num_kv_heads=kv_heads,
+        head_dim=width // heads,
+        intermediate_size=mlp,
+        rope_theta=float(_required(fields, "rope_theta")),
+        norm_eps=float(_required(fields, "rms_norm_eps")),
+        max_length=_required(fields, "max_sequence_length"),
+        tie_embeddings=bool(_required(fields, "weight_tying")),
+        mask_token_id=_required(fields, "mask_token_id"),
+        eos_token_id=eos,
+        pad_token_id=eos if pad is None else pad,
+        bos_token_id=fields.get("bos_token_id"),
+    )
+
+
+def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
+    """Writes a LLaDA `config.json`, complete enough for the published class.
+
+    Raises:
+        ValueError: the config has a shape that LLaDA's format cannot say.
+    """
+    if config.num_heads * config.head_dim != config.hidden_size:
+        raise ValueError(
+            f"head_dim={config.head_dim} with num_heads={config.num_heads} does not give "
+            f"hidden_size={config.hidden_size}; LLaDA's format has no other head width"
+        )
+    fields = {name: allowed[0] for name, allowed in _FIXED.items() if name != "rope_scaling"}
+    fields |= _EXPORT_ONLY
+    fields |= {
+        "architectures": [ARCHITECTURE],
+        "model_type": MODEL_TYPE,
+        "d_model": config.hidden_size,
+        "n_layers": config.num_layers,
+        "n_heads": config.num_heads,
+        "n_kv_heads": config.num_kv_heads,
+        "mlp_hidden_size": config.intermediate_size,
+        "vocab_size": config.vocab_size,
+        "embedding_size": config.vocab_size,
+        "max_sequence_length": config.max_length,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.norm_eps,
+        "weight_tying": config.tie_embeddings,
+        "mask_token_id": config.mask_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "torch_dtype": str(jnp.dtype(config.param_dtype)),
+    }
+    if config.bos_token_id is not None:
+        fields["bos_token_id"] = config.bos_token_id
+    return dict(sorted(fields.items()))
+
+
+def tensors(config: DenoiserConfig) -> list[TensorSpec]:
+    """Every tensor of a LLaDA checkpoint and the parameter that it fills.
+
+    `ff_proj` is the gate, and `ff_out` is the down projection inside a block but the output
+    projection at the top.
+    """
+    per_layer = (
+        ("attn_norm", ("attention_norm", "scale"), False),
+        ("q_proj", ("query", "kernel"), True),
+        ("k_proj", ("key", "kernel"), True),
+        ("v_proj", ("value", "kernel"), True),
+        ("attn_out", ("attention_out", "kernel"), True),
+        ("ff_norm", ("mlp_norm", "scale"), False),
+        ("ff_proj", ("gate", "kernel"), True),
+        ("up_proj", ("up", "kernel"), True),
+        ("ff_out", ("down", "kernel"), True),
+    )
+    top = [("wte", ("embedding",)), ("ln_f", ("final_norm", "scale"))]
+    if not config.tie_embeddings:
+        top.append(("ff_out", ("head",)))
+    specs = [TensorSpec(f"model.transformer.{name}.weight", path) for name, path in top]
+    specs += [
+        TensorSpec(
+            f"model.transformer.blocks.{layer}.{name}.weight",
+            ("layers", *path),
+            layer=layer,
+            transpose=transpose,
+        )
+        for name, path, transpose in per_layer
+        for layer in range(config.num_layers)
+    ]
+    return specs
+
+
+def _required(fields: Mapping[str, Any], name: str) -> Any:
+    if fields.get(name) is None:
+        raise ValueError(f"config.json: {name} is missing; a LLaDA config must give it")
+    return fields[name]

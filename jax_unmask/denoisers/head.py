@@ -1,0 +1,223 @@
+"""What a policy reads of the logits: candidate, confidence, largest probabilities, entropy.
+
+Everything is a reduction over the vocabulary, so it can be computed a slice of the vocabulary at a
+time: with 126k tokens, the logits of a batch of canvases are by far the largest array of a step.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jax_unmask.denoisers.transformer import Denoiser, Params, project
+
+
+@struct.dataclass
+class Scores:
+    """The denoiser's view of each position, float32.
+
+    Attributes:
+        candidate: the token that would be written.
+        confidence: the denoiser's probability of the candidate.
+        top_probs: the K largest probabilities, in descending order.
+        entropy: entropy of the distribution in nats, or None if it was not asked for.
+    """
+
+    candidate: Int[Array, "B L"]
+    confidence: Float[Array, "B L"]
+    top_probs: Float[Array, "B L K"]
+    entropy: Float[Array, "B L"] | None
+
+
+class _Partial(NamedTuple):
+    """Reductions over the part of the vocabulary that was seen so far.
+
+    Attributes:
+        top: the K largest logits, descending; top[..., 0] is the maximum.
+        mass: sum of exp(logit - maximum).
+        moment: sum of exp(logit - maximum) * (logit - maximum).
+        best: largest (perturbed) logit of a token that may be a candidate.
+        candidate: that token.
+        chosen: its logit without noise.
+    """
+
+    top: Float[Array, "B L K"]
+    mass: Float[Array, "B L"]
+    moment: Float[Array, "B L"]
+    best: Float[Array, "B L"]
+    candidate: Int[Array, "B L"]
+    chosen: Float[Array, "B L"]
+
+
+def score_candidates(
+    denoiser: Denoiser,
+    params: Params,
+    hidden: Float[Array, "B L D"],
+    keys: Array,
+    *,
+    top_k: int = 1,
+    entropy: bool = False,
+    temperature: float = 0.0,
+    vocab_chunk: int | None = None,
+    allow_mask_token: bool = False,
+) -> Scores:
+    """Scores each position's candidate token.
+
+    At temperature 0 the candidate is the most probable token (the first of equals). Above 0 it is
+    a Gumbel-max draw from softmax(logits / temperature); its confidence is its probability at
+    temperature 1 and without noise, as in LLaDA's `generate` (arXiv 2502.09992).
+
+    A position that is filled with the mask token has not been filled: published samplers then
+    waste the step, or never end. So the mask token is not a candidate. Only the choice is
+    restricted: confidence, top_probs and entropy are those of the denoiser's own distribution over
+    the whole vocabulary, whatever it gives to the mask token. Wherever a published sampler's
+    candidate is a real token, the results are therefore the same.
+
+    Args:
+        denoiser: gives the output projection.
+        params: its parameters.
+        hidden: last hidden states (`Denoiser.hidden`) of the positions to score.
+        keys: typed PRNG keys [B]; a row's noise depends on its key alone. Unused at temperature 0.
+        top_k: how many of the largest probabilities to return.
+        entropy: whether to compute the entropy.
+        temperature: denoiser temperature (static).
+        vocab_chunk: size of the slice of the vocabulary whose logits exist at one time; None for
+            all of it. The slices change nothing but memory: draws are the same, sums agree to
+            rounding.
+        allow_mask_token: lets the mask token be a candidate.
+
+    Raises:
+        ValueError: top_k, temperature or vocab_chunk is out of range.
+    """
+    cfg = denoiser.config
+    vocab = cfg.vocab_size
+    chunk = vocab if vocab_chunk is None else vocab_chunk
+    if not 1 <= top_k <= vocab:
+        raise ValueError(f"top_k={top_k} must be between 1 and the vocabulary size {vocab}")
+    if temperature < 0:
+        raise ValueError(f"temperature={temperature} must not be negative")
+    if chunk < 1:
+        raise ValueError(f"vocab_chunk={vocab_chunk} must be at least 1, or None for one slice")
+    table = denoiser.apply({"params": params}, method="output_table")
+    forbidden = None if allow_mask_token else cfg.mask_token_id
+
+    def reduce(logits: Float[Array, "B L C"], ids: Int[Array, " C"]) -> _Partial:
+        noise = None
+        if temperature > 0:
+            noise = temperature * gumbel_noise(keys, ids, hidden.shape[1])
+        return _reduce(logits, ids, noise, top_k, forbidden)
+
+    if chunk >= vocab:
+        return _finish(reduce(project(table, hidden), jnp.arange(vocab)), entropy)
+
+    def step(seen: _Partial, start: Int[Array, ""]) -> tuple[_Partial, None]:
+        # The last slice is moved back to end with the vocabulary; what it repeats is masked out.
+        first = jnp.minimum(start, vocab - chunk)
+        ids = first + jnp.arange(chunk)
+        logits = project(jax.lax.dynamic_slice_in_dim(table, first, chunk), hidden)
+        logits = jnp.where(ids >= start, logits, -jnp.inf)
+        return _merge(seen, reduce(logits, ids), top_k), None
+
+    nothing = _nothing(hidden.shape[:2], top_k)
+    seen, _ = jax.lax.scan(step, nothing, jnp.arange(0, vocab, chunk))
+    return _finish(seen, entropy)
+
+
+def gumbel_noise(keys: Array, ids: Int[Array, " C"], length: int) -> Float[Array, "B L C"]:
+    """Standard Gumbel noise of each row for the tokens `ids`.
+
+    The noise of a token depends on the row's key and the token's id, not on which other tokens are
+    asked for.
+
+    Args:
+        keys: typed PRNG keys [B].
+        ids: token ids.
+        length: number of positions L.
+    """
+
+    def of_token(key: Array, token: Array) -> Float[Array, " L"]:
+        return jax.random.gumbel(jax.random.fold_in(key, token), (length,))
+
+    return jax.vmap(jax.vmap(of_token, (None, 0), 1), (0, None))(keys, ids)
+
+
+def _reduce(
+    logits: Float[Array, "B L C"],
+    ids: Int[Array, " C"],
+    noise: Float[Array, "B L C"] | None,
+    top_k: int,
+    forbidden: int | None,
+) -> _Partial:
+    """Reduces one slice; logits of -inf stand for tokens that do not belong to it."""
+    if top_k == 1:
+        top = logits.max(axis=-1, keepdims=True)
+    else:
+        top = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0]
+        missing = top_k - top.shape[-1]
+        top = jnp.pad(top, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
+    shifted = logits - top[..., :1]
+    weights = jnp.exp(shifted)
+    perturbed = logits if noise is None else logits + noise
+    if forbidden is not None:
+        perturbed = jnp.where(ids == forbidden, -jnp.inf, perturbed)
+    index = perturbed.argmax(axis=-1)
+    return _Partial(
+        top=top,
+        mass=weights.sum(axis=-1),
+        moment=jnp.where(weights > 0, weights * shifted, 0.0).sum(axis=-1),
+        best=_pick(perturbed, index),
+        candidate=ids[index].astype(jnp.int32),
+        chosen=_pick(logits, index),
+    )
+
+
+def _nothing(shape: tuple[int, ...], top_k: int) -> _Partial:
+    """The reduction of no token; -inf would give NaN in `_merge`, the lowest number does not."""
+    lowest = jnp.full(shape, jnp.finfo(jnp.float32).min)
+    zero = jnp.zeros(shape)
+    top = jnp.full((*shape, top_k), -jnp.inf).at[..., 0].set(lowest)
+    return _Partial(top, zero, zero, lowest, jnp.zeros(shape, jnp.int32), lowest)
+
+
+def _merge(seen: _Partial, new: _Partial, top_k: int) -> _Partial:
+    """The reduction of two parts of the vocabulary; of equals the part seen first wins."""
+    top = jax.lax.top_k(jnp.concatenate([seen.top, new.top], axis=-1), top_k)[0]
+
+    def rescaled(part: _Partial) -> tuple[Array, Array]:
+        drop = part.top[..., 0] - top[..., 0]
+        scale = jnp.exp(drop)
+        # Where a part weighs nothing, drop may be -inf and has to stay out of the product.
+        moment = (part.moment + part.mass * jnp.maximum(drop, jnp.finfo(drop.dtype).min)) * scale
+        return part.mass * scale, jnp.where(scale > 0, moment, 0.0)
+
+    (mass_a, moment_a), (mass_b, moment_b) = rescaled(seen), rescaled(new)
+    better = new.best > seen.best
+    return _Partial(
+        top=top,
+        mass=mass_a + mass_b,
+        moment=moment_a + moment_b,
+        best=jnp.where(better, new.best, seen.best),
+        candidate=jnp.where(better, new.candidate, seen.candidate),
+        chosen=jnp.where(better, new.chosen, seen.chosen),
+    )
+
+
+def _finish(seen: _Partial, entropy: bool) -> Scores:
+    largest = seen.top[..., 0]
+    log_mass = jnp.log(seen.mass)
+    return Scores(
+        candidate=seen.candidate,
+        confidence=jnp.exp(seen.chosen - largest - log_mass),
+        top_probs=jnp.exp(seen.top - (largest + log_mass)[..., None]),
+        # H = log Z - E[logit], with both taken relative to the largest logit. Rounding can make
+        # it negative by 1e-8 where one token has all the mass.
+        entropy=jnp.maximum(log_mass - seen.moment / seen.mass, 0.0) if entropy else None,
+    )
+
+
+def _pick(values: Float[Array, "B L C"], index: Int[Array, "B L"]) -> Float[Array, "B L"]:
+    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]

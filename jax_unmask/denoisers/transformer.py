@@ -1,0 +1,215 @@
+"""The denoiser: a bidirectional transformer that is described by a `DenoiserConfig`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_unmask.denoisers.attention import attention, rotary_table, rotate
+from jax_unmask.denoisers.config import DenoiserConfig
+
+Params = dict[str, Any]
+Table = tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
+
+# Standard deviation 1 / sqrt(fan-in), so that activations keep their scale.
+_dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019, arXiv 1910.07467).
+
+    Normalises in float32, casts to the compute type, then multiplies by the scale.
+    """
+
+    config: DenoiserConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
+        cfg = self.config
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), cfg.param_dtype)
+        wide = x.astype(jnp.float32)
+        variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
+        normed = wide * jax.lax.rsqrt(variance + cfg.norm_eps)
+        return normed.astype(cfg.dtype) * scale.astype(cfg.dtype)
+
+
+class Block(nn.Module):
+    """Pre-norm attention and gated MLP, each added to the residual stream.
+
+    The residual stream is [B * S, D]: two-dimensional products are what CPUs run fastest, above
+    all in the backward pass.
+    """
+
+    config: DenoiserConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "BS D"],
+        table: Table,
+        mask: Bool[Array, "B #S S"] | None,
+        batch: int,
+    ) -> tuple[Float[Array, "BS D"], None]:
+        cfg = self.config
+        # Each layer adds two terms to the residual stream; scaled down, their sum keeps order 1.
+        residual_init = nn.initializers.variance_scaling(
+            1.0 / (2 * cfg.num_layers), "fan_in", "normal"
+        )
+
+        def dense(name: str, features: int, init: Any = _dense_init) -> nn.Dense:
+            return nn.Dense(
+                features,
+                use_bias=False,
+                kernel_init=init,
+                dtype=cfg.dtype,
+                param_dtype=cfg.param_dtype,
+                name=name,
+            )
+
+        def heads(name: str, count: int) -> Float[Array, "B S H d"]:
+            out = dense(name, count * cfg.head_dim)(h)
+            return out.reshape(batch, -1, count, cfg.head_dim)
+
+        h = RMSNorm(cfg, name="attention_norm")(x)
+        query = rotate(heads("query", cfg.num_heads), table)
+        key = rotate(heads("key", cfg.num_kv_heads), table)
+        attended = attention(query, key, heads("value", cfg.num_kv_heads), mask)
+        attended = attended.reshape(x.shape[0], -1)
+        x = x + dense("attention_out", cfg.hidden_size, residual_init)(attended)
+
+        h = RMSNorm(cfg, name="mlp_norm")(x)
+        gate = dense("gate", cfg.intermediate_size)(h)
+        up = dense("up", cfg.intermediate_size)(h)
+        return x + dense("down", cfg.hidden_size, residual_init)(nn.silu(gate) * up), None
+
+
+class Denoiser(nn.Module):
+    """tokens [B, S] -> logits [B, S, V]; position i of the logits predicts token i.
+
+    Attention is bidirectional. The layers' parameters are stacked on a leading axis and applied
+    by a scan, so compile time does not grow with depth.
+
+    Attributes:
+        config: the architecture.
+        remat: recompute each block's activations in the backward pass instead of keeping them
+            (memory for time; the parameters are the same).
+    """
+
+    config: DenoiserConfig
+    remat: bool = False
+
+    def setup(self) -> None:
+        cfg = self.config
+        table = (cfg.vocab_size, cfg.hidden_size)
+        # Embeddings of order 1 and logits of order 1 at the start; a tied table can only have the
+        # latter (the first norm makes the input scale matter less).
+        logit_init = nn.initializers.normal(cfg.hidden_size**-0.5)
+        self.embedding = self.param(
+            "embedding",
+            logit_init if cfg.tie_embeddings else nn.initializers.normal(1.0),
+            table,
+            cfg.param_dtype,
+        )
+        block = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if self.remat else Block
+        self.layers = nn.scan(
+            block,
+            variable_axes={"params": 0},
+            split_rngs={"params": True},
+            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+            length=cfg.num_layers,
+        )(cfg)
+        self.final_norm = RMSNorm(cfg)
+        if not cfg.tie_embeddings:
+            # Rows are tokens, as in the embedding table: a slice of the vocabulary is contiguous.
+            self.head = self.param("head", logit_init, table, cfg.param_dtype)
+
+    def __call__(
+        self,
+        tokens: Int[Array, "B S"],
+        attention_mask: Bool[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S V"]:
+        """Logits of every position, float32. See `hidden` for the arguments."""
+        return self.logits(self.hidden(tokens, attention_mask, positions))
+
+    def hidden(
+        self,
+        tokens: Int[Array, "B S"],
+        attention_mask: Bool[Array, "B S"] | None = None,
+        positions: Int[Array, "B S"] | None = None,
+    ) -> Float[Array, "B S D"]:
+        """Last hidden state after the final norm, in the compute type.
+
+        Args:
+            tokens: token ids.
+            attention_mask: True where a token is real; padding is never attended. What comes out
+                at padded positions is finite and means nothing.
+            positions: rotary positions; by default the number of real tokens before each one, so
+                that padding shifts nothing.
+
+        Raises:
+            ValueError: the sequence is longer than the model was made for.
+        """
+        cfg = self.config
+        batch, length = tokens.shape
+        if length > cfg.max_length:
+            raise ValueError(
+                f"a sequence of {length} tokens is longer than max_length={cfg.max_length} of "
+                "this denoiser; shorten the prompt or the canvas"
+            )
+        mask = None
+        if attention_mask is not None:
+            attention_mask = attention_mask.astype(bool)
+            mask = attention_mask[:, None, :]
+        if positions is None:
+            positions = default_positions(attention_mask, length)
+        table = rotary_table(positions, cfg.head_dim, cfg.rope_theta)
+        x = jnp.take(self.embedding, tokens.reshape(-1), axis=0).astype(cfg.dtype)
+        x, _ = self.layers(x, table, mask, batch)
+        return self.final_norm(x).reshape(batch, length, -1)
+
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Float32 logits of the hidden states that are given, whichever positions they are."""
+        return project(self.output_table(), hidden)
+
+    def output_table(self) -> Float[Array, "V D"]:
+        """The output projection, one row per token (the embedding table where it is tied)."""
+        return self.embedding if self.config.tie_embeddings else self.head
+
+
+def project(table: Float[Array, "V D"], hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+    """Logits of `hidden` for the tokens in `table`, accumulated in float32."""
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    logits = jax.lax.dot_general(
+        flat,
+        table.astype(hidden.dtype),
+        (((1,), (1,)), ((), ())),
+        preferred_element_type=jnp.float32,
+    )
+    return logits.reshape(*hidden.shape[:-1], -1)
+
+
+def default_positions(attention_mask: Bool[Array, "B S"] | None, length: int) -> Int[Array, "#B S"]:
+    """The number of real tokens before each one; 0, 1, 2, ... where nothing is padded."""
+    if attention_mask is None:
+        return jnp.arange(length, dtype=jnp.int32)[None]
+    return jnp.maximum(jnp.cumsum(attention_mask, axis=-1, dtype=jnp.int32) - 1, 0)
+
+
+def init_params(config: DenoiserConfig, key: Array) -> Params:
+    """Random parameters for training from scratch; `key` is a typed PRNG key."""
+    return Denoiser(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]
+
+
+def abstract_params(config: DenoiserConfig) -> Params:
+    """Shapes and types of the parameters (`jax.ShapeDtypeStruct`), without any memory."""
+    return jax.eval_shape(lambda: init_params(config, jax.random.key(0)))
+
+
+def count_params(config: DenoiserConfig) -> int:
+    """Number of scalars in the parameters."""
+    return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))
