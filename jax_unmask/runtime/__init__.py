@@ -1,0 +1,1 @@
+"""Side effects around training: files, checkpoints, metrics, signals, meshes. Knows no model."""
