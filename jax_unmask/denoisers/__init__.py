@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.pretrained import from_pretrained, save_orbax, save_pretrained
+from jax_unmask.denoisers.tokenizer import Tokenizer, load_tokenizer
 from jax_unmask.denoisers.transformer import (
     Denoiser,
     Params,
@@ -15,7 +17,12 @@ __all__ = [
     "Denoiser",
     "DenoiserConfig",
     "Params",
+    "Tokenizer",
     "abstract_params",
     "count_params",
+    "from_pretrained",
     "init_params",
+    "load_tokenizer",
+    "save_orbax",
+    "save_pretrained",
 ]

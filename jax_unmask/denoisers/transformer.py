@@ -51,7 +51,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "BS D"],
         table: Table,
-        mask: Bool[Array, "B #S S"] | None,
+        mask: Bool[Array, "B 1 S"] | None,
         batch: int,
     ) -> tuple[Float[Array, "BS D"], None]:
         cfg = self.config

@@ -1,0 +1,72 @@
+"""Where a model's files are: a local directory, or a download from the Hugging Face hub."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import re
+from typing import Any
+
+# `owner/name`, and nothing that could only be a path.
+_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_FILES = ["*.json", "*.jinja", "*.safetensors"]
+_TOKENIZER_FILES = ["*.json", "*.jinja"]
+
+
+def local_directory(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.Path:
+    """The local directory of a model; downloads it if `source` is a hub name.
+
+    A local directory always wins over a hub repository of the same name.
+
+    Args:
+        source: a directory, or a hub name such as "GSAI-ML/LLaDA-8B-Instruct".
+        weights: whether the weights are needed too.
+
+    Raises:
+        FileNotFoundError: there is no such directory, and no such model could be downloaded.
+        NotADirectoryError: the path is a file.
+    """
+    path = pathlib.Path(source).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise NotADirectoryError(f"{path} is a file; give the directory that holds config.json")
+    if not _HUB_NAME.fullmatch(str(source)):
+        raise FileNotFoundError(f"model directory {path} does not exist")
+    # Imported here: a local model needs no hub client.
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    try:
+        return pathlib.Path(
+            huggingface_hub.snapshot_download(
+                str(source), allow_patterns=_FILES if weights else _TOKENIZER_FILES
+            )
+        )
+    except (OSError, errors.HFValidationError) as error:
+        raise FileNotFoundError(
+            f"{source} is not a local directory, and could not be downloaded from the Hugging Face "
+            f"hub ({type(error).__name__}); check the name and the connection, or give the path of "
+            "a downloaded copy"
+        ) from error
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """Parses a JSON object.
+
+    Raises:
+        FileNotFoundError: the file is missing.
+        ValueError: it does not hold a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(
+            f"{path.parent} holds no {path.name}; is it a model directory?"
+        ) from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object")
+    return value

@@ -1,0 +1,152 @@
+"""Reading and writing the safetensors files of a checkpoint, one tensor at a time."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+from safetensors.numpy import save_file
+
+from jax_unmask.denoisers.hub import read_json
+from jax_unmask.runtime.files import atomic_write
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+_DTYPES = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(jnp.bfloat16),
+}
+
+
+class TensorFiles:
+    """The tensors of a checkpoint directory: one file, or shards with an index.
+
+    The files are memory-mapped; a tensor takes memory only when it is read.
+
+    Attributes:
+        shapes: shape of every tensor by name.
+        dtypes: floating type of every tensor by name.
+    """
+
+    def __init__(self, directory: pathlib.Path) -> None:
+        """Opens the files and reads their headers.
+
+        Raises:
+            FileNotFoundError: no weights, or a shard of the index is missing.
+            ValueError: a file is corrupt, the index disagrees with its shards, or a tensor is not
+                floating point.
+        """
+        self._handles: dict[str, Any] = {}
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, np.dtype] = {}
+        for path, promised in _files(directory).items():
+            self._open(path, promised)
+
+    def read(self, name: str) -> np.ndarray:
+        """One tensor, as stored."""
+        return self._handles[name].get_tensor(name)
+
+    def _open(self, path: pathlib.Path, promised: set[str] | None) -> None:
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} is missing, though {INDEX} names it")
+        try:
+            handle = safetensors.safe_open(path, framework="np")
+        except (safetensors.SafetensorError, OSError) as error:
+            raise ValueError(
+                f"{path} is not a complete safetensors file ({error}); copy or download it again"
+            ) from error
+        names = set(handle.keys())
+        if promised is not None and promised != names:
+            different = sorted(promised ^ names)
+            raise ValueError(
+                f"{path} and {INDEX} disagree about {len(different)} tensors, e.g. {different[0]}"
+            )
+        for name in names:
+            info = handle.get_slice(name)
+            if info.get_dtype() not in _DTYPES:
+                raise ValueError(
+                    f"{path}: tensor {name} has type {info.get_dtype()}; only "
+                    f"{', '.join(_DTYPES)} are supported (quantised weights are not)"
+                )
+            self._handles[name] = handle
+            self.shapes[name] = tuple(info.get_shape())
+            self.dtypes[name] = _DTYPES[info.get_dtype()]
+
+
+def has_tensor_files(directory: pathlib.Path) -> bool:
+    """Whether a directory holds safetensors weights."""
+    return (directory / SINGLE).exists() or (directory / INDEX).exists()
+
+
+def write_tensor_files(
+    directory: pathlib.Path,
+    sizes: Mapping[str, int],
+    read: Callable[[str], np.ndarray],
+    max_shard_bytes: int,
+) -> None:
+    """Writes a checkpoint's tensors: one file, or shards with an index if it is larger.
+
+    Holds one shard in memory. Weights that were in the directory before are removed after the new
+    ones are in place.
+
+    Args:
+        directory: an existing directory.
+        sizes: bytes of each tensor by name, in the order in which they are written.
+        read: gives a tensor by name.
+        max_shard_bytes: limit of a file; a larger single tensor gets a file of its own.
+    """
+    shards: list[list[str]] = [[]]
+    room = max_shard_bytes
+    for name, size in sizes.items():
+        if shards[-1] and size > room:
+            shards.append([])
+            room = max_shard_bytes
+        shards[-1].append(name)
+        room -= size
+    if len(shards) == 1:
+        files = [SINGLE]
+    else:
+        files = [
+            f"model-{k:05d}-of-{len(shards):05d}.safetensors" for k in range(1, len(shards) + 1)
+        ]
+    for file, names in zip(files, shards, strict=True):
+        # "format" is what transformers asks a file for before it reads it.
+        partial = directory / f".{file}.partial"
+        save_file({name: read(name) for name in names}, partial, metadata={"format": "pt"})
+        partial.replace(directory / file)
+    keep = set(files)
+    if len(shards) > 1:
+        weight_map = {
+            name: file for file, names in zip(files, shards, strict=True) for name in names
+        }
+        index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
+        atomic_write(directory / INDEX, json.dumps(index, indent=2) + "\n")
+        keep.add(INDEX)
+    for old in (*directory.glob("model*.safetensors"), directory / INDEX):
+        if old.name not in keep:
+            old.unlink(missing_ok=True)
+
+
+def _files(directory: pathlib.Path) -> dict[pathlib.Path, set[str] | None]:
+    """Paths of the weights, each with the tensors that the index promises (None: no index)."""
+    if (directory / SINGLE).exists():
+        return {directory / SINGLE: None}
+    if not (directory / INDEX).exists():
+        raise FileNotFoundError(
+            f"{directory} holds no weights: neither {SINGLE} nor {INDEX} (nor an Orbax checkpoint)"
+        )
+    weight_map = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise ValueError(f"{directory / INDEX} has no weight_map")
+    files: dict[pathlib.Path, set[str] | None] = {}
+    for file in sorted(set(weight_map.values())):
+        files[directory / file] = {name for name, where in weight_map.items() if where == file}
+    return files

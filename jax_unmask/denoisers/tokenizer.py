@@ -1,0 +1,252 @@
+"""Text to token ids and back, as rollouts need it."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import shutil
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from jaxtyping import Int
+
+from jax_unmask.denoisers import hub
+from jax_unmask.denoisers.families import llada
+
+if TYPE_CHECKING:
+    from jax_unmask.rollout.trajectory import Prompts
+
+Messages = list[dict[str, str]]
+
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+)
+# Chat template of a family, and the tokens that it writes, for tokenizers that come without one.
+_DEFAULT_TEMPLATES = {llada.MODEL_TYPE: (llada.CHAT_TEMPLATE, llada.SPECIAL_TOKENS)}
+
+
+class Tokenizer:
+    """A Hugging Face fast tokenizer with the conventions of masked diffusion.
+
+    Attributes:
+        directory: where its files lie.
+        mask_id: id of the mask token.
+        eos_id: id that ends a response.
+        pad_id: id that pads prompts on the left.
+        vocab_size: number of tokens, special ones included (the model's table may have more rows).
+    """
+
+    def __init__(
+        self,
+        backend: Any,
+        directory: pathlib.Path,
+        *,
+        mask_id: int,
+        eos_id: int,
+        pad_id: int,
+        family: str | None = None,
+    ) -> None:
+        """Wraps a `PreTrainedTokenizerFast`; see `load_tokenizer`."""
+        self._backend = backend
+        self._family = family
+        self.directory = directory
+        self.mask_id = mask_id
+        self.eos_id = eos_id
+        self.pad_id = pad_id
+        self.vocab_size = len(backend)
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of plain text; nothing is added."""
+        return self._backend.encode(text, add_special_tokens=False)
+
+    def encode_prompt(self, prompt: str | Messages) -> list[int]:
+        """Token ids of a prompt.
+
+        Args:
+            prompt: plain text, encoded as it is; or chat messages with "role" and "content", which
+                go through the chat template and end where the assistant's answer begins.
+
+        Raises:
+            ValueError: messages are given and there is no chat template for them.
+        """
+        if isinstance(prompt, str):
+            return self.encode(prompt)
+        return self._backend.apply_chat_template(
+            prompt,
+            chat_template=self._chat_template(),
+            add_generation_prompt=True,
+            tokenize=True,
+            return_dict=False,
+        )
+
+    def decode(
+        self,
+        ids: Sequence[int] | Int[np.ndarray, " L"],
+        *,
+        skip_special_tokens: bool = True,
+        cut_at_eos: bool = True,
+    ) -> str:
+        """Text of token ids, by default up to the first EOS.
+
+        Args:
+            ids: token ids.
+            skip_special_tokens: leave special tokens out, masks that were never filled among them.
+            cut_at_eos: ignore the first EOS and everything behind it.
+        """
+        tokens = [int(token) for token in ids]
+        if cut_at_eos and self.eos_id in tokens:
+            tokens = tokens[: tokens.index(self.eos_id)]
+        # Cleaning up spaces would change the text that a checker sees.
+        return self._backend.decode(
+            tokens,
+            skip_special_tokens=skip_special_tokens,
+            clean_up_tokenization_spaces=False,
+        )
+
+    def decode_batch(
+        self,
+        ids: Int[np.ndarray, "B L"],
+        *,
+        skip_special_tokens: bool = True,
+        cut_at_eos: bool = True,
+    ) -> list[str]:
+        """`decode` of every row."""
+        return [
+            self.decode(row, skip_special_tokens=skip_special_tokens, cut_at_eos=cut_at_eos)
+            for row in np.asarray(ids).tolist()
+        ]
+
+    def pad_prompts(
+        self, prompts: Sequence[Sequence[int]], length: int, *, truncate: bool = False
+    ) -> Prompts:
+        """Left-pads encoded prompts to one length.
+
+        Args:
+            prompts: token ids of each prompt.
+            length: the prompt budget P.
+            truncate: keep the last P tokens of a longer prompt, as the published training code
+                does, instead of refusing it.
+
+        Returns:
+            NumPy int32 tokens [B, P] and bool mask [B, P].
+
+        Raises:
+            ValueError: a prompt is longer than the budget and `truncate` is off.
+        """
+        # Here, not above: the rollout imports denoisers.
+        from jax_unmask.rollout.trajectory import Prompts
+
+        tokens = np.full((len(prompts), length), self.pad_id, np.int32)
+        mask = np.zeros((len(prompts), length), bool)
+        for row, prompt in enumerate(prompts):
+            if len(prompt) > length and not truncate:
+                raise ValueError(
+                    f"prompt {row} has {len(prompt)} tokens, more than its budget of {length}; "
+                    "raise the prompt length, drop the prompt, or allow truncation (which keeps "
+                    "its last tokens)"
+                )
+            start = max(len(prompt) - length, 0)
+            kept = list(prompt[start:])
+            first = length - len(kept)
+            tokens[row, first:] = kept
+            mask[row, first:] = True
+        return Prompts(tokens=tokens, mask=mask)
+
+    def save(self, directory: str | os.PathLike[str]) -> None:
+        """Copies the tokenizer's files, unchanged."""
+        target = pathlib.Path(directory)
+        target.mkdir(parents=True, exist_ok=True)
+        for name in FILES:
+            source = self.directory / name
+            if source.exists() and source.resolve() != (target / name).resolve():
+                shutil.copyfile(source, target / name)
+
+    def _chat_template(self) -> str:
+        template = self._backend.chat_template
+        if template is not None:
+            return template
+        if self._family not in _DEFAULT_TEMPLATES:
+            raise ValueError(
+                f"the tokenizer in {self.directory} has no chat template; add chat_template.jinja, "
+                "or give the prompt as plain text"
+            )
+        template, needed = _DEFAULT_TEMPLATES[self._family]
+        vocabulary = self._backend.get_vocab()
+        missing = [token for token in needed if token not in vocabulary]
+        if missing:
+            raise ValueError(
+                f"the tokenizer in {self.directory} has no chat template, and lacks "
+                f"{', '.join(missing)} of {self._family}'s own; give the prompt as plain text"
+            )
+        return template
+
+
+def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+    """Loads the tokenizer of a model directory or hub name.
+
+    The ids of the mask, EOS and padding tokens come from the model's `config.json` and from the
+    tokenizer, and have to agree where both give one. Padding falls back to EOS.
+
+    Raises:
+        FileNotFoundError: there is no such directory, or no `tokenizer.json` in it.
+        ValueError: the tokenizer is not valid, has no mask or EOS token, disagrees with
+            `config.json`, or has more tokens than the model has rows.
+    """
+    directory = hub.local_directory(path, weights=False)
+    if not (directory / "tokenizer.json").is_file():
+        raise FileNotFoundError(
+            f"{directory} holds no tokenizer.json; add the file (a slow tokenizer's vocabulary "
+            "files can be converted with transformers' save_pretrained)"
+        )
+    fields: dict[str, Any] = {}
+    if (directory / "config.json").is_file():
+        fields = hub.read_json(directory / "config.json")
+    import transformers  # 2.5 s; nothing else here needs it.
+
+    try:
+        backend = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
+    except Exception as error:  # The Rust tokenizer raises bare Exception for a malformed file.
+        raise ValueError(f"{directory / 'tokenizer.json'} cannot be read: {error}") from error
+
+    def token_id(role: str) -> int | None:
+        from_config, from_tokenizer = fields.get(f"{role}_token_id"), None
+        if getattr(backend, f"{role}_token") is not None:
+            from_tokenizer = getattr(backend, f"{role}_token_id")
+        if None not in (from_config, from_tokenizer) and from_config != from_tokenizer:
+            raise ValueError(
+                f"{directory}: {role}_token_id={from_config} in config.json, but the tokenizer's "
+                f"{role}_token {getattr(backend, f'{role}_token')!r} has id {from_tokenizer}; "
+                "correct one of them"
+            )
+        return from_tokenizer if from_config is None else from_config
+
+    def required(role: str) -> int:
+        found = token_id(role)
+        if found is None:
+            raise ValueError(
+                f"{directory} names no {role} token: set {role}_token_id in config.json or "
+                f"{role}_token in tokenizer_config.json"
+            )
+        return found
+
+    eos, pad = required("eos"), token_id("pad")
+    tokenizer = Tokenizer(
+        backend,
+        directory,
+        mask_id=required("mask"),
+        eos_id=eos,
+        pad_id=eos if pad is None else pad,
+        family=fields.get("model_type"),
+    )
+    rows = fields.get("embedding_size") or fields.get("vocab_size")
+    if rows is not None and tokenizer.vocab_size > rows:
+        raise ValueError(
+            f"{directory}: the tokenizer has {tokenizer.vocab_size} tokens, but the model has only "
+            f"{rows} embedding rows (config.json); they do not belong together"
+        )
+    return tokenizer
