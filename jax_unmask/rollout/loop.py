@@ -18,8 +18,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.denoisers.head import score_candidates
+from jax_unmask.denoisers.transformer import Denoiser, Params
 from jax_unmask.policies.base import Action, Observation, Policy
 from jax_unmask.rollout.trajectory import Prompts, Records, RolloutSettings, Trajectory
 
@@ -101,6 +101,7 @@ def rollout(
             top_k=policy.needs.top_k,
             entropy=policy.needs.entropy,
             temperature=settings.temperature,
+            vocab_chunk=settings.vocab_chunk,
         )
         in_block = block_of == state.block[:, None]
         masked = state.canvas == mask_id

@@ -20,12 +20,14 @@ class RolloutSettings:
         temperature: denoiser temperature; 0 takes the arg max, above 0 a Gumbel-max sample.
         record: whether the trajectory keeps each step's observation and action (learners need it,
             evaluation does not).
+        vocab_chunk: vocabulary entries whose logits exist at one time; None for all of them.
     """
 
     gen_length: int
     block_length: int
     temperature: float = 0.0
     record: bool = False
+    vocab_chunk: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("gen_length", "block_length"):

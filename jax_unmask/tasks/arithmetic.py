@@ -23,6 +23,8 @@ LOSSES = ("gives", "loses", "sells", "uses")
 FACTORS = {"doubles": 2, "triples": 3}
 LINKS = ("first", "so", "then", "now")
 _LIMIT = 99
+_DIGITS = tuple("0123456789")
+_WORDS = NAMES + ITEMS + GAINS + LOSSES + tuple(FACTORS) + LINKS + ("has", "+", "-", "*", "=", "####")
 _ANSWER = re.compile(r"####\s*(-?\d+)\s*$")
 
 
@@ -39,6 +41,8 @@ class Arithmetic:
     """
 
     name = "arithmetic"
+    # Words and first digits carry the space before them.
+    vocabulary = _DIGITS + tuple(f" {token}" for token in _DIGITS + _WORDS) + (".", ",", "?")
 
     def __init__(self, min_operations: int = 2, max_operations: int = 4) -> None:
         if not 1 <= min_operations <= max_operations <= 4:
@@ -129,10 +133,3 @@ class Arithmetic:
                 text += f" {item}"
             text += "."
         return text + f" #### {total}"
-
-
-def vocabulary() -> tuple[str, ...]:
-    """Tokens of the task, for a word-level tokenizer: words and first digits carry their space."""
-    digits = tuple("0123456789")
-    words = NAMES + ITEMS + GAINS + LOSSES + tuple(FACTORS) + LINKS + ("has", "+", "-", "*", "=")
-    return digits + tuple(f" {t}" for t in digits + words + ("####",)) + (".", ",", "?")

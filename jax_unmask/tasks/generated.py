@@ -9,10 +9,23 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from jax_unmask.tasks.base import Example, Split
+
+
+@runtime_checkable
+class ClosedVocabulary(Protocol):
+    """A task whose texts are made of few tokens, so that a denoiser can start from nothing.
+
+    Attributes:
+        vocabulary: all tokens of its prompts and targets, for a word-level tokenizer.
+    """
+
+    vocabulary: tuple[str, ...]
+
 
 # Shares of the 16 hash buckets of prompts.
 _BUCKETS: dict[str, range] = {"test": range(0, 2), "validation": range(2, 3), "train": range(3, 16)}

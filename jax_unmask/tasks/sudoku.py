@@ -58,6 +58,7 @@ class Sudoku:
     """
 
     name = "sudoku"
+    vocabulary = ("1", "2", "3", "4", _EMPTY, "=")
 
     def __init__(self, min_holes: int = 8, max_holes: int = CELLS) -> None:
         if not 1 <= min_holes <= max_holes <= CELLS:
@@ -99,6 +100,3 @@ class Sudoku:
         cells = "".join(_EMPTY if k in hidden else str(solution[k]) for k in range(CELLS))
         return {"prompt": cells + "=", "solution": "".join(map(str, solution))}
 
-
-VOCABULARY = ("1", "2", "3", "4", _EMPTY, "=")
-"""Tokens of the task, for a word-level tokenizer."""

@@ -1,0 +1,14 @@
+"""An unmasking policy for LLaDA-8B-Instruct in full diffusion on GSM8K and MATH, with experts."""
+
+from jax_unmask import config as defaults
+
+
+def get_config():
+    config = defaults.policy_grpo()
+    config.task.name = "gsm8k_math"
+    config.rollout.block_length = 256
+    config.expert.count = 1
+    # One epoch over 7,473 + 7,500 training problems, 16 prompts at a time.
+    config.train.steps = 936
+    config.eval.block_lengths = (256,)
+    return config

@@ -1,0 +1,33 @@
+"""Trains an unmasking policy against a shipped small denoiser: `:sudoku` or `:arithmetic`."""
+
+from jax_unmask import config as defaults
+
+# Canvas length and block length of semi-autoregressive evaluation.
+SHAPES = {"sudoku": (16, 4), "arithmetic": (48, 8)}
+
+
+def get_config(task: str = "sudoku"):
+    if task not in SHAPES:
+        raise ValueError(f"tiny_policy.py:{task} is unknown; use :sudoku or :arithmetic")
+    length, block = SHAPES[task]
+    config = defaults.policy_grpo()
+    config.task.name = task
+    config.task.prompt_length = {"sudoku": 17, "arithmetic": 20}[task]
+    config.task.truncate_prompts = False
+    config.model.update(path=task, dtype="float32", param_dtype="float32")
+    config.rollout.update(gen_length=length, block_length=length)
+    config.rollout.update(prompts_per_step=32, group_size=8)
+    # Beyond the published observations: the network also sees the runner-up's probability, the
+    # entropy, which token is proposed, and where in the canvas a position lies.
+    config.policy.network.update(hidden_dim=64, feedforward_dim=128, time_embed_dim=32)
+    config.policy.network.update(top_k=2, entropy=True, token_buckets=64, position=True)
+    config.learner.update(entropy_coefficient=0.002, chunk_size=512, minibatches=2)
+    config.learner.updates_per_batch = 1
+    config.optimizer.update(lr=3e-3, warmup_steps=20, final_fraction=0.1, grad_clip=1.0)
+    config.optimizer.weight_decay = 0.0
+    config.train.steps = 150
+    config.checkpoint.every = 10
+    config.eval.update(
+        num_problems=2000, batch_size=250, block_lengths=(length, block), prompt_style="training"
+    )
+    return config

@@ -1,0 +1,27 @@
+"""Trains a small denoiser that ships with the package: `:sudoku` or `:arithmetic`."""
+
+from jax_unmask import config as defaults
+
+
+def get_config(task: str = "sudoku"):
+    config = defaults.sft()
+    config.task.name = task
+    if task == "sudoku":
+        config.task.prompt_length = 17
+        config.data.gen_length = 16
+        config.train.steps = 3000
+    elif task == "arithmetic":
+        config.task.prompt_length = 20
+        config.data.gen_length = 48
+        config.data.batch_size = 128
+        config.train.steps = 12_000
+        # Half of the rows look like a semi-autoregressive sampler's canvas. Without them a small
+        # model learns to copy results from further right instead of working them out.
+        config.masking.suffix_fraction = 0.5
+        config.masking.suffix_block_length = 8
+        config.masking.suffix_target = "block"
+    else:
+        raise ValueError(f"tiny_sft.py:{task} is unknown; use :sudoku or :arithmetic")
+    config.checkpoint.every = 500
+    config.log.every = 20
+    return config

@@ -1,0 +1,190 @@
+"""Default values of every config key: the one place where they are written down.
+
+An experiment in `configs/` starts from `policy_grpo()` or `sft()` and changes what differs. The
+defaults of `policy_grpo` are the published ones (Jazbec et al., arXiv 2512.09106, section 4 and
+its public configuration) for LLaDA-8B-Instruct.
+"""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+RECIPES = ("policy_grpo", "sft")
+
+
+def _common(recipe: str) -> ConfigDict:
+    config = ConfigDict()
+    config.recipe = recipe
+    config.seed = 0
+    config.task = ConfigDict(
+        {
+            "name": "gsm8k",
+            # Directory or file of the data; not used by tasks that generate their problems.
+            "path": placeholder(str),
+            # Read the data through TensorFlow Datasets from this data_dir instead.
+            "tfds_data_dir": placeholder(str),
+            "prompt_length": 200,
+            # Keep the last `prompt_length` tokens of longer prompts, as published; otherwise a
+            # prompt over its budget is an error.
+            "truncate_prompts": True,
+        }
+    )
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
+    config.checkpoint = ConfigDict(
+        {"every": 100, "keep_latest": 2, "keep_best": 1, "best_metric": "", "best_mode": "max"}
+    )
+    config.log = ConfigDict({"every": 1, "tensorboard": True, "wandb": False})
+    return config
+
+
+def policy_grpo() -> ConfigDict:
+    """Trains an unmasking policy against a frozen denoiser."""
+    config = _common("policy_grpo")
+    config.model = ConfigDict(
+        {
+            # A shipped model ("sudoku", "arithmetic"), a local Hugging Face or Orbax directory, or
+            # a hub name.
+            "path": "GSAI-ML/LLaDA-8B-Instruct",
+            "dtype": "bfloat16",
+            "param_dtype": "bfloat16",
+        }
+    )
+    config.rollout = ConfigDict(
+        {
+            "gen_length": 256,
+            "block_length": 32,
+            "temperature": 0.0,
+            "prompts_per_step": 16,
+            "group_size": 8,
+            # Vocabulary entries whose logits exist at one time.
+            "vocab_chunk": 16384,
+        }
+    )
+    config.policy = ConfigDict(
+        {
+            "distribution": "bernoulli",
+            "context": "full",
+            "dpls_stop_logit": 0.0,
+            # Continue from a trained policy (a directory that the trainer or `export` wrote).
+            "init_from": placeholder(str),
+            "network": {
+                "hidden_dim": 128,
+                "feedforward_dim": 512,
+                "num_heads": 2,
+                "time_embed_dim": 128,
+                "num_blocks": 1,
+                "time_period": 1.0,
+                "top_k": 1,
+                "entropy": False,
+                "token_buckets": 0,
+                "position": False,
+                "candidate_attention": False,
+                "candidate_attention_init": 0.0,
+                "hidden_size": 0,
+                "initial_bias": -2.0,
+            },
+        }
+    )
+    config.reward = ConfigDict({"kind": "multiplicative", "alpha": 1.0})
+    config.expert = ConfigDict(
+        {"count": 0, "policy": "threshold:threshold=0.9", "block_length": 32}
+    )
+    config.learner = ConfigDict(
+        {
+            "clip": 0.5,
+            "updates_per_batch": 2,
+            "minibatches": 1,
+            "entropy_coefficient": 0.0,
+            "chunk_size": 512,
+        }
+    )
+    config.optimizer = ConfigDict(
+        {
+            "lr": 3e-5,
+            "warmup_steps": 100,
+            "schedule": "cosine",
+            "final_fraction": 0.0,
+            "b1": 0.9,
+            "b2": 0.99,
+            "weight_decay": 0.1,
+            "grad_clip": 0.2,
+        }
+    )
+    # One epoch over GSM8K's 7,473 training problems, 16 prompts at a time.
+    config.train = ConfigDict({"steps": 467})
+    config.eval = evaluation()
+    return config
+
+
+def evaluation() -> ConfigDict:
+    """What `jax_unmask.eval` measures."""
+    return ConfigDict(
+        {
+            # After training, evaluate the trained policy and the heuristics of `policies`.
+            "after_training": False,
+            "split": "test",
+            "prompt_style": "evaluation",
+            "num_problems": 1024,
+            "batch_size": 128,
+            "block_lengths": (32, 256),
+            # "name:setting=value": a heuristic, or "learned:DIR" for a trained policy.
+            "policies": (),
+            # Test-time modes of the policy being trained, as `learned` settings.
+            "trained": ("temperature=1.0",),
+            "seeds": (0,),
+            # Problems of the validation split on which heuristic settings are chosen; 0: none.
+            "validation_problems": 0,
+        }
+    )
+
+
+def sft() -> ConfigDict:
+    """Trains a small denoiser from scratch with the masked-diffusion objective."""
+    config = _common("sft")
+    config.task.name = "sudoku"
+    config.task.truncate_prompts = False
+    config.model = ConfigDict(
+        {
+            # Continue from these weights, or None: random initial ones of the shape below.
+            "path": placeholder(str),
+            "dtype": "float32",
+            "param_dtype": "float32",
+            "hidden_size": 64,
+            "num_layers": 3,
+            "num_heads": 4,
+            "num_kv_heads": 4,
+            "intermediate_size": 176,
+            "rope_theta": 10000.0,
+            "norm_eps": 1e-5,
+        }
+    )
+    config.data = ConfigDict({"batch_size": 256, "gen_length": 16})
+    config.masking = ConfigDict(
+        {
+            "min_ratio": 1e-3,
+            "max_weight": 20.0,
+            "stratified": True,
+            "suffix_fraction": 0.0,
+            "suffix_block_length": 1,
+            "suffix_target": "all",
+        }
+    )
+    config.learner = ConfigDict({"ema_decay": 0.998})
+    config.optimizer = ConfigDict(
+        {
+            "lr": 2e-3,
+            "warmup_steps": 100,
+            "schedule": "cosine",
+            "final_fraction": 0.01,
+            "b1": 0.9,
+            "b2": 0.98,
+            "weight_decay": 0.01,
+            "grad_clip": 1.0,
+        }
+    )
+    config.train = ConfigDict({"steps": 1000})
+    # Where to write the trained denoiser in Hugging Face's format (default: WORKDIR/model).
+    config.export = placeholder(str)
+    config.eval = evaluation()
+    return config

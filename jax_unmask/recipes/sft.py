@@ -1,0 +1,120 @@
+"""Recipe "sft": a denoiser learns to fill in masked responses."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from jax_unmask import denoisers
+from jax_unmask.denoisers import word_level
+from jax_unmask.evaluation import sweep
+from jax_unmask.evaluation.bundle import Bundle, load_bundle, load_task
+from jax_unmask.learners.corruption import Masking
+from jax_unmask.learners.sft import SftBatch, SftLearner
+from jax_unmask.learners.state import TrainState
+from jax_unmask.recipes.base import Metrics, build_optimizer
+from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.progress import Timer
+from jax_unmask.tasks import data
+from jax_unmask.tasks.generated import ClosedVocabulary
+
+
+class Sft:
+    """Trains a denoiser from random weights, or goes on from given ones.
+
+    From random weights the tokenizer is a word-level one over the task's own vocabulary; the
+    result is a model in LLaDA's Hugging Face format.
+
+    Args:
+        config: see `jax_unmask.config.sft`; already validated.
+        workdir: receives `model/`, unless `config.export` names another directory.
+    """
+
+    shown = ("loss", "masked_accuracy")
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        self._config = config
+        self._directory = pathlib.Path(config.export or workdir / "model")
+        if config.model.path is None:
+            self._task = load_task(config)
+            self._denoiser, self._tokenizer = self._from_scratch()
+            self._params = denoisers.init_params(
+                self._denoiser.config, jax.random.key(config.seed)
+            )
+        else:
+            bundle = load_bundle(config)
+            self._task, self._tokenizer = bundle.task, bundle.tokenizer
+            self._denoiser, self._params = bundle.denoiser, bundle.params
+        self._learner = SftLearner(
+            denoiser=self._denoiser,
+            optimizer=build_optimizer(config),
+            masking=Masking(**dict(config.masking)),
+            ema_decay=config.learner.ema_decay,
+        )
+
+    def _from_scratch(self) -> tuple[denoisers.Denoiser, denoisers.Tokenizer]:
+        config, model = self._config, self._config.model
+        if not isinstance(self._task, ClosedVocabulary):
+            raise ConfigError(
+                "model.path",
+                None,
+                f"task {config.task.name!r} has no closed vocabulary to start a model from",
+                "Give a pretrained model, with its tokenizer",
+            )
+        self._directory.mkdir(parents=True, exist_ok=True)
+        special = word_level.save_word_level(self._directory, self._task.vocabulary)
+        denoiser_config = denoisers.DenoiserConfig(
+            family="llada",
+            vocab_size=special["vocab_size"],
+            hidden_size=model.hidden_size,
+            num_layers=model.num_layers,
+            num_heads=model.num_heads,
+            num_kv_heads=model.num_kv_heads,
+            head_dim=model.hidden_size // model.num_heads,
+            intermediate_size=model.intermediate_size,
+            rope_theta=model.rope_theta,
+            norm_eps=model.norm_eps,
+            max_length=config.task.prompt_length + config.data.gen_length,
+            tie_embeddings=False,
+            mask_token_id=special["mask"],
+            eos_token_id=special["eos"],
+            pad_token_id=special["pad"],
+            bos_token_id=special["bos"],
+            dtype=model.dtype,
+            param_dtype=model.param_dtype,
+        )
+        return denoisers.Denoiser(denoiser_config), denoisers.load_tokenizer(self._directory)
+
+    def init(self) -> TrainState:
+        return self._learner.init(self._params, jax.random.key(self._config.seed + 1))
+
+    def data(self) -> data.BatchIterator:
+        config = self._config
+        return data.sft_batches(
+            self._task,
+            "train",
+            self._tokenizer,
+            batch_size=config.data.batch_size,
+            prompt_length=config.task.prompt_length,
+            gen_length=config.data.gen_length,
+            seed=config.seed,
+            truncate=config.task.truncate_prompts,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+
+    def step(
+        self, state: TrainState, batch: Any, timer: Timer
+    ) -> tuple[TrainState, Metrics]:
+        with timer.measure("update"):
+            return self._learner.step(state, SftBatch(batch.prompts, batch.responses))
+
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
+        params = state.params if state.ema is None else state.ema
+        denoisers.save_pretrained(self._directory, self._denoiser, params, self._tokenizer)
+        if self._config.eval.after_training:
+            bundle = Bundle(self._denoiser, params, self._tokenizer, self._task)
+            sweep.run(self._config, bundle, workdir)

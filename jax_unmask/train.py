@@ -1,0 +1,137 @@
+"""Trains whatever the config's recipe trains: `python -m jax_unmask.train --config=...`.
+
+Running the same command again continues from the last checkpoint, bit for bit.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import pathlib
+import time
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from jax_unmask import commands, validation
+from jax_unmask.learners.state import TrainState
+from jax_unmask.recipes import RECIPES, Recipe
+from jax_unmask.runtime import compilation
+from jax_unmask.runtime.checkpoints import Checkpoints
+from jax_unmask.runtime.config import claim_workdir
+from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
+from jax_unmask.runtime.preemption import Preemption
+from jax_unmask.runtime.progress import Progress, Timer
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Directory of the run (default: runs/NAME_OF_CONFIG)."
+)
+logger = logging.getLogger("jax_unmask")
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+    """Trains to `config.train.steps`, continuing from the workdir's last checkpoint.
+
+    Args:
+        config: a full config, see `jax_unmask.config`.
+        workdir: receives config.json, metrics.jsonl, timings.jsonl, tensorboard/, checkpoints/ and
+            what the recipe exports.
+
+    Raises:
+        ConfigError: the config makes no sense, or the workdir belongs to another one.
+    """
+    validation.validate(config)
+    claim_workdir(workdir, config, exempt=validation.EXEMPT)
+    recipe: Recipe = RECIPES[config.recipe](config, workdir)
+    checkpoint = config.checkpoint
+    with Checkpoints(
+        workdir,
+        keep_latest=checkpoint.keep_latest,
+        keep_best=checkpoint.keep_best if checkpoint.best_metric else 0,
+        best_metric=checkpoint.best_metric or None,
+        best_mode=checkpoint.best_mode,
+    ) as checkpoints:
+        state = _run(config, workdir, recipe, checkpoints)
+    if state is not None:
+        recipe.finish(state, workdir)
+
+
+def _run(
+    config: ConfigDict, workdir: pathlib.Path, recipe: Recipe, checkpoints: Checkpoints
+) -> TrainState | None:
+    """The training loop. Returns the final state, or None if a signal ended it before."""
+    state, data = recipe.init(), recipe.data()
+    total, done = config.train.steps, 0
+    restored = checkpoints.restore(state.params, state.replace(params=None))
+    if restored is not None:
+        done = restored.step
+        state = restored.state.replace(params=restored.params)
+        data.set_state(restored.data)
+        logger.info("Continuing %s at step %d of %d.", workdir, done, total)
+    sinks = ()
+    if config.log.wandb:
+        sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=config.to_dict()),)
+    with (
+        Preemption() as preemption,
+        MetricWriter(
+            workdir, resume_step=done, tensorboard=config.log.tensorboard, sinks=sinks
+        ) as writer,
+        Progress(total, initial=done, title=config.recipe) as progress,
+    ):
+        timer = Timer()
+        for step in range(done + 1, total + 1):
+            with timer.measure("data"):
+                batch = next(data)
+            state, metrics = recipe.step(state, batch, timer)
+            stop = preemption.requested(step)
+            save = step % config.checkpoint.every == 0 or step == total or stop
+            if save or step % config.log.every == 0:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                writer.write(step, values)
+                progress.update(step, {name: values[name] for name in recipe.shown})
+                _stop_at_nan(step, values)
+            if save:
+                with timer.measure("checkpoint"):
+                    writer.sync()
+                    checkpoints.save(
+                        step,
+                        params=state.params,
+                        state=state.replace(params=None),
+                        data=data.get_state(),
+                        metrics=values,
+                    )
+            if save or step % config.log.every == 0:
+                writer.write_timings(step, timer.report())
+            if stop and step < total:
+                return None
+    return state
+
+
+def _stop_at_nan(step: int, values: dict[str, float]) -> None:
+    """Ends a run whose numbers are lost, before a checkpoint of them replaces a good one."""
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(
+            f"step {step}: {', '.join(broken)} is not finite. The last checkpoint is from before; "
+            "continue with a lower optimizer.lr or optimizer.grad_clip in a new workdir."
+        )
+
+
+def main(argv: list[str]) -> None:
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
+    commands.set_up_logging()
+    config = _CONFIG.value
+    workdir = pathlib.Path(_WORKDIR.value or commands.default_workdir("config"))
+    compilation.enable_cache()
+    start = time.perf_counter()
+    with commands.clear_errors():
+        train(config, workdir)
+    logger.info("%s: %.0f s.", workdir, time.perf_counter() - start)
+
+
+if __name__ == "__main__":
+    flags.mark_flag_as_required("config")
+    app.run(main)

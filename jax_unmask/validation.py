@@ -1,0 +1,134 @@
+"""Checks a whole config before anything is loaded or compiled."""
+
+from __future__ import annotations
+
+from ml_collections import ConfigDict
+
+from jax_unmask import config as defaults
+from jax_unmask import tasks
+from jax_unmask.runtime import config as check
+from jax_unmask.tasks import rewards
+
+EXEMPT = ("log.*", "checkpoint.*", "eval.*")
+"""Keys that may change when a run is resumed: they do not touch what is trained."""
+
+
+def validate(config: ConfigDict) -> None:
+    """Checks names, types, values and relations of a config.
+
+    Raises:
+        jax_unmask.runtime.config.ConfigError: the first mistake, with key, value and remedy.
+    """
+    if "recipe" not in config:
+        raise check.ConfigError(
+            "recipe", None, "the key is missing", f"Choose one of {', '.join(defaults.RECIPES)}"
+        )
+    check.one_of(config, "recipe", defaults.RECIPES)
+    check.validate(config, getattr(defaults, config.recipe)())
+    check.one_of(config, "task.name", tasks.names())
+    check.positive(config, "task.prompt_length", "train.steps", "log.every", "checkpoint.every")
+    check.positive(config, "checkpoint.keep_latest")
+    check.non_negative(config, "checkpoint.keep_best", "seed")
+    check.one_of(config, "checkpoint.best_mode", ("max", "min"))
+    for key in ("model.dtype", "model.param_dtype"):
+        check.one_of(config, key, ("float32", "bfloat16"))
+    _optimizer(config)
+    {"policy_grpo": _policy_grpo, "sft": _sft}[config.recipe](config)
+    _evaluation(config)
+
+
+def _optimizer(config: ConfigDict) -> None:
+    check.positive(config, "optimizer.lr", "optimizer.grad_clip")
+    check.non_negative(config, "optimizer.warmup_steps", "optimizer.weight_decay")
+    check.within(config, "optimizer.final_fraction", 0.0, 1.0)
+    check.one_of(config, "optimizer.schedule", ("cosine", "constant"))
+    for key in ("optimizer.b1", "optimizer.b2"):
+        check.within(config, key, 0.0, 1.0 - 1e-9)
+    steps = config.train.steps
+    if config.recipe == "policy_grpo":
+        steps *= config.learner.updates_per_batch * config.learner.minibatches
+    check.require(
+        config.optimizer.schedule == "constant" or config.optimizer.warmup_steps < steps,
+        config,
+        "optimizer.warmup_steps",
+        f"it leaves nothing of the run's {steps} optimiser steps",
+        "Lower it or raise train.steps",
+    )
+
+
+def _policy_grpo(config: ConfigDict) -> None:
+    check.positive(
+        config,
+        "rollout.gen_length",
+        "rollout.prompts_per_step",
+        "rollout.vocab_chunk",
+        "learner.updates_per_batch",
+        "learner.minibatches",
+        "learner.chunk_size",
+    )
+    check.divides(config, "rollout.block_length", "rollout.gen_length")
+    check.non_negative(config, "rollout.temperature", "reward.alpha", "expert.count")
+    check.non_negative(config, "learner.entropy_coefficient")
+    check.within(config, "learner.clip", 1e-9, 1.0 - 1e-9)
+    check.one_of(config, "reward.kind", tuple(rewards.REWARDS))
+    check.one_of(config, "policy.distribution", ("bernoulli", "bernoulli_argmax", "dpls"))
+    check.one_of(config, "policy.context", ("full", "block"))
+    check.require(
+        config.rollout.group_size >= 2,
+        config,
+        "rollout.group_size",
+        "a group of fewer than two rollouts has no advantages",
+        "Give at least 2",
+    )
+    if config.expert.count:
+        check.divides(config, "expert.block_length", "rollout.gen_length")
+        check.require(
+            config.rollout.block_length == config.rollout.gen_length,
+            config,
+            "expert.count",
+            "expert steering is for full diffusion",
+            f"Set expert.count = 0, or rollout.block_length = {config.rollout.gen_length}",
+        )
+
+
+def _sft(config: ConfigDict) -> None:
+    check.positive(
+        config,
+        "data.batch_size",
+        "data.gen_length",
+        "model.hidden_size",
+        "model.num_layers",
+        "model.num_heads",
+        "model.num_kv_heads",
+        "model.intermediate_size",
+        "model.rope_theta",
+        "model.norm_eps",
+    )
+    check.divides(config, "model.num_heads", "model.hidden_size")
+    check.divides(config, "model.num_kv_heads", "model.num_heads")
+    check.within(config, "masking.min_ratio", 1e-9, 1.0 - 1e-9)
+    check.within(config, "masking.suffix_fraction", 0.0, 1.0)
+    check.divides(config, "masking.suffix_block_length", "data.gen_length")
+    check.one_of(config, "masking.suffix_target", ("all", "block"))
+    check.within(config, "learner.ema_decay", 0.0, 1.0 - 1e-9)
+    check.require(
+        config.masking.max_weight >= 1.0,
+        config,
+        "masking.max_weight",
+        "a fully masked row weighs 1",
+        "Give at least 1",
+    )
+
+
+def _evaluation(config: ConfigDict) -> None:
+    check.one_of(config, "eval.split", ("train", "validation", "test"))
+    check.positive(config, "eval.num_problems", "eval.batch_size")
+    length = config.data.gen_length if config.recipe == "sft" else config.rollout.gen_length
+    for block in config.eval.block_lengths if config.eval.after_training else ():
+        check.require(
+            block > 0 and length % block == 0,
+            config,
+            "eval.block_lengths",
+            f"{block} does not divide the canvas length {length}",
+            "Give divisors of it",
+        )
