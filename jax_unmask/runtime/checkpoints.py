@@ -1,0 +1,404 @@
+"""Checkpoints of a run: asynchronous, atomic, verified on the way back in.
+
+A checkpoint has four items, so that evaluation need not read what only training needs: `params`,
+`state` (optimiser, step, PRNG keys), `data` (position of the data iterator) and `meta` (JSON). A
+fifth, `metrics`, holds the number that decides which checkpoints are the best.
+
+Orbax commits a checkpoint by renaming its directory, so that a killed process leaves no half of
+one; but it reads array data back without a checksum. So each checkpoint carries the CRC-32 of its
+files, written before the rename and compared before a restore.
+"""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import datetime
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
+from orbax.checkpoint import checkpoint_managers
+
+from jax_unmask.runtime import checksums
+from jax_unmask.runtime.closing import Closing
+from jax_unmask.runtime.structure import CheckpointError, abstract, require_same
+
+Params = Any
+PyTree = Any
+Json = Any
+
+DIRECTORY = "checkpoints"
+QUARANTINE = "corrupt_checkpoints"
+ITEMS = ("params", "state", "data", "meta")
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held.
+
+    Attributes:
+        step: the step after which it was saved.
+        params: parameters, as the tree that was asked for.
+        state: training state (optimiser, step, PRNG keys), as the tree that was asked for.
+        data: position of the data iterator, as `Checkpoints.save` got it.
+        meta: what `Checkpoints.save` got, with "step" and "saved_at" (UTC, ISO 8601).
+    """
+
+    step: int
+    params: Params
+    state: PyTree
+    data: Json | bytes
+    meta: dict[str, Json]
+
+
+class Checkpoints(Closing):
+    """The checkpoints of one run, under `workdir/checkpoints/STEP`.
+
+    Retention keeps the latest `keep_latest` and, beside them, the best `keep_best` by
+    `best_metric`; the latest is never deleted for being bad, so a run resumes where it stopped.
+
+    Args:
+        workdir: directory of the run.
+        keep_latest: how many of the most recent checkpoints to keep, at least 1. With 2 or more, a
+            damaged one has another to fall back to.
+        keep_best: how many of the best to keep beside them; 0 keeps none for being good.
+        best_metric: name of the metric that ranks checkpoints; needed when `keep_best` > 0.
+        best_mode: whether large ("max") or small ("min") values are good.
+        read_only: neither saves, nor deletes, nor moves damaged checkpoints aside; for evaluation,
+            also beside a training that is under way.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        keep_latest: int = 2,
+        keep_best: int = 0,
+        best_metric: str | None = None,
+        best_mode: Literal["max", "min"] = "max",
+        read_only: bool = False,
+    ) -> None:
+        if keep_latest < 1:
+            raise ValueError(f"keep_latest must be at least 1, is {keep_latest}")
+        if best_mode not in ("max", "min"):
+            raise ValueError(f"best_mode must be 'max' or 'min', is {best_mode!r}")
+        if keep_best > 0 and best_metric is None:
+            raise ValueError(f"keep_best={keep_best} needs best_metric, the metric that ranks them")
+        self.directory = pathlib.Path(workdir).absolute() / DIRECTORY
+        self.best_metric = best_metric
+        self.best_mode = best_mode
+        self.read_only = read_only
+        self._quarantine = self.directory.parent / QUARANTINE
+        if read_only and not self.directory.is_dir():
+            raise CheckpointError(
+                f"{self.directory.parent} has no directory {DIRECTORY!r}: expected the workdir of "
+                "a training run"
+            )
+        if not read_only:
+            # Orbax reads these small files of every step at once and stops at a damaged one.
+            for step in _steps_in(self.directory):
+                if problem := self._problem(step, items=("metrics",)):
+                    self._set_aside(step, problem)
+        self._manager = self._make_manager(keep_latest, keep_best)
+        self._saving: int | None = None
+
+    def _make_manager(self, keep_latest: int, keep_best: int) -> ocp.CheckpointManager:
+        policies: list[Any] = [checkpoint_managers.LatestN(keep_latest)]
+        if keep_best > 0:
+            policies.append(
+                checkpoint_managers.BestN(
+                    get_metric_fn=self._goodness,
+                    n=keep_best,
+                    keep_checkpoints_without_metrics=False,
+                )
+            )
+        return ocp.CheckpointManager(
+            self.directory,
+            item_handlers={
+                "params": ocp.StandardCheckpointHandler(),
+                "state": ocp.StandardCheckpointHandler(),
+                "data": ocp.JsonCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
+                # Retention is the policy's business; without best_fn Orbax writes no metrics.
+                best_fn=self._goodness,
+                cleanup_tmp_directories=not self.read_only,
+                create=not self.read_only,
+                read_only=self.read_only,
+                lightweight_initialize=self.read_only,
+                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+            ),
+        )
+
+    def _goodness(self, metrics: Mapping[str, float]) -> float:
+        """A number that is larger for better checkpoints; NaN and missing values are worst."""
+        value = metrics.get(self.best_metric or "", math.nan)
+        if math.isnan(value):
+            return -math.inf
+        return value if self.best_mode == "max" else -value
+
+    def save(
+        self,
+        step: int,
+        *,
+        params: Params,
+        state: PyTree,
+        data: Json | bytes = None,
+        meta: Mapping[str, Json] | None = None,
+        metrics: Mapping[str, float] | None = None,
+    ) -> bool:
+        """Starts to save a checkpoint and returns once its arrays are copied.
+
+        The caller may then donate or overwrite them. Flush the metrics before (`MetricWriter.sync`)
+        so that no checkpoint is ahead of them.
+
+        Args:
+            step: the step just finished.
+            params: tree of arrays.
+            state: tree of arrays: optimiser state, step, typed PRNG keys.
+            data: position of the data iterator, JSON or bytes, equal on all processes.
+            meta: anything JSON, such as the configuration's fingerprint.
+            metrics: metrics of this step; those ranked by must contain `best_metric`.
+
+        Returns:
+            Whether it saved; False where a checkpoint of this step exists already.
+
+        Raises:
+            ValueError: the step is older than the latest checkpoint.
+        """
+        self.wait()
+        latest = self.latest_step()
+        if latest is not None and step < latest:
+            raise ValueError(
+                f"cannot save step {step}: {self.directory} already has step {latest}. Restore "
+                "before training on, or use another workdir."
+            )
+        if step == latest:
+            return False
+        self._saving = step
+        record = dict(meta or {}) | {
+            "step": step,
+            "saved_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        }
+        ranked = {}
+        if metrics is not None and self.best_metric is not None and self.best_metric in metrics:
+            ranked = {self.best_metric: float(metrics[self.best_metric])}
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                state=ocp.args.StandardSave(state),
+                data=ocp.args.JsonSave(_encode_data(data)),
+                meta=ocp.args.JsonSave(record),
+            ),
+            metrics=ranked,
+            force=True,
+        )
+        return True
+
+    def _write_checksums(self) -> None:
+        """Runs in Orbax's thread when all items are written and the rename is still to come."""
+        if jax.process_index() == 0:
+            (directory,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+            checksums.write(directory)
+
+    def wait(self) -> None:
+        """Blocks until the save under way, if any, is committed; raises what it raised."""
+        self._manager.wait_until_finished()
+        self._manager.check_for_errors()
+
+    def steps(self) -> list[int]:
+        """Steps that have a checkpoint, in ascending order."""
+        return sorted(self._manager.all_steps())
+
+    def latest_step(self) -> int | None:
+        """The last step that has a checkpoint."""
+        return max(self.steps(), default=None)
+
+    def best_step(self) -> int:
+        """The step with the best `best_metric`; the later one of equals.
+
+        Raises:
+            CheckpointError: no checkpoint has that metric.
+        """
+        ranked = [
+            (self._goodness(metrics), step)
+            for step in self.steps()
+            if (metrics := self._manager.metrics(step)) and self.best_metric in metrics
+        ]
+        if not ranked:
+            raise CheckpointError(
+                f"no checkpoint in {self.directory} has the metric {self.best_metric!r}; ask for "
+                "the latest, or a step by its number"
+            )
+        return max(ranked)[1]
+
+    def restore(self, params: Params, state: PyTree) -> Restored | None:
+        """Restores the latest checkpoint that is whole.
+
+        A damaged checkpoint is named in a warning, moved to `workdir/corrupt_checkpoints`, and the
+        one before it is taken.
+
+        Args:
+            params: tree of arrays or `jax.ShapeDtypeStruct`, with shardings where there is more
+                than one device: what the checkpoint must hold, and where it goes.
+            state: the same for the training state.
+
+        Returns:
+            The content, bit for bit; None where the run has no checkpoint yet.
+
+        Raises:
+            CheckpointError: all checkpoints are damaged, or this one holds other arrays (named).
+        """
+        wanted_params, wanted_state = abstract(params), abstract(state)
+        steps = self.steps()
+        for step in reversed(steps):
+            if problem := self._problem(step, items=ITEMS):
+                if self.read_only:
+                    logger.warning(
+                        "Checkpoint %s is damaged: %s", self.directory / str(step), problem
+                    )
+                else:
+                    self._set_aside(step, problem)
+                    self._manager.reload()
+                continue
+            self._require_same(step, "params", wanted_params, same_dtype=True)
+            self._require_same(step, "state", wanted_state, same_dtype=True)
+            restored = self._manager.restore(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardRestore(wanted_params),
+                    state=ocp.args.StandardRestore(wanted_state),
+                    data=ocp.args.JsonRestore(),
+                    meta=ocp.args.JsonRestore(),
+                ),
+            )
+            return Restored(
+                step=step,
+                params=restored.params,
+                state=restored.state,
+                data=_decode_data(restored.data),
+                meta=restored.meta,
+            )
+        if steps:
+            raise CheckpointError(
+                f"all checkpoints of {self.directory.parent} are damaged (steps {steps}): restore "
+                "the directory from a backup, or start in another workdir"
+            )
+        return None
+
+    def restore_params(
+        self, step: int | Literal["latest", "best"] = "latest", *, like: Params | None = None
+    ) -> tuple[int, Params]:
+        """Restores the parameters alone, without reading the optimiser's state.
+
+        Args:
+            step: which checkpoint.
+            like: tree of arrays or `jax.ShapeDtypeStruct` that gives dtypes (other than the saved
+                ones are converted) and shardings; by default the tree as saved, on one device.
+
+        Returns:
+            The step and the parameters.
+
+        Raises:
+            CheckpointError: no such checkpoint, it is damaged, or it holds other arrays (named).
+        """
+        steps = self.steps()
+        if step == "best":
+            step = self.best_step()
+        elif step == "latest":
+            step = max(steps, default=-1)
+        if step not in steps:
+            raise CheckpointError(
+                f"{self.directory} has no checkpoint of step {step}; it has "
+                + (", ".join(map(str, steps)) if steps else "none")
+            )
+        problem = checksums.problem(self.directory / str(step), items=("params",))
+        if problem is not None:
+            others = [other for other in steps if other != step]
+            raise CheckpointError(
+                f"checkpoint {self.directory / str(step)} is damaged: {problem}. Other steps: "
+                + (", ".join(map(str, others)) if others else "none")
+            )
+        if like is None:
+            tree = self._manager.item_metadata(step).params.tree
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+        wanted = abstract(like)
+        self._require_same(step, "params", wanted, same_dtype=False)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(params=ocp.args.StandardRestore(wanted))
+        )
+        return step, restored.params
+
+    def _problem(self, step: int, items: tuple[str, ...]) -> str | None:
+        """What is wrong with a checkpoint's files; all processes give the same verdict."""
+        problem = checksums.problem(self.directory / str(step), items=items)
+        if jax.process_count() > 1:
+            damaged = multihost_utils.process_allgather(np.asarray(problem is not None)).any()
+            if damaged and problem is None:
+                problem = "another process found it damaged"
+        return problem
+
+    def _set_aside(self, step: int, problem: str) -> None:
+        """Warns of a damaged checkpoint and moves it to where nobody takes it for a good one."""
+        source = self.directory / str(step)
+        target = self._quarantine / str(step)
+        while target.exists():
+            target = target.with_name(target.name + "+")
+        logger.warning(
+            "Checkpoint %s is damaged: %s. Moving it to %s and going back to the one before.",
+            source,
+            problem,
+            target,
+        )
+        if jax.process_index() == 0:
+            self._quarantine.mkdir(exist_ok=True)
+            source.rename(target)
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
+
+    def _require_same(
+        self, step: int, item: Literal["params", "state"], wanted: PyTree, *, same_dtype: bool
+    ) -> None:
+        require_same(
+            self._manager.item_metadata(step)[item].tree,
+            wanted,
+            where=f"checkpoint {self.directory / str(step)}, {item}",
+            same_dtype=same_dtype,
+        )
+
+    def close(self) -> None:
+        """Waits for the save under way and releases Orbax's threads."""
+        self.wait()
+        self._manager.close()
+
+
+def _steps_in(directory: pathlib.Path) -> list[int]:
+    """Steps of the committed checkpoints under a directory, which need not exist."""
+    if not directory.is_dir():
+        return []
+    return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
+
+
+def _encode_data(data: Json | bytes) -> dict[str, Json]:
+    if isinstance(data, bytes):
+        return {"base64": base64.b64encode(data).decode()}
+    return {"json": data}
+
+
+def _decode_data(record: dict[str, Json]) -> Json | bytes:
+    if "base64" in record:
+        return base64.b64decode(record["base64"])
+    return record["json"]

@@ -1,0 +1,80 @@
+"""The persistent compilation cache, and what compilation cost."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import os
+import pathlib
+import platform
+
+import jax
+
+COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
+CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
+LOG_ABOVE_SECONDS = 1.0
+
+logger = logging.getLogger(__name__)
+
+
+def enable_cache() -> pathlib.Path | None:
+    """Keeps compiled programs on disk, so that a resumed or repeated run compiles in no time.
+
+    The directory is `$JAX_COMPILATION_CACHE_DIR`, or else one under `$XDG_CACHE_HOME` (~/.cache)
+    that belongs to this kind of CPU, because programs for one CPU may crash on another that shares
+    the home directory. `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
+
+    Returns:
+        The directory, or None where the cache is off.
+    """
+    if not jax.config.read("jax_enable_compilation_cache"):
+        return None
+    if not jax.config.read("jax_compilation_cache_dir"):
+        home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
+        directory = pathlib.Path(home) / "jax_unmask" / f"xla-{_machine()}"
+        jax.config.update("jax_compilation_cache_dir", str(directory))
+    return pathlib.Path(jax.config.read("jax_compilation_cache_dir"))
+
+
+def _machine() -> str:
+    """Short digest of the CPU's architecture and instruction sets."""
+    description = platform.machine()
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        description += next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    return hashlib.sha256(description.encode()).hexdigest()[:12]
+
+
+@dataclasses.dataclass
+class CompileTimes:
+    """Counts compilations from its creation on, and logs each that takes over a second.
+
+    Attributes:
+        programs: programs compiled or read from the cache.
+        cache_hits: those of them that came from the persistent cache.
+        seconds: wall time spent on all of them.
+    """
+
+    programs: int = 0
+    cache_hits: int = 0
+    seconds: float = 0.0
+
+    def __post_init__(self) -> None:
+        jax.monitoring.register_event_duration_secs_listener(self._on_duration)
+        jax.monitoring.register_event_listener(self._on_event)
+
+    def _on_duration(self, event: str, duration_secs: float, **details: str | int) -> None:
+        if event != COMPILE_EVENT:
+            return
+        self.programs += 1
+        self.seconds += duration_secs
+        if duration_secs >= LOG_ABOVE_SECONDS:
+            logger.info(
+                "Compiled %s in %.1f s", details.get("fun_name", "a program"), duration_secs
+            )
+
+    def _on_event(self, event: str, **_: str | int) -> None:
+        if event == CACHE_HIT_EVENT:
+            self.cache_hits += 1

@@ -1,0 +1,276 @@
+"""The record of a run: metrics.jsonl always, TensorBoard beside it, Weights & Biases when asked.
+
+What a run computes (rewards, losses, NFE) goes to `metrics.jsonl`, which a killed and resumed run
+leaves byte for byte as an undisturbed one. What the machine contributes (seconds, rates) differs
+from run to run and goes to `timings.jsonl`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import jax
+import numpy as np
+
+from jax_unmask.runtime import files
+from jax_unmask.runtime.closing import Closing
+
+Scalar = bool | int | float | str | np.generic | np.ndarray | jax.Array
+
+logger = logging.getLogger(__name__)
+
+
+class Sink(Protocol):
+    """Anything beside the JSONL files that wants the numbers."""
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        """Takes the numeric values of one step."""
+        ...
+
+    def flush(self) -> None:
+        """Makes what was written visible to readers."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and releases."""
+        ...
+
+
+class JsonLines:
+    """An append-only file of one JSON object per step, cut back to a step on resume.
+
+    Args:
+        path: the file; made, with its directories, where it does not exist.
+        resume_step: last step that the caller's state has seen; later lines are cut off, so that
+            the steps that are now repeated do not appear twice. None cuts nothing but a torn last
+            line, and appends after what is there.
+
+    Raises:
+        ValueError: a line before the last is not a JSON object with an integer "step".
+    """
+
+    def __init__(self, path: str | os.PathLike[str], *, resume_step: int | None) -> None:
+        self.path = pathlib.Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.last_step: int | None = None
+        if self.path.exists():
+            os.truncate(self.path, self._end_of_step(resume_step))
+        self._file = self.path.open("ab")
+        files.sync_directory(self.path.parent)
+
+    def _end_of_step(self, resume_step: int | None) -> int:
+        """Bytes up to the end of the last whole line whose step is not past `resume_step`."""
+        end = 0
+        with self.path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if not line.endswith(b"\n"):
+                    logger.warning(
+                        "%s: cutting off line %d, which a crash left half written",
+                        self.path,
+                        number,
+                    )
+                    break
+                step = self._step_of(line, number)
+                if resume_step is not None and step > resume_step:
+                    break
+                self.last_step = step
+                end += len(line)
+        return end
+
+    def _step_of(self, line: bytes, number: int) -> int:
+        try:
+            record = json.loads(line)
+        except ValueError:
+            record = None
+        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+            raise ValueError(
+                f"{self.path}, line {number}: expected a JSON object with an integer 'step', found "
+                f"{line[:80]!r}. Repair or delete the line, or start in another workdir."
+            )
+        return record["step"]
+
+    def write(self, step: int, values: Mapping[str, Scalar]) -> None:
+        """Appends one line. Steps must increase from line to line.
+
+        Args:
+            step: the step that the values belong to.
+            values: scalars; arrays must have one element. NaN and infinities, which JSON cannot
+                hold, are written as the strings that `float` reads: "nan", "inf", "-inf".
+        """
+        if self.last_step is not None and step <= self.last_step:
+            raise ValueError(
+                f"{self.path}: step {step} comes after step {self.last_step}. Write each step "
+                "once, in order, with all its values together."
+            )
+        record = {"step": step} | {key: _to_json(key, value) for key, value in values.items()}
+        self._file.write((json.dumps(record, allow_nan=False) + "\n").encode())
+        # To the kernel at once: a killed process loses no line, and `tail -f` shows them.
+        self._file.flush()
+        self.last_step = step
+
+    def sync(self) -> None:
+        """Blocks until all lines are on disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        """Syncs and closes the file."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()
+
+
+def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
+    """Reads a JSONL file of a run that may still be writing it (a torn last line is left out)."""
+    content = pathlib.Path(path).read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    return [json.loads(line) for line in whole.splitlines()]
+
+
+class TensorBoard:
+    """Scalars as TensorBoard event files, through tensorboardX (which needs no TensorFlow)."""
+
+    def __init__(self, directory: str | os.PathLike[str], *, resume_step: int | None) -> None:
+        import tensorboardX  # imported late: it takes most of a second.
+
+        self._writer = tensorboardX.SummaryWriter(
+            str(directory),
+            # TensorBoard then hides what an earlier process wrote of the repeated steps.
+            purge_step=None if resume_step is None else resume_step + 1,
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        for key, value in values.items():
+            self._writer.add_scalar(key, value, step)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+class WeightsAndBiases:
+    """Scalars to Weights & Biases. A workdir keeps its run id, so that a resumed run continues it.
+
+    Raises:
+        ModuleNotFoundError: wandb is not installed.
+    """
+
+    def __init__(
+        self, workdir: str | os.PathLike[str], *, project: str, config: Mapping[str, Any]
+    ) -> None:
+        try:
+            wandb = importlib.import_module("wandb")
+        except ModuleNotFoundError as error:
+            raise ModuleNotFoundError(
+                "logging to Weights & Biases was asked for, but wandb is not installed: "
+                "`pip install 'jax_unmask[wandb]'`, or leave the W&B project empty"
+            ) from error
+        id_file = pathlib.Path(workdir) / "wandb_run_id.txt"
+        if not id_file.exists():
+            files.atomic_write(id_file, wandb.util.generate_id() + "\n")
+        self._run = wandb.init(
+            project=project,
+            config=dict(config),
+            dir=str(workdir),
+            id=id_file.read_text().strip(),
+            resume="allow",
+        )
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        self._run.log(dict(values), step=step)
+
+    def flush(self) -> None:
+        """Nothing to do: wandb uploads from a process of its own."""
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class MetricWriter(Closing):
+    """Writes a run's metrics on process 0 and nothing on the others.
+
+    Call `sync` before saving a checkpoint of step k: then whoever resumes from k finds the lines
+    up to k on disk. Open the writer with `resume_step=k` after restoring one.
+
+    Args:
+        workdir: directory of the run; receives metrics.jsonl, timings.jsonl and tensorboard/.
+        resume_step: step of the checkpoint that the run continues from, 0 for a fresh start; lines
+            of later steps are cut off.
+        tensorboard: whether to write TensorBoard event files too.
+        sinks: further receivers; `write` gives them the numeric values of each step.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        *,
+        resume_step: int,
+        tensorboard: bool = True,
+        sinks: tuple[Sink, ...] = (),
+    ) -> None:
+        self._is_writer = jax.process_index() == 0
+        self._sinks: list[Sink] = []
+        if not self._is_writer:
+            return
+        directory = pathlib.Path(workdir)
+        self._metrics = JsonLines(directory / "metrics.jsonl", resume_step=resume_step)
+        self._timings = JsonLines(directory / "timings.jsonl", resume_step=resume_step)
+        if tensorboard:
+            self._sinks.append(TensorBoard(directory / "tensorboard", resume_step=resume_step))
+        self._sinks.extend(sinks)
+
+    def write(self, step: int, values: Mapping[str, Scalar]) -> None:
+        """Writes what a step computed: reproducible values only, all of a step in one call."""
+        if self._is_writer:
+            self._metrics.write(step, values)
+            self._send(step, values)
+
+    def write_timings(self, step: int, values: Mapping[str, Scalar]) -> None:
+        """Writes what differs from run to run: seconds, rates, memory."""
+        if self._is_writer:
+            self._timings.write(step, values)
+            self._send(step, values)
+
+    def _send(self, step: int, values: Mapping[str, Scalar]) -> None:
+        numbers = {key: float(value) for key, value in values.items() if not isinstance(value, str)}
+        for sink in self._sinks:
+            sink.write(step, numbers)
+
+    def sync(self) -> None:
+        """Blocks until everything written so far is on disk. Cheap enough for every checkpoint."""
+        if self._is_writer:
+            self._metrics.sync()
+            self._timings.sync()
+            for sink in self._sinks:
+                sink.flush()
+
+    def close(self) -> None:
+        """Syncs and closes all files. May be called twice."""
+        if self._is_writer:
+            self._metrics.close()
+            self._timings.close()
+            for sink in self._sinks:
+                sink.close()
+            self._sinks.clear()
+
+
+def _to_json(key: str, value: Scalar) -> bool | int | float | str:
+    """A plain Python scalar for a value."""
+    if isinstance(value, (np.generic, np.ndarray, jax.Array)):
+        if value.size != 1:
+            raise ValueError(f"metric {key!r} must be a scalar, has shape {value.shape}")
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"metric {key!r} must be a number, a bool or a string, is {value!r}")
