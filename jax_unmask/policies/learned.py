@@ -1,0 +1,182 @@
+"""A policy network with an action distribution on top: something to train and to roll out."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, get_args
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from jax_unmask.policies import distributions
+from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
+from jax_unmask.policies.hidden_network import HiddenNetworkConfig
+from jax_unmask.policies.network import NetworkConfig, NetworkInputs
+
+Distribution = Literal["bernoulli", "bernoulli_argmax", "dpls", "threshold"]
+Context = Literal["full", "block"]
+
+
+@dataclasses.dataclass(frozen=True)
+class LearnedPolicy:
+    """Fills positions as a policy network says.
+
+    Its params are {"network": weights, "temperature": divides the logits, "scale": multiplies the
+    Bernoulli probabilities}. The last two are settings for test time (arXiv 2512.09106: temperature
+    0.5 or 1, scale 1): scalars, or arrays [B] with one value per row, never trained (no gradient
+    reaches them).
+
+    Attributes:
+        network: what the network looks like and reads.
+        distribution: "bernoulli" draws each legal position independently and may draw nothing;
+            "bernoulli_argmax" then fills the position with the largest logit; "dpls" is dynamic
+            Plackett-Luce; "threshold" is deterministic: fill where the (scaled) probability is
+            above one half, else the position with the largest logit.
+        context: "full" shows the network the whole canvas, "block" the current block alone. Either
+            way it acts inside the block only.
+        dpls_stop_logit: logit of STOP in dynamic Plackett-Luce.
+        exact_fallback: score arg-max fallbacks exactly ("bernoulli_argmax"): as the sum over both
+            ways to get {arg max}. False scores every action as a plain Bernoulli draw, as the
+            published code does.
+    """
+
+    network: NetworkConfig | HiddenNetworkConfig = dataclasses.field(default_factory=NetworkConfig)
+    distribution: Distribution = "bernoulli"
+    context: Context = "full"
+    dpls_stop_logit: float = 0.0
+    exact_fallback: bool = False
+
+    def __post_init__(self) -> None:
+        for name, kind in (("distribution", Distribution), ("context", Context)):
+            if getattr(self, name) not in get_args(kind):
+                raise ValueError(
+                    f"{name}={getattr(self, name)!r} is unknown; choose one of {get_args(kind)}"
+                )
+        if self.exact_fallback and self.distribution != "bernoulli_argmax":
+            raise ValueError(
+                f"exact_fallback=True has no meaning for distribution={self.distribution!r}; "
+                "use distribution='bernoulli_argmax'"
+            )
+
+    @property
+    def needs(self) -> Needs:
+        """What the rollout must observe for the network."""
+        return self.network.needs
+
+    def init_params(self, key: Array, gen_length: int = 1) -> Params:
+        """Fresh parameters.
+
+        Args:
+            key: typed PRNG key.
+            gen_length: canvas length used to trace the shapes; no parameter depends on it.
+        """
+        inputs = self.network.dummy_inputs(gen_length)
+        return {
+            "network": self.network.build().init(key, inputs)["params"],
+            "temperature": jnp.ones((), jnp.float32),
+            "scale": jnp.ones((), jnp.float32),
+        }
+
+    def logits(self, params: Params, obs: Observation) -> Float[Array, "*B L"]:
+        """Logits over the policy temperature; -inf outside the block if it is all that is seen."""
+        lead, length = obs.masked.shape[:-1], obs.masked.shape[-1]
+        inputs = self.network.observe(obs)
+        if self.context == "block":
+            width = obs.block_length
+            if not 1 <= width <= length:
+                raise ValueError(
+                    f"Observation.block_length={width} must lie in [1, {length}] for "
+                    "context='block'"
+                )
+            inputs, start = _cut_block(inputs, obs.block_start, width)
+        raw = self.network.build().apply({"params": params["network"]}, inputs)
+        if self.context == "block":
+            outside = jnp.full((raw.shape[0], length), -jnp.inf, raw.dtype)
+            place = jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (at,)))
+            raw = place(outside, raw, start).reshape(*lead, length)
+        temperature = jnp.asarray(jax.lax.stop_gradient(params["temperature"]), jnp.float32)
+        return raw / temperature[..., None]
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """Draws an action for each row; see `Policy.__call__`."""
+        logits, scale, legal = self.logits(params, obs), _scale(params), obs.legal
+        length = legal.shape[-1]
+        if self.distribution == "dpls":
+            noise = jax.vmap(lambda key: jax.random.gumbel(key, (2 * length + 1,)))(keys)
+            first = distributions.dpls_first_choice(logits, legal, noise[..., :length])
+            fill, rank = distributions.dpls_sample(
+                logits, legal, first, noise[..., length:], self.dpls_stop_logit
+            )
+            log_prob = distributions.dpls_log_prob(logits, legal, rank, self.dpls_stop_logit)
+            return Action(fill=fill, log_prob=log_prob, rank=rank)
+        if self.distribution == "threshold":
+            fill = distributions.bernoulli_probs(logits, legal, scale) > 0.5
+            fill = distributions.with_argmax_fallback(fill, logits, legal)
+            return Action(fill=fill, log_prob=jnp.zeros(legal.shape[:-1], jnp.float32))
+        fill = distributions.bernoulli_sample(logits, legal, row_uniform(keys, (length,)), scale)
+        if self.distribution == "bernoulli_argmax":
+            fill = distributions.with_argmax_fallback(fill, logits, legal)
+        return Action(fill=fill, log_prob=self._score(logits, scale, legal, fill))
+
+    def log_prob(self, params: Params, obs: Observation, action: Action) -> Float[Array, "*B"]:
+        """Log-likelihood of the action in each row, over the legal positions; differentiable.
+
+        Leading axes are free ([B], [T, B], ...), with settings broadcast against them. Rows
+        without a legal position give 0.
+
+        Raises:
+            ValueError: for a deterministic policy, or a DPLS policy and an action without ranks.
+        """
+        if self.distribution == "threshold":
+            raise ValueError(
+                "distribution='threshold' is deterministic and has no likelihood; train with "
+                "'bernoulli', 'bernoulli_argmax' or 'dpls'"
+            )
+        logits = self.logits(params, obs)
+        if self.distribution == "dpls":
+            if action.rank is None:
+                raise ValueError(
+                    "Action.rank is None, but dynamic Plackett-Luce scores ordered actions; "
+                    "take actions from a policy with distribution='dpls'"
+                )
+            return distributions.dpls_log_prob(logits, obs.legal, action.rank, self.dpls_stop_logit)
+        return self._score(logits, _scale(params), obs.legal, action.fill)
+
+    def entropy(self, params: Params, obs: Observation) -> Float[Array, "*B"]:
+        """Entropy in nats of each row's choice, for entropy bonuses and monitoring.
+
+        Bernoulli: the exact sum over legal positions, without scale and fallback. DPLS: of the
+        first choice, a lower bound. Deterministic: 0.
+        """
+        if self.distribution == "threshold":
+            return jnp.zeros(obs.legal.shape[:-1], jnp.float32)
+        logits = self.logits(params, obs)
+        if self.distribution == "dpls":
+            return distributions.dpls_entropy(logits, obs.legal)
+        return distributions.bernoulli_entropy(logits, obs.legal)
+
+    def _score(self, logits: Array, scale: Array, legal: Array, fill: Array) -> Array:
+        if self.exact_fallback:
+            return distributions.bernoulli_argmax_log_prob(logits, legal, fill, scale)
+        return distributions.bernoulli_log_prob(logits, legal, fill, scale)
+
+
+def _scale(params: Params) -> Array:
+    return jnp.asarray(jax.lax.stop_gradient(params["scale"]), jnp.float32)
+
+
+def _cut_block(
+    inputs: NetworkInputs, block_start: Array, width: int
+) -> tuple[NetworkInputs, Array]:
+    """Slices each row's block out of its per-position inputs; leading axes become one."""
+    lead = inputs.masked.ndim - 1
+    start = block_start.reshape(-1)
+
+    def cut(x: Array) -> Array:
+        rows = x.reshape(-1, *x.shape[lead:])
+        return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, width))(rows, start)
+
+    per_position = dataclasses.replace(inputs, t=None)
+    block = jax.tree.map(cut, per_position)
+    return block.replace(t=inputs.t.reshape(-1)), start

@@ -1,0 +1,296 @@
+"""The unmasking policy network: one small DiT over what the denoiser is sure of.
+
+The published network ("Learning Unmasking Policies for Diffusion Language Models",
+arXiv 2512.09106, section 4) sees each position's confidence, whether the position is still masked,
+and how far the rollout is; 331,265 parameters. With all options of `NetworkConfig` at their
+defaults this module computes the same numbers as the public PyTorch code. The options add
+observations; each of them is off by default.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_unmask.policies.base import Needs, Observation
+from jax_unmask.policies.layers import (
+    LAYER_NORM_EPS,
+    PRECISION,
+    Conditioner,
+    dense,
+    modulation,
+    required,
+    rotate_pairs,
+    zero_dense,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class NetworkConfig:
+    """Shape and observations of the policy network. The defaults are the published ones.
+
+    Attributes:
+        hidden_dim: width d.
+        feedforward_dim: width of the MLP.
+        num_heads: attention heads; hidden_dim / num_heads must be even (rotary pairs).
+        time_embed_dim: width of the sinusoidal embedding of t.
+        num_blocks: DiT blocks.
+        time_period: longest period of the time embedding; 1 (published) makes all frequencies 1.
+        top_k: how many of the largest probabilities per position are seen.
+        entropy: also see the entropy of the denoiser's distribution (nats).
+        token_buckets: also see the candidate token through a learned embedding with this many
+            entries, indexed by token id modulo `token_buckets` (one entry per token if the
+            vocabulary is no larger); 0 for none.
+        position: also see k / L, the fraction of the canvas left of k that is still masked, and
+            whether k is the leftmost legal position.
+        candidate_attention: add a learned scalar per head to the attention logits between masked
+            positions that propose the same candidate token (a position and itself included).
+        candidate_attention_init: initial value of that scalar; one number for all heads, or one
+            per head.
+        hidden_size: width of the denoiser's last hidden state, of which a linear projection is
+            added to the input; 0 for none.
+        initial_bias: initial bias of the output logit; -2 fills ~12% of the positions per step.
+    """
+
+    hidden_dim: int = 128
+    feedforward_dim: int = 512
+    num_heads: int = 2
+    time_embed_dim: int = 128
+    num_blocks: int = 1
+    time_period: float = 1.0
+    top_k: int = 1
+    entropy: bool = False
+    token_buckets: int = 0
+    position: bool = False
+    candidate_attention: bool = False
+    candidate_attention_init: float | tuple[float, ...] = 0.0
+    hidden_size: int = 0
+    initial_bias: float = -2.0
+
+    def __post_init__(self) -> None:
+        for name in ("hidden_dim", "feedforward_dim", "num_heads", "num_blocks", "top_k"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("token_buckets", "hidden_size"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive")
+        if self.hidden_dim % (2 * self.num_heads):
+            raise ValueError(
+                f"hidden_dim={self.hidden_dim} is not divisible by 2 * num_heads="
+                f"{2 * self.num_heads}; rotary attention needs an even width per head"
+            )
+        if self.time_embed_dim < 2:
+            raise ValueError(f"time_embed_dim={self.time_embed_dim} must be at least 2")
+        if self.time_period <= 0:
+            raise ValueError(f"time_period={self.time_period} must be positive")
+        init = self.candidate_attention_init
+        if not isinstance(init, int | float):
+            object.__setattr__(self, "candidate_attention_init", tuple(init))
+            if len(init) != self.num_heads:
+                raise ValueError(
+                    f"candidate_attention_init={tuple(init)} has {len(init)} values for "
+                    f"num_heads={self.num_heads}; give one number, or one per head"
+                )
+
+    @property
+    def feature_size(self) -> int:
+        """Width F of the linear input features."""
+        return self.top_k + int(self.entropy) + 3 * int(self.position)
+
+    @property
+    def needs(self) -> Needs:
+        """What the rollout must observe for this network."""
+        return Needs(top_k=self.top_k, entropy=self.entropy, hidden=self.hidden_size > 0)
+
+    @property
+    def published(self) -> bool:
+        """Whether the network has no observation beyond the published ones."""
+        return not (
+            self.entropy
+            or self.token_buckets
+            or self.position
+            or self.candidate_attention
+            or self.hidden_size
+        )
+
+    def build(self) -> UnmaskingNetwork:
+        """The linen module of this configuration."""
+        return UnmaskingNetwork(self)
+
+    def observe(self, obs: Observation) -> NetworkInputs:
+        """Picks and computes what the network reads; t is step / L.
+
+        Raises:
+            ValueError: if the observation lacks something that `needs` asks for.
+        """
+        if obs.top_probs.shape[-1] < self.top_k:
+            raise ValueError(
+                f"Observation.top_probs holds {obs.top_probs.shape[-1]} probabilities per "
+                f"position, but the network reads top_k={self.top_k}"
+            )
+        features = [obs.top_probs[..., : self.top_k]]
+        if self.entropy:
+            features.append(required(obs.entropy, "entropy", "entropy=True")[..., None])
+        if self.position:
+            features.append(position_features(obs.masked, obs.legal))
+        looks_at_candidates = self.token_buckets or self.candidate_attention
+        return NetworkInputs(
+            masked=obs.masked,
+            t=obs.step.astype(jnp.float32) / obs.masked.shape[-1],
+            features=jnp.concatenate([f.astype(jnp.float32) for f in features], axis=-1),
+            candidate=obs.candidate if looks_at_candidates else None,
+            hidden=obs.hidden if self.hidden_size else None,
+        )
+
+    def dummy_inputs(self, width: int) -> NetworkInputs:
+        """One row of zeros, to initialise parameters with."""
+        return NetworkInputs(
+            masked=jnp.ones((1, width), bool),
+            t=jnp.zeros((1,), jnp.float32),
+            features=jnp.zeros((1, width, self.feature_size), jnp.float32),
+            candidate=jnp.zeros((1, width), jnp.int32),
+            hidden=jnp.zeros((1, width, self.hidden_size), jnp.float32),
+        )
+
+
+@struct.dataclass
+class NetworkInputs:
+    """Inputs of a policy network: rows of W positions (the canvas, or the current block).
+
+    Attributes:
+        masked: position still holds the mask token.
+        t: fraction of the step budget used, step / L.
+        features: linear input features; the first `top_k` are probabilities. None for a network
+            that reads hidden states only.
+        candidate: candidate token ids, for networks that look at them.
+        hidden: last hidden state of the denoiser, for networks that look at it.
+    """
+
+    masked: Bool[Array, "*B W"]
+    t: Float[Array, "*B"]
+    features: Float[Array, "*B W F"] | None = None
+    candidate: Int[Array, "*B W"] | None = None
+    hidden: Float[Array, "*B W D"] | None = None
+
+
+def position_features(
+    masked: Bool[Array, "*B L"], legal: Bool[Array, "*B L"]
+) -> Float[Array, "*B L 3"]:
+    """k / L; masked fraction of the positions left of k (0 at k = 0); k is the leftmost legal."""
+    length = masked.shape[-1]
+    index = jnp.arange(length, dtype=jnp.float32)
+    holes = masked.astype(jnp.float32)
+    holes_left = jnp.cumsum(holes, axis=-1) - holes
+    leftmost = legal & (jnp.cumsum(legal, axis=-1) == 1)
+    return jnp.stack(
+        [
+            jnp.broadcast_to(index / length, masked.shape),
+            holes_left / jnp.maximum(index, 1.0),
+            leftmost.astype(jnp.float32),
+        ],
+        axis=-1,
+    )
+
+
+class Block(nn.Module):
+    """A DiT block: modulated attention and MLP, each branch scaled by (1 + alpha).
+
+    Unlike a usual AdaLN-zero block it is not the identity at the start, because the gate is
+    1 + alpha and not alpha.
+    """
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(
+        self,
+        x: Float[Array, "N W d"],
+        conditions: Float[Array, "N 2 d"],
+        masked: Bool[Array, "N W"],
+        same_candidate: Bool[Array, "N W W"] | None,
+    ) -> Float[Array, "N W d"]:
+        cfg = self.config
+        rows, width, dim = x.shape
+        scale1, shift1, gate1, scale2, shift2, gate2 = modulation(
+            zero_dense(6 * dim, "modulation"), conditions, masked, 6
+        )
+        h = nn.LayerNorm(epsilon=LAYER_NORM_EPS, name="norm1")(x) * (1 + scale1) + shift1
+        qkv = dense(3 * dim, dim, "qkv")(h.reshape(rows * width, dim))
+        qkv = qkv.reshape(rows, width, 3, cfg.num_heads, dim // cfg.num_heads)
+        query, key, value = jnp.moveaxis(qkv, (2, 3), (0, 2))
+        query, key = rotate_pairs(query), rotate_pairs(key)
+        logits = jnp.einsum("nhqd,nhkd->nhqk", query, key, precision=PRECISION)
+        logits = logits / math.sqrt(dim // cfg.num_heads)
+        if same_candidate is not None:
+            bias = self.param("candidate_bias", self._candidate_bias, (cfg.num_heads,))
+            logits = logits + jnp.where(same_candidate[:, None], bias[:, None, None], 0.0)
+        weights = jax.nn.softmax(logits, axis=-1)
+        mixed = jnp.einsum("nhqk,nhkd->nqhd", weights, value, precision=PRECISION)
+        mixed = dense(dim, dim, "out")(mixed.reshape(rows * width, dim)).reshape(x.shape)
+        x = x + mixed * (1 + gate1)
+
+        h = nn.LayerNorm(epsilon=LAYER_NORM_EPS, name="norm2")(x) * (1 + scale2) + shift2
+        h = dense(cfg.feedforward_dim, dim, "up")(h.reshape(rows * width, dim))
+        h = dense(dim, cfg.feedforward_dim, "down")(nn.gelu(h, approximate=False))
+        return x + h.reshape(x.shape) * (1 + gate2)
+
+    def _candidate_bias(self, key: Array, shape: tuple[int, ...]) -> Array:
+        del key
+        return jnp.broadcast_to(
+            jnp.asarray(self.config.candidate_attention_init, jnp.float32), shape
+        )
+
+
+class UnmaskingNetwork(nn.Module):
+    """Maps observations of a row to one logit per position.
+
+    Rows never see each other; within a row every position attends to every other, masked or not.
+    """
+
+    config: NetworkConfig
+
+    @nn.compact
+    def __call__(self, inputs: NetworkInputs) -> Float[Array, "*B W"]:
+        """Returns float32 logits; a larger logit means that the position should be filled."""
+        cfg = self.config
+        lead, width = inputs.masked.shape[:-1], inputs.masked.shape[-1]
+        masked = inputs.masked.reshape(-1, width).astype(bool)
+        rows = masked.shape[0]
+        features = required(inputs.features, "features", "always")
+        x = dense(cfg.hidden_dim, cfg.feature_size, "features")(
+            features.reshape(rows, width, cfg.feature_size).astype(jnp.float32)
+        )
+        if cfg.token_buckets:
+            candidate = required(inputs.candidate, "candidate", "token_buckets > 0")
+            table = self.param(
+                "token_embedding",
+                nn.initializers.normal(0.1),
+                (cfg.token_buckets, cfg.hidden_dim),
+                jnp.float32,
+            )
+            x = x + table[candidate.reshape(rows, width) % cfg.token_buckets]
+        if cfg.hidden_size:
+            hidden = required(inputs.hidden, "hidden", "hidden_size > 0")
+            x = x + dense(cfg.hidden_dim, cfg.hidden_size, "hidden")(
+                hidden.reshape(rows, width, cfg.hidden_size).astype(jnp.float32)
+            )
+        same_candidate = None
+        if cfg.candidate_attention:
+            candidate = required(inputs.candidate, "candidate", "candidate_attention")
+            candidate = candidate.reshape(rows, width)
+            same_candidate = candidate[:, :, None] == candidate[:, None, :]
+            same_candidate &= masked[:, :, None] & masked[:, None, :]
+        conditions = Conditioner(
+            cfg.hidden_dim, cfg.time_embed_dim, cfg.time_period, name="conditioner"
+        )(inputs.t.reshape(rows))
+        for index in range(cfg.num_blocks):
+            x = Block(cfg, name=f"block_{index}")(x, conditions, masked, same_candidate)
+        x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, name="final_norm")(x)
+        logits = dense(1, cfg.hidden_dim, "output", initial_bias=cfg.initial_bias)(x)
+        return logits.reshape(*lead, width)
