@@ -1,0 +1,179 @@
+"""Expert steering: a heuristic's rollouts as extra members of each group.
+
+In full diffusion an untrained policy hardly ever answers right, so most groups carry no signal. A
+heuristic that decodes block by block does: its rollouts join the group and show the policy where
+to go (arXiv 2512.09106; published with threshold decoding at 0.9 and blocks of 32).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Int
+
+from jax_unmask.policies.base import Action, Needs, Observation, Params, Policy
+from jax_unmask.rollout.trajectory import Records
+
+Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertPolicy:
+    """An expert whose rollout also records what the policy that learns from it has to see.
+
+    Attributes:
+        expert: decides.
+        observer: what the learning policy needs; the expert need not read it.
+    """
+
+    expert: Policy
+    observer: Needs
+
+    @property
+    def needs(self) -> Needs:
+        """The needs of both."""
+        own = self.expert.needs
+        return Needs(
+            top_k=max(own.top_k, self.observer.top_k),
+            entropy=own.entropy or self.observer.entropy,
+            hidden=own.hidden or self.observer.hidden,
+        )
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """Acts as the expert does."""
+        return self.expert(params, obs, keys)
+
+
+def merge_groups(
+    policy: Tree, expert: Tree, group_size: int, num_experts: int, axis: int = 0
+) -> Tree:
+    """Puts the E expert rows of each prompt behind its G policy rows.
+
+    Args:
+        policy: pytree whose leaves have P * G rows along `axis`, those of a prompt together.
+        expert: pytree of the same structure with P * E rows, prompts in the same order.
+        group_size: G.
+        num_experts: E.
+        axis: the axis of the rows.
+
+    Returns:
+        The pytree with P * (G + E) rows.
+
+    Raises:
+        ValueError: the rows are not those of whole groups of the same prompts.
+    """
+
+    def merge(ours: Array, theirs: Array) -> Array:
+        rows, expert_rows = ours.shape[axis], theirs.shape[axis]
+        prompts, rest = divmod(rows, group_size)
+        if rest or expert_rows != prompts * num_experts:
+            raise ValueError(
+                f"{rows} policy rows and {expert_rows} expert rows are not whole groups of "
+                f"group_size={group_size} and num_experts={num_experts} of the same prompts"
+            )
+        lead, tail = ours.shape[:axis], ours.shape[axis + 1 :]
+        groups = jnp.concatenate(
+            [
+                ours.reshape(*lead, prompts, group_size, *tail),
+                theirs.reshape(*lead, prompts, num_experts, *tail),
+            ],
+            axis=axis + 1,
+        )
+        return groups.reshape(*lead, rows + expert_rows, *tail)
+
+    return jax.tree.map(merge, policy, expert)
+
+
+def with_experts(
+    policy: Records, expert: Records, group_size: int, num_experts: int
+) -> tuple[Records, Bool[Array, " B"]]:
+    """Merges expert records into those of the policy, group by group.
+
+    An expert works in blocks of its own, the policy on the whole canvas. For the policy's
+    likelihood every masked position of an expert step is therefore legal: the policy learns from
+    the expert not to fill positions beyond the expert's block.
+
+    Where the policy draws in order (dynamic Plackett-Luce) and the expert does not, the expert's
+    positions count as drawn by descending confidence.
+
+    Args:
+        policy: records of the policy's P * G rows, in full diffusion.
+        expert: records of P * E expert rows with the same canvas length, made by a policy whose
+            needs cover those of the learning policy (`ExpertPolicy`).
+        group_size: G.
+        num_experts: E.
+
+    Returns:
+        Records of P * (G + E) rows, groups together, each with its experts last; and which rows
+        are experts. The experts' log-probabilities are not yet those of the policy:
+        `PolicyLearner.update` computes them.
+
+    Raises:
+        ValueError: the policy's rollouts were not full diffusion, or the records do not match.
+    """
+    length = policy.obs.masked.shape[-1]
+    if policy.obs.block_length != length:
+        raise ValueError(
+            f"expert steering needs full diffusion, but the policy's block_length="
+            f"{policy.obs.block_length} and gen_length={length}; set block_length={length} or "
+            "num_experts=0"
+        )
+    if expert.obs.masked.shape[-1] != length:
+        raise ValueError(
+            f"the expert's gen_length={expert.obs.masked.shape[-1]} differs from the policy's "
+            f"{length}"
+        )
+    aligned = expert.replace(
+        obs=_as_seen_by(policy.obs, expert.obs), action=_as_action_of(policy.action, expert)
+    )
+    records = merge_groups(policy, aligned, group_size, num_experts, axis=1)
+    rows = jnp.arange(records.active.shape[1])
+    return records, rows % (group_size + num_experts) >= group_size
+
+
+def _as_seen_by(policy: Observation, expert: Observation) -> Observation:
+    """The expert's observation as the policy would have had it: one block, all masks legal."""
+    optional: dict[str, Any] = {}
+    for name in ("entropy", "hidden"):
+        seen = getattr(expert, name)
+        if getattr(policy, name) is None:
+            seen = None
+        elif seen is None:
+            raise ValueError(
+                f"the policy observes {name}, which the expert's records lack; wrap the expert in "
+                "ExpertPolicy(expert, policy.needs)"
+            )
+        optional[name] = seen
+    top_k = policy.top_probs.shape[-1]
+    if expert.top_probs.shape[-1] < top_k:
+        raise ValueError(
+            f"the policy observes top_k={top_k} probabilities, the expert's records hold "
+            f"{expert.top_probs.shape[-1]}; wrap the expert in ExpertPolicy(expert, policy.needs)"
+        )
+    return expert.replace(
+        top_probs=expert.top_probs[..., :top_k],
+        legal=expert.masked,
+        step_in_block=expert.step,
+        block_start=jnp.zeros_like(expert.block_start),
+        block_length=policy.block_length,
+        **optional,
+    )
+
+
+def _as_action_of(policy: Action, expert: Records) -> Action:
+    action = expert.action
+    if policy.rank is None:
+        return action.replace(rank=None)
+    if action.rank is not None:
+        return action
+    return action.replace(rank=_confidence_rank(action.fill, expert.obs.confidence))
+
+
+def _confidence_rank(fill: Bool[Array, "*B L"], confidence: Array) -> Int[Array, "*B L"]:
+    """1-based rank of the filled positions by descending confidence, 0 elsewhere."""
+    order = jnp.argsort(jnp.where(fill, -confidence, jnp.inf), axis=-1, stable=True)
+    rank = jnp.argsort(order, axis=-1, stable=True) + 1
+    return jnp.where(fill, rank, 0).astype(jnp.int32)

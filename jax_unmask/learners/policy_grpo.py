@@ -1,0 +1,391 @@
+"""Group-relative policy optimisation (GRPO) of unmasking policies."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, Protocol
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_unmask.learners.pairs import Chunk, Pairs, pack, take_chunk
+from jax_unmask.learners.policy_loss import clipped_objective, mixture_log_prob, step_weights
+from jax_unmask.learners.state import Params, TrainState, zero_step
+from jax_unmask.policies.base import Action, Observation
+from jax_unmask.rollout.trajectory import Records
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+class TrainablePolicy(Protocol):
+    """What the learner asks of a policy: hashable, with parameters {"network": ..., ...}."""
+
+    def log_prob(self, params: Params, obs: Observation, action: Action) -> Float[Array, " N"]:
+        """Log-probability of each row's action, differentiable in `params["network"]`."""
+        ...
+
+    def entropy(self, params: Params, obs: Observation) -> Float[Array, " N"]:
+        """Entropy of each row's action distribution in nats, differentiable likewise."""
+        ...
+
+
+@struct.dataclass
+class _Sums:
+    """What one pass over pairs adds up."""
+
+    loss: Float[Array, ""]
+    entropy: Float[Array, ""]
+    legal: Float[Array, ""]
+    clipped: Float[Array, ""]
+    kl: Float[Array, ""]
+    kl_pairs: Float[Array, ""]
+    pairs: Float[Array, ""]
+    ratio_max: Float[Array, ""]
+
+    @classmethod
+    def zero(cls) -> _Sums:
+        return cls(*(jnp.zeros((), jnp.float32) for _ in dataclasses.fields(cls)))
+
+    def __add__(self, other: _Sums) -> _Sums:
+        total = jax.tree.map(jnp.add, self, other)
+        return total.replace(ratio_max=jnp.maximum(self.ratio_max, other.ratio_max))
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyLearner:
+    """Trains a policy's network by GRPO; hashable, so that one instance is one compiled update.
+
+    The objective is that of arXiv 2512.09106: group-mean advantages, a clipped ratio per step
+    (`policy_loss.policy_loss` is its definition), no KL term, no reference policy. The learner
+    gathers the (step, row) pairs that carry gradient and walks over them in chunks of static size,
+    adding up gradients, so that memory does not grow with T x B, padded steps cost nothing, and
+    one compiled program serves rollouts of any length.
+
+    Attributes:
+        policy: the policy to train.
+        optimizer: see `optim.make_optimizer`; it sees `params["network"]` alone.
+        epsilon: clip range of the ratio (0.5 published).
+        updates_per_batch: passes over each batch of rollouts (2 published).
+        minibatches: optimiser steps per pass. Above 1, each pass splits its pairs at random into
+            that many disjoint parts; each part's loss is scaled to estimate the whole without bias.
+        chunk_size: pairs whose activations are alive at once.
+        entropy_coefficient: weight of the entropy bonus, in nats per legal position, averaged like
+            the objective; 0 (published) for none.
+        group_size: G, policy rollouts per group; only the mixture likelihood of experts uses it.
+        num_experts: E, expert rollouts per group.
+    """
+
+    policy: TrainablePolicy
+    optimizer: optax.GradientTransformation
+    epsilon: float = 0.5
+    updates_per_batch: int = 2
+    minibatches: int = 1
+    chunk_size: int = 1024
+    entropy_coefficient: float = 0.0
+    group_size: int = 1
+    num_experts: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.epsilon < 1.0:
+            raise ValueError(f"epsilon={self.epsilon} must lie in (0, 1)")
+        for name in ("updates_per_batch", "minibatches", "chunk_size", "group_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in ("entropy_coefficient", "num_experts"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimiser steps per batch of rollouts; what a learning-rate schedule must count."""
+        return self.updates_per_batch * self.minibatches
+
+    def init(self, params: Params, key: Array) -> TrainState:
+        """The state before the first update.
+
+        Args:
+            params: the policy's parameters, with the trained ones under "network".
+            key: typed PRNG key of the run.
+
+        Raises:
+            ValueError: a setting beside the network differs between rows.
+        """
+        settings = {name: value for name, value in params.items() if name != "network"}
+        for name, value in settings.items():
+            if jnp.ndim(value):
+                raise ValueError(
+                    f"params[{name!r}] has shape {jnp.shape(value)}; training needs one value for "
+                    "all rows"
+                )
+        # An explicit dtype strips weak types, which would compile the second update again.
+        settings = {name: jnp.asarray(value, jnp.float32) for name, value in settings.items()}
+        params = {"network": params["network"], **settings}
+        return TrainState(
+            step=zero_step(),
+            params=params,
+            opt_state=self.optimizer.init(params["network"]),
+            key=key,
+        )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def update(
+        self,
+        state: TrainState,
+        records: Records,
+        advantages: Float[Array, " B"],
+        is_expert: Bool[Array, " B"] | None = None,
+    ) -> tuple[TrainState, Metrics]:
+        """Learns from one batch of rollouts.
+
+        If all advantages are zero, parameters and optimiser state come back bit for bit, and
+        `skipped` is 1. Rows without advantage are left out of the computation (their gradient is
+        zero) unless there is an entropy bonus.
+
+        Args:
+            state: the training state.
+            records: what the rollouts did; `action.log_prob` is that of the policy that acted.
+                That of experts is replaced: by their likelihood under `state`'s parameters.
+            advantages: one per row, see `advantages.group_advantages`.
+            is_expert: rows that an expert produced, see `experts.with_experts`; None for none.
+
+        Returns:
+            The new state and scalar metrics. Averages run over all optimiser steps: `loss`,
+            `entropy` (nats per legal position), `clip_fraction` (share of pairs whose ratio left
+            the clip range), `approx_kl` (of pairs that the policy itself produced; the estimator
+            rho - 1 - log rho), `grad_norm` (before clipping). Further `ratio_max`, `pairs` (pairs
+            per pass) and `skipped` (0 or 1). A skipped batch has zeros.
+        """
+        self._check(records, advantages, is_expert)
+        if is_expert is not None:
+            scored = self.log_prob(
+                state.params, records, jnp.broadcast_to(is_expert, records.active.shape)
+            )
+            old = jnp.where(is_expert, scored, records.action.log_prob)
+            records = records.replace(action=records.action.replace(log_prob=old))
+        learn = functools.partial(self._learn, records, advantages, is_expert)
+
+        def skip(state: TrainState) -> tuple[Params, optax.OptState, _Sums, Array, Array]:
+            zero = jnp.zeros((), jnp.float32)
+            return state.params["network"], state.opt_state, _Sums.zero(), zero, zero
+
+        signal = jnp.any(advantages != 0)
+        network, opt_state, sums, grad_norm, steps = jax.lax.cond(signal, learn, skip, state)
+        state = state.replace(
+            step=state.step + 1,
+            params={**state.params, "network": network},
+            opt_state=opt_state,
+        )
+        metrics = _metrics(sums, steps) | {
+            "grad_norm": grad_norm / jnp.maximum(steps, 1.0),
+            "pairs": sums.pairs / self.updates_per_batch,
+            "skipped": 1.0 - signal.astype(jnp.float32),
+        }
+        return state, metrics
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def gradients(
+        self,
+        params: Params,
+        records: Records,
+        advantages: Float[Array, " B"],
+        is_expert: Bool[Array, " B"] | None = None,
+    ) -> tuple[Params, Metrics]:
+        """Gradient of the loss of a whole batch with respect to `params["network"]`.
+
+        Args:
+            params: the policy's parameters.
+            records: what the rollouts did; `action.log_prob` is the old log-probability of every
+                row, that of experts under the policy alone (the mixture is taken here).
+            advantages: one per row.
+            is_expert: rows that an expert produced; None for none.
+
+        Returns:
+            The gradient, and `loss`, `entropy`, `clip_fraction`, `approx_kl` and `ratio_max`.
+        """
+        self._check(records, advantages, is_expert)
+        pairs = pack(self._carries_gradient(records, advantages))
+        bounds = (jnp.zeros((), jnp.int32), pairs.count)
+        grads, sums = self._accumulate(params, records, advantages, is_expert, pairs, bounds)
+        return grads, _metrics(sums, jnp.ones((), jnp.float32))
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def log_prob(
+        self, params: Params, records: Records, wanted: Bool[Array, "T B"] | None = None
+    ) -> Float[Array, "T B"]:
+        """Log-probabilities of recorded actions under `params`, in chunks.
+
+        Args:
+            params: the policy's parameters.
+            records: what the rollouts did.
+            wanted: pairs to score, among the active ones; None for all of them.
+
+        Returns:
+            Log-probabilities, 0 where a pair is not active or not wanted.
+        """
+        wanted = records.active if wanted is None else records.active & wanted
+        steps, rows = records.active.shape
+        pairs = pack(wanted)
+        size = min(self.chunk_size, steps * rows)
+
+        def body(i: Array, out: Array) -> Array:
+            at = take_chunk(pairs, i * size, pairs.count, size, rows)
+            obs, action = _take(records, at)
+            # Pairs that do not count are sent out of bounds, where the scatter drops them.
+            step = jnp.where(at.valid, at.step, steps)
+            scores = self.policy.log_prob(params, obs, action)
+            return out.at[step, at.row].set(scores, mode="drop")
+
+        chunks = (pairs.count + size - 1) // size
+        return jax.lax.fori_loop(0, chunks, body, jnp.zeros((steps, rows), jnp.float32))
+
+    def _check(self, records: Records, advantages: Array, is_expert: Array | None) -> None:
+        batch = records.active.shape[1]
+        if advantages.shape != (batch,):
+            raise ValueError(
+                f"advantages have shape {advantages.shape}, but the records hold {batch} rows; "
+                "give one advantage per row"
+            )
+        if is_expert is None:
+            return
+        if self.num_experts < 1:
+            raise ValueError(
+                "is_expert was given, but num_experts=0; the mixture likelihood needs the number "
+                "of experts per group"
+            )
+        if is_expert.shape != (batch,):
+            raise ValueError(
+                f"is_expert has shape {is_expert.shape}, but the records hold {batch} rows"
+            )
+
+    def _carries_gradient(self, records: Records, advantages: Array) -> Bool[Array, "T B"]:
+        if self.entropy_coefficient > 0:
+            return records.active
+        return records.active & (advantages != 0)
+
+    def _learn(
+        self,
+        records: Records,
+        advantages: Array,
+        is_expert: Array | None,
+        state: TrainState,
+    ) -> tuple[Params, optax.OptState, _Sums, Array, Array]:
+        """All optimiser steps of one batch."""
+        wanted = self._carries_gradient(records, advantages)
+
+        def step(pairs: Pairs, carry: Any, bounds: Array) -> tuple[Any, None]:
+            def apply(carry: Any) -> Any:
+                network, opt_state, sums, norm, steps = carry
+                params = {**state.params, "network": network}
+                grads, new = self._accumulate(
+                    params, records, advantages, is_expert, pairs, (bounds[0], bounds[1])
+                )
+                updates, opt_state = self.optimizer.update(grads, opt_state, network)
+                network = optax.apply_updates(network, updates)
+                norm += optax.tree.norm(grads)
+                return network, opt_state, sums + new, norm, steps + 1.0
+
+            # A part is empty only if there are fewer pairs than parts.
+            return jax.lax.cond(bounds[1] > bounds[0], apply, lambda c: c, carry), None
+
+        def one_pass(carry: Any, index: Array) -> tuple[Any, None]:
+            key = None
+            if self.minibatches > 1:
+                key = jax.random.fold_in(state.step_key(), index)
+            pairs = pack(wanted, key)
+            part = jnp.arange(self.minibatches + 1)
+            edges = (part * pairs.count) // self.minibatches
+            bounds = jnp.stack([edges[:-1], edges[1:]], axis=1)
+            return jax.lax.scan(functools.partial(step, pairs), carry, bounds)
+
+        zero = jnp.zeros((), jnp.float32)
+        carry = (state.params["network"], state.opt_state, _Sums.zero(), zero, zero)
+        carry, _ = jax.lax.scan(one_pass, carry, jnp.arange(self.updates_per_batch))
+        return carry
+
+    def _accumulate(
+        self,
+        params: Params,
+        records: Records,
+        advantages: Array,
+        is_expert: Array | None,
+        pairs: Pairs,
+        bounds: tuple[Int[Array, ""], Int[Array, ""]],
+    ) -> tuple[Params, _Sums]:
+        """Gradient and sums over the packed pairs in `bounds`, scaled to stand for all of them."""
+        start, stop = bounds
+        steps, rows = records.active.shape
+        size = min(self.chunk_size, steps * rows)
+        weights = step_weights(records.active)
+        scale = pairs.count / jnp.maximum(stop - start, 1)
+
+        def chunk_loss(network: Params, at: Chunk) -> tuple[Array, _Sums]:
+            now, valid = {**params, "network": network}, at.valid
+            obs, action = _take(records, at)
+            new, old = self.policy.log_prob(now, obs, action), action.log_prob
+            by_policy = valid
+            if is_expert is not None:
+                expert = is_expert[at.row]
+                by_policy = valid & ~expert
+                mixed = functools.partial(
+                    mixture_log_prob, group_size=self.group_size, num_experts=self.num_experts
+                )
+                new = jnp.where(expert, mixed(new), new)
+                old = jnp.where(expert, mixed(old), old)
+            objective = clipped_objective(new, old, advantages[at.row], self.epsilon)
+            entropy = self.policy.entropy(now, obs)
+            legal = jnp.sum(obs.legal, axis=-1)
+            if self.entropy_coefficient > 0:
+                objective += self.entropy_coefficient * entropy / jnp.maximum(legal, 1)
+            loss = -jnp.sum(jnp.where(valid, scale * weights[at.step, at.row], 0.0) * objective)
+            difference = new - old
+            ratio = jnp.exp(difference)
+            sums = _Sums(
+                loss=loss,
+                entropy=jnp.sum(jnp.where(valid, entropy, 0.0)),
+                legal=jnp.sum(jnp.where(valid, legal, 0)).astype(jnp.float32),
+                clipped=_count(valid & (jnp.abs(ratio - 1.0) > self.epsilon)),
+                kl=jnp.sum(jnp.where(by_policy, ratio - 1.0 - difference, 0.0)),
+                kl_pairs=_count(by_policy),
+                pairs=_count(valid),
+                ratio_max=jnp.max(jnp.where(valid, ratio, 0.0)),
+            )
+            return loss, jax.lax.stop_gradient(sums)
+
+        gradient = jax.grad(chunk_loss, has_aux=True)
+
+        def condition(carry: Any) -> Array:
+            return carry[0] < stop
+
+        def body(carry: Any) -> Any:
+            begin, grads, sums = carry
+            at = take_chunk(pairs, begin, stop, size, rows)
+            new_grads, new_sums = gradient(params["network"], at)
+            return begin + size, jax.tree.map(jnp.add, grads, new_grads), sums + new_sums
+
+        zeros = jax.tree.map(jnp.zeros_like, params["network"])
+        _, grads, sums = jax.lax.while_loop(condition, body, (start, zeros, _Sums.zero()))
+        return grads, sums
+
+
+def _take(records: Records, at: Chunk) -> tuple[Observation, Action]:
+    """Observations and actions of a chunk's pairs."""
+    return jax.tree.map(lambda x: x[at.step, at.row], (records.obs, records.action))
+
+
+def _count(flags: Array) -> Float[Array, ""]:
+    return jnp.sum(flags, dtype=jnp.float32)
+
+
+def _metrics(sums: _Sums, steps: Array) -> Metrics:
+    """Metrics of `steps` optimiser steps from their sums."""
+    return {
+        "loss": sums.loss / jnp.maximum(steps, 1.0),
+        "entropy": sums.entropy / jnp.maximum(sums.legal, 1.0),
+        "clip_fraction": sums.clipped / jnp.maximum(sums.pairs, 1.0),
+        "approx_kl": sums.kl / jnp.maximum(sums.kl_pairs, 1.0),
+        "ratio_max": sums.ratio_max,
+    }

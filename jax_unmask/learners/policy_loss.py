@@ -1,0 +1,111 @@
+"""The policy-gradient objective as pure functions over per-step log-probabilities."""
+
+from __future__ import annotations
+
+import math
+
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+
+# Largest log ratio whose gradient still flows. exp overflows at 88; long before that a gradient
+# multiplied by the ratio has lost all meaning.
+_MAX_LOG_RATIO = 20.0
+
+
+def clipped_objective(
+    log_prob: Float[Array, "*N"],
+    old_log_prob: Float[Array, "*N"],
+    advantage: Float[Array, "*N"],
+    epsilon: float,
+) -> Float[Array, "*N"]:
+    """The clipped surrogate min(rho A, clip(rho, 1 - eps, 1 + eps) A) of each step, to maximise.
+
+    The ratio rho = exp(log_prob - old_log_prob) is that of a whole step: the joint probability of
+    all positions that the policy decided on at once (arXiv 1707.06347, eq. 7; arXiv 2512.09106
+    uses eps = 0.5). Ratios are capped at e^20, so that neither value nor gradient overflows.
+
+    Args:
+        log_prob: log-probability of the step's action under the policy being trained.
+        old_log_prob: the same under the policy that acted; a constant.
+        advantage: advantage of the row that the step belongs to.
+        epsilon: how far the ratio may move from 1 before its gradient vanishes.
+    """
+    if not log_prob.shape == old_log_prob.shape == advantage.shape:
+        raise ValueError(
+            "log_prob, old_log_prob and advantage must have one shape, got "
+            f"{log_prob.shape}, {old_log_prob.shape} and {advantage.shape}"
+        )
+    ratio = jnp.exp(jnp.minimum(log_prob - old_log_prob, _MAX_LOG_RATIO))
+    clipped = jnp.clip(ratio, 1.0 - epsilon, 1.0 + epsilon)
+    return jnp.minimum(ratio * advantage, clipped * advantage)
+
+
+def mixture_log_prob(
+    log_prob: Float[Array, "*N"], group_size: int, num_experts: int
+) -> Float[Array, "*N"]:
+    """Log-probability of an expert's action under the mixture that its group was drawn from.
+
+    A group of G policy rollouts and E expert rollouts is a sample of the mixture of the policy and
+    of the experts, each of which is a point mass on the action it took (arXiv 2512.09106, expert
+    steering):
+
+        log( G / (G + E) * pi(u) + 1 / (G + E) )
+
+    It bounds the ratio of expert steps: they teach while the policy finds them improbable, and
+    cannot blow up.
+
+    Args:
+        log_prob: log pi(u), the log-probability of the expert's action under the policy.
+        group_size: G, policy rollouts per group.
+        num_experts: E, expert rollouts per group.
+    """
+    if group_size < 1 or num_experts < 1:
+        raise ValueError(
+            f"group_size={group_size} and num_experts={num_experts} must both be at least 1: "
+            "the mixture is that of policy and expert rollouts"
+        )
+    total = group_size + num_experts
+    return jnp.logaddexp(math.log(group_size / total) + log_prob, math.log(1.0 / total))
+
+
+def step_weights(active: Bool[Array, "T B"]) -> Float[Array, "T B"]:
+    """Weight of each step such that a weighted sum is a mean over rows of means over active steps.
+
+    w[t, b] = active[t, b] / (n_b * B'), with n_b the active steps of row b and B' the rows that
+    have any. A row that needed many steps thus counts as much as one that needed few.
+
+    Args:
+        active: the row still had a position to fill at this step.
+    """
+    steps = jnp.sum(active, axis=0)
+    rows = jnp.sum(steps > 0)
+    scale = jnp.maximum(steps, 1) * jnp.maximum(rows, 1)
+    return jnp.where(active, 1.0 / scale.astype(jnp.float32), 0.0)
+
+
+def policy_loss(
+    log_prob: Float[Array, "T B"],
+    old_log_prob: Float[Array, "T B"],
+    advantages: Float[Array, " B"],
+    active: Bool[Array, "T B"],
+    epsilon: float,
+) -> Float[Array, ""]:
+    """The GRPO loss of a batch: minus the clipped objective, averaged over steps, then over rows.
+
+    The learner computes the same number from chunks of the active steps; this is its definition.
+
+    Args:
+        log_prob: log-probabilities under the policy being trained.
+        old_log_prob: log-probabilities under the policy that acted.
+        advantages: one advantage per row.
+        active: the row still had a position to fill at this step.
+        epsilon: clip range of the ratio.
+    """
+    advantage = jnp.broadcast_to(advantages, active.shape)
+    # What stands in inactive steps is arbitrary: keep it out of exp, whose overflow would turn the
+    # zero weight into a NaN, in the value and in the gradient alike.
+    log_prob = jnp.where(active, log_prob, 0.0)
+    old_log_prob = jnp.where(active, old_log_prob, 0.0)
+    objective = clipped_objective(log_prob, old_log_prob, advantage, epsilon)
+    return -jnp.sum(step_weights(active) * objective)

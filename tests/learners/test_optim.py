@@ -1,0 +1,81 @@
+"""Schedules, clipping and weight decay."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_unmask.learners.optim import decay_mask, make_optimizer, make_schedule
+
+
+def test_cosine_schedule():
+    rate = make_schedule(1.0, warmup_steps=4, total_steps=12, final_fraction=0.1)
+    got = [float(rate(step)) for step in (0, 1, 3, 4, 8, 12, 100)]
+    np.testing.assert_allclose(got, [0.25, 0.5, 1.0, 1.0, 0.55, 0.1, 0.1], rtol=1e-6)
+
+
+def test_constant_schedule_without_warmup():
+    rate = make_schedule(0.3, warmup_steps=0, total_steps=5, schedule="constant")
+    np.testing.assert_allclose([float(rate(step)) for step in (0, 4, 50)], 0.3, rtol=1e-6)
+
+
+def test_gradients_are_clipped_by_global_norm():
+    # Sign-like Adam hides the scale of one gradient, not the ratio of two: a clipped spike must
+    # leave less trace in the second moment.
+    params = {"kernel": jnp.ones(2)}
+    spike, small = {"kernel": jnp.full(2, 1e4)}, {"kernel": jnp.full(2, 0.1)}
+
+    def second_update(clip):
+        optimizer = make_optimizer(1.0, 0, 10, "constant", weight_decay=0.0, b1=0.0, grad_clip=clip)
+        state = optimizer.init(params)
+        _, state = optimizer.update(spike, state, params)
+        updates, _ = optimizer.update(small, state, params)
+        return abs(float(updates["kernel"][0]))
+
+    assert second_update(None) < 1e-4
+    assert second_update(0.2) > 0.5
+
+
+def test_weight_decay_spares_biases_and_gains():
+    params = {
+        "norm": {"scale": jnp.ones(3), "bias": jnp.ones(3)},
+        "block": {"kernel": jnp.ones((2, 3, 3)), "bias": jnp.ones((2, 3))},
+        "embedding": jnp.ones((5, 3)),
+        "candidate_bias": jnp.ones(2),
+    }
+    assert decay_mask(params) == {
+        "norm": {"scale": False, "bias": False},
+        "block": {"kernel": True, "bias": False},
+        "embedding": True,
+        "candidate_bias": False,
+    }
+    optimizer = make_optimizer(0.1, 0, 10, "constant", weight_decay=0.5)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    updates, _ = optimizer.update(zero, optimizer.init(params), params)
+    new = optax.apply_updates(params, updates)
+    np.testing.assert_allclose(new["block"]["kernel"], 0.95, rtol=1e-6)
+    np.testing.assert_array_equal(new["block"]["bias"], 1.0)
+    np.testing.assert_array_equal(new["norm"]["scale"], 1.0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"lr": 0.0}, "lr=0.0"),
+        ({"warmup_steps": 10}, "warmup_steps=10 leaves nothing of total_steps=10"),
+        ({"warmup_steps": -1}, "warmup_steps=-1"),
+        ({"total_steps": 0}, "total_steps=0"),
+        ({"schedule": "linear"}, "schedule='linear'"),
+        ({"final_fraction": 2.0}, "final_fraction=2.0"),
+        ({"b2": 1.0}, "b2=1.0"),
+        ({"weight_decay": -0.1}, "weight_decay=-0.1"),
+        ({"grad_clip": 0.0}, "grad_clip=0.0"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    good = {"lr": 1e-3, "warmup_steps": 0, "total_steps": 10}
+    with pytest.raises(ValueError, match=message):
+        make_optimizer(**{**good, **settings})

@@ -1,0 +1,84 @@
+"""The clipped objective, the expert mixture and the averaging, against numbers worked by hand."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_unmask.learners.policy_loss import (
+    clipped_objective,
+    mixture_log_prob,
+    policy_loss,
+    step_weights,
+)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "slope"),
+    [
+        (1.0, 2.0, 2.0, 2.0),
+        (1.4, 1.0, 1.4, 1.4),
+        (1.6, 1.0, 1.5, 0.0),  # a good step is already likelier: no gradient
+        (0.3, 1.0, 0.3, 0.3),  # a good step became unlikely: full gradient
+        (0.3, -1.0, -0.5, 0.0),  # a bad step is already unlikelier: no gradient
+        (1.6, -1.0, -1.6, -1.6),  # a bad step became likelier: full gradient
+    ],
+)
+def test_clipped_objective(ratio, advantage, value, slope):
+    def objective(log_prob):
+        return clipped_objective(log_prob, jnp.float32(-3.0), jnp.float32(advantage), 0.5)
+
+    got, grad = jax.value_and_grad(objective)(jnp.float32(-3.0 + math.log(ratio)))
+    assert float(got) == pytest.approx(value, rel=1e-5)
+    assert float(grad) == pytest.approx(slope, rel=1e-5)
+
+
+@pytest.mark.parametrize("advantage", [1.0, -1.0])
+def test_clipped_objective_survives_huge_ratios(advantage):
+    def objective(log_prob):
+        return clipped_objective(log_prob, jnp.float32(-200.0), jnp.float32(advantage), 0.5)
+
+    value, grad = jax.value_and_grad(objective)(jnp.float32(0.0))
+    assert np.isfinite(value) and np.isfinite(grad)
+
+
+def test_clipped_objective_refuses_broadcasting():
+    with pytest.raises(ValueError, match=r"must have one shape"):
+        clipped_objective(jnp.zeros((2, 3)), jnp.zeros((2, 3)), jnp.zeros(3), 0.5)
+
+
+def test_mixture_is_the_log_of_the_mean():
+    log_prob = np.array([0.0, -1.0, -5.0, -80.0, -1e4], np.float32)
+    got = mixture_log_prob(jnp.asarray(log_prob), group_size=3, num_experts=1)
+    expected = np.log(0.75 * np.exp(log_prob.astype(np.float64)) + 0.25)
+    np.testing.assert_allclose(got, expected, rtol=1e-6, atol=1e-7)
+
+
+def test_mixture_bounds_the_ratio():
+    # From impossible to certain the mixture's ratio grows by (G + E) / E and no more.
+    new, old = (mixture_log_prob(jnp.float32(x), 4, 1) for x in (0.0, -1e4))
+    assert float(jnp.exp(new - old)) == pytest.approx(5.0, rel=1e-5)
+
+
+def test_step_weights_are_means_of_means():
+    active = jnp.array([[1, 1, 0], [1, 0, 0], [1, 0, 0], [0, 0, 0]], bool)
+    third = 1 / 6
+    np.testing.assert_allclose(
+        step_weights(active), [[third, 0.5, 0], [third, 0, 0], [third, 0, 0], [0, 0, 0]], rtol=1e-6
+    )
+
+
+def test_policy_loss_ignores_what_stands_in_inactive_steps():
+    active = jnp.array([[True, True], [True, False]])
+    old = jnp.array([[-1.0, -2.0], [-3.0, -400.0]])
+    new = jnp.array([[-0.9, -2.1], [-3.3, 400.0]])
+    advantages = jnp.array([1.0, -2.0])
+    loss, grad = jax.value_and_grad(policy_loss)(new, old, advantages, active, 0.5)
+    expected = -0.5 * ((math.exp(0.1) + math.exp(-0.3)) / 2 - 2 * math.exp(-0.1))
+    assert float(loss) == pytest.approx(expected, rel=1e-5)
+    assert np.isfinite(grad).all()
+    assert float(grad[1, 1]) == 0.0
