@@ -1,0 +1,49 @@
+"""Problems, prompts, answer checking and rewards. Tasks are text in, text out."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from typing import Any
+
+from jax_unmask.tasks.base import Example, Source, Split, Task
+
+__all__ = ["Example", "Source", "Split", "Task", "create", "names"]
+
+# Imported when first asked for, so that a task costs nothing to those who do not use it.
+_TASKS = {
+    "arithmetic": ("jax_unmask.tasks.arithmetic", "Arithmetic"),
+    "gsm8k": ("jax_unmask.tasks.gsm8k", "Gsm8k"),
+    "math": ("jax_unmask.tasks.math", "Math"),
+    "mixture": ("jax_unmask.tasks.mixture", "Mixture"),
+    "sudoku": ("jax_unmask.tasks.sudoku", "Sudoku"),
+}
+
+
+def names() -> list[str]:
+    """Names that `create` knows."""
+    return sorted(_TASKS)
+
+
+def create(name: str, **settings: Any) -> Task:
+    """Makes a task.
+
+    Args:
+        name: one of `names()`.
+        **settings: the task's own arguments, such as `path` for gsm8k.
+
+    Raises:
+        ValueError: for an unknown name or setting.
+    """
+    if name not in _TASKS:
+        close = difflib.get_close_matches(name, _TASKS, n=1)
+        hint = f"did you mean {close[0]!r}? " if close else ""
+        raise ValueError(f"task name={name!r} is unknown; {hint}choose one of {names()}")
+    module, attribute = _TASKS[name]
+    make = getattr(importlib.import_module(module), attribute)
+    accepted = list(inspect.signature(make).parameters)
+    unknown = sorted(set(settings) - set(accepted))
+    if unknown:
+        raise ValueError(f"task {name!r} has no settings {unknown}; it takes {accepted}")
+    return make(**settings)

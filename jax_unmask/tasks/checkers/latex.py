@@ -1,0 +1,150 @@
+r"""Whether two LaTeX answers are the same after the MATH data set's string normalisation.
+
+The rules are those of Hendrycks et al., "Measuring Mathematical Problem Solving With the MATH
+Dataset" (arXiv 2103.03874), as the published experiments apply them. They compare strings, not
+values: `\frac{2}{4}` differs from `\frac{1}{2}`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Rule = Callable[[str], str]
+
+
+def _replacing(*pairs: tuple[str, str]) -> Rule:
+    def rule(text: str) -> str:
+        for old, new in pairs:
+            text = text.replace(old, new)
+        return text
+
+    return rule
+
+
+def _drop_units(text: str) -> str:
+    r"""Removes a unit at the right end, which the data set writes as `\text{ cm}`."""
+    value, *units = text.split("\\text{ ")
+    if len(units) > 1:
+        raise ValueError("more than one unit")
+    return value
+
+
+def _leading_zero(text: str) -> str:
+    return "0" + text if text.startswith(".") else text
+
+
+def _drop_name(text: str) -> str:
+    """Removes a short left side, such as `x=`."""
+    sides = text.split("=")
+    return sides[1] if len(sides) == 2 and len(sides[0]) <= 2 else text
+
+
+def _brace_roots(text: str) -> str:
+    r"""Writes `\sqrt3` as `\sqrt{3}`."""
+    head, *rest = text.split("\\sqrt")
+    for part in rest:
+        if not part:
+            raise ValueError("a root without an argument")
+        head += "\\sqrt" + (part if part[0] == "{" else f"{{{part[0]}}}{part[1:]}")
+    return head
+
+
+def _brace_fractions(text: str) -> str:
+    r"""Writes `\frac12` as `\frac{1}{2}` and `\frac1{2}` as `\frac{1}{2}`."""
+    head, *rest = text.split("\\frac")
+    for part in rest:
+        if not part:
+            raise ValueError("a fraction without arguments")
+        if part[0] == "{":
+            head += "\\frac" + part
+        elif len(part) == 1:
+            return text
+        elif part[1] == "{":
+            head += f"\\frac{{{part[0]}}}{part[1:]}"
+        else:
+            head += f"\\frac{{{part[0]}}}{{{part[1]}}}{part[2:]}"
+    return head
+
+
+def _half(text: str) -> str:
+    return "\\frac{1}{2}" if text == "0.5" else text
+
+
+def _slash_to_fraction(text: str) -> str:
+    r"""Writes a quotient of two integers, `3/4`, as `\frac{3}{4}`."""
+    parts = text.split("/")
+    if len(parts) != 2:
+        return text
+    top, bottom = int(parts[0]), int(parts[1])  # Raises ValueError for anything but integers.
+    return f"\\frac{{{top}}}{{{bottom}}}" if text == f"{top}/{bottom}" else text
+
+
+# In this order: each rule relies on those before it.
+_RULES: tuple[Rule, ...] = (
+    _replacing(("\n", ""), ("\\!", ""), ("\\\\", "\\"), ("tfrac", "frac"), ("dfrac", "frac")),
+    _replacing(("\\left", ""), ("\\right", ""), ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", "")),
+    _drop_units,
+    _replacing(("\\%", ""), (" .", " 0."), ("{.", "{0.")),
+    _leading_zero,
+    _drop_name,
+    _brace_roots,
+    _replacing((" ", "")),
+    _brace_fractions,
+    _half,
+    _slash_to_fraction,
+)
+
+
+def normalise(text: str, *, reference_compat: bool = False) -> str:
+    """Normal form of a LaTeX answer.
+
+    Args:
+        text: an answer without its box.
+        reference_compat: give up where a rule does not apply (as the reference does, which then
+            compares the raw strings) instead of leaving that rule out.
+
+    Raises:
+        ValueError: with `reference_compat`, if a rule does not apply.
+    """
+    for rule in _RULES:
+        try:
+            text = rule(text)
+        except ValueError:
+            if reference_compat:
+                raise
+    return text
+
+
+def is_equiv(
+    first: str | float | None, second: str | float | None, *, reference_compat: bool = False
+) -> bool:
+    """Whether two answers are the same.
+
+    Args:
+        first: an answer without its box; None where there is none. If either answer is a float,
+            they are compared as numbers, to 1e-6.
+        second: the other answer.
+        reference_compat: behave as the published code does, where two missing (or two blank)
+            answers count as the same. By default a missing answer equals nothing.
+    """
+    if isinstance(first, float) or isinstance(second, float):
+        return _close(first, second)
+    if first is None or second is None:
+        return reference_compat and first is second
+    if not reference_compat:
+        if not first.strip() or not second.strip():
+            return False
+        return normalise(first) == normalise(second)
+    try:
+        return normalise(first, reference_compat=True) == normalise(second, reference_compat=True)
+    except ValueError:
+        return first == second
+
+
+def _close(first: str | float | None, second: str | float | None) -> bool:
+    if first is None or second is None:
+        return False
+    try:
+        return abs(float(first) - float(second)) < 1e-6
+    except ValueError:
+        return False

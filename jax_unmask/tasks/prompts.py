@@ -1,0 +1,73 @@
+"""Prompts of the published mathematics experiments, word for word.
+
+A prompt is a list of chat messages. If the last message is the assistant's, it is the beginning of
+the response: a tokenizer opens the assistant's turn after the messages before it and appends that
+text as it is. The model's response, and so what a task checks, starts after it.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+PromptStyle = Literal["training", "evaluation"]
+Messages = list[dict[str, str]]
+
+# From d1 (arXiv 2504.12216); the line ends at both ends are part of it.
+_TRAINING_FORMAT = """
+Respond in the following format:
+<reasoning>
+...
+</reasoning>
+<answer>
+...
+</answer>
+"""
+_EXPERT = (
+    "You are a math expert. You will be given a question to solve. Solve it step by step. "
+    "Wrap the final answer in a \\boxed{}."
+)
+_EVALUATION_FORMAT = f"""{_EXPERT}
+Respond in the following format:
+<reasoning>
+Your reasoning here
+</reasoning>
+<answer>
+\\boxed{{...}}
+</answer>"""
+# The published MATH prompt ends in a stray quotation mark and a line end.
+_MATH_EVALUATION_FORMAT = _EVALUATION_FORMAT + '"\n'
+
+
+def check_style(style: str) -> None:
+    """Raises ValueError unless `style` is a `PromptStyle`."""
+    if style not in ("training", "evaluation"):
+        raise ValueError(f"prompt_style={style!r} is unknown; choose 'training' or 'evaluation'")
+
+
+def gsm8k_messages(question: str, style: PromptStyle) -> Messages:
+    """GSM8K's messages in training or in evaluation."""
+    if style == "training":
+        return _user(f"{_TRAINING_FORMAT}\n\n{question}")
+    return _opened(_user(f"{_EVALUATION_FORMAT}\n\n{question}"))
+
+
+def math_messages(problem: str, style: PromptStyle) -> Messages:
+    """MATH's messages in training or in evaluation."""
+    if style == "training":
+        return _user(f"{_TRAINING_FORMAT}\n\n{_EXPERT} \n\n{problem}")
+    return _opened(_user(f"{_MATH_EVALUATION_FORMAT}\n\n{problem}"))
+
+
+def worked_response(reasoning: str, answer: str, style: PromptStyle) -> str:
+    """A response in the format that the prompt of the same style asks for."""
+    if style == "training":
+        return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
+    return f"\n{reasoning}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
+
+
+def _user(content: str) -> Messages:
+    return [{"role": "user", "content": content}]
+
+
+def _opened(messages: Messages) -> Messages:
+    return [*messages, {"role": "assistant", "content": "<reasoning>"}]

@@ -1,0 +1,76 @@
+"""Rewards that weigh a right answer against the denoiser forwards that it took.
+
+From "Learning Unmasking Policies for Diffusion Language Models" (arXiv 2512.09106), section 4.
+All functions take Python numbers, NumPy arrays or JAX arrays and give what NumPy or `jax.numpy`
+makes of them; they broadcast, and have no state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Num
+
+
+def multiplicative(
+    correct: Bool[Array, "*B"] | Num[Array, "*B"] | float,
+    nfe: Int[Array, "*B"] | int,
+    gen_length: int,
+    alpha: float,
+) -> Float[Array, "*B"]:
+    """r ((L - min(n, L) + 1) / L)^alpha.
+
+    A wrong answer earns 0 whatever it cost, so it never pays to answer faster than one can. The
+    paper writes (1 - n/L)^alpha, its code has the 1 that keeps a right answer of L forwards above
+    a wrong one; this is the code's form. alpha = 0 rewards correctness alone.
+
+    Args:
+        correct: score r of the answers.
+        nfe: denoiser forwards n of each row, at least 1.
+        gen_length: canvas length L.
+        alpha: weight of compute, at least 0.
+    """
+    _require_positive(gen_length)
+    xp = _namespace(correct, nfe)
+    speed = (gen_length - xp.minimum(nfe, gen_length) + 1) / gen_length
+    return xp.asarray(correct) * speed**alpha
+
+
+def additive(
+    correct: Bool[Array, "*B"] | Num[Array, "*B"] | float,
+    nfe: Int[Array, "*B"] | int,
+    gen_length: int,
+    alpha: float,
+) -> Float[Array, "*B"]:
+    """r - alpha n / L.
+
+    Wrong answers pay for their forwards too. Published for comparison: training with it collapses
+    to filling everything at once.
+
+    Args:
+        correct: score r of the answers.
+        nfe: denoiser forwards n of each row.
+        gen_length: canvas length L.
+        alpha: price of L forwards, at least 0.
+    """
+    _require_positive(gen_length)
+    xp = _namespace(correct, nfe)
+    return xp.asarray(correct) - alpha * xp.asarray(nfe) / gen_length
+
+
+REWARDS: dict[str, Callable[..., Any]] = {"multiplicative": multiplicative, "additive": additive}
+
+
+def _require_positive(gen_length: int) -> None:
+    if gen_length < 1:
+        raise ValueError(f"gen_length={gen_length} must be at least 1")
+
+
+def _namespace(*values: Any) -> Any:
+    """`jax.numpy` if any value is a JAX array, else `numpy`."""
+    for value in values:
+        if hasattr(value, "__array_namespace__") and not isinstance(value, np.ndarray | np.generic):
+            return value.__array_namespace__()
+    return np

@@ -1,0 +1,101 @@
+import pathlib
+
+import pytest
+
+from jax_unmask.tasks.math import Math, gold
+
+SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples" / "math"
+EXAMPLE = {"problem": "Half of one?", "solution": "It is $\\boxed{\\frac{1}{2}}$."}
+
+
+def test_training_prompt():
+    assert Math(SAMPLES).prompt(EXAMPLE) == [
+        {
+            "role": "user",
+            "content": "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n"
+            "<answer>\n...\n</answer>\n\n\nYou are a math expert. You will be given a question to "
+            "solve. Solve it step by step. Wrap the final answer in a \\boxed{}. \n\nHalf of one?",
+        }
+    ]
+
+
+def test_evaluation_prompt_opens_the_response():
+    assert Math(SAMPLES, prompt_style="evaluation").prompt(EXAMPLE) == [
+        {
+            "role": "user",
+            "content": "You are a math expert. You will be given a question to solve. Solve it "
+            "step by step. Wrap the final answer in a \\boxed{}.\nRespond in the following format:"
+            '\n<reasoning>\nYour reasoning here\n</reasoning>\n<answer>\n\\boxed{...}\n</answer>"'
+            "\n\n\nHalf of one?",
+        },
+        {"role": "assistant", "content": "<reasoning>"},
+    ]
+
+
+@pytest.mark.parametrize("style", ["training", "evaluation"])
+@pytest.mark.parametrize("compat", [False, True])
+@pytest.mark.parametrize("split", ["train", "validation", "test"])
+def test_every_target_is_right(style, compat, split):
+    task = Math(SAMPLES, prompt_style=style, reference_compat=compat)
+    source = Math(SAMPLES).source(split)
+    examples = [source[index] for index in range(len(source))]
+    assert task.check_batch(examples, [task.target(example) for example in examples]) == [
+        1.0
+    ] * len(examples)
+    assert task.check_batch(examples, ["no answer"] * len(examples)) == [0.0] * len(examples)
+
+
+def test_problems_without_a_right_answer_are_left_out():
+    ours, published = Math(SAMPLES), Math(SAMPLES, reference_compat=True)
+    assert (len(ours.source("train")), len(ours.source("validation"))) == (15, 2)
+    assert (len(published.source("train")), len(published.source("validation"))) == (16, 2)
+    for split in ("train", "validation"):
+        source = ours.source(split)
+        assert all(gold(source[index]) for index in range(len(source)))
+
+
+def test_another_test_file_and_its_answers():
+    source = Math(SAMPLES, test_file="short").source("test")
+    assert len(source) == 1
+    assert gold(source[0]) == "\\frac{1}{2}"
+
+
+@pytest.mark.parametrize(
+    ("response", "score", "published"),
+    [
+        ("\\boxed{1/2}", 1, 1),
+        ("\\boxed{3} no, \\boxed{\\dfrac12}", 1, 1),
+        ("\\boxed{0.5}", 1, 1),
+        ("\\boxed{\\frac{2}{4}}", 0, 0),
+        ("<answer>1/2</answer>", 1, 0),
+        ("1/2", 0, 1),
+        ("\\boxed{1/2", 0, 0),
+        ("\\boxed{1/2} in \\boxed{}", 1, 0),
+    ],
+)
+def test_checks_and_where_the_published_parser_differs(response, score, published):
+    assert Math(SAMPLES).check(EXAMPLE, response) == score
+    assert Math(SAMPLES, reference_compat=True).check(EXAMPLE, response) == published
+
+
+def test_a_missing_answer_equals_nothing():
+    unsolved = {"problem": "?", "solution": "It is \\boxed{5"}
+    assert Math(SAMPLES, reference_compat=True).check(unsolved, "\\boxed{6") == 1
+    with pytest.raises(ValueError, match="no right answer"):
+        Math(SAMPLES).check(unsolved, "\\boxed{6}")
+    assert Math(SAMPLES).check(EXAMPLE, "\\boxed{6") == 0
+
+
+def test_published_evaluation_reads_the_answer_tag():
+    task = Math(SAMPLES, prompt_style="evaluation", reference_compat=True)
+    assert task.check(EXAMPLE, "\\boxed{}<answer>1/2</answer>") == 1
+    assert task.check({**EXAMPLE, "answer": "3"}, "\\boxed{3}") == 1
+
+
+def test_bad_settings():
+    with pytest.raises(ValueError, match="equivalence='exact' is unknown"):
+        Math(SAMPLES, equivalence="exact")
+    with pytest.raises(ValueError, match="prompt_style='eval' is unknown"):
+        Math(SAMPLES, prompt_style="eval")
+    with pytest.raises(FileNotFoundError, match=r"neither math500.jsonl nor"):
+        Math(SAMPLES, test_file="math500").source("test")

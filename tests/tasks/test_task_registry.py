@@ -1,0 +1,62 @@
+import pathlib
+
+import pytest
+
+from jax_unmask import tasks
+
+SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples"
+MIXED = {"gsm8k": {"path": SAMPLES / "gsm8k"}, "math": {"path": SAMPLES / "math"}}
+SETTINGS = {
+    "gsm8k": {"path": SAMPLES / "gsm8k"},
+    "math": {"path": SAMPLES / "math"},
+    "mixture": {"tasks": MIXED},
+}
+
+
+@pytest.mark.parametrize("name", tasks.names())
+def test_every_task_serves_every_split_and_knows_a_right_response(name):
+    task = tasks.create(name, **SETTINGS.get(name, {}))
+    for split in ("train", "validation", "test"):
+        source = task.source(split, seed=1)
+        for example in (source[0], source[1 % len(source)]):
+            assert task.prompt(example)
+            assert task.check(example, task.target(example)) == 1
+            assert task.check(example, "") == 0
+            assert task.check_batch([example, example], [task.target(example), ""]) == [1, 0]
+
+
+def test_names_are_sorted_and_complete():
+    assert tasks.names() == ["arithmetic", "gsm8k", "math", "mixture", "sudoku"]
+
+
+def test_an_unknown_name_gets_the_closest_one():
+    with pytest.raises(ValueError, match="name='gsmk8' is unknown; did you mean 'gsm8k'"):
+        tasks.create("gsmk8")
+    with pytest.raises(ValueError, match="name='zzz' is unknown; choose one of"):
+        tasks.create("zzz")
+
+
+def test_an_unknown_setting_gets_those_that_there_are():
+    with pytest.raises(ValueError, match=r"'gsm8k' has no settings \['paht'\]; it takes \['path'"):
+        tasks.create("gsm8k", paht="here")
+
+
+def test_a_mixture_holds_all_and_hands_each_example_to_its_own_task():
+    mixture = tasks.create("mixture", tasks=MIXED)
+    assert mixture.name == "gsm8k_math"
+    source = mixture.source("train")
+    parts = [tasks.create(name, **MIXED[name]) for name in ("gsm8k", "math")]
+    lengths = [len(part.source("train")) for part in parts]
+    assert len(source) == sum(lengths)
+    first, last = source[0], source[len(source) - 1]
+    assert (first["task"], last["task"]) == ("gsm8k", "math")
+    for part, example in zip(parts, (first, last), strict=True):
+        assert mixture.prompt(example) == part.prompt(example)
+        assert mixture.target(example) == part.target(example)
+    right = [mixture.target(example) for example in (last, first, last)]
+    assert mixture.check_batch([last, first, last], [right[0], "", right[2]]) == [1, 0, 1]
+
+
+def test_a_mixture_of_nothing_is_refused():
+    with pytest.raises(ValueError, match="at least one task"):
+        tasks.create("mixture", tasks={})
