@@ -200,7 +200,7 @@ class Checkpoints(Closing):
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(_encode_data(data)),
+                data=ocp.args.JsonSave(_encode(data)),
                 meta=ocp.args.JsonSave(record),
             ),
             metrics=ranked,
@@ -289,7 +289,7 @@ class Checkpoints(Closing):
                 step=step,
                 params=restored.params,
                 state=restored.state,
-                data=_decode_data(restored.data),
+                data=_decode(restored.data),
                 meta=restored.meta,
             )
         if steps:
@@ -369,15 +369,10 @@ class Checkpoints(Closing):
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
 
-    def _require_same(
-        self, step: int, item: Literal["params", "state"], wanted: PyTree, *, same_dtype: bool
-    ) -> None:
-        require_same(
-            self._manager.item_metadata(step)[item].tree,
-            wanted,
-            where=f"checkpoint {self.directory / str(step)}, {item}",
-            same_dtype=same_dtype,
-        )
+    def _require_same(self, step: int, item: str, wanted: PyTree, *, same_dtype: bool) -> None:
+        saved = self._manager.item_metadata(step)[item].tree
+        where = f"checkpoint {self.directory / str(step)}, {item}"
+        require_same(saved, wanted, where=where, same_dtype=same_dtype)
 
     def close(self) -> None:
         """Waits for the save under way and releases Orbax's threads."""
@@ -392,13 +387,12 @@ def _steps_in(directory: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
-def _encode_data(data: Json | bytes) -> dict[str, Json]:
-    if isinstance(data, bytes):
-        return {"base64": base64.b64encode(data).decode()}
-    return {"json": data}
+def _encode(data: Json | bytes) -> dict[str, Json]:
+    """Bytes as Base64, for a JSON item."""
+    return (
+        {"base64": base64.b64encode(data).decode()} if isinstance(data, bytes) else {"json": data}
+    )
 
 
-def _decode_data(record: dict[str, Json]) -> Json | bytes:
-    if "base64" in record:
-        return base64.b64decode(record["base64"])
-    return record["json"]
+def _decode(record: dict[str, Json]) -> Json | bytes:
+    return base64.b64decode(record["base64"]) if "base64" in record else record["json"]

@@ -28,13 +28,14 @@ def enable_cache() -> pathlib.Path | None:
     Returns:
         The directory, or None where the cache is off.
     """
-    if not jax.config.read("jax_enable_compilation_cache"):
+    if not jax.config.jax_enable_compilation_cache:  # type: ignore[attr-defined]
         return None
-    if not jax.config.read("jax_compilation_cache_dir"):
+    directory = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if not directory:
         home = os.environ.get("XDG_CACHE_HOME") or pathlib.Path.home() / ".cache"
-        directory = pathlib.Path(home) / "jax_unmask" / f"xla-{_machine()}"
-        jax.config.update("jax_compilation_cache_dir", str(directory))
-    return pathlib.Path(jax.config.read("jax_compilation_cache_dir"))
+        directory = str(pathlib.Path(home) / "jax_unmask" / f"xla-{_machine()}")
+        jax.config.update("jax_compilation_cache_dir", directory)
+    return pathlib.Path(directory)
 
 
 def _machine() -> str:

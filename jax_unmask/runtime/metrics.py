@@ -43,7 +43,7 @@ class Sink(Protocol):
         ...
 
 
-class JsonLines:
+class JsonLines(Closing):
     """An append-only file of one JSON object per step, cut back to a step on resume.
 
     Args:
@@ -231,17 +231,20 @@ class MetricWriter(Closing):
     def write(self, step: int, values: Mapping[str, Scalar]) -> None:
         """Writes what a step computed: reproducible values only, all of a step in one call."""
         if self._is_writer:
-            self._metrics.write(step, values)
-            self._send(step, values)
+            self._write(self._metrics, step, values)
 
     def write_timings(self, step: int, values: Mapping[str, Scalar]) -> None:
         """Writes what differs from run to run: seconds, rates, memory."""
         if self._is_writer:
-            self._timings.write(step, values)
-            self._send(step, values)
+            self._write(self._timings, step, values)
 
-    def _send(self, step: int, values: Mapping[str, Scalar]) -> None:
-        numbers = {key: float(value) for key, value in values.items() if not isinstance(value, str)}
+    def _write(self, lines: JsonLines, step: int, values: Mapping[str, Scalar]) -> None:
+        plain = {key: _to_json(key, value) for key, value in values.items()}
+        lines.write(step, plain)
+        # float() also reads back the strings that stand for NaN and infinities.
+        numbers = {
+            key: float(value) for key, value in plain.items() if not isinstance(values[key], str)
+        }
         for sink in self._sinks:
             sink.write(step, numbers)
 

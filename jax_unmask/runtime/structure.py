@@ -6,6 +6,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 PyTree = Any
 
@@ -17,14 +18,21 @@ class CheckpointError(ValueError):
 
 
 def abstract(tree: PyTree) -> PyTree:
-    """`jax.ShapeDtypeStruct` for each leaf; without a sharding of its own, on the first device.
+    """What Orbax needs to know of a tree that it is to restore.
 
     Args:
         tree: arrays or `jax.ShapeDtypeStruct`.
+
+    Returns:
+        The same tree. NumPy arrays stay, and are restored as NumPy arrays (JAX would cut 64-bit
+        types to 32); the rest becomes `jax.ShapeDtypeStruct`, on the first device where a leaf has
+        no sharding of its own.
     """
     single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def convert(leaf: Any) -> jax.ShapeDtypeStruct:
+    def convert(leaf: Any) -> np.ndarray | jax.ShapeDtypeStruct:
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            return np.asarray(leaf)
         if not hasattr(leaf, "dtype"):
             raise TypeError(f"leaves must be arrays or jax.ShapeDtypeStruct, found {leaf!r}")
         sharding = getattr(leaf, "sharding", None) or single
@@ -39,7 +47,7 @@ def require_same(saved: PyTree, wanted: PyTree, *, where: str, same_dtype: bool)
     Args:
         saved: leaves with `shape` and `dtype`, as Orbax's metadata gives them; PRNG keys as their
             bits, with one dimension more.
-        wanted: tree of `jax.ShapeDtypeStruct`.
+        wanted: what `abstract` returns.
         where: what is compared, for the message.
         same_dtype: whether another dtype is an error too.
 
@@ -57,8 +65,7 @@ def require_same(saved: PyTree, wanted: PyTree, *, where: str, same_dtype: bool)
         shape, saved_shape = tuple(leaf.shape), tuple(found[path].shape)
         is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
         if is_key:
-            bits = jax.eval_shape(jax.random.key_data, leaf)
-            shape = bits.shape
+            shape = jax.eval_shape(jax.random.key_data, leaf).shape
         if saved_shape != shape:
             raise CheckpointError(
                 f"{where}: {path} has shape {saved_shape}, but {shape} is needed. {REMEDY}"

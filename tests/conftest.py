@@ -1,0 +1,36 @@
+"""Settings that must precede the first import of JAX, and the fixtures all tests share."""
+
+from __future__ import annotations
+
+import getpass
+import os
+import pathlib
+import tempfile
+
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Compiling is most of what tests on a CPU do; a second run finds the programs of the first.
+os.environ.setdefault(
+    "JAX_COMPILATION_CACHE_DIR",
+    str(pathlib.Path(tempfile.gettempdir()) / f"jax_unmask_tests_{getpass.getuser()}"),
+)
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(scope="session")
+def fixtures_dir() -> pathlib.Path:
+    """Golden records, laid out as the packages are."""
+    return pathlib.Path(__file__).parent / "fixtures"
+
+
+@pytest.fixture(scope="session")
+def shared_data_dir() -> pathlib.Path:
+    """Real datasets and tokenizers, which are too large for the repository."""
+    value = os.environ.get("JAX_UNMASK_DATA")
+    if value is None:
+        pytest.skip("JAX_UNMASK_DATA is not set; give the directory that holds gsm8k/, math/, ...")
+    directory = pathlib.Path(value)
+    if not directory.is_dir():
+        pytest.fail(f"JAX_UNMASK_DATA={value} is not a directory")
+    return directory

@@ -1,0 +1,262 @@
+from __future__ import annotations
+
+import logging
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
+
+
+def make(scale: float = 1.0):
+    """Parameters and training state of the kinds that a run has."""
+    params = {
+        "layer": {"kernel": jnp.linspace(0, scale, 12).reshape(3, 4), "bias": jnp.ones(4)},
+        "head": jnp.full((5,), scale, jnp.bfloat16),
+    }
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(1e-3))
+    state = {
+        "opt": optimizer.init(params),
+        "step": jnp.int32(7),
+        "key": jax.random.key(3),
+        "row_keys": jax.random.split(jax.random.key(4), 2),
+        "rbg": jax.random.key(5, impl="rbg"),
+    }
+    return params, state
+
+
+def assert_same(left, right):
+    assert jax.tree.structure(left) == jax.tree.structure(right)
+    for a, b in zip(jax.tree.leaves(left), jax.tree.leaves(right), strict=True):
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(a.dtype, jax.dtypes.prng_key):
+            a, b = jax.random.key_data(a), jax.random.key_data(b)
+        assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
+
+
+def save_steps(workdir, steps, **options):
+    with Checkpoints(workdir, **options) as checkpoints:
+        for step in steps:
+            params, state = make(step)
+            assert checkpoints.save(step, params=params, state=state, data={"next": step})
+    return checkpoints
+
+
+def damage(workdir, step, item, how):
+    """Harms the largest file of an item."""
+    root = workdir / "checkpoints" / str(step) / item
+    paths = [path for path in root.rglob("*") if path.is_file() and path.suffix != ".txt"]
+    path = max(paths, key=lambda path: path.stat().st_size)
+    content = bytearray(path.read_bytes())
+    if how == "flip":
+        content[len(content) // 2] ^= 1
+        path.write_bytes(content)
+    elif how == "truncate":
+        path.write_bytes(content[: len(content) // 2])
+    else:
+        path.unlink()
+    return path.relative_to(root).as_posix()
+
+
+def test_round_trip_is_bitwise_and_keeps_types(tmp_path):
+    params, state = make(math.pi)
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(params, state) is None
+        assert checkpoints.latest_step() is None
+        checkpoints.save(
+            7, params=params, state=state, data=b"\x00\xff", meta={"fingerprint": "abc"}
+        )
+    abstract = jax.eval_shape(lambda: make(0.0))
+    with Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(*abstract)
+    assert restored.step == 7
+    assert_same(restored.params, params)
+    assert_same(restored.state, state)
+    assert restored.data == b"\x00\xff"
+    assert restored.meta["fingerprint"] == "abc"
+    assert restored.meta["step"] == 7
+    np.testing.assert_array_equal(
+        jax.random.normal(restored.state["key"], (3,)), jax.random.normal(state["key"], (3,))
+    )
+
+
+def test_arrays_may_be_donated_or_overwritten_right_after_save(tmp_path):
+    erase = jax.jit(lambda tree: jax.tree.map(jnp.zeros_like, tree), donate_argnums=0)
+    params = {"large": jnp.arange(1 << 20, dtype=jnp.float32)}
+    state = {"host": np.arange(1 << 20)}
+    with Checkpoints(tmp_path) as checkpoints:
+        checkpoints.save(1, params=params, state=state)
+        erase(params)
+        state["host"][:] = 0
+        checkpoints.wait()
+        restored = checkpoints.restore(
+            {"large": jax.ShapeDtypeStruct((1 << 20,), jnp.float32)}, state
+        )
+    np.testing.assert_array_equal(restored.params["large"], np.arange(1 << 20))
+    assert isinstance(restored.state["host"], np.ndarray)
+    assert restored.state["host"].dtype == np.int64
+    np.testing.assert_array_equal(restored.state["host"], np.arange(1 << 20))
+
+
+def test_keeps_the_latest_and_the_best(tmp_path):
+    params, state = make()
+    rewards = {1: 0.1, 2: 0.9, 3: 0.5, 4: None, 5: math.nan, 6: 0.2}
+    with Checkpoints(tmp_path, keep_latest=2, keep_best=1, best_metric="reward") as checkpoints:
+        for step, reward in rewards.items():
+            metrics = None if reward is None else {"reward": reward, "other": 1.0}
+            checkpoints.save(step, params=params, state=state, metrics=metrics)
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 5, 6]
+        assert checkpoints.best_step() == 2
+        assert checkpoints.latest_step() == 6
+    # Also when another process goes on.
+    with Checkpoints(tmp_path, keep_latest=1, keep_best=1, best_metric="reward") as checkpoints:
+        checkpoints.save(7, params=params, state=state, metrics={"reward": 0.3})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 7]
+
+
+def test_best_may_be_the_smallest(tmp_path):
+    params, state = make()
+    options = {"keep_latest": 1, "keep_best": 1, "best_metric": "loss", "best_mode": "min"}
+    with Checkpoints(tmp_path, **options) as checkpoints:
+        for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0)):
+            checkpoints.save(step, params=params, state=state, metrics={"loss": loss})
+        checkpoints.wait()
+        assert checkpoints.steps() == [2, 3]
+        assert checkpoints.restore_params("best")[0] == 2
+
+
+def test_restore_params_reads_no_training_state(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    for step in (1, 2):
+        damage(tmp_path, step, "state", "delete")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        step, params = checkpoints.restore_params()
+        assert step == 2
+        assert_same(params, make(2)[0])
+        assert_same(checkpoints.restore_params(1)[1], make(1)[0])
+
+
+def test_restore_params_converts_dtypes_when_asked(tmp_path):
+    save_steps(tmp_path, [1])
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), make()[0])
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        _, params = checkpoints.restore_params(like=like)
+    assert_same(params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make(1)[0]))
+
+
+@pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
+@pytest.mark.parametrize("item", ["params", "state", "data", "metrics"])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path, caplog, item, how):
+    save_steps(tmp_path, [1, 2])
+    name = damage(tmp_path, 2, item, how)
+    with caplog.at_level(logging.WARNING), Checkpoints(tmp_path) as checkpoints:
+        restored = checkpoints.restore(*make())
+        assert restored.step == 1
+        assert restored.data == {"next": 1}
+        assert_same(restored.params, make(1)[0])
+        # The run goes on and can save step 2 anew.
+        assert checkpoints.save(2, params=make(2)[0], state=make(2)[1])
+    assert str(tmp_path / "checkpoints" / "2") in caplog.text
+    assert f"{item}/{name}" in caplog.text
+    assert (tmp_path / "corrupt_checkpoints" / "2").is_dir()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.restore(*make()).step == 2
+
+
+def test_a_read_only_reader_moves_nothing(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    damage(tmp_path, 2, "params", "flip")
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        with pytest.raises(CheckpointError, match=r"checkpoints/2 is damaged.*Other steps: 1"):
+            checkpoints.restore_params()
+        assert checkpoints.restore(*make()).step == 1
+    assert (tmp_path / "checkpoints" / "2").is_dir()
+    assert not (tmp_path / "corrupt_checkpoints").exists()
+
+
+def test_when_all_are_damaged_it_does_not_start_afresh(tmp_path):
+    save_steps(tmp_path, [1, 2])
+    for step in (1, 2):
+        damage(tmp_path, step, "state", "truncate")
+    with (
+        Checkpoints(tmp_path) as checkpoints,
+        pytest.raises(CheckpointError, match=r"all checkpoints .* damaged \(steps \[1, 2\]\)"),
+    ):
+        checkpoints.restore(*make())
+
+
+def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path):
+    save_steps(tmp_path, [1])
+    left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
+    (tmp_path / "checkpoints" / "1").rename(left)
+    save_steps(tmp_path, [1])
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.steps() == [1]
+        assert checkpoints.restore(*make()).step == 1
+    assert not left.exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (
+            lambda p, s: p["layer"].pop("bias"),
+            "it lacks nothing, and has layer/bias",
+        ),
+        (lambda p, s: p.update(new=jnp.zeros(1)), "params: it lacks new, and has nothing besides"),
+        (
+            lambda p, s: p["layer"].update(kernel=jnp.zeros((3, 5))),
+            r"layer/kernel has shape \(3, 4\), but \(3, 5\) is needed",
+        ),
+        (lambda p, s: p.update(head=jnp.zeros(5)), "head is bfloat16, but float32 is needed"),
+        (lambda p, s: s.update(step=jnp.zeros(2, jnp.int32)), r"state: step has shape \(\)"),
+        (lambda p, s: s.update(rbg=jax.random.key(0)), r"rbg has shape \(4,\), but \(2,\)"),
+    ],
+)
+def test_another_models_checkpoint_is_refused_and_left_alone(tmp_path, change, words):
+    save_steps(tmp_path, [1])
+    params, state = make()
+    change(params, state)
+    with Checkpoints(tmp_path) as checkpoints:
+        with pytest.raises(CheckpointError, match=words):
+            checkpoints.restore(params, state)
+        assert checkpoints.steps() == [1]
+
+
+def test_saving_the_same_step_again_is_skipped_and_an_older_one_refused(tmp_path):
+    params, state = make()
+    with Checkpoints(tmp_path) as checkpoints:
+        assert checkpoints.save(3, params=params, state=state)
+        assert not checkpoints.save(3, params=params, state=state)
+        with pytest.raises(ValueError, match=r"cannot save step 2.*already has step 3"):
+            checkpoints.save(2, params=params, state=state)
+
+
+def test_missing_checkpoints_are_explained(tmp_path):
+    with pytest.raises(CheckpointError, match="has no directory 'checkpoints'"):
+        Checkpoints(tmp_path, read_only=True)
+    save_steps(tmp_path, [1])
+    with Checkpoints(tmp_path, read_only=True, best_metric="reward") as checkpoints:
+        with pytest.raises(CheckpointError, match="no checkpoint of step 5; it has 1"):
+            checkpoints.restore_params(5)
+        with pytest.raises(CheckpointError, match="has the metric 'reward'"):
+            checkpoints.restore_params("best")
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"keep_latest": 0}, "keep_latest must be at least 1, is 0"),
+        ({"keep_best": 1}, "keep_best=1 needs best_metric"),
+        ({"best_mode": "largest"}, "best_mode must be 'max' or 'min'"),
+    ],
+)
+def test_bad_options_are_refused(tmp_path, options, words):
+    with pytest.raises(ValueError, match=words):
+        Checkpoints(tmp_path, **options)

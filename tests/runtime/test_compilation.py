@@ -1,0 +1,66 @@
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+
+from jax_unmask.runtime.compilation import CompileTimes
+
+SCRIPT = """
+import json
+import jax, jax.numpy as jnp
+from jax_unmask.runtime.compilation import CompileTimes, enable_cache
+directory = enable_cache()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+times = CompileTimes()
+jax.jit(lambda x: jnp.sin(x) @ x)(jnp.ones((4, 4))).block_until_ready()
+print(json.dumps({"directory": str(directory), "programs": times.programs,
+                  "hits": times.cache_hits, "seconds": times.seconds}))
+"""
+
+
+def run(home: pathlib.Path, **variables: str) -> dict:
+    kept = {key: value for key, value in os.environ.items() if not key.startswith("JAX_")}
+    kept.pop("XDG_CACHE_HOME", None)
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=kept | {"HOME": str(home), "JAX_PLATFORMS": "cpu"} | variables,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=120,
+    )
+    return json.loads(result.stdout)
+
+
+def test_the_second_process_compiles_nothing(tmp_path):
+    first, second = run(tmp_path), run(tmp_path)
+    directory = pathlib.Path(first["directory"])
+    assert directory.parent == tmp_path / ".cache" / "jax_unmask"
+    assert any(directory.iterdir())
+    assert first["hits"] == 0
+    assert first["seconds"] > 0
+    assert second["hits"] == second["programs"] == first["programs"] > 0
+
+
+def test_jax_variables_choose_the_directory_or_switch_it_off(tmp_path):
+    chosen = tmp_path / "chosen"
+    assert run(tmp_path, JAX_COMPILATION_CACHE_DIR=str(chosen))["directory"] == str(chosen)
+    assert any(chosen.iterdir())
+    assert run(tmp_path, JAX_ENABLE_COMPILATION_CACHE="false")["directory"] == "None"
+    assert not (tmp_path / ".cache").exists()
+
+
+def test_counts_programs_but_not_calls():
+    times = CompileTimes()
+    double = jax.jit(lambda x: 2 * x)
+    x = jnp.ones(3)
+    before = times.programs
+    for _ in range(3):
+        double(x).block_until_ready()
+    assert times.programs == before + 1

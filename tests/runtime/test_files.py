@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import os
+import stat
+
+import pytest
+
+from jax_unmask.runtime import files
+
+
+def test_writes_text_and_bytes_and_makes_directories(tmp_path):
+    files.atomic_write(tmp_path / "a" / "b.txt", "größe\n")
+    files.atomic_write(tmp_path / "a" / "c.bin", b"\x00\xff")
+    assert (tmp_path / "a" / "b.txt").read_text(encoding="utf-8") == "größe\n"
+    assert (tmp_path / "a" / "c.bin").read_bytes() == b"\x00\xff"
+
+
+def test_replaces_and_leaves_nothing_beside(tmp_path):
+    for content in ("one", "two"):
+        files.atomic_write(tmp_path / "file", content)
+    assert (tmp_path / "file").read_text() == "two"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
+    files.atomic_write(tmp_path / "file", "old")
+
+    def fail(descriptor):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        files.atomic_write(tmp_path / "file", "new")
+    assert (tmp_path / "file").read_text() == "old"
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_permissions_follow_the_umask(tmp_path):
+    old = os.umask(0o027)
+    try:
+        files.atomic_write(tmp_path / "file", "x")
+    finally:
+        os.umask(old)
+    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640

@@ -1,0 +1,109 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import AxisType, PartitionSpec
+
+from jax_unmask.runtime import mesh as meshes
+
+P = PartitionSpec
+
+# Runs on 8 virtual devices, which a process must ask for before it first uses JAX.
+SCRIPT = """
+import json
+import jax, jax.numpy as jnp, numpy as np
+from jax.sharding import PartitionSpec as P
+from jax_unmask.runtime import mesh as meshes
+
+report = {}
+mesh = meshes.make_mesh(fsdp=2, tensor=2)
+report["shape"] = dict(mesh.shape)
+params = {"layers": {"query": {"kernel": jnp.arange(64.0).reshape(8, 8), "bias": jnp.ones(8)}},
+          "norm": jnp.ones(3)}
+rules = [("query/kernel", P("fsdp", "tensor")), ("bias", P("tensor")), (".*", P())]
+placed = meshes.shard_params(params, rules, mesh)
+kernel = placed["layers"]["query"]["kernel"]
+report["kernel_part"] = kernel.addressable_shards[0].data.shape
+report["bias_part"] = placed["layers"]["query"]["bias"].addressable_shards[0].data.shape
+report["norm_part"] = placed["norm"].addressable_shards[0].data.shape
+report["same"] = bool((np.asarray(kernel) == np.asarray(params["layers"]["query"]["kernel"])).all())
+
+batch = jax.device_put(jnp.ones((8, 8)), meshes.batch_sharding(mesh))
+report["batch_part"] = batch.addressable_shards[0].data.shape
+apply = lambda p, x: (x @ p["layers"]["query"]["kernel"] + p["layers"]["query"]["bias"]).sum()
+report["difference"] = float(abs(jax.jit(apply)(placed, batch) - apply(params, jnp.ones((8, 8)))))
+
+for sizes in (dict(data=3), dict(data=-1, fsdp=3), dict(data=-1, fsdp=-1), dict(tensor=0)):
+    try:
+        meshes.make_mesh(**sizes)
+    except ValueError as error:
+        report[json.dumps(sizes)] = str(error)
+try:
+    meshes.param_shardings({"odd": jnp.ones((3, 4))}, [(".*", P(("data", "fsdp")))], mesh)
+except ValueError as error:
+    report["odd"] = str(error)
+print(json.dumps(report))
+"""
+
+
+def test_on_eight_devices():
+    result = subprocess.run(
+        [sys.executable, "-c", SCRIPT],
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode == 0, result.stderr
+    report = json.loads(result.stdout)
+    assert report["shape"] == {"data": 2, "fsdp": 2, "tensor": 2}
+    assert report["kernel_part"] == [4, 4]
+    assert report["bias_part"] == [4]
+    assert report["norm_part"] == [3]
+    assert report["batch_part"] == [2, 8]
+    assert report["same"]
+    assert report["difference"] == 0
+    assert "does not fit 8 devices: the sizes multiply to 3" in report['{"data": 3}']
+    assert "must divide that number" in report['{"data": -1, "fsdp": 3}']
+    assert "at most one may be -1" in report['{"data": -1, "fsdp": -1}']
+    assert "sizes must be positive" in report['{"tensor": 0}']
+    assert "dimension 0 (3) is not divisible by the 4 devices" in report["odd"]
+
+
+def test_one_device_by_default():
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
+    assert mesh.axis_types == (AxisType.Auto,) * 3
+
+
+@pytest.mark.parametrize(
+    ("rules", "words"),
+    [
+        ([("bias", P())], r"no sharding rule matches parameter layer/kernel of shape \(2, 4\)"),
+        ([(".*", P(None, None, "fsdp"))], "the rule has 3 dimensions"),
+        ([("kernel", P("model"))], "the mesh has no axis 'model'"),
+    ],
+)
+def test_bad_rules_name_the_parameter(rules, words):
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    params = {"layer": {"kernel": jax.ShapeDtypeStruct((2, 4), jnp.float32)}}
+    with pytest.raises(ValueError, match=words) as caught:
+        meshes.param_shardings(params, rules, mesh)
+    assert "layer/kernel" in str(caught.value)
+
+
+def test_the_first_matching_rule_wins():
+    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
+    chosen = meshes.param_shardings(
+        params, [("^a$", P("fsdp")), ("[ab]", P(None, "tensor")), (".*", P())], mesh
+    )
+    assert chosen["a"].spec == P("fsdp")
+    assert chosen["b"].spec == P(None, "tensor")

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import types
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_unmask.runtime import metrics
+from jax_unmask.runtime.metrics import JsonLines, MetricWriter
+
+
+def writer(workdir, **options) -> MetricWriter:
+    return MetricWriter(workdir, **({"resume_step": 0, "tensorboard": False} | options))
+
+
+def test_one_object_per_step_and_timings_apart(tmp_path):
+    with writer(tmp_path) as out:
+        out.write(1, {"reward": jnp.float32(0.1), "nfe": np.int64(3), "split": "train", "ok": True})
+        out.write_timings(1, {"seconds": 0.5})
+        out.write(2, {"reward": float("nan"), "loss": -np.inf, "grad": np.array([2.5])})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(lines[0]) == {
+        "step": 1,
+        "reward": float(np.float32(0.1)),
+        "nfe": 3,
+        "split": "train",
+        "ok": True,
+    }
+    assert json.loads(lines[1]) == {"step": 2, "reward": "nan", "loss": "-inf", "grad": 2.5}
+    assert metrics.read(tmp_path / "timings.jsonl") == [{"step": 1, "seconds": 0.5}]
+
+
+def test_lines_can_be_read_while_the_run_goes_on(tmp_path):
+    with writer(tmp_path) as out:
+        out.write(1, {"x": 1})
+        assert metrics.read(tmp_path / "metrics.jsonl") == [{"step": 1, "x": 1}]
+
+
+def test_resume_cuts_later_steps_from_both_files(tmp_path):
+    with writer(tmp_path) as out:
+        for step in range(1, 6):
+            out.write(step, {"x": step / 3})
+            out.write_timings(step, {"seconds": step})
+    undisturbed = (tmp_path / "metrics.jsonl").read_bytes()
+    with writer(tmp_path, resume_step=3) as out:
+        assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
+        assert [line["step"] for line in metrics.read(tmp_path / "timings.jsonl")] == [1, 2, 3]
+        for step in (4, 5):
+            out.write(step, {"x": step / 3})
+    assert (tmp_path / "metrics.jsonl").read_bytes() == undisturbed
+
+
+def test_a_torn_last_line_is_repaired_and_reported(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"step": 1, "x": 1}\n{"step": 2, "x"')
+    assert metrics.read(path) == [{"step": 1, "x": 1}]
+    with caplog.at_level(logging.WARNING), writer(tmp_path, resume_step=2) as out:
+        out.write(2, {"x": 2})
+    assert "line 2" in caplog.text
+    assert path.read_bytes() == b'{"step": 1, "x": 1}\n{"step": 2, "x": 2}\n'
+
+
+@pytest.mark.parametrize("bad", ["not json", "[1]", '{"x": 1}', '{"step": "1"}'])
+def test_a_broken_line_in_the_middle_is_named(tmp_path, bad):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{bad}\n{{"step": 3}}\n')
+    with pytest.raises(ValueError, match=r"metrics\.jsonl, line 2"):
+        writer(tmp_path, resume_step=3)
+    assert path.read_text().endswith('{"step": 3}\n')
+
+
+def test_steps_must_increase(tmp_path):
+    with writer(tmp_path) as out:
+        out.write(2, {})
+        for step in (2, 1):
+            with pytest.raises(ValueError, match=f"step {step} comes after step 2"):
+                out.write(step, {})
+
+
+def test_resumed_files_remember_the_last_step(tmp_path):
+    with JsonLines(tmp_path / "a.jsonl", resume_step=None) as lines:
+        lines.write(4, {})
+    with (
+        JsonLines(tmp_path / "a.jsonl", resume_step=None) as lines,
+        pytest.raises(ValueError, match="step 4 comes after step 4"),
+    ):
+        lines.write(4, {})
+
+
+def test_refuses_what_is_no_scalar(tmp_path):
+    with writer(tmp_path) as out:
+        with pytest.raises(ValueError, match="'x' must be a scalar"):
+            out.write(1, {"x": np.zeros(2)})
+        with pytest.raises(TypeError, match="'x' must be a number"):
+            out.write(1, {"x": None})
+
+
+def test_other_processes_write_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr("jax.process_index", lambda: 1)
+    with writer(tmp_path / "run", tensorboard=True) as out:
+        out.write(1, {"x": 1})
+        out.write_timings(1, {"x": 1})
+        out.sync()
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_events_are_written_beside(tmp_path):
+    with writer(tmp_path, tensorboard=True) as out:
+        out.write(1, {"reward": 0.5, "split": "train"})
+    (events,) = (tmp_path / "tensorboard").iterdir()
+    content = events.read_bytes()
+    assert b"reward" in content
+    assert b"split" not in content
+
+
+class FakeWandb(types.ModuleType):
+    def __init__(self):
+        super().__init__("wandb")
+        self.util = types.SimpleNamespace(generate_id=lambda: "abc123")
+        self.inits: list[dict] = []
+        self.logged: list[tuple[int, dict]] = []
+
+    def init(self, **options):
+        self.inits.append(options)
+        return types.SimpleNamespace(
+            log=lambda values, step: self.logged.append((step, values)), finish=lambda: None
+        )
+
+
+def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
+    fake = FakeWandb()
+    monkeypatch.setitem(sys.modules, "wandb", fake)
+    for step in (1, 2):
+        sink = metrics.WeightsAndBiases(tmp_path, project="p", config={"a": 1})
+        with writer(tmp_path, resume_step=step - 1, sinks=(sink,)) as out:
+            out.write(step, {"x": 2, "name": "text"})
+    assert [options["id"] for options in fake.inits] == ["abc123", "abc123"]
+    assert fake.inits[0]["project"] == "p"
+    assert fake.inits[0]["resume"] == "allow"
+    assert fake.logged == [(1, {"x": 2.0}), (2, {"x": 2.0})]
+
+
+def test_wandb_absent_says_how_to_get_it(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(ModuleNotFoundError, match=r"pip install 'jax_unmask\[wandb\]'"):
+        metrics.WeightsAndBiases(tmp_path, project="p", config={})

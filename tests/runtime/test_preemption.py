@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+import os
+import signal
+import threading
+
+import pytest
+
+from jax_unmask.runtime.preemption import Preemption
+
+
+@pytest.fixture
+def handler():
+    """A handler to restore, so that a failing test does not end the test run."""
+    calls: list[int] = []
+    previous = signal.signal(signal.SIGTERM, lambda number, frame: calls.append(number))
+    yield calls
+    signal.signal(signal.SIGTERM, previous)
+
+
+def test_sigterm_sets_the_flag_and_the_old_handler_comes_back(handler):
+    with Preemption() as preemption:
+        assert not preemption.requested(1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.requested(2)
+        assert preemption.requested(3)
+        # A second signal shall end a process that hangs while it saves.
+        assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    assert handler == []
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert handler == [signal.SIGTERM]
+
+
+def test_only_the_main_thread_may_enter():
+    errors: list[Exception] = []
+
+    def enter() -> None:
+        try:
+            Preemption().__enter__()
+        except RuntimeError as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=enter)
+    thread.start()
+    thread.join()
+    assert "main thread" in str(errors[0])
+
+
+def test_under_jax_distributed_its_service_decides(handler, monkeypatch):
+    monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr(
+        "jax.experimental.multihost_utils.reached_preemption_sync_point", lambda step: step == 4
+    )
+    before = signal.getsignal(signal.SIGTERM)
+    with Preemption() as preemption:
+        assert signal.getsignal(signal.SIGTERM) is before
+        assert [preemption.requested(step) for step in (3, 4, 5)] == [False, True, True]
