@@ -128,10 +128,23 @@ def evaluation() -> ConfigDict:
             "num_problems": 1024,
             "batch_size": 128,
             "block_lengths": (32, 256),
-            # "name:setting=value": a heuristic, or "learned:DIR" for a trained policy.
-            "policies": (),
-            # Test-time modes of the policy being trained, as `learned` settings.
+            # "name:setting=value": a heuristic, or "learned:DIR" for a trained policy; several
+            # settings as a|b|c or low..high/step, one block length as a trailing @32 (see
+            # evaluation/grid.py).
+            "policies": (
+                "random:tokens_per_step=1|2|4|8",
+                "left_to_right:tokens_per_step=1|2|4|8",
+                "top_confidence:tokens_per_step=1|2|4|8",
+                "margin:tokens_per_step=1|2|4|8",
+                "threshold:threshold=0.1..0.9/0.05|0.925|0.95|0.97|0.98|0.99|0.995|0.999",
+                "factor:factor=0.05|0.1|0.2|0.3|0.4|0.5|0.6|0.75|1.0|1.25|1.5|2.0|3.0",
+                "entropy_bounded:gamma=0.01|0.02|0.05|0.1|0.2|0.3|0.4|0.5|0.75|1.0|1.5|2.0|3.0",
+            ),
+            # Names of policies that ship with the package, or patterns of names ("sudoku-*@16").
+            "shipped": (),
+            # Test-time modes of trained and shipped policies, as `learned` settings.
             "trained": ("temperature=1.0",),
+            # Seeds of what policies draw; those that draw nothing are measured once.
             "seeds": (0,),
             # Problems of the validation split on which heuristic settings are chosen; 0: none.
             "validation_problems": 0,

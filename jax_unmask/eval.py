@@ -1,0 +1,106 @@
+"""Measures policies on held-out problems: `python -m jax_unmask.eval --config=... --workdir=DIR`.
+
+Prints a table and writes results.jsonl, summary.md and frontier.png. Running the same command again
+measures only what is missing.
+"""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from jax_unmask import commands, policies, validation
+from jax_unmask.denoisers.pretrained import ORBAX_ITEM
+from jax_unmask.evaluation import candidates, sweep
+from jax_unmask.evaluation.bundle import load_bundle
+from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
+from jax_unmask.recipes.policy_grpo import build_policy
+from jax_unmask.report.results import Result
+from jax_unmask.runtime import compilation
+from jax_unmask.runtime.checkpoints import Checkpoints
+
+_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "Where to write the results.")
+_CHECKPOINT = flags.DEFINE_string(
+    "checkpoint",
+    None,
+    "What to measure beside the policies of config.eval: a policy directory, the workdir of a "
+    "training run (its best checkpoint if it keeps one, else its latest), or one checkpoint of it; "
+    "with a config of recipe sft, the directory of a denoiser.",
+)
+logger = logging.getLogger("jax_unmask.eval")  # __name__ is "__main__" for a command.
+
+
+def evaluate(
+    config: ConfigDict, workdir: pathlib.Path, checkpoint: pathlib.Path | None = None
+) -> list[Result]:
+    """Measures the policies of a config, and one that was trained with it.
+
+    Args:
+        config: a full config, see `jax_unmask.config`.
+        workdir: receives results.jsonl, outcomes/, summary.md and frontier.png; and policy/, if
+            `checkpoint` is a training checkpoint.
+        checkpoint: see the flag of the same name.
+
+    Raises:
+        runtime.config.ConfigError: the config asks for what cannot be measured.
+        ValueError, FileNotFoundError: the checkpoint or the model cannot be read.
+    """
+    validation.validate(config)
+    candidates.candidates(config)  # Mistakes show before anything large is loaded.
+    trained = None
+    if checkpoint is not None and config.recipe == "sft":
+        config = ConfigDict(config)
+        config.model.path = str(checkpoint)
+    elif checkpoint is not None:
+        trained = policy_directory(config, checkpoint, workdir)
+        candidates.candidates(config, trained=trained)
+    return sweep.run(config, load_bundle(config), workdir, trained=trained)
+
+
+def policy_directory(
+    config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
+) -> pathlib.Path:
+    """The policy directory of a checkpoint; a training checkpoint is exported to workdir/policy.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: it is none of what `--checkpoint` takes, or its policy is not the config's.
+    """
+    if (checkpoint / POLICY_CONFIG).is_file():
+        return checkpoint
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(f"checkpoint {checkpoint} is not a directory")
+    run, step = checkpoint, None
+    if checkpoint.name.isdecimal() and (checkpoint / ORBAX_ITEM).is_dir():
+        run, step = checkpoint.absolute().parents[1], int(checkpoint.name)
+    metric = config.checkpoint.best_metric or None
+    with Checkpoints(
+        run, best_metric=metric, best_mode=config.checkpoint.best_mode, read_only=True
+    ) as checkpoints:
+        which = step if step is not None else "best" if metric else "latest"
+        policy = build_policy(config)
+        step, params = checkpoints.restore_params(which)
+    logger.info("Took the policy of step %d of %s.", step, run)
+    directory = workdir / "policy"
+    policies.save_policy(directory, policy, params)
+    return directory
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
+    commands.set_up_logging()
+    compilation.enable_cache()
+    checkpoint = None if _CHECKPOINT.value is None else pathlib.Path(_CHECKPOINT.value)
+    with commands.clear_errors():
+        evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value), checkpoint)
+
+
+if __name__ == "__main__":
+    flags.mark_flags_as_required(["config", "workdir"])
+    app.run(main)

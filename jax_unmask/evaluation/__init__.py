@@ -1,0 +1,1 @@
+"""Measuring policies: accuracy, denoiser forwards and time over held-out problems."""

@@ -1,0 +1,172 @@
+"""What an evaluation measures: every policy of a config at every setting."""
+
+from __future__ import annotations
+
+import dataclasses
+import fnmatch
+import pathlib
+import re
+from collections.abc import Sequence
+
+from ml_collections import ConfigDict
+
+from jax_unmask import policies
+from jax_unmask.evaluation import grid
+from jax_unmask.evaluation.bundle import shipped_policies
+from jax_unmask.policies.base import Params, Policy
+from jax_unmask.report import results
+from jax_unmask.runtime.config import ConfigError
+
+_SEED = re.compile(r"(?P<method>.+?)[-_]seed(?P<seed>\d+)")
+# Written with a task in mind, and no published heuristics.
+_RULES = ("frontier_threshold", "conflict_free")
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidate:
+    """A policy at one setting, ready to be rolled out.
+
+    Attributes:
+        text: the policy in the notation of `policies.parse_policy`.
+        method: name of the series that it belongs to in tables and plots.
+        label: group of methods, see `report.results.LABELS`.
+        settings: its settings; numbers where they are numbers.
+        policy: the policy.
+        params: its parameters, settings included.
+        block_lengths: block lengths to measure it at.
+        training_seed: seed of its training run, if it is one of several.
+    """
+
+    text: str
+    method: str
+    label: str
+    settings: dict[str, float | str]
+    policy: Policy
+    params: Params
+    block_lengths: tuple[int, ...]
+    training_seed: int | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether it gives different results under different seeds."""
+        if isinstance(self.policy, policies.LearnedPolicy):
+            return self.policy.distribution != "threshold"
+        return isinstance(self.policy, policies.Random)
+
+
+def candidates(config: ConfigDict, *, trained: str | pathlib.Path | None = None) -> list[Candidate]:
+    """Every policy of `config.eval` at every setting; reads policies, compiles nothing.
+
+    `eval.policies` holds heuristics and `learned:DIR` in the notation of `evaluation.grid`;
+    `eval.shipped` holds patterns of names of shipped policies ("sudoku-*", or "sudoku-*@16" for
+    one block length). Trained and shipped policies are taken at each setting of `eval.trained`. A
+    directory NAME-seedK is training run K of the method NAME.
+
+    Args:
+        config: a full config.
+        trained: directory of the policy that was trained with this config, if any.
+
+    Raises:
+        ConfigError: a policy cannot be read, or a block length does not divide the canvas.
+    """
+    length = gen_length(config)
+    for block in config.eval.block_lengths:
+        _check_block("eval.block_lengths", config.eval.block_lengths, block, length)
+    found: list[Candidate] = []
+    for text in config.eval.policies:
+        for spec in _expand("eval.policies", text):
+            label = results.RULE if spec.name in _RULES else results.HEURISTIC
+            if spec.name == "learned":
+                label = "learned"
+            found.append(_candidate(config, "eval.policies", spec, label))
+    if trained is not None:
+        method, seed = "policy", None
+        if "reward" in config:
+            method, seed = f"policy, alpha {config.reward.alpha:g}", config.seed
+        for spec in _at_trained_settings(config, str(trained)):
+            candidate = _candidate(config, "eval.trained", spec, results.TRAINED)
+            found.append(dataclasses.replace(candidate, method=method, training_seed=seed))
+    for pattern in config.eval.shipped:
+        for name, blocks in _shipped(pattern):
+            for spec in _at_trained_settings(config, name, blocks):
+                found.append(_candidate(config, "eval.shipped", spec, results.SHIPPED))
+    return found
+
+
+def gen_length(config: ConfigDict) -> int:
+    """Canvas length of the config's recipe."""
+    return config.rollout.gen_length if "rollout" in config else config.data.gen_length
+
+
+def _candidate(config: ConfigDict, key: str, spec: grid.PolicySpec, label: str) -> Candidate:
+    for block in spec.block_lengths:
+        _check_block(key, spec.text, block, gen_length(config))
+    try:
+        policy, params = policies.parse_policy(spec.text)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(key, spec.text, str(error), "Correct or remove it") from error
+    method, seed = spec.name, None
+    if spec.target:
+        method = pathlib.PurePath(spec.target).name
+        if match := _SEED.fullmatch(method):
+            method, seed = match["method"], int(match["seed"])
+    return Candidate(
+        text=spec.text,
+        method=method,
+        label=label,
+        settings={name: _number(value) for name, value in spec.settings},
+        policy=policy,
+        params=params,
+        block_lengths=spec.block_lengths or tuple(config.eval.block_lengths),
+        training_seed=seed,
+    )
+
+
+def _at_trained_settings(
+    config: ConfigDict, target: str, blocks: tuple[int, ...] = ()
+) -> list[grid.PolicySpec]:
+    """A learned policy at each setting of `eval.trained`."""
+    specs = []
+    for settings in config.eval.trained:
+        for spec in _expand("eval.trained", f"learned:{settings}"):
+            only = spec.block_lengths or blocks
+            specs.append(dataclasses.replace(spec, target=target, block_lengths=only))
+    return specs
+
+
+def _shipped(pattern: str) -> list[tuple[str, tuple[int, ...]]]:
+    """Names that match, with the block lengths of the pattern."""
+    (spec,) = _expand("eval.shipped", f"learned:{pattern}")
+    names = fnmatch.filter(shipped_policies(), spec.target)
+    if not names:
+        raise ConfigError(
+            "eval.shipped",
+            pattern,
+            "no shipped policy has such a name",
+            f"There are: {', '.join(shipped_policies()) or 'none'}",
+        )
+    return [(name, spec.block_lengths) for name in names]
+
+
+def _expand(key: str, text: str) -> Sequence[grid.PolicySpec]:
+    try:
+        return grid.expand(text)
+    except ValueError as error:
+        raise ConfigError(key, text, str(error), "Correct it") from error
+
+
+def _check_block(key: str, value: object, block: int, length: int) -> None:
+    if block < 1 or length % block:
+        raise ConfigError(
+            key,
+            value,
+            f"block length {block} does not divide the canvas length {length}",
+            f"Give divisors of it; {length} is full diffusion",
+        )
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

@@ -1,0 +1,124 @@
+"""results.jsonl and the outcomes beside it: appended row by row, never half a row."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import math
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from jax_unmask.runtime import files
+
+RESULTS = "results.jsonl"
+OUTCOMES = "outcomes"
+
+Row = dict[str, Any]
+logger = logging.getLogger(__name__)
+
+
+class ResultStore:
+    """The rows of `directory/results.jsonl` by their "key", with the outcome of every problem.
+
+    A row is on disk when `append` returns. What a crash leaves half written is cut off when the
+    file is opened again. Outcomes lie in `outcomes/KEY.npz`: "correct" and "nfe", one entry per
+    problem.
+
+    Args:
+        directory: where the files lie; made if missing.
+
+    Raises:
+        ValueError: a line of the file is not a row; names the line.
+    """
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        self.directory = pathlib.Path(directory)
+        self.directory.mkdir(parents=True, exist_ok=True)
+        self.path = self.directory / RESULTS
+        if self.path.exists():
+            _cut_torn_line(self.path)
+        self.rows = {row["key"]: row for row in read_rows(self.path)}
+
+    def append(self, row: Row, correct: Float[np.ndarray, " n"], nfe: Int[np.ndarray, " n"]) -> Row:
+        """Adds a row, durably; its outcomes are on disk before it is.
+
+        Args:
+            row: plain values with a "key" that is new here; NaN is written as null.
+            correct: score of each problem.
+            nfe: forwards of each problem.
+
+        Returns:
+            The row as it was written, with the "outcomes" file.
+        """
+        if row["key"] in self.rows:
+            raise ValueError(f"{self.path} has a row with key {row['key']} already")
+        name = f"{OUTCOMES}/{row['key']}.npz"
+        packed = io.BytesIO()
+        np.savez_compressed(packed, correct=correct, nfe=nfe.astype(np.int32))
+        files.atomic_write(self.directory / name, packed.getvalue())
+        row = {key: _plain(value) for key, value in {**row, "outcomes": name}.items()}
+        is_new = not self.path.exists()
+        with self.path.open("ab") as file:
+            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            file.flush()
+            os.fsync(file.fileno())
+        if is_new:
+            files.sync_directory(self.directory)
+        self.rows[row["key"]] = row
+        return row
+
+
+def read_rows(path: str | os.PathLike[str]) -> list[Row]:
+    """The rows of a results.jsonl, none where the file does not exist.
+
+    Raises:
+        ValueError: a line is not a JSON object with a "key"; names the line.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or "key" not in row:
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object with a 'key', found "
+                f"{line[:80]!r}. Repair or delete the line, or give another directory."
+            )
+        rows.append(row)
+    return rows
+
+
+def read_outcomes(
+    directory: str | os.PathLike[str], row: Mapping[str, Any]
+) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]] | None:
+    """Score and forwards of each problem of a row; None where only the rows were kept."""
+    name = row.get("outcomes")
+    path = pathlib.Path(directory) / str(name)
+    if not name or not path.exists():
+        return None
+    with np.load(path) as packed:
+        return packed["correct"], packed["nfe"]
+
+
+def _cut_torn_line(path: pathlib.Path) -> None:
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        logger.warning("%s: cutting off the last line, which a crash left half written", path)
+        os.truncate(path, whole)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value

@@ -1,0 +1,1 @@
+"""Frontiers of accuracy against NFE: comparisons, tables and pictures."""

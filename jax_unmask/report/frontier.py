@@ -1,0 +1,358 @@
+"""Accuracy against NFE: frontiers, and whether a policy lies above or below one.
+
+Pure functions over `Point`s, in NumPy. The questions are those of arXiv 2512.09106, section 4:
+which accuracy does a method reach at which number of denoiser forwards (NFE), and is a difference
+more than noise?
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+from jaxtyping import Float
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Point:
+    """One operating point: a method at one setting.
+
+    Attributes:
+        method: the method, e.g. "threshold"; its settings make a line in a plot.
+        settings: the setting, e.g. (("threshold", 0.9),); with `method`, the identity of the
+            point on any split.
+        accuracy: mean score over problems, in [0, 1].
+        accuracy_se: its standard error.
+        nfe: mean denoiser forwards per sequence.
+        nfe_se: its standard error.
+        n: number of problems.
+        outcomes: score of every problem, float [n] (mean over sampling seeds), or None where it
+            was not kept. Problem i must be the same for all points that are compared.
+    """
+
+    method: str
+    settings: tuple[tuple[str, float | str], ...]
+    accuracy: float
+    accuracy_se: float
+    nfe: float
+    nfe_se: float
+    n: int
+    outcomes: np.ndarray | None = None
+
+    def __post_init__(self) -> None:
+        if self.outcomes is not None and self.outcomes.shape != (self.n,):
+            raise ValueError(
+                f"outcomes of {self.method} have shape {self.outcomes.shape}; expected one score "
+                f"per problem: ({self.n},)"
+            )
+
+    @property
+    def identity(self) -> tuple[str, tuple[tuple[str, float | str], ...]]:
+        """What is the same point on another split."""
+        return self.method, self.settings
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """A policy's point against a reference.
+
+    Attributes:
+        point: the policy's point.
+        reference: what it was compared with; None if no reference is that fast, and then the gain
+            is the point's whole accuracy.
+        gain: accuracy of the point minus that of the reference.
+        se: standard error of the gain.
+        paired: whether the standard error comes from differences on the same problems.
+    """
+
+    point: Point
+    reference: Point | None
+    gain: float
+    se: float
+    paired: bool
+
+    @property
+    def significance(self) -> float:
+        """The gain in standard errors; 0 where both are 0."""
+        if self.se > 0:
+            return self.gain / self.se
+        return math.copysign(math.inf, self.gain) if self.gain else 0.0
+
+
+def pareto(points: Iterable[Point]) -> list[Point]:
+    """The points that no other beats: by rising NFE, accuracy rising strictly.
+
+    Of points with equal NFE the most accurate stays; of points with equal accuracy the fastest.
+    """
+    frontier: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.nfe, -p.accuracy)):
+        if not frontier or point.accuracy > frontier[-1].accuracy:
+            frontier.append(point)
+    return frontier
+
+
+def best_at_most(points: Iterable[Point], nfe: float) -> Point | None:
+    """The most accurate point with at most this NFE (the fastest of equals), or None."""
+    fast = [point for point in points if point.nfe <= nfe]
+    return min(fast, key=lambda p: (-p.accuracy, p.nfe), default=None)
+
+
+def chosen_at_most(validation: Iterable[Point], test: Iterable[Point], nfe: float) -> Point | None:
+    """The point on test of the setting that is `best_at_most` on validation.
+
+    Taking the best of many settings on the problems that are also reported flatters the winner;
+    here the choice never sees them. The NFE on test can differ from that on validation by its
+    standard error.
+
+    Raises:
+        ValueError: the chosen setting was not measured on test.
+    """
+    choice = best_at_most(validation, nfe)
+    if choice is None:
+        return None
+    for point in test:
+        if point.identity == choice.identity:
+            return point
+    raise ValueError(
+        f"{choice.method} with settings {dict(choice.settings)} was measured on validation, but "
+        "not on test; measure the same settings on both"
+    )
+
+
+def interpolate(points: Iterable[Point], nfe: float) -> Point | None:
+    """The frontier of the points at exactly this NFE, linear between neighbours.
+
+    A mixture of two settings (one drawn for each problem) has this accuracy at this NFE in
+    expectation. Below the fastest point there is none; past the slowest point of the frontier more
+    forwards buy nothing, and the last accuracy stays.
+
+    Returns:
+        A point at `nfe` or, past the end, the last one. Its outcomes are interpolated per problem;
+        without outcomes its standard error is the interpolated one, an upper bound (reached when
+        the two are perfectly correlated).
+    """
+    frontier = pareto(points)
+    if not frontier or nfe < frontier[0].nfe:
+        return None
+    if nfe >= frontier[-1].nfe:
+        return frontier[-1]
+    right = next(k for k, point in enumerate(frontier) if point.nfe > nfe)
+    low, high = frontier[right - 1], frontier[right]
+    weight = (nfe - low.nfe) / (high.nfe - low.nfe)
+
+    def mix(a: float, b: float) -> float:
+        return (1 - weight) * a + weight * b
+
+    outcomes, se = None, mix(low.accuracy_se, high.accuracy_se)
+    if _pairable(low, high):
+        outcomes = (1 - weight) * low.outcomes + weight * high.outcomes  # type: ignore[operator]
+        se = standard_error(outcomes)
+    return Point(
+        method=f"{low.method}~{high.method}" if low.method != high.method else low.method,
+        settings=(("between", f"{_text(low)} and {_text(high)}"), ("weight", weight)),
+        accuracy=mix(low.accuracy, high.accuracy),
+        accuracy_se=se,
+        nfe=nfe,
+        nfe_se=mix(low.nfe_se, high.nfe_se),
+        n=min(low.n, high.n),
+        outcomes=outcomes,
+    )
+
+
+def compare(point: Point, reference: Point | None) -> Comparison:
+    """The gain of a point over a reference, with its standard error.
+
+    Where both have outcomes of the same problems, the standard error is that of the differences
+    per problem; otherwise the two are taken as independent.
+    """
+    if reference is None:
+        return Comparison(point, None, point.accuracy, point.accuracy_se, paired=False)
+    gain = point.accuracy - reference.accuracy
+    if _pairable(point, reference):
+        differences = point.outcomes - reference.outcomes  # type: ignore[operator]
+        return Comparison(point, reference, gain, standard_error(differences), paired=True)
+    se = math.hypot(point.accuracy_se, reference.accuracy_se)
+    return Comparison(point, reference, gain, se, paired=False)
+
+
+def compare_at_most(
+    point: Point, heuristics: Sequence[Point], validation: Sequence[Point] | None = None
+) -> Comparison:
+    """A policy's point against the best heuristic at equal or lower NFE.
+
+    Args:
+        point: the policy's point on the reported split.
+        heuristics: the heuristics on the same split.
+        validation: the same heuristics on the validation split, to choose the setting there; None
+            chooses on the reported split, which favours the heuristics.
+    """
+    if validation is None:
+        return compare(point, best_at_most(heuristics, point.nfe))
+    return compare(point, chosen_at_most(validation, heuristics, point.nfe))
+
+
+def compare_interpolated(point: Point, heuristics: Sequence[Point]) -> Comparison:
+    """A policy's point against the heuristics' frontier, interpolated at the point's NFE."""
+    return compare(point, interpolate(heuristics, point.nfe))
+
+
+def lies_below(comparisons: Iterable[Comparison], tolerance: float = 2.0) -> list[Comparison]:
+    """The comparisons in which the point is more than `tolerance` standard errors below.
+
+    An empty result says: the policy lies nowhere more than `tolerance` standard errors below.
+    """
+    if tolerance < 0:
+        raise ValueError(f"tolerance={tolerance} must not be negative")
+    return [c for c in comparisons if c.significance < -tolerance]
+
+
+def lies_above(
+    comparisons: Iterable[Comparison], *, gain: float = 0.05, tolerance: float = 3.0
+) -> list[Comparison]:
+    """The comparisons won by at least `gain` (in accuracy) and `tolerance` standard errors."""
+    return [c for c in comparisons if c.gain >= gain and c.significance >= tolerance]
+
+
+def area(points: Iterable[Point], low: float, high: float) -> float:
+    """Area under the frontier: mean accuracy over all NFE budgets in [low, high].
+
+    A = 1 / (high - low) * integral of a(x) dx, where a(x) is the accuracy of the best point at
+    NFE <= x, and 0 where none is that fast. It lies in [0, 1]; 1 means always right within `low`
+    forwards. Areas compare only over the same [low, high], for example [1, gen_length].
+
+    Raises:
+        ValueError: unless 0 <= low < high.
+    """
+    if not 0 <= low < high:
+        raise ValueError(f"low={low} and high={high} must satisfy 0 <= low < high")
+    frontier = [point for point in pareto(points) if point.nfe < high]
+    total = 0.0
+    for k, point in enumerate(frontier):
+        end = frontier[k + 1].nfe if k + 1 < len(frontier) else high
+        total += point.accuracy * (max(end, low) - max(point.nfe, low))
+    return total / (high - low)
+
+
+def over_training_seeds(points: Sequence[Point]) -> Point:
+    """One point for policies that differ in their training seed alone.
+
+    Accuracy and NFE are means over seeds. Their standard errors are for a new training seed *and*
+    new problems: with outcomes of the same problems, `crossed_standard_error`; without, the
+    variance between seeds plus that of one seed's problems (which more seeds do not make smaller,
+    because all share them), an upper bound.
+
+    Raises:
+        ValueError: for no points, or points of different settings or numbers of problems.
+    """
+    if not points:
+        raise ValueError("there is no point to average; pass one per training seed")
+    first = points[0]
+    if any(point.settings != first.settings or point.n != first.n for point in points):
+        raise ValueError(
+            f"points of {first.method} differ in settings or number of problems; average only "
+            "training seeds that were measured alike"
+        )
+    accuracies = np.array([point.accuracy for point in points])
+    outcomes = None
+    if all(point.outcomes is not None for point in points):
+        matrix = np.stack([np.asarray(point.outcomes, np.float64) for point in points])
+        outcomes = matrix.mean(axis=0)
+        accuracy_se = crossed_standard_error(matrix)
+    else:
+        accuracy_se = _seeds_and_problems(accuracies, [p.accuracy_se for p in points])
+    nfes = np.array([point.nfe for point in points])
+    return dataclasses.replace(
+        first,
+        accuracy=float(accuracies.mean()),
+        accuracy_se=accuracy_se,
+        nfe=float(nfes.mean()),
+        nfe_se=_seeds_and_problems(nfes, [p.nfe_se for p in points]),
+        outcomes=outcomes,
+    )
+
+
+def compare_over_training_seeds(comparisons: Sequence[Comparison]) -> Comparison:
+    """The mean gain over training seeds, each compared with the reference at its own NFE.
+
+    The standard error covers training seeds and problems (see `over_training_seeds`). The
+    reference is the first seed's, with the mean accuracy of all.
+
+    Raises:
+        ValueError: for no comparisons, or points of different settings.
+    """
+    point = over_training_seeds([c.point for c in comparisons])
+    gains = np.array([c.gain for c in comparisons])
+    rows = [_differences(c) for c in comparisons]
+    paired = [row for row in rows if row is not None]
+    if len(paired) == len(rows):
+        se = crossed_standard_error(np.stack(paired))
+    else:
+        se = _seeds_and_problems(gains, [c.se for c in comparisons])
+    reference = comparisons[0].reference
+    if reference is not None:
+        reference = dataclasses.replace(
+            reference,
+            accuracy=point.accuracy - float(gains.mean()),
+            nfe=float(np.mean([c.reference.nfe for c in comparisons if c.reference])),
+            outcomes=None,
+        )
+    return Comparison(point, reference, float(gains.mean()), se, len(paired) == len(rows))
+
+
+def standard_error(values: Float[np.ndarray, " n"]) -> float:
+    """Standard error of the mean of independent values; NaN for fewer than two."""
+    values = np.asarray(values, np.float64)
+    if len(values) < 2:
+        return math.nan
+    return float(values.std(ddof=1) / math.sqrt(len(values)))
+
+
+def crossed_standard_error(values: Float[np.ndarray, "S n"]) -> float:
+    """Standard error of the grand mean of S seeds crossed with n problems, both random.
+
+    Random-effects model x[s, i] = mean + seed_s + problem_i + rest_si; by its mean squares (Searle,
+    Casella, McCulloch 1992, section 4.3), the variance of the grand mean is
+    (MS_seed + MS_problem - MS_rest) / (S n). It is kept at least as large as either source alone
+    gives. With one seed, seeds cannot vary and the problems' standard error is returned.
+    """
+    values = np.asarray(values, np.float64)
+    seeds, n = values.shape
+    if seeds == 1:
+        return standard_error(values[0])
+    if n < 2:
+        return math.nan
+    by_seed, by_problem = values.mean(axis=1), values.mean(axis=0)
+    rest = values - by_seed[:, None] - by_problem + values.mean()
+    seed_term = by_seed.var(ddof=1) / seeds
+    problem_term = by_problem.var(ddof=1) / n
+    rest_term = (rest**2).sum() / ((seeds - 1) * (n - 1)) / (seeds * n)
+    variance = max(seed_term + problem_term - rest_term, seed_term, problem_term)
+    return math.sqrt(variance)
+
+
+def _seeds_and_problems(means: np.ndarray, errors: Sequence[float]) -> float:
+    """Standard error of a mean over seeds that share their problems, without outcomes."""
+    of_problems = float(np.mean(np.square(errors)))
+    if len(means) == 1:
+        return math.sqrt(of_problems)
+    return math.sqrt(means.var(ddof=1) / len(means) + of_problems)
+
+
+def _pairable(a: Point, b: Point) -> bool:
+    return a.outcomes is not None and b.outcomes is not None and a.n == b.n and a.n > 1
+
+
+def _differences(comparison: Comparison) -> np.ndarray | None:
+    """Differences per problem, where they are what the standard error is made of."""
+    point, reference = comparison.point, comparison.reference
+    if reference is None:
+        return point.outcomes
+    if not comparison.paired:
+        return None
+    return point.outcomes - reference.outcomes  # type: ignore[operator]
+
+
+def _text(point: Point) -> str:
+    return ",".join([point.method, *(f"{name}={value}" for name, value in point.settings)])

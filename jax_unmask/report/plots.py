@@ -1,0 +1,157 @@
+"""Pictures of frontiers. matplotlib is imported when a picture is drawn, and needs no display."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections.abc import Sequence
+from typing import Any
+
+from jax_unmask.report.results import HEURISTIC, RULE, Result, label_order, over_training_seeds
+from jax_unmask.runtime.files import atomic_write
+
+# Okabe & Ito's palette, which people with any colour vision can tell apart; without its yellow,
+# which is too faint for lines on white. Lines also differ in their marker and dashes.
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+_LINE_MARKERS = ("o", "s", "^", "v", "D", "<", ">")
+_DASHES = ("-", "--", ":", "-.")
+_POINT_MARKERS = ("*", "P", "X", "h", "d", "8", "p")
+_LEGEND_HEADS = {HEURISTIC: "heuristics, over settings", RULE: "hand-written rules"}
+_LOG_ABOVE = 64
+"""NFE beyond which the axis is logarithmic: settings are then spread over decades."""
+
+
+def draw_frontier(path: str | os.PathLike[str], results: Sequence[Result], *, title: str) -> None:
+    """Draws accuracy against NFE, one panel per block length, and writes a PNG.
+
+    Heuristics are lines over their settings, learned policies large markers. Bars are one standard
+    error.
+
+    Args:
+        path: the PNG to write.
+        results: results of one split; training seeds are averaged.
+        title: heading.
+
+    Raises:
+        ValueError: there are no results.
+    """
+    if not results:
+        raise ValueError("there are no results to draw; evaluate at least one policy")
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib.figure import Figure
+
+    results = over_training_seeds(results)
+    blocks = sorted({result.block_length for result in results})
+    series = _ordered_series(results)
+    styles = _styles(series)
+    # The legend has a column of its own, so that it can never cover data.
+    figure = Figure(figsize=(5.0 * len(blocks) + 3.0, 4.4), layout="constrained")
+    grid = figure.add_gridspec(1, len(blocks) + 1, width_ratios=[5.0] * len(blocks) + [2.4])
+    axes: list[Any] = []
+    for column, block in enumerate(blocks):
+        axis = figure.add_subplot(grid[0, column], sharey=axes[0] if axes else None)
+        axes.append(axis)
+        here = [result for result in results if result.block_length == block]
+        for name in series:
+            _draw_series(axis, [r for r in here if r.series == name], styles[name])
+        _decorate(axis, here, block, is_first=column == 0)
+    _draw_legend(figure.add_subplot(grid[0, -1]), series, styles)
+    figure.suptitle(title)
+    picture = io.BytesIO()
+    figure.savefig(picture, format="png", dpi=150)
+    atomic_write(path, picture.getvalue())
+
+
+def _ordered_series(results: Sequence[Result]) -> list[tuple[str, str]]:
+    unique = dict.fromkeys(result.series for result in results)
+    return sorted(unique, key=lambda series: (label_order(series[0]), series[0]))
+
+
+def _styles(series: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+    """Style of each series; lines and points count separately."""
+    styles: dict[tuple[str, str], dict[str, Any]] = {}
+    counts = {True: 0, False: 0}
+    for name in series:
+        is_line = name[0] in (HEURISTIC, RULE)
+        k = counts[is_line]
+        counts[is_line] += 1
+        turn = k // len(_COLOURS)
+        colour = _COLOURS[k % len(_COLOURS)]
+        if is_line:
+            styles[name] = {
+                "color": colour,
+                "linestyle": _DASHES[(k + turn) % len(_DASHES)],
+                "linewidth": 1.3,
+                "marker": _LINE_MARKERS[(k + turn) % len(_LINE_MARKERS)],
+                "markersize": 3.5,
+            }
+        else:
+            # Learned policies start from the other end of the palette.
+            colour = _COLOURS[-2 - k % (len(_COLOURS) - 1)]
+            styles[name] = {
+                "color": colour,
+                "linestyle": "none",
+                "marker": _POINT_MARKERS[(k + turn) % len(_POINT_MARKERS)],
+                "markersize": 11,
+                "markeredgecolor": "black",
+                "markeredgewidth": 0.8,
+            }
+    return styles
+
+
+def _draw_series(axis: Any, results: Sequence[Result], style: dict[str, Any]) -> None:
+    points = sorted((result.point for result in results), key=lambda point: point.nfe)
+    if not points:
+        return
+    axis.errorbar(
+        [point.nfe for point in points],
+        [point.accuracy for point in points],
+        yerr=[point.accuracy_se for point in points],
+        xerr=[point.nfe_se for point in points],
+        elinewidth=0.8,
+        zorder=2 if style["linestyle"] != "none" else 3,
+        **style,
+    )
+
+
+def _decorate(axis: Any, results: Sequence[Result], block: int, *, is_first: bool) -> None:
+    full = block == results[0].gen_length
+    axis.set_title(f"block length {block}" + (" (full diffusion)" if full else ""), fontsize=10)
+    axis.set_xlabel("NFE (denoiser forwards per sequence)")
+    if max(result.point.nfe for result in results) > _LOG_ABOVE:
+        axis.set_xscale("log", base=2)
+        axis.xaxis.set_major_formatter("{x:g}")
+    if is_first:
+        axis.set_ylabel("accuracy")
+        axis.yaxis.set_major_formatter("{x:.0%}")
+    else:
+        axis.tick_params(labelleft=False)
+    axis.grid(color="0.9", linewidth=0.6)
+    axis.set_axisbelow(True)
+    for side in ("top", "right"):
+        axis.spines[side].set_visible(False)
+
+
+def _draw_legend(
+    axis: Any, series: Sequence[tuple[str, str]], styles: dict[tuple[str, str], dict[str, Any]]
+) -> None:
+    """A legend in groups, each under its label."""
+    from matplotlib.lines import Line2D
+
+    axis.axis("off")
+    handles, names, heads = [], [], []
+    for label in dict.fromkeys(label for label, _ in series):
+        heads.append(len(names))
+        handles.append(Line2D([], [], linestyle="none"))
+        names.append(_LEGEND_HEADS.get(label, label))
+        for name in series:
+            if name[0] == label:
+                handles.append(Line2D([], [], **styles[name]))
+                names.append(name[1])
+    legend = axis.legend(
+        handles, names, loc="center left", fontsize=8, frameon=False, borderaxespad=0.0
+    )
+    for head in heads:
+        legend.get_texts()[head].set_weight("bold")

@@ -1,0 +1,231 @@
+"""From rows of results.jsonl to points that can be compared, plotted and tabulated."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jax_unmask.report import frontier
+from jax_unmask.report.frontier import Comparison, Point
+
+HEURISTIC = "heuristic"
+RULE = "hand-written rule"
+TRAINED = "trained here"
+SHIPPED = "shipped"
+LABELS = (HEURISTIC, RULE, TRAINED, SHIPPED)
+"""Groups of methods in tables and plots; others follow in the order in which they appear.
+
+Policies are compared with the published heuristics; rules that were written with a task in mind are
+shown beside them.
+"""
+
+Row = Mapping[str, Any]
+Outcomes = tuple[np.ndarray, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Result:
+    """One operating point with where it was measured, averaged over sampling seeds.
+
+    Attributes:
+        point: accuracy and NFE.
+        label: group of the method, see `LABELS`.
+        split: split of the problems.
+        block_length: block length of the rollouts.
+        gen_length: canvas length of the rollouts.
+        training_seed: seed of the training run, None where it does not apply or was averaged over.
+        training_seeds: number of training runs that were averaged.
+        sampling_seeds: number of rows that were averaged.
+        seconds_per_sequence: mean wall time.
+        tokens_per_second: mean throughput.
+        still_masked: mean fraction of canvas positions that were never filled.
+    """
+
+    point: Point
+    label: str
+    split: str
+    block_length: int
+    gen_length: int
+    training_seed: int | None
+    training_seeds: int
+    sampling_seeds: int
+    seconds_per_sequence: float
+    tokens_per_second: float
+    still_masked: float
+
+    @property
+    def series(self) -> tuple[str, str]:
+        """What makes one line in a plot."""
+        return self.label, self.point.method
+
+    @property
+    def is_learned(self) -> bool:
+        """Whether it is a trained policy."""
+        return self.label not in (HEURISTIC, RULE)
+
+
+def collect(rows: Iterable[Row], outcomes: Callable[[Row], Outcomes | None]) -> list[Result]:
+    """Averages rows over sampling seeds, in the order in which the points first appear.
+
+    Standard errors are clustered by problem: each problem is one observation, its mean over seeds.
+    Without outcomes they are those of one seed, an upper bound.
+
+    Args:
+        rows: rows of results.jsonl.
+        outcomes: gives (correct, nfe), each [n], of a row, or None where they were not kept.
+    """
+    groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
+    for row in rows:
+        setting = tuple(sorted(row["settings"].items()))
+        group = (row["label"], row["split"], row["block_length"], row["gen_length"])
+        groups[(*group, row["method"], row.get("training_seed"), setting)].append(row)
+    return [_average(same, [outcomes(row) for row in same]) for same in groups.values()]
+
+
+def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result:
+    first = rows[0]
+    if len({row["n"] for row in rows}) > 1:
+        raise ValueError(
+            f"rows of {first['method']} with settings {first['settings']} differ in their number "
+            "of problems; give rows of one evaluation"
+        )
+
+    def mean(name: str) -> float:
+        return float(np.mean([_number(row[name]) for row in rows]))
+
+    kept = [pair for pair in outcomes if pair is not None]
+    correct = None
+    accuracy_se, nfe_se = mean("accuracy_se"), mean("nfe_se")
+    if len(kept) == len(rows):
+        correct = np.mean([pair[0] for pair in kept], axis=0, dtype=np.float64)
+        nfe = np.mean([pair[1] for pair in kept], axis=0, dtype=np.float64)
+        accuracy_se = frontier.standard_error(correct)
+        nfe_se = frontier.standard_error(nfe)
+    point = Point(
+        method=first["method"],
+        settings=tuple(sorted(first["settings"].items())),
+        accuracy=mean("accuracy"),
+        accuracy_se=accuracy_se,
+        nfe=mean("nfe_mean"),
+        nfe_se=nfe_se,
+        n=first["n"],
+        outcomes=correct,
+    )
+    return Result(
+        point=point,
+        label=first["label"],
+        split=first["split"],
+        block_length=first["block_length"],
+        gen_length=first["gen_length"],
+        training_seed=first.get("training_seed"),
+        training_seeds=1,
+        sampling_seeds=len(rows),
+        seconds_per_sequence=mean("seconds_per_sequence"),
+        tokens_per_second=mean("tokens_per_second"),
+        still_masked=mean("still_masked"),
+    )
+
+
+def over_training_seeds(results: Sequence[Result]) -> list[Result]:
+    """Averages results that differ in their training seed alone; others stay as they are."""
+    return [_average_seeds(same) for same in _by_training_run(results)]
+
+
+def _average_seeds(results: Sequence[Result]) -> Result:
+    if len(results) == 1:
+        return results[0]
+    return dataclasses.replace(
+        results[0],
+        point=frontier.over_training_seeds([result.point for result in results]),
+        training_seed=None,
+        training_seeds=len(results),
+        seconds_per_sequence=float(np.mean([r.seconds_per_sequence for r in results])),
+        tokens_per_second=float(np.mean([r.tokens_per_second for r in results])),
+        still_masked=float(np.mean([r.still_masked for r in results])),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Standing:
+    """How a learned operating point compares with the heuristics at the same block length.
+
+    Attributes:
+        result: the point, averaged over training seeds.
+        at_most: against the best heuristic at equal or lower NFE.
+        interpolated: against the heuristics' frontier, interpolated at equal NFE.
+        chosen_on: the split on which the best heuristic's setting was chosen.
+    """
+
+    result: Result
+    at_most: Comparison
+    interpolated: Comparison
+    chosen_on: str
+
+
+def standings(results: Sequence[Result], split: str) -> list[Standing]:
+    """Compares every learned point of a split with the heuristics of the same block length.
+
+    Where the heuristics were measured on the validation split too, their best setting is chosen
+    there; otherwise on `split` itself, which favours them. With several training seeds, each is
+    compared at its own NFE and the gains are averaged.
+    """
+    found = []
+    measured = [result for result in results if result.split == split]
+    for runs in _by_training_run([r for r in measured if r.is_learned]):
+        block = runs[0].block_length
+
+        def heuristics(on: str, block: int = block) -> list[Point]:
+            return [
+                r.point
+                for r in results
+                if r.label == HEURISTIC and r.split == on and r.block_length == block
+            ]
+
+        if not heuristics(split):
+            continue
+        validation = heuristics("validation") if split != "validation" else []
+        at_most = [
+            frontier.compare_at_most(run.point, heuristics(split), validation or None)
+            for run in runs
+        ]
+        interpolated = [frontier.compare_interpolated(run.point, heuristics(split)) for run in runs]
+        found.append(
+            Standing(
+                _average_seeds(runs),
+                frontier.compare_over_training_seeds(at_most),
+                frontier.compare_over_training_seeds(interpolated),
+                "validation" if validation else split,
+            )
+        )
+    return found
+
+
+def _by_training_run(results: Sequence[Result]) -> list[list[Result]]:
+    """Groups of results that differ in their training seed alone."""
+    groups: dict[tuple[Any, ...], list[Result]] = defaultdict(list)
+    for r in results:
+        groups[(r.label, r.split, r.block_length, r.gen_length, r.point.identity)].append(r)
+    return list(groups.values())
+
+
+def label_order(label: str) -> int:
+    """Rank of a label in tables and plots."""
+    return LABELS.index(label) if label in LABELS else len(LABELS)
+
+
+def settings_text(settings: Iterable[tuple[str, Any]]) -> str:
+    """Settings for people: "threshold=0.9"."""
+    return ", ".join(f"{name}={_short(value)}" for name, value in settings)
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value

@@ -1,0 +1,204 @@
+"""Tables of results: plain text for the terminal, Markdown for summary.md."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jax_unmask.report import frontier
+from jax_unmask.report.frontier import Comparison
+from jax_unmask.report.results import (
+    HEURISTIC,
+    Result,
+    Standing,
+    label_order,
+    over_training_seeds,
+    settings_text,
+    standings,
+)
+
+Table = list[list[str]]
+"""Rows of cells, the header first."""
+
+
+def text_table(table: Table) -> str:
+    """Aligned columns under a rule; numbers to the right."""
+    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
+    right = [_is_numeric(row[k] for row in table[1:]) for k in range(len(widths))]
+
+    def line(row: Sequence[str]) -> str:
+        cells = [
+            cell.rjust(width) if on_right else cell.ljust(width)
+            for cell, width, on_right in zip(row, widths, right, strict=True)
+        ]
+        return "  ".join(cells).rstrip()
+
+    rule = "  ".join("-" * width for width in widths)
+    return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
+
+
+def markdown_table(table: Table) -> str:
+    """The same as a Markdown table."""
+    right = [_is_numeric(row[k] for row in table[1:]) for k in range(len(table[0]))]
+
+    def line(cells: Sequence[str]) -> str:
+        return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+
+    rule = "|" + "|".join("--:" if on_right else "---" for on_right in right) + "|"
+    return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
+
+
+def results_table(results: Sequence[Result]) -> Table:
+    """One line per operating point, by group, method and NFE.
+
+    A star marks the points of the frontier of the whole table. Accuracy is in per cent; after ±
+    stand standard errors.
+    """
+    on_frontier = {id(point) for point in frontier.pareto(r.point for r in results)}
+    methods = {result.series: k for k, result in reversed(list(enumerate(results)))}
+    ordered = sorted(
+        results,
+        key=lambda r: (label_order(r.label), r.label, methods[r.series], r.point.nfe),
+    )
+    header = ["", "group", "method", "settings", "accuracy %", "NFE", "ms/sequence", "unfilled %"]
+    table = [header]
+    for result in ordered:
+        point = result.point
+        table.append(
+            [
+                "*" if id(point) in on_frontier else "",
+                result.label + _seeds(result),
+                point.method,
+                settings_text(point.settings) or "-",
+                _percent(point.accuracy, point.accuracy_se),
+                f"{point.nfe:.2f} ± {point.nfe_se:.2f}",
+                f"{1000 * result.seconds_per_sequence:.3g}",
+                f"{100 * result.still_masked:.2f}",
+            ]
+        )
+    return table
+
+
+def standings_table(found: Sequence[Standing]) -> Table:
+    """One line per learned operating point: what the heuristics reach with as many forwards."""
+    header = [
+        "policy",
+        "settings",
+        "accuracy % @ NFE",
+        "best heuristic at equal or lower NFE",
+        "accuracy % @ NFE",
+        "gain (points)",
+        "in SE",
+        "gain over interpolated frontier",
+        "in SE",
+    ]
+    table = [header]
+    for standing in found:
+        point, best = standing.result.point, standing.at_most.reference
+        table.append(
+            [
+                f"{point.method} ({standing.result.label}{_seeds(standing.result)})",
+                settings_text(point.settings) or "-",
+                f"{100 * point.accuracy:.1f} @ {point.nfe:.2f}",
+                "none" if best is None else f"{best.method} {settings_text(best.settings)}".strip(),
+                "-" if best is None else f"{100 * best.accuracy:.1f} @ {best.nfe:.2f}",
+                _gain(standing.at_most),
+                f"{standing.at_most.significance:+.1f}",
+                _gain(standing.interpolated),
+                f"{standing.interpolated.significance:+.1f}",
+            ]
+        )
+    return table
+
+
+def areas_table(results: Sequence[Result]) -> Table:
+    """Area under each method's frontier over the NFE budgets [1, gen_length], see `area`."""
+    table = [["group", "method", "area %"]]
+    series: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        series.setdefault(result.series, []).append(result)
+    heuristics = [result for result in results if result.label == HEURISTIC]
+    groups = list(series.items())
+    if heuristics:
+        groups.append(((HEURISTIC, "all of them"), heuristics))
+    for (label, method), members in sorted(groups, key=lambda g: (label_order(g[0][0]), g[0])):
+        length = members[0].gen_length
+        if length > 1:
+            value = frontier.area([member.point for member in members], 1, length)
+            table.append([label, method, f"{100 * value:.1f}"])
+    return table
+
+
+def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool) -> str:
+    """The whole report as text: per block length the table and the standings, then the verdict.
+
+    Args:
+        results: results of all splits; those of "validation" only choose heuristic settings.
+        split: the split to report.
+        title: first line.
+        markdown: Markdown instead of plain text.
+    """
+    render = markdown_table if markdown else text_table
+    mark = "## " if markdown else ""
+    parts = [("# " if markdown else "") + title]
+    reported = over_training_seeds([result for result in results if result.split == split])
+    found = standings(results, split)
+    for block in sorted({result.block_length for result in reported}):
+        here = [result for result in reported if result.block_length == block]
+        full = " (full diffusion)" if block == here[0].gen_length else ""
+        parts.append(f"{mark}Block length {block}{full}, n = {here[0].point.n} ({split})")
+        parts.append(render(results_table(here)))
+        compared = [standing for standing in found if standing.result.block_length == block]
+        if compared:
+            parts.append(
+                f"{mark}Learned policies against heuristics, block length {block} "
+                f"(heuristic settings chosen on {compared[0].chosen_on})"
+            )
+            parts.append(render(standings_table(compared)))
+            parts.append(verdict(compared))
+        areas = areas_table(here)
+        if len(areas) > 1:
+            parts.append(
+                f"{mark}Area under the frontier, block length {block}: mean accuracy of the best "
+                f"setting over NFE budgets from 1 to {here[0].gen_length}"
+            )
+            parts.append(render(areas))
+    parts.append(
+        "± is one standard error over problems (and training seeds, where there are several). "
+        "* lies on the frontier of its table. NFE counts denoiser forwards per sequence."
+    )
+    return "\n\n".join(parts) + "\n"
+
+
+def verdict(found: Sequence[Standing]) -> str:
+    """In words: where learned policies win clearly, and whether they lose anywhere."""
+    comparisons = [standing.at_most for standing in found]
+    above, below = frontier.lies_above(comparisons), frontier.lies_below(comparisons)
+    won = ", ".join(_where(c) for c in above) or "nowhere"
+    lost = ", ".join(_where(c) for c in below) or "nowhere"
+    return (
+        f"At least 5 points and 3 SE above the best heuristic at equal or lower NFE: {won}. "
+        f"More than 2 SE below it: {lost}."
+    )
+
+
+def _where(comparison: Comparison) -> str:
+    point = comparison.point
+    return f"{point.method} {settings_text(point.settings)}".strip() + f" @ {point.nfe:.2f}"
+
+
+def _gain(comparison: Comparison) -> str:
+    return f"{100 * comparison.gain:+.1f} ± {100 * comparison.se:.1f}"
+
+
+def _percent(value: float, error: float) -> str:
+    return f"{100 * value:.1f} ± {100 * error:.1f}"
+
+
+def _seeds(result: Result) -> str:
+    return f", {result.training_seeds} training seeds" if result.training_seeds > 1 else ""
+
+
+def _is_numeric(cells: object) -> bool:
+    """Whether a column holds numbers (with errors, or a dash for none)."""
+    texts = [cell for cell in cells if cell and cell != "-"]  # type: ignore[attr-defined]
+    return bool(texts) and all(text.lstrip("+-")[:1].isdigit() for text in texts)
