@@ -4,20 +4,43 @@ from __future__ import annotations
 
 from jax_unmask.policies.base import Action, Needs, Observation, Params, Policy, row_uniform
 from jax_unmask.policies.checkpoint import load_policy, save_policy
+from jax_unmask.policies.heuristics import (
+    ConflictFree,
+    EntropyBounded,
+    Factor,
+    FrontierThreshold,
+    LeftToRight,
+    Margin,
+    Random,
+    Threshold,
+    TopConfidence,
+)
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import LearnedPolicy
 from jax_unmask.policies.network import NetworkConfig
+from jax_unmask.policies.spec import available, parse_policy
 
 __all__ = [
     "Action",
+    "ConflictFree",
+    "EntropyBounded",
+    "Factor",
+    "FrontierThreshold",
     "HiddenNetworkConfig",
     "LearnedPolicy",
+    "LeftToRight",
+    "Margin",
     "Needs",
     "NetworkConfig",
     "Observation",
     "Params",
     "Policy",
+    "Random",
+    "Threshold",
+    "TopConfidence",
+    "available",
     "load_policy",
+    "parse_policy",
     "row_uniform",
     "save_policy",
 ]

@@ -116,6 +116,7 @@ def _read_config(directory: pathlib.Path) -> tuple[LearnedPolicy, dict[str, floa
     extra = dict(own.pop("network", {}))
     settings = {name: own.pop(name) for name in _SETTINGS if name in own}
     kind = fields.get("policy_type")
+    network: NetworkConfig | HiddenNetworkConfig
     if kind == "dit_confidence":
         network = NetworkConfig(**_pick(path, fields, _NETWORK_FIELDS), **extra)
     elif kind == "dit_hidden":

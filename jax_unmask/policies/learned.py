@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -90,7 +90,8 @@ class LearnedPolicy:
                     "context='block'"
                 )
             inputs, start = _cut_block(inputs, obs.block_start, width)
-        raw = self.network.build().apply({"params": params["network"]}, inputs)
+        output = self.network.build().apply({"params": params["network"]}, inputs)
+        raw = cast(Array, output)  # without mutable collections, apply returns the output alone
         if self.context == "block":
             outside = jnp.full((raw.shape[0], length), -jnp.inf, raw.dtype)
             place = jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice(row, x, (at,)))
@@ -177,6 +178,6 @@ def _cut_block(
         rows = x.reshape(-1, *x.shape[lead:])
         return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, width))(rows, start)
 
-    per_position = dataclasses.replace(inputs, t=None)
-    block = jax.tree.map(cut, per_position)
-    return block.replace(t=inputs.t.reshape(-1)), start
+    t = inputs.t.reshape(-1)
+    # t is the only leaf without an axis of positions.
+    return jax.tree.map(cut, inputs.replace(t=inputs.masked)).replace(t=t), start
