@@ -1,0 +1,141 @@
+"""Measuring one policy on problems."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+
+from jax_unmask.evaluation import sweep
+from jax_unmask.evaluation.measure import Measurement, measure
+from jax_unmask.policies import parse_policy
+from jax_unmask.rollout import RolloutSettings
+from jax_unmask.runtime.compilation import CompileTimes
+
+N = 10
+
+
+class CountsDigits:
+    """Checks something that a random denoiser sometimes gets right; records what it was asked."""
+
+    def __init__(self, task) -> None:
+        self._task = task
+        self.asked: list[str] = []
+
+    def check_batch(self, examples, responses):
+        self.asked += [example["prompt"] for example in examples]
+        return [float(response.count("1") % 2) for response in responses]
+
+
+@pytest.fixture
+def problems(config, bundle):
+    return sweep.load_problems(config, bundle, bundle.task, "test", N)
+
+
+def run(bundle, problems, policy, *, batch_size, seed=0, task=None, temperature=0.0):
+    chosen, params = parse_policy(policy)
+    return measure(
+        bundle.denoiser,
+        bundle.params,
+        bundle.tokenizer,
+        task or CountsDigits(bundle.task),
+        problems.examples,
+        problems.prompts,
+        chosen,
+        params,
+        RolloutSettings(gen_length=16, block_length=16, temperature=temperature),
+        seed=seed,
+        batch_size=batch_size,
+    )
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 5, 64])
+def test_results_do_not_depend_on_the_batch_size(bundle, problems, batch_size):
+    expected = run(bundle, problems, "random:tokens_per_step=3", batch_size=4, temperature=1.0)
+    found = run(
+        bundle, problems, "random:tokens_per_step=3", batch_size=batch_size, temperature=1.0
+    )
+    assert found.responses == expected.responses
+    np.testing.assert_array_equal(found.nfe, expected.nfe)
+    np.testing.assert_array_equal(found.correct, expected.correct)
+    assert 0 < expected.correct.mean() < 1
+
+
+def test_seeds_differ(bundle, problems):
+    one, two = (
+        run(bundle, problems, "random:tokens_per_step=1", batch_size=5, seed=seed, temperature=1.0)
+        for seed in (0, 1)
+    )
+    assert one.responses != two.responses
+
+
+def test_padding_rows_are_neither_checked_nor_counted(bundle, problems):
+    task = CountsDigits(bundle.task)
+    found = run(bundle, problems, "top_confidence:tokens_per_step=1", batch_size=4, task=task)
+    assert task.asked == [example["prompt"] for example in problems.examples]
+    assert len(found.correct) == len(found.nfe) == len(found.responses) == N
+    assert (found.nfe == 16).all()
+    # Three batches of four rows: two of twelve rows were copies.
+    assert found.forwards == 3 * 16
+    assert found.summary()["useful_forward_fraction"] == pytest.approx(N / 12)
+
+
+def test_settings_share_one_program(bundle, problems):
+    run(bundle, problems, "threshold:threshold=0.9", batch_size=5)
+    compiled = CompileTimes()
+    for threshold in (0.2, 0.5):
+        run(bundle, problems, f"threshold:threshold={threshold}", batch_size=5)
+    assert compiled.programs == 0
+
+
+def test_compilation_is_timed_apart(bundle, problems):
+    compiled = CompileTimes()
+    # A shape that no other test compiles.
+    first = run(bundle, problems, "left_to_right:tokens_per_step=2", batch_size=7)
+    assert compiled.programs > 0
+    again = run(bundle, problems, "left_to_right:tokens_per_step=2", batch_size=7)
+    assert first.compile_seconds > 5 * again.compile_seconds
+
+
+def test_an_error_of_the_checker_is_raised(bundle, problems):
+    class Broken:
+        def check_batch(self, examples, responses):
+            raise RuntimeError("cannot check")
+
+    with pytest.raises(RuntimeError, match="cannot check"):
+        run(bundle, problems, "threshold", batch_size=5, task=Broken())
+
+
+def test_refuses_no_problems(bundle, problems):
+    empty = dataclasses.replace(problems, examples=[])
+    with pytest.raises(ValueError, match="0 examples and 10 prompts"):
+        run(bundle, empty, "threshold", batch_size=5)
+
+
+def test_summary_of_hand_made_numbers():
+    measurement = Measurement(
+        correct=np.array([1, 0, 1, 1], np.float32),
+        nfe=np.array([2, 4, 4, 6], np.int32),
+        responses=["a", "b", "c", "d"],
+        seconds=2.0,
+        compile_seconds=9.0,
+        batch_size=2,
+        forwards=10,
+        tokens=50,
+        still_masked=0.25,
+    )
+    assert measurement.summary() == pytest.approx(
+        {
+            "n": 4,
+            "accuracy": 0.75,
+            "accuracy_se": math.sqrt(0.75 * 0.25 / 3),
+            "nfe_mean": 4.0,
+            "nfe_se": math.sqrt(8 / 3 / 4),
+            "seconds_per_sequence": 0.5,
+            "tokens_per_second": 25.0,
+            "useful_forward_fraction": 16 / 20,
+            "still_masked": 0.25,
+        }
+    )

@@ -1,0 +1,204 @@
+"""Sweeps: what is measured, what is skipped, what is written."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_unmask import policies
+from jax_unmask.evaluation import bundle as bundle_lib
+from jax_unmask.evaluation import candidates, sweep
+from jax_unmask.report import results
+from jax_unmask.runtime.config import ConfigError
+
+KEYS = {
+    *("task", "denoiser", "policy", "settings", "method", "label", "seed", "split"),
+    *("block_length", "gen_length", "n", "accuracy", "accuracy_se", "nfe_mean", "nfe_se"),
+    *("seconds_per_sequence", "tokens_per_second", "useful_forward_fraction", "still_masked"),
+}
+
+
+def read(workdir):
+    return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+
+
+def save_policy(directory, key=0):
+    policy = policies.LearnedPolicy(
+        policies.NetworkConfig(hidden_dim=8, feedforward_dim=8, num_heads=2, time_embed_dim=8)
+    )
+    policies.save_policy(directory, policy, policy.init_params(jax.random.key(key)))
+    return directory
+
+
+def test_writes_rows_and_reports(config, bundle, tmp_path, capsys):
+    found = sweep.run(config, bundle, tmp_path)
+    rows = read(tmp_path)
+    assert all(row.keys() >= KEYS for row in rows)
+    # Rules that draw nothing are measured under one seed, others under each.
+    assert [(row["policy"], row["seed"]) for row in rows] == [
+        ("threshold:threshold=0.3", 0),
+        ("threshold:threshold=0.9", 0),
+        ("random:tokens_per_step=4", 0),
+        ("random:tokens_per_step=4", 1),
+    ]
+    assert [result.sampling_seeds for result in found] == [1, 1, 2]
+    assert rows[0]["settings"] == {"threshold": 0.3}
+    assert {row["label"] for row in rows} == {"heuristic"}
+    assert {row["n"] for row in rows} == {10}
+    assert (tmp_path / "frontier.png").read_bytes()[1:4] == b"PNG"
+    assert "| threshold=0.9 |" in (tmp_path / "summary.md").read_text()
+    assert "threshold=0.9" in capsys.readouterr().out
+
+
+def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch):
+    sweep.run(config, bundle, tmp_path)
+    path = tmp_path / "results.jsonl"
+    before = path.read_bytes()
+    path.write_bytes(before[: before.rstrip().rfind(b"\n") + 40])
+    calls = []
+    measure = sweep.measure
+
+    def counting(*args, **kwargs):
+        calls.append(kwargs["seed"])
+        return measure(*args, **kwargs)
+
+    monkeypatch.setattr(sweep, "measure", counting)
+    sweep.run(config, bundle, tmp_path)
+    assert calls == [1]
+    timed = ("seconds_per_sequence", "tokens_per_second", "compile_seconds")
+    untimed = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in timed}
+            for line in text.splitlines()
+        ]
+        for text in (before, path.read_bytes())
+    ]
+    assert untimed[0] == untimed[1]
+    sweep.run(config, bundle, tmp_path)
+    assert len(calls) == 1
+
+
+def test_a_policy_that_was_trained_on_is_measured_again(config, bundle, tmp_path):
+    config.eval.update(policies=(), num_problems=2, seeds=(0,))
+    config.reward.alpha = 3.0
+    directory = save_policy(tmp_path / "policy")
+    sweep.run(config, bundle, tmp_path, trained=directory)
+    save_policy(directory, key=1)
+    found = sweep.run(config, bundle, tmp_path, trained=directory)
+    assert len(read(tmp_path)) == 2
+    # The report knows only the policy that is there now.
+    assert [(r.label, r.point.method) for r in found] == [("trained here", "policy, alpha 3")]
+
+
+def test_validation_serves_heuristics_alone(config, bundle, tmp_path):
+    config.eval.update(policies=("threshold:threshold=0.5",), seeds=(0,))
+    config.eval.update(num_problems=4, validation_problems=3)
+    directory = save_policy(tmp_path / "policy")
+    found = sweep.run(config, bundle, tmp_path / "out", trained=directory)
+    assert [(row["split"], row["label"], row["n"]) for row in read(tmp_path / "out")] == [
+        ("test", "heuristic", 4),
+        ("validation", "heuristic", 3),
+        ("test", "trained here", 4),
+    ]
+    (standing,) = results.standings(found, "test")
+    assert standing.chosen_on == "validation"
+    assert "chosen on validation" in (tmp_path / "out" / "summary.md").read_text()
+
+
+class TestCandidates:
+    def test_training_runs_share_a_method(self, config, tmp_path):
+        for seed in (1, 2):
+            save_policy(tmp_path / f"alpha3-seed{seed}", seed)
+        config.eval.policies = tuple(
+            f"learned:{tmp_path}/alpha3-seed{seed},temperature=0.5" for seed in (1, 2)
+        )
+        found = candidates.candidates(config)
+        assert [(c.method, c.training_seed, c.label) for c in found] == [
+            ("alpha3", 1, "learned"),
+            ("alpha3", 2, "learned"),
+        ]
+        assert found[0].params["temperature"] == jnp.float32(0.5)
+
+    def test_shipped_policies_by_pattern(self, config, tmp_path, monkeypatch):
+        monkeypatch.setattr(bundle_lib, "assets", lambda: tmp_path)
+        monkeypatch.setattr("jax_unmask.policies.spec.SHIPPED", tmp_path / "policies")
+        for name in ("sudoku-a-seed0", "sudoku-b-seed0", "arithmetic-a-seed0"):
+            save_policy(tmp_path / "policies" / name)
+        config.eval.update(policies=(), block_lengths=(16, 4), trained=("temperature=0.5|1",))
+        config.eval.shipped = ("sudoku-*@16",)
+        found = candidates.candidates(config)
+        assert [(c.method, c.settings["temperature"], c.block_lengths) for c in found] == [
+            ("sudoku-a", 0.5, (16,)),
+            ("sudoku-a", 1.0, (16,)),
+            ("sudoku-b", 0.5, (16,)),
+            ("sudoku-b", 1.0, (16,)),
+        ]
+        assert {c.label for c in found} == {"shipped"}
+
+    def test_deterministic_modes_draw_nothing(self, config, tmp_path):
+        directory = save_policy(tmp_path / "policy")
+        config.eval.update(policies=(), trained=("temperature=1", "distribution=threshold"))
+        assert [c.draws for c in candidates.candidates(config, trained=directory)] == [True, False]
+
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"policies": ("treshold:threshold=1",)}, "did you mean threshold"),
+            ({"policies": ("threshold:threshold=2",)}, "threshold"),
+            ({"policies": ("learned:missing/policy",)}, "missing/policy"),
+            ({"policies": ("threshold:threshold=0.5@5",)}, "block length 5 does not divide"),
+            ({"block_lengths": (16, 3)}, "block length 3 does not divide the canvas length 16"),
+            ({"shipped": ("nothing-*",)}, "no shipped policy has such a name"),
+        ],
+    )
+    def test_says_what_is_wrong(self, config, changes, message):
+        config.eval.update(changes)
+        with pytest.raises(ConfigError, match=message):
+            candidates.candidates(config)
+
+
+class TestBundle:
+    def test_names_shipped_models_where_there_is_none(self, config):
+        config.model.path = ""
+        with pytest.raises(ConfigError, match=r"config\.model\.path = ''"):
+            bundle_lib.load_bundle(config)
+
+    def test_missing_directory(self, config):
+        config.model.path = "/no/such/model"
+        with pytest.raises(FileNotFoundError, match="/no/such/model"):
+            bundle_lib.load_bundle(config)
+
+    def test_unknown_task(self, config):
+        config.task.name = "sodoku"
+        with pytest.raises(ConfigError, match="there is no such task"):
+            bundle_lib.load_bundle(config)
+
+    def test_data_of_a_task_that_reads_files(self, config):
+        config.task.name = "math"
+        with pytest.raises(ConfigError, match=r"config\.task\.path"):
+            bundle_lib.load_task(config)
+
+    def test_too_few_problems(self, config, bundle):
+        class Short:
+            def source(self, split, *, seed):
+                return [{"prompt": "1234" * 4 + "="}] * 7
+
+        with pytest.raises(ConfigError, match="the test split holds 7 problems"):
+            sweep.load_problems(config, bundle, Short(), "test", 10)
+
+    def test_prompt_over_budget(self, config, bundle):
+        config.task.prompt_length = 5
+        with pytest.raises(ValueError, match="17 tokens, more than its budget of 5"):
+            sweep.load_problems(config, bundle, bundle.task, "test", 2)
+
+
+def test_rows_without_outcomes_still_collect(config, bundle, tmp_path):
+    sweep.run(config, bundle, tmp_path)
+    rows = read(tmp_path)
+    (random,) = [r for r in results.collect(rows, lambda row: None) if r.sampling_seeds == 2]
+    mean = np.mean([row["accuracy_se"] for row in rows[2:]])
+    assert random.point.accuracy_se == pytest.approx(mean)
