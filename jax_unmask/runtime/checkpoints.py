@@ -33,7 +33,7 @@ from jax_unmask.runtime.structure import CheckpointError, abstract, require_same
 
 Params = Any
 PyTree = Any
-Json = Any
+Json = Any  # Beside JSON, `data` may be bytes.
 
 DIRECTORY = "checkpoints"
 QUARANTINE = "corrupt_checkpoints"
@@ -57,7 +57,7 @@ class Restored:
     step: int
     params: Params
     state: PyTree
-    data: Json | bytes
+    data: Json
     meta: dict[str, Json]
 
 
@@ -155,7 +155,7 @@ class Checkpoints(Closing):
         *,
         params: Params,
         state: PyTree,
-        data: Json | bytes = None,
+        data: Json = None,
         meta: Mapping[str, Json] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> bool:
@@ -300,12 +300,12 @@ class Checkpoints(Closing):
         return None
 
     def restore_params(
-        self, step: int | Literal["latest", "best"] = "latest", *, like: Params | None = None
+        self, step: int | str = "latest", *, like: Params | None = None
     ) -> tuple[int, Params]:
         """Restores the parameters alone, without reading the optimiser's state.
 
         Args:
-            step: which checkpoint.
+            step: the number of a step, "latest" or "best".
             like: tree of arrays or `jax.ShapeDtypeStruct` that gives dtypes (other than the saved
                 ones are converted) and shardings; by default the tree as saved, on one device.
 
@@ -387,12 +387,12 @@ def _steps_in(directory: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in directory.iterdir() if path.name.isdecimal())
 
 
-def _encode(data: Json | bytes) -> dict[str, Json]:
+def _encode(data: Json) -> dict[str, Json]:
     """Bytes as Base64, for a JSON item."""
     return (
         {"base64": base64.b64encode(data).decode()} if isinstance(data, bytes) else {"json": data}
     )
 
 
-def _decode(record: dict[str, Json]) -> Json | bytes:
+def _decode(record: dict[str, Json]) -> Json:
     return base64.b64decode(record["base64"]) if "base64" in record else record["json"]
