@@ -29,8 +29,8 @@ def attention(
     """
     batch, length, heads, width = query.shape
     groups = key.shape[2]
-    # Head-major copies turn both products into plain batched matrix products, which CPUs run
-    # about 1.5 times faster than contractions over strided heads; other backends do not mind.
+    # Head-major copies make both products plain batched matrix products: a tenth off a forward on
+    # CPUs against `jax.nn.dot_product_attention`, and other backends do not mind.
     query = query.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups, length, width)
     key = key.transpose(0, 2, 1, 3)
     value = value.transpose(0, 2, 1, 3)

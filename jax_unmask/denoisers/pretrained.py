@@ -160,6 +160,11 @@ def read_config(directory: pathlib.Path) -> DenoiserConfig:
     fields = hub.read_json(directory / "config.json")
     family = _family(fields.get("model_type"))
     if fields.get("mask_token_id") is None:
+        if not (directory / "tokenizer.json").is_file():
+            raise ValueError(
+                f"{directory / 'config.json'}: mask_token_id is missing, and no tokenizer.json "
+                "beside it could name the mask token; add the field"
+            )
         fields["mask_token_id"] = load_tokenizer(directory).mask_id
     return family.config_from_hf(fields)
 

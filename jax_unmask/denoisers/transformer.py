@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
@@ -200,6 +201,7 @@ def default_positions(attention_mask: Bool[Array, "B S"] | None, length: int) ->
     return jnp.maximum(jnp.cumsum(attention_mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
+@functools.partial(jax.jit, static_argnames="config")
 def init_params(config: DenoiserConfig, key: Array) -> Params:
     """Random parameters for training from scratch; `key` is a typed PRNG key."""
     return Denoiser(config).init(key, jnp.zeros((1, 1), jnp.int32))["params"]

@@ -1,0 +1,226 @@
+"""Candidate scores: against plain NumPy, in slices, and against LLaDA's own sampler."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.numpy import load_file
+from scipy.special import log_softmax, softmax
+
+from jax_unmask import denoisers
+from jax_unmask.denoisers import head
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+CONFIG = denoisers.DenoiserConfig(
+    family="llada",
+    vocab_size=37,
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=16,
+    rope_theta=10_000.0,
+    norm_eps=1e-5,
+    max_length=32,
+    tie_embeddings=False,
+    mask_token_id=2,
+    eos_token_id=1,
+    pad_token_id=1,
+)
+MASK = CONFIG.mask_token_id
+SCORE = jax.jit(
+    head.score_candidates,
+    static_argnames=(
+        *("denoiser", "top_k", "entropy", "temperature", "vocab_chunk", "allow_mask_token"),
+    ),
+)
+
+
+def scores_of(logits: np.ndarray, keys=None, tie: bool = False, **options) -> head.Scores:
+    """Scores a table of logits [B, L, V]: its rows become a denoiser's output projection."""
+    config = dataclasses.replace(
+        CONFIG, vocab_size=logits.shape[-1], hidden_size=logits.shape[-1], tie_embeddings=tie
+    )
+    params = {"embedding" if tie else "head": jnp.eye(logits.shape[-1])}
+    params = {"embedding": params["head"], **params} if not tie else params
+    keys = jax.random.split(jax.random.key(0), logits.shape[0]) if keys is None else keys
+    return SCORE(denoisers.Denoiser(config), params, jnp.asarray(logits), keys, **options)
+
+
+def random_logits(seed: int, *shape: int, scale: float = 2.0) -> np.ndarray:
+    return scale * np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+
+
+def assert_same(found: head.Scores, expected: head.Scores) -> None:
+    np.testing.assert_array_equal(found.candidate, expected.candidate)
+    np.testing.assert_allclose(found.confidence, expected.confidence, rtol=2e-6)
+    np.testing.assert_allclose(found.top_probs, expected.top_probs, rtol=2e-6)
+    np.testing.assert_allclose(found.entropy, expected.entropy, rtol=1e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("vocab_chunk", [None, 8], ids=["whole", "sliced"])
+def test_against_numpy(vocab_chunk):
+    logits = random_logits(0, 2, 5, 37)
+    logits[..., MASK] = -20.0
+    found = scores_of(logits, top_k=3, entropy=True, vocab_chunk=vocab_chunk)
+    probs = softmax(logits.astype(np.float64), axis=-1)
+    np.testing.assert_array_equal(found.candidate, logits.argmax(-1))
+    np.testing.assert_allclose(found.confidence, probs.max(-1), rtol=1e-5)
+    np.testing.assert_allclose(found.top_probs, -np.sort(-probs, axis=-1)[..., :3], rtol=1e-5)
+    entropy = -(probs * log_softmax(logits.astype(np.float64), axis=-1)).sum(-1)
+    np.testing.assert_allclose(found.entropy, entropy, rtol=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+@pytest.mark.parametrize("tie", [False, True])
+@pytest.mark.parametrize("chunk", [1, 2, 7, 36, 37, 64])
+def test_slices_change_nothing(chunk, tie, temperature):
+    logits = random_logits(1, 3, 4, 37, scale=4.0)
+    options = {"top_k": 5, "entropy": True, "temperature": temperature, "tie": tie}
+    assert_same(scores_of(logits, vocab_chunk=chunk, **options), scores_of(logits, **options))
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    shape=st.sampled_from([(3, 1, 1), (11, 4, 3), (23, 24, 2)]),
+    scale=st.sampled_from([0.0, 1e-3, 1.0, 60.0]),
+    seed=st.integers(0, 2**16),
+)
+def test_slices_change_nothing_whatever_the_values(shape, scale, seed):
+    vocab, chunk, top_k = shape
+    # Rounding makes ties, among them ties across slices.
+    logits = np.round(random_logits(seed, 1, 3, vocab, scale=scale))
+    options = {"top_k": top_k, "entropy": True}
+    assert_same(scores_of(logits, vocab_chunk=chunk, **options), scores_of(logits, **options))
+
+
+def test_first_of_equal_tokens_wins():
+    logits = np.zeros((1, 1, 9), np.float32)
+    logits[..., [4, 7]] = 3.0
+    for chunk in (None, 2, 5):
+        assert scores_of(logits, vocab_chunk=chunk).candidate.item() == 4
+
+
+@pytest.mark.parametrize("chunk", [None, 1, 3])
+def test_mask_token_is_no_candidate_but_keeps_its_probability(chunk):
+    logits = np.zeros((1, 2, 5), np.float32)
+    logits[0, :, MASK], logits[0, :, 4] = 5.0, 3.0
+    probs = softmax(logits[0, 0])
+    found = scores_of(logits, top_k=2, vocab_chunk=chunk)
+    np.testing.assert_array_equal(found.candidate, 4)
+    np.testing.assert_allclose(found.confidence, probs[4], rtol=1e-5)
+    np.testing.assert_allclose(found.top_probs[0, 0], [probs[MASK], probs[4]], rtol=1e-5)
+    allowed = scores_of(logits, vocab_chunk=chunk, allow_mask_token=True)
+    np.testing.assert_array_equal(allowed.candidate, MASK)
+    np.testing.assert_allclose(allowed.confidence, probs[MASK], rtol=1e-5)
+
+
+def test_certain_position_has_no_entropy():
+    logits = np.full((1, 1, 6), -80.0, np.float32)
+    logits[..., 3] = 80.0
+    found = scores_of(logits, entropy=True)
+    assert found.entropy.item() == 0.0
+    assert found.confidence.item() == 1.0
+
+
+def test_entropy_only_where_asked():
+    assert scores_of(random_logits(2, 1, 2, 5)).entropy is None
+
+
+class TestTemperature:
+    def test_draws_follow_the_distribution(self):
+        temperature, rows = 0.7, 4000
+        logits = random_logits(3, 1, 1, 6, scale=1.0).repeat(rows, axis=0)
+        keys = jax.random.split(jax.random.key(1), rows)
+        found = scores_of(logits, keys, temperature=temperature)
+        weights = softmax(logits[0, 0] / temperature)
+        weights[MASK] = 0.0
+        expected = weights / weights.sum()
+        counts = np.bincount(found.candidate.ravel(), minlength=6)
+        error = np.sqrt(expected * (1 - expected) / rows)
+        assert (np.abs(counts / rows - expected) <= 4.5 * error).all()
+
+    def test_confidence_is_free_of_noise(self):
+        logits = random_logits(4, 8, 6, 37)
+        found = scores_of(logits, temperature=2.0)
+        assert (found.candidate != logits.argmax(-1)).any()
+        probs = np.take_along_axis(softmax(logits, -1), np.asarray(found.candidate)[..., None], -1)
+        np.testing.assert_allclose(found.confidence, probs[..., 0], rtol=1e-5)
+
+    def test_a_row_depends_on_its_own_key(self):
+        logits = random_logits(5, 3, 8, 37)
+        keys = jax.random.split(jax.random.key(2), 3)
+        together = scores_of(logits, keys, temperature=1.0)
+        alone = scores_of(logits[1:2], keys[1:2], temperature=1.0)
+        np.testing.assert_array_equal(together.candidate[1], alone.candidate[0])
+
+    def test_positions_draw_their_own_noise(self):
+        logits = random_logits(6, 1, 1, 37, scale=0.1).repeat(24, axis=1)
+        found = scores_of(logits, temperature=1.0)
+        assert len(np.unique(found.candidate)) > 6
+
+    def test_against_llada_with_its_noise(self, monkeypatch):
+        # "llada_gumbel": LLaDA's generate, two tokens a step by confidence, uniforms given.
+        cases = load_file(FIXTURES / "samplers" / "cases.safetensors")
+        denoiser, params = denoisers.from_pretrained(FIXTURES / "llada")
+        prompt, uniform = cases["llada_gumbel.prompt"], cases["llada_gumbel.uniform"]
+        start = prompt.shape[1]
+        mask_id = denoiser.config.mask_token_id
+        tokens = np.pad(prompt, ((0, 0), (0, 8)), constant_values=mask_id)
+        step_map = np.full_like(tokens, -1)
+        keys = jax.random.split(jax.random.key(0), 1)
+        for step in range(4):
+            noise = -np.log(-np.log(uniform[step][:, start:])).astype(np.float32)
+            monkeypatch.setattr(
+                head, "gumbel_noise", lambda keys, ids, length, n=noise: n[..., ids]
+            )
+            hidden = denoiser.apply({"params": params}, tokens, method="hidden")[:, start:]
+            found = head.score_candidates(denoiser, params, hidden, keys, temperature=0.8)
+            confidence = np.where(tokens[:, start:] == mask_id, found.confidence, -np.inf)
+            chosen = start + np.argsort(-confidence[0])[:2]
+            tokens[0, chosen] = np.asarray(found.candidate)[0, chosen - start]
+            step_map[0, chosen] = step
+        np.testing.assert_array_equal(tokens, cases["llada_gumbel.sequences"])
+        np.testing.assert_array_equal(step_map, cases["llada_gumbel.step_map"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 0}, "top_k=0 must be between 1 and the vocabulary size 5"),
+        ({"top_k": 6}, "top_k=6 must be between 1 and the vocabulary size 5"),
+        ({"temperature": -1.0}, r"temperature=-1.0 must not be negative"),
+        ({"vocab_chunk": 0}, "vocab_chunk=0 must be at least 1"),
+    ],
+)
+def test_bad_options(options, message):
+    with pytest.raises(ValueError, match=message):
+        scores_of(random_logits(7, 1, 2, 5), **options)
+
+
+def test_sliced_scores_keep_one_slice_of_logits():
+    vocab, chunk = 4096, 256
+    config = dataclasses.replace(CONFIG, vocab_size=vocab)
+    denoiser = denoisers.Denoiser(config)
+    params = denoisers.init_params(config, jax.random.key(0))
+    hidden = jnp.zeros((8, 32, CONFIG.hidden_size))
+    keys = jax.random.split(jax.random.key(0), 8)
+
+    def temporary_bytes(vocab_chunk):
+        score = lambda p, h, k: head.score_candidates(
+            denoiser, p, h, k, entropy=True, vocab_chunk=vocab_chunk
+        )
+        compiled = jax.jit(score).lower(params, hidden, keys).compile()
+        return compiled.memory_analysis().temp_size_in_bytes
+
+    all_logits = 8 * 32 * vocab * 4
+    assert temporary_bytes(None) >= all_logits
+    assert temporary_bytes(chunk) < all_logits / 4

@@ -1,0 +1,277 @@
+"""Loading and saving: exact round trips, and one clear error for each thing that can be wrong."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jax_unmask import denoisers
+
+FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
+WTE = "model.transformer.wte.weight"
+UP = "model.transformer.blocks.1.up_proj.weight"
+
+
+@pytest.fixture(scope="module")
+def pretrained():
+    return denoisers.from_pretrained(FIXTURE)
+
+
+@pytest.fixture
+def copy(tmp_path):
+    """A copy of the fixture that a test may break."""
+    for name in ("config.json", "model.safetensors"):
+        shutil.copyfile(FIXTURE / name, tmp_path / name)
+    return tmp_path
+
+
+def edit_config(directory: pathlib.Path, **changes) -> None:
+    path = directory / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(directory: pathlib.Path, change) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    change(tensors)
+    save_file(tensors, directory / "model.safetensors")
+
+
+def assert_equal_trees(a, b) -> None:
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+class TestRoundTrips:
+    def test_hugging_face_is_bit_exact(self, pretrained, tmp_path):
+        denoisers.save_pretrained(tmp_path, *pretrained)
+        original, written = (load_file(d / "model.safetensors") for d in (FIXTURE, tmp_path))
+        assert original.keys() == written.keys()
+        for name, tensor in original.items():
+            assert tensor.tobytes() == written[name].tobytes(), name
+
+    def test_sharded(self, pretrained, tmp_path):
+        denoiser, params = pretrained
+        denoisers.save_pretrained(tmp_path, denoiser, params, max_shard_bytes=150_000)
+        index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+        shards = set(index["weight_map"].values())
+        assert len(shards) > 2
+        assert all((tmp_path / shard).stat().st_size < 160_000 for shard in shards)
+        original = load_file(FIXTURE / "model.safetensors")
+        assert index["metadata"]["total_size"] == sum(t.nbytes for t in original.values())
+        assert index["weight_map"].keys() == original.keys()
+        again, loaded = denoisers.from_pretrained(tmp_path)
+        assert again == denoiser
+        assert_equal_trees(loaded, params)
+
+    def test_saving_again_replaces_the_old_weights(self, pretrained, tmp_path):
+        denoiser, params = pretrained
+        denoisers.save_pretrained(tmp_path, denoiser, params, max_shard_bytes=150_000)
+        denoisers.save_pretrained(tmp_path, denoiser, params)
+        names = {path.name for path in tmp_path.iterdir()}
+        assert names == {"config.json", "model.safetensors"}
+
+    def test_orbax(self, pretrained, tmp_path):
+        denoiser, params = pretrained
+        denoisers.save_orbax(tmp_path / "model", denoiser, params)
+        again, loaded = denoisers.from_pretrained(tmp_path / "model")
+        assert again == denoiser
+        assert_equal_trees(loaded, params)
+        with pytest.raises(FileExistsError, match="exists already"):
+            denoisers.save_orbax(tmp_path / "model", denoiser, params)
+
+    def test_bfloat16(self, pretrained, tmp_path):
+        denoiser, params = denoisers.from_pretrained(FIXTURE, param_dtype="bfloat16")
+        assert denoiser.config.dtype == denoiser.config.param_dtype == jnp.bfloat16
+        expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pretrained[1])
+        assert_equal_trees(params, expected)
+        for save in (denoisers.save_pretrained, denoisers.save_orbax):
+            save(tmp_path / save.__name__, denoiser, params)
+            again, loaded = denoisers.from_pretrained(tmp_path / save.__name__)
+            assert again == denoiser
+            assert_equal_trees(loaded, params)
+            wide, loaded = denoisers.from_pretrained(
+                tmp_path / save.__name__, param_dtype=jnp.float32, dtype=jnp.bfloat16
+            )
+            assert (wide.config.param_dtype, wide.config.dtype) == (jnp.float32, jnp.bfloat16)
+            assert_equal_trees(loaded, jax.tree.map(lambda leaf: leaf.astype("f4"), params))
+
+    def test_mixed_types_load_as_the_widest(self, copy, pretrained):
+        def narrow(tensors):
+            tensors[WTE] = tensors[WTE].astype(jnp.bfloat16)
+
+        edit_tensors(copy, narrow)
+        denoiser, params = denoisers.from_pretrained(copy)
+        assert denoiser.config.param_dtype == jnp.float32
+        np.testing.assert_array_equal(params["head"], pretrained[1]["head"])
+
+    @pytest.mark.parametrize("change", [{"tie_embeddings": True}, {"num_kv_heads": 1}])
+    def test_other_shapes(self, pretrained, tmp_path, change):
+        config = dataclasses.replace(pretrained[0].config, **change)
+        params = denoisers.init_params(config, jax.random.key(0))
+        denoisers.save_pretrained(tmp_path, denoisers.Denoiser(config), params)
+        denoiser, loaded = denoisers.from_pretrained(tmp_path)
+        assert denoiser.config == config
+        assert_equal_trees(loaded, params)
+
+
+class TestWrongDirectories:
+    def test_missing(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="nowhere does not exist"):
+            denoisers.from_pretrained(tmp_path / "nowhere")
+
+    def test_file(self):
+        with pytest.raises(NotADirectoryError, match="is a file; give the directory"):
+            denoisers.from_pretrained(FIXTURE / "config.json")
+
+    def test_without_config(self, copy):
+        (copy / "config.json").unlink()
+        with pytest.raises(FileNotFoundError, match=r"holds no config\.json"):
+            denoisers.from_pretrained(copy)
+
+    @pytest.mark.parametrize("text", ["{", "[1]", "\xff"])
+    def test_invalid_config(self, copy, text):
+        (copy / "config.json").write_bytes(text.encode("latin-1"))
+        with pytest.raises(ValueError, match=r"config\.json (is not valid JSON|holds a JSON list)"):
+            denoisers.from_pretrained(copy)
+
+    def test_unknown_family(self, copy):
+        edit_config(copy, model_type="gpt2")
+        with pytest.raises(ValueError, match="model_type='gpt2' is not a known family"):
+            denoisers.from_pretrained(copy)
+
+    def test_without_weights(self, copy):
+        (copy / "model.safetensors").unlink()
+        with pytest.raises(FileNotFoundError, match="holds no weights"):
+            denoisers.from_pretrained(copy)
+
+    def test_two_kinds_of_weights(self, pretrained, tmp_path):
+        denoisers.save_orbax(tmp_path, *pretrained)
+        denoisers.save_pretrained(tmp_path, *pretrained)
+        with pytest.raises(ValueError, match="holds both safetensors and an Orbax checkpoint"):
+            denoisers.from_pretrained(tmp_path)
+
+    def test_mask_token_nowhere(self, copy):
+        edit_config(copy, mask_token_id=None)
+        with pytest.raises(ValueError, match="mask_token_id is missing, and no tokenizer"):
+            denoisers.from_pretrained(copy)
+
+
+class TestHubNames:
+    @pytest.fixture
+    def download(self, monkeypatch):
+        import huggingface_hub
+
+        calls = []
+
+        def install(result):
+            def snapshot_download(name, allow_patterns):
+                calls.append((name, allow_patterns))
+                if isinstance(result, Exception):
+                    raise result
+                return str(result)
+
+            monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+            return calls
+
+        return install
+
+    def test_downloads_what_is_needed(self, download):
+        calls = download(FIXTURE)
+        denoiser, _ = denoisers.from_pretrained("some-owner/some-model")
+        assert denoiser.config.vocab_size == 320
+        assert calls == [("some-owner/some-model", ["*.json", "*.jinja", "*.safetensors"])]
+
+    def test_offline(self, download):
+        from huggingface_hub import errors
+
+        download(errors.LocalEntryNotFoundError("no connection"))
+        with pytest.raises(
+            FileNotFoundError,
+            match="some-owner/some-model is not a local directory, and could not be downloaded",
+        ):
+            denoisers.from_pretrained("some-owner/some-model")
+
+
+class TestWrongWeights:
+    @pytest.mark.parametrize("keep", [4, 100, 300_000])
+    def test_truncated(self, copy, keep):
+        path = copy / "model.safetensors"
+        path.write_bytes(path.read_bytes()[:keep])
+        with pytest.raises(ValueError, match="is not a complete safetensors file"):
+            denoisers.from_pretrained(copy)
+
+    def test_missing_tensor(self, copy):
+        edit_tensors(copy, lambda tensors: tensors.pop(UP))
+        with pytest.raises(ValueError, match=f"do not fit the config: missing {UP}"):
+            denoisers.from_pretrained(copy)
+
+    def test_unexpected_tensor(self, copy):
+        edit_tensors(copy, lambda tensors: tensors.update(extra=np.zeros(3, np.float32)))
+        with pytest.raises(ValueError, match="do not fit the config: unexpected extra"):
+            denoisers.from_pretrained(copy)
+
+    def test_wrong_shape_is_told_from_a_transposed_one(self, copy):
+        edit_tensors(copy, lambda tensors: tensors.update({UP: tensors[UP].T.copy()}))
+        with pytest.raises(ValueError, match=r"has shape \(64, 160\) instead of \(160, 64\)"):
+            denoisers.from_pretrained(copy)
+
+    def test_everything_is_in_one_error(self, copy):
+        edit_config(copy, n_layers=3, weight_tying=True)
+        message = "missing model.transformer.blocks.2.attn_norm.weight.*; and 2 more$"
+        with pytest.raises(ValueError, match=message):
+            denoisers.from_pretrained(copy)
+
+    def test_quantised(self, copy):
+        edit_tensors(copy, lambda tensors: tensors.update({UP: tensors[UP].astype(np.int8)}))
+        with pytest.raises(ValueError, match=f"tensor {UP} has type I8"):
+            denoisers.from_pretrained(copy)
+
+    def test_missing_shard(self, pretrained, tmp_path):
+        denoisers.save_pretrained(tmp_path, *pretrained, max_shard_bytes=150_000)
+        next(tmp_path.glob("model-00002-*")).unlink()
+        with pytest.raises(FileNotFoundError, match=r"model-00002.* is missing, though"):
+            denoisers.from_pretrained(tmp_path)
+
+    def test_index_that_lies(self, pretrained, tmp_path):
+        denoisers.save_pretrained(tmp_path, *pretrained, max_shard_bytes=150_000)
+        path = tmp_path / "model.safetensors.index.json"
+        index = json.loads(path.read_text())
+        del index["weight_map"][UP]
+        path.write_text(json.dumps(index))
+        with pytest.raises(ValueError, match=f"disagree about 1 tensors, e.g. {UP}"):
+            denoisers.from_pretrained(tmp_path)
+
+    def test_orbax_of_another_model(self, pretrained, tmp_path):
+        denoisers.save_orbax(tmp_path, *pretrained)
+        edit_config(tmp_path, weight_tying=True, mlp_hidden_size=80)
+        with pytest.raises(ValueError, match="unexpected head; layers/down/kernel has shape"):
+            denoisers.from_pretrained(tmp_path)
+
+    def test_saving_parameters_of_another_model(self, pretrained, tmp_path):
+        denoiser, params = pretrained
+        params = {name: value for name, value in params.items() if name != "head"}
+        for save in (denoisers.save_pretrained, denoisers.save_orbax):
+            with pytest.raises(ValueError, match="do not fit the config: missing head"):
+                save(tmp_path / "model", denoiser, params)
+        assert not (tmp_path / "model").exists()
+
+
+def test_import_is_light():
+    code = (
+        "import sys, jax_unmask.denoisers;"
+        "heavy = {'transformers', 'orbax', 'huggingface_hub', 'tensorflow_datasets'};"
+        "assert not heavy & set(sys.modules), heavy & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
