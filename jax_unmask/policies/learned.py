@@ -174,10 +174,15 @@ def _cut_block(
     lead = inputs.masked.ndim - 1
     start = block_start.reshape(-1)
 
-    def cut(x: Array) -> Array:
+    def cut(x: Array | None) -> Array | None:
+        if x is None:
+            return None
         rows = x.reshape(-1, *x.shape[lead:])
         return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, width))(rows, start)
 
-    t = inputs.t.reshape(-1)
-    # t is the only leaf without an axis of positions.
-    return jax.tree.map(cut, inputs.replace(t=inputs.masked)).replace(t=t), start
+    block = {
+        field.name: cut(getattr(inputs, field.name))
+        for field in dataclasses.fields(inputs)
+        if field.name != "t"
+    }
+    return NetworkInputs(t=inputs.t.reshape(-1), **block), start

@@ -1,7 +1,7 @@
 """Policies from short strings, as commands and configs spell them.
 
-`threshold:threshold=0.9`, `top_confidence:tokens_per_step=2`, `learned:DIR,temperature=0.5,scale=2`,
-`factor:factor=1,reference_compat=true`.
+`threshold:threshold=0.9`, `top_confidence:tokens_per_step=2`,
+`learned:DIR,temperature=0.5,scale=2`, `factor:factor=1,reference_compat=true`.
 """
 
 from __future__ import annotations
