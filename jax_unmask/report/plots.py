@@ -13,6 +13,7 @@ from jax_unmask.runtime.files import atomic_write
 # Okabe & Ito's palette, which people with any colour vision can tell apart; without its yellow,
 # which is too faint for lines on white. Lines also differ in their marker and dashes.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
+_RULE_COLOUR = "#777777"
 _LINE_MARKERS = ("o", "s", "^", "v", "D", "<", ">")
 _DASHES = ("-", "--", ":", "-.")
 _POINT_MARKERS = ("*", "P", "X", "h", "d", "8", "p")
@@ -81,7 +82,7 @@ def _styles(series: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str
         colour = _COLOURS[k % len(_COLOURS)]
         if is_line:
             styles[name] = {
-                "color": colour,
+                "color": _RULE_COLOUR if name[0] == RULE else colour,
                 "linestyle": _DASHES[(k + turn) % len(_DASHES)],
                 "linewidth": 1.3,
                 "marker": _LINE_MARKERS[(k + turn) % len(_LINE_MARKERS)],
@@ -94,7 +95,7 @@ def _styles(series: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str
                 "color": colour,
                 "linestyle": "none",
                 "marker": _POINT_MARKERS[(k + turn) % len(_POINT_MARKERS)],
-                "markersize": 11,
+                "markersize": 9,
                 "markeredgecolor": "black",
                 "markeredgewidth": 0.8,
             }

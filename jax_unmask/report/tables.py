@@ -173,8 +173,8 @@ def verdict(found: Sequence[Standing]) -> str:
     """In words: where learned policies win clearly, and whether they lose anywhere."""
     comparisons = [standing.at_most for standing in found]
     above, below = frontier.lies_above(comparisons), frontier.lies_below(comparisons)
-    won = ", ".join(_where(c) for c in above) or "nowhere"
-    lost = ", ".join(_where(c) for c in below) or "nowhere"
+    won = "; ".join(_where(c) for c in above) or "nowhere"
+    lost = "; ".join(_where(c) for c in below) or "nowhere"
     return (
         f"At least 5 points and 3 SE above the best heuristic at equal or lower NFE: {won}. "
         f"More than 2 SE below it: {lost}."
@@ -183,7 +183,8 @@ def verdict(found: Sequence[Standing]) -> str:
 
 def _where(comparison: Comparison) -> str:
     point = comparison.point
-    return f"{point.method} {settings_text(point.settings)}".strip() + f" @ {point.nfe:.2f}"
+    settings = f" ({settings_text(point.settings)})" if point.settings else ""
+    return f"{point.method}{settings} @ {point.nfe:.2f}"
 
 
 def _gain(comparison: Comparison) -> str:

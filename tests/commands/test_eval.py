@@ -1,0 +1,144 @@
+"""`python -m jax_unmask.eval`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jax_unmask import eval as eval_command
+from jax_unmask import policies
+from jax_unmask.config import policy_grpo
+from jax_unmask.recipes.policy_grpo import build_policy
+from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
+from jax_unmask.runtime.config import ConfigError
+
+CONFIG = """
+from jax_unmask.config import policy_grpo
+
+
+def get_config():
+    config = policy_grpo()
+    config.task.update(name="sudoku", prompt_length=17, truncate_prompts=False)
+    config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
+    config.rollout.update(gen_length=16, block_length=16)
+    config.policy.network.update(hidden_dim=8, feedforward_dim=8, time_embed_dim=8)
+    config.eval.update(num_problems=4, batch_size=4, block_lengths=(16,))
+    config.eval.policies = ("threshold:threshold=0.5|0.9",)
+    return config
+"""
+
+
+@pytest.fixture
+def config(tiny_model_dir):
+    space = {}
+    exec(CONFIG.format(model=str(tiny_model_dir)), space)
+    return space["get_config"]()
+
+
+def save_policy(config, directory, step=0):
+    policy = build_policy(config)
+    policies.save_policy(directory, policy, policy.init_params(jax.random.key(step)))
+    return directory
+
+
+def save_checkpoints(config, workdir, rewards):
+    policy = build_policy(config)
+    with Checkpoints(workdir, keep_latest=2, keep_best=1, best_metric="reward") as checkpoints:
+        for step, reward in enumerate(rewards, start=1):
+            params = policy.init_params(jax.random.key(step))
+            state = {"step": jnp.asarray(step)}
+            checkpoints.save(step, params=params, state=state, metrics={"reward": reward})
+
+
+def command(*arguments):
+    return subprocess.run(
+        [sys.executable, "-m", "jax_unmask.eval", *arguments],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=500,
+    )
+
+
+def test_as_a_command(tiny_model_dir, config, tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(CONFIG.format(model=str(tiny_model_dir)))
+    policy = save_policy(config, tmp_path / "policy")
+    workdir = tmp_path / "out"
+    result = command(
+        *(f"--config={path}", f"--workdir={workdir}", f"--checkpoint={policy}"),
+        "--config.eval.num_problems=3",
+    )
+    assert result.returncode == 0, result.stderr
+    rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
+    assert [(row["label"], row["n"]) for row in rows] == [
+        ("heuristic", 3),
+        ("heuristic", 3),
+        ("trained here", 3),
+    ]
+    assert "trained here" in result.stdout
+    assert (workdir / "frontier.png").exists()
+    assert (workdir / "summary.md").exists()
+
+
+def test_a_wrong_config_is_one_line_before_anything_runs(tiny_model_dir, tmp_path):
+    path = tmp_path / "experiment.py"
+    path.write_text(CONFIG.format(model=str(tiny_model_dir)))
+    result = command(
+        f"--config={path}", f"--workdir={tmp_path / 'out'}", "--config.eval.block_lengths=(5,)"
+    )
+    assert result.returncode == 1
+    assert result.stderr.strip().splitlines()[-1].startswith("error: config.eval.block_lengths")
+    assert "Traceback" not in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+class TestPolicyDirectory:
+    def test_a_policy_directory_is_taken_as_it_is(self, config, tmp_path):
+        directory = save_policy(config, tmp_path / "policy")
+        assert eval_command.policy_directory(config, directory, tmp_path) == directory
+
+    @pytest.mark.parametrize(
+        ("metric", "place", "step"),
+        [("", "", 3), ("reward", "", 1), ("reward", "checkpoints/2", 2)],
+    )
+    def test_exports_a_training_checkpoint(self, config, tmp_path, metric, place, step):
+        run = tmp_path / "run"
+        save_checkpoints(config, run, [0.9, 0.1, 0.2])
+        config.checkpoint.best_metric = metric
+        directory = eval_command.policy_directory(config, run / place, tmp_path / "out")
+        policy, params = policies.load_policy(directory)
+        assert policy == build_policy(config)
+        expected = policy.init_params(jax.random.key(step))
+        assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, expected))
+
+    def test_says_what_is_wrong(self, config, tmp_path):
+        with pytest.raises(FileNotFoundError, match="missing is not a directory"):
+            eval_command.policy_directory(config, tmp_path / "missing", tmp_path)
+        with pytest.raises(CheckpointError, match="expected the workdir of a training run"):
+            eval_command.policy_directory(config, tmp_path, tmp_path)
+        save_checkpoints(config, tmp_path / "run", [0.5])
+        config.policy.network.hidden_dim = 16
+        with pytest.raises(ValueError, match="hidden_dim|shape"):
+            eval_command.policy_directory(config, tmp_path / "run", tmp_path)
+
+
+def test_validates_before_the_model_is_loaded(config, tmp_path):
+    config.model.path = "/no/such/model"
+    config.eval.policies = ("nonsense",)
+    with pytest.raises(ConfigError, match="nonsense"):
+        eval_command.evaluate(config, tmp_path)
+
+
+def test_the_default_grid_can_be_read():
+    from jax_unmask.evaluation.candidates import candidates
+
+    found = candidates(policy_grpo())
+    assert len({candidate.method for candidate in found}) == 7
+    assert all(candidate.label == "heuristic" for candidate in found)

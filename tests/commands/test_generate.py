@@ -1,0 +1,121 @@
+"""`python -m jax_unmask.generate`, mostly called in this process: each start costs seconds."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jax_unmask import generate
+
+PUZZLE = "1234341221434321="
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    return str(tiny_model_dir)
+
+
+def run(capsys, *arguments):
+    generate.main(arguments)
+    return capsys.readouterr()
+
+
+def fails(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        generate.main(arguments)
+    return str(stopped.value) + capsys.readouterr().err
+
+
+def shape(length=8, block=4):
+    return f"--gen_length={length}", f"--block_length={block}"
+
+
+def test_as_a_command_it_prints_the_text(model):
+    result = subprocess.run(
+        [
+            *(sys.executable, "-m", "jax_unmask.generate", f"--model={model}"),
+            *(f"--prompt={PUZZLE}", "--policy=threshold:threshold=0.5", *shape()),
+        ],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "JAX_PLATFORMS": "cpu"},
+        timeout=300,
+        check=True,
+    )
+    assert set(result.stdout.strip()) <= set("1234.=")
+    assert result.stderr.startswith("NFE ")
+    assert "Traceback" not in result.stderr
+
+
+def test_json_describes_every_position(model, capsys):
+    arguments = (f"--model={model}", f"--prompt={PUZZLE}", "--json", *shape())
+    record = json.loads(run(capsys, *arguments, "--policy=top_confidence:tokens_per_step=2").out)
+    assert record["nfe"] == 4
+    assert sorted(record["step_map"]) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert sorted(record["step_map"][:4]) == [0, 0, 1, 1]
+    assert len(record["tokens"]) == len(record["confidence"]) == 8
+    assert all(0 < value <= 1 for value in record["confidence"])
+    assert record["prompt_tokens"] == len(PUZZLE)
+    assert record["seed"] == 0
+
+
+def test_seed_decides_what_is_drawn(model, capsys):
+    def tokens(seed):
+        out = run(
+            capsys,
+            *(f"--model={model}", f"--prompt={PUZZLE}", "--json", *shape(), f"--seed={seed}"),
+            *("--temperature=1", "--policy=random:tokens_per_step=1"),
+        ).out
+        return json.loads(out)["tokens"]
+
+    assert tokens(1) == tokens(1)
+    assert tokens(1) != tokens(2)
+
+
+def test_trace_shows_every_step_without_colour_off_a_terminal(model, capsys):
+    out = run(
+        capsys,
+        *(f"--model={model}", f"--prompt={PUZZLE}", "--trace", *shape()),
+        "--policy=left_to_right:tokens_per_step=1",
+    ).out
+    lines = out.splitlines()
+    assert [line.split()[0] for line in lines[:8]] == [str(k) for k in range(1, 9)]
+    assert all("+1" in line for line in lines[:8])
+    assert lines[0].count("_") == 7
+    assert lines[7].count("_") == 0
+    assert "\x1b" not in out
+
+
+def test_a_task_poses_and_judges(model, capsys):
+    shown = run(capsys, f"--model={model}", "--task=sudoku", "--problem=3", *shape(16, 16))
+    assert "; score 0" in shown.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--policy=treshold",), "did you mean threshold"),
+        (("--gen_length=10", "--block_length=4"), "gen_length=10 is not divisible"),
+        (("--gen_length=0",), "gen_length=0 must be at least 1"),
+        (("--temperature=-1", *shape()), "temperature=-1.0 must not be negative"),
+        (("--gen_length=48",), "the prompt has 17 tokens; with gen_length=48"),
+        (("--seed=-1", *shape()), "--seed=-1 must not be negative"),
+        (("--model=/no/such/model", *shape()), "/no/such/model"),
+        (("--chat", *shape()), "chat template"),
+    ],
+)
+def test_says_what_is_wrong(model, capsys, arguments, message):
+    found = fails(capsys, f"--model={model}", f"--prompt={PUZZLE}", *arguments)
+    assert message in found
+    assert found.count("error:") == 1
+
+
+def test_needs_a_prompt(model, capsys):
+    assert "there is no prompt" in fails(capsys, f"--model={model}")
+    missing = fails(capsys, f"--model={model}", "--task=sudoku", "--problem=-1")
+    assert "--problem=-1 does not exist" in missing
+    assert "give --data=DIR" in fails(capsys, f"--model={model}", "--task=math")
