@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
-from jax_unmask.denoisers.transformer import Denoiser, Params, project
+from jax_unmask.denoisers.transformer import Denoiser, Params, output_table, project
 
 
 @struct.dataclass
@@ -102,7 +102,7 @@ def score_candidates(
         raise ValueError(f"temperature={temperature} must not be negative")
     if chunk < 1:
         raise ValueError(f"vocab_chunk={vocab_chunk} must be at least 1, or None for one slice")
-    table = denoiser.apply({"params": params}, method="output_table")
+    table = output_table(cfg, params)
     forbidden = None if allow_mask_token else cfg.mask_token_id
 
     def reduce(logits: Float[Array, "B L C"], ids: Int[Array, " C"]) -> _Partial:

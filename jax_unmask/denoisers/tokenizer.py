@@ -155,7 +155,8 @@ class Tokenizer:
             first = length - len(kept)
             tokens[row, first:] = kept
             mask[row, first:] = True
-        return Prompts(tokens=tokens, mask=mask)
+        # NumPy on purpose: the caller decides when, and how sharded, they go to a device.
+        return Prompts(tokens=tokens, mask=mask)  # type: ignore[arg-type]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
         """Copies the tokenizer's files, unchanged."""

@@ -175,11 +175,13 @@ class Denoiser(nn.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of the hidden states that are given, whichever positions they are."""
-        return project(self.output_table(), hidden)
+        table = self.embedding if self.config.tie_embeddings else self.head
+        return project(table, hidden)
 
-    def output_table(self) -> Float[Array, "V D"]:
-        """The output projection, one row per token (the embedding table where it is tied)."""
-        return self.embedding if self.config.tie_embeddings else self.head
+
+def output_table(config: DenoiserConfig, params: Params) -> Float[Array, "V D"]:
+    """The output projection, one row per token (the embedding table where it is tied)."""
+    return params["embedding" if config.tie_embeddings else "head"]
 
 
 def project(table: Float[Array, "V D"], hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:

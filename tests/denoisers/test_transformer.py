@@ -248,21 +248,13 @@ class TestLLaDA8B:
         leaves = jax.tree.leaves(denoisers.abstract_params(LLADA_8B))
         assert {leaf.dtype for leaf in leaves} == {jnp.dtype(jnp.bfloat16)}
 
-    def test_forward_lowers(self):
-        lowered = lower_8b()
+    def test_forward_compiles(self):
+        # Ahead of time, from shapes alone: nothing is allocated.
+        denoiser = denoisers.Denoiser(LLADA_8B)
+        tokens = jax.ShapeDtypeStruct((2, 96), jnp.int32)
+        real = jax.ShapeDtypeStruct((2, 96), bool)
+        lowered = run.lower(denoiser, denoisers.abstract_params(LLADA_8B), tokens, real)
         assert lowered.out_info.shape == (2, 96, 126_464)
         assert lowered.out_info.dtype == jnp.float32
-
-    @pytest.mark.slow
-    def test_forward_compiles(self):
-        memory = lower_8b().compile().memory_analysis()
-        parameters = 2 * 8_015_581_184
-        assert parameters <= memory.argument_size_in_bytes < parameters + 1e6
-
-
-def lower_8b() -> jax.stages.Lowered:
-    denoiser = denoisers.Denoiser(LLADA_8B)
-    tokens = jax.ShapeDtypeStruct((2, 96), jnp.int32)
-    real = jax.ShapeDtypeStruct((2, 96), bool)
-    forward = jax.jit(lambda params, tokens, real: denoiser.apply({"params": params}, tokens, real))
-    return forward.lower(denoisers.abstract_params(LLADA_8B), tokens, real)
+        in_bytes = lowered.compile().memory_analysis().argument_size_in_bytes
+        assert 0 <= in_bytes - 2 * 8_015_581_184 < 1e6
