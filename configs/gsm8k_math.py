@@ -5,7 +5,7 @@ from jax_unmask import config as defaults
 
 def get_config():
     config = defaults.policy_grpo()
-    config.task.name = "gsm8k_math"
+    config.task.name = "mixture"
     config.rollout.block_length = 256
     config.expert.count = 1
     # One epoch over 7,473 + 7,500 training problems, 16 prompts at a time.

@@ -3,7 +3,7 @@
 from jax_unmask import config as defaults
 
 # Canvas length and block length of semi-autoregressive evaluation.
-SHAPES = {"sudoku": (16, 4), "arithmetic": (48, 8)}
+SHAPES = {"sudoku": (16, 4), "arithmetic": (40, 8)}
 
 
 def get_config(task: str = "sudoku"):
@@ -12,7 +12,7 @@ def get_config(task: str = "sudoku"):
     length, block = SHAPES[task]
     config = defaults.policy_grpo()
     config.task.name = task
-    config.task.prompt_length = {"sudoku": 17, "arithmetic": 20}[task]
+    config.task.prompt_length = {"sudoku": 17, "arithmetic": 21}[task]
     config.task.truncate_prompts = False
     config.model.update(path=task, dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=length, block_length=length)

@@ -9,10 +9,10 @@ def get_config(task: str = "sudoku"):
     if task == "sudoku":
         config.task.prompt_length = 17
         config.data.gen_length = 16
-        config.train.steps = 3000
+        config.train.steps = 1200
     elif task == "arithmetic":
-        config.task.prompt_length = 20
-        config.data.gen_length = 48
+        config.task.prompt_length = 21
+        config.data.gen_length = 40
         config.data.batch_size = 128
         config.train.steps = 12_000
         # Half of the rows look like a semi-autoregressive sampler's canvas. Without them a small

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 BOS, EOS, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"
 """Special tokens, spelled as LLaDA spells them; EOS pads, as in LLaDA."""
 
-# A digit, a word or a run of punctuation, each with the space before it.
-_PATTERN = r" ?\d| ?[A-Za-z]+| ?#+| ?[^\sA-Za-z\d#]"
+# A number, a word or a run of punctuation, each with the space before it. A number without a space
+# is cut into digits.
+_PATTERN = r" \d+|\d| ?[A-Za-z]+| ?#+| ?[^\sA-Za-z\d#]"
 
 
 def save_word_level(directory: str | pathlib.Path, vocabulary: Sequence[str]) -> dict[str, int]:
     """Writes `tokenizer.json` and `tokenizer_config.json` for a closed vocabulary.
 
-    Text is cut into single digits, words and punctuation marks, each with the space before it, so
-    decoding is plain concatenation. Text outside the vocabulary is an error when it is encoded,
+    Text is cut into numbers, words and punctuation marks, each with the space before it, so decoding
+    is plain concatenation. A number without a space before it is cut into digits. Text outside the vocabulary is an error when it is encoded,
     never an unknown token.
 
     Args:

@@ -126,8 +126,8 @@ def with_experts(
             f"the expert's gen_length={expert.obs.masked.shape[-1]} differs from the policy's "
             f"{length}"
         )
-    aligned = expert.replace(
-        obs=_as_seen_by(policy.obs, expert.obs), action=_as_action_of(policy.action, expert)
+    aligned = dataclasses.replace(
+        expert, obs=_as_seen_by(policy.obs, expert.obs), action=_as_action_of(policy.action, expert)
     )
     records = merge_groups(policy, aligned, group_size, num_experts, axis=1)
     rows = jnp.arange(records.active.shape[1])
@@ -153,7 +153,8 @@ def _as_seen_by(policy: Observation, expert: Observation) -> Observation:
             f"the policy observes top_k={top_k} probabilities, the expert's records hold "
             f"{expert.top_probs.shape[-1]}; wrap the expert in ExpertPolicy(expert, policy.needs)"
         )
-    return expert.replace(
+    return dataclasses.replace(
+        expert,
         top_probs=expert.top_probs[..., :top_k],
         legal=expert.masked,
         step_in_block=expert.step,
@@ -166,10 +167,10 @@ def _as_seen_by(policy: Observation, expert: Observation) -> Observation:
 def _as_action_of(policy: Action, expert: Records) -> Action:
     action = expert.action
     if policy.rank is None:
-        return action.replace(rank=None)
+        return dataclasses.replace(action, rank=None)
     if action.rank is not None:
         return action
-    return action.replace(rank=_confidence_rank(action.fill, expert.obs.confidence))
+    return dataclasses.replace(action, rank=_confidence_rank(action.fill, expert.obs.confidence))
 
 
 def _confidence_rank(fill: Bool[Array, "*B L"], confidence: Array) -> Int[Array, "*B L"]:

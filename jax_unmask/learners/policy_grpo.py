@@ -52,7 +52,7 @@ class _Sums:
 
     def __add__(self, other: _Sums) -> _Sums:
         total = jax.tree.map(jnp.add, self, other)
-        return total.replace(ratio_max=jnp.maximum(self.ratio_max, other.ratio_max))
+        return dataclasses.replace(total, ratio_max=jnp.maximum(self.ratio_max, other.ratio_max))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,7 +165,8 @@ class PolicyLearner:
                 state.params, records, jnp.broadcast_to(is_expert, records.active.shape)
             )
             old = jnp.where(is_expert, scored, records.action.log_prob)
-            records = records.replace(action=records.action.replace(log_prob=old))
+            action = dataclasses.replace(records.action, log_prob=old)
+            records = dataclasses.replace(records, action=action)
         learn = functools.partial(self._learn, records, advantages, is_expert)
 
         def skip(state: TrainState) -> tuple[Params, optax.OptState, _Sums, Array, Array]:
@@ -174,7 +175,8 @@ class PolicyLearner:
 
         signal = jnp.any(advantages != 0)
         network, opt_state, sums, grad_norm, steps = jax.lax.cond(signal, learn, skip, state)
-        state = state.replace(
+        state = dataclasses.replace(
+            state,
             step=state.step + 1,
             params={**state.params, "network": network},
             opt_state=opt_state,
@@ -336,8 +338,8 @@ class PolicyLearner:
                 new = jnp.where(expert, mixed(new), new)
                 old = jnp.where(expert, mixed(old), old)
             objective = clipped_objective(new, old, advantages[at.row], self.epsilon)
-            entropy = self.policy.entropy(now, obs)
             legal = jnp.sum(obs.legal, axis=-1)
+            entropy = self.policy.entropy(now, obs)
             if self.entropy_coefficient > 0:
                 objective += self.entropy_coefficient * entropy / jnp.maximum(legal, 1)
             loss = -jnp.sum(jnp.where(valid, scale * weights[at.step, at.row], 0.0) * objective)

@@ -7,7 +7,6 @@ import math
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-
 # Largest log ratio whose gradient still flows. exp overflows at 88; long before that a gradient
 # multiplied by the ratio has lost all meaning.
 _MAX_LOG_RATIO = 20.0

@@ -170,7 +170,9 @@ class SftLearner:
         if self.ema_decay:
             decay = jnp.minimum(self.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update(params, ema, 1.0 - decay)
-        new_state = state.replace(step=state.step + 1, params=params, opt_state=opt_state, ema=ema)
+        new_state = dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+        )
         metrics = {
             "loss": loss,
             "masked_accuracy": accuracy,

@@ -174,15 +174,10 @@ def _cut_block(
     lead = inputs.masked.ndim - 1
     start = block_start.reshape(-1)
 
-    def cut(x: Array | None) -> Array | None:
-        if x is None:
-            return None
+    def cut(x: Array) -> Array:
         rows = x.reshape(-1, *x.shape[lead:])
         return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, width))(rows, start)
 
-    block = {
-        field.name: cut(getattr(inputs, field.name))
-        for field in dataclasses.fields(inputs)
-        if field.name != "t"
-    }
-    return NetworkInputs(t=inputs.t.reshape(-1), **block), start
+    leaves = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
+    t = leaves.pop("t").reshape(-1)
+    return NetworkInputs(t=t, **jax.tree.map(cut, leaves)), start

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from typing import Any
 
@@ -11,7 +12,6 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jax_unmask import policies
-from jax_unmask.evaluation import sweep
 from jax_unmask.evaluation.bundle import load_bundle
 from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import ExpertPolicy, merge_groups, with_experts
@@ -19,8 +19,11 @@ from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
 from jax_unmask.recipes.base import Metrics, build_optimizer
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys
+from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
+
+_ONLY_AT_INIT = ("initial_bias", "candidate_attention_init")
 
 
 def build_policy(config: ConfigDict) -> policies.LearnedPolicy:
@@ -87,8 +90,28 @@ class PolicyGrpo:
         if self._config.policy.init_from is None:
             params = self._policy.init_params(key, self._settings.gen_length)
         else:
-            params = policies.load_params(self._config.policy.init_from, self._policy)
+            params = self._initial_params(self._config.policy.init_from)
         return self._learner.init(params, jax.random.fold_in(key, 1))
+
+    def _initial_params(self, directory: str) -> Any:
+        """Weights of a saved policy, which must have the network of this config."""
+        saved, params = policies.load_policy(directory)
+        ours, theirs = (dataclasses.asdict(p.network) for p in (self._policy, saved))
+        different = [
+            f"{name} ({theirs.get(name)!r} there, {value!r} here)"
+            for name, value in ours.items()
+            # What a network starts from does not matter once it has started.
+            if theirs.get(name) != value and name not in _ONLY_AT_INIT
+        ]
+        if different:
+            raise ConfigError(
+                "policy.init_from",
+                directory,
+                "its network is another one: " + ", ".join(different),
+                "Give config.policy.network the values of that policy",
+            )
+        # Test-time settings of the saved policy are not those of training.
+        return params | {name: jnp.ones((), jnp.float32) for name in ("temperature", "scale")}
 
     def data(self) -> data.BatchIterator:
         config = self._config
@@ -161,6 +184,8 @@ class PolicyGrpo:
         directory = workdir / "policy"
         policies.save_policy(directory, self._policy, state.params)
         if self._config.eval.after_training:
+            from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
+
             sweep.run(self._config, self._bundle, workdir, trained=directory)
 
     def _roll_out(

@@ -10,7 +10,6 @@ from ml_collections import ConfigDict
 
 from jax_unmask import denoisers
 from jax_unmask.denoisers import word_level
-from jax_unmask.evaluation import sweep
 from jax_unmask.evaluation.bundle import Bundle, load_bundle, load_task
 from jax_unmask.learners.corruption import Masking
 from jax_unmask.learners.sft import SftBatch, SftLearner
@@ -116,5 +115,7 @@ class Sft:
         params = state.params if state.ema is None else state.ema
         denoisers.save_pretrained(self._directory, self._denoiser, params, self._tokenizer)
         if self._config.eval.after_training:
+            from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
+
             bundle = Bundle(self._denoiser, params, self._tokenizer, self._task)
             sweep.run(self._config, bundle, workdir)

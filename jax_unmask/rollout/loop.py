@@ -88,11 +88,18 @@ def rollout(
         [prompts.mask, jnp.ones((batch, length), dtype=bool)], axis=1
     )
 
-    def observe(state: _State, step_keys: Array) -> tuple[Observation, Bool[Array, "B L"]]:
-        tokens = jnp.concatenate([prompts.tokens, state.canvas], axis=1)
+    def last_hidden(prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Array:
+        tokens = jnp.concatenate([prompt, canvas], axis=1)
         variables = {"params": denoiser_params}
         hidden = denoiser.apply(variables, tokens, attention_mask, method="hidden")
-        hidden = hidden[:, -length:]
+        return hidden[:, -length:]
+
+    def observe(state: _State, step_keys: Array) -> tuple[Observation, Bool[Array, "B L"]]:
+        hidden = last_hidden(prompts.tokens, state.canvas)
+        if settings.guidance > 0:
+            # The head is linear, so logits are guided by guiding what goes into it.
+            nothing = last_hidden(jnp.full_like(prompts.tokens, mask_id), state.canvas)
+            hidden = nothing + (settings.guidance + 1.0) * (hidden - nothing)
         scores = score_candidates(
             denoiser,
             denoiser_params,

@@ -20,6 +20,9 @@ class RolloutSettings:
         temperature: denoiser temperature; 0 takes the arg max, above 0 a Gumbel-max sample.
         record: whether the trajectory keeps each step's observation and action (learners need it,
             evaluation does not).
+        guidance: scale of classifier-free guidance without a trained null prompt (LLaDA, arXiv
+            2502.09992, appendix): above 0 each step runs the denoiser a second time with the prompt
+            masked out. NFE still counts steps.
         vocab_chunk: vocabulary entries whose logits exist at one time; None for all of them.
     """
 
@@ -27,6 +30,7 @@ class RolloutSettings:
     block_length: int
     temperature: float = 0.0
     record: bool = False
+    guidance: float = 0.0
     vocab_chunk: int | None = None
 
     def __post_init__(self) -> None:
@@ -39,8 +43,9 @@ class RolloutSettings:
                 f"block_length={self.block_length}; choose a block length that divides it "
                 f"(block_length={self.gen_length} is full diffusion)"
             )
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must not be negative")
+        for name in ("temperature", "guidance"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
 
 
 @struct.dataclass

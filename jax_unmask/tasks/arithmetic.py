@@ -18,22 +18,24 @@ from jax_unmask.tasks.generated import GeneratedSource
 
 NAMES = ("Ada", "Ben", "Eva", "Ian", "Leo", "Mia", "Noa", "Tom")
 ITEMS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
+DAYS = ("Mon", "Tue", "Wed", "Thu")
 GAINS = ("buys", "finds", "gets", "wins")
 LOSSES = ("gives", "loses", "sells", "uses")
 FACTORS = {"doubles": 2, "triples": 3}
-LINKS = ("first", "so", "then", "now")
-_LIMIT = 99
-_DIGITS = tuple("0123456789")
-_WORDS = NAMES + ITEMS + GAINS + LOSSES + tuple(FACTORS) + LINKS + ("has", "+", "-", "*", "=", "####")
+LINKS = ("so", "then", "now")
+LIMIT = 60
+_WORDS = NAMES + ITEMS + DAYS + GAINS + LOSSES + tuple(FACTORS) + LINKS
+_SYMBOLS = ("has", "+", "-", "*", "=", "####")
 _ANSWER = re.compile(r"####\s*(-?\d+)\s*$")
 
 
 class Arithmetic:
     """Story problems about a bounded running total (`name = "arithmetic"`).
 
-    Example: ` Mia has 12 pens, buys 7, loses 5?` is answered by ` 12 + 7 = 19. then 19 - 5 = 14
-    pens. #### 14`. Totals stay within 0 and 99. A response is right when the number after its
-    last `####` is the total.
+    Example: ` Mia has 12 pens, Mon buys 7, Tue loses 5?` is answered by ` Mon 12 + 7 = 19. then
+    Tue 19 - 5 = 14 pens. #### 14`, or, by a terse author, ` Mon Tue 12 + 7 - 5 = 14. #### 14`.
+    Totals stay within 0 and 60. A response is right when the number after its last `####` is the
+    total.
 
     Args:
         min_operations: fewest operations of a problem.
@@ -41,8 +43,11 @@ class Arithmetic:
     """
 
     name = "arithmetic"
-    # Words and first digits carry the space before them.
-    vocabulary = _DIGITS + tuple(f" {token}" for token in _DIGITS + _WORDS) + (".", ",", "?")
+    # Words and numbers carry the space before them; a number is one token.
+    vocabulary = (
+        *(f" {token}" for token in (*range(LIMIT + 1), *_WORDS, *_SYMBOLS)),
+        *(".", ",", "?"),
+    )
 
     def __init__(self, min_operations: int = 2, max_operations: int = 4) -> None:
         if not 1 <= min_operations <= max_operations <= 4:
@@ -78,13 +83,14 @@ class Arithmetic:
             return options[generator.integers(len(options))]
 
         name, item = pick(NAMES), pick(ITEMS)
-        total = int(generator.integers(2, 41))
+        total = int(generator.integers(2, 31))
         story, start, operations = [f" {name} has {total} {item}"], total, []
-        for _ in range(generator.integers(self._operations[0], self._operations[1] + 1)):
+        count = generator.integers(self._operations[0], self._operations[1] + 1)
+        for day in DAYS[:count]:
             sign, amount, verb = self._operation(generator, total)
-            total = {"+": total + amount, "-": total - amount, "*": total * amount}[sign]
+            total = _apply(total, sign, amount)
             operations.append((sign, amount))
-            story.append(f", {verb}" if sign == "*" else f", {verb} {amount}")
+            story.append(f", {day} {verb}" if sign == "*" else f", {day} {verb} {amount}")
         return {
             "prompt": "".join(story) + "?",
             "solution": self._write(generator, start, operations, item),
@@ -100,9 +106,9 @@ class Arithmetic:
                 sign, amount = "*", FACTORS[verb]
             else:
                 sign, verbs = ("+", GAINS) if kind < 0.6 else ("-", LOSSES)
-                amount, verb = int(generator.integers(2, 10)), verbs[generator.integers(len(verbs))]
-            result = {"+": total + amount, "-": total - amount, "*": total * amount}[sign]
-            if 0 <= result <= _LIMIT:
+                verb = verbs[generator.integers(len(verbs))]
+                amount = int(generator.integers(2, 10))
+            if 0 <= _apply(total, sign, amount) <= LIMIT:
                 return sign, amount, verb
 
     def _write(
@@ -116,20 +122,27 @@ class Arithmetic:
         verbosity = generator.random()
         text, k = "", 0
         while k < len(operations):
+            first = k
+            k += 1
+            # Products get a line of their own: left-to-right reading stays unambiguous.
+            while (
+                k < len(operations)
+                and "*" not in (operations[k - 1][0], operations[k][0])
+                and generator.random() > verbosity
+            ):
+                k += 1
             if generator.random() < verbosity:
                 text += f" {LINKS[generator.integers(len(LINKS))]}"
-            text += f" {total}"
-            while True:
-                sign, amount = operations[k]
+            text += "".join(f" {day}" for day in DAYS[first:k]) + f" {total}"
+            for sign, amount in operations[first:k]:
                 text += f" {sign} {amount}"
-                total = {"+": total + amount, "-": total - amount, "*": total * amount}[sign]
-                k += 1
-                # Products get a line of their own: left-to-right reading stays unambiguous.
-                mergeable = k < len(operations) and "*" not in (sign, operations[k][0])
-                if not mergeable or generator.random() < verbosity:
-                    break
+                total = _apply(total, sign, amount)
             text += f" = {total}"
             if generator.random() < verbosity:
                 text += f" {item}"
             text += "."
         return text + f" #### {total}"
+
+
+def _apply(total: int, sign: str, amount: int) -> int:
+    return {"+": total + amount, "-": total - amount, "*": total * amount}[sign]

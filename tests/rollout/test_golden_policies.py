@@ -1,0 +1,233 @@
+"""Rollouts of the published policy networks with their randomness injected (LLaDA).
+
+The recording ran whole batches in lock step, with two defects that the comparison steps around:
+rows that were done with their block had position 0 of it rewritten, and a threshold fallback fired
+only if no row of the batch passed. Ours is row-wise. Rows that a rewriting spoiled are therefore
+compared in their first block; all others, and those of batch-1 cases, entirely.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jax_unmask import denoisers, policies
+from jax_unmask.policies import distributions, heuristics
+from jax_unmask.policies.base import Action, Needs
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+
+BERNOULLI = [
+    "bern_full_ctx",
+    "bern_block_ctx",
+    "bern_argmax_temp",
+    "bern_argmax_blocks",
+    "bern_argmax_topp",
+    "bern_argmax_b1",
+    "bern_argmax_topp_b1",
+    "hidden_bern_argmax",
+]
+DPLS = ["dpls_full", "dpls_blocks", "dpls_b1"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Injected:
+    """A learned policy whose random numbers are recorded ones: tables [B, T, ...] by own step."""
+
+    policy: policies.LearnedPolicy
+
+    @property
+    def needs(self) -> Needs:
+        return self.policy.needs
+
+    def __call__(self, params: Any, obs: Any, keys: Any) -> Action:
+        policy, inner = self.policy, params["policy"]
+        rows = jnp.arange(obs.step.shape[0])
+        logits = policy.logits(inner, obs)
+        table = {name: value[rows, obs.step] for name, value in params["tables"].items()}
+        if policy.distribution == "dpls":
+            fill, rank = distributions.dpls_sample(
+                logits, obs.legal, table["first"], table["gumbel"], policy.dpls_stop_logit
+            )
+            action = Action(fill=fill, log_prob=jnp.zeros(rows.shape), rank=rank)
+        else:
+            fill = distributions.bernoulli_sample(logits, obs.legal, table["uniform"], 1.0)
+            if policy.distribution == "bernoulli_argmax":
+                fill = distributions.with_argmax_fallback(fill, logits, obs.legal)
+            action = Action(fill=fill, log_prob=jnp.zeros(rows.shape))
+        return action.replace(log_prob=policy.log_prob(inner, obs, action))
+
+
+@pytest.fixture(scope="module")
+def model(fixtures_dir):
+    return denoisers.from_pretrained(fixtures_dir / "llada")
+
+
+@pytest.fixture(scope="module")
+def recorded(fixtures_dir):
+    folder = fixtures_dir / "policy" / "rollouts"
+    meta = json.loads((folder / "meta.json").read_text())
+    return load_file(folder / "cases.safetensors"), {c["name"]: c for c in meta["cases"]}
+
+
+def case_arrays(arrays, name):
+    return {key.partition(".")[2]: v for key, v in arrays.items() if key.startswith(f"{name}.")}
+
+
+def own_steps(case, arrays):
+    """Recorded step index of each row's own steps: the steps in which it had a candidate."""
+    had = arrays["sampling_masks"].astype(bool).any(axis=-1)
+    return [np.flatnonzero(row) for row in had]
+
+
+def widen(case, values, step_of_block):
+    """Places values [.., BL] of block-context cases at their block of the canvas."""
+    if values.shape[-1] >= case["gen_length"]:
+        return values
+    blocks = case["gen_length"] // case["block_length"]
+    wide = np.zeros((*values.shape[:-1], blocks, case["block_length"]), values.dtype)
+    wide[:, step_of_block] = values[:, None]
+    return wide.reshape(values.shape[0], -1)
+
+
+def build(case, fixtures_dir):
+    policy, params = policies.load_policy(fixtures_dir / "policy" / case["policy"])
+    kind = case["sampling_mode"].replace("-", "_")
+    policy = dataclasses.replace(
+        policy,
+        distribution=kind,
+        context="full" if case["full_context"] else "block",
+        dpls_stop_logit=case["dpls_stop_logit"] or 0.0,
+    )
+    return policy, params | {"temperature": jnp.float32(case["temperature_policy"])}
+
+
+def run(model, case, data, policy, params, tables):
+    settings = RolloutSettings(
+        gen_length=case["gen_length"], block_length=case["block_length"], record=True
+    )
+    prompt = data["prompt"]
+    prompts = Prompts(prompt, np.ones(prompt.shape, bool))
+    keys = row_keys(jax.random.key(0), prompt.shape[0])
+    tables = {name: jnp.asarray(value) for name, value in tables.items()}
+    params = {"policy": params, "tables": tables}
+    return rollout(*model, Injected(policy), params, prompts, keys, settings)
+
+
+def table_by_own_step(case, data, values, block_wide):
+    """Re-indexes recorded tables [B, T, W] by each row's own step: [B, L, ...]."""
+    length, block = case["gen_length"], case["block_length"]
+    steps = own_steps(case, data)
+    out = np.zeros((len(steps), length, *((length,) if block_wide else values.shape[2:])))
+    masks = data["sampling_masks"].astype(bool)
+    for row, own in enumerate(steps):
+        finished = 0
+        for k, t in enumerate(own):
+            if not block_wide or values.shape[2] == length:
+                out[row, k] = values[row, t]
+                continue
+            start = finished * block
+            out[row, k, start : start + block] = values[row, t]
+            taken = data["samples"][row, t].astype(bool) & masks[row, t]
+            if (masks[row, t] & ~taken).sum() == 0:
+                finished += 1
+    return out
+
+
+@pytest.mark.parametrize("name", BERNOULLI)
+def test_bernoulli(model, recorded, fixtures_dir, name):
+    arrays, cases = recorded
+    case, data = cases[name], case_arrays(arrays, name)
+    policy, params = build(case, fixtures_dir)
+    uniform = table_by_own_step(case, data, data["uniform"], block_wide=True)
+    out = run(model, case, data, policy, params, {"uniform": uniform.astype(np.float32)})
+    check(case, data, out)
+
+
+@pytest.mark.parametrize("name", DPLS)
+def test_dynamic_plackett_luce(model, recorded, fixtures_dir, name):
+    arrays, cases = recorded
+    case, data = cases[name], case_arrays(arrays, name)
+    policy, params = build(case, fixtures_dir)
+    length = case["gen_length"]
+    first = table_by_own_step(case, data, data["first_choice"][..., None], False)[..., 0]
+    gumbel = table_by_own_step(case, data, data["gumbel"], False)
+    if gumbel.shape[-1] <= length:  # Block context: shift choices and noise to the row's block.
+        wide = np.zeros((*gumbel.shape[:2], length + 1))
+        blocks = np.asarray(
+            table_by_own_step(case, data, np.ones_like(data["uniform"]), True)
+            if "uniform" in data
+            else table_by_own_step(
+                case, data, np.ones(data["sampling_masks"].shape), block_wide=True
+            )
+        )
+        for row, step in np.ndindex(*gumbel.shape[:2]):
+            inside = np.flatnonzero(blocks[row, step])
+            if inside.size:
+                wide[row, step, inside] = gumbel[row, step, :-1]
+                wide[row, step, -1] = gumbel[row, step, -1]
+                first[row, step] += inside[0]
+        gumbel = wide
+    tables = {"first": first.astype(np.int32), "gumbel": gumbel.astype(np.float32)}
+    check(case, data, run(model, case, data, policy, params, tables))
+
+
+def check(case, data, out):
+    width, block = data["prompt"].shape[1], case["block_length"]
+    final, tokens = data["sequences"][:, width:], np.asarray(out.tokens)
+    same = (tokens == final).all(axis=1)
+    # Each rewritten token spoils one row at most: that token, and what was decoded after it.
+    assert (~same).sum() <= case["overwritten_tokens"]
+    np.testing.assert_array_equal(tokens[:, 1:block], final[:, 1:block])
+    np.testing.assert_array_equal(np.asarray(out.nfe)[same], data["steps_taken"][same])
+    still_masked = (tokens == case["mask_id"]).any(axis=1)
+    np.testing.assert_array_equal(still_masked, data["still_masked"].astype(bool))
+    log_prob = np.asarray(out.records.action.log_prob)
+    in_first_block = np.asarray(out.records.obs.block_start) == 0
+    for row, own in enumerate(own_steps(case, data)):
+        steps = int(out.nfe[row]) if same[row] else int(in_first_block[: len(own), row].sum())
+        np.testing.assert_allclose(
+            log_prob[:steps, row], data["loglik"][row, own[:steps]], atol=2e-4, err_msg=str(row)
+        )
+
+
+@pytest.mark.parametrize("name", ["expert_threshold_b1", "threshold_b1"])
+def test_threshold_decoding(model, recorded, name):
+    arrays, cases = recorded
+    case, data = cases[name], case_arrays(arrays, name)
+    threshold = np.ravel(case["threshold"]).astype(np.float32)
+    prompt = data["prompt"]
+    policy = heuristics.Threshold()
+    out = rollout(
+        *model,
+        policy,
+        policy.params(threshold=threshold[0]),
+        Prompts(prompt, np.ones(prompt.shape, bool)),
+        row_keys(jax.random.key(0), 1),
+        RolloutSettings(gen_length=case["gen_length"], block_length=case["block_length"]),
+    )
+    np.testing.assert_array_equal(out.tokens, data["sequences"][:, prompt.shape[1] :])
+    np.testing.assert_array_equal(out.nfe, data["steps_taken"])
+
+
+def test_fixed_tokens_per_step(model, recorded):
+    arrays, cases = recorded
+    case, data = cases["lowconf_k2"], case_arrays(arrays, "lowconf_k2")
+    prompt = data["prompt"]
+    policy = heuristics.TopConfidence()
+    out = rollout(
+        *model,
+        policy,
+        policy.params(tokens_per_step=2),
+        Prompts(prompt, np.ones(prompt.shape, bool)),
+        row_keys(jax.random.key(0), prompt.shape[0]),
+        RolloutSettings(gen_length=case["gen_length"], block_length=case["block_length"]),
+    )
+    np.testing.assert_array_equal(out.tokens, data["sequences"][:, prompt.shape[1] :])
+    np.testing.assert_array_equal(out.nfe, data["steps_taken"])

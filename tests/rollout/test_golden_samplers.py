@@ -1,0 +1,131 @@
+"""Decodings of the public samplers, reproduced token by token (LLaDA, no cache)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jax_unmask import denoisers
+from jax_unmask.denoisers import head
+from jax_unmask.policies import heuristics
+from jax_unmask.policies.base import Action, Needs
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+
+
+@pytest.fixture(scope="module")
+def model(fixtures_dir):
+    return denoisers.from_pretrained(fixtures_dir / "llada")
+
+
+@pytest.fixture(scope="module")
+def recorded(fixtures_dir):
+    arrays = load_file(fixtures_dir / "samplers" / "cases.safetensors")
+    meta = json.loads((fixtures_dir / "samplers" / "meta.json").read_text())
+    return arrays, {case["name"]: case for case in meta["cases"]}
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenScores:
+    """Fills a quota of the positions with the largest recorded scores (random remasking)."""
+
+    quota: int
+    needs: Needs = Needs()
+
+    def __call__(self, params, obs, keys):
+        scores = jnp.where(obs.legal, params[obs.step, jnp.arange(obs.step.shape[0])], -jnp.inf)
+        rank = jnp.argsort(jnp.argsort(-scores, axis=-1), axis=-1)
+        return Action(fill=obs.legal & (rank < self.quota), log_prob=jnp.zeros(scores.shape[0]))
+
+
+def decode(model, arrays, case, policy, params):
+    name = case["name"]
+    prompt = arrays[f"{name}.prompt"]
+    mask = arrays.get(f"{name}.attention_mask", np.ones_like(prompt)).astype(bool)
+    settings = RolloutSettings(
+        gen_length=case["gen_length"],
+        block_length=case["block_length"],
+        guidance=case.get("cfg_scale", 0.0),
+    )
+    keys = row_keys(jax.random.key(0), prompt.shape[0])
+    out = rollout(*model, policy, params, Prompts(prompt, mask), keys, settings)
+    width = prompt.shape[1]
+    np.testing.assert_array_equal(out.tokens, arrays[f"{name}.sequences"][:, width:])
+    np.testing.assert_array_equal(out.step_map, arrays[f"{name}.step_map"][:, width:])
+    assert (out.nfe == case["nfe"]).all()
+    assert out.forwards == case["nfe"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llada_lowconf_semi",
+        "llada_lowconf_full",
+        "llada_lowconf_uneven",
+        "llada_lowconf_leftpad",
+        "llada_cfg",
+        "fastdllm_quota_none",
+    ],
+)
+def test_quota_of_the_most_confident(model, recorded, name):
+    arrays, cases = recorded
+    case = cases[name]
+    blocks = case["gen_length"] // case["block_length"]
+    policy = heuristics.TopConfidence()
+    decode(model, arrays, case, policy, policy.params(steps=case["steps"] // blocks))
+
+
+@pytest.mark.parametrize("name", ["fastdllm_threshold_none", "fastdllm_threshold_full_none"])
+def test_threshold(model, recorded, name):
+    arrays, cases = recorded
+    policy = heuristics.Threshold()
+    params = policy.params(threshold=cases[name]["threshold"])
+    decode(model, arrays, cases[name], policy, params)
+
+
+def test_factor(model, recorded):
+    arrays, cases = recorded
+    case = cases["fastdllm_factor_none"]
+    policy = heuristics.Factor(reference_compat=True)
+    decode(model, arrays, case, policy, policy.params(factor=case["factor"]))
+
+
+@pytest.mark.parametrize("name", ["llada_random_semi", "llada_random_full"])
+def test_random_order(model, recorded, name):
+    arrays, cases = recorded
+    case = cases[name]
+    scores = arrays[f"{name}.rand"][:, :, -case["gen_length"] :]
+    quota = case["gen_length"] // case["steps"]
+    decode(model, arrays, case, GivenScores(quota), jnp.asarray(scores))
+
+
+def test_gumbel_sampling_at_every_recorded_state(model, recorded, monkeypatch):
+    """LLaDA draws arg max exp(logit) / (-log u)^T in float64; ours is logit + T * Gumbel."""
+    arrays, cases = recorded
+    case = cases["llada_gumbel"]
+    denoiser, params = model
+    length = case["gen_length"]
+    prompt = arrays["llada_gumbel.prompt"]
+    tokens = arrays["llada_gumbel.sequences"][:, -length:]
+    step_map = arrays["llada_gumbel.step_map"][:, -length:]
+    for step in range(case["steps"]):
+        canvas = np.where(step_map < step, tokens, case["mask_id"])
+        uniform = arrays["llada_gumbel.uniform"][step][:, -length:]
+        noise = jnp.asarray(-np.log(-np.log(uniform)), jnp.float32)
+        monkeypatch.setattr(head, "gumbel_noise", lambda *_, noise=noise: noise)
+        sequence = jnp.concatenate([prompt, canvas], axis=1)
+        hidden = denoiser.apply({"params": params}, sequence, method="hidden")[:, -length:]
+        scores = head.score_candidates(
+            denoiser, params, hidden, keys=None, temperature=case["temperature"]
+        )
+        filled = step_map == step
+        np.testing.assert_array_equal(np.asarray(scores.candidate)[filled], tokens[filled])
+        # The two filled positions are the two most confident ones.
+        confidence = np.where(canvas == case["mask_id"], scores.confidence, -1.0)
+        chosen = np.argsort(-confidence[0])[: filled.sum()]
+        assert set(chosen) == set(np.flatnonzero(filled[0]))

@@ -1,0 +1,238 @@
+"""Properties of the compiled rollout that hold for every policy."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_unmask import denoisers
+from jax_unmask.policies import LearnedPolicy, NetworkConfig, heuristics
+from jax_unmask.policies.base import Action, Needs, row_uniform
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+
+VOCAB, MASK = 20, 2
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = denoisers.DenoiserConfig(
+        family="llada",
+        vocab_size=VOCAB,
+        hidden_size=16,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=8,
+        intermediate_size=24,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        max_length=64,
+        tie_embeddings=False,
+        mask_token_id=MASK,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
+    params = denoisers.init_params(config, jax.random.key(0))
+    # Sharper predictions, so that confidences spread over (0, 1).
+    params["head"] = params["head"] * 3.0
+    return denoisers.Denoiser(config), params
+
+
+def make_prompts(seed: int, lengths: tuple[int, ...], width: int = 6) -> Prompts:
+    tokens = np.random.default_rng(seed).integers(3, VOCAB, (len(lengths), width), dtype=np.int32)
+    mask = np.arange(width) >= width - np.array(lengths)[:, None]
+    return Prompts(tokens=np.where(mask, tokens, 1), mask=mask)
+
+
+@dataclasses.dataclass(frozen=True)
+class Lazy:
+    """Fills each legal position with a given probability, possibly none at all."""
+
+    needs: Needs = Needs()
+
+    def __call__(self, params, obs, keys):
+        fill = obs.legal & (row_uniform(keys, obs.legal.shape[-1:]) < params)
+        return Action(fill=fill, log_prob=jnp.zeros(fill.shape[0]))
+
+
+THRESHOLD = heuristics.Threshold()
+POLICIES = [
+    (THRESHOLD, THRESHOLD.params(threshold=0.5)),
+    (heuristics.Random(), heuristics.Random().params(tokens_per_step=2)),
+    (Lazy(), jnp.float32(0.3)),
+]
+
+
+@pytest.mark.parametrize(("policy", "params"), POLICIES, ids=["threshold", "random", "lazy"])
+def test_a_row_does_not_depend_on_the_rows_beside_it(model, policy, params):
+    prompts = make_prompts(1, (6, 3, 1, 5))
+    settings = RolloutSettings(gen_length=8, block_length=4)
+    keys = row_keys(jax.random.key(7), 4)
+    together = rollout(*model, policy, params, prompts, keys, settings)
+    order = np.array([2, 0, 3, 1])
+    mixed = rollout(
+        *model, policy, params, jax.tree.map(lambda x: x[order], prompts), keys[order], settings
+    )
+    for name in ("tokens", "step_map", "nfe"):
+        np.testing.assert_array_equal(getattr(mixed, name), getattr(together, name)[order])
+    # Other neighbours altogether, at the same compiled shape.
+    others = jax.tree.map(
+        lambda a, b: np.concatenate([a[:1], b[1:]]), prompts, make_prompts(2, (2, 6, 6, 4))
+    )
+    other_keys = jnp.concatenate([keys[:1], row_keys(jax.random.key(8), 3)])
+    alone = rollout(*model, policy, params, others, other_keys, settings)
+    np.testing.assert_array_equal(alone.tokens[0], together.tokens[0])
+    assert alone.nfe[0] == together.nfe[0]
+
+
+def test_padding_changes_nothing(model):
+    narrow = make_prompts(3, (4, 4), width=4)
+    wide = Prompts(
+        tokens=np.pad(narrow.tokens, ((0, 0), (5, 0)), constant_values=1),
+        mask=np.pad(narrow.mask, ((0, 0), (5, 0))),
+    )
+    settings = RolloutSettings(gen_length=8, block_length=8)
+    keys = row_keys(jax.random.key(0), 2)
+    params = THRESHOLD.params(threshold=0.5)
+    a = rollout(*model, THRESHOLD, params, narrow, keys, settings)
+    b = rollout(*model, THRESHOLD, params, wide, keys, settings)
+    np.testing.assert_array_equal(a.tokens, b.tokens)
+    np.testing.assert_array_equal(a.step_map, b.step_map)
+
+
+@pytest.mark.parametrize("block_length", [2, 4, 8])
+def test_blocks_are_filled_one_after_the_other(model, block_length):
+    settings = RolloutSettings(gen_length=8, block_length=block_length)
+    out = rollout(
+        *model,
+        THRESHOLD,
+        THRESHOLD.params(threshold=0.4),
+        make_prompts(4, (6,) * 5),
+        row_keys(jax.random.key(0), 5),
+        settings,
+    )
+    steps = np.asarray(out.step_map).reshape(5, -1, block_length)
+    assert (steps.max(axis=2)[:, :-1] < steps.min(axis=2)[:, 1:]).all()
+    # The step map counts every forward of a row once, and only those.
+    for row in range(5):
+        assert set(steps[row].ravel()) == set(range(int(out.nfe[row])))
+
+
+def test_confidences_are_those_of_the_step_that_filled_the_position(model):
+    settings = RolloutSettings(gen_length=8, block_length=8, record=True)
+    out = rollout(
+        *model,
+        THRESHOLD,
+        THRESHOLD.params(threshold=0.5),
+        make_prompts(5, (6, 2)),
+        row_keys(jax.random.key(0), 2),
+        settings,
+    )
+    for row in range(2):
+        for position in range(8):
+            step = int(out.step_map[row, position])
+            recorded = out.records.obs.confidence[step, row, position]
+            assert out.confidence[row, position] == recorded
+            assert out.tokens[row, position] == out.records.obs.candidate[step, row, position]
+            assert out.records.action.fill[step, row, position]
+
+
+def test_the_loop_stops_when_all_rows_are_done(model):
+    settings = RolloutSettings(gen_length=8, block_length=8, record=True)
+    params = THRESHOLD.params(threshold=0.0)
+    out = rollout(
+        *model, THRESHOLD, params, make_prompts(6, (6, 6)), row_keys(jax.random.key(0), 2), settings
+    )
+    assert out.forwards == 1
+    assert (out.nfe == 1).all()
+    assert out.records.active.sum() == 2
+    assert not np.asarray(out.records.obs.legal[1:]).any()
+
+
+def test_a_block_is_left_after_as_many_steps_as_it_has_positions(model):
+    settings = RolloutSettings(gen_length=8, block_length=4)
+    out = rollout(
+        *model,
+        Lazy(),
+        jnp.float32(0.0),
+        make_prompts(7, (6, 6)),
+        row_keys(jax.random.key(0), 2),
+        settings,
+    )
+    assert (out.tokens == MASK).all()
+    assert (out.step_map == -1).all()
+    assert (out.nfe == 8).all()
+
+
+def test_the_mask_token_is_never_written(model):
+    denoiser, params = model
+    # A denoiser that wants to write the mask token everywhere.
+    biased = {**params, "head": params["head"].at[MASK].set(10 * params["head"].sum(0))}
+    params_policy = THRESHOLD.params(threshold=0.9)
+    out = rollout(
+        denoiser,
+        biased,
+        THRESHOLD,
+        params_policy,
+        make_prompts(8, (6, 6)),
+        row_keys(jax.random.key(0), 2),
+        RolloutSettings(gen_length=8, block_length=8),
+    )
+    assert not (out.tokens == MASK).any()
+
+
+def test_temperature_draws_per_row_and_is_reproducible(model):
+    settings = RolloutSettings(gen_length=8, block_length=4, temperature=1.0)
+    prompts = jax.tree.map(lambda x: np.repeat(x[:1], 6, axis=0), make_prompts(9, (6,)))
+    params = heuristics.LeftToRight().params(tokens_per_step=1)
+    keys = row_keys(jax.random.key(3), 6)
+    first = rollout(*model, heuristics.LeftToRight(), params, prompts, keys, settings)
+    again = rollout(*model, heuristics.LeftToRight(), params, prompts, keys, settings)
+    np.testing.assert_array_equal(first.tokens, again.tokens)
+    assert len({tuple(row) for row in np.asarray(first.tokens)}) > 1
+
+
+def test_settings_of_a_policy_do_not_recompile(model):
+    settings = RolloutSettings(gen_length=4, block_length=4)
+    prompts, keys = make_prompts(10, (6, 6)), row_keys(jax.random.key(0), 2)
+    rollout(*model, THRESHOLD, THRESHOLD.params(threshold=0.9), prompts, keys, settings)
+    compiled = rollout._cache_size()
+    for threshold in (0.1, 0.5, 0.7):
+        rollout(*model, THRESHOLD, THRESHOLD.params(threshold=threshold), prompts, keys, settings)
+    assert rollout._cache_size() == compiled
+
+
+def test_recorded_log_probabilities_can_be_recomputed(model):
+    policy = LearnedPolicy(
+        network=NetworkConfig(
+            hidden_dim=16, feedforward_dim=16, time_embed_dim=8, top_k=2, entropy=True
+        )
+    )
+    params = policy.init_params(jax.random.key(1), 8)
+    settings = RolloutSettings(gen_length=8, block_length=4, record=True)
+    out = rollout(
+        *model, policy, params, make_prompts(11, (6, 4)), row_keys(jax.random.key(0), 2), settings
+    )
+    again = policy.log_prob(params, out.records.obs, out.records.action)
+    active = np.asarray(out.records.active)
+    np.testing.assert_allclose(
+        np.asarray(again)[active], np.asarray(out.records.action.log_prob)[active], atol=1e-5
+    )
+    assert active.sum() == out.nfe.sum()
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"gen_length": 10, "block_length": 4}, "block_length=4"),
+        ({"gen_length": 0, "block_length": 1}, "gen_length=0"),
+        ({"gen_length": 4, "block_length": 4, "temperature": -1.0}, "temperature=-1.0"),
+    ],
+)
+def test_impossible_shapes_are_refused(kwargs, named):
+    with pytest.raises(ValueError, match=named):
+        RolloutSettings(**kwargs)
