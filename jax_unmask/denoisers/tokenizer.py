@@ -207,6 +207,8 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     fields: dict[str, Any] = {}
     if (directory / "config.json").is_file():
         fields = hub.read_json(directory / "config.json")
+    # What it would advise is to install PyTorch, which nothing here needs.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers  # 2.5 s; nothing else here needs it.
 
     try:
