@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import pathlib
 
+import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
@@ -83,7 +84,8 @@ def policy_directory(
     ) as checkpoints:
         which = step if step is not None else "best" if metric else "latest"
         policy = build_policy(config)
-        step, params = checkpoints.restore_params(which)
+        like = jax.eval_shape(policy.init_params, jax.random.key(0))
+        step, params = checkpoints.restore_params(which, like=like)
     logger.info("Took the policy of step %d of %s.", step, run)
     directory = workdir / "policy"
     policies.save_policy(directory, policy, params)
