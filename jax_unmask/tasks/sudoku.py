@@ -54,13 +54,13 @@ class Sudoku:
 
     Args:
         min_holes: fewest holes of a generated puzzle.
-        max_holes: most holes of a generated puzzle.
+        max_holes: most holes of a generated puzzle; with 15 or 16 there are few different puzzles.
     """
 
     name = "sudoku"
     vocabulary = ("1", "2", "3", "4", _EMPTY, "=")
 
-    def __init__(self, min_holes: int = 8, max_holes: int = CELLS) -> None:
+    def __init__(self, min_holes: int = 8, max_holes: int = 14) -> None:
         if not 1 <= min_holes <= max_holes <= CELLS:
             raise ValueError(
                 f"min_holes={min_holes}, max_holes={max_holes}: need 1 <= min <= max <= {CELLS}"

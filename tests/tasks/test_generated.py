@@ -1,0 +1,150 @@
+"""The embedded tasks: exact verifiers, endless fresh problems, splits that share no prompt."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jax_unmask.denoisers import load_tokenizer, word_level
+from jax_unmask.tasks import arithmetic, sudoku
+from jax_unmask.tasks.generated import GeneratedSource, split_of
+
+TASKS = [sudoku.Sudoku(), arithmetic.Arithmetic()]
+INDICES = st.integers(0, 2**31 - 2)
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+@settings(max_examples=60, deadline=None)
+@given(index=INDICES, seed=st.integers(0, 1000))
+def test_the_target_of_a_problem_is_right(task, index, seed):
+    example = task.source("train", seed=seed)[index]
+    assert task.check(example, task.target(example)) == 1.0
+    assert example == task.source("train", seed=seed)[index]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_splits_share_no_prompt_whatever_the_seed(task):
+    prompts = {
+        split: {task.source(split, seed=seed)[k]["prompt"] for seed in (0, 5) for k in range(300)}
+        for split in ("train", "validation", "test")
+    }
+    for one, other in itertools.combinations(prompts.values(), 2):
+        assert not one & other
+    for split, members in prompts.items():
+        assert {split_of(prompt) for prompt in members} == {split}
+        assert len(members) > 550  # Fresh problems, not a few repeated ones.
+
+
+@pytest.mark.parametrize("task", TASKS, ids=lambda task: task.name)
+def test_the_tokenizer_of_a_task_writes_its_texts_exactly(task, tmp_path):
+    special = word_level.save_word_level(tmp_path, task.vocabulary)
+    tokenizer = load_tokenizer(tmp_path)
+    assert tokenizer.mask_id == special["mask"]
+    source = task.source("test")
+    for k in range(100):
+        example = source[k]
+        for text in (task.prompt(example), task.target(example)):
+            ids = tokenizer.encode(text)
+            assert tokenizer.decode([*ids, special["eos"], 7]) == text
+            assert len(ids) <= len(text)
+
+
+def test_text_outside_the_vocabulary_is_an_error_not_an_unknown_token(tmp_path):
+    word_level.save_word_level(tmp_path, ("1", "2"))
+    with pytest.raises(Exception, match="UNK"):
+        load_tokenizer(tmp_path).encode("hello")
+
+
+def test_a_vocabulary_with_a_repeated_token_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="twice"):
+        word_level.save_word_level(tmp_path, ("1", "1"))
+
+
+def test_there_are_288_grids_and_all_are_valid():
+    assert sudoku.grids().shape == (288, 16)
+    assert len({tuple(grid) for grid in sudoku.grids()}) == 288
+    assert all(sudoku.is_valid(grid) for grid in sudoku.grids())
+
+
+@settings(max_examples=50, deadline=None)
+@given(index=INDICES, cell=st.integers(0, 15), shift=st.integers(1, 3))
+def test_one_wrong_cell_makes_a_grid_wrong(index, cell, shift):
+    task = sudoku.Sudoku()
+    example = task.source("test")[index]
+    solution = list(task.target(example))
+    solution[cell] = str((int(solution[cell]) - 1 + shift) % 4 + 1)
+    assert task.check(example, "".join(solution)) == 0.0
+
+
+def test_every_completion_is_right_and_no_other_grid():
+    task = sudoku.Sudoku()
+    example = {"prompt": "." * 16 + "="}
+    assert task.check(example, "1234341221434321") == 1.0
+    example = {"prompt": "2" + "." * 15 + "="}
+    assert task.check(example, "1234341221434321") == 0.0
+    for broken in ("", "1234", "1234341221434321 ", "1234341221434325", "1" * 16):
+        assert task.check({"prompt": "." * 16 + "="}, broken) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("response", "right"),
+    [
+        (" Mon 12 + 7 = 19. #### 19", True),
+        ("#### 19", True),
+        ("####19  ", True),
+        (" #### 18. #### 19", True),
+        (" #### 19. #### 18", False),
+        (" 19", False),
+        ("#### 19 pens", False),
+        ("#### 190", False),
+        ("####", False),
+        ("", False),
+    ],
+)
+def test_only_the_number_after_the_last_marker_counts(response, right):
+    assert arithmetic.Arithmetic().check({"answer": 19}, response) == float(right)
+
+
+@settings(max_examples=50, deadline=None)
+@given(index=INDICES)
+def test_the_worked_solution_is_correct_step_by_step(index):
+    example = arithmetic.Arithmetic().source("train")[index]
+    lines = example["solution"].split(".")[:-1]
+    for line in lines:
+        words = line.split()
+        left, right = words[: words.index("=")], words[words.index("=") + 1]
+        expression = "".join(word for word in left if not word.isalpha())
+        assert eval(expression) == int(right)  # noqa: S307 - digits and signs of our own making
+        assert 0 <= int(right) <= arithmetic.LIMIT
+
+
+def test_lengths_vary_for_one_and_the_same_question():
+    task = arithmetic.Arithmetic()
+    lengths = [
+        len(task._write(np.random.default_rng(k), 12, [("+", 7), ("-", 5), ("+", 2)], "pens"))
+        for k in range(200)
+    ]
+    assert max(lengths) > 2 * min(lengths)
+
+
+@pytest.mark.parametrize("holes", [(0, 4), (5, 4), (4, 17)])
+def test_impossible_numbers_of_holes_are_refused(holes):
+    with pytest.raises(ValueError, match=f"min_holes={holes[0]}"):
+        sudoku.Sudoku(*holes)
+
+
+@pytest.mark.parametrize("operations", [(0, 2), (3, 2), (2, 5)])
+def test_impossible_numbers_of_operations_are_refused(operations):
+    with pytest.raises(ValueError, match=f"min_operations={operations[0]}"):
+        arithmetic.Arithmetic(*operations)
+
+
+def test_sources_refuse_an_unknown_split_and_a_negative_seed():
+    with pytest.raises(ValueError, match="'dev'"):
+        sudoku.Sudoku().source("dev")
+    with pytest.raises(ValueError, match="seed=-1"):
+        GeneratedSource(lambda generator: {"prompt": ""}, "train", -1)
