@@ -9,17 +9,18 @@ def get_config(task: str = "sudoku"):
     if task == "sudoku":
         config.task.prompt_length = 17
         config.data.gen_length = 16
-        config.train.steps = 1200
+        config.train.steps = 1000
     elif task == "arithmetic":
         config.task.prompt_length = 21
         config.data.gen_length = 40
-        config.data.batch_size = 128
-        config.train.steps = 12_000
+        config.data.batch_size = 64
+        config.train.steps = 6000
         # Half of the rows look like a semi-autoregressive sampler's canvas. Without them a small
         # model learns to copy results from further right instead of working them out.
         config.masking.suffix_fraction = 0.5
         config.masking.suffix_block_length = 8
         config.masking.suffix_target = "block"
+        config.masking.max_weight = 5.0
     else:
         raise ValueError(f"tiny_sft.py:{task} is unknown; use :sudoku or :arithmetic")
     config.checkpoint.every = 500

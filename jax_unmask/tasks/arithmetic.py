@@ -19,11 +19,11 @@ from jax_unmask.tasks.generated import GeneratedSource
 NAMES = ("Ada", "Ben", "Eva", "Ian", "Leo", "Mia", "Noa", "Tom")
 ITEMS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
 DAYS = ("Mon", "Tue", "Wed", "Thu")
-GAINS = ("buys", "finds", "gets", "wins")
-LOSSES = ("gives", "loses", "sells", "uses")
+GAINS = ("buys", "finds")
+LOSSES = ("loses", "sells")
 FACTORS = {"doubles": 2, "triples": 3}
 LINKS = ("so", "then", "now")
-LIMIT = 60
+LIMIT = 40
 _WORDS = NAMES + ITEMS + DAYS + GAINS + LOSSES + tuple(FACTORS) + LINKS
 _SYMBOLS = ("has", "+", "-", "*", "=", "####")
 _ANSWER = re.compile(r"####\s*(-?\d+)\s*$")
@@ -34,7 +34,7 @@ class Arithmetic:
 
     Example: ` Mia has 12 pens, Mon buys 7, Tue loses 5?` is answered by ` Mon 12 + 7 = 19. then
     Tue 19 - 5 = 14 pens. #### 14`, or, by a terse author, ` Mon Tue 12 + 7 - 5 = 14. #### 14`.
-    Totals stay within 0 and 60. A response is right when the number after its last `####` is the
+    Totals stay within 0 and 40. A response is right when the number after its last `####` is the
     total.
 
     Args:
@@ -83,7 +83,7 @@ class Arithmetic:
             return options[generator.integers(len(options))]
 
         name, item = pick(NAMES), pick(ITEMS)
-        total = int(generator.integers(2, 31))
+        total = int(generator.integers(2, 21))
         story, start, operations = [f" {name} has {total} {item}"], total, []
         count = generator.integers(self._operations[0], self._operations[1] + 1)
         for day in DAYS[:count]:
