@@ -100,7 +100,7 @@ def main(argv: list[str]) -> None:
     compilation.enable_cache()
     checkpoint = None if _CHECKPOINT.value is None else pathlib.Path(_CHECKPOINT.value)
     with commands.clear_errors():
-        evaluate(_CONFIG.value, pathlib.Path(_WORKDIR.value), checkpoint)
+        evaluate(_CONFIG.value, pathlib.Path(str(_WORKDIR.value)), checkpoint)
 
 
 if __name__ == "__main__":

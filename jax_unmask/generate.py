@@ -17,9 +17,9 @@ from jax_unmask.evaluation.bundle import load_model, shipped_models
 from jax_unmask.report import canvas
 from jax_unmask.rollout import RolloutSettings, Trajectory, rollout, row_keys
 from jax_unmask.runtime import compilation
-from jax_unmask.tasks.base import Example, Task
+from jax_unmask.tasks.base import Example, Split, Task
 
-_SPLIT = "test"
+_SPLIT: Split = "test"
 _MADE_FOR = {"sudoku": (16, 4), "arithmetic": (48, 8)}
 """Canvas and block length that the shipped models were trained for."""
 _DEFAULT_LENGTH = 128
@@ -139,7 +139,7 @@ def _run(args: argparse.Namespace) -> None:
     trajectory, prompt_tokens = generate(
         denoiser, params, tokenizer, prompt, args.policy, settings, seed=args.seed
     )
-    tokens, step_map = trajectory.tokens[0], trajectory.step_map[0]
+    tokens, step_map = np.asarray(trajectory.tokens[0]), np.asarray(trajectory.step_map[0])
     text = tokenizer.decode(tokens)
     score = None if task is None or example is None else task.check(example, text)
     if args.json:

@@ -69,6 +69,11 @@ def candidates(config: ConfigDict, *, trained: str | pathlib.Path | None = None)
     Raises:
         ConfigError: a policy cannot be read, or a block length does not divide the canvas.
     """
+    seeds = config.eval.seeds
+    if not seeds or min(seeds) < 0:
+        raise ConfigError(
+            "eval.seeds", seeds, "policies that draw need seeds of at least 0", "Give at least one"
+        )
     length = gen_length(config)
     for block in config.eval.block_lengths:
         _check_block("eval.block_lengths", config.eval.block_lengths, block, length)

@@ -163,7 +163,7 @@ def _identify(
     candidate, problems = item.candidate, item.problems
     row: Row = {
         "task": task.name,
-        "denoiser": bundle.name or str(config.model.path),
+        "denoiser": _denoiser_name(config, bundle),
         "policy": candidate.text,
         "settings": candidate.settings,
         "method": candidate.method,
@@ -224,7 +224,7 @@ def _report(
     workdir: pathlib.Path,
 ) -> None:
     split = config.eval.split
-    title = f"{task.name}, denoiser {bundle.name or config.model.path}"
+    title = f"{task.name}, denoiser {_denoiser_name(config, bundle)}"
     atomic_write(
         workdir / "summary.md", tables.summary(collected, split, title=title, markdown=True)
     )
@@ -233,6 +233,11 @@ def _report(
     sys.stdout.write(tables.summary(collected, split, title=title, markdown=False))
     sys.stdout.flush()
     logger.info("Wrote results.jsonl, summary.md and frontier.png to %s.", workdir)
+
+
+def _denoiser_name(config: ConfigDict, bundle: Bundle) -> str:
+    """For result rows; a denoiser that was trained from scratch has no path yet."""
+    return bundle.name or config.model.path or results.TRAINED
 
 
 def _log(row: Row, index: int, total: int, seconds: float) -> None:

@@ -145,9 +145,10 @@ def interpolate(points: Iterable[Point], nfe: float) -> Point | None:
     def mix(a: float, b: float) -> float:
         return (1 - weight) * a + weight * b
 
-    outcomes, se = None, mix(low.accuracy_se, high.accuracy_se)
-    if _pairable(low, high):
-        outcomes = (1 - weight) * low.outcomes + weight * high.outcomes  # type: ignore[operator]
+    outcomes: np.ndarray | None = None
+    se = mix(low.accuracy_se, high.accuracy_se)
+    if low.outcomes is not None and high.outcomes is not None and _pairable(low, high):
+        outcomes = np.asarray((1 - weight) * low.outcomes + weight * high.outcomes)
         se = standard_error(outcomes)
     return Point(
         method=f"{low.method}~{high.method}" if low.method != high.method else low.method,

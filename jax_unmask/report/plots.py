@@ -38,9 +38,7 @@ def draw_frontier(path: str | os.PathLike[str], results: Sequence[Result], *, ti
     """
     if not results:
         raise ValueError("there are no results to draw; evaluate at least one policy")
-    import matplotlib
-
-    matplotlib.use("Agg")
+    # Not pyplot: a bare figure needs no display and leaves the caller's backend alone.
     from matplotlib.figure import Figure
 
     results = over_training_seeds(results)
@@ -142,7 +140,9 @@ def _draw_legend(
     from matplotlib.lines import Line2D
 
     axis.axis("off")
-    handles, names, heads = [], [], []
+    handles: list[Any] = []
+    names: list[str] = []
+    heads: list[int] = []
     for label in dict.fromkeys(label for label, _ in series):
         heads.append(len(names))
         handles.append(Line2D([], [], linestyle="none"))

@@ -99,11 +99,11 @@ def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result
         return float(np.mean([_number(row[name]) for row in rows]))
 
     kept = [pair for pair in outcomes if pair is not None]
-    correct = None
+    correct: np.ndarray | None = None
     accuracy_se, nfe_se = mean("accuracy_se"), mean("nfe_se")
     if len(kept) == len(rows):
-        correct = np.mean([pair[0] for pair in kept], axis=0, dtype=np.float64)
-        nfe = np.mean([pair[1] for pair in kept], axis=0, dtype=np.float64)
+        correct = np.stack([pair[0] for pair in kept]).astype(np.float64).mean(axis=0)
+        nfe = np.stack([pair[1] for pair in kept]).mean(axis=0)
         accuracy_se = frontier.standard_error(correct)
         nfe_se = frontier.standard_error(nfe)
     point = Point(

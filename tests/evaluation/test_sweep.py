@@ -152,6 +152,7 @@ class TestCandidates:
             ({"policies": ("learned:missing/policy",)}, "missing/policy"),
             ({"policies": ("threshold:threshold=0.5@5",)}, "block length 5 does not divide"),
             ({"block_lengths": (16, 3)}, "block length 3 does not divide the canvas length 16"),
+            ({"seeds": ()}, r"config\.eval\.seeds = \(\)"),
             ({"shipped": ("nothing-*",)}, "no shipped policy has such a name"),
         ],
     )
