@@ -38,7 +38,7 @@ class _Sums:
     """What one pass over pairs adds up."""
 
     loss: Float[Array, ""]
-    entropy: Float[Array, ""]
+    surprise: Float[Array, ""]
     legal: Float[Array, ""]
     clipped: Float[Array, ""]
     kl: Float[Array, ""]
@@ -153,11 +153,12 @@ class PolicyLearner:
             is_expert: rows that an expert produced, see `experts.with_experts`; None for none.
 
         Returns:
-            The new state and scalar metrics. Averages run over all optimiser steps: `loss`,
-            `entropy` (nats per legal position), `clip_fraction` (share of pairs whose ratio left
-            the clip range), `approx_kl` (of pairs that the policy itself produced; the estimator
-            rho - 1 - log rho), `grad_norm` (before clipping). Further `ratio_max`, `pairs` (pairs
-            per pass) and `skipped` (0 or 1). A skipped batch has zeros.
+            The new state and scalar metrics. Averages run over all optimiser steps: `loss`;
+            `entropy` in nats per legal position, estimated without bias as -log pi(u) of the
+            policy's own actions (the exact one would cost a forward); `clip_fraction`, the share
+            of pairs whose ratio left the clip range; `approx_kl` of the policy's own pairs by the
+            estimator rho - 1 - log rho; `grad_norm` before clipping. Further `ratio_max`, `pairs`
+            (pairs per pass) and `skipped` (0 or 1). A skipped batch has zeros.
         """
         self._check(records, advantages, is_expert)
         if is_expert is not None:
@@ -328,7 +329,7 @@ class PolicyLearner:
             now, valid = {**params, "network": network}, at.valid
             obs, action = _take(records, at)
             new, old = self.policy.log_prob(now, obs, action), action.log_prob
-            by_policy = valid
+            surprise, by_policy = -new, valid
             if is_expert is not None:
                 expert = is_expert[at.row]
                 by_policy = valid & ~expert
@@ -339,16 +340,16 @@ class PolicyLearner:
                 old = jnp.where(expert, mixed(old), old)
             objective = clipped_objective(new, old, advantages[at.row], self.epsilon)
             legal = jnp.sum(obs.legal, axis=-1)
-            entropy = self.policy.entropy(now, obs)
             if self.entropy_coefficient > 0:
+                entropy = self.policy.entropy(now, obs)
                 objective += self.entropy_coefficient * entropy / jnp.maximum(legal, 1)
             loss = -jnp.sum(jnp.where(valid, scale * weights[at.step, at.row], 0.0) * objective)
             difference = new - old
             ratio = jnp.exp(difference)
             sums = _Sums(
                 loss=loss,
-                entropy=jnp.sum(jnp.where(valid, entropy, 0.0)),
-                legal=jnp.sum(jnp.where(valid, legal, 0)).astype(jnp.float32),
+                surprise=jnp.sum(jnp.where(by_policy, surprise, 0.0)),
+                legal=jnp.sum(jnp.where(by_policy, legal, 0)).astype(jnp.float32),
                 clipped=_count(valid & (jnp.abs(ratio - 1.0) > self.epsilon)),
                 kl=jnp.sum(jnp.where(by_policy, ratio - 1.0 - difference, 0.0)),
                 kl_pairs=_count(by_policy),
@@ -386,7 +387,7 @@ def _metrics(sums: _Sums, steps: Array) -> Metrics:
     """Metrics of `steps` optimiser steps from their sums."""
     return {
         "loss": sums.loss / jnp.maximum(steps, 1.0),
-        "entropy": sums.entropy / jnp.maximum(sums.legal, 1.0),
+        "entropy": sums.surprise / jnp.maximum(sums.legal, 1.0),
         "clip_fraction": sums.clipped / jnp.maximum(sums.pairs, 1.0),
         "approx_kl": sums.kl / jnp.maximum(sums.kl_pairs, 1.0),
         "ratio_max": sums.ratio_max,

@@ -1,0 +1,380 @@
+"""The GRPO learner: its gradient, its chunks and minibatches, what it skips, and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_unmask.learners.advantages import group_advantages
+from jax_unmask.learners.policy_grpo import PolicyLearner
+from jax_unmask.learners.policy_loss import policy_loss
+from jax_unmask.policies.base import Action, Observation
+from jax_unmask.policies.distributions import (
+    bernoulli_entropy,
+    bernoulli_log_prob,
+)
+from jax_unmask.policies.learned import LearnedPolicy
+from jax_unmask.policies.network import NetworkConfig
+from jax_unmask.rollout.trajectory import Records
+
+STEPS, ROWS, LENGTH = 7, 6, 5
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearPolicy:
+    """Bernoulli with logits linear in the confidences: cheap to compile, easy to differentiate."""
+
+    def logits(self, params, obs):
+        network = params["network"]
+        return network["bias"] + network["kernel"] * obs.confidence
+
+    def log_prob(self, params, obs, action):
+        return bernoulli_log_prob(self.logits(params, obs), obs.legal, action.fill)
+
+    def entropy(self, params, obs):
+        return bernoulli_entropy(self.logits(params, obs), obs.legal)
+
+
+PARAMS = {
+    "network": {
+        "bias": jnp.linspace(-1.0, 0.5, LENGTH),
+        "kernel": jnp.linspace(0.8, -0.3, LENGTH),
+    },
+    "temperature": jnp.ones(()),
+    "scale": jnp.ones(()),
+}
+
+
+def make_learner(**settings) -> PolicyLearner:
+    return PolicyLearner(**{"policy": LinearPolicy(), "optimizer": optax.sgd(0.1), **settings})
+
+
+def make_records(seed: int = 0, noise: float = 0.0) -> Records:
+    """Random records of rows that end at different steps; `noise` moves the old log-probs."""
+    rng = np.random.default_rng(seed)
+    nfe = rng.integers(1, STEPS + 1, ROWS)
+    active = np.arange(STEPS)[:, None] < nfe
+    legal = (rng.random((STEPS, ROWS, LENGTH)) < 0.7) & active[..., None]
+    legal[..., 0] = active
+    confidence = rng.random((STEPS, ROWS, LENGTH)).astype(np.float32) * active[..., None]
+    zero = np.zeros((STEPS, ROWS), np.int32)
+    obs = Observation(
+        candidate=np.zeros(legal.shape, np.int32),
+        confidence=confidence,
+        top_probs=confidence[..., None],
+        masked=legal,
+        legal=legal,
+        step=np.arange(STEPS, dtype=np.int32)[:, None] * active,
+        step_in_block=zero,
+        block_start=zero,
+        block_length=LENGTH,
+    )
+    action = Action(fill=(rng.random(legal.shape) < 0.4) & legal, log_prob=zero.astype(np.float32))
+    records = jax.tree.map(jnp.asarray, Records(obs=obs, action=action, active=active))
+    old = make_learner().log_prob(PARAMS, records)
+    old += jnp.where(records.active, noise * rng.standard_normal((STEPS, ROWS)), 0.0)
+    return records.replace(action=records.action.replace(log_prob=old.astype(jnp.float32)))
+
+
+ADVANTAGES = jnp.array([0.5, -0.5, 0.0, 1.0, -0.25, -0.75])
+
+
+def dense_loss(network, records, epsilon=0.5):
+    """The loss by its definition, over the whole grid at once."""
+    params = {**PARAMS, "network": network}
+    log_prob = LinearPolicy().log_prob(params, records.obs, records.action)
+    return policy_loss(log_prob, records.action.log_prob, ADVANTAGES, records.active, epsilon)
+
+
+def assert_trees_equal(a, b):
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_trees_close(a, b, **tolerance):
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def test_log_prob_scores_active_steps_only():
+    records = make_records()
+    got = make_learner(chunk_size=4).log_prob(PARAMS, records)
+    expected = LinearPolicy().log_prob(PARAMS, records.obs, records.action)
+    np.testing.assert_allclose(got, np.where(records.active, expected, 0.0), rtol=1e-6)
+    wanted = jnp.arange(STEPS * ROWS).reshape(STEPS, ROWS) % 3 == 0
+    some = make_learner(chunk_size=4).log_prob(PARAMS, records, wanted)
+    np.testing.assert_array_equal(some, np.where(wanted, got, 0.0))
+
+
+def test_at_ratio_one_the_gradient_is_that_of_reinforce():
+    records = make_records()
+
+    def reinforce(network):
+        params = {**PARAMS, "network": network}
+        log_prob = LinearPolicy().log_prob(params, records.obs, records.action)
+        per_row = jnp.sum(jnp.where(records.active, log_prob, 0), 0) / records.active.sum(0)
+        return -jnp.mean(ADVANTAGES * per_row)
+
+    grads, metrics = make_learner().gradients(PARAMS, records, ADVANTAGES)
+    assert_trees_close(grads, jax.grad(reinforce)(PARAMS["network"]), rtol=1e-5, atol=1e-7)
+    assert float(metrics["loss"]) == pytest.approx(-float(jnp.mean(ADVANTAGES)), abs=1e-6)
+    assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
+    assert float(metrics["clip_fraction"]) == 0.0
+
+
+@pytest.mark.parametrize("chunk_size", [1, 4, 9, 1000])
+def test_chunks_do_not_matter(chunk_size):
+    records = make_records(noise=0.6)
+    loss, expected = jax.value_and_grad(dense_loss)(PARAMS["network"], records)
+    grads, metrics = make_learner(chunk_size=chunk_size).gradients(PARAMS, records, ADVANTAGES)
+    assert_trees_close(grads, expected, rtol=1e-5, atol=1e-7)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-6)
+    log_ratio = make_learner().log_prob(PARAMS, records) - records.action.log_prob
+    counted = np.asarray(records.active & (ADVANTAGES != 0))
+    ratio = np.exp(np.asarray(log_ratio))[counted]
+    assert float(metrics["ratio_max"]) == pytest.approx(ratio.max(), rel=1e-5)
+    assert float(metrics["clip_fraction"]) == pytest.approx(np.mean(np.abs(ratio - 1) > 0.5))
+    assert 0 < float(metrics["clip_fraction"]) < 1
+    log_prob = np.asarray(make_learner().log_prob(PARAMS, records))[counted]
+    legal = np.asarray(records.obs.legal)[counted]
+    assert float(metrics["entropy"]) == pytest.approx(-log_prob.sum() / legal.sum(), rel=1e-5)
+    assert float(metrics["approx_kl"]) == pytest.approx(
+        np.mean(ratio - 1 - np.log(ratio)), rel=1e-4
+    )
+
+
+def test_padded_steps_hold_no_sway():
+    # NaN in every inactive step and in rows without advantage: nothing may read them.
+    records = make_records(noise=0.3)
+    unread = ~(records.active & (ADVANTAGES != 0))
+    poisoned = records.replace(
+        obs=records.obs.replace(
+            confidence=jnp.where(unread[..., None], jnp.nan, records.obs.confidence)
+        ),
+        action=records.action.replace(log_prob=jnp.where(unread, jnp.nan, records.action.log_prob)),
+    )
+    learner = make_learner(chunk_size=8)
+    clean, dirty = (learner.gradients(PARAMS, r, ADVANTAGES) for r in (records, poisoned))
+    assert_trees_equal(clean, dirty)
+
+
+def test_two_updates_reuse_the_old_log_probs():
+    records = make_records()
+    learner = make_learner(optimizer=optax.sgd(2.0), updates_per_batch=2)
+    state = learner.init(PARAMS, jax.random.key(0))
+    new, metrics = learner.update(state, records, ADVANTAGES)
+    network = PARAMS["network"]
+    for _ in range(2):
+        network = jax.tree.map(
+            lambda p, g: p - 2.0 * g, network, jax.grad(dense_loss)(network, records)
+        )
+    assert_trees_close(new.params["network"], network, rtol=1e-5, atol=1e-6)
+    assert float(metrics["ratio_max"]) > 1.01
+    assert int(new.step) == 1
+    assert float(metrics["skipped"]) == 0.0
+    assert float(metrics["pairs"]) == float(np.sum(records.active & (ADVANTAGES != 0)))
+
+
+def test_only_the_network_is_trained():
+    learner = make_learner()
+    state = learner.init(PARAMS, jax.random.key(0))
+    new, _ = learner.update(state, make_records(), ADVANTAGES)
+    assert not np.array_equal(new.params["network"]["bias"], PARAMS["network"]["bias"])
+    for name in ("temperature", "scale"):
+        np.testing.assert_array_equal(new.params[name], PARAMS[name])
+
+
+def test_minibatches_are_unbiased():
+    # With plain SGD at a vanishing rate, M steps add up to M estimates of one gradient. Their mean
+    # over the parts of one pass is exact if the parts have equal size; over keys it is unbiased.
+    records = make_records(noise=0.2)
+    expected = jax.grad(dense_loss)(PARAMS["network"], records)
+    parts, rate = 3, 1e-3
+    learner = make_learner(
+        optimizer=optax.sgd(rate), updates_per_batch=1, minibatches=parts, chunk_size=4
+    )
+
+    def estimate(seed):
+        state = learner.init(PARAMS, jax.random.key(seed))
+        new, _ = learner.update(state, records, ADVANTAGES)
+        return jax.tree.map(
+            lambda p, q: (p - q) / (rate * parts), PARAMS["network"], new.params["network"]
+        )
+
+    draws = [estimate(seed) for seed in range(100)]
+    mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *draws)
+    error = jax.tree.map(lambda *x: np.std(x, axis=0) / np.sqrt(len(draws)) + 2e-4, *draws)
+    jax.tree.map(
+        lambda m, g, e: np.testing.assert_array_less(np.abs(m - g), 4 * e), mean, expected, error
+    )
+
+
+def test_minibatches_split_every_pass_anew_and_cover_it():
+    # Each pair is in exactly one part: counted over a pass, they are all there.
+    records = make_records()
+    learner = make_learner(updates_per_batch=3, minibatches=4)
+    state = learner.init(PARAMS, jax.random.key(1))
+    new, metrics = learner.update(state, records, ADVANTAGES)
+    assert float(metrics["pairs"]) == float(np.sum(records.active & (ADVANTAGES != 0)))
+    other, _ = learner.update(state.replace(key=jax.random.key(2)), records, ADVANTAGES)
+    assert not np.array_equal(new.params["network"]["bias"], other.params["network"]["bias"])
+
+
+def test_empty_minibatches_take_no_step():
+    records = make_records()
+    advantages = jnp.zeros(ROWS).at[0].set(1.0)
+    pairs = int(records.active[:, 0].sum())
+    learner = make_learner(
+        optimizer=optax.adam(1e-3), updates_per_batch=1, minibatches=pairs + 5, chunk_size=2
+    )
+    state = learner.init(PARAMS, jax.random.key(1))
+    new, _ = learner.update(state, records, advantages)
+    assert int(new.opt_state[0].count) == pairs
+    assert np.isfinite(new.params["network"]["bias"]).all()
+
+
+@pytest.mark.parametrize("entropy_coefficient", [0.0, 0.1])
+def test_batches_without_signal_change_nothing(entropy_coefficient):
+    learner = make_learner(
+        optimizer=optax.adamw(1e-2, weight_decay=0.1), entropy_coefficient=entropy_coefficient
+    )
+    state, _ = learner.update(learner.init(PARAMS, jax.random.key(0)), make_records(), ADVANTAGES)
+    rewards = np.full(ROWS, 0.3, np.float32)
+    advantages = group_advantages(rewards, 3).advantages
+    new, metrics = learner.update(state, make_records(seed=1), advantages)
+    assert_trees_equal(new.params, state.params)
+    assert_trees_equal(new.opt_state, state.opt_state)
+    assert float(metrics["skipped"]) == 1.0
+    assert float(metrics["pairs"]) == 0.0
+    assert int(new.step) == int(state.step) + 1
+
+
+def test_entropy_bonus_reaches_rows_without_advantage():
+    records = make_records()
+    coefficient = 0.3
+
+    def dense(network):
+        params = {**PARAMS, "network": network}
+        legal = jnp.maximum(records.obs.legal.sum(-1), 1)
+        entropy = LinearPolicy().entropy(params, records.obs) / legal
+        per_row = jnp.sum(jnp.where(records.active, entropy, 0), 0) / records.active.sum(0)
+        return dense_loss(network, records) - coefficient * jnp.mean(per_row)
+
+    learner = make_learner(entropy_coefficient=coefficient, chunk_size=4)
+    grads, metrics = learner.gradients(PARAMS, records, ADVANTAGES)
+    loss, expected = jax.value_and_grad(dense)(PARAMS["network"])
+    assert_trees_close(grads, expected, rtol=1e-5, atol=1e-7)
+    assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-6)
+
+
+def test_experts_count_as_a_mixture():
+    records = make_records()
+    is_expert = jnp.arange(ROWS) % 3 == 2
+    # The recorded log-probability of a deterministic expert is 0 and must not be used.
+    old = jnp.where(is_expert, 0.0, records.action.log_prob)
+    given = records.replace(action=records.action.replace(log_prob=old))
+    learner = make_learner(group_size=2, num_experts=1, updates_per_batch=1)
+    state = learner.init(PARAMS, jax.random.key(0))
+    new, metrics = learner.update(state, given, ADVANTAGES, is_expert)
+
+    def dense(network):
+        params = {**PARAMS, "network": network}
+        prob = jnp.exp(LinearPolicy().log_prob(params, records.obs, records.action))
+        now = jnp.log(jnp.where(is_expert, 2 / 3 * prob + 1 / 3, prob))
+        log_prob = jnp.where(records.active, now, 0.0)
+        old = jax.lax.stop_gradient(log_prob)
+        return policy_loss(log_prob, old, ADVANTAGES, records.active, 0.5)
+
+    expected = jax.tree.map(
+        lambda p, g: p - 0.1 * g, PARAMS["network"], jax.grad(dense)(PARAMS["network"])
+    )
+    assert_trees_close(new.params["network"], expected, rtol=1e-5, atol=1e-6)
+    assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_one_compilation_serves_all_batches():
+    learner = make_learner(chunk_size=3)
+    state = learner.init(PARAMS, jax.random.key(0))
+    before = PolicyLearner.update._cache_size()
+    for seed in range(4):
+        state, _ = learner.update(state, make_records(seed), ADVANTAGES * (seed != 2))
+    assert PolicyLearner.update._cache_size() == before + 1
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"epsilon": 0.0}, "epsilon=0.0"),
+        ({"updates_per_batch": 0}, "updates_per_batch=0"),
+        ({"minibatches": 0}, "minibatches=0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
+        ({"entropy_coefficient": -1.0}, "entropy_coefficient=-1.0"),
+        ({"num_experts": -1}, "num_experts=-1"),
+    ],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_learner(**settings)
+
+
+def test_bad_batches_are_named():
+    learner, records = make_learner(), make_records()
+    state = learner.init(PARAMS, jax.random.key(0))
+    with pytest.raises(ValueError, match=r"advantages have shape \(5,\).* 6 rows"):
+        learner.update(state, records, ADVANTAGES[:5])
+    with pytest.raises(ValueError, match="num_experts=0"):
+        learner.update(state, records, ADVANTAGES, jnp.zeros(ROWS, bool))
+    with pytest.raises(ValueError, match=r"params\['temperature'\] has shape \(2,\)"):
+        learner.init({**PARAMS, "temperature": jnp.ones(2)}, jax.random.key(0))
+
+
+def test_learns_to_fill_the_confident_positions():
+    """One-step episodes: +1 for each confident position filled, -1 for each other one."""
+    policy = LearnedPolicy(
+        network=NetworkConfig(hidden_dim=16, feedforward_dim=32, time_embed_dim=8)
+    )
+    groups, size, length = 8, 8, 8
+    rows = groups * size
+    learner = PolicyLearner(
+        policy=policy,
+        optimizer=optax.adam(1e-2, b2=0.99),
+        updates_per_batch=2,
+        chunk_size=rows,
+        group_size=size,
+    )
+
+    @jax.jit
+    def act(params, key):
+        draw_key, act_key = jax.random.split(key)
+        confidence = jnp.repeat(jax.random.uniform(draw_key, (groups, length)), size, axis=0)
+        everything, zero = jnp.ones((rows, length), bool), jnp.zeros(rows, jnp.int32)
+        obs = Observation(
+            candidate=jnp.zeros((rows, length), jnp.int32),
+            confidence=confidence,
+            top_probs=confidence[..., None],
+            masked=everything,
+            legal=everything,
+            step=zero,
+            step_in_block=zero,
+            block_start=zero,
+            block_length=length,
+        )
+        action = policy(params, obs, jax.random.split(act_key, rows))
+        reward = jnp.mean(jnp.where(action.fill, jnp.sign(confidence - 0.5), 0.0), axis=-1)
+        one_step = jax.tree.map(lambda x: x[None], (obs, action))
+        records = Records(obs=one_step[0], action=one_step[1], active=jnp.ones((1, rows), bool))
+        return records, reward
+
+    state = learner.init(policy.init_params(jax.random.key(0), length), jax.random.key(1))
+    history = []
+    for iteration in range(40):
+        records, reward = act(state.params, jax.random.fold_in(jax.random.key(2), iteration))
+        state, metrics = learner.update(state, records, group_advantages(reward, size).advantages)
+        history.append(float(jnp.mean(reward)))
+    # Filling at random gives 0, always being right 0.5.
+    assert abs(history[0]) < 0.05
+    assert np.mean(history[-5:]) > 0.3
+    assert np.isfinite(float(metrics["grad_norm"]))

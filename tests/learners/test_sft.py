@@ -1,0 +1,183 @@
+"""Masked-diffusion SFT: the loss against numpy, what counts, and that a model learns by it."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_params
+from jax_unmask.learners.corruption import Corruption, Masking, corrupt
+from jax_unmask.learners.optim import make_optimizer
+from jax_unmask.learners.sft import SftBatch, SftLearner, masked_cross_entropy
+from jax_unmask.rollout.trajectory import Prompts
+
+CONFIG = DenoiserConfig(
+    family="llada",
+    vocab_size=12,
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=32,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    max_length=32,
+    tie_embeddings=False,
+    mask_token_id=11,
+    eos_token_id=10,
+    pad_token_id=10,
+)
+DENOISER = Denoiser(CONFIG)
+ROWS, PROMPT, LENGTH = 4, 3, 6
+
+
+@pytest.fixture(scope="module")
+def params():
+    return init_params(CONFIG, jax.random.key(0))
+
+
+def make_batch(seed: int = 0, rows: int = ROWS) -> SftBatch:
+    """Responses that repeat the prompt's last token, left-padded prompts of 1 to 3 tokens."""
+    rng = np.random.default_rng(seed)
+    tokens = rng.integers(0, 10, (rows, PROMPT)).astype(np.int32)
+    mask = np.arange(PROMPT) >= rng.integers(0, PROMPT, (rows, 1))
+    targets = np.full((rows, LENGTH), CONFIG.eos_token_id, np.int32)
+    targets[:, :3] = tokens[:, -1:]
+    return jax.tree.map(jnp.asarray, SftBatch(prompts=Prompts(tokens, mask), targets=targets))
+
+
+@pytest.fixture(scope="module")
+def corruption():
+    masking = Masking(suffix_fraction=0.5, suffix_block_length=3, max_weight=5.0)
+    return corrupt(masking, jax.random.key(5), ROWS, LENGTH)
+
+
+def test_loss_against_numpy(params, corruption):
+    batch = make_batch()
+    loss, accuracy = masked_cross_entropy(DENOISER, params, batch, corruption)
+
+    masked = np.asarray(corruption.masked)
+    targets = np.asarray(batch.targets)
+    canvas = np.concatenate([batch.prompts.tokens, np.where(masked, 11, targets)], axis=1)
+    real = np.concatenate([batch.prompts.mask, np.ones_like(masked)], axis=1)
+    logits = DENOISER.apply({"params": params}, canvas, attention_mask=real)
+    logits = np.asarray(logits, np.float64)[:, PROMPT:]
+    total, right = 0.0, []
+    for b in range(ROWS):
+        for k in range(LENGTH):
+            if not masked[b, k]:
+                continue
+            z = logits[b, k]
+            log_p = z[targets[b, k]] - np.log(np.exp(z).sum())
+            total -= float(corruption.weight[b, k]) * log_p
+            right.append(z.argmax() == targets[b, k])
+    assert float(loss) == pytest.approx(total / (ROWS * LENGTH), rel=1e-5)
+    assert float(accuracy) == pytest.approx(np.mean(right))
+
+
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_vocabulary_chunks_do_not_matter(params, corruption, chunk):
+    batch = make_batch()
+
+    def loss(params, chunk):
+        return masked_cross_entropy(DENOISER, params, batch, corruption, chunk)
+
+    whole, parts = (jax.value_and_grad(loss, has_aux=True)(params, n) for n in (0, chunk))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
+
+
+def test_chunk_must_divide_the_response(params, corruption):
+    with pytest.raises(ValueError, match=r"positions_per_chunk=4 does not divide .* 6"):
+        masked_cross_entropy(DENOISER, params, make_batch(), corruption, 4)
+
+
+def test_hidden_targets_cannot_leak(params, corruption):
+    # Changing a target changes the loss through its label alone, so with the same wrong label for
+    # both, two batches that differ only where tokens are hidden have the same logits.
+    batch = make_batch()
+    flat = Corruption(corruption.masked, jnp.zeros_like(corruption.weight))
+    other = batch.replace(targets=jnp.where(corruption.masked, 0, batch.targets))
+
+    def grads(batch, corruption):
+        return jax.grad(lambda p: masked_cross_entropy(DENOISER, p, batch, corruption)[0])(params)
+
+    assert not any(np.any(g) for g in jax.tree.leaves(grads(batch, flat)))
+    # Weight only one position that has the same label in both batches.
+    same = corruption.masked & (batch.targets == other.targets)
+    weighted = Corruption(corruption.masked, jnp.where(same | ~corruption.masked, 1.0, 0.0))
+    a, b = grads(batch, weighted), grads(other, weighted)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def make_learner(**settings) -> SftLearner:
+    optimizer = make_optimizer(3e-3, 5, 400, weight_decay=0.0, grad_clip=1.0)
+    return SftLearner(**{"denoiser": DENOISER, "optimizer": optimizer, **settings})
+
+
+@pytest.fixture(scope="module")
+def trained(params):
+    """A learner, its state after some steps, and the losses on the way."""
+    learner = make_learner(ema_decay=0.9)
+    state = learner.init(params, jax.random.key(1))
+    compiled = SftLearner.step._cache_size()
+    losses = []
+    for step in range(150):
+        state, metrics = learner.step(state, make_batch(step, rows=32))
+        losses.append(float(metrics["loss"]))
+    assert SftLearner.step._cache_size() == compiled + 1
+    return learner, state, losses, metrics
+
+
+def test_learns_to_copy(trained):
+    _, state, losses, metrics = trained
+    assert np.mean(losses[:5]) > 2.0
+    assert np.mean(losses[-10:]) < 0.7
+    assert float(metrics["masked_accuracy"]) > 0.75
+    assert 0.2 < float(metrics["masked_fraction"]) < 0.8
+    assert int(state.step) == 150
+
+
+def test_average_follows_the_parameters(trained):
+    learner, state, _, _ = trained
+    difference = jax.tree.map(
+        lambda a, b: float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)), state.params, state.ema
+    )
+    assert 0 < max(jax.tree.leaves(difference)) < 0.2
+    # One more step moves it by a tenth of the way to the new parameters.
+    old_ema = jax.tree.map(np.asarray, state.ema)
+    copy = jax.tree.map(jnp.copy, state)
+    new, _ = learner.step(copy, make_batch(7, rows=32))
+    expected = jax.tree.map(lambda e, p: 0.9 * e + 0.1 * p, old_ema, new.params)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), new.ema, expected
+    )
+
+
+def test_a_step_is_a_function_of_state_and_batch(trained):
+    learner, state, _, _ = trained
+    batch = make_batch(9, rows=32)
+    first, second = (learner.step(jax.tree.map(jnp.copy, state), batch) for _ in range(2))
+    jax.tree.map(np.testing.assert_array_equal, first[0].params, second[0].params)
+    assert float(first[1]["loss"]) == float(second[1]["loss"])
+    # The next step draws other masks.
+    later = jax.tree.map(jnp.copy, state).replace(step=state.step + 1)
+    _, metrics = learner.step(later, batch)
+    assert float(metrics["masked_fraction"]) != float(first[1]["masked_fraction"])
+
+
+def test_init_leaves_the_given_parameters_alive(params):
+    learner = make_learner()
+    learner.step(learner.init(params, jax.random.key(0)), make_batch(rows=32))
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [({"ema_decay": 1.0}, "ema_decay=1.0"), ({"positions_per_chunk": -2}, "=-2")],
+)
+def test_bad_settings_are_named(settings, message):
+    with pytest.raises(ValueError, match=message):
+        make_learner(**settings)
