@@ -1,10 +1,13 @@
 """Minutes on a laptop: trains a policy on many-solution Sudoku and compares it with heuristics."""
 
-from configs import tiny_policy
+import pathlib
+import runpy
+
+_TINY_POLICY = runpy.run_path(str(pathlib.Path(__file__).with_name("tiny_policy.py")))
 
 
 def get_config():
-    config = tiny_policy.get_config("sudoku")
+    config = _TINY_POLICY["get_config"]("sudoku")
     config.train.steps = 100
     config.eval.update(after_training=True, num_problems=1000, batch_size=250)
     config.eval.policies = (

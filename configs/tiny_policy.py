@@ -3,7 +3,7 @@
 from jax_unmask import config as defaults
 
 # Canvas length and block length of semi-autoregressive evaluation.
-SHAPES = {"sudoku": (16, 4), "arithmetic": (40, 8)}
+SHAPES = {"sudoku": (16, 4), "arithmetic": (32, 8)}
 
 
 def get_config(task: str = "sudoku"):
@@ -12,7 +12,7 @@ def get_config(task: str = "sudoku"):
     length, block = SHAPES[task]
     config = defaults.policy_grpo()
     config.task.name = task
-    config.task.prompt_length = {"sudoku": 17, "arithmetic": 21}[task]
+    config.task.prompt_length = {"sudoku": 17, "arithmetic": 17}[task]
     config.task.truncate_prompts = False
     config.model.update(path=task, dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=length, block_length=length)
@@ -25,9 +25,19 @@ def get_config(task: str = "sudoku"):
     config.learner.updates_per_batch = 1
     config.optimizer.update(lr=3e-3, warmup_steps=20, final_fraction=0.1, grad_clip=1.0)
     config.optimizer.weight_decay = 0.0
+    # Never a step without a token: random policies at the start would waste most of their steps.
+    config.policy.distribution = "bernoulli_argmax"
+    if task == "arithmetic":
+        # Hardly any answer of an untrained policy is right, so groups need a member that is.
+        config.expert.update(count=1, policy="threshold:threshold=0.9", block_length=block)
     config.train.steps = 150
     config.checkpoint.every = 10
-    config.eval.update(
-        num_problems=2000, batch_size=250, block_lengths=(length, block), prompt_style="training"
+    config.eval.policies += (
+        "conflict_free:threshold=0.3..0.9/0.1",
+        "frontier_threshold:threshold=0.5..0.9/0.1|0.95|0.98",
     )
+    config.eval.shipped = (f"{task}-full-*", f"{task}-semi-*@{block}")
+    config.eval.update(num_problems=2000, batch_size=250, block_lengths=(length, block))
+    config.eval.update(trained=("distribution=bernoulli_argmax", "distribution=threshold"))
+    config.eval.validation_problems = 1000
     return config

@@ -11,10 +11,11 @@ def get_config(task: str = "sudoku"):
         config.data.gen_length = 16
         config.train.steps = 1000
     elif task == "arithmetic":
-        config.task.prompt_length = 21
-        config.data.gen_length = 40
+        config.task.prompt_length = 17
+        config.data.gen_length = 32
         config.data.batch_size = 64
-        config.train.steps = 6000
+        config.model.intermediate_size = 256
+        config.train.steps = 5000
         # Half of the rows look like a semi-autoregressive sampler's canvas. Without them a small
         # model learns to copy results from further right instead of working them out.
         config.masking.suffix_fraction = 0.5

@@ -18,12 +18,12 @@ from jax_unmask.tasks.generated import GeneratedSource
 
 NAMES = ("Ada", "Ben", "Eva", "Ian", "Leo", "Mia", "Noa", "Tom")
 ITEMS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
-DAYS = ("Mon", "Tue", "Wed", "Thu")
+DAYS = ("Mon", "Tue", "Wed")
 GAINS = ("buys", "finds")
 LOSSES = ("loses", "sells")
 FACTORS = {"doubles": 2, "triples": 3}
 LINKS = ("so", "then", "now")
-LIMIT = 40
+LIMIT = 20
 _WORDS = NAMES + ITEMS + DAYS + GAINS + LOSSES + tuple(FACTORS) + LINKS
 _SYMBOLS = ("has", "+", "-", "*", "=", "####")
 _ANSWER = re.compile(r"####\s*(-?\d+)\s*$")
@@ -34,7 +34,7 @@ class Arithmetic:
 
     Example: ` Mia has 12 pens, Mon buys 7, Tue loses 5?` is answered by ` Mon 12 + 7 = 19. then
     Tue 19 - 5 = 14 pens. #### 14`, or, by a terse author, ` Mon Tue 12 + 7 - 5 = 14. #### 14`.
-    Totals stay within 0 and 40. A response is right when the number after its last `####` is the
+    Totals stay within 0 and 20. A response is right when the number after its last `####` is the
     total.
 
     Args:
@@ -49,11 +49,11 @@ class Arithmetic:
         *(".", ",", "?"),
     )
 
-    def __init__(self, min_operations: int = 2, max_operations: int = 4) -> None:
-        if not 1 <= min_operations <= max_operations <= 4:
+    def __init__(self, min_operations: int = 2, max_operations: int = 3) -> None:
+        if not 1 <= min_operations <= max_operations <= len(DAYS):
             raise ValueError(
                 f"min_operations={min_operations}, max_operations={max_operations}: "
-                "need 1 <= min <= max <= 4"
+                f"need 1 <= min <= max <= {len(DAYS)}"
             )
         self._operations = (min_operations, max_operations)
 
@@ -83,7 +83,7 @@ class Arithmetic:
             return options[generator.integers(len(options))]
 
         name, item = pick(NAMES), pick(ITEMS)
-        total = int(generator.integers(2, 21))
+        total = int(generator.integers(2, 10))
         story, start, operations = [f" {name} has {total} {item}"], total, []
         count = generator.integers(self._operations[0], self._operations[1] + 1)
         for day in DAYS[:count]:
@@ -107,7 +107,7 @@ class Arithmetic:
             else:
                 sign, verbs = ("+", GAINS) if kind < 0.6 else ("-", LOSSES)
                 verb = verbs[generator.integers(len(verbs))]
-                amount = int(generator.integers(2, 10))
+                amount = int(generator.integers(1, 6))
             if 0 <= _apply(total, sign, amount) <= LIMIT:
                 return sign, amount, verb
 

@@ -1,0 +1,40 @@
+#!/usr/bin/env bash
+# Trains the policies that ship with the package, for one task and one training seed, as a series:
+# alpha 1 from scratch, then the other alphas from it.
+#
+#   launch/tiny_policies.sh TASK SEED [RUNS_DIR]      TASK is sudoku or arithmetic
+#
+# Policies land in RUNS_DIR/TASK-MODE-alphaA-seedS/policy (MODE: full or semi diffusion). A script
+# that was killed goes on where it stopped.
+set -euo pipefail
+
+task=$1 seed=$2 runs=${3:-runs}
+case $task in
+    sudoku) block=4 ;;
+    arithmetic) block=8 ;;
+    *) echo "TASK=$task is unknown; use sudoku or arithmetic" >&2; exit 1 ;;
+esac
+
+train() { # NAME, then settings
+    local name=$1
+    shift
+    python -m jax_unmask.train --config="configs/tiny_policy.py:$task" \
+        --workdir="$runs/$name" --config.seed="$seed" "$@"
+}
+
+full=$task-full
+train "$full-alpha1-seed$seed"
+for alpha in 0.3 3 10; do
+    train "$full-alpha$alpha-seed$seed" --config.reward.alpha="$alpha" \
+        --config.policy.init_from="$runs/$full-alpha1-seed$seed/policy" \
+        --config.train.steps=60 --config.optimizer.lr=1e-3 --config.expert.count=0
+done
+
+semi=$task-semi
+train "$semi-alpha1-seed$seed" --config.rollout.block_length="$block" --config.expert.count=0
+for alpha in 0.3; do
+    train "$semi-alpha$alpha-seed$seed" --config.rollout.block_length="$block" \
+        --config.reward.alpha="$alpha" \
+        --config.policy.init_from="$runs/$semi-alpha1-seed$seed/policy" \
+        --config.train.steps=60 --config.optimizer.lr=1e-3 --config.expert.count=0
+done
