@@ -1,15 +1,69 @@
-"""What the commands share: logging, the default workdir, errors without a traceback."""
+"""What the commands share: flags, logging, the default workdir, errors without a traceback."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
 import pathlib
+import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
-from absl import flags
+from absl import app, flags
 from ml_collections import config_flags
+
+# What wrong input shows as: `ConfigError` and `CheckpointError` are ValueErrors, paths that do not
+# fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers end training
+# with a FloatingPointError. Anything else is a defect and keeps its traceback.
+_EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
+_CONFIG_FLAG = re.compile(r"--?config(?:=(?P<value>.*))?")
+
+
+def run(main: Callable[[list[str]], None]) -> None:
+    """`absl.app.run`, where a mistake in the flags or the config file is one line as well."""
+    app.run(main, flags_parser=parse_flags)
+
+
+def parse_flags(argv: Sequence[str]) -> list[str]:
+    """Parses the flags of a command whose experiment file is `--config`.
+
+    Returns:
+        What is left of the arguments, the name of the program first.
+
+    Raises:
+        SystemExit: a flag or the experiment file is wrong; with the message.
+    """
+    argv = list(argv)
+    _require_config_file(argv)
+    try:
+        return flags.FLAGS(argv)
+    except flags.Error as error:
+        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+        if any(line.startswith("Traceback") for line in lines):
+            # The experiment file raised; its own words come last.
+            lines = [lines[0], lines[-1]]
+        sys.exit(f"error: {' '.join(lines)}")
+    except AttributeError as error:
+        name, _, hint = str(error).partition("\n")
+        given = [
+            arg for arg in argv if re.match(rf"--?config\.(.*\.)?{name.strip(chr(39))}\b", arg)
+        ]
+        if not given:
+            raise
+        hint = hint or "Keys and their defaults are in jax_unmask/config.py."
+        sys.exit(f"error: {given[0].partition('=')[0]}: there is no such key. {hint}")
+
+
+def _require_config_file(argv: Sequence[str]) -> None:
+    for argument, following in zip(argv, [*argv[1:], ""], strict=True):
+        if match := _CONFIG_FLAG.fullmatch(argument):
+            value = following if match["value"] is None else match["value"]
+            path = pathlib.Path(value.partition(":")[0])
+            if not path.is_file():
+                sys.exit(
+                    f"error: --config={value}: there is no file {path}; give the path of an "
+                    f"experiment file, relative to {pathlib.Path.cwd()}"
+                )
 
 
 def set_up_logging() -> None:
@@ -31,12 +85,11 @@ def default_workdir(config_flag: str) -> pathlib.Path:
 def clear_errors() -> Iterator[None]:
     """Ends the process with the message alone where the input was wrong (status 1).
 
-    Wrong input shows as ValueError (which `ConfigError` and `CheckpointError` are) or as a missing
-    file. Anything else is a defect and keeps its traceback; so does everything at -v=1.
+    At -v=1 the traceback is shown as well.
     """
     try:
         yield
-    except (ValueError, FileNotFoundError) as error:
+    except _EXPECTED as error:
         if flags.FLAGS.is_parsed() and flags.FLAGS.verbosity > 0:
             raise
         sys.exit(f"error: {error}")

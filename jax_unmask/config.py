@@ -30,7 +30,6 @@ def _common(recipe: str) -> ConfigDict:
             "truncate_prompts": True,
         }
     )
-    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.checkpoint = ConfigDict(
         {"every": 100, "keep_latest": 2, "keep_best": 1, "best_metric": "", "best_mode": "max"}
     )

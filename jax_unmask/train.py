@@ -5,6 +5,7 @@ Running the same command again continues from the last checkpoint, bit for bit.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
 import pathlib
@@ -19,16 +20,13 @@ from jax_unmask.learners.state import TrainState
 from jax_unmask.recipes import RECIPES, Recipe
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.checkpoints import Checkpoints
-from jax_unmask.runtime.config import claim_workdir
+from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
 from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
 from jax_unmask.runtime.preemption import Preemption
 from jax_unmask.runtime.progress import Progress, Timer
+from jax_unmask.tasks.data import BatchIterator
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
-_WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Directory of the run (default: runs/NAME_OF_CONFIG)."
-)
-logger = logging.getLogger("jax_unmask")
+logger = logging.getLogger("jax_unmask.train")  # __name__ is "__main__" for a command.
 
 
 def train(config: ConfigDict, workdir: pathlib.Path) -> None:
@@ -41,10 +39,15 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
 
     Raises:
         ConfigError: the config makes no sense, or the workdir belongs to another one.
+        ValueError, OSError: the model or the data cannot be used as they are. All of these come
+            before anything is compiled.
+        FloatingPointError: a metric is not finite any more.
     """
     validation.validate(config)
+    check_workdir(workdir, config, exempt=validation.EXEMPT)
+    recipe = RECIPES[config.recipe](config, workdir)
+    data = recipe.data()
     claim_workdir(workdir, config, exempt=validation.EXEMPT)
-    recipe: Recipe = RECIPES[config.recipe](config, workdir)
     checkpoint = config.checkpoint
     with Checkpoints(
         workdir,
@@ -53,24 +56,28 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         best_metric=checkpoint.best_metric or None,
         best_mode=checkpoint.best_mode,
     ) as checkpoints:
-        state = _run(config, workdir, recipe, checkpoints)
+        state = _run(config, workdir, recipe, data, checkpoints)
     if state is not None:
         recipe.finish(state, workdir)
 
 
 def _run(
-    config: ConfigDict, workdir: pathlib.Path, recipe: Recipe, checkpoints: Checkpoints
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    recipe: Recipe,
+    data: BatchIterator,
+    checkpoints: Checkpoints,
 ) -> TrainState | None:
     """The training loop. Returns the final state, or None if a signal ended it before."""
-    state, data = recipe.init(), recipe.data()
+    state = recipe.init()
     total, done = config.train.steps, 0
-    restored = checkpoints.restore(state.params, state.replace(params=None))
+    restored = checkpoints.restore(state.params, dataclasses.replace(state, params=None))
     if restored is not None:
         done = restored.step
-        state = restored.state.replace(params=restored.params)
+        state = dataclasses.replace(restored.state, params=restored.params)
         data.set_state(restored.data)
         logger.info("Continuing %s at step %d of %d.", workdir, done, total)
-    sinks = ()
+    sinks: tuple[WeightsAndBiases, ...] = ()
     if config.log.wandb:
         sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=config.to_dict()),)
     with (
@@ -92,13 +99,14 @@ def _run(
                 writer.write(step, values)
                 progress.update(step, {name: values[name] for name in recipe.shown})
                 _stop_at_nan(step, values)
+                _require_best_metric(config, values)
             if save:
                 with timer.measure("checkpoint"):
                     writer.sync()
                     checkpoints.save(
                         step,
                         params=state.params,
-                        state=state.replace(params=None),
+                        state=dataclasses.replace(state, params=None),
                         data=data.get_state(),
                         metrics=values,
                     )
@@ -119,19 +127,33 @@ def _stop_at_nan(step: int, values: dict[str, float]) -> None:
         )
 
 
+def _require_best_metric(config: ConfigDict, values: dict[str, float]) -> None:
+    """Refuses to rank checkpoints by what is not measured."""
+    metric = config.checkpoint.best_metric
+    if metric and metric not in values:
+        raise ConfigError(
+            "checkpoint.best_metric",
+            metric,
+            f"recipe {config.recipe!r} has no such metric",
+            f"Choose one of {', '.join(sorted(values))}",
+        )
+
+
 def main(argv: list[str]) -> None:
+    """Runs the command."""
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
     commands.set_up_logging()
-    config = _CONFIG.value
-    workdir = pathlib.Path(_WORKDIR.value or commands.default_workdir("config"))
+    workdir = pathlib.Path(flags.FLAGS.workdir or commands.default_workdir("config"))
     compilation.enable_cache()
     start = time.perf_counter()
     with commands.clear_errors():
-        train(config, workdir)
+        train(flags.FLAGS.config, workdir)
     logger.info("%s: %.0f s.", workdir, time.perf_counter() - start)
 
 
 if __name__ == "__main__":
+    config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
+    flags.DEFINE_string("workdir", None, "Directory of the run (default: runs/NAME_OF_CONFIG).")
     flags.mark_flag_as_required("config")
-    app.run(main)
+    commands.run(main)

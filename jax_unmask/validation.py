@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import jax
 from ml_collections import ConfigDict
 
 from jax_unmask import config as defaults
-from jax_unmask import tasks
+from jax_unmask import policies, tasks
+from jax_unmask.evaluation.candidates import candidates
 from jax_unmask.runtime import config as check
 from jax_unmask.tasks import rewards
 
-EXEMPT = ("log.*", "checkpoint.*", "eval.*")
+EXEMPT = ("log.*", "checkpoint.*", "eval.*", "mesh.*")
 """Keys that may change when a run is resumed: they do not touch what is trained."""
 
 
@@ -34,6 +36,9 @@ def validate(config: ConfigDict) -> None:
         check.one_of(config, key, ("float32", "bfloat16"))
     _optimizer(config)
     {"policy_grpo": _policy_grpo, "sft": _sft}[config.recipe](config)
+    _divides_among_processes(
+        config, "data.batch_size" if config.recipe == "sft" else "rollout.prompts_per_step"
+    )
     _evaluation(config)
 
 
@@ -82,6 +87,11 @@ def _policy_grpo(config: ConfigDict) -> None:
     )
     if config.expert.count:
         check.divides(config, "expert.block_length", "rollout.gen_length")
+        try:
+            policies.parse_policy(config.expert.policy)
+        except (ValueError, FileNotFoundError) as error:
+            value = config.expert.policy
+            raise check.ConfigError("expert.policy", value, str(error), "Correct it") from error
         check.require(
             config.rollout.block_length == config.rollout.gen_length,
             config,
@@ -123,12 +133,16 @@ def _sft(config: ConfigDict) -> None:
 def _evaluation(config: ConfigDict) -> None:
     check.one_of(config, "eval.split", ("train", "validation", "test"))
     check.positive(config, "eval.num_problems", "eval.batch_size")
-    length = config.data.gen_length if config.recipe == "sft" else config.rollout.gen_length
-    for block in config.eval.block_lengths if config.eval.after_training else ():
-        check.require(
-            block > 0 and length % block == 0,
-            config,
-            "eval.block_lengths",
-            f"{block} does not divide the canvas length {length}",
-            "Give divisors of it",
-        )
+    if config.eval.after_training:
+        candidates(config)  # Finds the mistakes that would else show after hours of training.
+
+
+def _divides_among_processes(config: ConfigDict, key: str) -> None:
+    count = jax.process_count()
+    check.require(
+        check.get(config, key) % count == 0,
+        config,
+        key,
+        f"it does not divide among the {count} processes of this run",
+        f"Give a multiple of {count}",
+    )

@@ -1,9 +1,17 @@
 """Recipes: each binds a denoiser, a task and a learner to one way of training."""
 
+import pathlib
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
 from jax_unmask.recipes.base import Recipe
 from jax_unmask.recipes.policy_grpo import PolicyGrpo
 from jax_unmask.recipes.sft import Sft
 
-RECIPES: dict[str, type[Recipe]] = {"policy_grpo": PolicyGrpo, "sft": Sft}
+RECIPES: dict[str, Callable[[ConfigDict, pathlib.Path], Recipe]] = {
+    "policy_grpo": PolicyGrpo,
+    "sft": Sft,
+}
 
 __all__ = ["RECIPES", "PolicyGrpo", "Recipe", "Sft"]

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.learners import optim
 from jax_unmask.learners.state import TrainState
+from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
+from jax_unmask.tasks.base import Task
 from jax_unmask.tasks.data import BatchIterator
 
 Metrics = Mapping[str, Any]
+
+# Larger splits are those of tasks that generate their problems, up to 2**31 of them.
+_SCANNED_WHOLE, _SCANNED_ELSE = 100_000, 256
 
 
 class Recipe(Protocol):
@@ -21,19 +27,26 @@ class Recipe(Protocol):
 
     Everything random in a step follows from the state's key and step and from the batch, so a run
     that is resumed from (state, position of the data) continues exactly.
+
+    Attributes:
+        shown: names of the metrics that the progress bar shows.
     """
+
+    shown: tuple[str, ...]
 
     def init(self) -> TrainState:
         """The state before the first step."""
         ...
 
     def data(self) -> BatchIterator:
-        """Training batches from the start; its position can be saved and set."""
+        """Training batches from the start; its position can be saved and set.
+
+        Raises:
+            ValueError, OSError: the data cannot be read, or hold what does not fit the config.
+        """
         ...
 
-    def step(
-        self, state: TrainState, batch: Any, timer: Timer
-    ) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         """One training step.
 
         Args:
@@ -57,3 +70,38 @@ def build_optimizer(config: ConfigDict, steps_per_iteration: int = 1) -> Any:
         total_steps=config.train.steps * steps_per_iteration,
         **dict(config.optimizer),
     )
+
+
+def check_fits(denoiser: DenoiserConfig, prompt_length: int, gen_length: int) -> None:
+    """Refuses sequences that are longer than the denoiser was made for.
+
+    Raises:
+        ConfigError: prompt and canvas together exceed `denoiser.max_length`.
+    """
+    total = prompt_length + gen_length
+    if total > denoiser.max_length:
+        raise ConfigError(
+            "task.prompt_length",
+            prompt_length,
+            f"with a canvas of {gen_length} that makes {total} tokens, more than the "
+            f"{denoiser.max_length} that the denoiser was made for",
+            "Lower it or gen_length",
+        )
+
+
+def scan(make_batches: Callable[..., BatchIterator], task: Task) -> None:
+    """Encodes every training example once, so that one over its budget stops no run half-way.
+
+    Of a task that generates its problems, the first ones stand for all.
+
+    Args:
+        make_batches: `prompt_batches` or `sft_batches` with all but the order of the examples.
+        task: their task.
+
+    Raises:
+        ValueError: an example does not fit; the message names it.
+    """
+    examples = len(task.source("train"))
+    limit = examples if examples <= _SCANNED_WHOLE else _SCANNED_ELSE
+    for _ in make_batches(batch_size=128, num_epochs=1, shuffle=False, limit=limit or None):
+        pass

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from typing import Any
 
@@ -12,12 +13,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jax_unmask import policies
+from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.evaluation.bundle import load_bundle
 from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import ExpertPolicy, merge_groups, with_experts
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
-from jax_unmask.recipes.base import Metrics, build_optimizer
+from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, scan
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
@@ -36,6 +38,62 @@ def build_policy(config: ConfigDict) -> policies.LearnedPolicy:
     )
 
 
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """What a config trains, and how: everything but the denoiser and the task.
+
+    Attributes:
+        policy: the policy.
+        settings: its rollouts.
+        learner: what updates it.
+        expert: the expert of each group, or None.
+        expert_params: the expert's parameters.
+        expert_settings: the expert's rollouts.
+    """
+
+    policy: policies.LearnedPolicy
+    settings: RolloutSettings
+    learner: PolicyLearner
+    expert: ExpertPolicy | None
+    expert_params: Any
+    expert_settings: RolloutSettings
+
+
+def build_parts(config: ConfigDict) -> Parts:
+    """Builds the parts from a validated config.
+
+    Raises:
+        ValueError: a value makes no sense; the message names it.
+    """
+    policy = build_policy(config)
+    settings = RolloutSettings(
+        gen_length=config.rollout.gen_length,
+        block_length=config.rollout.block_length,
+        temperature=config.rollout.temperature,
+        record=True,
+        vocab_chunk=config.rollout.vocab_chunk,
+    )
+    learner = PolicyLearner(
+        policy=policy,
+        optimizer=build_optimizer(
+            config, config.learner.updates_per_batch * config.learner.minibatches
+        ),
+        epsilon=config.learner.clip,
+        updates_per_batch=config.learner.updates_per_batch,
+        minibatches=config.learner.minibatches,
+        chunk_size=config.learner.chunk_size,
+        entropy_coefficient=config.learner.entropy_coefficient,
+        group_size=config.rollout.group_size,
+        num_experts=config.expert.count,
+    )
+    if not config.expert.count:
+        return Parts(policy, settings, learner, None, None, settings)
+    expert, expert_params = policies.parse_policy(config.expert.policy)
+    expert_settings = dataclasses.replace(settings, block_length=config.expert.block_length)
+    expert = ExpertPolicy(expert, policy.needs)
+    return Parts(policy, settings, learner, expert, expert_params, expert_settings)
+
+
 class PolicyGrpo:
     """GRPO of an unmasking policy (Jazbec et al., arXiv 2512.09106).
 
@@ -44,59 +102,24 @@ class PolicyGrpo:
         workdir: receives `policy/` (safetensors) at the end.
     """
 
-    shown = ("reward", "accuracy", "nfe")
+    shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
         del workdir
         self._config = config
-        self._bundle = load_bundle(config)
-        self._policy = build_policy(config)
+        self._parts = build_parts(config)
+        self._given = self._load_policy() if config.policy.init_from else None
         self._group = config.rollout.group_size
         self._experts = config.expert.count
-        self._settings = RolloutSettings(
-            gen_length=config.rollout.gen_length,
-            block_length=config.rollout.block_length,
-            temperature=config.rollout.temperature,
-            record=True,
-            vocab_chunk=config.rollout.vocab_chunk,
-        )
-        if self._experts:
-            expert, self._expert_params = policies.parse_policy(config.expert.policy)
-            self._expert = ExpertPolicy(expert, self._policy.needs)
-            self._expert_settings = RolloutSettings(
-                gen_length=config.rollout.gen_length,
-                block_length=config.expert.block_length,
-                temperature=config.rollout.temperature,
-                record=True,
-                vocab_chunk=config.rollout.vocab_chunk,
-            )
-        learner = config.learner
-        steps = learner.updates_per_batch * learner.minibatches
-        self._learner = PolicyLearner(
-            policy=self._policy,
-            optimizer=build_optimizer(config, steps),
-            epsilon=learner.clip,
-            updates_per_batch=learner.updates_per_batch,
-            minibatches=learner.minibatches,
-            chunk_size=learner.chunk_size,
-            entropy_coefficient=learner.entropy_coefficient,
-            group_size=self._group,
-            num_experts=self._experts,
-        )
         self._reward = rewards.REWARDS[config.reward.kind]
+        self._bundle = load_bundle(config)  # Last: the weights take longest.
+        self._check_denoiser(self._bundle.denoiser.config)
 
-    def init(self) -> TrainState:
-        key = jax.random.key(self._config.seed)
-        if self._config.policy.init_from is None:
-            params = self._policy.init_params(key, self._settings.gen_length)
-        else:
-            params = self._initial_params(self._config.policy.init_from)
-        return self._learner.init(params, jax.random.fold_in(key, 1))
-
-    def _initial_params(self, directory: str) -> Any:
+    def _load_policy(self) -> Any:
         """Weights of a saved policy, which must have the network of this config."""
+        directory = self._config.policy.init_from
         saved, params = policies.load_policy(directory)
-        ours, theirs = (dataclasses.asdict(p.network) for p in (self._policy, saved))
+        ours, theirs = (dataclasses.asdict(p.network) for p in (self._parts.policy, saved))
         different = [
             f"{name} ({theirs.get(name)!r} there, {value!r} here)"
             for name, value in ours.items()
@@ -113,46 +136,87 @@ class PolicyGrpo:
         # Test-time settings of the saved policy are not those of training.
         return params | {name: jnp.ones((), jnp.float32) for name in ("temperature", "scale")}
 
+    def _check_denoiser(self, denoiser: DenoiserConfig) -> None:
+        """Refuses observations that the denoiser does not offer."""
+        config, network = self._config, self._parts.policy.network
+        check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
+        if isinstance(network, policies.NetworkConfig):
+            if network.hidden_size not in (0, denoiser.hidden_size):
+                raise ConfigError(
+                    "policy.network.hidden_size",
+                    network.hidden_size,
+                    f"the denoiser's hidden states are {denoiser.hidden_size} wide",
+                    f"Give {denoiser.hidden_size} to observe them, 0 not to",
+                )
+            if network.top_k > denoiser.vocab_size:
+                raise ConfigError(
+                    "policy.network.top_k",
+                    network.top_k,
+                    f"the denoiser has {denoiser.vocab_size} tokens",
+                    "Lower it",
+                )
+
+    def init(self) -> TrainState:
+        key, params = jax.random.key(self._config.seed), self._given
+        if params is None:
+            params = self._parts.policy.init_params(key, self._config.rollout.gen_length)
+        return self._parts.learner.init(params, jax.random.fold_in(key, 1))
+
     def data(self) -> data.BatchIterator:
-        config = self._config
-        return data.prompt_batches(
-            self._bundle.task,
+        config, bundle = self._config, self._bundle
+        make_batches = functools.partial(
+            data.prompt_batches,
+            bundle.task,
             "train",
-            self._bundle.tokenizer,
-            batch_size=config.rollout.prompts_per_step,
+            bundle.tokenizer,
             prompt_length=config.task.prompt_length,
-            seed=config.seed,
             truncate=config.task.truncate_prompts,
+        )
+        scan(make_batches, bundle.task)
+        return make_batches(
+            batch_size=config.rollout.prompts_per_step,
+            seed=config.seed,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
 
-    def step(
-        self, state: TrainState, batch: Any, timer: Timer
-    ) -> tuple[TrainState, Metrics]:
-        key = state.step_key()
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
+        parts, key = self._parts, state.step_key()
         with timer.measure("rollout"):
-            trajectory = self._roll_out(self._policy, state.params, self._settings, batch, key)
-            parts = [(trajectory, self._group)]
+            trajectory = self._roll_out(
+                parts.policy, state.params, parts.settings, batch, self._group, key
+            )
+            rollouts = [(trajectory, self._group)]
             if self._experts:
-                parts.append((self._roll_out_experts(batch, key), self._experts))
-            fetched = [jax.device_get((part.tokens, part.nfe)) for part, _ in parts]
+                # Another stream than the policy's rows; it matters to experts that draw.
+                expert_key = jax.random.fold_in(key, 2**31)
+                expert = self._roll_out(
+                    parts.expert,
+                    parts.expert_params,
+                    parts.expert_settings,
+                    batch,
+                    self._experts,
+                    expert_key,
+                )
+                rollouts.append((expert, self._experts))
+            fetched = [jax.device_get((each.tokens, each.nfe)) for each, _ in rollouts]
         with timer.measure("reward"):
             correct = [
                 self._check(batch.examples, tokens, size)
-                for (tokens, _), (_, size) in zip(fetched, parts, strict=True)
+                for (tokens, _), (_, size) in zip(fetched, rollouts, strict=True)
             ]
             value = [
-                self._reward(
-                    right, nfe, self._settings.gen_length, self._config.reward.alpha
-                )
+                self._reward(right, nfe, parts.settings.gen_length, self._config.reward.alpha)
                 for right, (_, nfe) in zip(correct, fetched, strict=True)
             ]
         with timer.measure("update"):
             records, is_expert, group_rewards = trajectory.records, None, value[0]
+            assert records is not None  # The settings ask for them.
             if self._experts:
+                expert_records = rollouts[1][0].records
+                assert expert_records is not None
                 records, is_expert = with_experts(
-                    trajectory.records, parts[1][0].records, self._group, self._experts
+                    records, expert_records, self._group, self._experts
                 )
                 group_rewards = merge_groups(
                     jnp.asarray(value[0]), jnp.asarray(value[1]), self._group, self._experts
@@ -160,18 +224,14 @@ class PolicyGrpo:
             advantages = group_advantages(
                 jnp.asarray(group_rewards, jnp.float32), self._group + self._experts
             )
-            state, metrics = self._learner.update(
-                state, records, advantages.advantages, is_expert
-            )
+            state, metrics = parts.learner.update(state, records, advantages.advantages, is_expert)
             jax.block_until_ready(state.params)
         return state, {
             "reward": np.mean(value[0]),
             "accuracy": np.mean(correct[0]),
             "nfe": np.mean(fetched[0][1]),
             "nfe_max": np.max(fetched[0][1]),
-            "useful_forwards": float(
-                np.sum(fetched[0][1]) / (len(value[0]) * trajectory.forwards)
-            ),
+            "useful_forwards": np.mean(fetched[0][1]) / trajectory.forwards,
             "unfinished": np.mean(
                 (fetched[0][0] == self._bundle.denoiser.config.mask_token_id).any(axis=1)
             ),
@@ -182,37 +242,26 @@ class PolicyGrpo:
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         directory = workdir / "policy"
-        policies.save_policy(directory, self._policy, state.params)
+        policies.save_policy(directory, self._parts.policy, state.params)
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
 
             sweep.run(self._config, self._bundle, workdir, trained=directory)
 
     def _roll_out(
-        self, policy: Any, params: Any, settings: RolloutSettings, batch: Any, key: Any
+        self,
+        policy: Any,
+        params: Any,
+        settings: RolloutSettings,
+        batch: Any,
+        size: int,
+        key: Any,
     ) -> Trajectory:
-        """Rolls out one group per prompt; the rows of a group are contiguous."""
-        prompts: Prompts = jax.tree.map(
-            lambda leaf: np.repeat(leaf, self._group, axis=0), batch.prompts
-        )
-        return self._run(policy, params, settings, prompts, key)
-
-    def _roll_out_experts(self, batch: Any, key: Any) -> Trajectory:
-        prompts: Prompts = jax.tree.map(
-            lambda leaf: np.repeat(leaf, self._experts, axis=0), batch.prompts
-        )
-        # Another stream than the policy's rows; it matters to experts that draw.
-        key = jax.random.fold_in(key, 2**31)
-        return self._run(self._expert, self._expert_params, self._expert_settings, prompts, key)
-
-    def _run(
-        self, policy: Any, params: Any, settings: RolloutSettings, prompts: Prompts, key: Any
-    ) -> Trajectory:
-        bundle = self._bundle
+        """Rolls out `size` rows per prompt; those of one prompt are next to each other."""
+        prompts: Prompts = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), batch.prompts)
         keys = row_keys(key, prompts.tokens.shape[0])
-        return rollout(
-            bundle.denoiser, bundle.params, policy, params, prompts, keys, settings
-        )
+        bundle = self._bundle
+        return rollout(bundle.denoiser, bundle.params, policy, params, prompts, keys, settings)
 
     def _check(self, examples: Any, tokens: np.ndarray, size: int) -> np.ndarray:
         """Scores of the rows of each example's `size` rollouts: float [len(examples) * size]."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from typing import Any
 
@@ -14,7 +15,7 @@ from jax_unmask.evaluation.bundle import Bundle, load_bundle, load_task
 from jax_unmask.learners.corruption import Masking
 from jax_unmask.learners.sft import SftBatch, SftLearner
 from jax_unmask.learners.state import TrainState
-from jax_unmask.recipes.base import Metrics, build_optimizer
+from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, scan
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data
@@ -29,24 +30,24 @@ class Sft:
 
     Args:
         config: see `jax_unmask.config.sft`; already validated.
-        workdir: receives `model/`, unless `config.export` names another directory.
+        workdir: receives `tokenizer/` at the beginning if the weights are random, and at the end
+            `model/`, unless `config.export` names another directory.
     """
 
-    shown = ("loss", "masked_accuracy")
+    shown: tuple[str, ...] = ("loss", "masked_accuracy")
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
         self._config = config
         self._directory = pathlib.Path(config.export or workdir / "model")
         if config.model.path is None:
             self._task = load_task(config)
-            self._denoiser, self._tokenizer = self._from_scratch()
-            self._params = denoisers.init_params(
-                self._denoiser.config, jax.random.key(config.seed)
-            )
+            self._denoiser, self._tokenizer = self._from_scratch(workdir / "tokenizer")
+            self._params = denoisers.init_params(self._denoiser.config, jax.random.key(config.seed))
         else:
             bundle = load_bundle(config)
             self._task, self._tokenizer = bundle.task, bundle.tokenizer
             self._denoiser, self._params = bundle.denoiser, bundle.params
+        check_fits(self._denoiser.config, config.task.prompt_length, config.data.gen_length)
         self._learner = SftLearner(
             denoiser=self._denoiser,
             optimizer=build_optimizer(config),
@@ -54,7 +55,9 @@ class Sft:
             ema_decay=config.learner.ema_decay,
         )
 
-    def _from_scratch(self) -> tuple[denoisers.Denoiser, denoisers.Tokenizer]:
+    def _from_scratch(
+        self, directory: pathlib.Path
+    ) -> tuple[denoisers.Denoiser, denoisers.Tokenizer]:
         config, model = self._config, self._config.model
         if not isinstance(self._task, ClosedVocabulary):
             raise ConfigError(
@@ -63,8 +66,8 @@ class Sft:
                 f"task {config.task.name!r} has no closed vocabulary to start a model from",
                 "Give a pretrained model, with its tokenizer",
             )
-        self._directory.mkdir(parents=True, exist_ok=True)
-        special = word_level.save_word_level(self._directory, self._task.vocabulary)
+        directory.mkdir(parents=True, exist_ok=True)
+        special = word_level.save_word_level(directory, self._task.vocabulary)
         denoiser_config = denoisers.DenoiserConfig(
             family="llada",
             vocab_size=special["vocab_size"],
@@ -85,29 +88,31 @@ class Sft:
             dtype=model.dtype,
             param_dtype=model.param_dtype,
         )
-        return denoisers.Denoiser(denoiser_config), denoisers.load_tokenizer(self._directory)
+        return denoisers.Denoiser(denoiser_config), denoisers.load_tokenizer(directory)
 
     def init(self) -> TrainState:
         return self._learner.init(self._params, jax.random.key(self._config.seed + 1))
 
     def data(self) -> data.BatchIterator:
         config = self._config
-        return data.sft_batches(
+        make_batches = functools.partial(
+            data.sft_batches,
             self._task,
             "train",
             self._tokenizer,
-            batch_size=config.data.batch_size,
             prompt_length=config.task.prompt_length,
             gen_length=config.data.gen_length,
-            seed=config.seed,
             truncate=config.task.truncate_prompts,
+        )
+        scan(make_batches, self._task)
+        return make_batches(
+            batch_size=config.data.batch_size,
+            seed=config.seed,
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
 
-    def step(
-        self, state: TrainState, batch: Any, timer: Timer
-    ) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         with timer.measure("update"):
             return self._learner.step(state, SftBatch(batch.prompts, batch.responses))
 

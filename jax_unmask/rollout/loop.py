@@ -12,7 +12,7 @@ gets depends neither on the rows beside it nor on when they finish.
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -84,15 +84,13 @@ def rollout(
     num_blocks = length // block_length
     mask_id = denoiser.config.mask_token_id
     block_of = jnp.arange(length) // block_length
-    attention_mask = jnp.concatenate(
-        [prompts.mask, jnp.ones((batch, length), dtype=bool)], axis=1
-    )
+    attention_mask = jnp.concatenate([prompts.mask, jnp.ones((batch, length), dtype=bool)], axis=1)
 
     def last_hidden(prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Array:
         tokens = jnp.concatenate([prompt, canvas], axis=1)
         variables = {"params": denoiser_params}
         hidden = denoiser.apply(variables, tokens, attention_mask, method="hidden")
-        return hidden[:, -length:]
+        return cast(Array, hidden)[:, -length:]
 
     def observe(state: _State, step_keys: Array) -> tuple[Observation, Bool[Array, "B L"]]:
         hidden = last_hidden(prompts.tokens, state.canvas)
@@ -153,7 +151,7 @@ def rollout(
     shapes = jax.eval_shape(advance, _initial_state(batch, length, mask_id))[1]
 
     def step(state: _State, _: None) -> tuple[_State, Records | None]:
-        def skip(state: _State):
+        def skip(state: _State) -> tuple[_State, Any]:
             return state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
 
         state, (obs, action, active) = jax.lax.cond(
@@ -161,9 +159,7 @@ def rollout(
         )
         return state, Records(obs, action, active) if settings.record else None
 
-    state, records = jax.lax.scan(
-        step, _initial_state(batch, length, mask_id), None, length=length
-    )
+    state, records = jax.lax.scan(step, _initial_state(batch, length, mask_id), None, length=length)
     return Trajectory(
         prompts=prompts,
         tokens=state.canvas,

@@ -78,13 +78,13 @@ def fingerprint(config: ConfigDict | Mapping[str, Any], *, exempt: Sequence[str]
     return hashlib.sha256(config_json(kept).encode()).hexdigest()
 
 
-def claim_workdir(
+def check_workdir(
     workdir: str | os.PathLike[str], config: ConfigDict, *, exempt: Sequence[str] = ()
 ) -> None:
-    """Records the configuration in `workdir/config.json`, or checks that it is the recorded one.
+    """Checks that a directory is free, or holds a run of this configuration. Writes nothing.
 
     Args:
-        workdir: directory of the run; made where it does not exist.
+        workdir: directory of the run; need not exist.
         config: the configuration that is about to run there.
         exempt: patterns of dotted keys that may differ, such as "log.*".
 
@@ -92,25 +92,41 @@ def claim_workdir(
         ConfigError: the directory belongs to another configuration; names the keys that differ.
     """
     record = pathlib.Path(workdir) / RECORD
-    text = config_json(config)
-    if record.exists():
-        saved, current = json.loads(record.read_text()), json.loads(text)
-        keys = sorted(saved.keys() | current.keys())
-        absent = "absent"
-        different = [
-            f"{key} ({saved.get(key, absent)!r} there, {current.get(key, absent)!r} here)"
-            for key in keys
-            if saved.get(key, absent) != current.get(key, absent) and not _matches(key, exempt)
-        ]
-        if different:
-            raise ConfigError(
-                "--workdir",
-                str(workdir),
-                "it holds a run of another configuration; different are " + ", ".join(different),
-                "Give another --workdir, or the old values to continue that run",
-            )
+    if not record.exists():
+        return
+    saved, current = json.loads(record.read_text()), json.loads(config_json(config))
+    keys = sorted(saved.keys() | current.keys())
+    absent = "absent"
+    different = [
+        f"{key} ({saved.get(key, absent)!r} there, {current.get(key, absent)!r} here)"
+        for key in keys
+        if saved.get(key, absent) != current.get(key, absent) and not _matches(key, exempt)
+    ]
+    if different:
+        raise ConfigError(
+            "--workdir",
+            str(workdir),
+            "it holds a run of another configuration; different are " + ", ".join(different),
+            "Give another --workdir, or the old values to continue that run",
+        )
+
+
+def claim_workdir(
+    workdir: str | os.PathLike[str], config: ConfigDict, *, exempt: Sequence[str] = ()
+) -> None:
+    """Records the configuration in `workdir/config.json`, if `check_workdir` has no objection.
+
+    To be called once the configuration has proved to run: who corrects a mistake and starts again
+    is not told that the directory belongs to the mistake.
+
+    Args: as of `check_workdir`; the directory is made where it does not exist.
+
+    Raises:
+        ConfigError: the directory belongs to another configuration; names the keys that differ.
+    """
+    check_workdir(workdir, config, exempt=exempt)
     if jax.process_index() == 0:
-        files.atomic_write(record, text)
+        files.atomic_write(pathlib.Path(workdir) / RECORD, config_json(config))
 
 
 def validate(config: ConfigDict, defaults: ConfigDict) -> None:
