@@ -1,8 +1,9 @@
-"""The policy networks: golden logits of the PyTorch reference, initialisation, extra observations."""
+"""The policy networks: golden logits of the PyTorch reference, start values, observations."""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 
@@ -12,37 +13,43 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_unmask.policies.base import Observation
+from jax_unmask.policies.base import Needs
 from jax_unmask.policies.checkpoint import load_policy
 from jax_unmask.policies.layers import time_embedding
 from jax_unmask.policies.network import NetworkConfig, NetworkInputs, position_features
+from jax_unmask.policies.tensors import tensor_specs
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
 PUBLISHED = ("dit_confidence", "dit_confidence_topp", "dit_confidence_period")
 SMALL = NetworkConfig(hidden_dim=16, feedforward_dim=32, time_embed_dim=8)
+RICH = dataclasses.replace(
+    SMALL,
+    num_blocks=2,
+    top_k=2,
+    entropy=True,
+    token_buckets=5,
+    position=True,
+    candidate_attention=True,
+    candidate_attention_init=(4.0, 0.0),
+    hidden_size=6,
+)
 
 
-def observation(rng: np.random.Generator, rows: int = 3, length: int = 8, **leaves) -> Observation:
-    """A random observation with blocks of half the canvas."""
-    masked = rng.random((rows, length)) < 0.7
-    start = rng.integers(0, 2, rows) * (length // 2)
-    index = np.arange(length)
-    inside = (index >= start[:, None]) & (index < start[:, None] + length // 2)
-    probs = np.sort(rng.dirichlet(np.ones(4), (rows, length)))[..., ::-1].astype(np.float32)
-    fields = {
-        "candidate": rng.integers(0, 5, (rows, length)),
-        "confidence": probs[..., 0],
-        "top_probs": probs,
-        "masked": masked,
-        "legal": masked & inside,
-        "step": rng.integers(0, length, rows),
-        "step_in_block": np.zeros(rows, int),
-        "block_start": start,
-        "entropy": rng.random((rows, length), np.float32),
-        "hidden": rng.standard_normal((rows, length, 6)).astype(np.float32),
-    }
-    fields |= leaves
-    return Observation(**jax.tree.map(jnp.asarray, fields), block_length=length // 2)
+@functools.cache
+def _initialised(config: NetworkConfig):
+    """The network (its compiled `apply`) and random parameters; AdaLN maps are not zero."""
+    network = config.build()
+    params = jax.jit(network.init)(jax.random.key(0), config.dummy_inputs(2))
+    keys = iter(jax.random.split(jax.random.key(1), 2 * config.num_blocks))
+    for index in range(config.num_blocks):
+        layer = params["params"][f"block_{index}"]["modulation"]
+        for name, value in layer.items():
+            layer[name] = 0.2 * jax.random.normal(next(keys), value.shape)
+    return jax.jit(network.apply), params
+
+
+def _get(tree, path):
+    return functools.reduce(lambda node, key: node[key], path, tree)
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -85,3 +92,156 @@ def test_time_embedding_is_rounded_to_bfloat16_under_jit(name: str, period: floa
 
 def test_odd_time_embedding_ends_in_zero():
     assert time_embedding(jnp.array([0.3]), 5, 1.0)[0, -1] == 0
+
+
+def test_published_size_and_initialisation():
+    """331,265 parameters; AdaLN maps and norm biases zero, output bias -2 (arXiv 2512.09106)."""
+    config = NetworkConfig()
+    params = config.build().init(jax.random.key(0), config.dummy_inputs(4))["params"]
+    assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 331_265
+    expected = next(
+        entry
+        for entry in json.loads((FIXTURES / "meta.json").read_text())["policies"]
+        if entry["name"] == "smart_init"
+    )
+    file = {spec.name: spec.write(_get(params, spec.path)) for spec in tensor_specs(config)}
+    for name in expected["zeroed"]:
+        assert not file[name].any(), name
+    assert file["output_proj.bias"] == expected["output_bias"]
+    # torch.nn.Linear: uniform in +-1/sqrt(fan_in), weights and biases alike.
+    for name, fan_in in (("linear2", 512), ("linear1", 128), ("q_proj", 128)):
+        for kind in ("weight", "bias"):
+            values = file[f"transformer_blocks.0.{name}.{kind}"] * np.sqrt(fan_in)
+            assert 0.9 < np.abs(values).max() <= 1
+            np.testing.assert_allclose(values.std(), 3**-0.5, rtol=0.15)
+
+
+def test_fills_about_one_position_in_eight_at_first(make_observation):
+    config = NetworkConfig()
+    obs = make_observation(0, rows=16, length=32)
+    inputs = config.observe(obs)
+    rates = [
+        jax.nn.sigmoid(config.build().init_with_output(jax.random.key(seed), inputs)[0]).mean()
+        for seed in range(4)
+    ]
+    assert 0.05 < np.mean(rates) < 0.25
+
+
+def test_rows_and_leading_axes_are_independent(make_observation):
+    obs = make_observation(1)
+    inputs = RICH.observe(obs)
+    apply, params = _initialised(RICH)
+    logits = apply(params, inputs)
+    backwards = apply(params, jax.tree.map(lambda leaf: leaf[::-1], inputs))
+    np.testing.assert_allclose(backwards, logits[::-1], atol=1e-6)
+    folded = jax.tree.map(lambda leaf: leaf.reshape(2, 2, *leaf.shape[1:]), inputs)
+    np.testing.assert_allclose(apply(params, folded).reshape(4, -1), logits, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("option", "leaf"),
+    [
+        ({}, "top_probs"),
+        ({}, "masked"),
+        ({}, "step"),
+        ({"entropy": True}, "entropy"),
+        ({"token_buckets": 5}, "candidate"),
+        ({"candidate_attention": True, "candidate_attention_init": 4.0}, "candidate"),
+        ({"hidden_size": 6}, "hidden"),
+        ({"position": True}, "legal"),
+    ],
+)
+def test_reads_what_its_options_say(make_observation, option, leaf):
+    """A changed leaf changes the logits with the option on, and not with it off."""
+    obs = make_observation(2)
+    other = obs.replace(**{leaf: getattr(make_observation(3), leaf)})
+    config = dataclasses.replace(SMALL, **option)
+    apply, params = _initialised(config)
+    change = apply(params, config.observe(obs)) - apply(params, config.observe(other))
+    assert np.abs(change).max() > 1e-4
+    if option:
+        apply, params = _initialised(SMALL)
+        same = apply(params, SMALL.observe(obs)) - apply(params, SMALL.observe(other))
+        assert not same.any()
+
+
+def test_candidate_attention_joins_masked_positions_with_one_candidate(make_observation):
+    """With a huge bias, a position hears only masked positions that propose its candidate."""
+    config = dataclasses.replace(
+        SMALL, candidate_attention=True, candidate_attention_init=(1e4, 1e4)
+    )
+    apply, params = _initialised(config)
+    masked = np.array([[True, True, True, False]])
+    candidate = np.array([[3, 1, 3, 3]])
+    obs = make_observation(4, rows=1, length=4, masked=masked, candidate=candidate)
+
+    def first_logit(top_probs):
+        return apply(params, config.observe(obs.replace(top_probs=top_probs)))[0, 0]
+
+    heard = np.abs(jax.grad(first_logit)(obs.top_probs))[0, :, 0] > 0
+    assert heard.tolist() == [True, False, True, False]
+
+
+def test_candidate_attention_takes_one_value_per_head():
+    config = dataclasses.replace(SMALL, candidate_attention=True, candidate_attention_init=[4, 0.5])
+    assert hash(config) == hash(dataclasses.replace(config, candidate_attention_init=(4, 0.5)))
+    _, params = _initialised(config)
+    assert params["params"]["block_0"]["candidate_bias"].tolist() == [4.0, 0.5]
+
+
+def test_token_buckets_hash_modulo(make_observation):
+    config = dataclasses.replace(SMALL, token_buckets=5)
+    apply, params = _initialised(config)
+    obs = make_observation(5)
+    moved = obs.replace(candidate=obs.candidate + 10)
+    np.testing.assert_array_equal(
+        apply(params, config.observe(obs)), apply(params, config.observe(moved))
+    )
+
+
+def test_position_features():
+    masked = jnp.array([[True, False, True, True]])
+    legal = jnp.array([[False, False, True, True]])
+    np.testing.assert_allclose(
+        position_features(masked, legal)[0],
+        [[0, 0, 0], [0.25, 1, 0], [0.5, 0.5, 1], [0.75, 2 / 3, 0]],
+        rtol=1e-6,
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "leaves", "message"),
+    [
+        (dataclasses.replace(SMALL, top_k=9), {}, "top_k=9"),
+        (dataclasses.replace(SMALL, entropy=True), {"entropy": None}, "lacks entropy"),
+        (dataclasses.replace(SMALL, hidden_size=6), {"hidden": None}, "lacks hidden"),
+    ],
+)
+def test_missing_observations_are_named(make_observation, config, leaves, message):
+    obs = make_observation(6).replace(**leaves)
+    apply, params = _initialised(config)
+    with pytest.raises(ValueError, match=message):
+        apply(params, config.observe(obs))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"hidden_dim": 10, "num_heads": 2}, "hidden_dim=10"),
+        ({"num_blocks": 0}, "num_blocks=0"),
+        ({"time_embed_dim": 1}, "time_embed_dim=1"),
+        ({"time_period": 0.0}, r"time_period=0\.0"),
+        ({"token_buckets": -1}, "token_buckets=-1"),
+        ({"candidate_attention_init": (1.0, 2.0, 3.0)}, "3 values for num_heads=2"),
+    ],
+)
+def test_impossible_configs_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        NetworkConfig(**changes)
+
+
+def test_needs_follow_the_options():
+    assert NetworkConfig().needs == Needs()
+    assert RICH.needs == Needs(top_k=2, entropy=True, hidden=True)
+    assert NetworkConfig(top_k=3).published
+    assert not RICH.published

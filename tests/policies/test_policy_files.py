@@ -1,0 +1,152 @@
+"""Policies on disk: the reference's files, round trips, and files that do not fit."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jax_unmask.policies import LearnedPolicy, NetworkConfig, load_policy, save_policy
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
+RICH = LearnedPolicy(
+    network=NetworkConfig(
+        hidden_dim=8,
+        feedforward_dim=12,
+        time_embed_dim=4,
+        num_blocks=2,
+        top_k=2,
+        entropy=True,
+        token_buckets=5,
+        position=True,
+        candidate_attention=True,
+        candidate_attention_init=(4.0, 0.0),
+        hidden_size=6,
+        initial_bias=-1.0,
+    ),
+    distribution="dpls",
+    context="block",
+    dpls_stop_logit=0.5,
+)
+
+
+def copy(name: str, directory: pathlib.Path) -> pathlib.Path:
+    target = directory / name
+    shutil.copytree(FIXTURES / name, target)
+    return target
+
+
+def edit_config(directory: pathlib.Path, **changes: object) -> None:
+    path = directory / "policy_config.json"
+    fields = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in fields.items() if value is not None}))
+
+
+def assert_equal_trees(one, other):
+    jax.tree.map(np.testing.assert_array_equal, one, other)
+
+
+def test_reference_policies_act_as_the_reference_evaluates_them():
+    policy, params = load_policy(FIXTURES / "dit_confidence_topp")
+    assert policy.distribution == "bernoulli_argmax"
+    assert policy.context == "full"
+    assert policy.network == NetworkConfig(
+        hidden_dim=48, feedforward_dim=112, time_embed_dim=20, top_k=3, time_period=1
+    )
+    assert params["temperature"] == params["scale"] == 1
+
+
+@pytest.mark.parametrize("name", ["dit_confidence", "dit_confidence_topp", "dit_hidden"])
+def test_export_repeats_the_reference_file(tmp_path, name: str):
+    """Same names, shapes and values, the saved rotary buffer included."""
+    save_policy(tmp_path, *load_policy(FIXTURES / name))
+    ours = load_file(tmp_path / "model.safetensors")
+    theirs = load_file(FIXTURES / name / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    for key, value in theirs.items():
+        tolerance = 1e-6 if key.endswith("inv_freq") else 0
+        np.testing.assert_allclose(ours[key], value, rtol=tolerance, err_msg=key)
+    fields = json.loads((tmp_path / "policy_config.json").read_text())
+    original = json.loads((FIXTURES / name / "policy_config.json").read_text())
+    original.pop("llada_config", None)
+    assert original.items() <= fields.items()
+
+
+def test_round_trip_keeps_everything(tmp_path):
+    params = jax.jit(RICH.init_params)(jax.random.key(0))
+    params |= {"temperature": jnp.float32(0.5), "scale": jnp.float32(2.0)}
+    save_policy(tmp_path / "a", RICH, params)
+    policy, loaded = load_policy(tmp_path / "a")
+    assert policy == RICH
+    assert hash(policy) == hash(RICH)
+    assert_equal_trees(loaded, params)
+
+
+def test_hidden_round_trip(tmp_path):
+    policy, params = load_policy(FIXTURES / "dit_hidden")
+    save_policy(tmp_path, dataclasses.replace(policy, distribution="threshold"), params)
+    again, loaded = load_policy(tmp_path)
+    assert again == dataclasses.replace(policy, distribution="threshold")
+    assert_equal_trees(loaded, params)
+
+
+def test_settings_per_row_are_not_saved(tmp_path):
+    _, params = load_policy(FIXTURES / "dit_confidence")
+    params["scale"] = jnp.ones(3)
+    with pytest.raises(ValueError, match=r"scale has shape \(3,\)"):
+        save_policy(tmp_path, LearnedPolicy(), params)
+
+
+def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
+    directory = copy("dit_confidence", tmp_path)
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["base_policy.final_norm.bias"]
+    tensors["base_policy.output_proj.weight"] = np.zeros((2, 48), np.float32)
+    tensors["base_policy.mystery"] = np.zeros(1, np.float32)
+    tensors["base_policy.transformer_blocks.0.inv_freq"] *= 2
+    path.chmod(0o644)
+    save_file(tensors, path)
+    with pytest.raises(ValueError, match="does not fit") as error:
+        load_policy(directory)
+    for part in (
+        "missing: base_policy.final_norm.bias",
+        "unexpected: base_policy.mystery",
+        "shape of base_policy.output_proj.weight: (2, 48), expected (1, 48)",
+        "values of base_policy.transformer_blocks.0.inv_freq",
+    ):
+        assert part in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy_type": "mlp"}, "policy_type='mlp' is unknown"),
+        ({"num_heads": None, "num_blocks": None}, "lacks num_heads, num_blocks"),
+        ({"num_heads": 5}, "hidden_dim=48 is not divisible"),
+        ({"policy_type": "dit_hidden"}, "llada_config=None"),
+    ],
+)
+def test_configs_that_are_not_understood(tmp_path, changes, message):
+    directory = copy("dit_confidence", tmp_path)
+    edit_config(directory, **changes)
+    with pytest.raises(ValueError, match=message):
+        load_policy(directory)
+
+
+def test_missing_and_broken_files(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"policy_config\.json does not exist"):
+        load_policy(tmp_path)
+    (tmp_path / "policy_config.json").write_text("{")
+    with pytest.raises(FileNotFoundError, match=r"model\.safetensors does not exist"):
+        load_policy(tmp_path)
+    shutil.copy(FIXTURES / "dit_confidence" / "model.safetensors", tmp_path)
+    with pytest.raises(ValueError, match="not valid JSON"):
+        load_policy(tmp_path)

@@ -1,0 +1,80 @@
+"""Policy strings: what they build, and the errors for those that say nothing sensible."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+
+from jax_unmask.policies import Factor, TopConfidence, available, parse_policy
+
+REFERENCE = pathlib.Path(__file__).parents[1] / "fixtures" / "policy" / "dit_confidence"
+
+
+def test_builds_heuristics():
+    policy, params = parse_policy("factor:factor=1.5, reference_compat=true")
+    assert policy == Factor(reference_compat=True)
+    assert params["factor"] == 1.5
+    policy, params = parse_policy("top_confidence:tokens_per_step=2")
+    assert policy == TopConfidence()
+    assert (params["tokens_per_step"], params["steps"]) == (2, 0)
+
+
+def test_every_available_heuristic_parses_with_its_defaults():
+    listing = available()
+    assert listing["threshold"] == {"threshold": 0.9}
+    assert listing["factor"] == {"factor": 1.0, "reference_compat": False}
+    assert "temperature" in listing.pop("learned")
+    for name, settings in listing.items():
+        _, params = parse_policy(name)
+        assert {key: float(value) for key, value in params.items()} == {
+            key: pytest.approx(value) for key, value in settings.items() if key in params
+        }
+
+
+def test_builds_learned_policies():
+    policy, params = parse_policy(
+        f"learned:{REFERENCE},temperature=0.5,scale=2,distribution=dpls,dpls_stop_logit=0.25"
+    )
+    assert policy.distribution == "dpls"
+    assert policy.dpls_stop_logit == 0.25
+    assert (params["temperature"], params["scale"]) == (0.5, 2)
+    policy, _ = parse_policy(f"learned:{REFERENCE},exact_fallback=true")
+    assert policy.exact_fallback
+
+
+def test_finds_shipped_policies_by_name(monkeypatch):
+    monkeypatch.setattr("jax_unmask.policies.spec.SHIPPED", REFERENCE.parent)
+    policy, _ = parse_policy("learned:dit_confidence")
+    assert policy.network.hidden_dim == 48
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("treshold:threshold=0.9", "unknown policy 'treshold'; did you mean threshold"),
+        ("zzz", "unknown policy 'zzz'; known: random, "),
+        ("threshold:treshold=0.9", "unknown setting of threshold 'treshold'; did you mean"),
+        ("threshold:threshold=high", "threshold=high is not a number"),
+        ("threshold:threshold=2", "threshold=2.0 must lie in"),
+        ("threshold:0.9", "'0.9' is not of the form SETTING=VALUE"),
+        ("threshold:threshold=.5,threshold=.6", "threshold is given twice"),
+        ("top_confidence:tokens_per_step=1.5", "must be a whole number"),
+        ("factor:reference_compat=1", "reference_compat=1 must be true or false"),
+        ("learned", "names no directory"),
+        ("learned:temperature=1", "names no directory"),
+        (f"learned:{REFERENCE},temprature=1", "did you mean temperature"),
+        (f"learned:{REFERENCE},temperature=0", "temperature=0 must be positive"),
+        (f"learned:{REFERENCE},distribution=gauss", "distribution='gauss' is unknown"),
+    ],
+)
+def test_mistakes_are_named(spec: str, message: str):
+    with pytest.raises(ValueError, match=message):
+        parse_policy(spec)
+
+
+def test_missing_policies_are_named():
+    with pytest.raises(FileNotFoundError, match="'nobody' is neither a directory nor one of"):
+        parse_policy("learned:nobody")
+    with pytest.raises(FileNotFoundError, match=r"policy_config\.json does not exist"):
+        parse_policy("learned:/no/such/place")
