@@ -71,6 +71,31 @@ CHAT_TEMPLATE = (
     "{% endif %}"
 )
 
+_LLADA_8B: dict[str, Any] = {
+    **{name: allowed[0] for name, allowed in _FIXED.items()},
+    "d_model": 4096,
+    "n_layers": 32,
+    "n_heads": 32,
+    "n_kv_heads": 32,
+    "mlp_hidden_size": 12_288,
+    "vocab_size": 126_464,
+    "embedding_size": 126_464,
+    "max_sequence_length": 4096,
+    "rope_theta": 500_000.0,
+    "rms_norm_eps": 1e-5,
+    "weight_tying": False,
+    "mask_token_id": 126_336,
+    "eos_token_id": 126_081,
+    "pad_token_id": 126_081,
+}
+PUBLISHED = {
+    "GSAI-ML/LLaDA-8B-Base": _LLADA_8B,
+    "GSAI-ML/LLaDA-8B-Instruct": _LLADA_8B,
+    "GSAI-ML/LLaDA-1.5": _LLADA_8B,
+}
+"""`config.json` by hub name: what planning a run needs to know of a model that is not here yet.
+Loading a model reads its own file instead."""
+
 
 def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     """Reads a LLaDA `config.json`.
