@@ -1,0 +1,1 @@
+"""Speed: rollouts, training steps, and other implementations beside ours."""

@@ -1,0 +1,100 @@
+"""Where a training step's time goes: rollout, reward, update."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import statistics
+import tempfile
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from jax_unmask import validation
+from jax_unmask.recipes.policy_grpo import PolicyGrpo
+from jax_unmask.runtime.compilation import CompileTimes
+from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.progress import Timer
+
+PHASES = ("data", "rollout", "reward", "update", "other")
+
+
+@dataclasses.dataclass(frozen=True)
+class Breakdown:
+    """Timings of training steps.
+
+    Attributes:
+        first_step_seconds: wall time of the first step, which compiles; it is in nothing else.
+        seconds: wall time of each other step.
+        seconds_per_step: their median.
+        rollouts_per_step: canvases per step, those of experts included.
+        rollouts_per_second: canvases by the time in phase "rollout".
+        phase_seconds: mean seconds per step, by phase.
+        shares: part of the time of all steps, by phase; they add up to 1.
+        programs_compiled: programs that steps after the first compiled; should be 0.
+        nfe_mean: denoiser forwards that a row of the policy needed, on average.
+        useful_forward_fraction: part of the executed row forwards that a row still needed.
+    """
+
+    first_step_seconds: float
+    seconds: list[float]
+    seconds_per_step: float
+    rollouts_per_step: int
+    rollouts_per_second: float
+    phase_seconds: dict[str, float]
+    shares: dict[str, float]
+    programs_compiled: int
+    nfe_mean: float
+    useful_forward_fraction: float
+
+
+def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTimes) -> Breakdown:
+    """Takes one training step to compile, and `steps` that are timed; keeps nothing of them.
+
+    Args:
+        config: a config of recipe policy_grpo.
+        steps: how many steps to time.
+        compile_times: running count of compilations.
+
+    Raises:
+        ConfigError: the config makes no sense, or is of another recipe.
+    """
+    validation.validate(config)
+    if config.recipe != "policy_grpo":
+        raise ConfigError(
+            "recipe",
+            config.recipe,
+            "it has no rollout to compare with the update",
+            "Give a config of recipe 'policy_grpo'",
+        )
+    reports, metrics = [], []
+    with tempfile.TemporaryDirectory(prefix="jax_unmask_bench_") as workdir:
+        recipe = PolicyGrpo(config, pathlib.Path(workdir))
+        state, batches = recipe.init(), recipe.data()
+        timer = Timer()
+        for step in range(steps + 1):
+            with timer.measure("data"):
+                batch = next(batches)
+            state, values = recipe.step(state, batch, timer)
+            reports.append(timer.report())
+            if step == 0:
+                programs = compile_times.programs
+            else:
+                metrics.append(values)
+    first, *reports = reports
+    seconds = [report["seconds/total"] for report in reports]
+    phase = {name: sum(report.get(f"seconds/{name}", 0.0) for report in reports) for name in PHASES}
+    phase["other"] = max(0.0, sum(seconds) - sum(phase.values()))
+    rows = config.rollout.prompts_per_step * (config.rollout.group_size + config.expert.count)
+    return Breakdown(
+        first_step_seconds=first["seconds/total"],
+        seconds=seconds,
+        seconds_per_step=statistics.median(seconds),
+        rollouts_per_step=rows,
+        rollouts_per_second=steps * rows / phase["rollout"],
+        phase_seconds={name: value / steps for name, value in phase.items()},
+        shares={name: value / sum(seconds) for name, value in phase.items()},
+        programs_compiled=compile_times.programs - programs,
+        nfe_mean=float(np.mean([values["nfe"] for values in metrics])),
+        useful_forward_fraction=float(np.mean([values["useful_forwards"] for values in metrics])),
+    )

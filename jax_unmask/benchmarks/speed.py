@@ -1,0 +1,208 @@
+"""Times rollouts, alone or in turns with another implementation."""
+
+from __future__ import annotations
+
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Int
+
+from jax_unmask.benchmarks import hardware
+from jax_unmask.benchmarks.hardware import MatmulPeak
+from jax_unmask.benchmarks.reference import Comparison, Reference, compare
+from jax_unmask.benchmarks.subjects import Subject
+from jax_unmask.denoisers import DenoiserConfig
+from jax_unmask.policies.base import Params, Policy
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.runtime.compilation import CompileTimes
+
+
+class Filled(NamedTuple):
+    """What a rollout leaves on the host.
+
+    Attributes:
+        tokens: final canvases.
+        nfe: denoiser forwards that each row needed.
+        forwards: forwards that the batch executed.
+    """
+
+    tokens: Int[np.ndarray, "B L"]
+    nfe: Int[np.ndarray, " B"]
+    forwards: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Speed:
+    """Timings of one batch size. Rates come from the median of `seconds`.
+
+    Attributes:
+        batch_size: rows B.
+        prompt_length: prompt tokens P, padding included.
+        compile_seconds: wall time to trace and compile the rollout.
+        compiled_from_cache: it was read from JAX's persistent cache, so compile_seconds means
+            little.
+        seconds: wall time of each repeat, from the call to the tokens on the host.
+        seconds_per_rollout: their median.
+        sequences_per_second: B / seconds_per_rollout.
+        tokens_per_second: canvas positions per second, B * L / seconds_per_rollout.
+        nfe_mean: denoiser forwards that a row needed, on average.
+        forwards: forwards that the batch executed.
+        seconds_per_forward: seconds_per_rollout / forwards; so it includes output projection,
+            policy and bookkeeping of a step.
+        useful_forward_fraction: part of the executed row forwards that a row still needed.
+        flops_per_forward: see `forward_flops`.
+        tflops_per_second: 1e12 such operations per second.
+        share_of_matmul_peak: of the peak that was measured in the same run.
+        program_bytes: memory of the compiled rollout; None where the backend does not tell.
+        peak_bytes: most memory that the process has held on the device so far; None likewise.
+    """
+
+    batch_size: int
+    prompt_length: int
+    compile_seconds: float
+    compiled_from_cache: bool
+    seconds: list[float]
+    seconds_per_rollout: float
+    sequences_per_second: float
+    tokens_per_second: float
+    nfe_mean: float
+    forwards: int
+    seconds_per_forward: float
+    useful_forward_fraction: float
+    flops_per_forward: int
+    tflops_per_second: float
+    share_of_matmul_peak: float
+    program_bytes: int | None
+    peak_bytes: int | None
+
+
+def forward_flops(config: DenoiserConfig, batch: int, prompt_length: int, gen_length: int) -> int:
+    """Floating-point operations of the matrix products of one rollout step, counted exactly.
+
+    The transformer sees prompt and canvas (padding too), the output projection only the canvas. A
+    multiplication and an addition are two operations; norms, softmax, rotations and the policy,
+    which are not matrix products, count nothing.
+    """
+    length = prompt_length + gen_length
+    query = config.num_heads * config.head_dim
+    key = config.num_kv_heads * config.head_dim
+    weights = config.hidden_size * (2 * query + 2 * key + 3 * config.intermediate_size)
+    # Scores and weighted sum: every query head against every key.
+    attention = 2 * length * query
+    layers = config.num_layers * length * (weights + attention)
+    head = gen_length * config.hidden_size * config.vocab_size
+    return 2 * batch * (layers + head)
+
+
+def measure_speed(
+    subject: Subject,
+    policy: Policy,
+    policy_params: Params,
+    prompts: Prompts,
+    settings: RolloutSettings,
+    *,
+    repeats: int,
+    seed: int,
+    peak: MatmulPeak,
+    compile_times: CompileTimes,
+    reference: Reference | None = None,
+) -> tuple[Speed, Comparison | None]:
+    """Times the rollout of one batch.
+
+    Args:
+        subject: the denoiser.
+        policy: chooses the positions to fill.
+        policy_params: its parameters and settings.
+        prompts: NumPy arrays [B, P].
+        settings: shape of the rollout; records are not kept whatever it says.
+        repeats: timed rollouts, after one that is not.
+        seed: seed of what the policy draws.
+        peak: speed of matrix products on this device.
+        compile_times: running count of compilations.
+        reference: another implementation, timed in turns with ours on the same prompts.
+
+    Returns:
+        The timings, and the comparison with the reference if there is one.
+    """
+    batch, prompt_length = prompts.tokens.shape
+    arguments = (
+        subject.denoiser,
+        subject.params,
+        policy,
+        jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), policy_params),
+        jax.tree.map(jnp.asarray, prompts),
+        row_keys(jax.random.key(seed), batch),
+        dataclasses.replace(settings, record=False),
+    )
+
+    def ours() -> Filled:
+        done = rollout(*arguments)
+        tokens, nfe, forwards = jax.device_get((done.tokens, done.nfe, done.forwards))
+        return Filled(tokens, nfe, int(forwards))
+
+    hits = compile_times.cache_hits
+    began = time.perf_counter()
+    compiled = rollout.lower(*arguments).compile()
+    compile_seconds = time.perf_counter() - began
+    from_cache = compile_times.cache_hits > hits
+
+    filled = ours()
+    comparison = None
+    if reference is None:
+        (seconds,) = time_in_turns([ours], repeats)
+    else:
+        lists = [row[real].tolist() for row, real in zip(prompts.tokens, prompts.mask, strict=True)]
+
+        def theirs() -> Any:
+            return reference.generate(lists, settings)
+
+        their_tokens, their_nfe = theirs()
+        seconds, their_seconds = time_in_turns([ours, theirs], repeats)
+        comparison = compare(
+            seconds, their_seconds, (filled.tokens, filled.nfe), (their_tokens, their_nfe)
+        )
+
+    median = statistics.median(seconds)
+    flops = forward_flops(subject.denoiser.config, batch, prompt_length, settings.gen_length)
+    tflops = flops * filled.forwards / median / 1e12
+    return Speed(
+        batch_size=batch,
+        prompt_length=prompt_length,
+        compile_seconds=compile_seconds,
+        compiled_from_cache=from_cache,
+        seconds=seconds,
+        seconds_per_rollout=median,
+        sequences_per_second=batch / median,
+        tokens_per_second=batch * settings.gen_length / median,
+        nfe_mean=float(filled.nfe.mean()),
+        forwards=filled.forwards,
+        seconds_per_forward=median / filled.forwards,
+        useful_forward_fraction=float(filled.nfe.sum()) / (batch * filled.forwards),
+        flops_per_forward=flops,
+        tflops_per_second=tflops,
+        share_of_matmul_peak=tflops / peak.tflops_per_second,
+        program_bytes=hardware.program_bytes(compiled),
+        peak_bytes=hardware.peak_bytes(),
+    ), comparison
+
+
+def time_in_turns(contestants: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
+    """Wall time of each call of each contestant.
+
+    They take turns (A B, B A, A B, ...), so that what else happens on the machine hits all alike
+    and nobody always runs first.
+    """
+    seconds: list[list[float]] = [[] for _ in contestants]
+    for turn in range(repeats):
+        order = range(len(contestants))
+        for index in order if turn % 2 == 0 else reversed(order):
+            began = time.perf_counter()
+            contestants[index]()
+            seconds[index].append(time.perf_counter() - began)
+    return seconds

@@ -1,0 +1,390 @@
+"""`python -m jax_unmask.bench`, mostly called in this process: each start costs seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import statistics
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_unmask import bench, commands, denoisers
+from jax_unmask.benchmarks import hardware, reference, speed, subjects
+
+SHAPE = ("--prompt_length=3", "--gen_length=4", "--block_length=2")
+# Reads the weights that it is given and decodes left to right, one forward per position.
+REFERENCE = """
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jax_unmask import denoisers
+
+CALLS = []
+
+
+def load(model_dir):
+    return denoisers.from_pretrained(model_dir)
+
+
+def generate(model, prompts, *, gen_length, block_length, policy, settings):
+    denoiser, params = model
+    CALLS.append((len(prompts), gen_length, block_length, policy, settings))
+    mask = denoiser.config.mask_token_id
+    canvas = np.full((len(prompts), gen_length), mask)
+    apply = jax.jit(denoiser.apply)
+    for position in range(gen_length):
+        tokens = jnp.asarray(np.concatenate([np.asarray(prompts), canvas], axis=1))
+        logits = apply({"params": params}, tokens)[:, -gen_length:]
+        canvas[:, position] = np.asarray(logits[:, position].argmax(-1))
+    return canvas, gen_length
+"""
+CONFIG = """
+from jax_unmask.config import policy_grpo
+
+
+def get_config():
+    config = policy_grpo()
+    config.task.update(name="sudoku", prompt_length=17, truncate_prompts=False)
+    config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
+    config.rollout.update(gen_length=4, block_length=4, prompts_per_step=1, group_size=2)
+    config.policy.network.update(hidden_dim=8, feedforward_dim=8, time_embed_dim=8)
+    config.optimizer.warmup_steps = 1
+    config.train.steps = 4
+    return config
+"""
+
+
+@pytest.fixture(autouse=True)
+def quick_and_quiet(monkeypatch):
+    """A small peak; and the command would log to a stream that pytest closes after the test."""
+    monkeypatch.setattr(hardware, "MATMUL_SIZE", {"cpu": 64})
+    monkeypatch.setattr(hardware, "_SECONDS", 0.0)
+    monkeypatch.setattr(commands, "set_up_logging", lambda: None)
+    monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+
+
+@pytest.fixture(scope="module")
+def model(tiny_model_dir):
+    return str(tiny_model_dir)
+
+
+@pytest.fixture
+def reference_file(tmp_path):
+    path = tmp_path / "theirs.py"
+    path.write_text(REFERENCE)
+    return path
+
+
+def run(capsys, tmp_path, *arguments):
+    """The JSON record and the text."""
+    path = tmp_path / "out" / "speed.json"
+    bench.main([*arguments, f"--json={path}"])
+    return json.loads(path.read_text()), capsys.readouterr().out
+
+
+def fails(capsys, *arguments) -> str:
+    with pytest.raises(SystemExit) as stopped:
+        bench.main(arguments)
+    return str(stopped.value) + capsys.readouterr().err
+
+
+class TestRollouts:
+    def test_numbers_fit_together(self, model, capsys, tmp_path):
+        record, text = run(
+            capsys,
+            tmp_path,
+            *(f"--model={model}", "--batch_sizes=2,1", "--repeats=3", *SHAPE),
+            "--policy=top_confidence:tokens_per_step=2",
+        )
+        assert [row["batch_size"] for row in record["rollouts"]] == [1, 2]
+        peak = record["matmul_peak"]["tflops_per_second"]
+        assert peak > 0
+        assert record["matmul_peak"]["size"] == 64
+        for row in record["rollouts"]:
+            batch, seconds = row["batch_size"], row["seconds_per_rollout"]
+            assert len(row["seconds"]) == 3
+            assert seconds == statistics.median(row["seconds"]) > 0
+            assert row["compile_seconds"] > 0
+            assert row["sequences_per_second"] * seconds == pytest.approx(batch)
+            assert row["tokens_per_second"] * seconds == pytest.approx(4 * batch)
+            assert row["nfe_mean"] == row["forwards"] == 2
+            assert row["seconds_per_forward"] * 2 == pytest.approx(seconds)
+            assert row["useful_forward_fraction"] == 1
+            flops = row["flops_per_forward"] * row["forwards"]
+            assert row["tflops_per_second"] * seconds == pytest.approx(flops / 1e12)
+            assert row["share_of_matmul_peak"] * peak == pytest.approx(row["tflops_per_second"])
+            # At least the weights, which are arguments of the program.
+            assert row["program_bytes"] > 4 * denoisers.count_params(denoiser(model).config)
+        assert record["rollouts"][1]["flops_per_forward"] == (
+            2 * record["rollouts"][0]["flops_per_forward"]
+        )
+        assert record["settings"]["gen_length"] == 4
+        assert record["environment"]["platform"] == "cpu"
+        assert "comparisons" not in record
+        assert "ms/forward" in text
+        assert record["command"].startswith("python -m jax_unmask.bench --model=")
+
+    def test_prompts_of_a_task_keep_their_length(self, model, capsys, tmp_path):
+        record, _ = run(
+            capsys,
+            tmp_path,
+            *(f"--model={model}", "--task=sudoku", "--gen_length=2", "--block_length=2"),
+            *("--batch_sizes=1", "--repeats=1"),
+        )
+        assert record["rollouts"][0]["prompt_length"] == 17
+
+    def test_as_a_command_with_a_preset(self, tmp_path):
+        path = tmp_path / "speed.json"
+        result = subprocess.run(
+            [
+                *(sys.executable, "-m", "jax_unmask.bench", "--preset=tiny", *SHAPE),
+                *("--batch_sizes=1", "--repeats=1", f"--json={path}"),
+            ],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            timeout=300,
+            check=True,
+        )
+        record = json.loads(path.read_text())
+        assert record["denoiser"]["hidden_size"] == 64
+        assert record["rollouts"][0]["nfe_mean"] == 4
+        assert result.stdout.startswith(
+            "tiny, top_confidence:tokens_per_step=1, prompt 3, canvas 4"
+        )
+
+
+def denoiser(model):
+    return denoisers.from_pretrained(model)[0]
+
+
+class TestReference:
+    def test_equal_work_on_equal_weights_gives_equal_tokens(
+        self, model, reference_file, capsys, tmp_path
+    ):
+        record, text = run(
+            capsys,
+            tmp_path,
+            *(f"--model={model}", "--batch_sizes=1,2", "--repeats=2", *SHAPE),
+            *("--policy=left_to_right:tokens_per_step=1", f"--reference={reference_file}"),
+        )
+        assert record["reference"] == str(reference_file)
+        pairs = zip(record["rollouts"], record["comparisons"], strict=True)
+        for row, comparison in pairs:
+            assert comparison["batch_size"] == row["batch_size"]
+            assert comparison["tokens_equal"]
+            assert comparison["nfe_equal"]
+            assert comparison["rows_equal"] == comparison["positions_equal"] == 1
+            assert len(comparison["seconds"]) == len(comparison["speedup_by_turn"]) == 2
+            theirs = comparison["sequences_per_second"]
+            assert comparison["speedup"] * theirs == pytest.approx(row["sequences_per_second"])
+            assert comparison["speedup_at_equal_nfe"] == pytest.approx(comparison["speedup"])
+        assert "ours is faster by" in text
+        calls = sys.modules["jax_unmask_reference_theirs"].CALLS
+        settings = {"tokens_per_step": 1, "steps": 0}
+        assert calls == [
+            (batch, 4, 2, "left_to_right:tokens_per_step=1", settings)
+            for batch in (1, 1, 1, 2, 2, 2)
+        ]
+
+    def test_another_rule_is_reported_as_such(self, model, reference_file, capsys, tmp_path):
+        record, _ = run(
+            capsys,
+            tmp_path,
+            *(f"--model={model}", "--batch_sizes=2", "--repeats=1", *SHAPE),
+            *("--policy=left_to_right:tokens_per_step=2", f"--reference={reference_file}"),
+        )
+        (comparison,) = record["comparisons"]
+        assert not comparison["nfe_equal"]
+        assert comparison["nfe_mean"] == 4
+        # Ours needed 2 forwards: with as many as theirs it would have taken twice as long.
+        assert comparison["speedup_at_equal_nfe"] == pytest.approx(comparison["speedup"] / 2)
+
+    def test_compare_counts_rows_and_positions(self):
+        ours = np.array([[1, 2], [3, 4], [5, 6], [7, 8]]), np.array([2, 2, 2, 2])
+        theirs = np.array([[1, 2], [3, 4], [5, 6], [7, 0]]), np.array([2, 2, 2, 4])
+        found = reference.compare([1.0, 2.0, 3.0], [6.0, 6.0, 9.0], ours, theirs)
+        assert not found.tokens_equal
+        assert not found.nfe_equal
+        assert (found.rows_equal, found.positions_equal) == (0.75, 0.875)
+        assert found.speedup == 3.0
+        assert found.speedup_by_turn == [6.0, 3.0, 3.0]
+        assert found.speedup_at_equal_nfe == pytest.approx(3.0 * 2 / 2.5)
+        assert found.sequences_per_second == pytest.approx(4 / 6)
+
+    @pytest.mark.parametrize(
+        ("text", "message"),
+        [
+            ("def load(model_dir): ...", "defines no function generate"),
+            ("def generate(*_, **__): ...", "defines no function load"),
+            (
+                "load = print\ndef generate(*_, **__): return [[1, 2, 3, 4, 5]], 4",
+                "tokens of shape (1, 5); [B, gen_length] is (1, 4)",
+            ),
+            (
+                "load = print\ndef generate(*_, **__): return [[1, 2, 3, 4]], [4, 4]",
+                "nfe of shape (2,)",
+            ),
+            (
+                "load = print\ndef generate(*_, **__): return [[1, 2, 3, 4]]",
+                "generate must return (tokens, nfe)",
+            ),
+        ],
+    )
+    def test_says_what_is_wrong_with_the_file(self, model, capsys, tmp_path, text, message):
+        path = tmp_path / "wrong.py"
+        path.write_text(text)
+        arguments = (f"--model={model}", f"--reference={path}", "--batch_sizes=1", *SHAPE)
+        assert message in fails(capsys, *arguments)
+
+    def test_a_fault_inside_the_file_keeps_its_traceback(self, model, tmp_path):
+        path = tmp_path / "faulty.py"
+        path.write_text("def generate(*_): ...\ndef load(model_dir): raise ValueError('inside')")
+        with pytest.raises(RuntimeError, match="load failed: inside") as raised:
+            bench.main([f"--model={model}", f"--reference={path}", "--batch_sizes=1", *SHAPE])
+        assert isinstance(raised.value.__cause__, ValueError)
+
+    def test_the_file_must_exist_and_be_python(self, model, capsys, tmp_path):
+        arguments = (f"--model={model}", "--batch_sizes=1", *SHAPE)
+        assert "is not a file" in fails(capsys, *arguments, "--reference=/no/such.py")
+        (tmp_path / "notes.txt").write_text("load = generate = print")
+        found = fails(capsys, *arguments, f"--reference={tmp_path / 'notes.txt'}")
+        assert "its name must end with .py" in found
+
+
+class TestBreakdown:
+    def test_shares_add_up(self, model, capsys, tmp_path):
+        path = tmp_path / "experiment.py"
+        path.write_text(CONFIG.format(model=model))
+        record, text = run(
+            capsys,
+            tmp_path,
+            *("--breakdown", f"--config={path}", "--steps=2", "--config.rollout.group_size=3"),
+        )
+        found = record["breakdown"]
+        assert set(found["shares"]) == {"data", "rollout", "reward", "update", "other"}
+        assert sum(found["shares"].values()) == pytest.approx(1)
+        assert sum(found["phase_seconds"].values()) * 2 == pytest.approx(sum(found["seconds"]))
+        assert all(found["shares"][name] > 0 for name in ("rollout", "reward", "update"))
+        assert found["rollouts_per_step"] == 3
+        assert found["seconds_per_step"] == pytest.approx(statistics.median(found["seconds"]))
+        assert found["first_step_seconds"] > found["seconds_per_step"]
+        assert 1 <= found["nfe_mean"] <= 4
+        assert "share %" in text
+
+    def test_says_what_is_wrong(self, model, capsys, tmp_path):
+        path = tmp_path / "experiment.py"
+        path.write_text(CONFIG.format(model=model))
+        given = ("--breakdown", f"--config={path}")
+        assert "give --config=FILE.py" in fails(capsys, "--breakdown")
+        assert "--steps=0 must be at least 1" in fails(capsys, *given, "--steps=0")
+        assert "--model does not go with --breakdown" in fails(capsys, *given, f"--model={model}")
+        assert "groupsize" in fails(capsys, *given, "--config.rollout.groupsize=3")
+        found = fails(capsys, *given, "--config.rollout.block_length=3")
+        assert found.startswith("error: config.rollout.block_length = 3")
+        assert "no/such.py" in fails(capsys, "--breakdown", "--config=no/such.py")
+        sft = tmp_path / "sft.py"
+        sft.write_text("from jax_unmask.config import sft as get_config")
+        assert "config.recipe = 'sft'" in fails(capsys, "--breakdown", f"--config={sft}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((), "give one of --model=NAME and --preset=NAME"),
+        (("--preset=tiny", "--model=x"), "give one of --model=NAME and --preset=NAME"),
+        (("--preset=llada8b",), "--preset=llada8b is unknown; did you mean 'llada-8b'?"),
+        (("--preset=tiny", "--gen_length=10"), "gen_length=10 is not divisible by block_length=8"),
+        (("--preset=tiny", "--prompt_length=4090"), "do not fit into the model's max_length=4096"),
+        (("--preset=tiny", "--prompt_length=0"), "--prompt_length=0 must be at least 1"),
+        (("--preset=tiny", "--gen_length=0"), "gen_length=0 must be at least 1"),
+        (("--preset=tiny", "--batch_sizes=1,x"), "--batch_sizes=1,x is not a list such as 1,8,64"),
+        (("--preset=tiny", "--batch_sizes=0"), "--batch_sizes=0 must be at least 1 each"),
+        (("--preset=tiny", "--repeats=0"), "--repeats=0 must be at least 1"),
+        (("--preset=tiny", "--seed=-1"), "--seed=-1 must be at least 0"),
+        (("--preset=tiny", "--policy=treshold"), "did you mean threshold"),
+        (("--preset=tiny", "--task=sudoku"), "--task needs a tokenizer"),
+        (("--preset=tiny", "--config=x.py"), "--config is for --breakdown"),
+        (("--preset=tiny", "--config.seed=1"), "unknown argument --config.seed=1"),
+        (("--preset=tiny", "--vocab_chunk=0"), "--vocab_chunk=0 must be at least 1"),
+        (("--model=/no/such", *SHAPE), "/no/such does not exist"),
+        (("--model=/no/such",), "--model needs --gen_length and --block_length"),
+    ],
+)
+def test_says_what_is_wrong(capsys, arguments, message):
+    found = fails(capsys, *arguments)
+    assert message in found
+    assert found.startswith("error: ")
+
+
+def test_a_task_prompt_must_fit(model, capsys):
+    arguments = (f"--model={model}", "--task=sudoku", "--gen_length=4", "--block_length=4")
+    assert "17 tokens" in fails(capsys, *arguments, "--prompt_length=5")
+    found = fails(
+        capsys, f"--model={model}", "--task=sudoku", "--gen_length=60", "--block_length=1"
+    )
+    assert "a prompt of 17 tokens and gen_length=60 do not fit" in found
+
+
+def test_flops_are_those_of_the_program():
+    """XLA's count of a program holds every other operation too, which is little at this width."""
+    config = subjects._llada("float32", 512, (2, 1, 0), 128, 1, 4, 384)
+    denoiser = denoisers.Denoiser(config)
+    batch, prompt, canvas = 2, 24, 40
+
+    def forward(params, tokens):
+        hidden = denoiser.apply({"params": params}, tokens, method="hidden")[:, prompt:]
+        return denoiser.apply({"params": params}, hidden, method="logits")
+
+    tokens = jax.ShapeDtypeStruct((batch, prompt + canvas), jnp.int32)
+    lowered = jax.jit(forward).lower(denoisers.abstract_params(config), tokens)
+    counted = lowered.cost_analysis()["flops"]
+    ours = speed.forward_flops(config, batch, prompt, canvas)
+    assert ours <= counted <= 1.05 * ours
+
+
+def test_flops_of_grouped_attention():
+    full = subjects._llada("float32", 512, (2, 1, 0), 128, 3, 4, 384)
+    grouped = dataclasses.replace(full, num_kv_heads=2)
+    saved = speed.forward_flops(full, 2, 8, 8) - speed.forward_flops(grouped, 2, 8, 8)
+    # Key and value projections of half the width, in 3 layers, for 32 tokens.
+    assert saved == 2 * 3 * 32 * 2 * (128 * 64)
+
+
+@pytest.mark.parametrize(("name", "billions"), [("llada-8b", 8.0), ("llada-100m", 0.1)])
+def test_presets_have_the_size_that_they_are_named_for(name, billions):
+    preset = subjects.find_preset(name)
+    assert denoisers.count_params(preset.config) / 1e9 == pytest.approx(billions, rel=0.05)
+    assert preset.gen_length % preset.block_length == 0
+
+
+def test_random_weights_never_propose_the_mask_token():
+    config = subjects.find_preset("tiny").config
+    subject = subjects.random_subject("tiny", config, seed=0)
+    tokens = jnp.full((2, 61), config.mask_token_id)
+    logits = subject.denoiser.apply({"params": subject.params}, tokens)
+    assert not (logits.argmax(-1) == config.mask_token_id).any()
+
+
+def test_random_prompts_hold_ordinary_tokens():
+    config = subjects.find_preset("tiny").config
+    prompts = subjects.random_prompts(config, 4, 50, seed=1)
+    assert prompts.tokens.shape == (4, 50)
+    assert prompts.mask.all()
+    assert set(np.unique(prompts.tokens)) <= set(range(3, 106))
+    again = subjects.random_prompts(config, 4, 50, seed=1)
+    assert (prompts.tokens == again.tokens).all()
+
+
+def test_turns_alternate():
+    order = []
+    seconds = speed.time_in_turns([lambda: order.append("a"), lambda: order.append("b")], 3)
+    assert "".join(order) == "abbaab"
+    assert [len(times) for times in seconds] == [3, 3]
