@@ -23,14 +23,12 @@ def get_config(task: str = "sudoku"):
     config.policy.network.update(top_k=2, entropy=True, token_buckets=64, position=True)
     config.learner.update(entropy_coefficient=0.002, chunk_size=512, minibatches=2)
     config.learner.updates_per_batch = 1
-    config.optimizer.update(lr=3e-3, warmup_steps=20, final_fraction=0.1, grad_clip=1.0)
+    config.optimizer.update(lr=2e-3, warmup_steps=10, final_fraction=0.1, grad_clip=1.0)
     config.optimizer.weight_decay = 0.0
-    # Never a step without a token: random policies at the start would waste most of their steps.
-    config.policy.distribution = "bernoulli_argmax"
     if task == "arithmetic":
         # Hardly any answer of an untrained policy is right, so groups need a member that is.
         config.expert.update(count=1, policy="threshold:threshold=0.9", block_length=block)
-    config.train.steps = 150
+    config.train.steps = 120
     config.checkpoint.every = 10
     config.eval.policies += (
         "conflict_free:threshold=0.3..0.9/0.1",
