@@ -28,7 +28,7 @@ def get_config(task: str = "sudoku"):
     if task == "arithmetic":
         # Hardly any answer of an untrained policy is right, so groups need a member that is.
         config.expert.update(count=1, policy="threshold:threshold=0.9", block_length=block)
-    config.train.steps = 120
+    config.train.steps = 90
     config.checkpoint.every = 10
     config.eval.policies += (
         "conflict_free:threshold=0.3..0.9/0.1",

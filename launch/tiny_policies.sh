@@ -27,14 +27,9 @@ train "$full-alpha1-seed$seed"
 for alpha in 0.3 3 10; do
     train "$full-alpha$alpha-seed$seed" --config.reward.alpha="$alpha" \
         --config.policy.init_from="$runs/$full-alpha1-seed$seed/policy" \
-        --config.train.steps=60 --config.optimizer.lr=1e-3 --config.expert.count=0
+        --config.train.steps=40 --config.optimizer.lr=1e-3 --config.expert.count=0
 done
 
 semi=$task-semi
-train "$semi-alpha1-seed$seed" --config.rollout.block_length="$block" --config.expert.count=0
-for alpha in 0.3; do
-    train "$semi-alpha$alpha-seed$seed" --config.rollout.block_length="$block" \
-        --config.reward.alpha="$alpha" \
-        --config.policy.init_from="$runs/$semi-alpha1-seed$seed/policy" \
-        --config.train.steps=60 --config.optimizer.lr=1e-3 --config.expert.count=0
-done
+train "$semi-alpha1-seed$seed" --config.rollout.block_length="$block" \
+    --config.train.steps=60 --config.expert.count=0
