@@ -94,10 +94,14 @@ def _run(
             state, metrics = recipe.step(state, batch, timer)
             stop = preemption.requested(step)
             save = step % config.checkpoint.every == 0 or step == total or stop
-            if save or step % config.log.every == 0:
+            # A signal saves, but writes no line that an undisturbed run would not have.
+            log = step % config.log.every == 0 or step == total
+            if save or log:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if log:
                 writer.write(step, values)
                 progress.update(step, {name: values[name] for name in recipe.shown})
+            if save or log:
                 _stop_at_nan(step, values)
                 _require_best_metric(config, values)
             if save:
@@ -110,7 +114,7 @@ def _run(
                         data=data.get_state(),
                         metrics=values,
                     )
-            if save or step % config.log.every == 0:
+            if log:
                 writer.write_timings(step, timer.report())
             if stop and step < total:
                 return None

@@ -1,4 +1,4 @@
-"""A small random denoiser in LLaDA's format that can read and write Sudoku."""
+"""A small random denoiser in LLaDA's format that can read Sudoku, and tiny experiments with it."""
 
 from __future__ import annotations
 
@@ -7,8 +7,54 @@ import pathlib
 import jax
 import pytest
 
+from jax_unmask import config as defaults
 from jax_unmask import denoisers
 from jax_unmask.denoisers.word_level import save_word_level
+
+# What makes the default config of a recipe small enough for a test.
+TINY = {
+    "policy_grpo": {
+        "task.name": "sudoku",
+        "task.prompt_length": 17,
+        "task.truncate_prompts": False,
+        "model.dtype": "float32",
+        "model.param_dtype": "float32",
+        "rollout.gen_length": 16,
+        "rollout.block_length": 16,
+        "rollout.prompts_per_step": 2,
+        "rollout.group_size": 2,
+        "policy.network.hidden_dim": 8,
+        "policy.network.feedforward_dim": 8,
+        "policy.network.time_embed_dim": 8,
+        # Wrong answers are charged for their steps too, so that a random denoiser gives a signal.
+        "reward.kind": "additive",
+        "optimizer.lr": 1e-2,
+        "optimizer.warmup_steps": 1,
+        "train.steps": 3,
+        "log.tensorboard": False,
+    },
+    "sft": {
+        "task.prompt_length": 17,
+        "model.hidden_size": 8,
+        "model.num_layers": 1,
+        "model.num_heads": 2,
+        "model.num_kv_heads": 2,
+        "model.intermediate_size": 8,
+        "data.batch_size": 4,
+        "optimizer.warmup_steps": 1,
+        "train.steps": 3,
+        "log.tensorboard": False,
+    },
+}
+FILE = """
+from jax_unmask import config as defaults
+
+
+def get_config():
+    config = defaults.{recipe}()
+    config.update_from_flattened_dict({settings!r})
+    return config
+"""
 
 
 @pytest.fixture(scope="session")
@@ -38,3 +84,38 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     tokenizer = denoisers.load_tokenizer(directory)
     denoisers.save_pretrained(directory, denoisers.Denoiser(config), params, tokenizer)
     return directory
+
+
+@pytest.fixture(scope="session")
+def tiny_settings(tiny_model_dir):
+    """Settings (flat) of a tiny experiment of a recipe, with changes."""
+
+    def settings(recipe, **changes):
+        model = {"model.path": str(tiny_model_dir)} if recipe == "policy_grpo" else {}
+        return TINY[recipe] | model | {key.replace("__", "."): v for key, v in changes.items()}
+
+    return settings
+
+
+@pytest.fixture(scope="session")
+def tiny_config(tiny_settings):
+    """The config of a tiny experiment: `tiny_config("sft", data__batch_size=2)`."""
+
+    def make(recipe="policy_grpo", **changes):
+        config = getattr(defaults, recipe)()
+        config.update_from_flattened_dict(tiny_settings(recipe, **changes))
+        return config
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def write_experiment(tiny_settings):
+    """Writes the same as an experiment file."""
+
+    def write(path, recipe="policy_grpo", **changes):
+        settings = tiny_settings(recipe, **changes)
+        path.write_text(FILE.format(recipe=recipe, settings=settings))
+        return path
+
+    return write

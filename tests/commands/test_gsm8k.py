@@ -1,0 +1,183 @@
+"""`configs/gsm8k.py` from end to end: real prompts and answers, a denoiser made on the spot.
+
+The denoiser has random weights and the size of a thimble, but LLaDA's format; length and batch are
+reduced as on the command line. The rest is what LLaDA-8B goes through.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import pathlib
+import runpy
+import shutil
+import signal
+
+import jax
+import numpy as np
+import pytest
+
+from jax_unmask import denoisers, train
+from jax_unmask.denoisers.families import llada
+from jax_unmask.recipes import RECIPES
+from jax_unmask.tasks import gsm8k
+from jax_unmask.tasks.sources import prepare_gsm8k_tfds
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS, SAVED = 4, 2
+
+
+def save_denoiser(directory: pathlib.Path, vocab_size: int, *, mask: int, eos: int) -> None:
+    """Writes random weights and config.json; the tokenizer is there already."""
+    config = denoisers.DenoiserConfig(
+        family="llada",
+        vocab_size=vocab_size,
+        hidden_size=32,
+        num_layers=1,
+        num_heads=2,
+        num_kv_heads=2,
+        head_dim=16,
+        intermediate_size=32,
+        rope_theta=10000.0,
+        norm_eps=1e-5,
+        max_length=256,
+        tie_embeddings=False,
+        mask_token_id=mask,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+    params = denoisers.init_params(config, jax.random.key(0))
+    denoisers.save_pretrained(directory, denoisers.Denoiser(config), params)
+
+
+@pytest.fixture(scope="module")
+def byte_model(tmp_path_factory) -> pathlib.Path:
+    """A denoiser that reads bytes, with LLaDA's special tokens and without a chat template."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    directory = tmp_path_factory.mktemp("bytes")
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab={character: k for k, character in enumerate(alphabet)}, merges=[])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|mdm_mask|>", *llada.SPECIAL_TOKENS])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"eos_token": "<|endoftext|>", "mask_token": "<|mdm_mask|>"}
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    )
+    save_denoiser(directory, tokenizer.get_vocab_size(), mask=257, eos=256)
+    return directory
+
+
+@pytest.fixture
+def config():
+    """`configs/gsm8k.py` with the settings that one gives for a machine without an accelerator."""
+    made = runpy.run_path(str(ROOT / "configs" / "gsm8k.py"))["get_config"]()
+    made.rollout.update(gen_length=16, block_length=8, prompts_per_step=2, group_size=2)
+    made.train.steps, made.checkpoint.every, made.optimizer.warmup_steps = STEPS, SAVED, 2
+    made.log.tensorboard = False
+    # Random weights never answer right; the charge for steps gives the update something to do.
+    made.reward.kind = "additive"
+    return made
+
+
+def trains_and_resumes(config, tmp_path, monkeypatch):
+    """Trains with and without a stop half-way, to the same end. Returns what was scored."""
+    scored = []
+    check_batch = gsm8k.Gsm8k.check_batch
+
+    def record(task, examples, responses):
+        scores = check_batch(task, examples, responses)
+        scored.extend(zip(examples, responses, scores, strict=True))
+        return scores
+
+    monkeypatch.setattr(gsm8k.Gsm8k, "check_batch", record)
+    train.train(config, tmp_path / "whole")
+    rows = list(scored)
+
+    with monkeypatch.context() as patch:
+        recipe = RECIPES["policy_grpo"](config, tmp_path / "stopped")
+        step = recipe.step
+
+        def step_and_signal(state, batch, timer):
+            if state.step == SAVED:
+                os.kill(os.getpid(), signal.SIGTERM)
+            return step(state, batch, timer)
+
+        patch.setattr(recipe, "step", step_and_signal)
+        patch.setitem(RECIPES, "policy_grpo", lambda config, workdir: recipe)
+        train.train(config, tmp_path / "stopped")
+    assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == SAVED + 1
+    train.train(config, tmp_path / "stopped")
+
+    for name in ("metrics.jsonl", "policy/model.safetensors"):
+        contents = {(tmp_path / run / name).read_bytes() for run in ("whole", "stopped")}
+        assert len(contents) == 1
+    saved = {int(path.name) for path in (tmp_path / "whole" / "checkpoints").iterdir()}
+    assert saved == {SAVED, STEPS}
+
+    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
+    metrics = [json.loads(line) for line in lines]
+    batch = config.rollout.prompts_per_step * config.rollout.group_size
+    assert len(rows) == STEPS * batch
+    for index, line in enumerate(metrics):
+        scores = [score for _, _, score in rows[index * batch : (index + 1) * batch]]
+        assert line["accuracy"] == np.mean(scores)
+        assert line["reward"] == pytest.approx(np.mean(scores) - line["nfe"] / 16, abs=1e-6)
+        assert 1 <= line["nfe"] <= 16
+    assert any(line["pairs"] > 0 and line["grad_norm"] > 0 for line in metrics)
+    # Every response is a text that the parser has read; a right one would have counted.
+    example = rows[0][0]
+    right = f"<answer>{gsm8k.gold(example):g}</answer>"
+    assert gsm8k.Gsm8k("unused").check_batch([example], [right]) == [1.0]
+    assert all(isinstance(response, str) for _, response, _ in rows)
+    assert any(response.strip() for _, response, _ in rows)
+    return rows
+
+
+def test_on_samples(config, byte_model, fixtures_dir, tmp_path, monkeypatch):
+    config.model.path = str(byte_model)
+    config.task.path = str(fixtures_dir / "samples" / "gsm8k")
+    trains_and_resumes(config, tmp_path, monkeypatch)
+
+
+def test_through_tensorflow_datasets(config, byte_model, fixtures_dir, tmp_path):
+    pytest.importorskip("tensorflow_datasets")
+    prepare_gsm8k_tfds(fixtures_dir / "samples" / "gsm8k", tmp_path / "tfds")
+    config.model.path = str(byte_model)
+    config.train.steps, config.optimizer.warmup_steps = 1, 1
+    config.task.path = str(fixtures_dir / "samples" / "gsm8k")
+    train.train(config, tmp_path / "jsonl")
+    config.task.path, config.task.tfds_data_dir = None, str(tmp_path / "tfds")
+    train.train(config, tmp_path / "tensorflow_datasets")
+    # TensorFlow Datasets shuffles what it stores: same problems, another order.
+    for run in ("jsonl", "tensorflow_datasets"):
+        (line,) = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
+        assert json.loads(line)["step"] == 1
+
+
+def test_on_the_real_problems_with_a_real_tokenizer(config, shared_data_dir, tmp_path, monkeypatch):
+    source = shared_data_dir / "tokenizer_sdar_qwen3"
+    model = tmp_path / "model"
+    model.mkdir()
+    (model / "tokenizer.json").write_bytes(
+        gzip.decompress((source / "tokenizer.json.gz").read_bytes())
+    )
+    for name in ("tokenizer_config.json", "chat_template.jinja"):
+        shutil.copyfile(source / name, model / name)
+    save_denoiser(model, 151_936, mask=151_669, eos=151_643)
+    config.model.path = str(model)
+    config.task.path = str(shared_data_dir / "gsm8k")
+    rows = trains_and_resumes(config, tmp_path, monkeypatch)
+    assert len({example["question"] for example, _, _ in rows}) == STEPS * 2
+    tokenizer = denoisers.load_tokenizer(model)
+    prompt = tokenizer.encode_prompt(gsm8k.Gsm8k("unused").prompt(rows[0][0]))
+    text = tokenizer.decode(prompt, skip_special_tokens=False, cut_at_eos=False)
+    assert text.startswith("<|im_start|>user\n")
+    assert rows[0][0]["question"] in text
+    assert len(prompt) < 300

@@ -1,0 +1,120 @@
+"""`python -m jax_unmask.plan`: what a run needs, and that LLaDA-8B's programs build."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+import runpy
+
+import jax.numpy as jnp
+import pytest
+
+from jax_unmask.plan import denoiser_config, plan
+from jax_unmask.runtime.config import ConfigError
+
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
+VOCABULARY = 126_464
+
+
+def load(name):
+    return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
+
+
+@pytest.fixture(scope="module", params=["gsm8k", "gsm8k_math"])
+def published(request):
+    return plan(load(request.param))
+
+
+class TestLLaDA8B:
+    def test_counts(self, published):
+        assert published.denoiser_parameters == 8_015_581_184
+        assert published.policy_parameters == 331_265
+        assert published.weights_bytes == 2 * 8_015_581_184
+        # Weights and two moments in float32, and a few counters.
+        assert 0 < published.state_bytes - 3 * 4 * 331_265 < 100
+        assert published.rows == 128
+
+    def test_step_is_traced_at_full_size(self, published):
+        names = [program.name for program in published.programs]
+        experts = published.config.expert.count
+        assert names == ["rollout", *["expert rollout"] * experts, "update"]
+        trajectory = published.programs[0].lowered.out_info
+        assert trajectory.tokens.shape == (128, 256)
+        assert trajectory.records.obs.confidence.shape == (256, 128, 256)
+        state, _ = published.programs[-1].lowered.out_info
+        assert state.step.shape == ()
+        assert published.peak_bytes is None
+
+    def test_logits_never_exist_for_the_whole_vocabulary(self, published):
+        for program in published.programs[:-1]:
+            shapes = set(
+                re.findall(rf"tensor<((?:\d+x)*{VOCABULARY}(?:x\d+)*)x\w+>", _text(program))
+            )
+            assert shapes == {f"{VOCABULARY}x4096"}
+
+    def test_records_are_counted(self, published):
+        records = published.programs[0].lowered.out_info.records
+        cells = 256 * 128 * 256
+        # Candidate, confidence, top probability: 4 bytes; masked, legal, fill: 1 byte.
+        assert records.obs.top_probs.dtype == jnp.float32
+        whole = published.records_bytes
+        if published.config.expert.count:
+            # One expert beside eight rollouts, then all nine merged.
+            whole = whole * 8 / (8 + 1 + 9)
+        assert 15 * cells < whole < 15 * cells * 1.01
+
+    def test_table(self, published):
+        table = published.table()
+        assert "8,015,581,184 parameters" in table
+        assert re.search(r"denoiser weights +16\.03 GB", table)
+        assert "traced without error" in table
+
+
+def _text(program) -> str:
+    return program.lowered.as_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gsm8k", "gsm8k_math"])
+def test_llada_8b_compiles_and_fits(name):
+    made = plan(load(name), compile_programs=True)
+    assert all(program.temporary_bytes > 0 for program in made.programs)
+    # No program needs anything like the logits of all positions beside what attention needs.
+    assert made.peak_bytes < 80e9
+
+
+@pytest.fixture(scope="module")
+def tiny_plan(tiny_config):
+    config = tiny_config(expert__count=1, expert__block_length=4, rollout__vocab_chunk=4)
+    return plan(config, compile_programs=True)
+
+
+def test_compiled_programs_tell_their_memory(tiny_plan):
+    assert [program.name for program in tiny_plan.programs] == [
+        "rollout",
+        "expert rollout",
+        "update",
+    ]
+    assert all(program.temporary_bytes > 0 for program in tiny_plan.programs)
+    lasting = tiny_plan.weights_bytes + tiny_plan.state_bytes + tiny_plan.records_bytes
+    most = max(program.temporary_bytes for program in tiny_plan.programs)
+    assert tiny_plan.peak_bytes == lasting + most
+    table = tiny_plan.table()
+    assert "temporaries of expert rollout" in table
+    assert "peak" in table
+
+
+def test_reads_the_shape_of_a_model_at_hand(tiny_config):
+    shape = denoiser_config(tiny_config(model__dtype="bfloat16"))
+    assert (shape.hidden_size, shape.vocab_size) == (16, 9)
+    assert shape.dtype == jnp.bfloat16
+    assert shape.param_dtype == jnp.float32
+
+
+def test_says_what_it_cannot_plan(tiny_config):
+    with pytest.raises(ConfigError, match=r"its shape is not known here.*GSAI-ML/LLaDA-8B-Instr"):
+        plan(tiny_config(model__path="GSAI-ML/LLaDA-9B"))
+    with pytest.raises(ConfigError, match="only policy_grpo can be planned"):
+        plan(tiny_config("sft"))
+    with pytest.raises(ConfigError, match="more than the 64 that the denoiser was made for"):
+        plan(tiny_config(task__prompt_length=60))

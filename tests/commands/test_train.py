@@ -1,0 +1,252 @@
+"""`python -m jax_unmask.train`: runs that are killed, runs of every kind, runs that must stop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jax_unmask import policies, train
+from jax_unmask.recipes import RECIPES
+from jax_unmask.runtime.checkpoints import Checkpoints
+from jax_unmask.runtime.config import ConfigError
+
+LONG = {"train__steps": 60, "checkpoint__every": 2, "seed": 3}
+EXPORTED = {"policy_grpo": "policy/model.safetensors", "sft": "model/model.safetensors"}
+
+
+def lines(workdir: pathlib.Path) -> list[dict]:
+    path = workdir / "metrics.jsonl"
+    # A line that is being written has no end yet.
+    return [json.loads(line) for line in path.read_text().split("\n")[:-1]] if path.exists() else []
+
+
+def last_checkpoint(config, workdir: pathlib.Path) -> list[bytes]:
+    """All arrays of the last checkpoint, parameters, optimiser, step and keys, as bytes."""
+    state = RECIPES[config.recipe](config, workdir).init()
+    with Checkpoints(workdir, read_only=True) as checkpoints:
+        restored = checkpoints.restore(state.params, dataclasses.replace(state, params=None))
+    assert restored is not None
+    assert restored.step == config.train.steps
+    leaves = jax.tree.leaves((restored.params, restored.state))
+    keys = [jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
+    return [
+        np.asarray(jax.random.key_data(leaf) if is_key else leaf).tobytes()
+        for leaf, is_key in zip(leaves, keys, strict=True)
+    ]
+
+
+class Disturbed:
+    """Starts the command on a workdir again and again, and ends it before it is through."""
+
+    def __init__(self, experiment: pathlib.Path, workdir: pathlib.Path) -> None:
+        self.experiment = experiment
+        self.workdir = workdir
+        self.random = random.Random(0)
+
+    def run_until_signal(self, number: signal.Signals, steps: int) -> subprocess.Popen[str]:
+        """Sends the signal at a random moment after `steps` steps more than the last checkpoint."""
+        before = len(lines(self.workdir))
+        process = subprocess.Popen(
+            [
+                *(sys.executable, "-m", "jax_unmask.train"),
+                *(f"--config={self.experiment}", f"--workdir={self.workdir}"),
+            ],
+            env={**os.environ, "JAX_PLATFORMS": "cpu"},
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        path, size = self.workdir / "metrics.jsonl", None
+        while process.poll() is None:
+            # Resuming cuts off the lines behind the checkpoint; count from there.
+            now = len(lines(self.workdir))
+            before, size = min(before, now), now
+            if path.exists() and now >= before + steps:
+                break
+            time.sleep(0.01)
+        assert process.poll() is None, f"ended after {size} steps: {process.stderr.read()}"
+        time.sleep(self.random.uniform(0.0, 0.2))
+        process.send_signal(number)
+        return process
+
+
+@pytest.mark.parametrize(
+    ("recipe", "signals"),
+    [
+        ("policy_grpo", (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)),
+        ("sft", (signal.SIGKILL, signal.SIGTERM)),
+    ],
+)
+def test_a_killed_run_ends_as_an_undisturbed_one(
+    recipe, signals, tiny_config, write_experiment, tmp_path
+):
+    config = tiny_config(recipe, **LONG)
+    train.train(config, tmp_path / "undisturbed")
+
+    experiment = write_experiment(tmp_path / "experiment.py", recipe, **LONG)
+    workdir = tmp_path / "disturbed"
+    disturbed = Disturbed(experiment, workdir)
+    for number in signals:
+        process = disturbed.run_until_signal(number, steps=disturbed.random.randrange(4, 10))
+        _, errors = process.communicate(timeout=300)
+        assert process.returncode == (-number if number == signal.SIGKILL else 0), errors
+        assert 0 < len(lines(workdir)) < config.train.steps
+        assert "Traceback" not in errors
+        if number == signal.SIGTERM:
+            with Checkpoints(workdir, read_only=True) as checkpoints:
+                assert checkpoints.latest_step() == len(lines(workdir))
+    train.train(config, workdir)
+
+    expected = (tmp_path / "undisturbed" / "metrics.jsonl").read_bytes()
+    assert (workdir / "metrics.jsonl").read_bytes() == expected
+    assert [line["step"] for line in lines(workdir)] == list(range(1, config.train.steps + 1))
+    exported = [tmp_path / run / EXPORTED[recipe] for run in ("undisturbed", "disturbed")]
+    assert exported[0].read_bytes() == exported[1].read_bytes()
+    assert last_checkpoint(config, workdir) == last_checkpoint(config, tmp_path / "undisturbed")
+    # Something was learned that could have been lost.
+    weights = load_file(exported[1])
+    fresh = tiny_config(recipe, **(LONG | {"train__steps": 1, "optimizer__lr": 1e-30}))
+    train.train(fresh, tmp_path / "fresh")
+    untrained = load_file(tmp_path / "fresh" / EXPORTED[recipe])
+    assert any((weights[name] != untrained[name]).any() for name in weights)
+
+
+def test_a_signal_between_two_log_lines_adds_none(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config("sft", train__steps=5, log__every=2)
+    train.train(config, tmp_path / "undisturbed")
+
+    recipe = RECIPES["sft"](config, tmp_path / "disturbed")
+    step = recipe.step
+
+    def step_and_signal(state, batch, timer):
+        if state.step == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(state, batch, timer)
+
+    monkeypatch.setattr(recipe, "step", step_and_signal)
+    monkeypatch.setitem(RECIPES, "sft", lambda config, workdir: recipe)
+    train.train(config, tmp_path / "disturbed")
+    assert [line["step"] for line in lines(tmp_path / "disturbed")] == [2]
+    assert not (tmp_path / "disturbed" / "model").exists()
+    train.train(config, tmp_path / "disturbed")
+    assert [line["step"] for line in lines(tmp_path / "disturbed")] == [2, 4, 5]
+    for name in ("metrics.jsonl", "model/model.safetensors"):
+        contents = {(tmp_path / run / name).read_bytes() for run in ("disturbed", "undisturbed")}
+        assert len(contents) == 1
+
+
+class TestPolicyRuns:
+    METRICS = (
+        *("reward", "accuracy", "nfe", "nfe_max", "useful_forwards", "unfinished"),
+        *("groups_with_signal", "loss", "entropy", "grad_norm", "pairs", "skipped"),
+    )
+
+    def run(self, config, workdir):
+        train.train(config, workdir)
+        found = lines(workdir)
+        assert [line["step"] for line in found] == [1, 2, 3]
+        for line in found:
+            assert set(self.METRICS) <= set(line)
+            assert all(isinstance(v, int | float) and math.isfinite(v) for v in line.values())
+            assert 1 <= line["nfe"] <= line["nfe_max"] <= 16
+            assert 0 < line["useful_forwards"] <= 1
+        policy, params = policies.load_policy(workdir / "policy")
+        return found, policy, params
+
+    def test_additive_reward(self, tiny_config, tmp_path):
+        found, policy, _ = self.run(tiny_config(log__tensorboard=True), tmp_path)
+        # The denoiser is wrong all the time: what is left is the charge for the steps.
+        assert all(line["accuracy"] == 0 for line in found)
+        for line in found:
+            assert line["reward"] == pytest.approx(-line["nfe"] / 16, abs=1e-6)
+        assert sum(line["pairs"] for line in found) > 0
+        assert policy.distribution == "bernoulli"
+        assert list((tmp_path / "tensorboard").iterdir())
+        timings = json.loads((tmp_path / "timings.jsonl").read_text().splitlines()[0])
+        assert {"seconds/rollout", "seconds/reward", "seconds/update"} <= set(timings)
+
+    def test_expert_steering(self, tiny_config, tmp_path):
+        config = tiny_config(
+            expert__count=1, expert__block_length=4, expert__policy="threshold:threshold=0.2"
+        )
+        found, _, _ = self.run(config, tmp_path)
+        assert all(-1 <= line["expert_reward"] < 0 for line in found)
+        assert any(line["skipped"] == 0 for line in found)
+
+    def test_dynamic_plackett_luce_on_more_observations(self, tiny_config, tmp_path):
+        config = tiny_config(
+            policy__distribution="dpls",
+            policy__network__top_k=2,
+            policy__network__entropy=True,
+            policy__network__hidden_size=16,
+        )
+        found, policy, _ = self.run(config, tmp_path)
+        assert policy.distribution == "dpls"
+        assert all(line["unfinished"] == 0 for line in found)
+
+    def test_continues_a_trained_policy(self, tiny_config, tmp_path):
+        _, _, first = self.run(tiny_config(), tmp_path / "first")
+        start = str(tmp_path / "first" / "policy")
+        config = tiny_config(policy__init_from=start, optimizer__lr=1e-30, seed=9)
+        _, _, second = self.run(config, tmp_path / "second")
+        assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
+
+    def test_groups_without_signal_are_skipped_and_counted(self, tiny_config, tmp_path):
+        config = tiny_config(reward__kind="multiplicative")
+        found, _, params = self.run(config, tmp_path / "skipped")
+        for line in found:
+            assert line["groups_with_signal"] == 0
+            assert line["skipped"] == 1
+            assert line["pairs"] == line["loss"] == line["grad_norm"] == 0
+        _, _, untouched = self.run(tiny_config(optimizer__lr=1e-30), tmp_path / "untouched")
+        assert jax.tree.all(jax.tree.map(np.array_equal, params, untouched))
+
+
+class TestWorkdir:
+    def test_of_another_config_is_refused_with_the_keys_that_differ(self, tiny_config, tmp_path):
+        train.train(tiny_config("sft"), tmp_path)
+        written = (tmp_path / "metrics.jsonl").read_bytes()
+        other = tiny_config("sft", optimizer__lr=0.5, seed=4)
+        with pytest.raises(ConfigError, match="another configuration") as error:
+            train.train(other, tmp_path)
+        assert "optimizer.lr (0.002 there, 0.5 here), seed (0 there, 4 here)" in str(error.value)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == written
+
+    def test_takes_other_settings_of_log_and_eval_and_changes_nothing(self, tiny_config, tmp_path):
+        train.train(tiny_config("sft"), tmp_path)
+        written = (tmp_path / "metrics.jsonl").read_bytes()
+        changed = tiny_config("sft", log__every=2, eval__num_problems=5, checkpoint__every=1)
+        train.train(changed, tmp_path)
+        assert (tmp_path / "metrics.jsonl").read_bytes() == written
+
+    def test_is_not_claimed_by_a_run_that_cannot_start(self, tiny_config, tmp_path):
+        with pytest.raises(FileNotFoundError, match="/no/such/model"):
+            train.train(tiny_config("sft", model__path="/no/such/model"), tmp_path)
+        train.train(tiny_config("sft"), tmp_path)
+
+
+def test_lost_numbers_stop_the_run_before_they_are_saved(tiny_config, tmp_path):
+    config = tiny_config("sft", optimizer__lr=1e38, train__steps=20, checkpoint__every=1)
+    with pytest.raises(FloatingPointError, match=r"step \d+: .*loss.* is not finite"):
+        train.train(config, tmp_path)
+    lost = len(lines(tmp_path))
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == lost - 1
+
+
+def test_ranks_checkpoints_by_known_metrics_only(tiny_config, tmp_path):
+    config = tiny_config("sft", checkpoint__best_metric="acuracy")
+    with pytest.raises(ConfigError, match=r"'acuracy': .*Choose one of .*masked_accuracy"):
+        train.train(config, tmp_path)
