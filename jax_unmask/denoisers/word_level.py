@@ -17,9 +17,9 @@ _PATTERN = r" \d+|\d| ?[A-Za-z]+| ?#+| ?[^\sA-Za-z\d#]"
 def save_word_level(directory: str | pathlib.Path, vocabulary: Sequence[str]) -> dict[str, int]:
     """Writes `tokenizer.json` and `tokenizer_config.json` for a closed vocabulary.
 
-    Text is cut into numbers, words and punctuation marks, each with the space before it, so decoding
-    is plain concatenation. A number without a space before it is cut into digits. Text outside the vocabulary is an error when it is encoded,
-    never an unknown token.
+    Text is cut into numbers, words and punctuation marks, each with the space before it, so
+    decoding is plain concatenation. A number without a space before it is cut into digits. Text
+    outside the vocabulary is an error when it is encoded, never an unknown token.
 
     Args:
         directory: where to write; must exist.

@@ -80,7 +80,7 @@ class Arithmetic:
 
     def _draw(self, generator: np.random.Generator) -> Example:
         def pick(options: Sequence[str]) -> str:
-            return options[generator.integers(len(options))]
+            return options[int(generator.integers(len(options)))]
 
         name, item = pick(NAMES), pick(ITEMS)
         total = int(generator.integers(2, 10))

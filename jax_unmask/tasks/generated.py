@@ -28,7 +28,7 @@ class ClosedVocabulary(Protocol):
 
 
 # Shares of the 16 hash buckets of prompts.
-_BUCKETS: dict[str, range] = {"test": range(0, 2), "validation": range(2, 3), "train": range(3, 16)}
+_BUCKETS: dict[str, range] = {"test": range(2), "validation": range(2, 3), "train": range(3, 16)}
 _MAX_DRAWS = 10_000
 
 

@@ -105,4 +105,3 @@ class Sudoku:
         hidden = set(generator.permutation(CELLS)[:holes].tolist())
         cells = "".join(_EMPTY if k in hidden else str(solution[k]) for k in range(CELLS))
         return {"prompt": cells + "=", "solution": "".join(map(str, solution))}
-

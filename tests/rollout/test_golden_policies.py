@@ -86,16 +86,6 @@ def own_steps(case, arrays):
     return [np.flatnonzero(row) for row in had]
 
 
-def widen(case, values, step_of_block):
-    """Places values [.., BL] of block-context cases at their block of the canvas."""
-    if values.shape[-1] >= case["gen_length"]:
-        return values
-    blocks = case["gen_length"] // case["block_length"]
-    wide = np.zeros((*values.shape[:-1], blocks, case["block_length"]), values.dtype)
-    wide[:, step_of_block] = values[:, None]
-    return wide.reshape(values.shape[0], -1)
-
-
 def build(case, fixtures_dir):
     policy, params = policies.load_policy(fixtures_dir / "policy" / case["policy"])
     kind = case["sampling_mode"].replace("-", "_")
@@ -134,9 +124,11 @@ def table_by_own_step(case, data, values, block_wide):
                 continue
             start = finished * block
             out[row, k, start : start + block] = values[row, t]
-            taken = data["samples"][row, t].astype(bool) & masks[row, t]
-            if (masks[row, t] & ~taken).sum() == 0:
-                finished += 1
+            samples = data["samples"][row, t]
+            taken = samples.astype(bool)
+            if case["sampling_mode"] == "dpls":  # Drawn positions in order, padded with -1.
+                taken = np.isin(np.arange(samples.size), samples)
+            finished += not (masks[row, t] & ~taken).any()
     return out
 
 
@@ -160,13 +152,7 @@ def test_dynamic_plackett_luce(model, recorded, fixtures_dir, name):
     gumbel = table_by_own_step(case, data, data["gumbel"], False)
     if gumbel.shape[-1] <= length:  # Block context: shift choices and noise to the row's block.
         wide = np.zeros((*gumbel.shape[:2], length + 1))
-        blocks = np.asarray(
-            table_by_own_step(case, data, np.ones_like(data["uniform"]), True)
-            if "uniform" in data
-            else table_by_own_step(
-                case, data, np.ones(data["sampling_masks"].shape), block_wide=True
-            )
-        )
+        blocks = table_by_own_step(case, data, np.ones(data["sampling_masks"].shape), True)
         for row, step in np.ndindex(*gumbel.shape[:2]):
             inside = np.flatnonzero(blocks[row, step])
             if inside.size:

@@ -35,7 +35,10 @@ class GivenScores:
     """Fills a quota of the positions with the largest recorded scores (random remasking)."""
 
     quota: int
-    needs: Needs = Needs()
+
+    @property
+    def needs(self) -> Needs:
+        return Needs()
 
     def __call__(self, params, obs, keys):
         scores = jnp.where(obs.legal, params[obs.step, jnp.arange(obs.step.shape[0])], -jnp.inf)

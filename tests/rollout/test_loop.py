@@ -52,7 +52,9 @@ def make_prompts(seed: int, lengths: tuple[int, ...], width: int = 6) -> Prompts
 class Lazy:
     """Fills each legal position with a given probability, possibly none at all."""
 
-    needs: Needs = Needs()
+    @property
+    def needs(self) -> Needs:
+        return Needs()
 
     def __call__(self, params, obs, keys):
         fill = obs.legal & (row_uniform(keys, obs.legal.shape[-1:]) < params)
