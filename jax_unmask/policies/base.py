@@ -88,9 +88,7 @@ class Policy(Protocol):
         """What `Observation` must hold."""
         ...
 
-    def __call__(
-        self, params: Params, obs: Observation, keys: Array
-    ) -> Action:
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """Chooses an action for each row.
 
         Args:
