@@ -23,7 +23,7 @@ def get_config(task: str = "sudoku"):
         config.data.gen_length = 32
         config.data.batch_size = 64
         config.model.intermediate_size = 256
-        config.train.steps = 5000
+        config.train.steps = 7000
         config.masking.suffix_fraction = 0.5
         config.masking.suffix_block_length = 8
     else:

@@ -22,8 +22,10 @@ DAYS = ("Mon", "Tue", "Wed")
 GAINS = ("buys", "finds")
 LOSSES = ("loses", "sells")
 FACTORS = {"doubles": 2, "triples": 3}
-LINKS = ("so", "then", "now")
+LINKS = ("so", "then")
 LIMIT = 20
+# Probability with which the tersest author does the next operation on the same line.
+_MERGED_BY_THE_TERSEST = 0.7
 _WORDS = NAMES + ITEMS + DAYS + GAINS + LOSSES + tuple(FACTORS) + LINKS
 _SYMBOLS = ("has", "+", "-", "*", "=", "####")
 _ANSWER = re.compile(r"####\s*(-?\d+)\s*$")
@@ -32,10 +34,10 @@ _ANSWER = re.compile(r"####\s*(-?\d+)\s*$")
 class Arithmetic:
     """Story problems about a bounded running total (`name = "arithmetic"`).
 
-    Example: ` Mia has 12 pens, Mon buys 7, Tue loses 5?` is answered by ` Mon 12 + 7 = 19. then
-    Tue 19 - 5 = 14 pens. #### 14`, or, by a terse author, ` Mon Tue 12 + 7 - 5 = 14. #### 14`.
-    Totals stay within 0 and 20. A response is right when the number after its last `####` is the
-    total.
+    Example: ` Mia has 9 pens, Mon buys 4, Tue loses 5?` is answered by ` Mon 9 + 4 = 13. then Tue
+    - 5 = 8 pens. #### 8`, or, by a terse author, ` Mon Tue 9 + 4 - 5 = 8. #### 8`. Lines carry the
+    total on, as in a ledger, so no number can be copied from further right. Totals stay within 0
+    and 20. A response is right when the number after its last `####` is the total.
 
     Args:
         min_operations: fewest operations of a problem.
@@ -128,12 +130,14 @@ class Arithmetic:
             while (
                 k < len(operations)
                 and "*" not in (operations[k - 1][0], operations[k][0])
-                and generator.random() > verbosity
+                and generator.random() < _MERGED_BY_THE_TERSEST * (1.0 - verbosity)
             ):
                 k += 1
             if generator.random() < verbosity:
                 text += f" {LINKS[generator.integers(len(LINKS))]}"
-            text += "".join(f" {day}" for day in DAYS[first:k]) + f" {total}"
+            text += "".join(f" {day}" for day in DAYS[first:k])
+            if first == 0:
+                text += f" {total}"
             for sign, amount in operations[first:k]:
                 text += f" {sign} {amount}"
                 total = _apply(total, sign, amount)

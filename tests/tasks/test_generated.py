@@ -113,13 +113,14 @@ def test_only_the_number_after_the_last_marker_counts(response, right):
 @given(index=INDICES)
 def test_the_worked_solution_is_correct_step_by_step(index):
     example = arithmetic.Arithmetic().source("train")[index]
-    lines = example["solution"].split(".")[:-1]
-    for line in lines:
-        words = line.split()
-        left, right = words[: words.index("=")], words[words.index("=") + 1]
-        expression = "".join(word for word in left if not word.isalpha())
-        assert eval(expression) == int(right)
-        assert 0 <= int(right) <= arithmetic.LIMIT
+    total = ""
+    for line in example["solution"].split(".")[:-1]:
+        left, _, right = line.partition("=")
+        expression = total + "".join(word for word in left.split() if not word.isalpha())
+        total = right.split()[0]
+        assert eval(expression) == int(total)
+        assert 0 <= int(total) <= arithmetic.LIMIT
+    assert int(total) == example["answer"]
 
 
 def test_lengths_vary_for_one_and_the_same_question():
