@@ -5,6 +5,18 @@ from jax_unmask import config as defaults
 # Canvas length and block length of semi-autoregressive evaluation.
 SHAPES = {"sudoku": (16, 4), "arithmetic": (32, 8)}
 
+HEURISTICS = (
+    "random:tokens_per_step=1|2|4|8",
+    "left_to_right:tokens_per_step=1|2|4",
+    "top_confidence:tokens_per_step=1|2|3|4|8",
+    "margin:tokens_per_step=1|2|4",
+    "threshold:threshold=0.3..0.9/0.05|0.95|0.98",
+    "factor:factor=0.1|0.25|0.5|0.75|1.0|1.5|2.0",
+    "entropy_bounded:gamma=0.05|0.1|0.25|0.5|0.75|1.0|1.5",
+    "conflict_free:threshold=0.3|0.5|0.7|0.9",
+    "frontier_threshold:threshold=0.5|0.7|0.9|0.95",
+)
+
 
 def get_config(task: str = "sudoku"):
     if task not in SHAPES:
@@ -30,12 +42,9 @@ def get_config(task: str = "sudoku"):
         config.expert.update(count=1, policy="threshold:threshold=0.9", block_length=block)
     config.train.steps = 90
     config.checkpoint.every = 10
-    config.eval.policies += (
-        "conflict_free:threshold=0.3..0.9/0.1",
-        "frontier_threshold:threshold=0.5..0.9/0.1|0.95|0.98",
-    )
+    config.eval.policies = HEURISTICS
     config.eval.shipped = (f"{task}-full-*", f"{task}-semi-*@{block}")
     config.eval.update(num_problems=2000, batch_size=250, block_lengths=(length, block))
     config.eval.update(trained=("distribution=bernoulli_argmax", "distribution=threshold"))
-    config.eval.validation_problems = 1000
+    config.eval.validation_problems = 500
     return config
