@@ -20,7 +20,7 @@ from jax_unmask.runtime import compilation
 from jax_unmask.tasks.base import Example, Split, Task
 
 _SPLIT: Split = "test"
-_MADE_FOR = {"sudoku": (16, 4), "arithmetic": (48, 8)}
+_MADE_FOR = {"sudoku": (16, 4), "arithmetic": (32, 8)}
 """Canvas and block length that the shipped models were trained for."""
 _DEFAULT_LENGTH = 128
 # A mixture is a way to train, not a task to pose.

@@ -69,20 +69,26 @@ class Tokenizer:
 
         Args:
             prompt: plain text, encoded as it is; or chat messages with "role" and "content", which
-                go through the chat template and end where the assistant's answer begins.
+                go through the chat template and end where the assistant's answer begins. If the
+                last message is the assistant's, its content opens that answer: it follows as it is
+                and its turn stays open.
 
         Raises:
             ValueError: messages are given and there is no chat template for them.
         """
         if isinstance(prompt, str):
             return self.encode(prompt)
-        return self._backend.apply_chat_template(
+        opening: list[int] = []
+        if prompt and prompt[-1]["role"] == "assistant":
+            opening, prompt = self.encode(prompt[-1]["content"]), prompt[:-1]
+        ids = self._backend.apply_chat_template(
             prompt,
             chat_template=self._chat_template(),
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
         )
+        return [*ids, *opening]
 
     def decode(
         self,

@@ -206,19 +206,6 @@ def sft_batches(
     return _batches(task, split, order, prompt_length, collate)
 
 
-def encode_prompt(tokenizer: Tokenizer, prompt: str | list[dict[str, str]]) -> list[int]:
-    """Token ids of a prompt, whose response may be opened already.
-
-    Args:
-        tokenizer: the tokenizer.
-        prompt: text or chat messages. If the last message is the assistant's, its content begins
-            the response: it follows the opened assistant turn as it is.
-    """
-    if isinstance(prompt, str) or prompt[-1]["role"] != "assistant":
-        return tokenizer.encode_prompt(prompt)
-    return tokenizer.encode_prompt(prompt[:-1]) + tokenizer.encode(prompt[-1]["content"])
-
-
 def _encode_prompts(
     task: Task,
     split: Split,
@@ -227,7 +214,7 @@ def _encode_prompts(
     prompt_length: int,
     truncate: bool,
 ) -> Prompts:
-    encoded = [encode_prompt(tokenizer, task.prompt(row.example)) for row in rows]
+    encoded = [tokenizer.encode_prompt(task.prompt(row.example)) for row in rows]
     for row, ids in zip(rows, encoded, strict=True):
         if len(ids) > prompt_length and not truncate:
             raise ValueError(

@@ -94,6 +94,12 @@ class TestEncoding:
             *(start, "assistant", end, NEWLINES),
         )
 
+    def test_an_opened_answer_follows_the_assistants_header(self, tokenizer):
+        messages = [{"role": "user", "content": "4 + 2"}]
+        opened = [*messages, {"role": "assistant", "content": "the answer"}]
+        expected = tokenizer.encode_prompt(messages) + ids_of("the", "answer")
+        assert tokenizer.encode_prompt(opened) == expected
+
     def test_own_template_wins(self, tmp_path):
         write_tokenizer(tmp_path, chat_template="{{ messages[0]['content'] }} =")
         write_config(tmp_path)

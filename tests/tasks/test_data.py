@@ -247,14 +247,6 @@ def test_a_prompt_over_the_budget_is_named_or_cut():
     np.testing.assert_array_equal(batches[1].prompts.tokens[4], [ord("1"), ord("0")])
 
 
-def test_an_opened_response_follows_the_assistants_turn():
-    messages = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "<reasoning>"}]
-    ids = data.encode_prompt(Characters(), messages)
-    assert "".join(map(chr, ids)) == "[user]q[assistant]<reasoning>"
-    ids = data.encode_prompt(Characters(), messages[:1])
-    assert "".join(map(chr, ids)) == "[user]q[assistant]"
-
-
 def test_batches_of_the_sample_files():
     task = tasks.create("gsm8k", path=SAMPLES / "gsm8k", prompt_style="evaluation")
     batches = list(
