@@ -27,8 +27,10 @@ class Characters:
     def encode_prompt(self, prompt):
         if isinstance(prompt, str):
             return self.encode(prompt)
-        turns = "".join(f"[{turn['role']}]{turn['content']}" for turn in prompt)
-        return self.encode(turns + "[assistant]")
+        opening = prompt[-1]["content"] if prompt[-1]["role"] == "assistant" else ""
+        turns = [turn for turn in prompt if turn["role"] != "assistant"]
+        text = "".join(f"[{turn['role']}]{turn['content']}" for turn in turns)
+        return self.encode(text + "[assistant]" + opening)
 
     def pad_prompts(self, prompts, length, *, truncate=False):
         assert truncate or all(len(prompt) <= length for prompt in prompts)
