@@ -150,7 +150,7 @@ class TestRollouts:
             capture_output=True,
             text=True,
             env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            timeout=300,
+            timeout=500,
             check=True,
         )
         record = json.loads(path.read_text())
