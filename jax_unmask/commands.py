@@ -44,13 +44,15 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             lines = [lines[0], lines[-1]]
         sys.exit(f"error: {' '.join(lines)}")
     except AttributeError as error:
-        name, _, hint = str(error).partition("\n")
-        given = [
-            arg for arg in argv if re.match(rf"--?config\.(.*\.)?{name.strip(chr(39))}\b", arg)
-        ]
+        # From ml_collections, which says: 'gen_lenght' Did you mean "gen_length" instead of ...
+        name, close = re.search(r"\w+", str(error)), re.search(r'you mean "(\w+)"', str(error))
+        pattern = rf"--?config\.(.*\.)?{name.group() if name else ''}(=|$)"
+        given = [argument for argument in argv if re.match(pattern, argument)]
         if not given:
             raise
-        hint = hint or "Keys and their defaults are in jax_unmask/config.py."
+        hint = "Keys and their defaults are in jax_unmask/config.py."
+        if close:
+            hint = f"Did you mean {close.group(1)!r}?"
         sys.exit(f"error: {given[0].partition('=')[0]}: there is no such key. {hint}")
 
 

@@ -82,6 +82,19 @@ class Plan:
         return self.config.rollout.prompts_per_step * self.config.rollout.group_size
 
     @property
+    def widened_bytes(self) -> int:
+        """Float32 copies of bfloat16 weights among the temporaries of a rollout.
+
+        XLA has no bfloat16 matrix products for CPUs, and converts all matrices before the loop over
+        the steps; other devices make no such copies.
+        """
+        is_narrow = jnp.dtype(self.denoiser.dtype).itemsize < 4
+        if jax.default_backend() != "cpu" or not is_narrow:
+            return 0
+        table = 0 if self.denoiser.tie_embeddings else _table_size(self.denoiser)
+        return 4 * (self.denoiser_parameters - table)
+
+    @property
     def peak_bytes(self) -> int | None:
         """Most memory that a step needs at one time; None unless compiled."""
         temporaries = [program.temporary_bytes for program in self.programs]
@@ -120,9 +133,13 @@ class Plan:
             lines.append(f"  {names}: traced without error; --compile measures their temporaries")
         else:
             lines.append(_line("peak", self.peak_bytes))
-            per_row = (self.programs[0].temporary_bytes or 0) / self.rows
-            lines.append(_line("rollout temporaries per row", per_row))
-        lines.append(_line("(logits of a whole canvas batch, never made)", logits))
+            if self.widened_bytes:
+                lines.append(
+                    _line("  of it float32 copies of weights, CPUs only", self.widened_bytes)
+                )
+            per_row = ((self.programs[0].temporary_bytes or 0) - self.widened_bytes) / self.rows
+            lines.append(_line("temporaries of one row of the rollout", per_row))
+        lines.append(_line("for comparison: logits of all canvases", logits))
         return "\n".join(lines)
 
 
@@ -257,6 +274,10 @@ def _bytes(tree: Any) -> int:
         return math.prod(leaf.shape) * leaf.dtype.itemsize
 
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def _table_size(denoiser: denoisers.DenoiserConfig) -> int:
+    return denoiser.vocab_size * denoiser.hidden_size
 
 
 def _count(tree: Any) -> int:

@@ -79,8 +79,8 @@ def _text(program) -> str:
 def test_llada_8b_compiles_and_fits(name):
     made = plan(load(name), compile_programs=True)
     assert all(program.temporary_bytes > 0 for program in made.programs)
-    # No program needs anything like the logits of all positions beside what attention needs.
-    assert made.peak_bytes < 80e9
+    # One accelerator of 80 GB has room to spare; the logits of all canvases would be 16.6 GB.
+    assert made.peak_bytes - made.widened_bytes < 32e9
 
 
 @pytest.fixture(scope="module")
