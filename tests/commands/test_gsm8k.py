@@ -81,7 +81,9 @@ def config():
     made.rollout.update(gen_length=16, block_length=8, prompts_per_step=2, group_size=2)
     made.train.steps, made.checkpoint.every, made.optimizer.warmup_steps = STEPS, SAVED, 2
     made.log.tensorboard = False
-    # Random weights never answer right; the charge for steps gives the update something to do.
+    # Random weights never answer right; the charge for steps gives the update something to do, if
+    # not every row takes all of its steps.
+    made.policy.network.initial_bias = 0.0
     made.reward.kind = "additive"
     return made
 

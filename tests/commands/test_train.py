@@ -20,6 +20,7 @@ from safetensors.numpy import load_file
 
 from jax_unmask import policies, train
 from jax_unmask.recipes import RECIPES
+from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import ConfigError
 
@@ -117,7 +118,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     assert last_checkpoint(config, workdir) == last_checkpoint(config, tmp_path / "undisturbed")
     # Something was learned that could have been lost.
     weights = load_file(exported[1])
-    fresh = tiny_config(recipe, **(LONG | {"train__steps": 1, "optimizer__lr": 1e-30}))
+    fresh = tiny_config(recipe, **(LONG | {"train__steps": 1, "optimizer__warmup_steps": 0, "optimizer__lr": 1e-30}))
     train.train(fresh, tmp_path / "fresh")
     untrained = load_file(tmp_path / "fresh" / EXPORTED[recipe])
     assert any((weights[name] != untrained[name]).any() for name in weights)
@@ -210,7 +211,7 @@ class TestPolicyRuns:
             assert line["groups_with_signal"] == 0
             assert line["skipped"] == 1
             assert line["pairs"] == line["loss"] == line["grad_norm"] == 0
-        _, _, untouched = self.run(tiny_config(optimizer__lr=1e-30), tmp_path / "untouched")
+        untouched = build_policy(config).init_params(jax.random.key(config.seed))
         assert jax.tree.all(jax.tree.map(np.array_equal, params, untouched))
 
 
@@ -239,7 +240,7 @@ class TestWorkdir:
 
 def test_lost_numbers_stop_the_run_before_they_are_saved(tiny_config, tmp_path):
     config = tiny_config("sft", optimizer__lr=1e38, train__steps=20, checkpoint__every=1)
-    with pytest.raises(FloatingPointError, match=r"step \d+: .*loss.* is not finite"):
+    with pytest.raises(FloatingPointError, match=r"step \d+: .* is not finite"):
         train.train(config, tmp_path)
     lost = len(lines(tmp_path))
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
