@@ -118,7 +118,9 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     assert last_checkpoint(config, workdir) == last_checkpoint(config, tmp_path / "undisturbed")
     # Something was learned that could have been lost.
     weights = load_file(exported[1])
-    fresh = tiny_config(recipe, **(LONG | {"train__steps": 1, "optimizer__warmup_steps": 0, "optimizer__lr": 1e-30}))
+    fresh = tiny_config(
+        recipe, **(LONG | {"train__steps": 1, "optimizer__warmup_steps": 0, "optimizer__lr": 1e-30})
+    )
     train.train(fresh, tmp_path / "fresh")
     untrained = load_file(tmp_path / "fresh" / EXPORTED[recipe])
     assert any((weights[name] != untrained[name]).any() for name in weights)
