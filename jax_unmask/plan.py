@@ -37,16 +37,12 @@ class Program:
     Attributes:
         name: what it does.
         lowered: the traced program (`jax.stages.Lowered`).
-        output_bytes: size of what it returns.
-        seconds_to_lower: wall time of tracing.
         temporary_bytes: memory beside arguments and results while it runs; None unless compiled.
         seconds_to_compile: wall time of compiling; None unless compiled.
     """
 
     name: str
     lowered: Any
-    output_bytes: int
-    seconds_to_lower: float
     temporary_bytes: int | None = None
     seconds_to_compile: float | None = None
 
@@ -219,12 +215,14 @@ def _programs(
         mask = jax.ShapeDtypeStruct(tokens.shape, jnp.bool_)
         prompts: Any = Prompts(tokens=tokens, mask=mask)  # type: ignore[arg-type]
         keys = jax.eval_shape(lambda key: row_keys(key, rows), jax.random.key(0))
-        return _lower(name, rollout, denoiser, weights, policy, params, prompts, keys, settings)
+        return Program(
+            name,
+            rollout.lower(denoiser, weights, policy, params, prompts, keys, settings),
+        )
 
     group, experts = config.rollout.group_size, config.expert.count
     programs = [roll_out("rollout", group, parts.policy, state.params, parts.settings)]
-    records = programs[0].lowered.out_info.records
-    records = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), records)
+    records = _records(programs[0])
     size, is_expert = _bytes(records), None
     if experts:
         expert = roll_out(
@@ -234,25 +232,22 @@ def _programs(
         merged, is_expert = jax.eval_shape(
             lambda ours, theirs: with_experts(ours, theirs, group, experts),
             records,
-            jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype),
-                expert.lowered.out_info.records,
-            ),
+            _records(expert),
         )
-        size += _bytes(expert.lowered.out_info.records) + _bytes(merged)
+        size += _bytes(_records(expert)) + _bytes(merged)
         records = merged
     rows = records.active.shape[1]
     advantages = jax.ShapeDtypeStruct((rows,), jnp.float32)
     update = type(parts.learner).update
-    programs.append(_lower("update", update, parts.learner, state, records, advantages, is_expert))
+    lowered = update.lower(parts.learner, state, records, advantages, is_expert)
+    programs.append(Program("update", lowered))
     return tuple(programs), size
 
 
-def _lower(name: str, function: Any, *arguments: Any) -> Program:
-    start = time.perf_counter()
-    lowered = function.lower(*arguments)
-    seconds = time.perf_counter() - start
-    return Program(name, lowered, _bytes(lowered.out_info), seconds)
+def _records(program: Program) -> Any:
+    """Abstract records of a traced rollout."""
+    records = program.lowered.out_info.records
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), records)
 
 
 def _compile(program: Program) -> Program:
