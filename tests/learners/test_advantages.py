@@ -14,7 +14,8 @@ rewards_and_groups = st.integers(1, 6).flatmap(
     lambda size: st.tuples(
         st.just(size),
         st.lists(
-            st.lists(st.floats(-2, 2, width=32), min_size=size, max_size=size),
+            # Half precision: XLA on CPUs flushes what is subnormal in float32 to zero.
+            st.lists(st.floats(-2, 2, width=16), min_size=size, max_size=size),
             min_size=1,
             max_size=5,
         ),
