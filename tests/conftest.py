@@ -7,7 +7,13 @@ import os
 import pathlib
 import tempfile
 
+import hypothesis
 import pytest
+
+# The same examples in every run where nobody is there to look at a new one.
+hypothesis.settings.register_profile("ci", derandomize=True)
+if os.environ.get("CI"):
+    hypothesis.settings.load_profile("ci")
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Compiling is most of what tests on a CPU do; a second run finds the programs of the first.
