@@ -19,6 +19,6 @@ def get_config():
         "factor:factor=0.1|0.25|0.5|0.75|1.0|1.5",
         "entropy_bounded:gamma=0.05|0.1|0.25|0.5|0.75|1.0",
     )
-    config.eval.shipped = ("sudoku-*",)
+    config.eval.shipped = ("sudoku-full-*", "sudoku-semi-*@4")
     config.eval.trained = ("distribution=bernoulli_argmax",)
     return config
