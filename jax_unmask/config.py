@@ -65,6 +65,9 @@ def policy_grpo() -> ConfigDict:
             "distribution": "bernoulli",
             "context": "full",
             "dpls_stop_logit": 0.0,
+            # Score arg-max fallbacks ("bernoulli_argmax") by their own likelihood instead of that
+            # of a plain Bernoulli draw, as published.
+            "exact_fallback": False,
             # Continue from a trained policy (a directory that the trainer or `export` wrote).
             "init_from": placeholder(str),
             "network": {
@@ -78,8 +81,9 @@ def policy_grpo() -> ConfigDict:
                 "entropy": False,
                 "token_buckets": 0,
                 "position": False,
-                "candidate_attention": False,
-                "candidate_attention_init": 0.0,
+                "position_embedding": 0,
+                "pair_attention": 0,
+                "candidate_attention": (),
                 "hidden_size": 0,
                 "initial_bias": -2.0,
             },

@@ -49,10 +49,13 @@ class NetworkConfig:
             vocabulary is no larger); 0 for none.
         position: also see k / L, the fraction of the canvas left of k that is still masked, and
             whether k is the leftmost legal position.
+        position_embedding: also see which position it is, through a learned embedding with this
+            many entries, at least the width that the network sees; 0 for none.
+        pair_attention: add a learned scalar per head and pair of positions to the attention
+            logits; entries per side, at least the width that the network sees; 0 for none.
         candidate_attention: add a learned scalar per head to the attention logits between masked
-            positions that propose the same candidate token (a position and itself included).
-        candidate_attention_init: initial value of that scalar; one number for all heads, or one
-            per head.
+            positions that propose the same candidate token (a position and itself included); its
+            initial values, one per head, or () for none.
         hidden_size: width of the denoiser's last hidden state, of which a linear projection is
             added to the input; 0 for none.
         initial_bias: initial bias of the output logit; -2 fills ~12% of the positions per step.
@@ -68,8 +71,9 @@ class NetworkConfig:
     entropy: bool = False
     token_buckets: int = 0
     position: bool = False
-    candidate_attention: bool = False
-    candidate_attention_init: float | tuple[float, ...] = 0.0
+    position_embedding: int = 0
+    pair_attention: int = 0
+    candidate_attention: tuple[float, ...] = ()
     hidden_size: int = 0
     initial_bias: float = -2.0
 
@@ -77,7 +81,7 @@ class NetworkConfig:
         for name in ("hidden_dim", "feedforward_dim", "num_heads", "num_blocks", "top_k"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("token_buckets", "hidden_size"):
+        for name in ("token_buckets", "position_embedding", "pair_attention", "hidden_size"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive")
         if self.hidden_dim % (2 * self.num_heads):
@@ -89,14 +93,14 @@ class NetworkConfig:
             raise ValueError(f"time_embed_dim={self.time_embed_dim} must be at least 2")
         if self.time_period <= 0:
             raise ValueError(f"time_period={self.time_period} must be positive")
-        init = self.candidate_attention_init
-        if not isinstance(init, int | float):
-            object.__setattr__(self, "candidate_attention_init", tuple(init))
-            if len(init) != self.num_heads:
-                raise ValueError(
-                    f"candidate_attention_init={tuple(init)} has {len(init)} values for "
-                    f"num_heads={self.num_heads}; give one number, or one per head"
-                )
+        # Lists (from JSON, from a config) become hashable.
+        object.__setattr__(self, "candidate_attention", tuple(self.candidate_attention))
+        if len(self.candidate_attention) not in (0, self.num_heads):
+            raise ValueError(
+                f"candidate_attention={self.candidate_attention} has "
+                f"{len(self.candidate_attention)} values for num_heads={self.num_heads}; give one "
+                "per head, or () for none"
+            )
 
     @property
     def feature_size(self) -> int:
@@ -115,6 +119,8 @@ class NetworkConfig:
             self.entropy
             or self.token_buckets
             or self.position
+            or self.position_embedding
+            or self.pair_attention
             or self.candidate_attention
             or self.hidden_size
         )
@@ -227,8 +233,15 @@ class Block(nn.Module):
         query, key = rotate_pairs(query), rotate_pairs(key)
         logits = jnp.einsum("nhqd,nhkd->nhqk", query, key, precision=PRECISION)
         logits = logits / math.sqrt(dim // cfg.num_heads)
+        if cfg.pair_attention:
+            entries = cfg.pair_attention
+            table = self.param(
+                "pair_bias", nn.initializers.zeros, (cfg.num_heads, entries, entries), jnp.float32
+            )
+            logits = logits + table[:, :width, :width]
         if same_candidate is not None:
-            bias = self.param("candidate_bias", self._candidate_bias, (cfg.num_heads,))
+            start = jnp.asarray(cfg.candidate_attention, jnp.float32)
+            bias = self.param("candidate_bias", lambda _: start)
             logits = logits + jnp.where(same_candidate[:, None], bias[:, None, None], 0.0)
         weights = jax.nn.softmax(logits, axis=-1)
         mixed = jnp.einsum("nhqk,nhkd->nqhd", weights, value, precision=PRECISION)
@@ -239,12 +252,6 @@ class Block(nn.Module):
         h = dense(cfg.feedforward_dim, dim, "up")(h.reshape(rows * width, dim))
         h = dense(dim, cfg.feedforward_dim, "down")(nn.gelu(h, approximate=False))
         return x + h.reshape(x.shape) * (1 + gate2)
-
-    def _candidate_bias(self, key: Array, shape: tuple[int, ...]) -> Array:
-        del key
-        return jnp.broadcast_to(
-            jnp.asarray(self.config.candidate_attention_init, jnp.float32), shape
-        )
 
 
 class UnmaskingNetwork(nn.Module):
@@ -275,6 +282,20 @@ class UnmaskingNetwork(nn.Module):
                 jnp.float32,
             )
             x = x + table[candidate.reshape(rows, width) % cfg.token_buckets]
+        for name in ("position_embedding", "pair_attention"):
+            if 0 < getattr(cfg, name) < width:
+                raise ValueError(
+                    f"{name}={getattr(cfg, name)} is less than the {width} positions that the "
+                    f"network sees; give at least {width}"
+                )
+        if cfg.position_embedding:
+            table = self.param(
+                "position_embedding",
+                nn.initializers.normal(0.1),
+                (cfg.position_embedding, cfg.hidden_dim),
+                jnp.float32,
+            )
+            x = x + table[:width]
         if cfg.hidden_size:
             hidden = required(inputs.hidden, "hidden", "hidden_size > 0")
             x = x + dense(cfg.hidden_dim, cfg.hidden_size, "hidden")(

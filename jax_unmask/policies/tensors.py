@@ -47,6 +47,8 @@ def tensor_specs(config: NetworkConfig | HiddenNetworkConfig) -> list[TensorSpec
     specs = [*_conditioner(), *_linear("confidence_proj", ("features",))]
     if config.token_buckets:
         specs.append(TensorSpec("token_embedding.weight", ("token_embedding",)))
+    if config.position_embedding:
+        specs.append(TensorSpec("position_embedding.weight", ("position_embedding",)))
     if config.hidden_size:
         specs += _linear("hidden_proj", ("hidden",))
     for index in range(config.num_blocks):
@@ -59,6 +61,8 @@ def tensor_specs(config: NetworkConfig | HiddenNetworkConfig) -> list[TensorSpec
         specs += _linear(f"{name}.ada_conditioning", (path, "modulation"))
         specs += _norm(f"{name}.norm1", (path, "norm1"))
         specs += _norm(f"{name}.norm2", (path, "norm2"))
+        if config.pair_attention:
+            specs.append(TensorSpec(f"{name}.pair_bias", (path, "pair_bias")))
         if config.candidate_attention:
             specs.append(TensorSpec(f"{name}.candidate_bias", (path, "candidate_bias")))
     return [*specs, *_norm("final_norm", ("final_norm",)), *_linear("output_proj", ("output",))]

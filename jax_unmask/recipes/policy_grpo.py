@@ -25,7 +25,7 @@ from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
 
-_ONLY_AT_INIT = ("initial_bias", "candidate_attention_init")
+_ONLY_AT_INIT = ("initial_bias",)
 
 
 def build_policy(config: ConfigDict) -> policies.LearnedPolicy:
@@ -35,6 +35,7 @@ def build_policy(config: ConfigDict) -> policies.LearnedPolicy:
         distribution=config.policy.distribution,
         context=config.policy.context,
         dpls_stop_logit=config.policy.dpls_stop_logit,
+        exact_fallback=config.policy.exact_fallback,
     )
 
 

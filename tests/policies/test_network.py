@@ -29,8 +29,9 @@ RICH = dataclasses.replace(
     entropy=True,
     token_buckets=5,
     position=True,
-    candidate_attention=True,
-    candidate_attention_init=(4.0, 0.0),
+    position_embedding=8,
+    pair_attention=8,
+    candidate_attention=(4.0, 0.0),
     hidden_size=6,
 )
 
@@ -146,7 +147,7 @@ def test_rows_and_leading_axes_are_independent(make_observation):
         ({}, "step"),
         ({"entropy": True}, "entropy"),
         ({"token_buckets": 5}, "candidate"),
-        ({"candidate_attention": True, "candidate_attention_init": 4.0}, "candidate"),
+        ({"candidate_attention": (4.0, 4.0)}, "candidate"),
         ({"hidden_size": 6}, "hidden"),
         ({"position": True}, "legal"),
     ],
@@ -167,9 +168,7 @@ def test_reads_what_its_options_say(make_observation, option, leaf):
 
 def test_candidate_attention_joins_masked_positions_with_one_candidate(make_observation):
     """With a huge bias, a position hears only masked positions that propose its candidate."""
-    config = dataclasses.replace(
-        SMALL, candidate_attention=True, candidate_attention_init=(1e4, 1e4)
-    )
+    config = dataclasses.replace(SMALL, candidate_attention=(1e4, 1e4))
     apply, params = _initialised(config)
     masked = np.array([[True, True, True, False]])
     candidate = np.array([[3, 1, 3, 3]])
@@ -183,10 +182,30 @@ def test_candidate_attention_joins_masked_positions_with_one_candidate(make_obse
 
 
 def test_candidate_attention_takes_one_value_per_head():
-    config = dataclasses.replace(SMALL, candidate_attention=True, candidate_attention_init=[4, 0.5])
-    assert hash(config) == hash(dataclasses.replace(config, candidate_attention_init=(4, 0.5)))
+    config = dataclasses.replace(SMALL, candidate_attention=[4, 0.5])
+    assert hash(config) == hash(dataclasses.replace(config, candidate_attention=(4, 0.5)))
     _, params = _initialised(config)
     assert params["params"]["block_0"]["candidate_bias"].tolist() == [4.0, 0.5]
+
+
+@pytest.mark.parametrize("option", ["position_embedding", "pair_attention"])
+def test_positions_can_be_told_apart(make_observation, option):
+    """Where a row's positions look alike, only a learned position makes their logits differ."""
+    obs = jax.tree.map(lambda leaf: jnp.full_like(leaf, leaf.ravel()[0]), make_observation(7))
+    width = obs.masked.shape[-1]
+    config = dataclasses.replace(SMALL, **{option: width})
+    apply, params = _initialised(config)
+    path = (option,) if option == "position_embedding" else ("block_0", "pair_bias")
+    table = _get(params["params"], path)
+    _get(params["params"], path[:-1])[path[-1]] = jax.random.normal(jax.random.key(2), table.shape)
+    features = config.observe(obs)
+    if option == "pair_attention":  # It moves attention, which needs something to choose from.
+        features = features.replace(features=features.features.at[:, 0].add(1.0))
+    logits = apply(params, features)[0, 1:]
+    assert len(np.unique(np.round(logits, 6))) == len(logits)
+    short = dataclasses.replace(config, **{option: width - 1})
+    with pytest.raises(ValueError, match=f"{option}={width - 1} is less than the {width}"):
+        short.build().init(jax.random.key(0), features)
 
 
 def test_token_buckets_hash_modulo(make_observation):
@@ -232,7 +251,9 @@ def test_missing_observations_are_named(make_observation, config, leaves, messag
         ({"time_embed_dim": 1}, "time_embed_dim=1"),
         ({"time_period": 0.0}, r"time_period=0\.0"),
         ({"token_buckets": -1}, "token_buckets=-1"),
-        ({"candidate_attention_init": (1.0, 2.0, 3.0)}, "3 values for num_heads=2"),
+        ({"position_embedding": -1}, "position_embedding=-1"),
+        ({"pair_attention": -1}, "pair_attention=-1"),
+        ({"candidate_attention": (1.0, 2.0, 3.0)}, "3 values for num_heads=2"),
     ],
 )
 def test_impossible_configs_are_refused(changes, message):
