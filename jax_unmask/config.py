@@ -83,6 +83,8 @@ def policy_grpo() -> ConfigDict:
                 "position": False,
                 "position_embedding": 0,
                 "pair_attention": 0,
+                "rank": False,
+                "rank_attention": (),
                 "candidate_attention": (),
                 "hidden_size": 0,
                 "initial_bias": -2.0,

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -53,6 +54,12 @@ class NetworkConfig:
             many entries, at least the width that the network sees; 0 for none.
         pair_attention: add a learned scalar per head and pair of positions to the attention
             logits; entries per side, at least the width that the network sees; 0 for none.
+        rank: also see how many legal positions are more confident, over L, and, with `entropy`,
+            the sum of their entropies (what the entropy-bounded sampler bounds). Of equally
+            confident positions the first counts as more confident.
+        rank_attention: add a learned scalar per head to the attention logits from each position to
+            the legal ones that are more confident; its initial values, one per head, or () for
+            none.
         candidate_attention: add a learned scalar per head to the attention logits between masked
             positions that propose the same candidate token (a position and itself included); its
             initial values, one per head, or () for none.
@@ -73,6 +80,8 @@ class NetworkConfig:
     position: bool = False
     position_embedding: int = 0
     pair_attention: int = 0
+    rank: bool = False
+    rank_attention: tuple[float, ...] = ()
     candidate_attention: tuple[float, ...] = ()
     hidden_size: int = 0
     initial_bias: float = -2.0
@@ -93,19 +102,25 @@ class NetworkConfig:
             raise ValueError(f"time_embed_dim={self.time_embed_dim} must be at least 2")
         if self.time_period <= 0:
             raise ValueError(f"time_period={self.time_period} must be positive")
-        # Lists (from JSON, from a config) become hashable.
-        object.__setattr__(self, "candidate_attention", tuple(self.candidate_attention))
-        if len(self.candidate_attention) not in (0, self.num_heads):
-            raise ValueError(
-                f"candidate_attention={self.candidate_attention} has "
-                f"{len(self.candidate_attention)} values for num_heads={self.num_heads}; give one "
-                "per head, or () for none"
-            )
+        for name in ("rank_attention", "candidate_attention"):
+            # Lists (from JSON, from a config) become hashable.
+            object.__setattr__(self, name, tuple(getattr(self, name)))
+            if len(getattr(self, name)) not in (0, self.num_heads):
+                raise ValueError(
+                    f"{name}={getattr(self, name)} has {len(getattr(self, name))} values for "
+                    f"num_heads={self.num_heads}; give one per head, or () for none"
+                )
 
     @property
     def feature_size(self) -> int:
         """Width F of the linear input features."""
-        return self.top_k + int(self.entropy) + 3 * int(self.position)
+        return (
+            self.top_k
+            + int(self.entropy)
+            + 3 * int(self.position)
+            + int(self.rank)
+            + int(self.rank and self.entropy)
+        )
 
     @property
     def needs(self) -> Needs:
@@ -121,6 +136,8 @@ class NetworkConfig:
             or self.position
             or self.position_embedding
             or self.pair_attention
+            or self.rank
+            or self.rank_attention
             or self.candidate_attention
             or self.hidden_size
         )
@@ -145,6 +162,18 @@ class NetworkConfig:
             features.append(required(obs.entropy, "entropy", "entropy=True")[..., None])
         if self.position:
             features.append(position_features(obs.masked, obs.legal))
+        rank = None
+        if self.rank or self.rank_attention:
+            rank = confidence_rank(obs.confidence, obs.legal)
+        if self.rank:
+            assert rank is not None
+            features.append(rank[..., None] / obs.masked.shape[-1])
+            if self.entropy:
+                entropy = required(obs.entropy, "entropy", "entropy=True")
+                before = rank[..., None, :] < rank[..., :, None]
+                features.append(
+                    jnp.sum(jnp.where(before, entropy[..., None, :], 0.0), axis=-1)[..., None]
+                )
         looks_at_candidates = self.token_buckets or self.candidate_attention
         return NetworkInputs(
             masked=obs.masked,
@@ -152,6 +181,7 @@ class NetworkConfig:
             features=jnp.concatenate([f.astype(jnp.float32) for f in features], axis=-1),
             candidate=obs.candidate if looks_at_candidates else None,
             hidden=obs.hidden if self.hidden_size else None,
+            rank=rank if self.rank_attention else None,
         )
 
     def dummy_inputs(self, width: int) -> NetworkInputs:
@@ -162,6 +192,7 @@ class NetworkConfig:
             features=jnp.zeros((1, width, self.feature_size), jnp.float32),
             candidate=jnp.zeros((1, width), jnp.int32),
             hidden=jnp.zeros((1, width, self.hidden_size), jnp.float32),
+            rank=jnp.zeros((1, width), jnp.int32),
         )
 
 
@@ -176,6 +207,7 @@ class NetworkInputs:
             that reads hidden states only.
         candidate: candidate token ids, for networks that look at them.
         hidden: last hidden state of the denoiser, for networks that look at it.
+        rank: order of confidence (`confidence_rank`), for networks whose attention follows it.
     """
 
     masked: Bool[Array, "*B W"]
@@ -183,6 +215,22 @@ class NetworkInputs:
     features: Float[Array, "*B W F"] | None = None
     candidate: Int[Array, "*B W"] | None = None
     hidden: Float[Array, "*B W D"] | None = None
+    rank: Int[Array, "*B W"] | None = None
+
+
+def confidence_rank(
+    confidence: Float[Array, "*B W"], legal: Bool[Array, "*B W"]
+) -> Int[Array, "*B W"]:
+    """How many legal positions are more confident than each legal one; W at other positions.
+
+    Of equally confident positions the first counts as more confident.
+    """
+    width = confidence.shape[-1]
+    mine, other = confidence[..., :, None], confidence[..., None, :]
+    index = jnp.arange(width)
+    better = (other > mine) | ((other == mine) & (index[None, :] < index[:, None]))
+    rank = jnp.sum(better & legal[..., None, :], axis=-1, dtype=jnp.int32)
+    return jnp.where(legal, rank, width)
 
 
 def position_features(
@@ -220,6 +268,7 @@ class Block(nn.Module):
         conditions: Float[Array, "N 2 d"],
         masked: Bool[Array, "N W"],
         same_candidate: Bool[Array, "N W W"] | None,
+        more_confident: Bool[Array, "N W W"] | None,
     ) -> Float[Array, "N W d"]:
         cfg = self.config
         rows, width, dim = x.shape
@@ -239,10 +288,13 @@ class Block(nn.Module):
                 "pair_bias", nn.initializers.zeros, (cfg.num_heads, entries, entries), jnp.float32
             )
             logits = logits + table[:, :width, :width]
-        if same_candidate is not None:
-            start = jnp.asarray(cfg.candidate_attention, jnp.float32)
-            bias = self.param("candidate_bias", lambda _: start)
-            logits = logits + jnp.where(same_candidate[:, None], bias[:, None, None], 0.0)
+        for name, pairs, start in (
+            ("candidate_bias", same_candidate, cfg.candidate_attention),
+            ("rank_bias", more_confident, cfg.rank_attention),
+        ):
+            if pairs is not None:
+                bias = self.param(name, _constant(start))
+                logits = logits + jnp.where(pairs[:, None], bias[:, None, None], 0.0)
         weights = jax.nn.softmax(logits, axis=-1)
         mixed = jnp.einsum("nhqk,nhkd->nqhd", weights, value, precision=PRECISION)
         mixed = dense(dim, dim, "out")(mixed.reshape(rows * width, dim)).reshape(x.shape)
@@ -252,6 +304,10 @@ class Block(nn.Module):
         h = dense(cfg.feedforward_dim, dim, "up")(h.reshape(rows * width, dim))
         h = dense(dim, cfg.feedforward_dim, "down")(nn.gelu(h, approximate=False))
         return x + h.reshape(x.shape) * (1 + gate2)
+
+
+def _constant(values: tuple[float, ...]) -> Callable[[Array], Array]:
+    return lambda key: jnp.asarray(values, jnp.float32)
 
 
 class UnmaskingNetwork(nn.Module):
@@ -307,11 +363,17 @@ class UnmaskingNetwork(nn.Module):
             candidate = candidate.reshape(rows, width)
             same_candidate = candidate[:, :, None] == candidate[:, None, :]
             same_candidate &= masked[:, :, None] & masked[:, None, :]
+        more_confident = None
+        if cfg.rank_attention:
+            rank = required(inputs.rank, "rank", "rank_attention").reshape(rows, width)
+            more_confident = rank[:, None, :] < rank[:, :, None]
         conditions = Conditioner(
             cfg.hidden_dim, cfg.time_embed_dim, cfg.time_period, name="conditioner"
         )(inputs.t.reshape(rows))
         for index in range(cfg.num_blocks):
-            x = Block(cfg, name=f"block_{index}")(x, conditions, masked, same_candidate)
+            x = Block(cfg, name=f"block_{index}")(
+                x, conditions, masked, same_candidate, more_confident
+            )
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, name="final_norm")(x)
         logits = dense(1, cfg.hidden_dim, "output", initial_bias=cfg.initial_bias)(x)
         return logits.reshape(*lead, width)

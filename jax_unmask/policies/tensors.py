@@ -63,6 +63,8 @@ def tensor_specs(config: NetworkConfig | HiddenNetworkConfig) -> list[TensorSpec
         specs += _norm(f"{name}.norm2", (path, "norm2"))
         if config.pair_attention:
             specs.append(TensorSpec(f"{name}.pair_bias", (path, "pair_bias")))
+        if config.rank_attention:
+            specs.append(TensorSpec(f"{name}.rank_bias", (path, "rank_bias")))
         if config.candidate_attention:
             specs.append(TensorSpec(f"{name}.candidate_bias", (path, "candidate_bias")))
     return [*specs, *_norm("final_norm", ("final_norm",)), *_linear("output_proj", ("output",))]

@@ -15,8 +15,14 @@ from safetensors.numpy import load_file
 
 from jax_unmask.policies.base import Needs
 from jax_unmask.policies.checkpoint import load_policy
+from jax_unmask.policies.heuristics import EntropyBounded
 from jax_unmask.policies.layers import time_embedding
-from jax_unmask.policies.network import NetworkConfig, NetworkInputs, position_features
+from jax_unmask.policies.network import (
+    NetworkConfig,
+    NetworkInputs,
+    confidence_rank,
+    position_features,
+)
 from jax_unmask.policies.tensors import tensor_specs
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
@@ -31,6 +37,8 @@ RICH = dataclasses.replace(
     position=True,
     position_embedding=8,
     pair_attention=8,
+    rank=True,
+    rank_attention=(0.0, 2.0),
     candidate_attention=(4.0, 0.0),
     hidden_size=6,
 )
@@ -150,6 +158,8 @@ def test_rows_and_leading_axes_are_independent(make_observation):
         ({"candidate_attention": (4.0, 4.0)}, "candidate"),
         ({"hidden_size": 6}, "hidden"),
         ({"position": True}, "legal"),
+        ({"rank": True}, "confidence"),
+        ({"rank_attention": (2.0, 2.0)}, "confidence"),
     ],
 )
 def test_reads_what_its_options_say(make_observation, option, leaf):
@@ -218,6 +228,39 @@ def test_token_buckets_hash_modulo(make_observation):
     )
 
 
+def test_confidence_rank_counts_legal_positions_and_breaks_ties_to_the_left():
+    confidence = jnp.array([[0.5, 0.9, 0.5, 0.7, 0.99]])
+    legal = jnp.array([[True, True, True, True, False]])
+    assert confidence_rank(confidence, legal).tolist() == [[2, 0, 3, 1, 5]]
+
+
+def test_rank_shows_what_the_entropy_bounded_sampler_bounds(make_observation):
+    """Thresholding the last feature at gamma is that sampler, where both orders agree."""
+    config = dataclasses.replace(SMALL, entropy=True, rank=True)
+    obs = make_observation(9)
+    obs = obs.replace(entropy=1.0 - obs.confidence)
+    features = config.observe(obs).features
+    sampler = EntropyBounded()
+    gamma = 0.8
+    fill = sampler(sampler.params(gamma=gamma), obs, None).fill
+    np.testing.assert_array_equal(fill, obs.legal & (features[..., -1] <= gamma))
+    assert 0 < fill.sum() < obs.legal.sum()
+
+
+def test_rank_attention_joins_each_position_with_more_confident_ones(make_observation):
+    """With a huge bias, a position hears only legal positions that are more confident."""
+    config = dataclasses.replace(SMALL, rank_attention=(1e4, 1e4))
+    apply, params = _initialised(config)
+    obs = make_observation(4, rows=1, length=4, legal=np.array([[True, True, True, False]]))
+    obs = obs.replace(confidence=jnp.array([[0.5, 0.3, 0.7, 0.9]]))
+
+    def first_logit(top_probs):
+        return apply(params, config.observe(obs.replace(top_probs=top_probs)))[0, 0]
+
+    heard = np.abs(jax.grad(first_logit)(obs.top_probs))[0, :, 0] > 0
+    assert heard.tolist() == [True, False, True, False]
+
+
 def test_position_features():
     masked = jnp.array([[True, False, True, True]])
     legal = jnp.array([[False, False, True, True]])
@@ -253,6 +296,7 @@ def test_missing_observations_are_named(make_observation, config, leaves, messag
         ({"token_buckets": -1}, "token_buckets=-1"),
         ({"position_embedding": -1}, "position_embedding=-1"),
         ({"pair_attention": -1}, "pair_attention=-1"),
+        ({"rank_attention": (1.0,)}, "1 values"),
         ({"candidate_attention": (1.0, 2.0, 3.0)}, "3 values for num_heads=2"),
     ],
 )
