@@ -28,19 +28,23 @@ def get_config(task: str = "sudoku"):
     config.task.truncate_prompts = False
     config.model.update(path=task, dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=length, block_length=length)
-    config.rollout.update(prompts_per_step=32, group_size=8)
+    config.rollout.update(prompts_per_step=64 if task == "sudoku" else 24, group_size=8)
     # Beyond the published observations: the network also sees the runner-up's probability, the
-    # entropy, which token is proposed, and where in the canvas a position lies.
-    config.policy.network.update(hidden_dim=64, feedforward_dim=128, time_embed_dim=32)
-    config.policy.network.update(top_k=2, entropy=True, token_buckets=64, position=True)
-    config.learner.update(entropy_coefficient=0.002, chunk_size=512, minibatches=2)
+    # entropy, which token is proposed, where in the canvas a position lies, and its place in the
+    # order of confidence; its attention can follow equal proposals, that order and pairs of places.
+    config.policy.network.update(hidden_dim=64, feedforward_dim=128, time_embed_dim=32, num_heads=4)
+    config.policy.network.update(top_k=2, entropy=True, token_buckets=64, position=True, rank=True)
+    config.policy.network.update(position_embedding=length, pair_attention=length)
+    config.policy.network.candidate_attention = (4.0, 4.0, 0.0, 0.0)
+    config.policy.network.rank_attention = (4.0, 0.0, 4.0, 0.0)
+    config.learner.update(entropy_coefficient=0.005, chunk_size=512, minibatches=2)
     config.learner.updates_per_batch = 1
     config.optimizer.update(lr=2e-3, warmup_steps=10, final_fraction=0.1, grad_clip=1.0)
     config.optimizer.weight_decay = 0.0
     if task == "arithmetic":
         # Hardly any answer of an untrained policy is right, so groups need a member that is.
-        config.expert.update(count=1, policy="threshold:threshold=0.9", block_length=block)
-    config.train.steps = 90
+        config.expert.update(count=1, policy="entropy_bounded:gamma=0.1", block_length=block)
+    config.train.steps = 150
     config.checkpoint.every = 10
     config.eval.policies = HEURISTICS
     config.eval.shipped = (f"{task}-full-*", f"{task}-semi-*@{block}")

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Trains the policies that ship with the package, for one task and one training seed, as a series:
-# alpha 1 from scratch, then the other alphas from it.
+# alpha 1 in full diffusion from scratch, then other alphas and blocks from it.
 #
 #   launch/tiny_policies.sh TASK SEED [RUNS_DIR]      TASK is sudoku or arithmetic
 #
@@ -22,14 +22,13 @@ train() { # NAME, then settings
         --workdir="$runs/$name" --config.seed="$seed" "$@"
 }
 
-full=$task-full
-train "$full-alpha1-seed$seed"
-for alpha in 0.3 3 10; do
-    train "$full-alpha$alpha-seed$seed" --config.reward.alpha="$alpha" \
-        --config.policy.init_from="$runs/$full-alpha1-seed$seed/policy" \
-        --config.train.steps=40 --config.optimizer.lr=1e-3 --config.expert.count=0
+first=$task-full-alpha1-seed$seed
+train "$first"
+go_on() { # NAME, then settings: continues from the first policy
+    train "$@" --config.policy.init_from="$runs/$first/policy" \
+        --config.train.steps=60 --config.optimizer.lr=1e-3 --config.expert.count=0
+}
+for alpha in 3 10; do
+    go_on "$task-full-alpha$alpha-seed$seed" --config.reward.alpha="$alpha"
 done
-
-semi=$task-semi
-train "$semi-alpha1-seed$seed" --config.rollout.block_length="$block" \
-    --config.train.steps=60 --config.expert.count=0
+go_on "$task-semi-alpha1-seed$seed" --config.rollout.block_length="$block"
