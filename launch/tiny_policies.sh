@@ -10,8 +10,8 @@ set -euo pipefail
 
 task=$1 seed=$2 runs=${3:-runs}
 case $task in
-    sudoku) block=4 ;;
-    arithmetic) block=8 ;;
+    sudoku) block=4 alphas="3 10" ;;
+    arithmetic) block=8 alphas="0.1 0.3 3" ;;
     *) echo "TASK=$task is unknown; use sudoku or arithmetic" >&2; exit 1 ;;
 esac
 
@@ -28,7 +28,7 @@ go_on() { # NAME, then settings: continues from the first policy
     train "$@" --config.policy.init_from="$runs/$first/policy" \
         --config.train.steps=60 --config.optimizer.lr=1e-3 --config.expert.count=0
 }
-for alpha in 3 10; do
+for alpha in $alphas; do
     go_on "$task-full-alpha$alpha-seed$seed" --config.reward.alpha="$alpha"
 done
 go_on "$task-semi-alpha1-seed$seed" --config.rollout.block_length="$block"
