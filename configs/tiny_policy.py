@@ -10,9 +10,10 @@ HEURISTICS = (
     "left_to_right:tokens_per_step=1|2|4",
     "top_confidence:tokens_per_step=1|2|3|4|8",
     "margin:tokens_per_step=1|2|4",
-    "threshold:threshold=0.3..0.9/0.05|0.95|0.98",
-    "factor:factor=0.1|0.25|0.5|0.75|1.0|1.5|2.0",
-    "entropy_bounded:gamma=0.05|0.1|0.25|0.5|0.75|1.0|1.5",
+    "threshold:threshold=0.3..0.95/0.05|0.98|0.99",
+    "factor:factor=0.1|0.25|0.5..2.0/0.25|2.5|3.0",
+    # Finer around ln 2, the entropy of a choice between two equal tokens.
+    "entropy_bounded:gamma=0.01|0.05|0.1..1.0/0.1|0.65|0.69|0.72|0.75|1.25|1.5|2.0|3.0",
     "conflict_free:threshold=0.3|0.5|0.7|0.9",
     "frontier_threshold:threshold=0.5|0.7|0.9|0.95",
 )
