@@ -1,0 +1,6 @@
+"""What runs inside a box, with Python's standard library alone.
+
+`launcher` builds a box where bubblewrap is not installed, `zygote` is the box's first process,
+`program` holds the untrusted code, and `judge` runs the tests in a process of its own. The folder
+is all that a box sees of this package.
+"""

@@ -1,0 +1,132 @@
+"""The process that runs the tests. Untrusted code never runs in it."""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import importlib
+import sys
+import types
+from collections.abc import Sequence
+from typing import Any
+
+from . import pytest_stand_in, wire
+from .program import NAME
+from .rpc import Endpoint
+
+_MAX_ERROR = 500
+
+
+def judge(descriptor: int, spec: dict[str, Any]) -> dict[str, Any]:
+    """Runs the tests against the program at the other end.
+
+    Args:
+        descriptor: socket to the program.
+        spec: `setup`, source that the tests rely on; `tests`, sources that pass if they raise
+            nothing; `exports`, names to take from the program even if setup or Python define them;
+            `functions`, whether every function `test_*` that the tests define is a test, too.
+
+    Returns:
+        `passed` and `total`, numbers of tests, and `error`, the first failure.
+    """
+    endpoint = Endpoint(descriptor, open_names=False)
+    tests, exports = spec["tests"], spec["exports"]
+    verdict: dict[str, Any] = {"passed": 0, "total": len(tests), "error": ""}
+    try:
+        endpoint.ask("load")
+        variables = _variables(endpoint, [spec["setup"], *tests], exports)
+        taken = {name: variables[name] for name in exports if name in variables}
+        exec(compile(spec["setup"], "<setup>", "exec", dont_inherit=True), variables)
+        variables.update(taken)
+    except BaseException as error:
+        verdict["error"] = _text(error)
+        return verdict
+    for test in tests:
+        _run(lambda source=test: exec(_compile(source), variables), verdict)
+    if spec["functions"]:
+        # Tests that only define functions are no tests themselves.
+        failed = verdict["total"] - verdict["passed"]
+        cases = list(pytest_stand_in.collect(variables))
+        verdict["passed"], verdict["total"] = 0, len(cases) + failed
+        for case in cases:
+            _run(case, verdict)
+    return verdict
+
+
+def _compile(source: str) -> types.CodeType:
+    return compile(source, "<tests>", "exec", dont_inherit=True)
+
+
+def _run(test: Any, verdict: dict[str, Any]) -> None:
+    try:
+        test()
+        verdict["passed"] += 1
+    except BaseException as error:  # SystemExit fails a test like everything else.
+        verdict["error"] = verdict["error"] or _text(error)
+
+
+def _text(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"[:_MAX_ERROR]
+
+
+def _variables(
+    endpoint: Endpoint, sources: Sequence[str], exports: Sequence[str]
+) -> dict[str, Any]:
+    """The variables that tests start from: what they use and the program defines."""
+    used = {
+        node.id
+        for source in sources
+        for node in ast.walk(ast.parse(source))
+        if isinstance(node, ast.Name)
+    }
+    wanted = sorted({name for name in used if not hasattr(builtins, name)} | set(exports))
+    found = _take(endpoint, wanted)
+    sys.modules[NAME] = _Solution(endpoint)
+    sys.modules["pytest"] = pytest_stand_in.module()
+    return {"__name__": "tests", "__builtins__": builtins, **found}
+
+
+class _Solution(types.ModuleType):
+    """What `from solution import name` reads."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        super().__init__(NAME)
+        self._endpoint = endpoint
+
+    def __getattr__(self, name: str) -> Any:
+        found = {} if name.startswith("__") else _take(self._endpoint, [name])
+        if name not in found:
+            raise AttributeError(f"the program defines no {name!r}")
+        return found[name]
+
+
+def _take(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
+    answer = endpoint.ask_form("names", names)
+    if not isinstance(answer, dict):
+        raise wire.Broken("not an answer to 'names'")
+    found: dict[str, Any] = {}
+    for name, form in answer.items():
+        match form:
+            case ["module", str(module)]:
+                # The real one: the program may have changed its own.
+                if module.partition(".")[0] in sys.stdlib_module_names:
+                    found[name] = importlib.import_module(module)
+            case ["exception", str(kind), list(bases)]:
+                found[name] = _exception(endpoint, kind, bases)
+            case ["value", value]:
+                found[name] = endpoint.decode(value)
+            case _:
+                raise wire.Broken(f"not a description: {str(form)[:80]}")
+    return found
+
+
+def _exception(endpoint: Endpoint, name: str, bases: list[Any]) -> type[BaseException]:
+    """A class of our own that stands for the program's exception, or Python's."""
+    builtin = [getattr(builtins, str(base), None) for base in bases]
+    known = [kind for kind in builtin if isinstance(kind, type)]
+    base = next((kind for kind in known if issubclass(kind, BaseException)), Exception)
+    if base.__name__ == name:
+        return base
+    if name not in endpoint.exceptions:
+        endpoint.exceptions[name] = type(name, (base,), {})
+    return endpoint.exceptions[name]

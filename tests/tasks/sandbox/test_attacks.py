@@ -1,0 +1,340 @@
+"""Programs that attack: each scores zero, and leaves the host and the box as they were."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+import pytest
+
+from jax_unmask.tasks.sandbox import Job
+
+TESTS = ("assert f(1) == 2", "assert f(20) == 21", "assert abs(f(3) - 4.0) < 1e-6")
+RIGHT = Job("def f(x):\n    return x + 1\n", TESTS)
+
+# Would take effect when the program is loaded. Each ends in a wrong f: a box that stops the attack
+# and goes on has nothing to reward.
+WRONG_F = "\ndef f(x):\n    return 0\n"
+ON_LOAD = {
+    "system exit": "import sys; sys.exit(0)",
+    "raised exit": "raise SystemExit(0)",
+    "silent exit": "import os; os._exit(0)",
+    "quit": "quit()",
+    "segmentation fault": "import ctypes; ctypes.string_at(0)",
+    "endless loop": "while True: pass",
+    "uninterruptible power": "9 ** 9 ** 9",
+    "sleep": "import time; time.sleep(10_000)",
+    "ignored signals": """
+import signal
+for number in range(1, 65):
+    try: signal.signal(number, signal.SIG_IGN)
+    except (OSError, ValueError): pass
+while True: pass
+""",
+    "memory bomb": "x = bytearray(10 ** 10)",
+    "slow memory bomb": "x = []\nwhile True: x.append(bytearray(10 ** 6))",
+    "memory bomb of many": """
+import os, time
+for _ in range(8): os.fork()
+x = [bytearray(b'x' * 10 ** 7) for _ in range(15)]
+time.sleep(100)
+""",
+    "shared memory": """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.shmget(0, 10 ** 6, 0o1600) >= 0 or libc.memfd_create(b'x', 0) >= 0
+""",
+    "fork bomb": "import os\nwhile True: os.fork()",
+    "careless fork bomb": """
+import os
+while True:
+    try: os.fork()
+    except OSError: pass
+""",
+    "threads": """
+import threading, time
+for _ in range(1000): threading.Thread(target=time.sleep, args=(1000,)).start()
+""",
+    "endless output": "while True: print('x' * 10 ** 6, flush=True)",
+    "output to every descriptor": """
+import os
+for fd in range(1024):
+    try: os.write(fd, b'x' * 10 ** 6)
+    except OSError: pass
+""",
+    "signals to all": "import os; os.kill(-1, 9)",
+    "signals to the parent": """
+import os, signal
+for pid in (1, os.getppid()):
+    for number in (9, 15, 19): os.kill(pid, number)
+""",
+    "daemon": """
+import os, time
+if os.fork() == 0:
+    os.setsid()
+    if os.fork() == 0:
+        while True: time.sleep(1)
+    os._exit(0)
+""",
+    "deleted files": """
+import shutil, os
+for path in ('/box', '/usr', '/root', '/tmp', '/work', '/home', '/'):
+    shutil.rmtree(path, ignore_errors=True)
+os.system('rm -rf / --no-preserve-root')
+""",
+    "full disk": """
+k = 0
+while True:
+    with open(f'/scratch/{k}', 'wb') as file: file.write(bytes(2 ** 20))
+    k += 1
+""",
+    "one huge file": "open('/scratch/x', 'wb').write(bytes(9 * 2 ** 20))",
+    "deep folders": """
+import os
+while True: os.mkdir('d'); os.chdir('d')
+""",
+    "locked folders": """
+import os
+os.makedirs('/scratch/a/b'); open('/scratch/a/b/c', 'w').close()
+os.chmod('/scratch/a/b', 0); os.chmod('/scratch/a', 0)
+""",
+    "null character": "x = '\0'",
+    "no python": "def f(x) return x",
+    "surrogate": "x = '\ud800'",
+    "huge source": "x = [" + "1," * 2_000_000 + "]",
+    "deep source": "x = " + "(" * 100_000 + ")" * 100_000,
+    "traced judge": """
+import ctypes, os
+libc = ctypes.CDLL(None, use_errno=True)
+for pid in map(int, filter(str.isdigit, os.listdir('/proc'))):
+    if pid != os.getpid():
+        assert libc.ptrace(16, pid, 0, 0) == 0
+""",
+    "new namespaces": """
+import ctypes
+libc = ctypes.CDLL(None, use_errno=True)
+assert libc.unshare(0x10000000) == 0
+""",
+    "mount": "import ctypes; assert not ctypes.CDLL(None).mount(b'x', b'/scratch', b'tmpfs', 0, 0)",
+    "x32 system call": "import ctypes; ctypes.CDLL(None).syscall(0x40000000 + 272, 0x10000000)",
+}
+
+
+@pytest.mark.parametrize("attack", ON_LOAD)
+def test_attack_on_load(box, attack):
+    source = ON_LOAD[attack]
+    outcome = box.run([Job(source + WRONG_F, TESTS)])[0]
+    assert not outcome.right and outcome.passed == 0, outcome
+    assert box.run([RIGHT])[0].right  # The box, or a new one, is well.
+
+
+# Would cheat the tests: f is wrong, or not there.
+CHEATS = {
+    "always equal": """
+class Equal:
+    def __eq__(self, other): return True
+    def __ne__(self, other): return False
+    def __lt__(self, other): return True
+    __le__ = __gt__ = __ge__ = __lt__
+    def __sub__(self, other): return self
+    __rsub__ = __add__ = __radd__ = __sub__
+    def __abs__(self): return self
+    def __hash__(self): return 0
+    def __bool__(self): return True
+def f(x): return Equal()
+""",
+    "equal number": """
+class Equal(int):
+    def __eq__(self, other): return True
+    def __sub__(self, other): return 0.0
+def f(x): return Equal(7)
+""",
+    "difference to itself": """
+class Learns:
+    def __eq__(self, other): return NotImplemented
+    def __sub__(self, other): return 0.0
+    def __float__(self): return 0.0
+def f(x): return Learns()
+""",
+    "patched builtins": """
+import builtins, sys
+class Fine(Exception): pass
+builtins.AssertionError = Fine
+builtins.abs = lambda x: 0
+builtins.compile = builtins.exec = lambda *args, **kwargs: None
+sys.settrace(lambda *args: None)
+def f(x): return 0
+""",
+    "patched harness": """
+import sys
+for name, module in list(sys.modules.items()):
+    for attribute in ('judge', '_run', 'decode', 'encode', '_text'):
+        if hasattr(module, attribute): setattr(module, attribute, lambda *args, **kwargs: None)
+def f(x): return 0
+""",
+    "forged verdict": """
+import json, os, struct
+body = json.dumps({'passed': 3, 'total': 3, 'error': ''}).encode()
+for fd in range(3, 1024):
+    try: os.write(fd, struct.pack('!I', len(body)) + body)
+    except OSError: pass
+def f(x): return 0
+""",
+    "forged answers": """
+import json, os, struct
+for body in (['value', None], ['value', {'f': ['value', 2]}], ['value', [2, []]]) * 100:
+    text = json.dumps(body).encode()
+    try: os.write(3, struct.pack('!I', len(text)) + text)
+    except OSError: pass
+def f(x): return 0
+""",
+    "tests in memory": """
+import gc, sys
+frames, found = sys._current_frames().values(), []
+for frame in frames:
+    while frame:
+        found += [str(value) for value in frame.f_locals.values()]
+        frame = frame.f_back
+found += [x for x in gc.get_objects() if isinstance(x, str)] + [str(x) for x in gc.get_objects()
+          if isinstance(x, (dict, list, tuple)) and len(x) < 100]
+wanted = ' '.join(['assert', 'f(20)'])
+known = any(wanted in text for text in found if len(text) < 10 ** 6)
+def f(x): return x + 1 if known else 0
+""",
+    "tests in a file": """
+import glob, os
+known = False
+for path in glob.glob('/proc/*/mem') + glob.glob('/proc/*/environ') + glob.glob('/proc/*/fd/*'):
+    if not path.startswith(f'/proc/{os.getpid()}/') and 'self' not in path:
+        try: known |= b'assert' in open(path, 'rb').read(10 ** 6)
+        except OSError: pass
+def f(x): return x + 1 if known else 0
+""",
+    "exit in a call": "def f(x): raise SystemExit(0)",
+    "silent exit in a call": "import os\ndef f(x): os._exit(0)",
+    "own tests": "def check(f): pass\ndef test_f(): pass\nTESTS = []\ndef f(x): return 0",
+    "endless answer": "def f(x):\n    while True: yield 1",
+    "huge answer": "def f(x): return 'x' * 10 ** 8",
+    "deep answer": "def f(x):\n    y = []\n    for _ in range(10 ** 5): y = [y]\n    return y",
+    "cyclic answer": "def f(x):\n    y = []\n    y.append(y)\n    return y",
+    "answer to the judge's frames": """
+def f(x):
+    for name in ('__globals__', '__closure__', '__class__'):
+        try: getattr(x, name)
+        except AttributeError: pass
+    return None
+""",
+    "stopped judge": """
+import os, signal
+def f(x):
+    for pid in map(int, filter(str.isdigit, os.listdir('/proc'))):
+        if pid not in (1, os.getpid()): os.kill(pid, signal.SIGSTOP)
+    return 0
+""",
+}
+
+
+@pytest.mark.parametrize("cheat", CHEATS)
+def test_cheat(box, cheat):
+    outcome = box.run([Job(CHEATS[cheat], TESTS)])[0]
+    assert not outcome.right and outcome.passed == 0, outcome
+    assert box.run([RIGHT])[0].right
+
+
+# What a box must not give away. Each test passes if the program got what it was after.
+CANARY = "not for the box"
+SECRETS = {
+    "environment": "import os\ngot = 'CANARY' in str(dict(os.environ))",
+    "environment of others": """
+import glob
+got = False
+for path in glob.glob('/proc/*/environ'):
+    try: got |= 'CANARY' in open(path).read()
+    except OSError: pass
+""",
+    "a file of the host": """
+import os
+got = os.path.exists(PATH)
+""",
+    "passwords": "import os\ngot = os.path.exists('/etc/shadow') or os.path.exists('/etc/passwd')",
+    "homes": """
+import os
+def names(path):
+    try: return os.listdir(path)
+    except OSError: return []
+got = any(name.startswith('.ssh') or name == '.bashrc' for name in names('/root')) or names('/home')
+""",
+    "processes of the host": """
+import os
+got = sum(name.isdigit() for name in os.listdir('/proc')) > 4
+""",
+    "network": """
+import socket
+try:
+    socket.create_connection(('1.1.1.1', 80), 1)
+    got = True
+except OSError:
+    got = False
+""",
+    "interfaces": "import os\ngot = len(os.listdir('/sys')) if os.path.exists('/sys') else 0",
+    "descriptors": """
+import os
+got = [name for name in os.listdir('/proc/self/fd') if int(name) > 4]
+""",
+    "writing": """
+import os
+got = False
+for path in ('/', '/usr', '/box', '/dev', '/proc', '/tmp', '/etc', '/lib', '/box/inside'):
+    try:
+        open(path + '/canary', 'w').write('x'); got = True
+    except OSError: pass
+""",
+    "left overs": "import os\ngot = os.listdir('/scratch')",
+    "capabilities": """
+got = any(line.startswith('Cap') and int(line.split()[1], 16) for line in open('/proc/self/status'))
+""",
+}
+
+
+@pytest.mark.parametrize("secret", SECRETS)
+def test_secret(box, secret, tmp_path, monkeypatch):
+    file = tmp_path / "canary"
+    file.write_text(CANARY)
+    monkeypatch.setenv("CANARY", CANARY)
+    source = SECRETS[secret].replace("PATH", repr(str(file)))
+    outcome = box.run([Job(f"{source}\ngot = bool(got)", ("assert got is False",))])[0]
+    assert outcome.right, outcome
+
+
+def test_host_is_unharmed_by_all_of_them_at_once(box, tmp_path):
+    file = tmp_path / "canary"
+    file.write_text(CANARY)
+    before = _children()
+    jobs = [Job(source + WRONG_F, TESTS) for name, source in ON_LOAD.items() if "loop" not in name]
+    # The quick ones; those that run out of time have had theirs above.
+    quick = [job for job in jobs if "while True" not in job.program and "sleep" not in job.program]
+    assert len(quick) > 15
+    assert not any(outcome.right for outcome in box.run(quick))
+    assert file.read_text() == CANARY
+    assert pathlib.Path(__file__).exists() and os.path.exists("/usr/bin/env")
+    assert len(_children()) <= len(before) + 2
+
+
+def _children() -> list[str]:
+    """Command lines of the processes that descend from this one."""
+    parents, lines = {}, {}
+    for entry in pathlib.Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                stat = (entry / "stat").read_text()
+                lines[entry.name] = (entry / "cmdline").read_text().replace("\0", " ")
+            except OSError:
+                continue
+            parents[entry.name] = stat.rpartition(")")[2].split()[1]
+    ours, found = {str(os.getpid())}, []
+    while True:
+        new = {pid for pid, parent in parents.items() if parent in ours} - ours
+        if not new:
+            return found
+        found += [lines[pid] for pid in new]
+        ours |= new
