@@ -15,6 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
 from jax_unmask.policies.base import Action, Needs, Observation, Params, Policy
+from jax_unmask.policies.order import descending_ranks
 from jax_unmask.rollout.trajectory import Records
 
 Tree = TypeVar("Tree")
@@ -175,6 +176,4 @@ def _as_action_of(policy: Action, expert: Records) -> Action:
 
 def _confidence_rank(fill: Bool[Array, "*B L"], confidence: Array) -> Int[Array, "*B L"]:
     """1-based rank of the filled positions by descending confidence, 0 elsewhere."""
-    order = jnp.argsort(jnp.where(fill, -confidence, jnp.inf), axis=-1, stable=True)
-    rank = jnp.argsort(order, axis=-1, stable=True) + 1
-    return jnp.where(fill, rank, 0).astype(jnp.int32)
+    return jnp.where(fill, descending_ranks(confidence, fill) + 1, 0)

@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_unmask.policies.order import descending_ranks
+
 # Stands for -inf where a gradient flows: differences of infinities would make it NaN.
 _NEGATIVE = -1e30
 
@@ -217,10 +219,8 @@ def dpls_sample(
     noisy = _legal_logits(logits, legal) + gumbel[..., :-1]
     stop = (stop_logit + gumbel[..., -1])[..., None]
     fill = first | (legal & (noisy > stop))
-    score = jnp.where(first, jnp.inf, noisy)
-    order = jnp.argsort(jnp.where(fill, -score, jnp.inf), axis=-1, stable=True)
-    position_rank = jnp.argsort(order, axis=-1, stable=True) + 1
-    return fill, jnp.where(fill, position_rank, 0).astype(jnp.int32)
+    rank = descending_ranks(jnp.where(first, jnp.inf, noisy), fill) + 1
+    return fill, jnp.where(fill, rank, 0)
 
 
 def dpls_first_choice(

@@ -12,29 +12,16 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
 from jax_unmask.policies.distributions import argmax_legal
-
-
-def descending_ranks(
-    scores: Float[Array, "*B L"], legal: Bool[Array, "*B L"]
-) -> tuple[Int[Array, "*B L"], Int[Array, "*B L"]]:
-    """Orders each row's legal positions by score, best first.
-
-    Returns:
-        (order, rank): the positions in that order, illegal ones last; and each position's 0-based
-        place in it.
-    """
-    order = jnp.argsort(jnp.where(legal, -scores, jnp.inf), axis=-1, stable=True)
-    return order, jnp.argsort(order, axis=-1, stable=True)
+from jax_unmask.policies.order import by_rank, descending_ranks
 
 
 def _take_best(scores: Array, legal: Array, count: Array) -> Bool[Array, "*B L"]:
     """The `count` best legal positions of each row, or all of them if there are fewer."""
-    _, rank = descending_ranks(scores, legal)
-    return legal & (rank < count[..., None])
+    return legal & (descending_ranks(scores, legal) < count[..., None])
 
 
 def _deterministic(fill: Bool[Array, "*B L"]) -> Action:
@@ -240,8 +227,8 @@ class Factor:
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`."""
         del keys
-        order, rank = descending_ranks(obs.confidence, obs.legal)
-        ordered = jnp.take_along_axis(obs.confidence, order, axis=-1)
+        rank = descending_ranks(obs.confidence, obs.legal)
+        ordered = by_rank(obs.confidence, rank)
         n = jnp.arange(1, ordered.shape[-1] + 1)
         passes = (ordered >= 1 - _column(params["factor"]) / (n + 1)) | (n == 1)
         total = jnp.sum(obs.legal, axis=-1, keepdims=True)
@@ -284,9 +271,9 @@ class EntropyBounded:
         del keys
         if obs.entropy is None:
             raise ValueError("the observation lacks entropy, which EntropyBounded reads")
-        order, rank = descending_ranks(-obs.entropy, obs.legal)
+        rank = descending_ranks(-obs.entropy, obs.legal)
         # Rounding can make an entropy slightly negative; a sum must not fall again.
-        ordered = jnp.maximum(jnp.take_along_axis(obs.entropy, order, axis=-1), 0.0)
+        ordered = jnp.maximum(by_rank(obs.entropy, rank), 0.0)
         before = jnp.cumsum(ordered, axis=-1) - ordered
         within = (before <= _column(params["gamma"])).at[..., 0].set(True)
         count = jnp.sum(jnp.cumprod(within, axis=-1), axis=-1, keepdims=True)
