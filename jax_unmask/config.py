@@ -56,6 +56,9 @@ def policy_grpo() -> ConfigDict:
             "temperature": 0.0,
             "prompts_per_step": 16,
             "group_size": 8,
+            # Rows that the denoiser serves at one time; a row that is done leaves its slot to one
+            # that waits. 0: all rows of a step. Any number gives the same rollouts.
+            "slots": 0,
             # Vocabulary entries whose logits exist at one time.
             "vocab_chunk": 16384,
         }
@@ -131,6 +134,8 @@ def evaluation() -> ConfigDict:
             "split": "test",
             "prompt_style": "evaluation",
             "num_problems": 1024,
+            # Problems that the denoiser serves at one time; one that is done makes room for the
+            # next.
             "batch_size": 128,
             "block_lengths": (32, 256),
             # "name:setting=value": a heuristic, or "learned:DIR" for a trained policy; several

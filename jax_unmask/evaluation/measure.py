@@ -19,6 +19,9 @@ from jax_unmask.report.frontier import standard_error
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 from jax_unmask.tasks.base import Example, Task
 
+MOST_ROWS = 4096
+"""Problems per rollout at most, by default: bounds memory, which grows with them (some kB each)."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
@@ -32,8 +35,8 @@ class Measurement:
             the next rollout and are not waited for.
         compile_seconds: wall time of tracing and compiling; near 0 where the program was compiled
             before.
-        batch_size: rows of the compiled program.
-        forwards: forwards that were executed, each for a whole batch.
+        batch_size: problems per forward.
+        forwards: forwards that were executed, each for that many problems.
         tokens: response tokens before the first EOS, over all problems.
         still_masked: fraction of canvas positions that were never filled.
     """
@@ -84,12 +87,13 @@ def measure(
     *,
     seed: int,
     batch_size: int,
+    rows: int | None = None,
 ) -> Measurement:
     """Measures a policy on problems.
 
-    All batches have one shape, so one program serves all of them, and all settings of a policy.
-    Problem k draws from stream k of the seed, whatever the batch size. The last batch is filled up
-    with copies of the last problem, which are dropped.
+    A rollout takes many problems and serves `batch_size` of them at one time; one that is done
+    makes room for the next. All rollouts have one shape, so one program serves all of them, and all
+    settings of a policy. Problem k draws from stream k of the seed, whatever the batch size.
 
     Args:
         denoiser: the dLLM.
@@ -100,9 +104,12 @@ def measure(
         prompts: their prompts as NumPy arrays [n, P], left-padded.
         policy: chooses the positions to fill.
         policy_params: its parameters and settings.
-        settings: shape of the rollout; records are not kept whatever it says.
+        settings: shape of the rollout; its slots are `batch_size`, and records are not kept,
+            whatever it says.
         seed: seed of everything that is drawn, at least 0.
-        batch_size: problems per rollout, at most n are used.
+        batch_size: problems per forward, at most n are used.
+        rows: problems per rollout, n by default. Measurements on fewer problems than this share
+            the program of those on as many: the rows that they lack cost nothing.
 
     Raises:
         ValueError: there are no problems, or their number is not that of the prompts.
@@ -113,18 +120,24 @@ def measure(
             f"{n} examples and {prompts.tokens.shape[0]} prompts; give one prompt per example, and "
             "at least one"
         )
-    if batch_size < 1:
-        raise ValueError(f"batch_size={batch_size} must be at least 1")
-    size = min(batch_size, n)
-    settings = dataclasses.replace(settings, record=False)
+    size = min(n, MOST_ROWS) if rows is None else rows
+    for name, value in (("batch_size", batch_size), ("rows", size)):
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+    batch_size = min(batch_size, size)
+    settings = dataclasses.replace(settings, record=False, slots=batch_size, slot_groups=1)
     params = jax.tree.map(_strong, policy_params)
     key = jax.random.key(seed)
 
     def arguments(start: int) -> tuple[Any, ...]:
-        # Copies of the last problem take its stream too: they never keep a batch waiting.
-        rows = np.minimum(np.arange(start, start + size), n - 1)
-        batch = Prompts(jnp.asarray(prompts.tokens[rows]), jnp.asarray(prompts.mask[rows]))
-        keys = row_keys(key, jnp.asarray(rows))
+        index = np.arange(start, start + size)
+        row = np.minimum(index, n - 1)
+        batch = Prompts(
+            tokens=jnp.asarray(prompts.tokens[row]),
+            mask=jnp.asarray(prompts.mask[row]),
+            present=jnp.asarray(index < n),
+        )
+        keys = row_keys(key, jnp.asarray(row))
         return denoiser, denoiser_params, policy, params, batch, keys, settings
 
     def dispatch(start: int) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -164,7 +177,7 @@ def measure(
         responses=[text for texts, _ in checked for text in texts],
         seconds=seconds,
         compile_seconds=compile_seconds,
-        batch_size=size,
+        batch_size=batch_size,
         forwards=forwards,
         tokens=_count_tokens(canvas, tokenizer.eos_id, tokenizer.mask_id),
         still_masked=float((canvas == tokenizer.mask_id).mean()),

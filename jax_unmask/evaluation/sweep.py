@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 from jax_unmask.evaluation import candidates as candidates_lib
 from jax_unmask.evaluation.bundle import Bundle, load_task
 from jax_unmask.evaluation.candidates import Candidate, gen_length
-from jax_unmask.evaluation.measure import measure
+from jax_unmask.evaluation.measure import MOST_ROWS, measure
 from jax_unmask.evaluation.store import ResultStore, Row, read_outcomes
 from jax_unmask.report import plots, results, tables
 from jax_unmask.rollout import Prompts, RolloutSettings
@@ -205,6 +205,7 @@ def _measure(
         ),
         seed=item.seed,
         batch_size=config.eval.batch_size,
+        rows=_rows_per_rollout(config),
     )
     row = {
         **row,
@@ -214,6 +215,12 @@ def _measure(
         "device": jax.devices()[0].device_kind,
     }
     return store.append(row, measurement.correct, measurement.nfe)
+
+
+def _rows_per_rollout(config: ConfigDict) -> int:
+    """One number for all splits, so that they share programs."""
+    most = max(config.eval.num_problems, config.eval.validation_problems)
+    return min(most, MOST_ROWS)
 
 
 def _report(

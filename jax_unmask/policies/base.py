@@ -9,9 +9,11 @@ re-uses one compiled rollout.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -99,6 +101,29 @@ class Policy(Protocol):
                 rows beside it.
         """
         ...
+
+
+def select_settings(params: Params, select: Callable[[Array], Array], rows: int) -> Params:
+    """The params with settings that have one value per row selected.
+
+    Settings stand at the top level of the params (or are the params); what is nested deeper, such
+    as the weights of a network, belongs to all rows.
+
+    Args:
+        params: a policy's params.
+        select: maps arrays [B, ...] to those of the rows that are wanted.
+        rows: B. Arrays of another leading size, and scalars, stay as they are.
+    """
+
+    def pick(leaf: Any) -> Any:
+        per_row = jnp.ndim(leaf) > 0 and jnp.shape(leaf)[0] == rows
+        return select(jnp.asarray(leaf)) if per_row else leaf
+
+    if not isinstance(params, dict):
+        return pick(params)
+    return {
+        name: value if isinstance(value, dict) else pick(value) for name, value in params.items()
+    }
 
 
 def row_uniform(keys: Array, shape: tuple[int, ...]) -> Float[Array, "B ..."]:

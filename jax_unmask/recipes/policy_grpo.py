@@ -73,6 +73,7 @@ def build_parts(config: ConfigDict) -> Parts:
         temperature=config.rollout.temperature,
         record=True,
         vocab_chunk=config.rollout.vocab_chunk,
+        slots=config.rollout.slots or None,
     )
     learner = PolicyLearner(
         policy=policy,
@@ -232,7 +233,7 @@ class PolicyGrpo:
             "accuracy": np.mean(correct[0]),
             "nfe": np.mean(fetched[0][1]),
             "nfe_max": np.max(fetched[0][1]),
-            "useful_forwards": np.mean(fetched[0][1]) / trajectory.forwards,
+            "useful_forwards": trajectory.useful_forward_fraction,
             "unfinished": np.mean(
                 (fetched[0][0] == self._bundle.denoiser.config.mask_token_id).any(axis=1)
             ),

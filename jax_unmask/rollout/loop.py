@@ -1,4 +1,4 @@
-"""One compiled program per rollout: denoiser, policy and canvas in a single `lax.scan`.
+"""One compiled program per rollout: denoiser, policy and canvas in a single `lax.while_loop`.
 
 Everything that fills a canvas in this package goes through `rollout`: training, evaluation and
 generation; heuristics and learned policies. The MDP is that of Jazbec et al. (arXiv 2512.09106,
@@ -6,13 +6,18 @@ section 3): the state is the canvas, an action is a set of positions to fill, th
 is the environment.
 
 Rows are independent. Each row has its own block index, step count and random stream, so what a row
-gets depends neither on the rows beside it nor on when they finish.
+gets depends neither on the rows beside it nor on when they finish, and not on the slot that it sits
+in either (see `slots`).
+
+The loop is a `while_loop` and not a scan: how many iterations it takes to serve all rows depends on
+what the policy does, a scan over the most there can be would have to skip the rest one by one, and
+nothing is differentiated through a rollout.
 """
 
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -20,12 +25,13 @@ from jaxtyping import Array, Bool, Int
 
 from jax_unmask.denoisers.head import score_candidates
 from jax_unmask.denoisers.transformer import Denoiser, Params
-from jax_unmask.policies.base import Action, Observation, Policy
+from jax_unmask.policies.base import Observation, Policy, select_settings
+from jax_unmask.rollout.slots import Slots
 from jax_unmask.rollout.trajectory import Prompts, Records, RolloutSettings, Trajectory
 
 
-class _State(NamedTuple):
-    """What one step hands to the next; B rows, L canvas positions."""
+class _Rows(NamedTuple):
+    """Where rows stand; L canvas positions."""
 
     canvas: Int[Array, "B L"]
     step_map: Int[Array, "B L"]
@@ -33,7 +39,26 @@ class _State(NamedTuple):
     step: Int[Array, " B"]
     block: Int[Array, " B"]
     step_in_block: Int[Array, " B"]
+
+
+class _Held(NamedTuple):
+    """Everything of the rows that sit in the slots: where they stand, and what they were given."""
+
+    rows: _Rows
+    prompts: Prompts
+    keys: Array
+
+
+class _State(NamedTuple):
+    """What one iteration hands to the next.
+
+    `records` holds what happened in each slot at each iteration so far: leaves [I, S, ...].
+    """
+
+    rows: _Rows
+    slots: Slots
     forwards: Int[Array, ""]
+    records: Records | None
 
 
 def row_keys(key: Array, rows: Int[Array, " B"] | int) -> Array:
@@ -64,8 +89,7 @@ def rollout(
     """Fills the canvas of every row, from all masks to the end.
 
     A row's block ends when it holds no mask any more or after `block_length` steps in it; masks
-    that a policy left behind stay. The scan has `gen_length` steps; once every row is done the
-    remaining ones skip the denoiser.
+    that a policy left behind stay. The loop ends once every row is done.
 
     Args:
         denoiser: the dLLM (static).
@@ -78,25 +102,30 @@ def rollout(
 
     Returns:
         The trajectory; `records` only if `settings.record`.
+
+    Raises:
+        ValueError: the rows do not divide among `settings.slot_groups`.
     """
     batch = prompts.tokens.shape[0]
     length, block_length = settings.gen_length, settings.block_length
     num_blocks = length // block_length
     mask_id = denoiser.config.mask_token_id
     block_of = jnp.arange(length) // block_length
-    attention_mask = jnp.concatenate([prompts.mask, jnp.ones((batch, length), dtype=bool)], axis=1)
 
-    def last_hidden(prompt: Int[Array, "B P"], canvas: Int[Array, "B L"]) -> Array:
-        tokens = jnp.concatenate([prompt, canvas], axis=1)
+    def last_hidden(tokens: Int[Array, "S P"], held: _Held) -> Array:
+        tokens = jnp.concatenate([tokens, held.rows.canvas], axis=1)
+        canvas_mask = jnp.ones(held.rows.canvas.shape, dtype=bool)
+        attention_mask = jnp.concatenate([held.prompts.mask, canvas_mask], axis=1)
         variables = {"params": denoiser_params}
         hidden = denoiser.apply(variables, tokens, attention_mask, method="hidden")
         return cast(Array, hidden)[:, -length:]
 
-    def observe(state: _State, step_keys: Array) -> tuple[Observation, Bool[Array, "B L"]]:
-        hidden = last_hidden(prompts.tokens, state.canvas)
+    def observe(held: _Held, step_keys: Array) -> tuple[Observation, Bool[Array, "S L"]]:
+        rows = held.rows
+        hidden = last_hidden(held.prompts.tokens, held)
         if settings.guidance > 0:
             # The head is linear, so logits are guided by guiding what goes into it.
-            nothing = last_hidden(jnp.full_like(prompts.tokens, mask_id), state.canvas)
+            nothing = last_hidden(jnp.full_like(held.prompts.tokens, mask_id), held)
             hidden = nothing + (settings.guidance + 1.0) * (hidden - nothing)
         scores = score_candidates(
             denoiser,
@@ -108,78 +137,113 @@ def rollout(
             temperature=settings.temperature,
             vocab_chunk=settings.vocab_chunk,
         )
-        in_block = block_of == state.block[:, None]
-        masked = state.canvas == mask_id
+        in_block = block_of == rows.block[:, None]
+        masked = rows.canvas == mask_id
         obs = Observation(
             candidate=scores.candidate,
             confidence=scores.confidence,
             top_probs=scores.top_probs,
             masked=masked,
             legal=masked & in_block,
-            step=state.step,
-            step_in_block=state.step_in_block,
-            block_start=state.block * block_length,
+            step=rows.step,
+            step_in_block=rows.step_in_block,
+            block_start=rows.block * block_length,
             entropy=scores.entropy,
             hidden=hidden.astype(jnp.float32) if policy.needs.hidden else None,
             block_length=block_length,
         )
         return obs, in_block
 
-    def advance(state: _State) -> tuple[_State, tuple[Observation, Action, Bool[Array, " B"]]]:
-        step_keys = jax.vmap(jax.random.fold_in)(keys, state.step)
+    def advance(held: _Held, params: Params) -> tuple[_Rows, Records]:
+        rows = held.rows
+        step_keys = jax.vmap(jax.random.fold_in)(held.keys, rows.step)
         step_keys = jax.vmap(functools.partial(jax.random.split, num=2))(step_keys)
-        obs, in_block = observe(state, step_keys[:, 0])
-        action = policy(policy_params, obs, step_keys[:, 1])
+        obs, in_block = observe(held, step_keys[:, 0])
+        action = policy(params, obs, step_keys[:, 1])
 
         active = obs.legal.any(axis=-1)
         fill = action.fill & obs.legal
-        canvas = jnp.where(fill, obs.candidate, state.canvas)
-        used = state.step_in_block + active
+        canvas = jnp.where(fill, obs.candidate, rows.canvas)
+        used = rows.step_in_block + active
         unfinished = ((canvas == mask_id) & in_block).any(axis=-1)
         next_block = active & (~unfinished | (used >= block_length))
-        new = _State(
+        new = _Rows(
             canvas=canvas,
-            step_map=jnp.where(fill, state.step[:, None], state.step_map),
-            confidence=jnp.where(fill, obs.confidence, state.confidence),
-            step=state.step + active,
-            block=state.block + next_block,
+            step_map=jnp.where(fill, rows.step[:, None], rows.step_map),
+            confidence=jnp.where(fill, obs.confidence, rows.confidence),
+            step=rows.step + active,
+            block=rows.block + next_block,
             step_in_block=jnp.where(next_block, 0, used),
-            forwards=state.forwards + 1,
         )
-        return new, (obs, action, active)
+        return new, Records(obs, action, active)
 
-    shapes = jax.eval_shape(advance, _initial_state(batch, length, mask_id))[1]
+    def serve(state: _State) -> tuple[_Rows, Records]:
+        """One step of the rows that sit in the slots."""
+        slots = state.slots
+        held = _Held(*slots.take((state.rows, prompts, keys)))
+        own = policy_params
+        if not slots.is_static:
+            own = select_settings(policy_params, slots.take, batch)
+        return advance(held, own)
 
-    def step(state: _State, _: None) -> tuple[_State, Records | None]:
-        def skip(state: _State) -> tuple[_State, Any]:
-            return state, jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-
-        state, (obs, action, active) = jax.lax.cond(
-            (state.block < num_blocks).any(), advance, skip, state
+    def iterate(state: _State) -> _State:
+        rows, happened = serve(state)
+        forwards = state.forwards + 1
+        return _State(
+            rows=state.slots.put(state.rows, rows),
+            slots=state.slots.refill(rows.block >= num_blocks, forwards),
+            forwards=forwards,
+            records=None if state.records is None else _write(state, happened),
         )
-        return state, Records(obs, action, active) if settings.record else None
 
-    state, records = jax.lax.scan(step, _initial_state(batch, length, mask_id), None, length=length)
+    state = _State(
+        rows=_first_rows(batch, length, mask_id, num_blocks, prompts.present),
+        slots=Slots.first(batch, settings.num_slots(batch), settings.slot_groups),
+        forwards=jnp.zeros((), jnp.int32),
+        records=None,
+    )
+    if settings.record:
+        # The most iterations that there can be: every round of rows takes all steps.
+        most = length * -(-batch // settings.num_slots(batch))
+        shapes = jax.eval_shape(serve, state)[1]
+        state = state._replace(
+            records=jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+        )
+    state = jax.lax.while_loop(lambda s: (s.rows.block < num_blocks).any(), iterate, state)
+    rows = state.rows
     return Trajectory(
         prompts=prompts,
-        tokens=state.canvas,
-        step_map=state.step_map,
-        confidence=state.confidence,
-        nfe=state.step,
+        tokens=rows.canvas,
+        step_map=rows.step_map,
+        confidence=rows.confidence,
+        nfe=rows.step,
         forwards=state.forwards,
-        records=records,
+        slots=settings.num_slots(batch),
+        records=state.slots.by_row(state.records, rows.step, length),
     )
 
 
-def _initial_state(batch: int, length: int, mask_id: int) -> _State:
-    """An all-mask canvas; every counter at zero."""
+def _write(state: _State, happened: Records) -> Records:
+    """Records with those of this iteration; zeros where a slot was idle."""
+    active = happened.active
+
+    def write(buffer: Array, new: Array) -> Array:
+        new = jnp.where(active.reshape(-1, *(1 for _ in new.shape[1:])), new, jnp.zeros_like(new))
+        return jax.lax.dynamic_update_index_in_dim(buffer, new, state.forwards, axis=0)
+
+    return jax.tree.map(write, state.records, happened)
+
+
+def _first_rows(
+    batch: int, length: int, mask_id: int, num_blocks: int, present: Bool[Array, " B"] | None
+) -> _Rows:
+    """All-mask canvases; every counter at zero. Absent rows are done already."""
     count = jnp.zeros(batch, jnp.int32)
-    return _State(
+    return _Rows(
         canvas=jnp.full((batch, length), mask_id, jnp.int32),
         step_map=jnp.full((batch, length), -1, jnp.int32),
         confidence=jnp.zeros((batch, length), jnp.float32),
         step=count,
-        block=count,
+        block=count if present is None else jnp.where(present, 0, num_blocks).astype(jnp.int32),
         step_in_block=count,
-        forwards=jnp.zeros((), jnp.int32),
     )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -24,6 +25,13 @@ class RolloutSettings:
             2502.09992, appendix): above 0 each step runs the denoiser a second time with the prompt
             masked out. NFE still counts steps.
         vocab_chunk: vocabulary entries whose logits exist at one time; None for all of them.
+        slots: rows that the denoiser serves at one time; None for all of the batch. With fewer
+            slots than rows, a row that is done leaves its slot to the next one that waits. Rows get
+            the same either way; what differs is time (few forwards are spent on rows that are
+            done) and memory.
+        slot_groups: parts into which rows and slots are divided, in order; a slot only ever gets
+            rows of its own part. Where the batch is spread over several devices (the data and
+            fsdp axes of the mesh), give their number: rows then never move between devices.
     """
 
     gen_length: int
@@ -32,9 +40,11 @@ class RolloutSettings:
     record: bool = False
     guidance: float = 0.0
     vocab_chunk: int | None = None
+    slots: int | None = None
+    slot_groups: int = 1
 
     def __post_init__(self) -> None:
-        for name in ("gen_length", "block_length"):
+        for name in ("gen_length", "block_length", "slot_groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.gen_length % self.block_length:
@@ -46,6 +56,24 @@ class RolloutSettings:
         for name in ("temperature", "guidance"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+        if self.slots is not None and (self.slots < 1 or self.slots % self.slot_groups):
+            raise ValueError(
+                f"slots={self.slots} must be a positive multiple of slot_groups="
+                f"{self.slot_groups}; give None for one slot per row"
+            )
+
+    def num_slots(self, rows: int) -> int:
+        """Slots of a rollout of so many rows.
+
+        Raises:
+            ValueError: the rows do not divide among the groups.
+        """
+        if rows % self.slot_groups:
+            raise ValueError(
+                f"{rows} rows do not divide among slot_groups={self.slot_groups}; give a multiple "
+                "of it"
+            )
+        return rows if self.slots is None else min(self.slots, rows)
 
 
 @struct.dataclass
@@ -55,10 +83,13 @@ class Prompts:
     Attributes:
         tokens: token ids.
         mask: True where a token is real, False where it is padding (never attended).
+        present: rows that exist; None for all. The others only fill up a batch: they are never
+            rolled out, their canvases stay empty and they cost nothing behind the last row.
     """
 
     tokens: Int[Array, "B P"]
     mask: Bool[Array, "B P"]
+    present: Bool[Array, " B"] | None = None
 
 
 @struct.dataclass
@@ -87,8 +118,8 @@ class Trajectory:
         step_map: index of the row's own step that filled each position, -1 if none did.
         confidence: probability of the token when it was filled, 0 where nothing was.
         nfe: denoiser forwards that the row needed.
-        forwards: forwards that the batch executed (a scalar); sum(nfe) / (B * forwards) of them
-            were useful.
+        forwards: forwards that were executed (a scalar), each of all slots.
+        slots: rows per forward.
         records: per-step records, or None.
     """
 
@@ -98,4 +129,10 @@ class Trajectory:
     confidence: Float[Array, "B L"]
     nfe: Int[Array, " B"]
     forwards: Int[Array, ""]
+    slots: int = struct.field(pytree_node=False)
     records: Records | None = None
+
+    @property
+    def useful_forward_fraction(self) -> Float[Array, ""]:
+        """Part of the executed row forwards that a row still needed."""
+        return jnp.sum(self.nfe) / (self.slots * self.forwards)

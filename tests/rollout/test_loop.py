@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unmask import denoisers
 from jax_unmask.policies import LearnedPolicy, NetworkConfig, heuristics
 from jax_unmask.policies.base import Action, Needs, row_uniform
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
@@ -17,29 +16,9 @@ from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 VOCAB, MASK = 20, 2
 
 
-@pytest.fixture(scope="module")
-def model():
-    config = denoisers.DenoiserConfig(
-        family="llada",
-        vocab_size=VOCAB,
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        intermediate_size=24,
-        rope_theta=1e4,
-        norm_eps=1e-5,
-        max_length=64,
-        tie_embeddings=False,
-        mask_token_id=MASK,
-        eos_token_id=1,
-        pad_token_id=1,
-    )
-    params = denoisers.init_params(config, jax.random.key(0))
-    # Sharper predictions, so that confidences spread over (0, 1).
-    params["head"] = params["head"] * 3.0
-    return denoisers.Denoiser(config), params
+@pytest.fixture
+def model(random_model):
+    return random_model
 
 
 def make_prompts(seed: int, lengths: tuple[int, ...], width: int = 6) -> Prompts:

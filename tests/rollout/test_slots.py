@@ -1,0 +1,253 @@
+"""Fewer slots than rows: the same results with fewer wasted forwards."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import settings as examples
+from hypothesis import strategies as st
+
+from jax_unmask.policies import LearnedPolicy, NetworkConfig, heuristics
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+
+ROWS, WIDTH, LENGTH = 12, 6, 8
+LEARNED = LearnedPolicy(
+    network=NetworkConfig(hidden_dim=16, feedforward_dim=16, time_embed_dim=8, top_k=2)
+)
+POLICIES = {
+    "threshold": heuristics.Threshold(),
+    "random": heuristics.Random(),
+    "learned": LEARNED,
+}
+
+
+def make_prompts(rng: np.random.Generator, rows: int = ROWS) -> Prompts:
+    tokens = rng.integers(3, 20, (rows, WIDTH), dtype=np.int32)
+    mask = np.arange(WIDTH) >= WIDTH - rng.integers(1, WIDTH + 1, (rows, 1))
+    return Prompts(tokens=np.where(mask, tokens, 1), mask=mask)
+
+
+def make_params(name: str, rng: np.random.Generator):
+    """Settings that differ between rows, so that their numbers of forwards do too."""
+    if name == "learned":
+        params = LEARNED.init_params(jax.random.key(1), LENGTH)
+        return params | {"temperature": jnp.asarray(rng.uniform(0.3, 3.0, ROWS), jnp.float32)}
+    if name == "random":
+        return heuristics.Random().params(tokens_per_step=rng.integers(1, LENGTH + 1, ROWS))
+    return heuristics.Threshold().params(threshold=rng.random(ROWS))
+
+
+def assert_same(found, expected):
+    """Choices are equal; probabilities agree to the rounding of another batch size."""
+
+    def same(path, a, b):
+        assert a.shape == b.shape
+        assert a.dtype == b.dtype
+        if jnp.issubdtype(a.dtype, jnp.floating):
+            np.testing.assert_allclose(a, b, atol=1e-5, err_msg=str(path))
+        else:
+            np.testing.assert_array_equal(a, b, err_msg=str(path))
+
+    def results(out):
+        return out.tokens, out.step_map, out.confidence, out.nfe, out.records
+
+    jax.tree_util.tree_map_with_path(same, results(found), results(expected))
+
+
+@pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.parametrize("record", [True, False], ids=["records", "no_records"])
+def test_rows_get_the_same_in_any_number_of_slots(random_model, name, record):
+    policy = POLICIES[name]
+    whole = RolloutSettings(gen_length=LENGTH, block_length=4, record=record)
+
+    def run(slots, params, prompts, keys, groups=1):
+        settings = dataclasses.replace(whole, slots=slots, slot_groups=groups)
+        return rollout(*random_model, policy, params, prompts, keys, settings)
+
+    @examples(max_examples=15, deadline=None)
+    @given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 1), (5, 1), (6, 3)]))
+    def check(seed, shape):
+        rng = np.random.default_rng(seed)
+        prompts, params = make_prompts(rng), make_params(name, rng)
+        keys = row_keys(jax.random.key(seed), ROWS)
+        expected = run(None, params, prompts, keys)
+        slots, groups = shape
+        found = run(slots, params, prompts, keys, groups)
+        assert_same(found, expected)
+        nfe = np.asarray(expected.nfe).reshape(groups, -1)
+        each = slots // groups
+        # A slot is never idle while a row waits, so the last ones differ by a row's steps at most.
+        assert found.forwards <= (nfe.sum(1) // each + nfe.max(1)).max()
+        assert found.forwards >= max(nfe.max(), -(-nfe.sum(1).max() // each))
+        if record:
+            assert found.records.active.sum() == nfe.sum()
+
+    check()
+
+
+def test_more_slots_than_rows_change_nothing(random_model):
+    rng = np.random.default_rng(0)
+    policy, params, prompts = (
+        POLICIES["threshold"],
+        make_params("threshold", rng),
+        make_prompts(rng),
+    )
+    keys = row_keys(jax.random.key(0), ROWS)
+    settings = RolloutSettings(gen_length=LENGTH, block_length=4, record=True)
+    expected = rollout(*random_model, policy, params, prompts, keys, settings)
+    found = rollout(
+        *random_model, policy, params, prompts, keys, dataclasses.replace(settings, slots=99)
+    )
+    assert found.slots == expected.slots == ROWS
+    assert found.forwards == expected.forwards
+    assert_same(found, expected)
+
+
+def test_idle_steps_hold_zeros(random_model):
+    rng = np.random.default_rng(1)
+    policy, params = POLICIES["threshold"], make_params("threshold", rng)
+    for slots in (None, 5):
+        settings = RolloutSettings(gen_length=LENGTH, block_length=4, record=True, slots=slots)
+        keys = row_keys(jax.random.key(0), ROWS)
+        out = rollout(*random_model, policy, params, make_prompts(rng), keys, settings)
+        idle = ~np.asarray(out.records.active)
+        assert idle.any()
+        for leaf in jax.tree.leaves(out.records):
+            assert not np.asarray(leaf)[idle].any()
+
+
+def test_nine_of_ten_forwards_are_useful_where_lengths_vary_fourfold(random_model):
+    rows, slots = 256, 16
+    rng = np.random.default_rng(2)
+    per_step = np.where(rng.random(rows) < 0.5, 1, 4)
+    policy = heuristics.TopConfidence()
+    settings = RolloutSettings(gen_length=LENGTH, block_length=LENGTH)
+    arguments = (
+        *random_model,
+        policy,
+        policy.params(tokens_per_step=per_step),
+        make_prompts(rng, rows),
+        row_keys(jax.random.key(0), rows),
+    )
+    whole = rollout(*arguments, settings)
+    out = rollout(*arguments, dataclasses.replace(settings, slots=slots))
+    np.testing.assert_array_equal(out.nfe, LENGTH // per_step)
+    np.testing.assert_array_equal(out.tokens, whole.tokens)
+    useful = int(out.nfe.sum()) / (slots * int(out.forwards))
+    assert useful >= 0.9
+    assert out.useful_forward_fraction == pytest.approx(useful)
+    assert whole.useful_forward_fraction == pytest.approx(out.nfe.mean() / LENGTH)
+    assert useful > 1.3 * whole.useful_forward_fraction
+
+
+@pytest.mark.parametrize("slots", [None, 3])
+def test_absent_rows_are_not_rolled_out(random_model, slots):
+    rng = np.random.default_rng(3)
+    policy, params, prompts = POLICIES["random"], make_params("random", rng), make_prompts(rng)
+    keys = row_keys(jax.random.key(0), ROWS)
+    settings = RolloutSettings(gen_length=LENGTH, block_length=4, record=True, slots=slots)
+    everybody = rollout(*random_model, policy, params, prompts, keys, settings)
+    for present in (np.arange(ROWS) < 7, np.arange(ROWS) % 3 > 0):
+        some = prompts.replace(present=present)
+        out = rollout(*random_model, policy, params, some, keys, settings)
+        np.testing.assert_array_equal(out.nfe, np.where(present, everybody.nfe, 0))
+        np.testing.assert_array_equal(out.tokens[present], everybody.tokens[present])
+        assert (np.asarray(out.tokens)[~present] == 2).all()
+        assert out.records.active.sum() == out.nfe.sum()
+        assert out.forwards <= everybody.forwards
+
+
+def test_batches_and_settings_share_one_program(random_model):
+    policy = POLICIES["threshold"]
+    settings = RolloutSettings(gen_length=LENGTH, block_length=LENGTH, slots=4)
+    for seed in range(3):
+        rng = np.random.default_rng(seed)
+        params, keys = make_params("threshold", rng), row_keys(jax.random.key(seed), ROWS)
+        rollout(*random_model, policy, params, make_prompts(rng), keys, settings)
+        if seed == 0:
+            compiled = rollout._cache_size()
+    assert rollout._cache_size() == compiled
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "named"),
+    [
+        ({"slots": 0}, "slots=0 must be a positive multiple of slot_groups=1"),
+        ({"slots": 6, "slot_groups": 4}, "slots=6 must be a positive multiple of slot_groups=4"),
+        ({"slot_groups": 0}, "slot_groups=0 must be at least 1"),
+    ],
+)
+def test_impossible_slots_are_refused(kwargs, named):
+    with pytest.raises(ValueError, match=named):
+        RolloutSettings(gen_length=4, block_length=4, **kwargs)
+
+
+def test_rows_that_do_not_divide_among_the_groups_are_refused(random_model):
+    rng = np.random.default_rng(4)
+    settings = RolloutSettings(gen_length=4, block_length=4, slots=5, slot_groups=5)
+    with pytest.raises(ValueError, match="12 rows do not divide among slot_groups=5"):
+        rollout(
+            *random_model,
+            POLICIES["random"],
+            make_params("random", rng),
+            make_prompts(rng),
+            row_keys(jax.random.key(0), ROWS),
+            settings,
+        )
+
+
+# Runs on 4 virtual devices, which a process must ask for before it first uses JAX.
+ON_A_MESH = """
+import re
+import jax, jax.numpy as jnp, numpy as np
+from jax_unmask import denoisers
+from jax_unmask.policies import heuristics
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.runtime.mesh import batch_sharding, make_mesh
+
+config = denoisers.DenoiserConfig(
+    family="llada", vocab_size=20, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2,
+    head_dim=8, intermediate_size=24, rope_theta=1e4, norm_eps=1e-5, max_length=64,
+    tie_embeddings=False, mask_token_id=2, eos_token_id=1, pad_token_id=1,
+)
+model = denoisers.Denoiser(config), denoisers.init_params(config, jax.random.key(0))
+rng, rows = np.random.default_rng(0), 32
+tokens = rng.integers(3, 20, (rows, 6), dtype=np.int32)
+prompts, keys = Prompts(tokens, np.ones(tokens.shape, bool)), row_keys(jax.random.key(0), rows)
+policy = heuristics.TopConfidence()
+params = policy.params(tokens_per_step=rng.integers(1, 9, rows))
+expected = rollout(*model, policy, params, prompts, keys, RolloutSettings(8, 4))
+split = batch_sharding(make_mesh())
+prompts, keys, params = jax.device_put((prompts, keys, params), split)
+for slots, groups in ((None, 1), (8, 4)):
+    settings = RolloutSettings(8, 4, record=True, slots=slots, slot_groups=groups)
+    arguments = (*model, policy, params, prompts, keys, settings)
+    out = rollout(*arguments)
+    np.testing.assert_array_equal(out.tokens, expected.tokens)
+    np.testing.assert_array_equal(out.nfe, expected.nfe)
+    assert out.tokens.sharding.is_equivalent_to(split, 2), out.tokens.sharding
+    hlo = rollout.lower(*arguments).compile().as_text()
+    moved = re.findall(r"(all-gather|all-to-all|collective-permute|reduce-scatter)", hlo)
+    assert not moved, (slots, sorted(set(moved)))
+print("done")
+"""
+
+
+def test_on_a_mesh_rows_stay_on_their_devices():
+    result = subprocess.run(
+        [sys.executable, "-c", ON_A_MESH],
+        env=os.environ
+        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.strip() == "done"
