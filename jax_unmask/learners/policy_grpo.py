@@ -28,8 +28,10 @@ class TrainablePolicy(Protocol):
         """Log-probability of each row's action, differentiable in `params["network"]`."""
         ...
 
-    def entropy(self, params: Params, obs: Observation) -> Float[Array, " N"]:
-        """Entropy of each row's action distribution in nats, differentiable likewise."""
+    def log_prob_and_entropy(
+        self, params: Params, obs: Observation, action: Action
+    ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
+        """That, and the entropy of each row's action distribution in nats, in one pass."""
         ...
 
 
@@ -328,7 +330,12 @@ class PolicyLearner:
         def chunk_loss(network: Params, at: Chunk) -> tuple[Array, _Sums]:
             now, valid = {**params, "network": network}, at.valid
             obs, action = _take(records, at)
-            new, old = self.policy.log_prob(now, obs, action), action.log_prob
+            entropy = None
+            if self.entropy_coefficient > 0:
+                new, entropy = self.policy.log_prob_and_entropy(now, obs, action)
+            else:
+                new = self.policy.log_prob(now, obs, action)
+            old = action.log_prob
             surprise, by_policy = -new, valid
             if is_expert is not None:
                 expert = is_expert[at.row]
@@ -340,8 +347,7 @@ class PolicyLearner:
                 old = jnp.where(expert, mixed(old), old)
             objective = clipped_objective(new, old, advantages[at.row], self.epsilon)
             legal = jnp.sum(obs.legal, axis=-1)
-            if self.entropy_coefficient > 0:
-                entropy = self.policy.entropy(now, obs)
+            if entropy is not None:
                 objective += self.entropy_coefficient * entropy / jnp.maximum(legal, 1)
             loss = -jnp.sum(jnp.where(valid, scale * weights[at.step, at.row], 0.0) * objective)
             difference = new - old

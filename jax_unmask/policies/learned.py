@@ -129,20 +129,14 @@ class LearnedPolicy:
         Raises:
             ValueError: for a deterministic policy, or a DPLS policy and an action without ranks.
         """
-        if self.distribution == "threshold":
-            raise ValueError(
-                "distribution='threshold' is deterministic and has no likelihood; train with "
-                "'bernoulli', 'bernoulli_argmax' or 'dpls'"
-            )
-        logits = self.logits(params, obs)
-        if self.distribution == "dpls":
-            if action.rank is None:
-                raise ValueError(
-                    "Action.rank is None, but dynamic Plackett-Luce scores ordered actions; "
-                    "take actions from a policy with distribution='dpls'"
-                )
-            return distributions.dpls_log_prob(logits, obs.legal, action.rank, self.dpls_stop_logit)
-        return self._score(logits, _scale(params), obs.legal, action.fill)
+        return self._log_prob(self._trainable_logits(params, obs, action), params, obs, action)
+
+    def log_prob_and_entropy(
+        self, params: Params, obs: Observation, action: Action
+    ) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+        """`log_prob` and `entropy` from one pass of the network, and one backward pass."""
+        logits = self._trainable_logits(params, obs, action)
+        return self._log_prob(logits, params, obs, action), self._entropy(logits, obs)
 
     def entropy(self, params: Params, obs: Observation) -> Float[Array, "*B"]:
         """Entropy in nats of each row's choice, for entropy bonuses and monitoring.
@@ -152,7 +146,28 @@ class LearnedPolicy:
         """
         if self.distribution == "threshold":
             return jnp.zeros(obs.legal.shape[:-1], jnp.float32)
-        logits = self.logits(params, obs)
+        return self._entropy(self.logits(params, obs), obs)
+
+    def _trainable_logits(self, params: Params, obs: Observation, action: Action) -> Array:
+        if self.distribution == "threshold":
+            raise ValueError(
+                "distribution='threshold' is deterministic and has no likelihood; train with "
+                "'bernoulli', 'bernoulli_argmax' or 'dpls'"
+            )
+        if self.distribution == "dpls" and action.rank is None:
+            raise ValueError(
+                "Action.rank is None, but dynamic Plackett-Luce scores ordered actions; "
+                "take actions from a policy with distribution='dpls'"
+            )
+        return self.logits(params, obs)
+
+    def _log_prob(self, logits: Array, params: Params, obs: Observation, action: Action) -> Array:
+        if self.distribution == "dpls":
+            assert action.rank is not None  # Was checked before the network ran.
+            return distributions.dpls_log_prob(logits, obs.legal, action.rank, self.dpls_stop_logit)
+        return self._score(logits, _scale(params), obs.legal, action.fill)
+
+    def _entropy(self, logits: Array, obs: Observation) -> Array:
         if self.distribution == "dpls":
             return distributions.dpls_entropy(logits, obs.legal)
         return distributions.bernoulli_entropy(logits, obs.legal)

@@ -39,6 +39,9 @@ class LinearPolicy:
     def entropy(self, params, obs):
         return bernoulli_entropy(self.logits(params, obs), obs.legal)
 
+    def log_prob_and_entropy(self, params, obs, action):
+        return self.log_prob(params, obs, action), self.entropy(params, obs)
+
 
 PARAMS = {
     "network": {

@@ -140,8 +140,11 @@ def test_gradients_are_finite_and_leave_settings_alone(make_observation, distrib
     action = jax.jit(policy)(params, obs, keys(4))
 
     def loss(params):
-        return jnp.sum(policy.log_prob(params, obs, action) + policy.entropy(params, obs))
+        return jnp.sum(sum(policy.log_prob_and_entropy(params, obs, action)))
 
+    both = policy.log_prob_and_entropy(params, obs, action)
+    np.testing.assert_array_equal(both[0], policy.log_prob(params, obs, action))
+    np.testing.assert_array_equal(both[1], policy.entropy(params, obs))
     grads = jax.jit(jax.grad(loss))(params)
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     assert np.abs(grads["network"]["output"]["kernel"]).max() > 0
@@ -155,6 +158,8 @@ def test_mistakes_are_named(make_observation):
     policy, params = make(distribution="threshold")
     with pytest.raises(ValueError, match="deterministic"):
         policy.log_prob(params, obs, action)
+    with pytest.raises(ValueError, match="deterministic"):
+        policy.log_prob_and_entropy(params, obs, action)
     assert not policy.entropy(params, obs).any()
     policy, params = make(distribution="dpls")
     with pytest.raises(ValueError, match="rank is None"):
