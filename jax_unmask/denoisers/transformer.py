@@ -54,7 +54,9 @@ class Block(nn.Module):
         table: Table,
         mask: Bool[Array, "B 1 S"] | None,
         batch: int,
+        last: int | None = None,
     ) -> tuple[Float[Array, "BS D"], None]:
+        """Gives all positions, or only the `last` ones (which see all)."""
         cfg = self.config
         # Each layer adds two terms to the residual stream; scaled down, their sum keeps order 1.
         residual_init = nn.initializers.variance_scaling(
@@ -71,14 +73,19 @@ class Block(nn.Module):
                 name=name,
             )
 
-        def heads(name: str, count: int) -> Float[Array, "B S H d"]:
+        def heads(name: str, count: int, h: Array) -> Float[Array, "B S H d"]:
             out = dense(name, count * cfg.head_dim)(h)
             return out.reshape(batch, -1, count, cfg.head_dim)
 
         h = RMSNorm(cfg, name="attention_norm")(x)
-        query = rotate(heads("query", cfg.num_heads), table)
-        key = rotate(heads("key", cfg.num_kv_heads), table)
-        attended = attention(query, key, heads("value", cfg.num_kv_heads), mask)
+        key = rotate(heads("key", cfg.num_kv_heads, h), table)
+        value = heads("value", cfg.num_kv_heads, h)
+        if last is not None:
+            x, h = (y.reshape(batch, -1, y.shape[-1])[:, -last:] for y in (x, h))
+            x, h = (y.reshape(batch * last, -1) for y in (x, h))
+            table = (table[0][:, -last:], table[1][:, -last:])
+        query = rotate(heads("query", cfg.num_heads, h), table)
+        attended = attention(query, key, value, mask)
         attended = attended.reshape(x.shape[0], -1)
         x = x + dense("attention_out", cfg.hidden_size, residual_init)(attended)
 
@@ -142,6 +149,7 @@ class Denoiser(nn.Module):
         tokens: Int[Array, "B S"],
         attention_mask: Bool[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
+        last: int | None = None,
     ) -> Float[Array, "B S D"]:
         """Last hidden state after the final norm, in the compute type.
 
@@ -151,9 +159,11 @@ class Denoiser(nn.Module):
                 at padded positions is finite and means nothing.
             positions: rotary positions; by default the number of real tokens before each one, so
                 that padding shifts nothing.
+            last: give only so many positions, the last ones; None for all (static). The last layer
+                then computes nothing but keys and values for the others.
 
         Raises:
-            ValueError: the sequence is longer than the model was made for.
+            ValueError: the sequence is longer than the model was made for, or shorter than `last`.
         """
         cfg = self.config
         batch, length = tokens.shape
@@ -162,6 +172,8 @@ class Denoiser(nn.Module):
                 f"a sequence of {length} tokens is longer than max_length={cfg.max_length} of "
                 "this denoiser; shorten the prompt or the canvas"
             )
+        if last is not None and not 1 <= last <= length:
+            raise ValueError(f"last={last} must lie in [1, {length}], the length of the sequence")
         mask = None
         if attention_mask is not None:
             attention_mask = attention_mask.astype(bool)
@@ -170,8 +182,26 @@ class Denoiser(nn.Module):
             positions = default_positions(attention_mask, length)
         table = rotary_table(positions, cfg.head_dim, cfg.rope_theta)
         x = jnp.take(self.embedding, tokens.reshape(-1), axis=0).astype(cfg.dtype)
-        x, _ = self.layers(x, table, mask, batch)
-        return self.final_norm(x).reshape(batch, length, -1)
+        if last is None:
+            x, _ = self.layers(x, table, mask, batch)
+        else:
+            x = self._layers_for(last, x, table, mask, batch)
+        return self.final_norm(x).reshape(batch, -1, x.shape[-1])
+
+    def _layers_for(
+        self, last: int, x: Float[Array, "BS D"], table: Table, mask: Array | None, batch: int
+    ) -> Float[Array, "BL D"]:
+        """The layers as `self.layers` applies them, the last one for the last positions only."""
+        stacked = self.layers.variables["params"]
+        block, final = Block(self.config, parent=None), self.config.num_layers - 1
+
+        def apply(index: Array | int, x: Array, last: int | None = None) -> Array:
+            # Layer by layer: a slice of several layers would be a copy of their parameters.
+            take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
+            params = {"params": jax.tree.map(take, stacked)}
+            return block.apply(params, x, table, mask, batch, last)[0]
+
+        return apply(final, jax.lax.fori_loop(0, final, apply, x), last)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of the hidden states that are given, whichever positions they are."""

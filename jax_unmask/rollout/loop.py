@@ -117,8 +117,8 @@ def rollout(
         canvas_mask = jnp.ones(held.rows.canvas.shape, dtype=bool)
         attention_mask = jnp.concatenate([held.prompts.mask, canvas_mask], axis=1)
         variables = {"params": denoiser_params}
-        hidden = denoiser.apply(variables, tokens, attention_mask, method="hidden")
-        return cast(Array, hidden)[:, -length:]
+        hidden = denoiser.apply(variables, tokens, attention_mask, last=length, method="hidden")
+        return cast(Array, hidden)
 
     def observe(held: _Held, step_keys: Array) -> tuple[Observation, Bool[Array, "S L"]]:
         rows = held.rows

@@ -181,6 +181,28 @@ class TestDenoiser:
         assert np.isfinite(value)
         assert all(bool(jnp.isfinite(leaf).all()) for leaf in jax.tree.leaves(gradient))
 
+    @pytest.mark.parametrize("layers", [1, 3])
+    @pytest.mark.parametrize("last", [1, 5, 9])
+    def test_last_positions_are_those_of_all(self, layers, last):
+        config = dataclasses.replace(TINY, num_layers=layers)
+        denoiser = denoisers.Denoiser(config)
+        params = denoisers.init_params(config, jax.random.key(0))
+        tokens = jax.random.randint(jax.random.key(1), (3, 9), 3, 48)
+        real = jnp.arange(9) >= jnp.array([[0], [4], [7]])
+        apply = jax.jit(denoiser.apply, static_argnames=("last", "method"))
+        for mask in (None, real):
+            whole = apply({"params": params}, tokens, mask, method="hidden")
+            found = apply({"params": params}, tokens, mask, last=last, method="hidden")
+            np.testing.assert_allclose(found, whole[:, -last:], atol=1e-5)
+
+    @pytest.mark.parametrize("last", [0, 10])
+    def test_impossible_last_positions(self, tiny, last):
+        denoiser, params = tiny
+        with pytest.raises(ValueError, match=f"last={last} must lie in"):
+            denoiser.apply(
+                {"params": params}, jnp.zeros((1, 9), jnp.int32), last=last, method="hidden"
+            )
+
     def test_remat_changes_nothing(self, tiny):
         denoiser, params = tiny
         tokens = random_tokens(5, 2, 7)
