@@ -87,6 +87,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add("--batch_sizes", default="1,8,64", help="rows per rollout; default: %(default)s")
     add(
+        "--slots",
+        type=int,
+        help="rows that the denoiser serves at one time; a row that is done leaves its slot to one "
+        "that waits; default: all of the batch",
+    )
+    add(
         "--dtype",
         choices=("float32", "bfloat16"),
         help="of weights and computation; default: as stored, or the preset's",
@@ -140,7 +146,8 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ValueError("--config is for --breakdown; give both, or --model or --preset")
     if (args.model is None) == (args.preset is None):
         raise ValueError("give one of --model=NAME and --preset=NAME (or --breakdown)")
-    for name, lowest in (("repeats", 1), ("seed", 0), ("prompt_length", 1), ("vocab_chunk", 1)):
+    lowest_values = {"repeats": 1, "seed": 0, "prompt_length": 1, "vocab_chunk": 1, "slots": 1}
+    for name, lowest in lowest_values.items():
         value = getattr(args, name)
         if value is not None and value < lowest:
             raise ValueError(f"--{name}={value} must be at least {lowest}")
@@ -198,7 +205,10 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             if getattr(args, name) is None:
                 setattr(args, name, getattr(preset, name))
     settings = RolloutSettings(
-        gen_length=args.gen_length, block_length=args.block_length, vocab_chunk=args.vocab_chunk
+        gen_length=args.gen_length,
+        block_length=args.block_length,
+        vocab_chunk=args.vocab_chunk,
+        slots=args.slots,
     )
     subject = _subject(args, settings)
     config = subject.denoiser.config

@@ -29,12 +29,14 @@ class Filled(NamedTuple):
     Attributes:
         tokens: final canvases.
         nfe: denoiser forwards that each row needed.
-        forwards: forwards that the batch executed.
+        forwards: forwards that were executed.
+        useful: part of the executed row forwards that a row still needed.
     """
 
     tokens: Int[np.ndarray, "B L"]
     nfe: Int[np.ndarray, " B"]
     forwards: int
+    useful: float
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,6 +45,7 @@ class Speed:
 
     Attributes:
         batch_size: rows B.
+        slots: rows per forward.
         prompt_length: prompt tokens P, padding included.
         compile_seconds: wall time to trace and compile the rollout.
         compiled_from_cache: it was read from JAX's persistent cache, so compile_seconds means
@@ -52,7 +55,7 @@ class Speed:
         sequences_per_second: B / seconds_per_rollout.
         tokens_per_second: canvas positions per second, B * L / seconds_per_rollout.
         nfe_mean: denoiser forwards that a row needed, on average.
-        forwards: forwards that the batch executed.
+        forwards: forwards that were executed.
         seconds_per_forward: seconds_per_rollout / forwards; so it includes output projection,
             policy and bookkeeping of a step.
         useful_forward_fraction: part of the executed row forwards that a row still needed.
@@ -64,6 +67,7 @@ class Speed:
     """
 
     batch_size: int
+    slots: int
     prompt_length: int
     compile_seconds: float
     compiled_from_cache: bool
@@ -85,17 +89,19 @@ class Speed:
 def forward_flops(config: DenoiserConfig, batch: int, prompt_length: int, gen_length: int) -> int:
     """Floating-point operations of the matrix products of one rollout step, counted exactly.
 
-    The transformer sees prompt and canvas (padding too), the output projection only the canvas. A
-    multiplication and an addition are two operations; norms, softmax, rotations and the policy,
-    which are not matrix products, count nothing.
+    The transformer sees prompt and canvas (padding too); of the prompt, the last layer computes
+    nothing but keys and values. The output projection sees the canvas alone. A multiplication and
+    an addition are two operations; norms, softmax, rotations and the policy, which are not matrix
+    products, count nothing.
     """
     length = prompt_length + gen_length
     query = config.num_heads * config.head_dim
-    key = config.num_kv_heads * config.head_dim
-    weights = config.hidden_size * (2 * query + 2 * key + 3 * config.intermediate_size)
+    key_and_value = 2 * config.num_kv_heads * config.head_dim * config.hidden_size
+    weights = config.hidden_size * (2 * query + 3 * config.intermediate_size)
     # Scores and weighted sum: every query head against every key.
     attention = 2 * length * query
-    layers = config.num_layers * length * (weights + attention)
+    queries = (config.num_layers - 1) * length + gen_length
+    layers = config.num_layers * length * key_and_value + queries * (weights + attention)
     head = gen_length * config.hidden_size * config.vocab_size
     return 2 * batch * (layers + head)
 
@@ -120,7 +126,7 @@ def measure_speed(
         policy: chooses the positions to fill.
         policy_params: its parameters and settings.
         prompts: NumPy arrays [B, P].
-        settings: shape of the rollout; records are not kept whatever it says.
+        settings: shape of the rollout, slots included; records are not kept whatever it says.
         repeats: timed rollouts, after one that is not.
         seed: seed of what the policy draws.
         peak: speed of matrix products on this device.
@@ -143,8 +149,9 @@ def measure_speed(
 
     def ours() -> Filled:
         done = rollout(*arguments)
-        tokens, nfe, forwards = jax.device_get((done.tokens, done.nfe, done.forwards))
-        return Filled(tokens, nfe, int(forwards))
+        fetched = (done.tokens, done.nfe, done.forwards, done.useful_forward_fraction)
+        tokens, nfe, forwards, useful = jax.device_get(fetched)
+        return Filled(tokens, nfe, int(forwards), float(useful))
 
     hits = compile_times.cache_hits
     began = time.perf_counter()
@@ -169,10 +176,12 @@ def measure_speed(
         )
 
     median = statistics.median(seconds)
-    flops = forward_flops(subject.denoiser.config, batch, prompt_length, settings.gen_length)
+    slots = settings.num_slots(batch)
+    flops = forward_flops(subject.denoiser.config, slots, prompt_length, settings.gen_length)
     tflops = flops * filled.forwards / median / 1e12
     return Speed(
         batch_size=batch,
+        slots=slots,
         prompt_length=prompt_length,
         compile_seconds=compile_seconds,
         compiled_from_cache=from_cache,
@@ -183,7 +192,7 @@ def measure_speed(
         nfe_mean=float(filled.nfe.mean()),
         forwards=filled.forwards,
         seconds_per_forward=median / filled.forwards,
-        useful_forward_fraction=float(filled.nfe.sum()) / (batch * filled.forwards),
+        useful_forward_fraction=filled.useful,
         flops_per_forward=flops,
         tflops_per_second=tflops,
         share_of_matmul_peak=tflops / peak.tflops_per_second,

@@ -33,13 +33,23 @@ def rollouts_text(
     )
     table = [
         [
-            *("batch", "compile s", "s/rollout", "sequences/s", "tokens/s", "NFE", "ms/forward"),
+            *(
+                "batch",
+                "slots",
+                "compile s",
+                "s/rollout",
+                "sequences/s",
+                "tokens/s",
+                "NFE",
+                "ms/forward",
+            ),
             *("useful %", "TFLOP/s", "% of peak", "program MB", "peak MB"),
         ]
     ]
     table += [
         [
             str(row.batch_size),
+            str(row.slots),
             f"{row.compile_seconds:.2f}" + (" (cached)" if row.compiled_from_cache else ""),
             _spread(row.seconds),
             f"{row.sequences_per_second:.4g}",

@@ -39,9 +39,31 @@ def attention(
     if mask is not None:
         # The lowest finite number, not -inf: a row without any visible key must not become NaN.
         scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("bghqk,bgkd->bghqd", weights, value)
+    if jax.default_backend() == "cpu":
+        out = _weighted_sum(scores, value)
+    else:
+        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+        out = jnp.einsum("bghqk,bgkd->bghqd", weights, value)
     return out.reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
+
+
+def _weighted_sum(
+    scores: Float[Array, "B G h Q K"], value: Float[Array, "B G K d"]
+) -> Float[Array, "B G h Q d"]:
+    """Softmax of the scores times the values, divided by its sum after the product.
+
+    Heads are narrower than sequences are long, so that is less to divide; CPUs notice.
+    """
+    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
+    weights = jnp.exp(scores - largest)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    out = jnp.einsum(
+        "bghqk,bgkd->bghqd",
+        weights.astype(value.dtype),
+        value,
+        preferred_element_type=jnp.float32,
+    )
+    return (out / total).astype(value.dtype)
 
 
 def rotary_table(

@@ -131,6 +131,20 @@ class TestRollouts:
         assert "ms/forward" in text
         assert record["command"].startswith("python -m jax_unmask.bench --model=")
 
+    def test_rows_take_turns_in_the_slots(self, model, capsys, tmp_path):
+        arguments = (f"--model={model}", "--batch_sizes=4", "--repeats=1", *SHAPE)
+        whole, _ = run(capsys, tmp_path, *arguments)
+        found, text = run(capsys, tmp_path, *arguments, "--slots=3")
+        (all_at_once,), (row,) = whole["rollouts"], found["rollouts"]
+        assert (row["batch_size"], row["slots"], all_at_once["slots"]) == (4, 3, 4)
+        assert row["nfe_mean"] == all_at_once["nfe_mean"] == all_at_once["forwards"] == 4
+        # Three rows, then one.
+        assert row["forwards"] == 8
+        assert row["useful_forward_fraction"] == pytest.approx(16 / 24)
+        assert row["flops_per_forward"] * 4 == all_at_once["flops_per_forward"] * 3
+        assert "slots" in text
+        assert "--slots=0 must be at least 1" in fails(capsys, *arguments, "--slots=0")
+
     def test_prompts_of_a_task_keep_their_length(self, model, capsys, tmp_path):
         record, _ = run(
             capsys,
@@ -340,7 +354,7 @@ def test_flops_are_those_of_the_program():
     batch, prompt, canvas = 2, 24, 40
 
     def forward(params, tokens):
-        hidden = denoiser.apply({"params": params}, tokens, method="hidden")[:, prompt:]
+        hidden = denoiser.apply({"params": params}, tokens, last=canvas, method="hidden")
         return denoiser.apply({"params": params}, hidden, method="logits")
 
     tokens = jax.ShapeDtypeStruct((batch, prompt + canvas), jnp.int32)

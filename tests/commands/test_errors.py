@@ -177,6 +177,7 @@ class TestData:
             "20",
         ),
         ({"rollout__group_size": 1}, "config.rollout.group_size = 1: a group of fewer than two"),
+        ({"rollout__slots": -1}, "config.rollout.slots = -1: it must not be neg"),
         ({"rollout__prompts_per_step": 0}, "config.rollout.prompts_per_step = 0: it must be pos"),
         ({"task__name": "gsm8"}, "config.task.name = 'gsm8': there is no such choice"),
         ({"task__name": "gsm8"}, "did you mean 'gsm8k'?"),

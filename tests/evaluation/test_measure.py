@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 
@@ -34,7 +35,7 @@ def problems(config, bundle):
     return sweep.load_problems(config, bundle, bundle.task, "test", N)
 
 
-def run(bundle, problems, policy, *, batch_size, seed=0, task=None, temperature=0.0):
+def run(bundle, problems, policy, *, batch_size, seed=0, task=None, temperature=0.0, rows=None):
     chosen, params = parse_policy(policy)
     return measure(
         bundle.denoiser,
@@ -48,15 +49,15 @@ def run(bundle, problems, policy, *, batch_size, seed=0, task=None, temperature=
         RolloutSettings(gen_length=16, block_length=16, temperature=temperature),
         seed=seed,
         batch_size=batch_size,
+        rows=rows,
     )
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 5, 64])
-def test_results_do_not_depend_on_the_batch_size(bundle, problems, batch_size):
-    expected = run(bundle, problems, "random:tokens_per_step=3", batch_size=4, temperature=1.0)
-    found = run(
-        bundle, problems, "random:tokens_per_step=3", batch_size=batch_size, temperature=1.0
-    )
+@pytest.mark.parametrize(("batch_size", "rows"), [(1, None), (3, 4), (5, 25), (64, None)])
+def test_results_do_not_depend_on_the_shape(bundle, problems, batch_size, rows):
+    policy = "random:tokens_per_step=3"
+    expected = run(bundle, problems, policy, batch_size=4, temperature=1.0)
+    found = run(bundle, problems, policy, batch_size=batch_size, rows=rows, temperature=1.0)
     assert found.responses == expected.responses
     np.testing.assert_array_equal(found.nfe, expected.nfe)
     np.testing.assert_array_equal(found.correct, expected.correct)
@@ -71,15 +72,24 @@ def test_seeds_differ(bundle, problems):
     assert one.responses != two.responses
 
 
-def test_padding_rows_are_neither_checked_nor_counted(bundle, problems):
+def test_padding_rows_are_neither_rolled_out_nor_checked(bundle, problems):
     task = CountsDigits(bundle.task)
-    found = run(bundle, problems, "top_confidence:tokens_per_step=1", batch_size=4, task=task)
+    policy = "top_confidence:tokens_per_step=1"
+    found = run(bundle, problems, policy, batch_size=4, rows=8, task=task)
     assert task.asked == [example["prompt"] for example in problems.examples]
     assert len(found.correct) == len(found.nfe) == len(found.responses) == N
     assert (found.nfe == 16).all()
-    # Three batches of four rows: two of twelve rows were copies.
+    # Twice four rows in the first rollout, two (of eight) in the second.
     assert found.forwards == 3 * 16
     assert found.summary()["useful_forward_fraction"] == pytest.approx(N / 12)
+
+
+def test_problems_that_are_done_make_room(bundle, problems):
+    policy = "threshold:threshold=0.5"
+    found = run(bundle, problems, policy, batch_size=2)
+    assert found.nfe.min() < found.nfe.max()
+    # Two slots differ by the last row's forwards at most.
+    assert found.nfe.sum() / 2 <= found.forwards <= (found.nfe.sum() + found.nfe.max()) / 2
 
 
 def test_settings_share_one_program(bundle, problems):
@@ -87,6 +97,10 @@ def test_settings_share_one_program(bundle, problems):
     compiled = CompileTimes()
     for threshold in (0.2, 0.5):
         run(bundle, problems, f"threshold:threshold={threshold}", batch_size=5)
+    fewer = sweep.Problems(
+        "test", problems.examples[:6], jax.tree.map(lambda x: x[:6], problems.prompts)
+    )
+    run(bundle, fewer, "threshold:threshold=0.9", batch_size=5, rows=N)
     assert compiled.programs == 0
 
 
