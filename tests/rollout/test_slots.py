@@ -72,7 +72,7 @@ def test_rows_get_the_same_in_any_number_of_slots(random_model, name, record):
         settings = dataclasses.replace(whole, slots=slots, slot_groups=groups)
         return rollout(*random_model, policy, params, prompts, keys, settings)
 
-    @examples(max_examples=15, deadline=None)
+    @examples(max_examples=8, deadline=None)
     @given(st.integers(0, 2**32 - 1), st.sampled_from([(1, 1), (5, 1), (6, 3)]))
     def check(seed, shape):
         rng = np.random.default_rng(seed)
@@ -226,7 +226,8 @@ policy = heuristics.TopConfidence()
 params = policy.params(tokens_per_step=rng.integers(1, 9, rows))
 expected = rollout(*model, policy, params, prompts, keys, RolloutSettings(8, 4))
 split = batch_sharding(make_mesh())
-prompts, keys, params = jax.device_put((prompts, keys, params), split)
+prompts, keys = jax.device_put((prompts, keys), split)
+params["tokens_per_step"] = jax.device_put(params["tokens_per_step"], split)
 for slots, groups in ((None, 1), (8, 4)):
     settings = RolloutSettings(8, 4, record=True, slots=slots, slot_groups=groups)
     arguments = (*model, policy, params, prompts, keys, settings)
