@@ -9,7 +9,7 @@ _TINY_POLICY = runpy.run_path(str(pathlib.Path(__file__).with_name("tiny_policy.
 def get_config():
     config = _TINY_POLICY["get_config"]("sudoku")
     config.train.steps = 75
-    config.eval.update(after_training=True, num_problems=1000, batch_size=250)
+    config.eval.update(after_training=True, num_problems=1000, batch_size=64)
     config.eval.policies = (
         "random:tokens_per_step=1|2|4|8",
         "left_to_right:tokens_per_step=1|2|4",

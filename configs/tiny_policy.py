@@ -30,6 +30,7 @@ def get_config(task: str = "sudoku"):
     config.model.update(path=task, dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=length, block_length=length)
     config.rollout.update(prompts_per_step=64 if task == "sudoku" else 24, group_size=8)
+    config.rollout.slots = 64
     # Beyond the published observations: the network also sees the runner-up's probability, the
     # entropy, which token is proposed, where in the canvas a position lies, and its place in the
     # order of confidence; its attention can follow equal proposals, that order and pairs of places.
@@ -49,7 +50,7 @@ def get_config(task: str = "sudoku"):
     config.checkpoint.every = 10
     config.eval.policies = HEURISTICS
     config.eval.shipped = (f"{task}-full-*", f"{task}-semi-*@{block}")
-    config.eval.update(num_problems=2000, batch_size=250, block_lengths=(length, block))
+    config.eval.update(num_problems=2000, batch_size=64, block_lengths=(length, block))
     config.eval.update(trained=("distribution=bernoulli_argmax", "distribution=threshold"))
     config.eval.validation_problems = 500
     return config

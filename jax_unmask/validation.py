@@ -11,8 +11,9 @@ from jax_unmask.evaluation.candidates import candidates
 from jax_unmask.runtime import config as check
 from jax_unmask.tasks import rewards
 
-EXEMPT = ("log.*", "checkpoint.*", "eval.*", "mesh.*")
-"""Keys that may change when a run is resumed: they do not touch what is trained."""
+EXEMPT = ("log.*", "checkpoint.*", "eval.*", "mesh.*", "rollout.slots")
+"""Keys that may change when a run is resumed: they do not touch what is trained, but for the
+rounding of sums that are taken over other shapes."""
 
 
 def validate(config: ConfigDict) -> None:
