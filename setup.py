@@ -42,7 +42,9 @@ REQUIRES = [
     "tqdm>=4.66",
     "transformers>=5,<6",
 ]
-TEST = ["hypothesis>=6.100", "pytest>=8.3", "pytest-timeout>=2.3"]
+# Minor releases of it have changed what counts as equal.
+MATH = ["latex2sympy2_extended==1.11.*", "math-verify==0.9.*"]
+TEST = ["hypothesis>=6.100", "pyarrow>=17", "pytest>=8.3", "pytest-timeout>=2.3", *MATH]
 DEV = ["mypy>=1.18", "ruff>=0.14"]
 
 setuptools.setup(
@@ -61,6 +63,8 @@ setuptools.setup(
         "cuda": ["jax[cuda13]"],
         "cuda12": ["jax[cuda12]"],  # For NVIDIA drivers older than 580.
         "wandb": ["wandb>=0.19"],
+        "math": MATH,
+        "parquet": ["pyarrow>=17"],
         "test": TEST,
         "dev": TEST + DEV,
     },

@@ -13,11 +13,21 @@ __all__ = ["Example", "Source", "Split", "Task", "create", "names"]
 
 # Imported when first asked for, so that a task costs nothing to those who do not use it.
 _TASKS = {
+    "aime24": ("jax_unmask.tasks.competitions", "Aime24"),
+    "aime25": ("jax_unmask.tasks.competitions", "Aime25"),
+    "amc23": ("jax_unmask.tasks.competitions", "Amc23"),
     "arithmetic": ("jax_unmask.tasks.arithmetic", "Arithmetic"),
+    "countdown": ("jax_unmask.tasks.countdown", "Countdown"),
     "gsm8k": ("jax_unmask.tasks.gsm8k", "Gsm8k"),
+    "humaneval": ("jax_unmask.tasks.humaneval", "HumanEval"),
+    "kodcode": ("jax_unmask.tasks.kodcode", "KodCode"),
+    "leetcode": ("jax_unmask.tasks.leetcode", "LeetCode"),
     "math": ("jax_unmask.tasks.math", "Math"),
+    "math500": ("jax_unmask.tasks.competitions", "Math500"),
+    "mbpp": ("jax_unmask.tasks.mbpp", "Mbpp"),
     "mixture": ("jax_unmask.tasks.mixture", "Mixture"),
     "sudoku": ("jax_unmask.tasks.sudoku", "Sudoku"),
+    "sudoku_puzzles": ("jax_unmask.tasks.sudoku_puzzles", "SudokuPuzzles"),
 }
 
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Literal, Protocol
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Protocol, runtime_checkable
 
 Example = dict[str, Any]
 Split = Literal["train", "validation", "test"]
@@ -45,3 +45,31 @@ class Task(Protocol):
     def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
         """`check` over a batch."""
         ...
+
+
+@runtime_checkable
+class SlowChecks(Protocol):
+    """A task whose checks take long, and run in worker processes meanwhile."""
+
+    def start_checks(
+        self, examples: Sequence[Example], responses: Sequence[str]
+    ) -> Callable[[], list[float]]:
+        """Begins `check_batch`; the function that it returns waits for the scores.
+
+        May wait itself while the workers have too much to do.
+        """
+        ...
+
+
+def start_checks(
+    task: Task, examples: Sequence[Example], responses: Sequence[str]
+) -> Callable[[], list[float]]:
+    """Begins to check responses, beside what the caller does next where the task's checks are slow.
+
+    Returns:
+        A function that gives `task.check_batch(examples, responses)`.
+    """
+    if isinstance(task, SlowChecks):
+        return task.start_checks(examples, responses)
+    scores = task.check_batch(examples, responses)
+    return lambda: scores

@@ -8,7 +8,7 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from jax_unmask.tasks import prompts, sources
+from jax_unmask.tasks import files, prompts, sources
 from jax_unmask.tasks.base import Example, Source, Split
 from jax_unmask.tasks.checkers import answers, published
 
@@ -120,7 +120,7 @@ def _close(answer: float | None, right: float) -> bool:
 
 
 def _open_file(path: pathlib.Path) -> Source:
-    return sources.JsonlSource(path, _FIELDS, verify=gold)
+    return files.open_table(path, _FIELDS, verify=gold)
 
 
 def _tfds_split(split: Split, data_dir: str | os.PathLike[str] | None) -> Source:

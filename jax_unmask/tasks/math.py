@@ -8,14 +8,11 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from jax_unmask.tasks import prompts, sources
+from jax_unmask.tasks import files, prompts, sources
 from jax_unmask.tasks.base import Example, Source, Split
-from jax_unmask.tasks.checkers import answers, latex, published
+from jax_unmask.tasks.checkers import answers, latex, published, symbolic
 
-# Whether a right answer (first) and a given one are the same expression.
-Equivalence = Callable[[str, str], bool]
-
-EQUIVALENCES: dict[str, Equivalence] = {"string": latex.is_equiv}
+EQUIVALENCES = ("string", "symbolic")
 
 
 class Math:
@@ -31,8 +28,8 @@ class Math:
         test_file: name of the test file in that directory without suffix, such as "math500".
         prompt_style: "training" asks for reasoning and answer tags and a box; "evaluation" shows
             the box in the format, and opens the response with `<reasoning>`.
-        equivalence: how answers are compared, a name in `EQUIVALENCES`. "string" compares normal
-            forms.
+        equivalence: how answers are compared: "string" compares normal forms; "symbolic" values
+            as well, by math-verify in worker processes.
         reference_compat: score as the published code does, faults included: a response without a
             box is an answer as a whole, and two missing answers are the same.
 
@@ -54,12 +51,12 @@ class Math:
         prompts.check_style(prompt_style)
         if equivalence not in EQUIVALENCES:
             raise ValueError(
-                f"equivalence={equivalence!r} is unknown; choose one of {sorted(EQUIVALENCES)}"
+                f"equivalence={equivalence!r} is unknown; choose one of {list(EQUIVALENCES)}"
             )
         self._path = path
         self._test_file = test_file
         self._style = prompt_style
-        self._equivalent = EQUIVALENCES[equivalence]
+        self._symbolic = equivalence == "symbolic" and not reference_compat
         self._reference_compat = reference_compat
 
     def source(self, split: Split, *, seed: int = 0) -> Source:
@@ -81,10 +78,7 @@ class Math:
 
     def check(self, example: Example, response: str) -> float:
         """1 if the response's final expression is the right answer, else 0."""
-        if self._reference_compat:
-            return float(self._check_as_published(example, response))
-        answer = answers.final_expression(response)
-        return float(answer is not None and self._equivalent(gold(example), answer))
+        return self.check_batch([example], [response])[0]
 
     def _check_as_published(self, example: Example, response: str) -> bool:
         if self._style == "evaluation":
@@ -97,10 +91,22 @@ class Math:
 
     def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
         """`check` of each response."""
-        return [
-            self.check(example, response)
-            for example, response in zip(examples, responses, strict=True)
-        ]
+        return self.start_checks(examples, responses)()
+
+    def start_checks(
+        self, examples: Sequence[Example], responses: Sequence[str]
+    ) -> Callable[[], list[float]]:
+        """Begins `check_batch`; symbolic comparisons run in worker processes meanwhile."""
+        pairs = list(zip(examples, responses, strict=True))
+        if self._reference_compat:
+            scores = [float(self._check_as_published(*pair)) for pair in pairs]
+            return lambda: scores
+        compared = [(gold(example), answers.final_expression(text)) for example, text in pairs]
+        if self._symbolic:
+            results = symbolic.start(compared)
+            return lambda: [float(same) for same in results()]
+        scores = [float(latex.is_equiv(*each)) for each in compared]
+        return lambda: scores
 
 
 def gold(example: Example) -> str:
@@ -134,7 +140,7 @@ def _verify(example: Example) -> None:
 
 
 def _open_all(path: pathlib.Path) -> Source:
-    return sources.JsonlSource(path, ("problem", "solution"), verify=_verify)
+    return files.open_table(path, ("problem", "solution"), verify=_verify)
 
 
 def _open_answered(path: pathlib.Path) -> Source:

@@ -13,7 +13,7 @@ PromptStyle = Literal["training", "evaluation"]
 Messages = list[dict[str, str]]
 
 # From d1 (arXiv 2504.12216); the line ends at both ends are part of it.
-_TRAINING_FORMAT = """
+TRAINING_FORMAT = """
 Respond in the following format:
 <reasoning>
 ...
@@ -47,14 +47,14 @@ def check_style(style: str) -> None:
 def gsm8k_messages(question: str, style: PromptStyle) -> Messages:
     """GSM8K's messages in training or in evaluation."""
     if style == "training":
-        return _user(f"{_TRAINING_FORMAT}\n\n{question}")
+        return _user(f"{TRAINING_FORMAT}\n\n{question}")
     return _opened(_user(f"{_EVALUATION_FORMAT}\n\n{question}"))
 
 
 def math_messages(problem: str, style: PromptStyle) -> Messages:
     """MATH's messages in training or in evaluation."""
     if style == "training":
-        return _user(f"{_TRAINING_FORMAT}\n\n{_EXPERT} \n\n{problem}")
+        return _user(f"{TRAINING_FORMAT}\n\n{_EXPERT} \n\n{problem}")
     return _opened(_user(f"{_MATH_EVALUATION_FORMAT}\n\n{problem}"))
 
 

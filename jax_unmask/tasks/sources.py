@@ -90,12 +90,17 @@ def _parse_line(line: str, fields: Sequence[str]) -> Example:
         raise ValueError(f"malformed JSON ({error}): {line[:80]!r}") from error
     if not isinstance(example, dict):
         raise ValueError(f"expected a JSON object, found {type(example).__name__}: {line[:80]!r}")
+    check_fields(example, fields)
+    return example
+
+
+def check_fields(example: Example, fields: Sequence[str]) -> None:
+    """Raises ValueError unless an example has all fields, as text."""
     for field in fields:
         if field not in example:
             raise ValueError(f"field {field!r} is missing; found {sorted(example)}")
         if not isinstance(example[field], str):
             raise ValueError(f"field {field!r} must be text, found {example[field]!r}")
-    return example
 
 
 class TfdsSource:
@@ -295,9 +300,10 @@ def local_split(
     """A split of local JSON Lines files.
 
     Args:
-        path: a directory with `train.jsonl` and `test.jsonl`, plain or gzipped, or a single file.
-            A single file serves as test set if its name starts with "test" and as training set
-            (from which the validation set is held out) otherwise.
+        path: a directory with `train.jsonl` and `test.jsonl`, plain or gzipped, or as `.parquet`;
+            `hub:OWNER/NAME` for such a data set on the Hugging Face hub; or a single file. A single
+            file serves as test set if its name starts with "test" and as training set (from which
+            the validation set is held out) otherwise.
         split: the split.
         open_file: makes a source of a file.
         test_stem: name of the test file in a directory, without its suffix.
@@ -307,9 +313,11 @@ def local_split(
         ValueError: if the single file does not serve the split.
     """
     check_split(split)
-    path = pathlib.Path(path).expanduser()
+    from jax_unmask.tasks import files  # It builds on this module.
+
+    path = files.local(path)
     if path.is_dir():
-        file = find_jsonl(path, test_stem if split == "test" else "train")
+        file = files.find(path, test_stem if split == "test" else "train")
     elif path.is_file():
         file = path
         is_test = file.name.startswith(("test", test_stem))

@@ -10,13 +10,18 @@ SETTINGS = {
     "gsm8k": {"path": SAMPLES / "gsm8k"},
     "math": {"path": SAMPLES / "math"},
     "mixture": {"tasks": MIXED},
+    **{name: {"path": SAMPLES / name} for name in ("humaneval", "kodcode", "leetcode", "mbpp")},
+    **{name: {"path": SAMPLES / "competitions"} for name in ("aime24", "aime25", "amc23")},
+    "math500": {"path": SAMPLES / "competitions"},
+    "sudoku_puzzles": {"path": SAMPLES / "sudoku"},
 }
+TEST_ONLY = ("aime24", "aime25", "amc23", "humaneval", "math500", "sudoku_puzzles")
 
 
 @pytest.mark.parametrize("name", tasks.names())
 def test_every_task_serves_every_split_and_knows_a_right_response(name):
     task = tasks.create(name, **SETTINGS.get(name, {}))
-    for split in ("train", "validation", "test"):
+    for split in ("test",) if name in TEST_ONLY else ("train", "validation", "test"):
         source = task.source(split, seed=1)
         for example in (source[0], source[1 % len(source)]):
             assert task.prompt(example)
@@ -26,7 +31,14 @@ def test_every_task_serves_every_split_and_knows_a_right_response(name):
 
 
 def test_names_are_sorted_and_complete():
-    assert tasks.names() == ["arithmetic", "gsm8k", "math", "mixture", "sudoku"]
+    assert tasks.names() == sorted(tasks.names())
+    assert {"math500", "mbpp", "mixture", "sudoku"} <= set(tasks.names())
+
+
+@pytest.mark.parametrize("name", TEST_ONLY)
+def test_a_test_set_has_no_other_split(name):
+    with pytest.raises(ValueError, match=rf"split='train': task '{name}' is a test set"):
+        tasks.create(name, **SETTINGS[name]).source("train")
 
 
 def test_an_unknown_name_gets_the_closest_one():

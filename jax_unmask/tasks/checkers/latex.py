@@ -39,6 +39,10 @@ def _drop_name(text: str) -> str:
     return sides[1] if len(sides) == 2 and len(sides[0]) <= 2 else text
 
 
+def _has_named_side(text: str) -> bool:
+    return any(character.isalpha() for character in text.partition("=")[0])
+
+
 def _brace_roots(text: str) -> str:
     r"""Writes `\sqrt3` as `\sqrt{3}`."""
     head, *rest = text.split("\\sqrt")
@@ -107,6 +111,8 @@ def normalise(text: str, *, reference_compat: bool = False) -> str:
         ValueError: with `reference_compat`, if a rule does not apply.
     """
     for rule in _RULES:
+        if rule is _drop_name and not reference_compat and not _has_named_side(text):
+            continue  # `5=7` does not state that something is 7.
         try:
             text = rule(text)
         except ValueError:

@@ -27,6 +27,7 @@ class Stack:
     def __add__(self, other): return Stack(self.items + other.items)
 Point = collections.namedtuple('Point', 'x y')
 def same(x): return x
+def shout(x): print(x, end='!\\n')
 def point(): return Point(1, 2)
 def sort(items, table=None):
     items.sort()
@@ -44,7 +45,7 @@ WORKS = {
 import datetime, decimal, fractions
 for value in (None, True, 1, -2**70, 1.5, float('inf'), 2j, 'a\\ud800', b'x', (1, [2]), {1: {'a'}},
               {(1, 2): 3}, frozenset('ab'), range(3), fractions.Fraction(1, 3), ...,
-              decimal.Decimal('1.10'), datetime.date(2020, 1, 2), 10 ** 5000):
+              int, [str, list], decimal.Decimal('1.10'), datetime.date(2020, 1, 2), 10 ** 5000):
     assert same(value) == value and type(same(value)) is type(value), value
 """,
     "subclasses of data are data": "assert point() == (1, 2) and counts('aa')['a'] == 2",
@@ -76,6 +77,13 @@ class Node:
     def __init__(self, value, left=None, right=None):
         self.value, self.left, self.right = value, left, right
 assert walk(Node(2, Node(1), Node(3))) == [1, 2, 3]
+""",
+    "printed output": """
+import contextlib, io
+text = io.StringIO()
+with contextlib.redirect_stdout(text):
+    shout('a')
+assert text.getvalue() == 'a!\\n'
 """,
     "generators": "assert list(numbers()) == [0, 1, 2] and next(numbers()) == 0",
     "modules": "assert math.sqrt(4) == 2",

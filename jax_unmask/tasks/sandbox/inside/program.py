@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import io
 import sys
 import types
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 from .rpc import Endpoint
 
 NAME = "solution"
+_MAX_OUTPUT = 2**20
 
 
 def serve(descriptor: int, source: str) -> None:
@@ -23,6 +25,9 @@ def serve(descriptor: int, source: str) -> None:
     # Dataclasses and others look their module up.
     sys.modules[NAME] = module
     endpoint = Endpoint(descriptor, open_names=True)
+    output = _Output()
+    sys.stdout = output
+    endpoint.take_printed = output.take
 
     def load() -> None:
         exec(compile(source, f"<{NAME}>", "exec", dont_inherit=True), module.__dict__)
@@ -35,6 +40,26 @@ def serve(descriptor: int, source: str) -> None:
         }
 
     endpoint.serve(load=load, names=names)
+
+
+class _Output(io.TextIOBase):
+    """Standard output that goes back to the judge with each answer; what is too much is dropped."""
+
+    def __init__(self) -> None:
+        self._parts: list[str] = []
+        self._room = _MAX_OUTPUT
+
+    def write(self, text: str) -> int:
+        part = str(text)[: self._room]
+        self._room -= len(part)
+        if part:
+            self._parts.append(part)
+        return len(text)
+
+    def take(self) -> str:
+        """What was written since the last call."""
+        parts, self._parts[:] = list(self._parts), []
+        return "".join(parts)
 
 
 def _describe(endpoint: Endpoint, value: Any) -> list[Any]:

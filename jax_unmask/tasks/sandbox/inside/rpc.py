@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import builtins
 import functools
+import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
@@ -109,6 +110,8 @@ class Endpoint:
 
     def __init__(self, descriptor: int, *, open_names: bool) -> None:
         self.exceptions: dict[str, type[BaseException]] = {}
+        # What this side has printed since it was last asked.
+        self.take_printed: Callable[[], str] = str
         self._descriptor = descriptor
         self._open_names = open_names
         self._objects: list[Any] = []
@@ -152,7 +155,9 @@ class Endpoint:
         """Calls an object of the other side; lists, dicts and sets take the changes it makes."""
         forms = [self.encode(arg) for arg in args]
         named = {name: self.encode(value) for name, value in kwargs.items()}
-        result, changed = self.ask_form("call", number, forms, named)
+        result, changed, printed = self.ask_form("call", number, forms, named)
+        if printed:
+            sys.stdout.write(str(printed))
         for position, form in changed:
             _replace_content(args[position], self.decode(form))
         return self.decode(result)
@@ -233,7 +238,7 @@ class Endpoint:
                 after = self.encode(arg)
                 if after != form:
                     changed.append([position, after])
-        return [result, changed]
+        return [result, changed, self.take_printed()]
 
     def _do_special(self, number: Any, name: str, forms: list[Any]) -> Any:
         if name not in _PERMITTED_SPECIAL:

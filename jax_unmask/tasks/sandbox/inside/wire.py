@@ -6,6 +6,7 @@ the receiver compares plain data, or refers to the sender's object by a number.
 
 from __future__ import annotations
 
+import builtins
 import collections
 import datetime
 import decimal
@@ -95,6 +96,10 @@ def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
             return [scalar.__name__, to_text(value)]
     if value is Ellipsis or value is NotImplemented:
         return ["constant", repr(value)]
+    if isinstance(value, type):
+        name = str(value.__name__)
+        if getattr(builtins, name, None) is value:
+            return ["type", name]
     if type(value) is range:
         return ["range", [encode(each, refer) for each in (value.start, value.stop, value.step)]]
     return ["object", refer(value)]
@@ -120,6 +125,7 @@ _MAKE: dict[str, Callable[[Any], Any]] = {
     "int": lambda text: int(text, 16),
     "bytes": bytes.fromhex,
     "bytearray": bytearray.fromhex,
+    "type": {n: kind for n, kind in vars(builtins).items() if isinstance(kind, type)}.__getitem__,
     "constant": {"Ellipsis": Ellipsis, "NotImplemented": NotImplemented}.__getitem__,
     **{kind.__name__: from_text for kind, _, from_text in _SCALARS},
 }

@@ -1,0 +1,66 @@
+"""A worker process that compares answers with `math-verify` (run with `python -m`)."""
+
+from __future__ import annotations
+
+import logging
+import re
+import resource
+from typing import Any
+
+from jax_unmask.tasks.sandbox.inside import wire
+
+_SECONDS = 2
+_MEMORY_BYTES = 2 * 2**30
+# Decimals count as the number they state, not as one that they could be rounded from.
+_ROUNDING = 12
+_PRECISION = 20
+_RELATION = re.compile(r"[<>≤≥≠≈]|\\(?:le|ge|ne|leq|geq|neq|lt|gt|approx|sim)(?![a-zA-Z])")
+_LETTER = re.compile(r"[A-Za-z]")
+_TUPLE = re.compile(r"^(?:\\left)?([(\[]).*,.*(?:\\right)?([)\]])$", re.DOTALL)
+
+
+def main() -> None:
+    """Answers frames {"right", "given"} on descriptor 0 with {"same"} on descriptor 1."""
+    # math-verify keeps its time limits with alarms, which needs the main thread: this one.
+    from math_verify import LatexExtractionConfig, parse, verify
+
+    # It reports every answer that it cannot read; most of those are simply wrong.
+    logging.disable(logging.CRITICAL)
+    resource.setrlimit(resource.RLIMIT_AS, (_MEMORY_BYTES, _MEMORY_BYTES))
+
+    def read(text: str) -> Any:
+        config = [LatexExtractionConfig(boxed_match_priority=0)]
+        return parse(f"\\boxed{{{text}}}", config, parsing_timeout=_SECONDS)
+
+    def same(right: str, given: str) -> bool:
+        if bool(_TUPLE.match(right.strip())) != bool(_TUPLE.match(given.strip())):
+            return False  # Points and intervals are not lists of numbers.
+        if _RELATION.search(given) and not _RELATION.search(right):
+            return False  # `> 5` is not 5.
+        if "=" in given and "=" not in right and not _LETTER.search(given.partition("=")[0]):
+            return False  # `5 = 7` does not state that something is 7.
+        return bool(
+            verify(
+                read(right),
+                read(given),
+                float_rounding=_ROUNDING,
+                numeric_precision=_PRECISION,
+                timeout_seconds=_SECONDS,
+            )
+        )
+
+    wire.send(1, {"ready": True})
+    while True:
+        try:
+            pair = wire.receive(0)
+        except wire.Broken:
+            return
+        try:
+            answer = same(pair["right"], pair["given"])
+        except (ArithmeticError, RecursionError, MemoryError, TypeError, ValueError):
+            answer = False  # What algebra chokes on is no right answer.
+        wire.send(1, {"same": answer})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,251 @@
+"""Countdown: make a target from given numbers, each used once, with + - * and /."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Literal, get_args
+
+import numpy as np
+
+from jax_unmask.tasks import files, prompts, sources
+from jax_unmask.tasks.base import Example, Source, Split
+from jax_unmask.tasks.checkers import answers, expressions
+from jax_unmask.tasks.generated import GeneratedSource
+
+Style = Literal["equations", "chat"]
+
+_LARGEST = 99
+_REQUEST = """{format}
+Using only the numbers {numbers}, create an arithmetic expression that evaluates to exactly \
+{target}. You must use all numbers from the list, and each number must be used exactly once. You \
+may use the operations +, -, *, and / as needed. After reasoning, provide only your final \
+expression inside <answer></answer> tags without including an equals sign or the target number. \
+For example, if the numbers are [2, 3, 4] and the target is 5, a valid answer is: <answer>
+2*4-3
+</answer>"""
+_STEP = re.compile(r"(\d+)([+\-*/])(\d+)=(\d+)", re.ASCII)
+_ONLY_ARITHMETIC = re.compile(r"^[\d+\-*/().\s]+$")
+
+
+class Countdown:
+    """Countdown with 3, 4 or 5 numbers (`name = "countdown"`).
+
+    Problems are generated; with a path, the test split is a public file: lines of `input` and
+    `output`, where the input is "30,100,93" with the target as output (d1), or "15,44,79,50" with
+    the target last and a solution "44-15=29,79-29=50" as output (Dream).
+
+    Args:
+        path: test file, or a directory with `cd3_test.jsonl`, `cd4_test.jsonl`, ...
+        numbers: how many numbers a problem has.
+        style: "equations": prompt `15,44,79:50=`, response `44-15=29,79-29=50`, a closed
+            vocabulary for small denoisers. "chat": d1's prompt, and an expression as answer.
+        reference_compat: with style "chat", d1's published reward: 1 for a right expression, 0.1
+            for any other answer within tags, 0 without one.
+
+    Raises:
+        ValueError: for another number of numbers or style.
+    """
+
+    name = "countdown"
+    vocabulary = (*"0123456789", ",", "=", ":", "+", "-", "*", "/")
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str] | None = None,
+        *,
+        numbers: int = 3,
+        style: Style = "equations",
+        reference_compat: bool = False,
+    ) -> None:
+        if numbers not in (3, 4, 5):
+            raise ValueError(f"numbers={numbers} must be 3, 4 or 5")
+        if style not in get_args(Style):
+            raise ValueError(f"style={style!r} is unknown; choose one of {get_args(Style)}")
+        if reference_compat and style != "chat":
+            raise ValueError(f"reference_compat=True needs style='chat', not {style!r}")
+        self._path = path
+        self._count = numbers
+        self._style = style
+        self._reference_compat = reference_compat
+
+    def source(self, split: Split, *, seed: int = 0) -> Source:
+        """An endless stream of problems; no prompt occurs in two splits."""
+        sources.check_split(split)
+        if self._path is None or split != "test":
+            return GeneratedSource(self._draw, split, seed)
+        file = files.test_file(self._path, f"cd{self._count}_test")
+        return _Parsed(files.open_table(file, ("input", "output"), verify=self._verify))
+
+    def prompt(self, example: Example) -> str | prompts.Messages:
+        """The problem, as text or as d1's message."""
+        if self._style == "equations":
+            return example["prompt"]
+        request = _REQUEST.format(format=prompts.TRAINING_FORMAT, **example)
+        return [{"role": "user", "content": request}]
+
+    def target(self, example: Example) -> str:
+        """A right response."""
+        steps = example["steps"] or ",".join(_solve(example["numbers"], example["target"]) or ())
+        if self._style == "equations":
+            return steps
+        expression = _as_expression(steps)
+        return prompts.worked_response(steps.replace(",", "\n"), expression, "training")
+
+    def check(self, example: Example, response: str) -> float:
+        """1 if the response makes the target from the numbers, each used once, else 0."""
+        numbers, target = example["numbers"], example["target"]
+        if self._style == "equations":
+            return float(_steps_are_right(response.strip(), numbers, target))
+        if self._reference_compat:
+            return _published_reward(response, numbers, target)
+        return float(_expression_is_right(response, numbers, target))
+
+    def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
+        """`check` of each response."""
+        return [self.check(e, r) for e, r in zip(examples, responses, strict=True)]
+
+    def _draw(self, generator: np.random.Generator) -> Example:
+        while True:
+            numbers = [int(n) for n in generator.integers(1, _LARGEST + 1, self._count)]
+            values, steps = list(numbers), []
+            while len(values) > 1:
+                first, second = generator.permutation(len(values))[:2].tolist()
+                a, b = values[first], values[second]
+                sign = "+-*/"[generator.integers(4)]
+                result = _apply(a, sign, b)
+                if result is None:
+                    break
+                steps.append(f"{a}{sign}{b}={result}")
+                rest = [v for k, v in enumerate(values) if k not in (first, second)]
+                values = [*rest, result]
+            if len(values) == 1 and 1 <= values[0] <= _LARGEST + 1:
+                return _example(numbers, values[0], ",".join(steps))
+
+    def _verify(self, example: Example) -> None:
+        found = _parse(example)
+        if len(found["numbers"]) != self._count:
+            raise ValueError(
+                f"field 'input' must hold {self._count} numbers, found {example['input']!r}"
+            )
+
+
+class _Parsed:
+    """Problems of a public file in this task's own form."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> Example:
+        return _parse(self._source[index])
+
+
+def _parse(example: Example) -> Example:
+    try:
+        numbers = [int(number) for number in example["input"].split(",")]
+        if "=" in example["output"]:
+            *numbers, target = numbers
+            return _example(numbers, target, example["output"])
+        return _example(numbers, int(example["output"]), "")
+    except ValueError as error:
+        raise ValueError(
+            "fields 'input' and 'output' must be like '30,100,93' and '23', or '15,44,79,50' and "
+            f"'44-15=29,79-29=50'; found {example['input']!r} and {example['output']!r}"
+        ) from error
+
+
+def _example(numbers: list[int], target: int, steps: str) -> Example:
+    prompt = f"{','.join(map(str, numbers))}:{target}="
+    return {"prompt": prompt, "numbers": numbers, "target": target, "steps": steps}
+
+
+def _apply(a: int, sign: str, b: int) -> int | None:
+    """Result of a step, or None where it is no whole number from 0 to 99,999."""
+    if sign == "/":
+        return a // b if b and a % b == 0 else None
+    result = a + b if sign == "+" else a - b if sign == "-" else a * b
+    return result if 0 <= result < 100_000 else None
+
+
+def _solve(numbers: Sequence[int], target: int) -> list[str] | None:
+    """Steps that make the target in whole numbers, or None."""
+    if len(numbers) == 1:
+        return [] if numbers[0] == target else None
+    for i, a in enumerate(numbers):
+        for j, b in enumerate(numbers):
+            if i != j:
+                rest = [value for k, value in enumerate(numbers) if k not in (i, j)]
+                for sign in "+-*/":
+                    result = _apply(a, sign, b)
+                    if result is not None:
+                        steps = _solve([*rest, result], target)
+                        if steps is not None:
+                            return [f"{a}{sign}{b}={result}", *steps]
+    return None
+
+
+def _as_expression(steps: str) -> str:
+    """One expression for a chain of steps; each result stands for the step that made it."""
+    made: list[tuple[str, str]] = []
+    for step in steps.split(","):
+        match = _STEP.fullmatch(step)
+        if match is None:
+            raise ValueError(f"not a step: {step!r}")
+        a, sign, b, result = match.groups()
+        made.append((result, f"({_take(made, a)}{sign}{_take(made, b)})"))
+    return made[-1][1].removeprefix("(").removesuffix(")")
+
+
+def _take(made: list[tuple[str, str]], number: str) -> str:
+    for k, (result, text) in enumerate(made):
+        if result == number:
+            del made[k]
+            return text
+    return number
+
+
+def _steps_are_right(response: str, numbers: Sequence[int], target: int) -> bool:
+    available = Counter(numbers)
+    result = None
+    for step in response.split(","):
+        match = _STEP.fullmatch(step)
+        if match is None or len(step) > 64:
+            return False
+        a, b, result = int(match[1]), int(match[3]), int(match[4])
+        available.subtract((a, b))
+        if min(available.values()) < 0 or expressions.evaluate(step.partition("=")[0]) != result:
+            return False
+        available[result] += 1
+    return result == target and +available == Counter([target])
+
+
+def _expression_is_right(response: str, numbers: Sequence[int], target: int) -> bool:
+    found = [box for box in answers.boxes(response) if box.strip()]
+    answer = found[-1] if found else answers.tagged(response)
+    if answer is None:
+        return False
+    expression, equals, claimed = expressions.plain(answer).partition("=")
+    if equals and expressions.evaluate(claimed) != target:
+        return False
+    if expressions.integers(expression) != sorted(numbers):
+        return False
+    return expressions.evaluate(expression) == Fraction(target)
+
+
+def _published_reward(response: str, numbers: Sequence[int], target: int) -> float:
+    matches = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
+    if not matches:
+        return 0.0
+    equation = matches[-1].strip()
+    if sorted(int(n) for n in re.findall(r"\d+", equation)) != sorted(numbers):
+        return 0.1
+    value = None
+    if _ONLY_ARITHMETIC.match(equation):
+        value = expressions.evaluate_as_python(equation)
+    return 1.0 if value is not None and abs(value - target) < 1e-5 else 0.1

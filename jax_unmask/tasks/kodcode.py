@@ -1,0 +1,74 @@
+"""KodCode: synthetic problems with tests in pytest's manner (Xu et al., arXiv 2503.02951)."""
+
+from __future__ import annotations
+
+import ast
+
+from jax_unmask.tasks import code, prompts, sandbox
+from jax_unmask.tasks.base import Example
+
+_QUESTION = (
+    "You are an expert Python programmer, and here is your task:\n\n{question}\n\n"
+    "Implement the function exactly as specified below."
+)
+_OPENED = "Here is the completed function:\n\n" + code.OPEN_FENCE
+
+
+class KodCode(code.CodeTask):
+    """Problems in KodCode's format: `question`, `solution`, `test` (or `test_code`), `test_info`.
+
+    The prompt is the published one. Where `test_info` states the function's declaration, it opens
+    the response, which is then the function's body and whatever else it needs.
+    """
+
+    name = "kodcode"
+    fields = ("question", "solution")
+
+    def verify(self, example: Example) -> None:
+        """Refuses examples without tests."""
+        if not isinstance(example.get("test", example.get("test_code")), str):
+            raise ValueError("field 'test' (or 'test_code') must be text")
+
+    def prompt(self, example: Example) -> prompts.Messages:
+        """The published prompt, with the response opened."""
+        return [
+            {"role": "user", "content": _QUESTION.format(question=example["question"])},
+            {"role": "assistant", "content": _OPENED + _declaration(example)},
+        ]
+
+    def target(self, example: Example) -> str:
+        """The solution's function without its head, what it needs, and the closing fence."""
+        return f"{_after_declaration(example)}\n{code.FENCE}"
+
+    def job(self, example: Example, response: str) -> sandbox.Job:
+        """The response after the declaration, and the problem's test functions."""
+        return sandbox.Job(
+            program=_declaration(example) + code.opened_code(response),
+            tests=(example.get("test", example.get("test_code")),),
+            functions=True,
+        )
+
+
+def _info(example: Example) -> dict[str, str] | None:
+    info = example.get("test_info")
+    return info[0] if info else None
+
+
+def _declaration(example: Example) -> str:
+    info = _info(example)
+    return info["function_declaration"] + "\n" if info else ""
+
+
+def _after_declaration(example: Example) -> str:
+    """The solution such that it continues the declaration: body first, then all else."""
+    info, source = _info(example), example["solution"]
+    if info is None:
+        return source
+    lines = source.splitlines()
+    for node in ast.parse(source).body:
+        if isinstance(node, ast.FunctionDef) and node.name == info["function_name"]:
+            body = lines[node.body[0].lineno - 1 : node.end_lineno]
+            first = min([node.lineno, *(each.lineno for each in node.decorator_list)])
+            others = [*lines[: first - 1], *lines[node.end_lineno :]]
+            return "\n".join([*body, "", *others]).rstrip()
+    return f"    pass\n\n{source}"

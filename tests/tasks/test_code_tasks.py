@@ -1,0 +1,119 @@
+import pathlib
+
+import pytest
+
+from jax_unmask.tasks import code
+from jax_unmask.tasks.humaneval import HumanEval
+from jax_unmask.tasks.kodcode import KodCode
+from jax_unmask.tasks.mbpp import Mbpp
+
+SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples"
+FENCE = "```"
+
+
+def test_humaneval_prompt_opens_the_function():
+    task = HumanEval(SAMPLES / "humaneval")
+    example = task.source("test")[1]
+    user, opened = task.prompt(example)
+    assert user["content"] == (
+        "Write a solution to the following problem and make sure that it passes the tests:\n"
+        f"```python\n{example['prompt']}\n```\n"
+    )
+    head = f"Here is the completed function:\n```python\n{example['prompt']}\n"
+    assert opened == {"role": "assistant", "content": head}
+
+
+def test_mbpp_prompt_has_three_shots():
+    task = Mbpp(SAMPLES / "mbpp")
+    example = task.source("test")[0]
+    user, opened = task.prompt(example)
+    shots = user["content"].split("\n\n")
+    assert len(shots) == 4
+    assert shots[0] == (
+        "You are an expert Python programmer, and here is your task:\nWrite a function to twice a "
+        "number.\nYour code should pass these tests:\nassert twice(2) == 4\nassert twice(-2) == -4"
+        "\nassert isinstance(twice(1), int)\n```python\ndef twice(x):\n\treturn 2 * x\n```"
+    )
+    assert shots[3].endswith("assert isinstance(twice(1), int)")
+    assert opened["content"] == "\n```python\n"
+
+
+def test_mbpp_splits_are_by_task_id():
+    task = Mbpp(SAMPLES / "mbpp")
+    for split, ids in {"test": [11, 12], "validation": [511, 512], "train": [601, 602]}.items():
+        source = task.source(split)
+        assert [source[k]["task_id"] for k in range(len(source))] == ids
+
+
+def test_kodcode_prompt_opens_the_declaration():
+    task = KodCode(SAMPLES / "kodcode")
+    source = task.source("test")
+    user, opened = task.prompt(source[0])
+    assert user["content"] == (
+        "You are an expert Python programmer, and here is your task:\n\nWrite a function that adds "
+        "0.\n\nImplement the function exactly as specified below."
+    )
+    head = "Here is the completed function:\n\n```python\n"
+    assert opened["content"] == head + "def add(x):\n"
+    assert task.prompt(source[1])[1]["content"] == head
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ("    return max(words, key=len)\n```\nThis is right.", 1),
+        ("    return max(words, key=len)", 1),
+        ("    return words[0]\n```", 0),
+        ("    return max(words, key=len", 0),
+        ("```", 0),
+        ("", 0),
+        ("    raise SystemExit(0)", 0),
+        ("    pass\n\ndef check(f): pass\n", 0),
+        ("Sure! Here it is.", 0),
+    ],
+)
+def test_responses_to_humaneval(response, score):
+    task = HumanEval(SAMPLES / "humaneval")
+    assert task.check(task.source("test")[1], response) == score
+
+
+def test_scores_of_a_batch_keep_their_places():
+    task = HumanEval(SAMPLES / "humaneval")
+    source = task.source("test")
+    examples = [source[0], source[1], source[1], source[0]]
+    right = [task.target(example) for example in examples]
+    finish = task.start_checks(examples, [right[0], right[0], right[2], "    pass"])
+    assert finish() == [1.0, 0.0, 1.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("response", "found"),
+    [
+        ("x = 1", "x = 1"),
+        (f"Here:\n{FENCE}python\nx = 1\n{FENCE}\nDone.", "x = 1\n"),
+        (f"{FENCE}\nx = 1\n{FENCE}", "x = 1\n"),
+        (f"{FENCE}python\nx = 1\n{FENCE} or {FENCE}python\nx = 2\n{FENCE}", "x = 2\n"),
+        (f"Here:\n{FENCE}python\nx = 1", "x = 1"),
+        ("", ""),
+    ],
+)
+def test_code_within_fences(response, found):
+    assert code.fenced_code(response) == found
+
+
+def test_bad_files(tmp_path):
+    file = tmp_path / "mbpp.jsonl"
+    for line, message in (
+        ('{"code": "x"}', "field 'text'"),
+        ('{"code": "x", "text": "y", "task_id": "1"}', "field 'task_id' must be a number"),
+        ('{"code": "x", "text": "y", "task_id": 1, "test_list": []}', "field 'test_list' must be"),
+        ('{"text": "y"}', "field 'code' is missing"),
+    ):
+        file.write_text(line)
+        with pytest.raises(ValueError, match=f"line 1: {message}"):
+            Mbpp(file).source("test")
+    file.write_text('{"question": "x", "solution": "y"}')
+    with pytest.raises(ValueError, match=r"field 'test' .* must be text"):
+        KodCode(file).source("train")
+    with pytest.raises(FileNotFoundError, match=r"holds neither HumanEval.jsonl"):
+        HumanEval(tmp_path).source("test")
