@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,7 +17,7 @@ from jax_unmask.denoisers import Denoiser, Params, Tokenizer
 from jax_unmask.policies.base import Policy
 from jax_unmask.report.frontier import standard_error
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
-from jax_unmask.tasks.base import Example, Task
+from jax_unmask.tasks.base import Example, Task, start_checks
 
 MOST_ROWS = 4096
 """Problems per rollout at most, by default: bounds memory, which grows with them (some kB each)."""
@@ -144,9 +144,9 @@ def measure(
         trajectory = rollout(*arguments(start))
         return trajectory.tokens, trajectory.nfe, trajectory.forwards
 
-    def check(start: int, tokens: np.ndarray) -> tuple[list[str], list[float]]:
+    def check(start: int, tokens: np.ndarray) -> tuple[list[str], Callable[[], list[float]]]:
         responses = tokenizer.decode_batch(tokens)
-        return responses, task.check_batch(examples[start : start + len(tokens)], responses)
+        return responses, start_checks(task, examples[start : start + len(tokens)], responses)
 
     began = time.perf_counter()
     # The call below finds this program in JAX's cache; so do later calls with other settings.
@@ -169,7 +169,8 @@ def measure(
             forwards += int(executed)
             checks.append(checker.submit(check, start, tokens[:real]))
         seconds = time.perf_counter() - began
-        checked = [future.result() for future in checks]
+        started = [future.result() for future in checks]
+    checked = [(responses, scores()) for responses, scores in started]
     canvas = np.concatenate(canvases)
     return Measurement(
         correct=np.array([score for _, scores in checked for score in scores], np.float32),

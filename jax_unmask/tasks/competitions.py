@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Sequence
 
 from jax_unmask.tasks import prompts
 from jax_unmask.tasks.base import Example
@@ -41,8 +42,6 @@ class Competition(FileTask):
             equivalence=equivalence,
             reference_compat=reference_compat,
         )
-        self.start_checks = self._math.start_checks
-        self.check_batch = self._math.check_batch
 
     def verify(self, example: Example) -> None:
         """Puts the fields into `math`'s form; refuses examples without a problem or an answer."""
@@ -69,6 +68,16 @@ class Competition(FileTask):
     def check(self, example: Example, response: str) -> float:
         """The score of task `math`."""
         return self._math.check(example, response)
+
+    def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
+        """The scores of task `math`."""
+        return self._math.check_batch(examples, responses)
+
+    def start_checks(
+        self, examples: Sequence[Example], responses: Sequence[str]
+    ) -> Callable[[], list[float]]:
+        """Begins the checks of task `math`."""
+        return self._math.start_checks(examples, responses)
 
 
 class Math500(Competition):

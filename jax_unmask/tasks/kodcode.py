@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from typing import Any
 
 from jax_unmask.tasks import code, prompts, sandbox
 from jax_unmask.tasks.base import Example
@@ -26,7 +27,7 @@ class KodCode(code.CodeTask):
 
     def verify(self, example: Example) -> None:
         """Refuses examples without tests."""
-        if not isinstance(example.get("test", example.get("test_code")), str):
+        if not isinstance(_tests(example), str):
             raise ValueError("field 'test' (or 'test_code') must be text")
 
     def prompt(self, example: Example) -> prompts.Messages:
@@ -44,9 +45,13 @@ class KodCode(code.CodeTask):
         """The response after the declaration, and the problem's test functions."""
         return sandbox.Job(
             program=_declaration(example) + code.opened_code(response),
-            tests=(example.get("test", example.get("test_code")),),
+            tests=(_tests(example),),
             functions=True,
         )
+
+
+def _tests(example: Example) -> Any:
+    return example.get("test", example.get("test_code"))
 
 
 def _info(example: Example) -> dict[str, str] | None:

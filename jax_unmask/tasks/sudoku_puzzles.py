@@ -75,7 +75,7 @@ class SudokuPuzzles(FileTask):
             raise ValueError(f"style={style!r} is unknown; choose one of {get_args(Style)}")
         if reference_compat and style != "chat":
             raise ValueError(f"reference_compat=True needs style='chat', not {style!r}")
-        self._style = style
+        self._form = style
         self._reference_compat = reference_compat
         self._rules = Sudoku()
 
@@ -90,14 +90,14 @@ class SudokuPuzzles(FileTask):
     def prompt(self, example: Example) -> str | prompts.Messages:
         """The puzzle, as text or as d1's message."""
         puzzle = _fields(example)[0]
-        if self._style == "plain":
+        if self._form == "plain":
             return _plain(puzzle)
         return [{"role": "user", "content": _REQUEST.format(puzzle=puzzle)}]
 
     def target(self, example: Example) -> str:
         """The listed solution."""
         solution = _fields(example)[1]
-        if self._style == "plain":
+        if self._form == "plain":
             return solution
         rows = [solution[k : k + 4] for k in range(0, CELLS, 4)]
         return prompts.worked_response("\n".join(rows), solution, "training")
@@ -108,7 +108,7 @@ class SudokuPuzzles(FileTask):
         if self._reference_compat:
             return _published_reward(response, puzzle, solution)
         grid = response
-        if self._style == "chat":
+        if self._form == "chat":
             found = answers.tagged(response) or ""
             boxed = answers.boxes(found)
             grid = re.sub(r"[\s|,]", "", boxed[-1] if boxed else found)

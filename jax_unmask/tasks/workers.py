@@ -99,7 +99,7 @@ class WorkerPool(Closing):
         for thread in self._threads:
             thread.start()
         # Also when nobody closes the pool.
-        self._finalizer = weakref.finalize(self, _stop_all, self._workers)
+        self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
     def submit(self, *frames: Any) -> Future[Answer | Lost]:
         """Queues a job; waits while the queue is full.
@@ -136,10 +136,12 @@ class WorkerPool(Closing):
                     job.future.cancel()
         for _ in self._threads:
             self._waiting.put(None)
-        _stop_all(self._workers)
-        for thread in self._threads:
-            thread.join()
-        _stop_all(self._workers)  # A thread may have started one meanwhile.
+        while any(thread.is_alive() for thread in self._threads):
+            _kill_all(self._workers)  # Again and again: a thread may just be starting one.
+            for thread in self._threads:
+                thread.join(0.1)
+        for worker in self._workers:
+            worker.stop()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -165,9 +167,9 @@ def _serve(worker: _Worker, waiting: queue.Queue[_Job | None]) -> None:
             job.future.set_result(result)
 
 
-def _stop_all(workers: Sequence[_Worker]) -> None:
+def _kill_all(workers: Sequence[_Worker]) -> None:
     for worker in workers:
-        worker.stop()
+        worker.kill()
 
 
 class _Worker:
@@ -197,14 +199,20 @@ class _Worker:
             self.stop()
             return Lost("crashed")
 
+    def kill(self) -> None:
+        """Kills the process and its children; whoever waits for its answer finds out."""
+        with self._lock:
+            if self.process is not None:
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(self.process.pid, signal.SIGKILL)
+
     def stop(self) -> None:
-        """Kills the process and its children."""
+        """Kills the process and its children, and lets go of it."""
+        self.kill()
         with self._lock:
             process, self.process = self.process, None
         if process is None:
             return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
         process.wait()
         for stream in (process.stdin, process.stdout):
             assert stream is not None
