@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -34,7 +33,7 @@ class TensorSpec:
     keeps_dtype: bool = False
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Family:
     """A published checkpoint format.
 
@@ -63,11 +62,11 @@ class Family:
     config_from_hf: Callable[[Mapping[str, Any]], DenoiserConfig]
     config_to_hf: Callable[[DenoiserConfig], dict[str, Any]]
     tensors: Callable[[DenoiserConfig], list[TensorSpec]]
-    published: Mapping[str, Mapping[str, Any]] = types.MappingProxyType({})
+    published: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
     chat_template: str | None = None
     template_tokens: tuple[str, ...] = ()
     turn_ends: tuple[str, ...] = ()
-    mask_token_ids: Mapping[int, int] = types.MappingProxyType({})
+    mask_token_ids: Mapping[int, int] = dataclasses.field(default_factory=dict)
     draws_from_filtered: bool = False
     top_p_first: bool = False
 
