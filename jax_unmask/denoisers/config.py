@@ -110,8 +110,8 @@ class DenoiserConfig:
         eos_token_id: id that ends a response.
         pad_token_id: id that fills the left of shorter prompts (never attended).
         bos_token_id: id that starts a text, if the family has one.
-        dtype: floating type of the computation. Norm statistics, rotations, softmax and logits
-            are float32 whatever it is.
+        dtype: floating type of the computation. Norm statistics, softmax and logits are float32
+            whatever it is.
         param_dtype: floating type of the parameters.
         qkv_bias: the query, key and value projections have biases.
         out_bias: so has the projection after attention.

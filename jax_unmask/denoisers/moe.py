@@ -72,8 +72,7 @@ class Experts(nn.Module):
 
         # Back in the order of the tokens, so that a token's experts are added in a fixed order.
         out = jnp.take(out, jnp.argsort(order), axis=0).reshape(-1, moe.per_token, width)
-        weighted = out * weights.astype(cfg.dtype)[..., None]
-        return weighted.sum(axis=1, dtype=jnp.float32).astype(cfg.dtype)
+        return (out * weights[..., None]).sum(axis=1).astype(cfg.dtype)
 
 
 def route(

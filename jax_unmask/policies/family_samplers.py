@@ -46,6 +46,49 @@ class _Dream:
         """Nothing beyond the confidence."""
         return Needs()
 
+    def params(self, steps: ArrayLike = 64, eps: ArrayLike = 1e-3) -> Params:
+        """Settings.
+
+        Args:
+            steps: steps of a block, at least 1. More than a block has positions are of no use.
+            eps: time at which the schedule ends, in [0, 1).
+        """
+        return {
+            "steps": setting("steps", steps, 1, whole=True),
+            "eps": setting("eps", eps, 0, 0.999),
+        }
+
+    def share(self, params: Params, obs: Observation) -> Float[Array, "*B"]:
+        """Part of the masks that this step fills."""
+        steps = jnp.asarray(params["steps"])
+        now, slope = obs.step_in_block, (params["eps"] - 1.0) / steps
+        share = 1.0 - (1.0 + slope * (now + 1)) / (1.0 + slope * now)
+        return jnp.where(now < steps - 1, share, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin(_Dream):
+    """Dream's `origin`: fills each position with the step's share as probability.
+
+    By default the position with the smallest draw is filled where none would be.
+    """
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """See `Policy.__call__`."""
+        return self.fill_below(params, row_uniform(keys, obs.legal.shape[-1:]), obs)
+
+    def fill_below(self, params: Params, uniform: Float[Array, "*B L"], obs: Observation) -> Action:
+        """Fills where the draws [0, 1) are below the step's share."""
+        fill = obs.legal & (uniform < column(self.share(params, obs)))
+        if not self.reference_compat:
+            fill |= argmax_legal(-uniform, obs.legal) & ~fill.any(axis=-1, keepdims=True)
+        return deterministic(fill)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ranked(_Dream):
+    """Base of those of Dream's samplers that rank the positions."""
+
     def params(
         self, steps: ArrayLike = 64, eps: ArrayLike = 1e-3, alg_temp: ArrayLike = 0.0
     ) -> Params:
@@ -57,18 +100,7 @@ class _Dream:
             alg_temp: above 0 the positions are drawn without replacement from the softmax of their
                 scores over this temperature; at 0 the best are taken.
         """
-        return {
-            "steps": setting("steps", steps, 1, whole=True),
-            "eps": setting("eps", eps, 0, 0.999),
-            "alg_temp": setting("alg_temp", alg_temp, 0),
-        }
-
-    def share(self, params: Params, obs: Observation) -> Float[Array, "*B"]:
-        """Part of the masks that this step fills."""
-        steps = jnp.asarray(params["steps"])
-        now, slope = obs.step_in_block, (params["eps"] - 1.0) / steps
-        share = 1.0 - (1.0 + slope * (now + 1)) / (1.0 + slope * now)
-        return jnp.where(now < steps - 1, share, 1.0)
+        return {**super().params(steps, eps), "alg_temp": setting("alg_temp", alg_temp, 0)}
 
     def count(self, params: Params, obs: Observation) -> Int[Array, "*B"]:
         """Number of positions that this step fills."""
@@ -89,35 +121,7 @@ class _Dream:
 
 
 @dataclasses.dataclass(frozen=True)
-class Origin(_Dream):
-    """Dream's `origin`: fills each position with the step's share as probability.
-
-    By default the position with the smallest draw is filled where none would be.
-    """
-
-    def params(self, steps: ArrayLike = 64, eps: ArrayLike = 1e-3) -> Params:  # type: ignore[override]
-        """Settings.
-
-        Args:
-            steps: steps of a block, at least 1.
-            eps: time at which the schedule ends, in [0, 1).
-        """
-        return super().params(steps, eps)
-
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        return self.fill_below(params, row_uniform(keys, obs.legal.shape[-1:]), obs)
-
-    def fill_below(self, params: Params, uniform: Float[Array, "*B L"], obs: Observation) -> Action:
-        """Fills where the draws [0, 1) are below the step's share."""
-        fill = obs.legal & (uniform < column(self.share(params, obs)))
-        if not self.reference_compat:
-            fill |= argmax_legal(-uniform, obs.legal) & ~fill.any(axis=-1, keepdims=True)
-        return deterministic(fill)
-
-
-@dataclasses.dataclass(frozen=True)
-class MaskgitPlus(_Dream):
+class MaskgitPlus(_Ranked):
     """Dream's `maskgit_plus`: fills the most confident positions."""
 
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
@@ -126,7 +130,7 @@ class MaskgitPlus(_Dream):
 
 
 @dataclasses.dataclass(frozen=True)
-class TopkMargin(_Dream):
+class TopkMargin(_Ranked):
     """Dream's `topk_margin`: fills where the two largest probabilities are furthest apart."""
 
     @property
@@ -141,7 +145,7 @@ class TopkMargin(_Dream):
 
 
 @dataclasses.dataclass(frozen=True)
-class Entropy(_Dream):
+class Entropy(_Ranked):
     """Dream's `entropy`: fills the positions of least entropy."""
 
     @property

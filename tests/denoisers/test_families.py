@@ -300,6 +300,7 @@ class TestFamilies:
         [
             ({"model_type": "llada", "architectures": ["LLaDAModelLM"]}, "llada"),
             ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"]}, "llada_moe"),
+            ({"model_type": "llada"}, "llada"),
             ({"model_type": "lladamoe"}, "llada_moe"),
             ({"model_type": "Dream"}, "dream"),
             ({"model_type": "sdar"}, "sdar"),

@@ -36,16 +36,14 @@ PUBLISHED = {name: family for family in FAMILIES for name in family.published}
 def find(fields: Mapping[str, Any]) -> Family | None:
     """The family of a `config.json`, or None.
 
-    The name of the class decides where it is known: LLaDA-MoE calls its model type "llada", too.
+    Where several have its `model_type` (published LLaDA-MoE files say "llada", too), the name of
+    the class decides.
     """
-    for architecture in fields.get("architectures") or ():
-        for family in FAMILIES:
-            if architecture in family.architectures:
-                return family
-    for family in FAMILIES:
-        if fields.get("model_type") in family.model_types:
+    named_so = [f for f in FAMILIES if fields.get("model_type") in f.model_types]
+    for family in named_so:
+        if set(family.architectures) & set(fields.get("architectures") or ()):
             return family
-    return None
+    return named_so[0] if named_so else None
 
 
 def of(fields: Mapping[str, Any]) -> Family:

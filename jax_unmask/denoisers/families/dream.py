@@ -11,7 +11,7 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families import qwen
-from jax_unmask.denoisers.families.base import Family
+from jax_unmask.denoisers.families.base import Family, Fields
 
 NAME = "dream"
 MODEL_TYPE = "Dream"
@@ -63,7 +63,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
         **qwen.read(
             fields,
             NAME,
-            intermediate_size=qwen.Fields(fields, NAME)("intermediate_size"),
+            intermediate_size=Fields(fields, NAME)("intermediate_size"),
             qkv_bias=True,
             logits_shift=True,
         )

@@ -109,7 +109,7 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
 
 FAMILY = Family(
     name=NAME,
-    model_types=(MODEL_TYPE, "llada_moe"),
+    model_types=(MODEL_TYPE, "llada_moe", "llada"),
     architectures=(ARCHITECTURE, "LLaDAMoEModel"),
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
