@@ -92,5 +92,9 @@ def published_config(name: str) -> DenoiserConfig:
         KeyError: its shape is not known here.
     """
     family = PUBLISHED[name]
-    fields = {"architectures": family.architectures[:1], **family.published[name]}
+    fields = {
+        "model_type": family.model_types[0],
+        "architectures": family.architectures[:1],
+        **family.published[name],
+    }
     return family.config_from_hf(complete(fields))
