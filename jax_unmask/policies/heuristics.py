@@ -12,7 +12,7 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
 from jax_unmask.policies.distributions import argmax_legal

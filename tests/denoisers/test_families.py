@@ -159,6 +159,21 @@ def test_llada_moe_logits(case):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("last", [1, 4, 11, 12])
+def test_last_positions_are_those_of_the_whole(name, last):
+    denoiser, params = load(name)
+    tokens = np.arange(36, dtype=np.int32).reshape(3, 12) * 7 % 300
+    # The last row has no text before its last four tokens, as with an empty prompt.
+    real = np.arange(12) >= np.array([[0], [3], [8]])
+    apply = jax.jit(denoiser.apply, static_argnames=("last", "method"))
+    for mask in (None, real):
+        whole = apply({"params": params}, tokens, mask, method="hidden")
+        some = apply({"params": params}, tokens, mask, last=last, method="hidden")
+        shown = slice(None) if mask is None else real[:, -last:]
+        np.testing.assert_allclose(some[shown], whole[:, -last:][shown], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
 class TestRoundTrips:
     def test_hugging_face_is_bit_exact(self, name, tmp_path):
         denoiser, params = load(name)
