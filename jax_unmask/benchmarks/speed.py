@@ -111,7 +111,7 @@ def forward_flops(config: DenoiserConfig, batch: int, prompt_length: int, gen_le
 
 
 def _mlp_width(config: DenoiserConfig, has_experts: bool) -> int:
-    """Rows of width `hidden_size` that a token meets in a layer's MLP, or its router and experts."""
+    """Width of what a token meets in a layer: of its MLP, or of its router and experts."""
     moe = config.experts
     if moe is None or not has_experts:
         return 3 * config.intermediate_size
