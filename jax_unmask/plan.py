@@ -19,7 +19,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import commands, denoisers, validation
-from jax_unmask.denoisers.families import llada
+from jax_unmask.denoisers import families
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.evaluation.bundle import resolve_model
 from jax_unmask.learners.experts import with_experts
@@ -190,14 +190,14 @@ def denoiser_config(config: ConfigDict) -> denoisers.DenoiserConfig:
     directory = pathlib.Path(resolve_model(path)).expanduser()
     if directory.is_dir():
         shape = read_config(directory)
-    elif path in llada.PUBLISHED:
-        shape = llada.config_from_hf(llada.PUBLISHED[path])
+    elif path in families.PUBLISHED:
+        shape = families.published_config(path)
     else:
         raise ConfigError(
             "model.path",
             path,
             "its shape is not known here",
-            f"Give a directory with its config.json, or one of {', '.join(llada.PUBLISHED)}",
+            f"Give a directory with its config.json, or one of {', '.join(families.PUBLISHED)}",
         )
     return dataclasses.replace(
         shape, dtype=config.model.dtype, param_dtype=config.model.param_dtype

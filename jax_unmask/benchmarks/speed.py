@@ -97,13 +97,25 @@ def forward_flops(config: DenoiserConfig, batch: int, prompt_length: int, gen_le
     length = prompt_length + gen_length
     query = config.num_heads * config.head_dim
     key_and_value = 2 * config.num_kv_heads * config.head_dim * config.hidden_size
-    weights = config.hidden_size * (2 * query + 3 * config.intermediate_size)
     # Scores and weighted sum: every query head against every key.
     attention = 2 * length * query
-    queries = (config.num_layers - 1) * length + gen_length
-    layers = config.num_layers * length * key_and_value + queries * (weights + attention)
+    layers = 0
+    for run in config.layer_runs:
+        weights = config.hidden_size * (2 * query + _mlp_width(config, run.has_experts))
+        for layer in range(run.start, run.stop):
+            is_last = layer == config.num_layers - 1
+            queries = min(gen_length + config.logits_shift, length) if is_last else length
+            layers += length * key_and_value + queries * (weights + attention)
     head = gen_length * config.hidden_size * config.vocab_size
     return 2 * batch * (layers + head)
+
+
+def _mlp_width(config: DenoiserConfig, has_experts: bool) -> int:
+    """Width of what a token meets in a layer: of its MLP, or of its router and experts."""
+    moe = config.experts
+    if moe is None or not has_experts:
+        return 3 * config.intermediate_size
+    return moe.num_experts + 3 * (moe.per_token * moe.size + moe.shared_size)
 
 
 def measure_speed(

@@ -86,8 +86,13 @@ def rotary_table(
 def rotate(
     x: Float[Array, "B S H d"], table: tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
 ) -> Float[Array, "B S H d"]:
-    """Turns feature i against feature i + d / 2 (the half-split layout), in float32."""
+    """Turns feature i against feature i + r / 2 (the half-split layout), in the table's type.
+
+    A table of r / 2 < d / 2 frequencies leaves the features from r on as they are.
+    """
     cos, sin = table
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    half = cos.shape[-1]
+    turning = x.astype(cos.dtype)
+    first, second = turning[..., :half], turning[..., half : 2 * half]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return turned.astype(x.dtype)
+    return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)

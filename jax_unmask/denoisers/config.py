@@ -3,10 +3,87 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertsConfig:
+    """A mixture of experts in place of a layer's MLP (see `jax_unmask.denoisers.moe`).
+
+    Attributes:
+        num_experts: experts E of a layer.
+        per_token: experts that each token goes to.
+        size: intermediate width of an expert.
+        shared_size: intermediate width of an expert that sees every token; 0 for none.
+        score: what turns the router's logits into scores, over all experts.
+        has_bias: the router has a bias per expert that is added to the scores. It is a buffer that
+            balances load in pre-training; no gradient reaches it.
+        weigh_biased: the chosen experts are weighted by their biased scores; otherwise the bias
+            only takes part in choosing.
+        normalise: the weights of the chosen experts are divided by their sum.
+        scale: factor on the weights.
+        num_groups: the experts form this many groups of consecutive ones, ...
+        groups_kept: ... of which only this many are chosen from, those with the largest sum of
+            their two best scores.
+        router_in_float32: the router's product is float32 whatever the type of the computation.
+        layers: for each layer whether it has experts; layers without have the dense MLP.
+    """
+
+    num_experts: int
+    per_token: int
+    size: int
+    layers: tuple[bool, ...]
+    shared_size: int = 0
+    score: Literal["softmax", "sigmoid"] = "softmax"
+    has_bias: bool = False
+    weigh_biased: bool = False
+    normalise: bool = False
+    scale: float = 1.0
+    num_groups: int = 1
+    groups_kept: int = 1
+    router_in_float32: bool = False
+
+    def __post_init__(self) -> None:
+        for name in ("num_experts", "per_token", "size", "num_groups", "groups_kept"):
+            _require_int(name, getattr(self, name))
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.num_experts % self.num_groups:
+            raise ValueError(
+                f"num_experts={self.num_experts} is not a multiple of num_groups={self.num_groups}"
+            )
+        if self.groups_kept > self.num_groups:
+            raise ValueError(
+                f"groups_kept={self.groups_kept} is more than num_groups={self.num_groups}"
+            )
+        reachable = self.num_experts // self.num_groups * self.groups_kept
+        if self.per_token > reachable:
+            raise ValueError(
+                f"per_token={self.per_token} experts cannot be chosen from the {reachable} of "
+                f"groups_kept={self.groups_kept} groups"
+            )
+        if self.score not in ("softmax", "sigmoid"):
+            raise ValueError(f"score={self.score!r} must be 'softmax' or 'sigmoid'")
+
+
+class LayerRun(NamedTuple):
+    """Consecutive layers of one kind, whose parameters are stacked.
+
+    Attributes:
+        name: name of their parameters.
+        start: the first layer.
+        stop: the layer after the last.
+        has_experts: whether they have experts instead of the dense MLP.
+    """
+
+    name: str
+    start: int
+    stop: int
+    has_experts: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,9 +110,24 @@ class DenoiserConfig:
         eos_token_id: id that ends a response.
         pad_token_id: id that fills the left of shorter prompts (never attended).
         bos_token_id: id that starts a text, if the family has one.
-        dtype: floating type of the computation. Norm statistics, rotations, softmax and logits
-            are float32 whatever it is.
+        dtype: floating type of the computation. Norm statistics, softmax and logits are float32
+            whatever it is.
         param_dtype: floating type of the parameters.
+        qkv_bias: the query, key and value projections have biases.
+        out_bias: so has the projection after attention.
+        qk_norm: queries and keys are normalised per head before they are rotated.
+        rotary_dim: leading features of a head that are rotated; None for all.
+        rotary_in_float32: rotations are computed in float32; otherwise cosines and sines are
+            rounded to the compute type and the products are in it.
+        norm_scale_in_float32: norms multiply by their scale in float32 and round once; otherwise
+            they round before it.
+        logits_shift: the output projection at position i scores token i + 1, as in models made
+            from causal ones. `Denoiser` undoes it: whatever this says, its hidden states and
+            logits at position i are those of token i.
+        attention_block: block-causal attention: a position sees its own block of this many
+            positions, counted from the start of the text, and all blocks before. None for full
+            attention.
+        experts: mixture of experts, or None for dense layers only.
     """
 
     family: str
@@ -56,6 +148,15 @@ class DenoiserConfig:
     bos_token_id: int | None = None
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
+    qkv_bias: bool = False
+    out_bias: bool = False
+    qk_norm: bool = False
+    rotary_dim: int | None = None
+    rotary_in_float32: bool = True
+    norm_scale_in_float32: bool = False
+    logits_shift: bool = False
+    attention_block: int | None = None
+    experts: ExpertsConfig | None = None
 
     def __post_init__(self) -> None:
         for name in (
@@ -80,6 +181,25 @@ class DenoiserConfig:
             raise ValueError(
                 f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs of features"
             )
+        if self.rotary_dim is not None:
+            _require_int("rotary_dim", self.rotary_dim)
+            if not 0 < self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+                raise ValueError(
+                    f"rotary_dim={self.rotary_dim} must be even and between 2 and "
+                    f"head_dim={self.head_dim}"
+                )
+        if self.attention_block is not None:
+            _require_int("attention_block", self.attention_block)
+            if self.attention_block < 1:
+                raise ValueError(
+                    f"attention_block={self.attention_block} must be at least 1, or None for full "
+                    "attention"
+                )
+        if self.experts is not None and len(self.experts.layers) != self.num_layers:
+            raise ValueError(
+                f"experts.layers={self.experts.layers} speaks of {len(self.experts.layers)} "
+                f"layers, num_layers={self.num_layers}"
+            )
         for name in ("rope_theta", "norm_eps"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)} must be positive")
@@ -91,6 +211,17 @@ class DenoiserConfig:
             if not jnp.issubdtype(dtype, jnp.floating):
                 raise ValueError(f"{name}={dtype} must be a floating type such as float32")
             object.__setattr__(self, name, dtype)
+
+    @property
+    def layer_runs(self) -> tuple[LayerRun, ...]:
+        """The layers as runs of equal ones; most models are a single run."""
+        kinds = (False,) * self.num_layers if self.experts is None else self.experts.layers
+        starts = [i for i in range(self.num_layers) if i == 0 or kinds[i] != kinds[i - 1]]
+        ends = [*starts[1:], self.num_layers]
+        return tuple(
+            LayerRun("layers" if len(starts) == 1 else f"layers_{start}", start, end, kinds[start])
+            for start, end in zip(starts, ends, strict=True)
+        )
 
     def _check_tokens(self) -> None:
         for name in ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id"):

@@ -6,6 +6,8 @@ time: with 126k tokens, the logits of a batch of canvases are by far the largest
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -13,6 +15,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jax_unmask.denoisers.sampling import PLAIN, Sampling, filtered
 from jax_unmask.denoisers.transformer import Denoiser, Params, output_table, project
 
 
@@ -64,6 +67,7 @@ def score_candidates(
     temperature: float = 0.0,
     vocab_chunk: int | None = None,
     allow_mask_token: bool = False,
+    sampling: Sampling = PLAIN,
 ) -> Scores:
     """Scores each position's candidate token.
 
@@ -77,6 +81,9 @@ def score_candidates(
     the whole vocabulary, whatever it gives to the mask token. Wherever a published sampler's
     candidate is a real token, the results are therefore the same.
 
+    `sampling` can restrict the draw to the most probable tokens, and take the confidences from the
+    distribution that the token is drawn from.
+
     Args:
         denoiser: gives the output projection.
         params: its parameters.
@@ -89,6 +96,8 @@ def score_candidates(
             all of it. The slices change nothing but memory: draws are the same, sums agree to
             rounding.
         allow_mask_token: lets the mask token be a candidate.
+        sampling: filters of the draw. They need the logits of a position all at once, so the
+            slices are of positions then (of the same size), and other noise is drawn.
 
     Raises:
         ValueError: top_k, temperature or vocab_chunk is out of range.
@@ -104,6 +113,16 @@ def score_candidates(
         raise ValueError(f"vocab_chunk={vocab_chunk} must be at least 1, or None for one slice")
     table = output_table(cfg, params)
     forbidden = None if allow_mask_token else cfg.mask_token_id
+    if sampling.changes(temperature):
+        draw = functools.partial(
+            _draw,
+            temperature=temperature,
+            sampling=sampling,
+            forbidden=forbidden,
+            top_k=top_k,
+            entropy=entropy,
+        )
+        return _by_position(draw, table, hidden, keys, max(chunk * hidden.shape[1] // vocab, 1))
 
     def reduce(logits: Float[Array, "B L C"], ids: Int[Array, " C"]) -> _Partial:
         noise = None
@@ -143,6 +162,75 @@ def gumbel_noise(keys: Array, ids: Int[Array, " C"], length: int) -> Float[Array
         return jax.random.gumbel(jax.random.fold_in(key, token), (length,))
 
     return jax.vmap(jax.vmap(of_token, (None, 0), 1), (0, None))(keys, ids)
+
+
+def _by_position(
+    draw: Callable[[Array, Array], Scores], table: Array, hidden: Array, keys: Array, width: int
+) -> Scores:
+    """Scores of all positions, the logits of `width` positions of every row at a time."""
+    batch, length = hidden.shape[:2]
+    width = min(width, length)
+    starts = jnp.arange(0, length, width)
+
+    def some(start: Array) -> Scores:
+        # The last slice is moved back to end with the canvas; what it repeats is the same again.
+        first = jnp.minimum(start, length - width)
+        logits = project(table, jax.lax.dynamic_slice_in_dim(hidden, first, width, axis=1))
+        positions = first + jnp.arange(width)
+        fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
+        return draw(logits, fold(keys, positions))
+
+    slices = jax.lax.map(some, starts)
+    at = jnp.minimum(starts, length - width)[:, None] + jnp.arange(width)
+
+    def join(leaf: Array) -> Array:
+        out = jnp.zeros((batch, length, *leaf.shape[3:]), leaf.dtype)
+        return out.at[:, at].set(jnp.swapaxes(leaf, 0, 1))
+
+    return jax.tree.map(join, slices)
+
+
+def _draw(
+    logits: Float[Array, "B W V"],
+    keys: Array,
+    *,
+    temperature: float,
+    sampling: Sampling,
+    forbidden: int | None,
+    top_k: int,
+    entropy: bool,
+) -> Scores:
+    """Draws from filtered logits; `keys` [B, W] has one key per position."""
+    tempered = logits / temperature if temperature > 0 else logits
+    kept = filtered(tempered, sampling)
+    allowed = tempered
+    choices = kept
+    if forbidden is not None:
+        is_forbidden = jnp.arange(logits.shape[-1]) == forbidden
+        choices = jnp.where(is_forbidden, -jnp.inf, kept)
+        # Where nothing else was kept, the most probable other token has to do.
+        allowed = jnp.where(is_forbidden, -jnp.inf, tempered)
+        best = allowed.max(axis=-1, keepdims=True)
+        nothing = jnp.isneginf(choices).all(axis=-1, keepdims=True)
+        choices = jnp.where(nothing & (allowed == best), allowed, choices)
+    noisy = choices
+    if temperature > 0:
+        gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))
+        noisy = choices + gumbel(keys)
+    candidate = noisy.argmax(axis=-1)
+    shown = kept if sampling.filtered_confidence else logits
+    of_candidate = _pick(tempered if sampling.filtered_confidence else logits, candidate)
+    log_mass = jax.nn.logsumexp(shown, axis=-1)
+    top = jax.lax.top_k(shown, top_k)[0]
+    probs = jnp.exp(shown - log_mass[..., None])
+    surprise = jnp.where(probs > 0, log_mass[..., None] - shown, 0.0)
+    return Scores(
+        candidate=candidate.astype(jnp.int32),
+        # A token that had to do was not kept; its probability must not exceed 1 all the same.
+        confidence=jnp.exp(jnp.minimum(of_candidate - log_mass, 0.0)),
+        top_probs=jnp.exp(top - log_mass[..., None]),
+        entropy=(probs * surprise).sum(axis=-1) if entropy else None,
+    )
 
 
 def _reduce(

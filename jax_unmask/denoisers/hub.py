@@ -10,8 +10,8 @@ from typing import Any
 
 # `owner/name`, and nothing that could only be a path.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_FILES = ["*.json", "*.jinja", "*.safetensors"]
-_TOKENIZER_FILES = ["*.json", "*.jinja"]
+_TOKENIZER_FILES = ["*.json", "*.jinja", "merges.txt"]
+_FILES = [*_TOKENIZER_FILES, "*.safetensors"]
 
 
 def local_directory(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.Path:

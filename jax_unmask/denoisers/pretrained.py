@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections import defaultdict
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -20,20 +20,16 @@ import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from jax_unmask.denoisers import hub
+from jax_unmask.denoisers import families, hub
 from jax_unmask.denoisers.config import DenoiserConfig
-from jax_unmask.denoisers.families import llada
-from jax_unmask.denoisers.families.base import TensorSpec
+from jax_unmask.denoisers.layout import Layout, Path
 from jax_unmask.denoisers.tensor_files import TensorFiles, has_tensor_files, write_tensor_files
-from jax_unmask.denoisers.tokenizer import Tokenizer, load_tokenizer
+from jax_unmask.denoisers.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from jax_unmask.denoisers.transformer import Denoiser, Params, abstract_params
 from jax_unmask.runtime.files import atomic_write
 
 ORBAX_ITEM = "params"
-_FAMILIES = {llada.MODEL_TYPE: llada}
 _LISTED = 8  # Problems that an error message spells out before it counts the rest.
-
-Path = tuple[str, ...]
 
 
 def from_pretrained(
@@ -41,6 +37,7 @@ def from_pretrained(
     *,
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike | None = None,
+    mask_token_id: int | None = None,
 ) -> tuple[Denoiser, Params]:
     """Loads a denoiser.
 
@@ -52,6 +49,7 @@ def from_pretrained(
         dtype: type of the computation; by default that of the parameters.
         param_dtype: type of the parameters; by default as stored (the widest, where tensors
             differ).
+        mask_token_id: the mask token, for models whose files do not name it.
 
     Returns:
         The denoiser and its parameters.
@@ -62,7 +60,7 @@ def from_pretrained(
             exactly the ones that the config calls for.
     """
     directory = hub.local_directory(path)
-    config = read_config(directory)
+    config = read_config(directory, mask_token_id=mask_token_id)
     orbax, tensors = (directory / ORBAX_ITEM).is_dir(), has_tensor_files(directory)
     if orbax and tensors:
         raise ValueError(
@@ -95,24 +93,14 @@ def save_pretrained(
         max_shard_bytes: weights beyond this size are split over several files.
     """
     config = denoiser.config
-    specs = _family(config.family).tensors(config)
+    layout = Layout(config)
     _check_params(params, config)
     flat = flatten_dict(params)
-    config = dataclasses.replace(config, param_dtype=_widest(leaf.dtype for leaf in flat.values()))
-    by_name = {spec.name: spec for spec in specs}
-
-    def size(spec: TensorSpec) -> int:
-        return flat[spec.path].nbytes // (1 if spec.layer is None else config.num_layers)
-
-    def read(name: str) -> np.ndarray:
-        spec = by_name[name]
-        leaf = flat[spec.path] if spec.layer is None else flat[spec.path][spec.layer]
-        array = np.asarray(leaf)
-        return np.ascontiguousarray(array.T if spec.transpose else array)
+    config = dataclasses.replace(config, param_dtype=_param_dtype(flat, layout))
 
     directory = _begin_save(directory)
-    sizes = {spec.name: size(spec) for spec in specs}
-    write_tensor_files(directory, sizes, read, max_shard_bytes)
+    sizes = {name: layout.nbytes(name, flat) for name in layout.shapes}
+    write_tensor_files(directory, sizes, lambda name: layout.write(name, flat), max_shard_bytes)
     _finish_save(directory, config, tokenizer)
 
 
@@ -136,8 +124,8 @@ def save_orbax(
     import orbax.checkpoint as ocp  # 1.6 s; most uses of a denoiser need none of it.
 
     _check_params(params, denoiser.config)
-    widest = _widest(leaf.dtype for leaf in jax.tree.leaves(params))
-    config = dataclasses.replace(denoiser.config, param_dtype=widest)
+    dtype = _param_dtype(flatten_dict(params), Layout(denoiser.config))
+    config = dataclasses.replace(denoiser.config, param_dtype=dtype)
     target = pathlib.Path(directory).absolute() / ORBAX_ITEM
     if target.exists():
         raise FileExistsError(f"{target} exists already; choose another directory or remove it")
@@ -147,76 +135,63 @@ def save_orbax(
     _finish_save(directory, config, tokenizer)
 
 
-def read_config(directory: pathlib.Path) -> DenoiserConfig:
+def read_config(directory: pathlib.Path, *, mask_token_id: int | None = None) -> DenoiserConfig:
     """Reads `config.json` of a model directory, whatever its family.
 
-    Where it does not name the mask token (some published files do not), the tokenizer must.
+    Args:
+        directory: the model directory.
+        mask_token_id: the mask token, where `config.json` does not name it (some published files
+            do not); by default the tokenizer must, or the family knows it.
 
     Raises:
         FileNotFoundError: there is no `config.json`.
         ValueError: it is not valid, its family is unknown, or it asks for something that is not
             implemented.
     """
-    fields = hub.read_json(directory / "config.json")
-    family = _family(fields.get("model_type"))
+    fields = families.complete(hub.read_json(directory / "config.json"))
+    family = families.of(fields)
+    if mask_token_id is not None:
+        fields["mask_token_id"] = mask_token_id
     if fields.get("mask_token_id") is None:
-        if not (directory / "tokenizer.json").is_file():
+        if not has_tokenizer(directory):
             raise ValueError(
                 f"{directory / 'config.json'}: mask_token_id is missing, and no tokenizer.json "
-                "beside it could name the mask token; add the field"
+                "beside it could name the mask token; add the field, or give mask_token_id"
             )
         fields["mask_token_id"] = load_tokenizer(directory).mask_id
     return family.config_from_hf(fields)
-
-
-def _family(model_type: Any) -> Any:
-    if model_type not in _FAMILIES:
-        raise ValueError(
-            f"config.json: model_type={model_type!r} is not a known family; supported: "
-            f"{', '.join(sorted(_FAMILIES))}"
-        )
-    return _FAMILIES[model_type]
 
 
 def _load_tensors(
     directory: pathlib.Path, config: DenoiserConfig, param_dtype: DTypeLike | None
 ) -> tuple[Params, DenoiserConfig]:
     files = TensorFiles(directory)
-    specs = _family(config.family).tensors(config)
-    expected = flatten_dict(abstract_params(config))
-
-    def shape_in_file(spec: TensorSpec) -> tuple[int, ...]:
-        shape = expected[spec.path].shape
-        shape = shape if spec.layer is None else shape[1:]
-        return shape[::-1] if spec.transpose else shape
-
-    names = {spec.name for spec in specs}
-    problems = [f"missing {name}" for name in sorted(names - files.shapes.keys())]
-    problems += [f"unexpected {name}" for name in sorted(files.shapes.keys() - names)]
+    layout = Layout(config)
+    problems = [f"missing {name}" for name in sorted(layout.shapes.keys() - files.shapes.keys())]
     problems += [
-        f"{spec.name} has shape {files.shapes[spec.name]} instead of {shape_in_file(spec)}"
-        for spec in specs
-        if spec.name in files.shapes and files.shapes[spec.name] != shape_in_file(spec)
+        f"unexpected {name}" for name in sorted(files.shapes.keys() - layout.shapes.keys())
+    ]
+    problems += [
+        f"{name} has shape {files.shapes[name]} instead of {shape}"
+        for name, shape in layout.shapes.items()
+        if name in files.shapes and files.shapes[name] != shape
     ]
     _refuse(problems, directory)
 
     if param_dtype is None:
-        param_dtype = _widest(files.dtypes.values())
+        param_dtype = _widest(
+            dtype for name, dtype in files.dtypes.items() if name not in layout.names
+        )
     config = dataclasses.replace(config, param_dtype=param_dtype)
-    by_path: dict[Path, list[TensorSpec]] = defaultdict(list)
-    for spec in specs:
-        by_path[spec.path].append(spec)
 
-    params = {}
-    for path, parts in by_path.items():
-        array = np.empty(expected[path].shape, config.param_dtype)
-        for spec in parts:
-            tensor = files.read(spec.name)
-            # `...` rather than a new array: the cast and the transpose happen in the copy.
-            array[... if spec.layer is None else spec.layer] = (
-                tensor.T if spec.transpose else tensor
-            )
-        params[path] = jnp.asarray(array)
+    def dtype_of(path: Path) -> np.dtype:
+        if path not in layout.keeping:
+            return np.dtype(config.param_dtype)
+        return _widest(files.dtypes[name] for name in layout.stored_as(path))
+
+    params = {
+        path: jnp.asarray(layout.read(path, files.read, dtype_of(path))) for path in layout.paths
+    }
     return unflatten_dict(params), config
 
 
@@ -230,13 +205,18 @@ def _load_orbax(
         stored = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
         expected = flatten_dict(abstract_params(config))
         _refuse(_differences(stored, expected), directory)
+        layout = Layout(config)
         if param_dtype is None:
-            param_dtype = _widest(leaf.dtype for leaf in stored.values())
+            param_dtype = _param_dtype(stored, layout)
         config = dataclasses.replace(config, param_dtype=param_dtype)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         target = {
-            key: jax.ShapeDtypeStruct(leaf.shape, config.param_dtype, sharding=device)
-            for key, leaf in expected.items()
+            path: jax.ShapeDtypeStruct(
+                leaf.shape,
+                stored[path].dtype if path in layout.keeping else config.param_dtype,
+                sharding=device,
+            )
+            for path, leaf in expected.items()
         }
         return checkpointer.restore(path, unflatten_dict(target)), config
 
@@ -267,6 +247,11 @@ def _refuse(problems: list[str], where: object) -> None:
         raise ValueError(f"{where}: tensors do not fit the config: {text}")
 
 
+def _param_dtype(flat: Mapping[Path, Any], layout: Layout) -> np.dtype:
+    """Type of a model's parameters, but for those that keep their own."""
+    return _widest(leaf.dtype for path, leaf in flat.items() if path not in layout.keeping)
+
+
 def _widest(dtypes: Any) -> np.dtype:
     """The smallest type that holds all of the given ones exactly."""
     return np.dtype(jnp.result_type(*set(dtypes)))
@@ -284,5 +269,5 @@ def _finish_save(
 ) -> None:
     if tokenizer is not None:
         tokenizer.save(directory)
-    fields = _family(config.family).config_to_hf(config)
+    fields = families.named(config.family).config_to_hf(config)
     atomic_write(directory / "config.json", json.dumps(fields, indent=2) + "\n")

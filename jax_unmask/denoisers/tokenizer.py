@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Int
 
-from jax_unmask.denoisers import hub
-from jax_unmask.denoisers.families import llada
+from jax_unmask.denoisers import families, hub
+from jax_unmask.denoisers.families import Family
 
 if TYPE_CHECKING:
     from jax_unmask.rollout.trajectory import Prompts
@@ -25,9 +25,11 @@ FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
     "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
 )
-# Chat template of a family, and the tokens that it writes, for tokenizers that come without one.
-_DEFAULT_TEMPLATES = {llada.MODEL_TYPE: (llada.CHAT_TEMPLATE, llada.SPECIAL_TOKENS)}
+# What a tokenizer is built from if there is no tokenizer.json: byte-level BPE of Qwen's lineage.
+_SLOW_FILES = ("vocab.json", "merges.txt")
 
 
 class Tokenizer:
@@ -37,6 +39,7 @@ class Tokenizer:
         directory: where its files lie.
         mask_id: id of the mask token.
         eos_id: id that ends a response.
+        stop_ids: all ids that end a response: `eos_id`, and what ends a turn in the family's chats.
         pad_id: id that pads prompts on the left.
         vocab_size: number of tokens, special ones included (the model's table may have more rows).
     """
@@ -49,7 +52,7 @@ class Tokenizer:
         mask_id: int,
         eos_id: int,
         pad_id: int,
-        family: str | None = None,
+        family: Family | None = None,
     ) -> None:
         """Wraps a `PreTrainedTokenizerFast`; see `load_tokenizer`."""
         self._backend = backend
@@ -59,12 +62,16 @@ class Tokenizer:
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.vocab_size = len(backend)
+        vocabulary = backend.get_vocab()
+        ends = () if family is None else family.turn_ends
+        turn_ends = {vocabulary[token] for token in ends if token in vocabulary}
+        self.stop_ids = (eos_id, *sorted(turn_ends - {eos_id}))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; nothing is added."""
         return self._backend.encode(text, add_special_tokens=False)
 
-    def encode_prompt(self, prompt: str | Messages) -> list[int]:
+    def encode_prompt(self, prompt: str | Messages, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a prompt.
 
         Args:
@@ -72,6 +79,8 @@ class Tokenizer:
                 go through the chat template and end where the assistant's answer begins. If the
                 last message is the assistant's, its content opens that answer: it follows as it is
                 and its turn stays open.
+            thinking: for chat templates that know reasoning (`enable_thinking`): False closes it
+                before the answer begins. None leaves it to the template.
 
         Raises:
             ValueError: messages are given and there is no chat template for them.
@@ -87,6 +96,7 @@ class Tokenizer:
             add_generation_prompt=True,
             tokenize=True,
             return_dict=False,
+            **({} if thinking is None else {"enable_thinking": thinking}),
         )
         return [*ids, *opening]
 
@@ -97,16 +107,17 @@ class Tokenizer:
         skip_special_tokens: bool = True,
         cut_at_eos: bool = True,
     ) -> str:
-        """Text of token ids, by default up to the first EOS.
+        """Text of token ids, by default up to the first of `stop_ids`.
 
         Args:
             ids: token ids.
             skip_special_tokens: leave special tokens out, masks that were never filled among them.
-            cut_at_eos: ignore the first EOS and everything behind it.
+            cut_at_eos: ignore the first of `stop_ids` and everything behind it.
         """
         tokens = [int(token) for token in ids]
-        if cut_at_eos and self.eos_id in tokens:
-            tokens = tokens[: tokens.index(self.eos_id)]
+        if cut_at_eos:
+            stops = (place for place, token in enumerate(tokens) if token in self.stop_ids)
+            tokens = tokens[: next(stops, len(tokens))]
         # Cleaning up spaces would change the text that a checker sees.
         return self._backend.decode(
             tokens,
@@ -177,50 +188,61 @@ class Tokenizer:
         template = self._backend.chat_template
         if template is not None:
             return template
-        if self._family not in _DEFAULT_TEMPLATES:
+        family = self._family
+        if family is None or family.chat_template is None:
             raise ValueError(
                 f"the tokenizer in {self.directory} has no chat template; add chat_template.jinja, "
                 "or give the prompt as plain text"
             )
-        template, needed = _DEFAULT_TEMPLATES[self._family]
         vocabulary = self._backend.get_vocab()
-        missing = [token for token in needed if token not in vocabulary]
+        missing = [token for token in family.template_tokens if token not in vocabulary]
         if missing:
             raise ValueError(
                 f"the tokenizer in {self.directory} has no chat template, and lacks "
-                f"{', '.join(missing)} of {self._family}'s own; give the prompt as plain text"
+                f"{', '.join(missing)} of {family.name}'s own; give the prompt as plain text"
             )
-        return template
+        return family.chat_template
+
+
+def has_tokenizer(directory: pathlib.Path) -> bool:
+    """Whether a directory holds the files of a tokenizer."""
+    slow = all((directory / name).is_file() for name in _SLOW_FILES)
+    return slow or (directory / "tokenizer.json").is_file()
 
 
 def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     """Loads the tokenizer of a model directory or hub name.
 
+    From `tokenizer.json`, or from the `vocab.json` and `merges.txt` that Dream's models come with.
+
     The ids of the mask, EOS and padding tokens come from the model's `config.json` and from the
     tokenizer, and have to agree where both give one. Padding falls back to EOS.
 
     Raises:
-        FileNotFoundError: there is no such directory, or no `tokenizer.json` in it.
+        FileNotFoundError: there is no such directory, or no tokenizer in it.
         ValueError: the tokenizer is not valid, has no mask or EOS token, disagrees with
             `config.json`, or has more tokens than the model has rows.
     """
     directory = hub.local_directory(path, weights=False)
-    if not (directory / "tokenizer.json").is_file():
+    if not has_tokenizer(directory):
         raise FileNotFoundError(
-            f"{directory} holds no tokenizer.json; add the file (a slow tokenizer's vocabulary "
-            "files can be converted with transformers' save_pretrained)"
+            f"{directory} holds no tokenizer.json (nor {' and '.join(_SLOW_FILES)}); add the file "
+            "(another slow tokenizer's files can be converted with transformers' save_pretrained)"
         )
     fields: dict[str, Any] = {}
     if (directory / "config.json").is_file():
-        fields = hub.read_json(directory / "config.json")
+        fields = families.complete(hub.read_json(directory / "config.json"))
     # What it would advise is to install PyTorch, which nothing here needs.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers  # 2.5 s; nothing else here needs it.
 
+    is_fast = (directory / "tokenizer.json").is_file()
+    backend_class = transformers.PreTrainedTokenizerFast if is_fast else transformers.Qwen2Tokenizer
     try:
-        backend = transformers.PreTrainedTokenizerFast.from_pretrained(directory)
+        backend = backend_class.from_pretrained(directory)
     except Exception as error:  # The Rust tokenizer raises bare Exception for a malformed file.
-        raise ValueError(f"{directory / 'tokenizer.json'} cannot be read: {error}") from error
+        file = "tokenizer.json" if is_fast else _SLOW_FILES[0]
+        raise ValueError(f"{directory / file} cannot be read: {error}") from error
 
     def token_id(role: str) -> int | None:
         from_config, from_tokenizer = fields.get(f"{role}_token_id"), None
@@ -250,7 +272,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
         mask_id=required("mask"),
         eos_id=eos,
         pad_id=eos if pad is None else pad,
-        family=fields.get("model_type"),
+        family=families.find(fields),
     )
     rows = fields.get("embedding_size") or fields.get("vocab_size")
     if rows is not None and tokenizer.vocab_size > rows:

@@ -1,4 +1,4 @@
-"""The denoiser: a bidirectional transformer that is described by a `DenoiserConfig`."""
+"""The denoiser: one transformer for all families, described by a `DenoiserConfig`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.attention import attention, rotary_table, rotate
 from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.moe import Experts
 
 Params = dict[str, Any]
 Table = tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
@@ -23,7 +24,8 @@ _dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019, arXiv 1910.07467).
 
-    Normalises in float32, casts to the compute type, then multiplies by the scale.
+    Normalises in float32, casts to the compute type, then multiplies by the scale; with
+    `norm_scale_in_float32` the cast comes last.
     """
 
     config: DenoiserConfig
@@ -35,24 +37,31 @@ class RMSNorm(nn.Module):
         wide = x.astype(jnp.float32)
         variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
         normed = wide * jax.lax.rsqrt(variance + cfg.norm_eps)
+        if cfg.norm_scale_in_float32:
+            return (normed * scale.astype(jnp.float32)).astype(cfg.dtype)
         return normed.astype(cfg.dtype) * scale.astype(cfg.dtype)
 
 
 class Block(nn.Module):
-    """Pre-norm attention and gated MLP, each added to the residual stream.
+    """Pre-norm attention and gated MLP (or experts), each added to the residual stream.
+
+    Attributes:
+        config: the architecture.
+        has_experts: whether this layer has experts instead of the MLP.
 
     The residual stream is [B * S, D]: two-dimensional products are what CPUs run fastest, above
     all in the backward pass.
     """
 
     config: DenoiserConfig
+    has_experts: bool = False
 
     @nn.compact
     def __call__(
         self,
         x: Float[Array, "BS D"],
         table: Table,
-        mask: Bool[Array, "B 1 S"] | None,
+        mask: Bool[Array, "#B #S S"] | None,
         batch: int,
         last: int | None = None,
     ) -> tuple[Float[Array, "BS D"], None]:
@@ -63,10 +72,12 @@ class Block(nn.Module):
             1.0 / (2 * cfg.num_layers), "fan_in", "normal"
         )
 
-        def dense(name: str, features: int, init: Any = _dense_init) -> nn.Dense:
+        def dense(
+            name: str, features: int, init: Any = _dense_init, bias: bool = False
+        ) -> nn.Dense:
             return nn.Dense(
                 features,
-                use_bias=False,
+                use_bias=bias,
                 kernel_init=init,
                 dtype=cfg.dtype,
                 param_dtype=cfg.param_dtype,
@@ -74,32 +85,48 @@ class Block(nn.Module):
             )
 
         def heads(name: str, count: int, h: Array) -> Float[Array, "B S H d"]:
-            out = dense(name, count * cfg.head_dim)(h)
+            out = dense(name, count * cfg.head_dim, bias=cfg.qkv_bias)(h)
             return out.reshape(batch, -1, count, cfg.head_dim)
 
+        def turned(name: str, count: int, h: Array, table: Table) -> Float[Array, "B S H d"]:
+            out = heads(name, count, h)
+            if cfg.qk_norm:
+                out = RMSNorm(cfg, name=f"{name}_norm")(out)
+            return rotate(out, table)
+
         h = RMSNorm(cfg, name="attention_norm")(x)
-        key = rotate(heads("key", cfg.num_kv_heads, h), table)
+        key = turned("key", cfg.num_kv_heads, h, table)
         value = heads("value", cfg.num_kv_heads, h)
         if last is not None:
             x, h = (y.reshape(batch, -1, y.shape[-1])[:, -last:] for y in (x, h))
             x, h = (y.reshape(batch * last, -1) for y in (x, h))
             table = (table[0][:, -last:], table[1][:, -last:])
-        query = rotate(heads("query", cfg.num_heads, h), table)
+            mask = None if mask is None else mask[:, -last:]
+        query = turned("query", cfg.num_heads, h, table)
         attended = attention(query, key, value, mask)
         attended = attended.reshape(x.shape[0], -1)
-        x = x + dense("attention_out", cfg.hidden_size, residual_init)(attended)
+        out = dense("attention_out", cfg.hidden_size, residual_init, cfg.out_bias)
+        x = x + out(attended)
+
+        def mlp(prefix: str, size: int) -> Float[Array, "BS D"]:
+            gate = dense(f"{prefix}gate", size)(h)
+            up = dense(f"{prefix}up", size)(h)
+            return dense(f"{prefix}down", cfg.hidden_size, residual_init)(nn.silu(gate) * up)
 
         h = RMSNorm(cfg, name="mlp_norm")(x)
-        gate = dense("gate", cfg.intermediate_size)(h)
-        up = dense("up", cfg.intermediate_size)(h)
-        return x + dense("down", cfg.hidden_size, residual_init)(nn.silu(gate) * up), None
+        if not self.has_experts or cfg.experts is None:
+            return x + mlp("", cfg.intermediate_size), None
+        mixed = Experts(cfg, name="experts")(h)
+        if cfg.experts.shared_size:
+            mixed = mixed + mlp("shared_", cfg.experts.shared_size)
+        return x + mixed, None
 
 
 class Denoiser(nn.Module):
     """tokens [B, S] -> logits [B, S, V]; position i of the logits predicts token i.
 
-    Attention is bidirectional. The layers' parameters are stacked on a leading axis and applied
-    by a scan, so compile time does not grow with depth.
+    Attention is bidirectional, within blocks or altogether. The parameters of equal layers are
+    stacked on a leading axis and applied by a scan, so compile time does not grow with depth.
 
     Attributes:
         config: the architecture.
@@ -123,13 +150,16 @@ class Denoiser(nn.Module):
             cfg.param_dtype,
         )
         block = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if self.remat else Block
-        self.layers = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
-            length=cfg.num_layers,
-        )(cfg)
+        self.runs = [
+            nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+                length=run.stop - run.start,
+            )(cfg, run.has_experts, name=run.name)
+            for run in cfg.layer_runs
+        ]
         self.final_norm = RMSNorm(cfg)
         if not cfg.tie_embeddings:
             # Rows are tokens, as in the embedding table: a slice of the vocabulary is contiguous.
@@ -157,8 +187,8 @@ class Denoiser(nn.Module):
             tokens: token ids.
             attention_mask: True where a token is real; padding is never attended. What comes out
                 at padded positions is finite and means nothing.
-            positions: rotary positions; by default the number of real tokens before each one, so
-                that padding shifts nothing.
+            positions: of the tokens in their text, for rotations and blocks; by default the number
+                of real tokens before each one, so that padding shifts nothing.
             last: give only so many positions, the last ones; None for all (static). The last layer
                 then computes nothing but keys and values for the others.
 
@@ -180,20 +210,33 @@ class Denoiser(nn.Module):
             mask = attention_mask[:, None, :]
         if positions is None:
             positions = default_positions(attention_mask, length)
-        table = rotary_table(positions, cfg.head_dim, cfg.rope_theta)
+        if cfg.attention_block is not None:
+            visible = block_causal(positions, cfg.attention_block)
+            mask = visible if mask is None else visible & mask
+        table = rotary_table(positions, cfg.rotary_dim or cfg.head_dim, cfg.rope_theta)
+        if not cfg.rotary_in_float32:
+            table = (table[0].astype(cfg.dtype), table[1].astype(cfg.dtype))
         x = jnp.take(self.embedding, tokens.reshape(-1), axis=0).astype(cfg.dtype)
-        if last is None:
-            x, _ = self.layers(x, table, mask, batch)
+        # A state that was moved to the next position comes from one position before.
+        window = None if last is None else min(last + cfg.logits_shift, length)
+        for run in self.runs[:-1]:
+            x, _ = run(x, table, mask, batch)
+        if window is None:
+            x, _ = self.runs[-1](x, table, mask, batch)
         else:
-            x = self._layers_for(last, x, table, mask, batch)
-        return self.final_norm(x).reshape(batch, -1, x.shape[-1])
+            x = self._last_run(window, x, table, mask, batch)
+        hidden = self.final_norm(x).reshape(batch, -1, x.shape[-1])
+        if cfg.logits_shift:
+            hidden = unshift(hidden, attention_mask)
+        return hidden if last is None else hidden[:, -last:]
 
-    def _layers_for(
-        self, last: int, x: Float[Array, "BS D"], table: Table, mask: Array | None, batch: int
+    def _last_run(
+        self, window: int, x: Float[Array, "BS D"], table: Table, mask: Array | None, batch: int
     ) -> Float[Array, "BL D"]:
-        """The layers as `self.layers` applies them, the last one for the last positions only."""
-        stacked = self.layers.variables["params"]
-        block, final = Block(self.config, parent=None), self.config.num_layers - 1
+        """The last run of layers, the last layer for the last positions only."""
+        kind = self.config.layer_runs[-1]
+        stacked = self.runs[-1].variables["params"]
+        block, final = Block(self.config, kind.has_experts, parent=None), kind.stop - kind.start - 1
 
         def apply(index: Array | int, x: Array, last: int | None = None) -> Array:
             # Layer by layer: a slice of several layers would be a copy of their parameters.
@@ -201,7 +244,7 @@ class Denoiser(nn.Module):
             params = {"params": jax.tree.map(take, stacked)}
             return block.apply(params, x, table, mask, batch, last)[0]
 
-        return apply(final, jax.lax.fori_loop(0, final, apply, x), last)
+        return apply(final, jax.lax.fori_loop(0, final, apply, x), window)
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of the hidden states that are given, whichever positions they are."""
@@ -224,6 +267,30 @@ def project(table: Float[Array, "V D"], hidden: Float[Array, "*B D"]) -> Float[A
         preferred_element_type=jnp.float32,
     )
     return logits.reshape(*hidden.shape[:-1], -1)
+
+
+def unshift(
+    hidden: Float[Array, "B L D"], attention_mask: Bool[Array, "B S"] | None
+) -> Float[Array, "B L D"]:
+    """Moves hidden states that score the next token to the position of the token that they score.
+
+    The first token of a text has none before it; its own state stays, as in the published code.
+
+    Args:
+        hidden: states of the last L of S positions. If L < S, the first of them has none to get.
+        attention_mask: True where a token is real.
+    """
+    moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+    if attention_mask is None:
+        return moved
+    is_first = attention_mask & (jnp.cumsum(attention_mask, axis=-1) == 1)
+    return jnp.where(is_first[:, -hidden.shape[1] :, None], hidden, moved)
+
+
+def block_causal(positions: Int[Array, "#B S"], block: int) -> Bool[Array, "#B S S"]:
+    """True where a position (second axis) sees another: in its own block or one before it."""
+    blocks = positions // block
+    return blocks[:, :, None] >= blocks[:, None, :]
 
 
 def default_positions(attention_mask: Bool[Array, "B S"] | None, length: int) -> Int[Array, "#B S"]:

@@ -4,6 +4,14 @@ from __future__ import annotations
 
 from jax_unmask.policies.base import Action, Needs, Observation, Params, Policy, row_uniform
 from jax_unmask.policies.checkpoint import load_policy, save_policy
+from jax_unmask.policies.family_samplers import (
+    DreamThreshold,
+    Dynamic,
+    Entropy,
+    MaskgitPlus,
+    Origin,
+    TopkMargin,
+)
 from jax_unmask.policies.heuristics import (
     ConflictFree,
     EntropyBounded,
@@ -23,6 +31,9 @@ from jax_unmask.policies.spec import available, parse_policy
 __all__ = [
     "Action",
     "ConflictFree",
+    "DreamThreshold",
+    "Dynamic",
+    "Entropy",
     "EntropyBounded",
     "Factor",
     "FrontierThreshold",
@@ -30,14 +41,17 @@ __all__ = [
     "LearnedPolicy",
     "LeftToRight",
     "Margin",
+    "MaskgitPlus",
     "Needs",
     "NetworkConfig",
     "Observation",
+    "Origin",
     "Params",
     "Policy",
     "Random",
     "Threshold",
     "TopConfidence",
+    "TopkMargin",
     "available",
     "load_policy",
     "parse_policy",

@@ -12,28 +12,31 @@ import dataclasses
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
 from jax_unmask.policies.distributions import argmax_legal
 from jax_unmask.policies.order import by_rank, descending_ranks
 
 
-def _take_best(scores: Array, legal: Array, count: Array) -> Bool[Array, "*B L"]:
+def take_best(
+    scores: Float[Array, "*B L"], legal: Bool[Array, "*B L"], count: Int[Array, "*B"]
+) -> Bool[Array, "*B L"]:
     """The `count` best legal positions of each row, or all of them if there are fewer."""
     return legal & (descending_ranks(scores, legal) < count[..., None])
 
 
-def _deterministic(fill: Bool[Array, "*B L"]) -> Action:
+def deterministic(fill: Bool[Array, "*B L"]) -> Action:
+    """The action of a rule that does not learn: its log-probability is 0."""
     return Action(fill=fill, log_prob=jnp.zeros(fill.shape[:-1], jnp.float32))
 
 
-def _column(setting: Array) -> Array:
+def column(setting: Array) -> Array:
     """A setting (scalar or one per row) shaped to meet [B, L]."""
     return jnp.asarray(setting)[..., None]
 
 
-def _setting(
+def setting(
     name: str, value: ArrayLike, low: float, high: float = np.inf, *, whole: bool = False
 ) -> Array:
     """A numeric setting as float32 (or int32), checked against its range."""
@@ -64,10 +67,15 @@ class _Quota:
                 `get_num_transfer_tokens`: BL // steps positions per step, and one more in the
                 first BL % steps of them. 0 uses `tokens_per_step`.
         """
-        return {
-            "tokens_per_step": _setting("tokens_per_step", tokens_per_step, 1, whole=True),
-            "steps": _setting("steps", steps, 0, whole=True),
-        }
+        return quota_params(tokens_per_step, steps)
+
+
+def quota_params(tokens_per_step: ArrayLike, steps: ArrayLike) -> Params:
+    """Settings of a quota rule, checked; see `TopConfidence.params`."""
+    return {
+        "tokens_per_step": setting("tokens_per_step", tokens_per_step, 1, whole=True),
+        "steps": setting("steps", steps, 0, whole=True),
+    }
 
 
 def quota(params: Params, obs: Observation) -> Int[Array, "*B"]:
@@ -85,7 +93,7 @@ class Random(_Quota):
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`. `log_prob` is 0: the rule is a baseline, not a learner."""
         scores = row_uniform(keys, obs.legal.shape[-1:])
-        return _deterministic(_take_best(scores, obs.legal, quota(params, obs)))
+        return deterministic(take_best(scores, obs.legal, quota(params, obs)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +103,7 @@ class TopConfidence(_Quota):
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`."""
         del keys
-        return _deterministic(_take_best(obs.confidence, obs.legal, quota(params, obs)))
+        return deterministic(take_best(obs.confidence, obs.legal, quota(params, obs)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -114,7 +122,7 @@ class Margin(_Quota):
         """See `Policy.__call__`."""
         del keys
         margin = obs.top_probs[..., 0] - obs.top_probs[..., 1]
-        return _deterministic(_take_best(margin, obs.legal, quota(params, obs)))
+        return deterministic(take_best(margin, obs.legal, quota(params, obs)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,7 +133,7 @@ class LeftToRight(_Quota):
         """See `Policy.__call__`."""
         del keys
         nth = jnp.cumsum(obs.legal, axis=-1)
-        return _deterministic(obs.legal & (nth <= quota(params, obs)[..., None]))
+        return deterministic(obs.legal & (nth <= quota(params, obs)[..., None]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +150,7 @@ class _ThresholdParams:
         Args:
             threshold: least confidence that fills a position, in [0, 1].
         """
-        return {"threshold": _setting("threshold", threshold, 0, 1)}
+        return {"threshold": setting("threshold", threshold, 0, 1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,8 +164,8 @@ class Threshold(_ThresholdParams):
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`."""
         del keys
-        fill = obs.legal & (obs.confidence >= _column(params["threshold"]))
-        return _deterministic(fill | argmax_legal(obs.confidence, obs.legal))
+        fill = obs.legal & (obs.confidence >= column(params["threshold"]))
+        return deterministic(fill | argmax_legal(obs.confidence, obs.legal))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +179,8 @@ class FrontierThreshold(_ThresholdParams):
         """See `Policy.__call__`."""
         del keys
         leftmost = obs.legal & (jnp.cumsum(obs.legal, axis=-1) == 1)
-        fill = obs.legal & (obs.confidence >= _column(params["threshold"]))
-        return _deterministic(fill | leftmost)
+        fill = obs.legal & (obs.confidence >= column(params["threshold"]))
+        return deterministic(fill | leftmost)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -194,8 +202,8 @@ class ConflictFree(_ThresholdParams):
         better = (other > mine) | ((other == mine) & earlier)
         same = obs.candidate[..., :, None] == obs.candidate[..., None, :]
         beaten = jnp.any(better & same & legal[..., None, :], axis=-1)
-        fill = legal & ~beaten & (confidence >= _column(params["threshold"]))
-        return _deterministic(fill | argmax_legal(confidence, legal))
+        fill = legal & ~beaten & (confidence >= column(params["threshold"]))
+        return deterministic(fill | argmax_legal(confidence, legal))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,7 +230,7 @@ class Factor:
         Args:
             factor: bound on (n + 1)(1 - c_n), at least 0.
         """
-        return {"factor": _setting("factor", factor, 0)}
+        return {"factor": setting("factor", factor, 0)}
 
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`."""
@@ -230,13 +238,13 @@ class Factor:
         rank = descending_ranks(obs.confidence, obs.legal)
         ordered = by_rank(obs.confidence, rank)
         n = jnp.arange(1, ordered.shape[-1] + 1)
-        passes = (ordered >= 1 - _column(params["factor"]) / (n + 1)) | (n == 1)
+        passes = (ordered >= 1 - column(params["factor"]) / (n + 1)) | (n == 1)
         total = jnp.sum(obs.legal, axis=-1, keepdims=True)
         passes &= n <= total
         count = jnp.sum(jnp.cumprod(passes, axis=-1), axis=-1, keepdims=True)
         if self.reference_compat:
             count = jnp.where(count == total - 1, total, count)
-        return _deterministic(obs.legal & (rank < count))
+        return deterministic(obs.legal & (rank < count))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -260,7 +268,7 @@ class EntropyBounded:
         Args:
             gamma: bound in nats, at least 0.
         """
-        return {"gamma": _setting("gamma", gamma, 0)}
+        return {"gamma": setting("gamma", gamma, 0)}
 
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`.
@@ -275,6 +283,6 @@ class EntropyBounded:
         # Rounding can make an entropy slightly negative; a sum must not fall again.
         ordered = jnp.maximum(by_rank(obs.entropy, rank), 0.0)
         before = jnp.cumsum(ordered, axis=-1) - ordered
-        within = (before <= _column(params["gamma"])).at[..., 0].set(True)
+        within = (before <= column(params["gamma"])).at[..., 0].set(True)
         count = jnp.sum(jnp.cumprod(within, axis=-1), axis=-1, keepdims=True)
-        return _deterministic(obs.legal & (rank < count))
+        return deterministic(obs.legal & (rank < count))

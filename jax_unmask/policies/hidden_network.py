@@ -16,6 +16,7 @@ from jaxtyping import Array, Float
 
 from jax_unmask.denoisers.attention import rotary_table
 from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.families import llada
 from jax_unmask.denoisers.transformer import Block
 from jax_unmask.policies.base import Needs, Observation
 from jax_unmask.policies.layers import (
@@ -49,6 +50,11 @@ class HiddenNetworkConfig:
     initial_bias: float = -2.0
 
     def __post_init__(self) -> None:
+        if self.denoiser.family != llada.NAME:
+            raise ValueError(
+                f"family={self.denoiser.family!r}: the hidden-state network is made of LLaDA's "
+                "blocks; with other denoisers use a network on confidences"
+            )
         if self.num_blocks < 1:
             raise ValueError(f"num_blocks={self.num_blocks} must be at least 1")
         if self.time_embed_dim < 2:

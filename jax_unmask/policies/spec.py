@@ -15,7 +15,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
-from jax_unmask.policies import heuristics
+from jax_unmask.policies import family_samplers, heuristics
 from jax_unmask.policies.base import Params, Policy
 from jax_unmask.policies.checkpoint import load_policy
 from jax_unmask.policies.learned import LearnedPolicy
@@ -30,6 +30,12 @@ HEURISTICS: dict[str, Any] = {
     "entropy_bounded": heuristics.EntropyBounded,
     "frontier_threshold": heuristics.FrontierThreshold,
     "conflict_free": heuristics.ConflictFree,
+    "origin": family_samplers.Origin,
+    "maskgit_plus": family_samplers.MaskgitPlus,
+    "topk_margin": family_samplers.TopkMargin,
+    "entropy": family_samplers.Entropy,
+    "dream_threshold": family_samplers.DreamThreshold,
+    "dynamic": family_samplers.Dynamic,
 }
 LEARNED = "learned"
 SHIPPED = pathlib.Path(__file__).parents[1] / "assets" / "policies"

@@ -16,6 +16,7 @@ nothing is differentiated through a rollout.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import NamedTuple, cast
 
@@ -108,9 +109,18 @@ def rollout(
     """
     batch = prompts.tokens.shape[0]
     length, block_length = settings.gen_length, settings.block_length
-    num_blocks = length // block_length
+    denoiser = _with_blocks(denoiser, block_length)
+    is_block_causal = denoiser.config.attention_block is not None
+    # Blocks that are counted from the start of the text may be cut at both ends of the canvas.
+    num_blocks = length // block_length + is_block_causal
     mask_id = denoiser.config.mask_token_id
-    block_of = jnp.arange(length) // block_length
+
+    def blocks(held: _Held) -> tuple[Int[Array, " S"], Int[Array, "S L"]]:
+        """What the prompt has taken of a row's first block, and the block of each position."""
+        before = jnp.zeros(held.rows.block.shape, jnp.int32)
+        if is_block_causal:
+            before = held.prompts.mask.sum(axis=-1, dtype=jnp.int32) % block_length
+        return before, (before[:, None] + jnp.arange(length)) // block_length
 
     def last_hidden(tokens: Int[Array, "S P"], held: _Held) -> Array:
         tokens = jnp.concatenate([tokens, held.rows.canvas], axis=1)
@@ -136,7 +146,9 @@ def rollout(
             entropy=policy.needs.entropy,
             temperature=settings.temperature,
             vocab_chunk=settings.vocab_chunk,
+            sampling=settings.sampling,
         )
+        before, block_of = blocks(held)
         in_block = block_of == rows.block[:, None]
         masked = rows.canvas == mask_id
         obs = Observation(
@@ -147,7 +159,7 @@ def rollout(
             legal=masked & in_block,
             step=rows.step,
             step_in_block=rows.step_in_block,
-            block_start=rows.block * block_length,
+            block_start=jnp.maximum(rows.block * block_length - before, 0),
             entropy=scores.entropy,
             hidden=hidden.astype(jnp.float32) if policy.needs.hidden else None,
             block_length=block_length,
@@ -167,12 +179,16 @@ def rollout(
         used = rows.step_in_block + active
         unfinished = ((canvas == mask_id) & in_block).any(axis=-1)
         next_block = active & (~unfinished | (used >= block_length))
+        is_last = rows.block == blocks(held)[1][:, -1]
+        if settings.stop_ids:
+            stops = jnp.isin(canvas, jnp.asarray(settings.stop_ids, jnp.int32))
+            is_last |= stops.any(axis=-1)
         new = _Rows(
             canvas=canvas,
             step_map=jnp.where(fill, rows.step[:, None], rows.step_map),
             confidence=jnp.where(fill, obs.confidence, rows.confidence),
             step=rows.step + active,
-            block=rows.block + next_block,
+            block=jnp.where(next_block & is_last, num_blocks, rows.block + next_block),
             step_in_block=jnp.where(next_block, 0, used),
         )
         return new, Records(obs, action, active)
@@ -221,6 +237,13 @@ def rollout(
         slots=settings.num_slots(batch),
         records=state.slots.by_row(state.records, rows.step, length),
     )
+
+
+def _with_blocks(denoiser: Denoiser, block_length: int) -> Denoiser:
+    """The denoiser; if it is block-causal, with the attention blocks of the rollout."""
+    if denoiser.config.attention_block is None:
+        return denoiser
+    return denoiser.clone(config=dataclasses.replace(denoiser.config, attention_block=block_length))
 
 
 def _write(state: _State, happened: Records) -> Records:

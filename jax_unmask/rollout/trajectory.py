@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_unmask.denoisers.sampling import PLAIN, Sampling
 from jax_unmask.policies.base import Action, Observation
 
 
@@ -17,7 +18,10 @@ class RolloutSettings:
 
     Attributes:
         gen_length: canvas length L.
-        block_length: block length BL; L must be a multiple of it. BL = L is full diffusion.
+        block_length: block length BL; L must be a multiple of it. BL = L is full diffusion. With a
+            block-causal denoiser it is also the length of the blocks that attend to each other, and
+            blocks are counted from the start of the text: a row's first block is what the prompt
+            leaves of one, its last what remains of the canvas.
         temperature: denoiser temperature; 0 takes the arg max, above 0 a Gumbel-max sample.
         record: whether the trajectory keeps each step's observation and action (learners need it,
             evaluation does not).
@@ -32,6 +36,9 @@ class RolloutSettings:
         slot_groups: parts into which rows and slots are divided, in order; a slot only ever gets
             rows of its own part. Where the batch is spread over several devices (the data and
             fsdp axes of the mesh), give their number: rows then never move between devices.
+        sampling: top-k and top-p of the draw, and what a confidence is.
+        stop_ids: tokens that end a text. A row is done with the first block that leaves one of them
+            on its canvas; the blocks behind stay masked. Empty: canvases are filled to the end.
     """
 
     gen_length: int
@@ -42,6 +49,8 @@ class RolloutSettings:
     vocab_chunk: int | None = None
     slots: int | None = None
     slot_groups: int = 1
+    sampling: Sampling = PLAIN
+    stop_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("gen_length", "block_length", "slot_groups"):

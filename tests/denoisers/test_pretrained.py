@@ -191,7 +191,8 @@ class TestHubNames:
         calls = download(FIXTURE)
         denoiser, _ = denoisers.from_pretrained("some-owner/some-model")
         assert denoiser.config.vocab_size == 320
-        assert calls == [("some-owner/some-model", ["*.json", "*.jinja", "*.safetensors"])]
+        files = ["*.json", "*.jinja", "merges.txt", "*.safetensors"]
+        assert calls == [("some-owner/some-model", files)]
 
     def test_offline(self, download):
         from huggingface_hub import errors

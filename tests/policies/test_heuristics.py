@@ -14,15 +14,21 @@ from hypothesis import strategies as st
 
 from jax_unmask.policies import (
     ConflictFree,
+    DreamThreshold,
+    Dynamic,
+    Entropy,
     EntropyBounded,
     Factor,
     FrontierThreshold,
     LeftToRight,
     Margin,
+    MaskgitPlus,
     Observation,
+    Origin,
     Random,
     Threshold,
     TopConfidence,
+    TopkMargin,
 )
 from jax_unmask.policies.heuristics import quota
 
@@ -37,6 +43,12 @@ RULES = (
     Factor(),
     Factor(reference_compat=True),
     EntropyBounded(),
+    Origin(),
+    MaskgitPlus(),
+    TopkMargin(),
+    Entropy(),
+    DreamThreshold(),
+    Dynamic(),
 )
 ROWS, LENGTH = 4, 6
 seeds = st.integers(0, 2**32 - 1)
@@ -97,10 +109,12 @@ def random_params(rule, seed: int):
     rng = np.random.default_rng(seed)
     draws = {
         "tokens_per_step": lambda: rng.integers(1, LENGTH + 2, ROWS),
-        "steps": lambda: rng.integers(0, LENGTH + 2, ROWS),
+        "steps": lambda: rng.integers("eps" in rule.params(), LENGTH + 2, ROWS),
         "threshold": lambda: rng.integers(0, 5, ROWS) / 4,
         "factor": lambda: rng.random(ROWS) * 4,
         "gamma": lambda: rng.random(ROWS) * 4,
+        "eps": lambda: rng.random(ROWS) / 2,
+        "alg_temp": lambda: rng.integers(0, 3, ROWS) / 2,
     }
     return rule.params(**{name: draws[name]() for name in rule.params()})
 

@@ -1,4 +1,4 @@
-"""Rollouts of the published policy networks with their randomness injected (LLaDA).
+"""Rollouts of the published policy networks with their randomness injected (LLaDA, Dream).
 
 The recording ran whole batches in lock step, with two defects that the comparison steps around:
 rows that were done with their block had position 0 of it rewritten, and a threshold fallback fired
@@ -32,6 +32,8 @@ BERNOULLI = [
     "bern_argmax_b1",
     "bern_argmax_topp_b1",
     "hidden_bern_argmax",
+    "dream_bern_argmax",
+    "dream_bern_argmax_b1",
 ]
 DPLS = ["dpls_full", "dpls_blocks", "dpls_b1"]
 
@@ -65,8 +67,8 @@ class Injected:
 
 
 @pytest.fixture(scope="module")
-def model(fixtures_dir):
-    return denoisers.from_pretrained(fixtures_dir / "llada")
+def models(fixtures_dir):
+    return {name: denoisers.from_pretrained(fixtures_dir / name) for name in ("llada", "dream")}
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def build(case, fixtures_dir):
     return policy, params | {"temperature": jnp.float32(case["temperature_policy"])}
 
 
-def run(model, case, data, policy, params, tables):
+def run(models, case, data, policy, params, tables):
     settings = RolloutSettings(
         gen_length=case["gen_length"], block_length=case["block_length"], record=True
     )
@@ -107,7 +109,7 @@ def run(model, case, data, policy, params, tables):
     keys = row_keys(jax.random.key(0), prompt.shape[0])
     tables = {name: jnp.asarray(value) for name, value in tables.items()}
     params = {"policy": params, "tables": tables}
-    return rollout(*model, Injected(policy), params, prompts, keys, settings)
+    return rollout(*models[case["model"]], Injected(policy), params, prompts, keys, settings)
 
 
 def table_by_own_step(case, data, values, block_wide):
@@ -133,17 +135,17 @@ def table_by_own_step(case, data, values, block_wide):
 
 
 @pytest.mark.parametrize("name", BERNOULLI)
-def test_bernoulli(model, recorded, fixtures_dir, name):
+def test_bernoulli(models, recorded, fixtures_dir, name):
     arrays, cases = recorded
     case, data = cases[name], case_arrays(arrays, name)
     policy, params = build(case, fixtures_dir)
     uniform = table_by_own_step(case, data, data["uniform"], block_wide=True)
-    out = run(model, case, data, policy, params, {"uniform": uniform.astype(np.float32)})
+    out = run(models, case, data, policy, params, {"uniform": uniform.astype(np.float32)})
     check(case, data, out)
 
 
 @pytest.mark.parametrize("name", DPLS)
-def test_dynamic_plackett_luce(model, recorded, fixtures_dir, name):
+def test_dynamic_plackett_luce(models, recorded, fixtures_dir, name):
     arrays, cases = recorded
     case, data = cases[name], case_arrays(arrays, name)
     policy, params = build(case, fixtures_dir)
@@ -161,7 +163,7 @@ def test_dynamic_plackett_luce(model, recorded, fixtures_dir, name):
                 first[row, step] += inside[0]
         gumbel = wide
     tables = {"first": first.astype(np.int32), "gumbel": gumbel.astype(np.float32)}
-    check(case, data, run(model, case, data, policy, params, tables))
+    check(case, data, run(models, case, data, policy, params, tables))
 
 
 def check(case, data, out):
@@ -184,14 +186,14 @@ def check(case, data, out):
 
 
 @pytest.mark.parametrize("name", ["expert_threshold_b1", "threshold_b1"])
-def test_threshold_decoding(model, recorded, name):
+def test_threshold_decoding(models, recorded, name):
     arrays, cases = recorded
     case, data = cases[name], case_arrays(arrays, name)
     threshold = np.ravel(case["threshold"]).astype(np.float32)
     prompt = data["prompt"]
     policy = heuristics.Threshold()
     out = rollout(
-        *model,
+        *models[case["model"]],
         policy,
         policy.params(threshold=threshold[0]),
         Prompts(prompt, np.ones(prompt.shape, bool)),
@@ -202,13 +204,13 @@ def test_threshold_decoding(model, recorded, name):
     np.testing.assert_array_equal(out.nfe, data["steps_taken"])
 
 
-def test_fixed_tokens_per_step(model, recorded):
+def test_fixed_tokens_per_step(models, recorded):
     arrays, cases = recorded
     case, data = cases["lowconf_k2"], case_arrays(arrays, "lowconf_k2")
     prompt = data["prompt"]
     policy = heuristics.TopConfidence()
     out = rollout(
-        *model,
+        *models[case["model"]],
         policy,
         policy.params(tokens_per_step=2),
         Prompts(prompt, np.ones(prompt.shape, bool)),

@@ -1,0 +1,100 @@
+"""The published checkpoint formats, one module each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.families import dream, llada, llada2, llada_moe, sdar
+from jax_unmask.denoisers.families.base import Family, TensorSpec
+
+__all__ = [
+    "FAMILIES",
+    "PUBLISHED",
+    "Family",
+    "TensorSpec",
+    "complete",
+    "find",
+    "named",
+    "of",
+    "published_config",
+]
+
+FAMILIES: tuple[Family, ...] = (
+    llada.FAMILY,
+    dream.FAMILY,
+    sdar.FAMILY,
+    sdar.MOE_FAMILY,
+    llada_moe.FAMILY,
+    llada2.FAMILY,
+)
+PUBLISHED = {name: family for family in FAMILIES for name in family.published}
+"""Families by the hub names of models whose shape is known without their files."""
+
+
+def find(fields: Mapping[str, Any]) -> Family | None:
+    """The family of a `config.json`, or None.
+
+    Where several have its `model_type` (published LLaDA-MoE files say "llada", too), the name of
+    the class decides.
+    """
+    named_so = [f for f in FAMILIES if fields.get("model_type") in f.model_types]
+    for family in named_so:
+        if set(family.architectures) & set(fields.get("architectures") or ()):
+            return family
+    return named_so[0] if named_so else None
+
+
+def of(fields: Mapping[str, Any]) -> Family:
+    """The family of a `config.json`.
+
+    Raises:
+        ValueError: it is none of the families here.
+    """
+    family = find(fields)
+    if family is None:
+        raise ValueError(
+            f"config.json: model_type={fields.get('model_type')!r} is not a known family; "
+            f"supported: {', '.join(family.model_types[0] for family in FAMILIES)}"
+        )
+    return family
+
+
+def named(name: str) -> Family:
+    """The family of that name (`DenoiserConfig.family`).
+
+    Raises:
+        ValueError: there is none.
+    """
+    for family in FAMILIES:
+        if family.name == name:
+            return family
+    raise ValueError(
+        f"family={name!r} is unknown; known: {', '.join(family.name for family in FAMILIES)}"
+    )
+
+
+def complete(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a `config.json`, with the mask token where only its family knows it."""
+    fields = dict(fields)
+    if fields.get("mask_token_id") is None:
+        family = find(fields)
+        known = {} if family is None else family.mask_token_ids
+        fields["mask_token_id"] = known.get(fields.get("vocab_size", 0))
+    return fields
+
+
+def published_config(name: str) -> DenoiserConfig:
+    """Config of a published model by its hub name.
+
+    Raises:
+        KeyError: its shape is not known here.
+    """
+    family = PUBLISHED[name]
+    fields = {
+        "model_type": family.model_types[0],
+        "architectures": family.architectures[:1],
+        **family.published[name],
+    }
+    return family.config_from_hf(complete(fields))

@@ -13,8 +13,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from jax_unmask.denoisers.config import DenoiserConfig
-from jax_unmask.denoisers.families.base import TensorSpec
+from jax_unmask.denoisers.families.base import Family, TensorSpec, per_layer
 
+NAME = "llada"
 MODEL_TYPE = "llada"
 ARCHITECTURE = "LLaDAModelLM"
 
@@ -150,7 +151,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     eos = _required(fields, "eos_token_id")
     pad = fields.get("pad_token_id")
     return DenoiserConfig(
-        family=MODEL_TYPE,
+        family=NAME,
         vocab_size=rows,
         hidden_size=width,
         num_layers=_required(fields, "n_layers"),
@@ -212,35 +213,38 @@ def tensors(config: DenoiserConfig) -> list[TensorSpec]:
     `ff_proj` is the gate, and `ff_out` is the down projection inside a block but the output
     projection at the top.
     """
-    per_layer = (
-        ("attn_norm", ("attention_norm", "scale"), False),
-        ("q_proj", ("query", "kernel"), True),
-        ("k_proj", ("key", "kernel"), True),
-        ("v_proj", ("value", "kernel"), True),
-        ("attn_out", ("attention_out", "kernel"), True),
-        ("ff_norm", ("mlp_norm", "scale"), False),
-        ("ff_proj", ("gate", "kernel"), True),
-        ("up_proj", ("up", "kernel"), True),
-        ("ff_out", ("down", "kernel"), True),
-    )
     top = [("wte", ("embedding",)), ("ln_f", ("final_norm", "scale"))]
     if not config.tie_embeddings:
         top.append(("ff_out", ("head",)))
     specs = [TensorSpec(f"model.transformer.{name}.weight", path) for name, path in top]
-    specs += [
-        TensorSpec(
-            f"model.transformer.blocks.{layer}.{name}.weight",
-            ("layers", *path),
-            layer=layer,
-            transpose=transpose,
-        )
-        for name, path, transpose in per_layer
-        for layer in range(config.num_layers)
-    ]
-    return specs
+    parts = {
+        "attn_norm.weight": (("attention_norm", "scale"), False),
+        "q_proj.weight": (("query", "kernel"), True),
+        "k_proj.weight": (("key", "kernel"), True),
+        "v_proj.weight": (("value", "kernel"), True),
+        "attn_out.weight": (("attention_out", "kernel"), True),
+        "ff_norm.weight": (("mlp_norm", "scale"), False),
+        "ff_proj.weight": (("gate", "kernel"), True),
+        "up_proj.weight": (("up", "kernel"), True),
+        "ff_out.weight": (("down", "kernel"), True),
+    }
+    return specs + per_layer(config, "model.transformer.blocks.{}.", parts)
 
 
 def _required(fields: Mapping[str, Any], name: str) -> Any:
     if fields.get(name) is None:
         raise ValueError(f"config.json: {name} is missing; a LLaDA config must give it")
     return fields[name]
+
+
+FAMILY = Family(
+    name=NAME,
+    model_types=(MODEL_TYPE,),
+    architectures=(ARCHITECTURE,),
+    config_from_hf=config_from_hf,
+    config_to_hf=config_to_hf,
+    tensors=tensors,
+    published=PUBLISHED,
+    chat_template=CHAT_TEMPLATE,
+    template_tokens=SPECIAL_TOKENS,
+)

@@ -1,0 +1,161 @@
+"""Tensor names and config fields that the families of Qwen's lineage share.
+
+Dream is Qwen2.5 made bidirectional, SDAR is Qwen3 trained with block diffusion; LLaDA-MoE follows
+OLMoE, which names its tensors the same way.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax.numpy as jnp
+
+from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.families.base import (
+    Fields,
+    TensorSpec,
+    per_expert,
+    per_layer,
+    token_fields,
+)
+
+LAYER = "model.layers.{}."
+MLP = {"gate_proj.weight": "gate", "up_proj.weight": "up", "down_proj.weight": "down"}
+
+# Values that every family of this lineage has and that the published classes need not be told.
+_FIXED: dict[str, Any] = {
+    "hidden_act": "silu",
+    "attention_dropout": 0.0,
+    "use_sliding_window": False,
+    "rope_scaling": None,
+}
+
+
+def read(fields: Mapping[str, Any], family: str, **more: Any) -> dict[str, Any]:
+    """Arguments of `DenoiserConfig` that are written alike in all of these families.
+
+    Args:
+        fields: the parsed `config.json`.
+        family: name of the family.
+        **more: arguments that are the family's own; they win.
+
+    Raises:
+        ValueError: a field is missing, or has a value that is not implemented.
+    """
+    need = Fields(fields, family)
+    need.require({name: value for name, value in _FIXED.items() if value is not None})
+    if need.get("rope_scaling") is not None:
+        raise ValueError(
+            f"config.json: rope_scaling={fields['rope_scaling']!r} is not supported for {family}; "
+            "only rope_scaling=null is implemented"
+        )
+    width, heads = need("hidden_size"), need("num_attention_heads")
+    arguments = {
+        "family": family,
+        "vocab_size": need("vocab_size"),
+        "hidden_size": width,
+        "num_layers": need("num_hidden_layers"),
+        "num_heads": heads,
+        "num_kv_heads": need.get("num_key_value_heads", heads),
+        "head_dim": need.get("head_dim", width // heads),
+        "rope_theta": float(need("rope_theta")),
+        "norm_eps": float(need("rms_norm_eps")),
+        "max_length": need("max_position_embeddings"),
+        "tie_embeddings": bool(need("tie_word_embeddings")),
+        # All rotate in the type of the computation.
+        "rotary_in_float32": False,
+        **token_fields(need),
+    }
+    return arguments | more
+
+
+def write(config: DenoiserConfig, **more: Any) -> dict[str, Any]:
+    """The fields of `config.json` that all of these families share.
+
+    Args:
+        config: the model.
+        **more: fields that are the family's own; None leaves a field out.
+    """
+    fields = _FIXED | {
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.hidden_size,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "rope_theta": config.rope_theta,
+        "rms_norm_eps": config.norm_eps,
+        "max_position_embeddings": config.max_length,
+        "tie_word_embeddings": config.tie_embeddings,
+        "mask_token_id": config.mask_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "bos_token_id": config.bos_token_id,
+        "initializer_range": 0.02,
+        "use_cache": False,
+        "torch_dtype": str(jnp.dtype(config.param_dtype)),
+    }
+    fields |= more
+    absent = {"bos_token_id", *more}
+    return {k: fields[k] for k in sorted(fields) if fields[k] is not None or k not in absent}
+
+
+def tensors(
+    config: DenoiserConfig, *, bias: str = "mlp.expert_bias", shared: str = "shared_expert."
+) -> list[TensorSpec]:
+    """Every tensor of a checkpoint and the parameter that it fills.
+
+    Args:
+        config: the model; tells which of the optional tensors there are.
+        bias: name of a router's bias inside a layer.
+        shared: prefix of a shared expert inside a layer.
+    """
+    specs = outer(config, "model.embed_tokens.weight")
+    attention = {
+        "input_layernorm.weight": (("attention_norm", "scale"), False),
+        "self_attn.q_proj.weight": (("query", "kernel"), True),
+        "self_attn.k_proj.weight": (("key", "kernel"), True),
+        "self_attn.v_proj.weight": (("value", "kernel"), True),
+        "self_attn.o_proj.weight": (("attention_out", "kernel"), True),
+        "post_attention_layernorm.weight": (("mlp_norm", "scale"), False),
+    }
+    if config.qkv_bias:
+        for theirs, ours in (("q", "query"), ("k", "key"), ("v", "value")):
+            attention[f"self_attn.{theirs}_proj.bias"] = ((ours, "bias"), False)
+    if config.out_bias:
+        attention["self_attn.o_proj.bias"] = (("attention_out", "bias"), False)
+    if config.qk_norm:
+        attention["self_attn.q_norm.weight"] = (("query_norm", "scale"), False)
+        attention["self_attn.k_norm.weight"] = (("key_norm", "scale"), False)
+    return specs + per_layer(config, LAYER, attention) + mlps(config, bias=bias, shared=shared)
+
+
+def outer(config: DenoiserConfig, embedding: str) -> list[TensorSpec]:
+    """The tensors outside the layers; the output projection is absent where it is tied."""
+    specs = [
+        TensorSpec(embedding, ("embedding",)),
+        TensorSpec("model.norm.weight", ("final_norm", "scale")),
+    ]
+    if not config.tie_embeddings:
+        specs.append(TensorSpec("lm_head.weight", ("head",)))
+    return specs
+
+
+def mlps(config: DenoiserConfig, *, bias: str, shared: str) -> list[TensorSpec]:
+    """The tensors of dense MLPs and experts; arguments as in `tensors`."""
+    dense = {f"mlp.{theirs}": ((ours, "kernel"), True) for theirs, ours in MLP.items()}
+    specs = per_layer(config, LAYER, dense, only=False)
+    moe = config.experts
+    if moe is None:
+        return specs
+    parts = {"mlp.gate.weight": (("experts", "router"), True)}
+    if moe.has_bias:
+        buffers = per_layer(config, LAYER, {bias: (("experts", "router_bias"), False)}, only=True)
+        specs += [dataclasses.replace(spec, keeps_dtype=True) for spec in buffers]
+    if moe.shared_size:
+        for theirs, ours in MLP.items():
+            parts[f"{shared}{theirs}"] = ((f"shared_{ours}", "kernel"), True)
+    specs += per_layer(config, LAYER, parts, only=True)
+    experts = {theirs: ("experts", ours) for theirs, ours in MLP.items()}
+    return specs + per_expert(config, LAYER + "mlp.experts.{}.", experts)

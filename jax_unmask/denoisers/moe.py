@@ -1,0 +1,109 @@
+"""Mixture of experts: each token goes through a few of many gated MLPs, chosen by a router.
+
+Exact: no expert has a capacity, so no token is dropped and a row's result does not depend on the
+rows beside it. Shapes are static: the (token, expert) pairs are sorted by expert and multiplied as
+groups of varying size (`jax.lax.ragged_dot`).
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jaxtyping import Array, Float, Int
+
+from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
+
+_expert_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=(0,))
+
+
+class Experts(nn.Module):
+    """The mixture of experts of one layer, without the residual connection."""
+
+    config: DenoiserConfig
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "T D"]) -> Float[Array, "T D"]:
+        """Sends T tokens through their experts."""
+        cfg = self.config
+        moe = cfg.experts
+        if moe is None:
+            raise ValueError("the config has no experts")
+        width, count = cfg.hidden_size, moe.num_experts
+
+        def stacked(name: str, fan_in: int, fan_out: int, init: Any = _expert_init) -> Array:
+            shape = (count, fan_in, fan_out)
+            return self.param(name, init, shape, cfg.param_dtype).astype(cfg.dtype)
+
+        router = self.param(
+            "router",
+            nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
+            (width, count),
+            cfg.param_dtype,
+        )
+        bias = None
+        if moe.has_bias:
+            bias = self.param("router_bias", nn.initializers.zeros, (count,), cfg.param_dtype)
+            bias = jax.lax.stop_gradient(bias.astype(jnp.float32))
+        router_dtype = jnp.float32 if moe.router_in_float32 else cfg.dtype
+        logits = jnp.dot(
+            x.astype(router_dtype),
+            router.astype(router_dtype),
+            precision="highest" if moe.router_in_float32 else None,
+        )
+        chosen, weights = route(logits, bias, moe)
+
+        # One row per (token, expert) pair, those of an expert beside each other.
+        pairs = chosen.reshape(-1)
+        order = jnp.argsort(pairs, stable=True)
+        sizes = jnp.bincount(pairs, length=count).astype(jnp.int32)
+        grouped = jnp.take(x, order // moe.per_token, axis=0)
+
+        # The layer's output joins the residual stream; see `Block` for the scale.
+        out_init = nn.initializers.variance_scaling(
+            1.0 / (2 * cfg.num_layers), "fan_in", "normal", batch_axis=(0,)
+        )
+        gate = jax.lax.ragged_dot(grouped, stacked("gate", width, moe.size), sizes)
+        up = jax.lax.ragged_dot(grouped, stacked("up", width, moe.size), sizes)
+        down = stacked("down", moe.size, width, out_init)
+        out = jax.lax.ragged_dot(nn.silu(gate) * up, down, sizes)
+
+        # Back in the order of the tokens, so that a token's experts are added in a fixed order.
+        out = jnp.take(out, jnp.argsort(order), axis=0).reshape(-1, moe.per_token, width)
+        return (out * weights[..., None]).sum(axis=1).astype(cfg.dtype)
+
+
+def route(
+    logits: Float[Array, "T E"], bias: Float[Array, " E"] | None, moe: ExpertsConfig
+) -> tuple[Int[Array, "T k"], Float[Array, "T k"]]:
+    """Chooses each token's experts.
+
+    Covers the published routers: softmax scores taken as they are (LLaDA-MoE) or normalised over
+    the chosen ones (SDAR-MoE, as in Qwen3-MoE), and sigmoid scores with a load-balancing bias and
+    groups of experts (LLaDA2, after DeepSeek-V3, arXiv 2412.19437).
+
+    Args:
+        logits: the router's outputs.
+        bias: added to the scores for choosing.
+        moe: how scores are made and used.
+
+    Returns:
+        (experts, weights), best first; the weights are float32.
+    """
+    logits = logits.astype(jnp.float32)
+    scores = jax.nn.softmax(logits) if moe.score == "softmax" else jax.nn.sigmoid(logits)
+    biased = scores if bias is None else scores + bias
+    ranked = biased
+    if moe.groups_kept < moe.num_groups:
+        groups = biased.reshape(-1, moe.num_groups, moe.num_experts // moe.num_groups)
+        best = jax.lax.top_k(groups, min(2, groups.shape[-1]))[0].sum(axis=-1)
+        kept = jax.lax.top_k(best, moe.groups_kept)[1]
+        is_kept = jax.nn.one_hot(kept, moe.num_groups, dtype=bool).any(axis=-2)
+        ranked = jnp.where(is_kept[..., None], groups, -jnp.inf).reshape(biased.shape)
+    chosen = jax.lax.top_k(ranked, moe.per_token)[1]
+    weights = jnp.take_along_axis(biased if moe.weigh_biased else scores, chosen, axis=-1)
+    if moe.normalise:
+        weights = weights / (weights.sum(axis=-1, keepdims=True) + 1e-20)
+    return chosen, weights * moe.scale

@@ -1,0 +1,225 @@
+"""The samplers that denoiser families publish with their models: Dream's and SDAR's.
+
+As in `heuristics`, settings live in the params, one value or one per row. SDAR's other two are
+heuristics already: `low_confidence_static` is `TopConfidence`, `sequential` is `LeftToRight`, both
+with `steps`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from jax.typing import ArrayLike
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
+from jax_unmask.policies.distributions import argmax_legal
+from jax_unmask.policies.heuristics import (
+    column,
+    deterministic,
+    quota,
+    quota_params,
+    setting,
+    take_best,
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Dream:
+    """Base of Dream's `diffusion_generate` (Ye et al. 2025, arXiv 2508.15487).
+
+    Time runs from 1 to eps in equal steps; a step from time t to s fills the share 1 - s / t of the
+    block's masks, rounded down, and the last step all of them. Rounding down makes early steps
+    smaller: 24 masks in 8 steps go 2, 3, 3, 3, 3, 3, 3, 4.
+
+    Attributes:
+        reference_compat: let a step fill nothing, as the public code does where the share of the
+            masks is less than one; by default it fills one then.
+    """
+
+    reference_compat: bool = False
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing beyond the confidence."""
+        return Needs()
+
+    def params(self, steps: ArrayLike = 64, eps: ArrayLike = 1e-3) -> Params:
+        """Settings.
+
+        Args:
+            steps: steps of a block, at least 1. More than a block has positions are of no use.
+            eps: time at which the schedule ends, in [0, 1).
+        """
+        return {
+            "steps": setting("steps", steps, 1, whole=True),
+            "eps": setting("eps", eps, 0, 0.999),
+        }
+
+    def share(self, params: Params, obs: Observation) -> Float[Array, "*B"]:
+        """Part of the masks that this step fills."""
+        steps = jnp.asarray(params["steps"])
+        now, slope = obs.step_in_block, (params["eps"] - 1.0) / steps
+        share = 1.0 - (1.0 + slope * (now + 1)) / (1.0 + slope * now)
+        return jnp.where(now < steps - 1, share, 1.0)
+
+
+@dataclasses.dataclass(frozen=True)
+class Origin(_Dream):
+    """Dream's `origin`: fills each position with the step's share as probability.
+
+    By default the position with the smallest draw is filled where none would be.
+    """
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """See `Policy.__call__`."""
+        return self.fill_below(params, row_uniform(keys, obs.legal.shape[-1:]), obs)
+
+    def fill_below(self, params: Params, uniform: Float[Array, "*B L"], obs: Observation) -> Action:
+        """Fills where the draws [0, 1) are below the step's share."""
+        fill = obs.legal & (uniform < column(self.share(params, obs)))
+        if not self.reference_compat:
+            fill |= argmax_legal(-uniform, obs.legal) & ~fill.any(axis=-1, keepdims=True)
+        return deterministic(fill)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Ranked(_Dream):
+    """Base of those of Dream's samplers that rank the positions."""
+
+    def params(
+        self, steps: ArrayLike = 64, eps: ArrayLike = 1e-3, alg_temp: ArrayLike = 0.0
+    ) -> Params:
+        """Settings.
+
+        Args:
+            steps: steps of a block, at least 1. More than a block has positions are of no use.
+            eps: time at which the schedule ends, in [0, 1).
+            alg_temp: above 0 the positions are drawn without replacement from the softmax of their
+                scores over this temperature; at 0 the best are taken.
+        """
+        return {**super().params(steps, eps), "alg_temp": setting("alg_temp", alg_temp, 0)}
+
+    def count(self, params: Params, obs: Observation) -> Int[Array, "*B"]:
+        """Number of positions that this step fills."""
+        masks = obs.legal.sum(axis=-1)
+        count = jnp.floor(masks * self.share(params, obs)).astype(jnp.int32)
+        return count if self.reference_compat else jnp.maximum(count, 1)
+
+    def fill_best(
+        self, params: Params, scores: Float[Array, "*B L"], obs: Observation, keys: Array
+    ) -> Action:
+        """Fills this step's number of positions by score."""
+        temperature = column(params["alg_temp"])
+        noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:]))(keys)
+        # Gumbel noise on the logits of the softmax: the best k are a draw without replacement.
+        drawn = scores / jnp.where(temperature > 0, temperature, 1.0) + noise
+        scores = jnp.where(temperature > 0, drawn, scores)
+        return deterministic(take_best(scores, obs.legal, self.count(params, obs)))
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskgitPlus(_Ranked):
+    """Dream's `maskgit_plus`: fills the most confident positions."""
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """See `Policy.__call__`."""
+        return self.fill_best(params, obs.confidence, obs, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class TopkMargin(_Ranked):
+    """Dream's `topk_margin`: fills where the two largest probabilities are furthest apart."""
+
+    @property
+    def needs(self) -> Needs:
+        """The two largest probabilities."""
+        return Needs(top_k=2)
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """See `Policy.__call__`."""
+        margin = obs.top_probs[..., 0] - obs.top_probs[..., 1]
+        return self.fill_best(params, margin, obs, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entropy(_Ranked):
+    """Dream's `entropy`: fills the positions of least entropy."""
+
+    @property
+    def needs(self) -> Needs:
+        """Entropies."""
+        return Needs(entropy=True)
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """See `Policy.__call__`.
+
+        Raises:
+            ValueError: the observation has no entropies.
+        """
+        if obs.entropy is None:
+            raise ValueError("the observation lacks entropy, which Entropy reads")
+        return self.fill_best(params, -obs.entropy, obs, keys)
+
+
+@dataclasses.dataclass(frozen=True)
+class _ThresholdAndQuota:
+    """Base of rules with a threshold and a number of positions per step."""
+
+    @property
+    def needs(self) -> Needs:
+        """Nothing beyond the confidence."""
+        return Needs()
+
+    def params(
+        self, threshold: ArrayLike = 0.9, tokens_per_step: ArrayLike = 1, steps: ArrayLike = 0
+    ) -> Params:
+        """Settings.
+
+        Args:
+            threshold: confidence, in [0, 1].
+            tokens_per_step: positions per step, at least 1.
+            steps: if positive, each block is spread over this many steps instead; see
+                `heuristics.TopConfidence`.
+        """
+        return {
+            "threshold": setting("threshold", threshold, 0, 1),
+            **quota_params(tokens_per_step, steps),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class DreamThreshold(_ThresholdAndQuota):
+    """Fast-dLLM's `confidence_threshold` for Dream without a cache (arXiv 2505.22618).
+
+    Fills where confidence >= threshold, but by the end of a step at most as many positions of the
+    block as a quota per step would have filled; the most confident one in any case.
+    """
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """See `Policy.__call__`."""
+        del keys
+        filled = obs.block_length - obs.legal.sum(axis=-1)
+        most = quota(params, obs) * (obs.step_in_block + 1) - filled
+        best = take_best(obs.confidence, obs.legal, jnp.maximum(most, 1))
+        fill = best & (obs.confidence >= column(params["threshold"]))
+        return deterministic(fill | argmax_legal(obs.confidence, obs.legal))
+
+
+@dataclasses.dataclass(frozen=True)
+class Dynamic(_ThresholdAndQuota):
+    """SDAR's `low_confidence_dynamic` (arXiv 2510.06303): a threshold with a quota below it.
+
+    Fills where confidence > threshold, if these are at least the step's quota; otherwise the quota
+    of most confident positions. (JetEngine, which TraDo uses, takes the union of both; it is the
+    same set, as fewer positions than the quota are all among the quota's most confident.)
+    """
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """See `Policy.__call__`."""
+        del keys
+        above: Bool[Array, "*B L"] = obs.legal & (obs.confidence > column(params["threshold"]))
+        best = take_best(obs.confidence, obs.legal, quota(params, obs))
+        return deterministic(above | best)

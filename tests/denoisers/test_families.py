@@ -1,0 +1,387 @@
+"""All families: recorded logits, exact round trips, published shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jax_unmask import denoisers
+from jax_unmask.denoisers import families
+from jax_unmask.denoisers.pretrained import read_config
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+# The mask tokens that these config.json files do not name.
+MASKS = {"llada_moe": 314, "llada2_moe": 316}
+MODELS = ("llada", "dream", "sdar", "sdar_tied", "llada_moe", "llada2_moe")
+
+
+@functools.cache
+def load(name):
+    return denoisers.from_pretrained(FIXTURES / name, mask_token_id=MASKS.get(name))
+
+
+@functools.cache
+def golden(name):
+    return load_file(FIXTURES / name / "cases.safetensors")
+
+
+@functools.partial(jax.jit, static_argnames=("denoiser", "method"))
+def run(denoiser, params, *args, method=None):
+    return denoiser.apply({"params": params}, *args, method=method)
+
+
+def close(actual, expected):
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
+
+
+def equal_trees(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+        assert x.dtype == y.dtype
+        np.testing.assert_array_equal(x, y)
+
+
+class TestDreamLogits:
+    """Ours at i score token i; the records hold the raw outputs, too, which score token i + 1."""
+
+    @pytest.mark.parametrize("case", ["plain0", "plain1"])
+    def test_plain(self, case):
+        logits = run(*load("dream"), golden("dream")[f"{case}.input_ids"])
+        raw = golden("dream")[f"{case}.logits"]
+        close(logits[:, 1:], raw[:, :-1])
+        close(logits[:, 0], raw[:, 0])
+        if f"{case}.logits_shifted" in golden("dream"):
+            close(logits, golden("dream")[f"{case}.logits_shifted"])
+
+    @pytest.mark.parametrize("case", ["leftpad", "rightpad"])
+    def test_padded(self, case):
+        record = golden("dream")
+        tokens, real = record[f"{case}.input_ids"], record[f"{case}.attention_mask"] == 1
+        assert not real.all()
+        logits = np.asarray(run(*load("dream"), tokens, real))
+        raw = record[f"{case}.logits"]
+        both = real[:, 1:] & real[:, :-1]
+        close(logits[:, 1:][both], raw[:, :-1][both])
+        # A text's first token keeps its own row, wherever padding puts it.
+        first = real & (np.cumsum(real, axis=1) == 1)
+        close(logits[first], raw[first])
+
+    def test_positions_that_count_padding(self):
+        record = golden("dream")
+        tokens, real = record["leftpad.input_ids"], record["leftpad.attention_mask"] == 1
+        positions = np.broadcast_to(np.arange(tokens.shape[1]), tokens.shape)
+        logits = np.asarray(run(*load("dream"), tokens, real, positions))
+        both = real[:, 1:] & real[:, :-1]
+        close(logits[:, 1:][both], record["leftpad.logits_arange_positions"][:, :-1][both])
+
+    def test_hidden_states_are_shifted_too(self):
+        hidden = run(*load("dream"), golden("dream")["plain0.input_ids"], method="hidden")
+        close(hidden[:, 1:], golden("dream")["plain0.hidden2"][:, :-1])
+
+
+BLOCK_CAUSAL = [
+    *((name, "bc0_len16_b4", 4) for name in ("sdar", "sdar_tied", "llada2_moe")),
+    ("sdar", "bc1_len22_b4", 4),
+    ("sdar", "bc2_len24_b8", 8),
+    ("llada2_moe", "bc1_len27_b8", 8),
+]
+
+
+class TestBlockCausalLogits:
+    def with_block(self, name, block):
+        denoiser, params = load(name)
+        config = dataclasses.replace(denoiser.config, attention_block=block)
+        return denoisers.Denoiser(config), params
+
+    @pytest.mark.parametrize(("name", "case", "block"), BLOCK_CAUSAL)
+    def test_whole_sequence(self, name, case, block):
+        logits = run(*self.with_block(name, block), golden(name)[f"{case}.input_ids"])
+        close(logits, golden(name)[f"{case}.logits"])
+
+    @pytest.mark.parametrize("name", ["sdar", "sdar_tied", "llada2_moe"])
+    def test_last_hidden_states(self, name):
+        record = golden(name)
+        last = max(key for key in record if key.startswith("bc0_len16_b4.hidden"))
+        tokens = record["bc0_len16_b4.input_ids"]
+        close(run(*self.with_block(name, 4), tokens, method="hidden"), record[last])
+
+    @pytest.mark.parametrize(("case", "block"), [("kv_b4_pre8", 4), ("kv_b8_pre8", 8)])
+    def test_what_a_cache_must_give(self, case, block):
+        """Clean text before each block and its noisy tokens, recomputed without a cache."""
+        record, model = golden("sdar"), self.with_block("sdar", block)
+        clean, noisy = record[f"{case}.clean_ids"], record[f"{case}.noisy_ids"]
+        prefill = record[f"{case}.prefill_logits"]
+        start = prefill.shape[1]
+        close(run(*model, clean[:, :start]), prefill)
+        for first in range(start, clean.shape[1], block):
+            end = first + block
+            tokens = np.concatenate([clean[:, :first], noisy[:, first:end]], axis=1)
+            logits = run(*model, tokens)[:, first:]
+            close(logits, record[f"{case}.denoise_logits"][:, first - start : end - start])
+
+    @pytest.mark.parametrize("name", ["sdar", "llada2_moe"])
+    def test_left_padding_moves_no_block(self, name):
+        denoiser, params = self.with_block(name, 4)
+        tokens = golden(name)["bc0_len16_b4.input_ids"]
+        pads = np.array([3, 6])
+        width = tokens.shape[1] + 6
+        padded = np.zeros((2, width), np.int32)
+        real = np.arange(width) >= width - tokens.shape[1]
+        real = np.stack([np.roll(real, -(6 - pad)) for pad in pads])
+        for row in range(2):
+            padded[row, pads[row] : pads[row] + tokens.shape[1]] = tokens[row]
+        logits = np.asarray(run(denoiser, params, padded, real))
+        expected = golden(name)["bc0_len16_b4.logits"]
+        for row in range(2):
+            close(logits[row, real[row]], expected[row])
+
+    def test_later_blocks_are_invisible(self):
+        model = self.with_block("sdar", 4)
+        tokens = golden("sdar")["bc1_len22_b4.input_ids"]
+        changed = tokens.copy()
+        changed[:, 12:] = 7
+        close(run(*model, changed)[:, :12], golden("sdar")["bc1_len22_b4.logits"][:, :12])
+
+
+@pytest.mark.parametrize("case", ["plain0", "plain1"])
+def test_llada_moe_logits(case):
+    logits = run(*load("llada_moe"), golden("llada_moe")[f"{case}.input_ids"])
+    close(logits, golden("llada_moe")[f"{case}.logits"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("last", [1, 4, 11, 12])
+def test_last_positions_are_those_of_the_whole(name, last):
+    denoiser, params = load(name)
+    tokens = np.arange(36, dtype=np.int32).reshape(3, 12) * 7 % 300
+    # The last row has no text before its last four tokens, as with an empty prompt.
+    real = np.arange(12) >= np.array([[0], [3], [8]])
+    apply = jax.jit(denoiser.apply, static_argnames=("last", "method"))
+    for mask in (None, real):
+        whole = apply({"params": params}, tokens, mask, method="hidden")
+        some = apply({"params": params}, tokens, mask, last=last, method="hidden")
+        shown = slice(None) if mask is None else real[:, -last:]
+        np.testing.assert_allclose(some[shown], whole[:, -last:][shown], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
+class TestRoundTrips:
+    def test_hugging_face_is_bit_exact(self, name, tmp_path):
+        denoiser, params = load(name)
+        for directory, limit in (("whole", 10**9), ("shards", 150_000)):
+            target = tmp_path / directory
+            denoisers.save_pretrained(target, denoiser, params, max_shard_bytes=limit)
+            original = load_file(FIXTURES / name / "model.safetensors")
+            written = {
+                key: value
+                for path in target.glob("*.safetensors")
+                for key, value in load_file(path).items()
+            }
+            assert original.keys() == written.keys()
+            for key, tensor in original.items():
+                assert tensor.dtype == written[key].dtype
+                assert tensor.tobytes() == written[key].tobytes(), key
+            again, loaded = denoisers.from_pretrained(target)
+            assert again == denoiser
+            equal_trees(loaded, params)
+
+    def test_orbax(self, name, tmp_path):
+        denoiser, params = load(name)
+        denoisers.save_orbax(tmp_path / "model", denoiser, params)
+        again, loaded = denoisers.from_pretrained(tmp_path / "model")
+        assert again == denoiser
+        equal_trees(loaded, params)
+
+    def test_bfloat16(self, name, tmp_path):
+        original = {
+            key: value.astype(jnp.bfloat16)
+            for key, value in load_file(FIXTURES / name / "model.safetensors").items()
+        }
+        # As published: everything in bfloat16, but for the buffer of LLaDA2's router.
+        for key, value in original.items():
+            if key.endswith("expert_bias"):
+                original[key] = value.astype(np.float32) + np.float32(1e-6)
+        source = tmp_path / "source"
+        source.mkdir()
+        shutil.copyfile(FIXTURES / name / "config.json", source / "config.json")
+        save_file(original, source / "model.safetensors")
+        denoiser, params = denoisers.from_pretrained(source, mask_token_id=MASKS.get(name))
+        assert denoiser.config.param_dtype == denoiser.config.dtype == jnp.bfloat16
+        for save in (denoisers.save_pretrained, denoisers.save_orbax):
+            save(tmp_path / save.__name__, denoiser, params)
+            again, loaded = denoisers.from_pretrained(tmp_path / save.__name__)
+            assert again == denoiser
+            equal_trees(loaded, params)
+        written = load_file(tmp_path / "save_pretrained" / "model.safetensors")
+        for key, tensor in original.items():
+            assert tensor.tobytes() == written[key].tobytes(), key
+
+    def test_bfloat16_computes_close_to_float32(self, name):
+        denoiser, params = load(name)
+        narrow = denoisers.Denoiser(dataclasses.replace(denoiser.config, dtype=jnp.bfloat16))
+        tokens = np.arange(24, dtype=np.int32).reshape(2, 12) * 11 % 300
+        wide = run(denoiser, params, tokens)
+        logits = run(narrow, params, tokens)
+        assert logits.dtype == jnp.float32
+        spread = np.abs(np.asarray(wide)).max()
+        assert 1e-4 < np.median(np.abs(logits - wide)) < 0.02 * spread
+
+    def test_every_wrong_tensor_is_in_one_error(self, name, tmp_path):
+        tensors = load_file(FIXTURES / name / "model.safetensors")
+        names = sorted(tensors)
+        gone, bent = names[0], names[-1]
+        del tensors[gone]
+        tensors[bent] = tensors[bent][..., :-1].copy()
+        tensors["surplus.weight"] = np.zeros(2, np.float32)
+        save_file(tensors, tmp_path / "model.safetensors")
+        shutil.copyfile(FIXTURES / name / "config.json", tmp_path / "config.json")
+        message = rf"missing {gone}; unexpected surplus\.weight; {bent} has shape"
+        with pytest.raises(ValueError, match=message):
+            denoisers.from_pretrained(tmp_path, mask_token_id=MASKS.get(name))
+
+
+class TestWrongFamily:
+    def written(self, tmp_path, weights, config, **changes):
+        shutil.copyfile(FIXTURES / weights / "model.safetensors", tmp_path / "model.safetensors")
+        fields = json.loads((FIXTURES / config / "config.json").read_text()) | changes
+        (tmp_path / "config.json").write_text(json.dumps(fields))
+        return tmp_path
+
+    @pytest.mark.parametrize(
+        ("weights", "config"), [("sdar", "dream"), ("dream", "sdar"), ("llada", "dream")]
+    )
+    def test_weights(self, tmp_path, weights, config):
+        with pytest.raises(ValueError, match="tensors do not fit the config: missing "):
+            denoisers.from_pretrained(self.written(tmp_path, weights, config))
+
+    def test_vocabulary(self, tmp_path):
+        directory = self.written(tmp_path, "dream", "dream", vocab_size=400)
+        message = r"model.embed_tokens.weight has shape \(320, 64\) instead of \(400, 64\)"
+        with pytest.raises(ValueError, match=message):
+            denoisers.from_pretrained(directory)
+
+    def test_mask_token_outside_the_vocabulary(self, tmp_path):
+        directory = self.written(tmp_path, "dream", "dream", mask_token_id=151_666)
+        with pytest.raises(ValueError, match="mask_token_id=151666 is not in the vocabulary"):
+            denoisers.from_pretrained(directory)
+
+    def test_no_mask_token(self, tmp_path):
+        directory = self.written(tmp_path, "llada_moe", "llada_moe")
+        with pytest.raises(ValueError, match=r"mask_token_id is missing.*give mask_token_id"):
+            denoisers.from_pretrained(directory)
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_integer_weights(self, tmp_path, name):
+        directory = self.written(tmp_path, name, name)
+        tensors = load_file(directory / "model.safetensors")
+        some = sorted(tensors)[0]
+        tensors[some] = tensors[some].astype(np.int8)
+        save_file(tensors, directory / "model.safetensors")
+        with pytest.raises(ValueError, match=rf"tensor {some} has type I8; only F64, F32"):
+            denoisers.from_pretrained(directory, mask_token_id=MASKS.get(name))
+
+    @pytest.mark.parametrize(
+        ("name", "change", "message"),
+        [
+            ("dream", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported for dream"),
+            ("dream", {"rope_scaling": {"factor": 4}}, "rope_scaling={'factor': 4} is not"),
+            ("dream", {"rope_theta": None}, "rope_theta is missing; a dream config must give it"),
+            ("sdar", {"use_sliding_window": True}, "use_sliding_window=True is not supported"),
+            ("sdar", {"block_size": 0}, "attention_block=0 must be at least 1"),
+            ("llada_moe", {"clip_qkv": 8}, "clip_qkv=8 is not supported for llada_moe"),
+            ("llada_moe", {"moe_layer_freq": [1]}, r"moe_layer_freq=\[1\] must list"),
+            ("llada2_moe", {"use_bias": True}, "use_bias=True is not supported for llada2_moe"),
+            ("llada2_moe", {"topk_group": 9}, "groups_kept=9 is more than num_groups=4"),
+        ],
+    )
+    def test_switches(self, tmp_path, name, change, message):
+        directory = self.written(tmp_path, name, name, **change)
+        with pytest.raises(ValueError, match=message):
+            read_config(directory, mask_token_id=MASKS.get(name))
+
+
+class TestFamilies:
+    @pytest.mark.parametrize(
+        ("fields", "name"),
+        [
+            ({"model_type": "llada", "architectures": ["LLaDAModelLM"]}, "llada"),
+            ({"model_type": "llada", "architectures": ["LLaDAMoEModelLM"]}, "llada_moe"),
+            ({"model_type": "llada"}, "llada"),
+            ({"model_type": "lladamoe"}, "llada_moe"),
+            ({"model_type": "Dream"}, "dream"),
+            ({"model_type": "sdar"}, "sdar"),
+            ({"model_type": "sdar_moe"}, "sdar_moe"),
+            ({"model_type": "llada2_moe"}, "llada2_moe"),
+        ],
+    )
+    def test_are_told_apart(self, fields, name):
+        assert families.of(fields).name == name
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_config_survives_the_round_trip(self, name):
+        config = load(name)[0].config
+        family = families.named(config.family)
+        fields = json.loads(json.dumps(family.config_to_hf(config)))
+        assert families.of(fields) is family
+        assert family.config_from_hf(fields) == dataclasses.replace(
+            config, dtype=jnp.float32, param_dtype=jnp.float32
+        )
+
+    @pytest.mark.parametrize("name", MODELS)
+    def test_every_parameter_has_its_tensors(self, name):
+        config = load(name)[0].config
+        specs = families.named(config.family).tensors(config)
+        places = [(spec.path, spec.index) for spec in specs]
+        assert len(set(places)) == len(places)
+
+    def test_unknown_name(self):
+        with pytest.raises(ValueError, match="family='gpt2' is unknown; known: llada, dream"):
+            families.named("gpt2")
+
+
+# Hub names of models whose size is published, and that size.
+PUBLISHED = {
+    "GSAI-ML/LLaDA-8B-Instruct": 8_015_581_184,
+    "Dream-org/Dream-v0-Instruct-7B": 7_615_616_512,
+    "JetLM/SDAR-8B-Chat": 8_190_735_360,
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_published_models_ahead_of_time(name):
+    """Counted and compiled from shapes alone: nothing is allocated."""
+    config = dataclasses.replace(
+        families.published_config(name), dtype="bfloat16", param_dtype="bfloat16"
+    )
+    params = denoisers.abstract_params(config)
+    assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
+    assert denoisers.count_params(config) == PUBLISHED[name]
+    tokens = jax.ShapeDtypeStruct((1, 48), jnp.int32)
+    real = jax.ShapeDtypeStruct((1, 48), bool)
+    lowered = run.lower(denoisers.Denoiser(config), params, tokens, real)
+    assert lowered.out_info.shape == (1, 48, config.vocab_size)
+    assert lowered.out_info.dtype == jnp.float32
+    in_bytes = lowered.compile().memory_analysis().argument_size_in_bytes
+    assert 0 <= in_bytes - 2 * PUBLISHED[name] < 1e6
+
+
+@pytest.mark.parametrize(("name", "billions"), [("LLaDA2.0-mini", 16), ("LLaDA2.0-flash", 100)])
+def test_published_mixtures_of_experts(name, billions):
+    count = denoisers.count_params(families.published_config(f"inclusionAI/{name}"))
+    assert count / 1e9 == pytest.approx(billions, rel=0.05)
+
+
+def test_sdar_4b_is_wider_inside_than_outside():
+    config = families.published_config("JetLM/SDAR-4B-Chat")
+    assert config.num_heads * config.head_dim == 4096
+    assert config.hidden_size == 2560
+    assert len(families.named("sdar").tensors(config)) == 399

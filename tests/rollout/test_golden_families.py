@@ -1,0 +1,261 @@
+"""Decodings of the samplers that Dream and SDAR publish, token by token (without caches)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jax_unmask import denoisers, policies
+from jax_unmask.policies.base import Action, Needs, Observation
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+
+
+@pytest.fixture(scope="module")
+def recorded(fixtures_dir):
+    arrays = load_file(fixtures_dir / "samplers" / "cases.safetensors")
+    meta = json.loads((fixtures_dir / "samplers" / "meta.json").read_text())
+    return arrays, {case["name"]: case for case in meta["cases"]}
+
+
+def decode(model, arrays, name, policy, params, **settings):
+    prompt = arrays[f"{name}.prompt"]
+    mask = arrays.get(f"{name}.attention_mask", np.ones_like(prompt)).astype(bool)
+    keys = row_keys(jax.random.key(0), prompt.shape[0])
+    settings = RolloutSettings(**settings)
+    return rollout(*model, policy, params, Prompts(prompt, mask), keys, settings)
+
+
+@pytest.fixture(scope="module")
+def dream(fixtures_dir):
+    return denoisers.from_pretrained(fixtures_dir / "dream")
+
+
+@pytest.fixture(scope="module")
+def sdar(fixtures_dir):
+    return denoisers.from_pretrained(fixtures_dir / "sdar")
+
+
+@pytest.fixture(scope="module")
+def tables(fixtures_dir):
+    folder = fixtures_dir / "jetengine"
+    meta = json.loads((folder / "meta.json").read_text())
+    return load_file(folder / "cases.safetensors"), meta["cases"]
+
+
+class TestDream:
+    def check(self, dream, recorded, name, policy, params):
+        arrays, cases = recorded
+        case, width = cases[name], arrays[f"{name}.prompt"].shape[1]
+        length = case["gen_length"]
+        out = decode(dream, arrays, name, policy, params, gen_length=length, block_length=length)
+        np.testing.assert_array_equal(out.tokens, arrays[f"{name}.sequences"][:, width:])
+        np.testing.assert_array_equal(out.step_map, arrays[f"{name}.step_map"][:, width:])
+        assert (out.nfe == case["nfe"]).all()
+
+    @pytest.mark.parametrize(
+        ("name", "algorithm"),
+        [
+            ("dream_maskgit_plus", policies.MaskgitPlus()),
+            ("dream_topk_margin", policies.TopkMargin()),
+            ("dream_entropy_leftpad", policies.Entropy()),
+            ("dream_entropy", policies.Entropy(reference_compat=True)),
+        ],
+    )
+    def test_diffusion_generate(self, dream, recorded, name, algorithm):
+        params = algorithm.params(steps=recorded[1][name]["steps"])
+        self.check(dream, recorded, name, algorithm, params)
+
+    def test_no_step_is_wasted_by_default(self, dream, recorded):
+        """The record's first step fills nothing, so its second one sees the same canvas."""
+        arrays, cases = recorded
+        case, policy = cases["dream_entropy"], policies.Entropy()
+        assert case["unmasked_per_step"][0][0] == 0
+        out = decode(
+            dream,
+            arrays,
+            "dream_entropy",
+            policy,
+            policy.params(steps=case["steps"]),
+            gen_length=case["gen_length"],
+            block_length=case["gen_length"],
+        )
+        width = arrays["dream_entropy.prompt"].shape[1]
+        np.testing.assert_array_equal(out.tokens, arrays["dream_entropy.sequences"][:, width:])
+        assert sorted(out.step_map[0].tolist()) == list(range(20))
+
+    def test_origin(self, dream, recorded):
+        arrays, cases = recorded
+        case = cases["dream_origin"]
+        policy = policies.Origin(reference_compat=True)
+        params = {"own": policy.params(steps=case["steps"])}
+        params["draws"] = jnp.asarray(np.nan_to_num(arrays["dream_origin.rand"]))
+        self.check(dream, recorded, "dream_origin", GivenDraws(policy), params)
+
+    def test_fast_dllm_threshold(self, dream, recorded):
+        case, policy = recorded[1]["fastdream_threshold_none"], policies.DreamThreshold()
+        params = policy.params(threshold=case["threshold"], steps=case["steps"])
+        self.check(dream, recorded, "fastdream_threshold_none", policy, params)
+
+
+@dataclasses.dataclass(frozen=True)
+class GivenDraws:
+    """`Origin` with recorded draws [T, 1, L]: the j-th is the j-th masked position's."""
+
+    policy: policies.Origin
+
+    @property
+    def needs(self) -> Needs:
+        return self.policy.needs
+
+    def __call__(self, params, obs, keys):
+        draws = params["draws"]
+        draws = draws.reshape(draws.shape[0], -1)[obs.step]
+        place = jnp.cumsum(obs.legal, axis=-1) - 1
+        uniform = jnp.take_along_axis(draws, jnp.maximum(place, 0), axis=-1)
+        return self.policy.fill_below(params["own"], uniform, obs)
+
+
+class TestSDAR:
+    def check(self, sdar, recorded, name, policy, params, **settings):
+        """The record's canvas ends with a block of the text; ours, with a multiple of blocks.
+
+        Blocks behind are invisible, so what the record has must be the same.
+        """
+        arrays, cases = recorded
+        case, prompt = cases[name], arrays[f"{name}.prompt"]
+        width, block = prompt.shape[1], case["block_length"]
+        length = case["total_length"] - width
+        out = decode(
+            sdar,
+            arrays,
+            name,
+            policy,
+            params,
+            gen_length=-(-length // block) * block,
+            block_length=block,
+            **settings,
+        )
+        np.testing.assert_array_equal(
+            out.tokens[:, :length], arrays[f"{name}.sequences"][:, width:]
+        )
+        step_map = np.asarray(out.step_map[:, :length])
+        np.testing.assert_array_equal(step_map, arrays[f"{name}.step_map"][:, width:])
+        assert step_map.max() + 1 == case["denoise_forwards"]
+        return out
+
+    @pytest.mark.parametrize(
+        "name", ["sdar_static_b4", "sdar_static_b8_partial", "sdar_static_b8_ds4"]
+    )
+    def test_static(self, sdar, recorded, name):
+        policy = policies.TopConfidence()
+        params = policy.params(steps=recorded[1][name]["denoising_steps"])
+        self.check(sdar, recorded, name, policy, params)
+
+    @pytest.mark.parametrize("name", ["sdar_dynamic_b4", "sdar_dynamic_b8"])
+    def test_dynamic(self, sdar, recorded, name):
+        case, policy = recorded[1][name], policies.Dynamic()
+        params = policy.params(threshold=case["threshold"], steps=case["denoising_steps"])
+        self.check(sdar, recorded, name, policy, params)
+
+    def test_sequential(self, sdar, recorded):
+        policy = policies.LeftToRight()
+        params = policy.params(steps=recorded[1]["sdar_sequential_b4"]["denoising_steps"])
+        self.check(sdar, recorded, "sdar_sequential_b4", policy, params)
+
+    def test_stops_after_the_block_that_ends_the_text(self, sdar, recorded):
+        case, policy = recorded[1]["sdar_stop"], policies.TopConfidence()
+        params = policy.params(steps=case["denoising_steps"])
+        out = self.check(
+            sdar, recorded, "sdar_stop", policy, params, stop_ids=tuple(case["stop_ids"])
+        )
+        assert out.nfe == out.forwards == case["denoise_forwards"]
+        assert (out.tokens == case["mask_id"]).any()
+
+    def test_rows_with_other_prompts_get_the_same(self, sdar, recorded):
+        """Prompts of 11 and 8 tokens in one batch: their blocks begin at different places."""
+        arrays, _ = recorded
+        names = ("sdar_static_b8_partial", "sdar_dynamic_b8")
+        prompts = [arrays[f"{name}.prompt"][0] for name in names]
+        tokens = np.zeros((2, 13), np.int32)
+        mask = np.zeros((2, 13), bool)
+        for row, prompt in enumerate(prompts):
+            tokens[row, -len(prompt) :], mask[row, -len(prompt) :] = prompt, True
+        policy = policies.Dynamic()
+        params = policy.params(threshold=0.45)
+        settings = RolloutSettings(gen_length=16, block_length=8, record=True)
+        both = rollout(
+            *sdar, policy, params, Prompts(tokens, mask), row_keys(jax.random.key(0), 2), settings
+        )
+        for row, prompt in enumerate(prompts):
+            alone = rollout(
+                *sdar,
+                policy,
+                params,
+                Prompts(prompt[None], np.ones((1, len(prompt)), bool)),
+                row_keys(jax.random.key(0), 1),
+                settings,
+            )
+            np.testing.assert_array_equal(both.tokens[row], alone.tokens[0])
+            np.testing.assert_array_equal(both.step_map[row], alone.step_map[0])
+        # The first block of the first row is what 11 tokens leave of two blocks of 8.
+        assert set(both.records.obs.block_start[: both.nfe[0], 0].tolist()) == {0, 5, 13}
+        assert set(both.records.obs.block_start[: both.nfe[1], 1].tolist()) == {0, 8}
+
+
+class TestJetEngine:
+    """TraDo's rollout engine on tables of logits: its unmasking rule, run by run."""
+
+    @pytest.mark.parametrize("index", range(4))
+    def test_rule(self, tables, index):
+        arrays, cases = tables
+        case = cases[index]
+        name, block, mask_id = case["name"], case["block_length"], case["mask_id"]
+        steps = case["denoising_steps"]
+        policy, params = {
+            "low_confidence_static": lambda: with_params(policies.TopConfidence(), steps=steps),
+            "low_confidence_dynamic": lambda: with_params(
+                policies.Dynamic(), threshold=case["threshold"], steps=steps
+            ),
+            "sequential": lambda: with_params(policies.LeftToRight(), steps=steps),
+        }[case["strategy"]]()
+        before, logits = arrays[f"{name}.block_before"], arrays[f"{name}.logits"]
+        text = np.concatenate([arrays[f"{name}.prompt"], arrays[f"{name}.completion"]])
+        first_block = len(arrays[f"{name}.prompt"]) // block
+        step, blocks = 0, first_block
+        for run in range(len(before)):
+            if run and (before[run - 1] == mask_id).sum() <= (before[run] == mask_id).sum():
+                step, blocks = 0, blocks + 1
+            masked = before[run] == mask_id
+            probs = np.asarray(jax.nn.softmax(logits[run]))
+            obs = Observation(
+                candidate=jnp.asarray(probs.argmax(-1))[None],
+                confidence=jnp.asarray(probs.max(-1))[None],
+                top_probs=jnp.asarray(probs.max(-1))[None, :, None],
+                masked=jnp.asarray(masked)[None],
+                legal=jnp.asarray(masked)[None],
+                step=jnp.array([step]),
+                step_in_block=jnp.array([step]),
+                block_start=jnp.array([0]),
+                block_length=block,
+            )
+            action = policy(params, obs, row_keys(jax.random.key(0), 1))
+            assert isinstance(action, Action)
+            after = np.where(action.fill[0], probs.argmax(-1), before[run])
+            is_done = run + 1 == len(before) or not (after == mask_id).any()
+            if is_done:
+                expected = text[blocks * block : (blocks + 1) * block]
+                after = after[: len(expected)]
+            else:
+                expected = before[run + 1]
+            np.testing.assert_array_equal(after, expected, err_msg=f"{name}, run {run}")
+            step += 1
+
+
+def with_params(policy, **settings):
+    return policy, policy.params(**settings)
