@@ -5,7 +5,9 @@ from __future__ import annotations
 import getpass
 import os
 import pathlib
+import sys
 import tempfile
+from collections.abc import Iterator
 
 import hypothesis
 import pytest
@@ -22,6 +24,18 @@ os.environ.setdefault(
     str(pathlib.Path(tempfile.gettempdir()) / f"jax_unmask_tests_{getpass.getuser()}"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def free_programs() -> Iterator[None]:
+    """Drops the programs that a module's tests compiled.
+
+    Each holds a few memory maps, of which Linux allows a process 65,530: the compiler aborts when
+    they are used up, and all tests together need more.
+    """
+    yield
+    if "jax" in sys.modules:
+        sys.modules["jax"].clear_caches()
 
 
 @pytest.fixture(scope="session")
