@@ -226,7 +226,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     directory = hub.local_directory(path, weights=False)
     if not has_tokenizer(directory):
         raise FileNotFoundError(
-            f"{directory} holds no tokenizer.json (nor {' and '.join(_SLOW_FILES)}); add the file "
+            f"{directory} holds no tokenizer.json; add the file, or {' and '.join(_SLOW_FILES)} "
             "(another slow tokenizer's files can be converted with transformers' save_pretrained)"
         )
     fields: dict[str, Any] = {}
