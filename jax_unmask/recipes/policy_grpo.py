@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, ro
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
+from jax_unmask.tasks.base import Example, start_checks
 
 _ONLY_AT_INIT = ("initial_bias",)
 
@@ -188,7 +190,7 @@ class PolicyGrpo:
             trajectory = self._roll_out(
                 parts.policy, state.params, parts.settings, batch, self._group, key
             )
-            rollouts = [(trajectory, self._group)]
+            trajectories = [(trajectory, self._group)]
             if self._experts:
                 # Another stream than the policy's rows; it matters to experts that draw.
                 expert_key = jax.random.fold_in(key, 2**31)
@@ -200,13 +202,15 @@ class PolicyGrpo:
                     self._experts,
                     expert_key,
                 )
-                rollouts.append((expert, self._experts))
-            fetched = [jax.device_get((each.tokens, each.nfe)) for each, _ in rollouts]
+                trajectories.append((expert, self._experts))
+            fetched, checks = [], []
+            for each, size in trajectories:
+                # Slow checks of these responses run while the device is at the next rollout.
+                tokens, nfe = jax.device_get((each.tokens, each.nfe))
+                fetched.append((tokens, nfe))
+                checks.append(self._start_checks(batch.examples, tokens, size))
         with timer.measure("reward"):
-            correct = [
-                self._check(batch.examples, tokens, size)
-                for (tokens, _), (_, size) in zip(fetched, rollouts, strict=True)
-            ]
+            correct = [np.asarray(scores(), np.float32) for scores in checks]
             value = [
                 self._reward(right, nfe, parts.settings.gen_length, self._config.reward.alpha)
                 for right, (_, nfe) in zip(correct, fetched, strict=True)
@@ -215,7 +219,7 @@ class PolicyGrpo:
             records, is_expert, group_rewards = trajectory.records, None, value[0]
             assert records is not None  # The settings ask for them.
             if self._experts:
-                expert_records = rollouts[1][0].records
+                expert_records = trajectories[1][0].records
                 assert expert_records is not None
                 records, is_expert = with_experts(
                     records, expert_records, self._group, self._experts
@@ -265,8 +269,10 @@ class PolicyGrpo:
         bundle = self._bundle
         return rollout(bundle.denoiser, bundle.params, policy, params, prompts, keys, settings)
 
-    def _check(self, examples: Any, tokens: np.ndarray, size: int) -> np.ndarray:
-        """Scores of the rows of each example's `size` rollouts: float [len(examples) * size]."""
+    def _start_checks(
+        self, examples: Sequence[Example], tokens: np.ndarray, size: int
+    ) -> Callable[[], list[float]]:
+        """Begins to score the rows of each example's `size` rollouts: [len(examples) * size]."""
         responses = self._bundle.tokenizer.decode_batch(tokens)
         repeated = [example for example in examples for _ in range(size)]
-        return np.asarray(self._bundle.task.check_batch(repeated, responses), np.float32)
+        return start_checks(self._bundle.task, repeated, responses)
