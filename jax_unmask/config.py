@@ -22,6 +22,11 @@ def _common(recipe: str) -> ConfigDict:
             "name": "gsm8k",
             # Directory or file of the data; not used by tasks that generate their problems.
             "path": placeholder(str),
+            # Further settings of the task, such as "difficulty=level:3..5"; of a task of a mixture
+            # as "math.equivalence=symbolic".
+            "settings": (),
+            # Tasks of task "mixture", with weights as in "gsm8k=2".
+            "mixture": ("gsm8k", "math"),
             # Read the data through TensorFlow Datasets from this data_dir instead.
             "tfds_data_dir": placeholder(str),
             "prompt_length": 200,

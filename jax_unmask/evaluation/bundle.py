@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.resources
+import json
 import pathlib
 from typing import Any
 
@@ -97,33 +98,93 @@ def load_task(config: ConfigDict, *, prompt_style: str = "training") -> Task:
             "there is no such task",
             f"Choose one of {', '.join(tasks.names())}",
         )
-    if settings.name == "mixture":
-        root = pathlib.Path(_data_path(config))
-        parts = {
-            name: {"path": str(root / name), "prompt_style": prompt_style}
-            for name in ("gsm8k", "math")
-        }
-        return tasks.create("mixture", tasks=parts)
-    return tasks.create(settings.name, **_task_settings(config, prompt_style))
+    if settings.name != "mixture":
+        return _create(settings.name, _task_settings(config, settings.name, prompt_style))
+    weights = dict(map(_weight, settings.mixture))
+    for text in settings.settings:
+        owner, dot, _ = text.partition("=")[0].rpartition(".")
+        if dot and owner not in weights:
+            raise ConfigError(
+                "task.settings", text, f"{owner!r} is no part", f"Choose among {', '.join(weights)}"
+            )
+    parts = {name: _task_settings(config, name, prompt_style, part=True) for name in weights}
+    given = {name: weight for name, weight in weights.items() if weight is not None}
+    if given and len(given) < len(weights):
+        raise ConfigError(
+            "task.mixture", settings.mixture, "only some have weights", "Give all of them, or none"
+        )
+    return _create("mixture", {"tasks": parts, "weights": given or None})
 
 
-def _task_settings(config: ConfigDict, prompt_style: str) -> dict[str, Any]:
-    """Arguments of the task's constructor; tasks that generate their problems need none."""
-    if config.task.name == "gsm8k":
-        return {
-            "path": config.task.path,
-            "data_dir": config.task.tfds_data_dir,
-            "prompt_style": prompt_style,
-        }
-    if config.task.name == "math":
-        return {"path": _data_path(config), "prompt_style": prompt_style}
-    return {}
+def _create(name: str, arguments: dict[str, Any]) -> Task:
+    try:
+        return tasks.create(name, **arguments)
+    except (ValueError, TypeError) as error:
+        raise ConfigError("task", name, str(error), "Change that setting") from error
+
+
+def _weight(text: str) -> tuple[str, float | None]:
+    """Name and weight of a part of a mixture, such as "gsm8k" or "math=0.5"."""
+    name, equals, weight = text.partition("=")
+    if name not in tasks.names() or name == "mixture":
+        raise ConfigError(
+            "task.mixture",
+            text,
+            "there is no such task",
+            f"Choose among {', '.join(tasks.names())}",
+        )
+    try:
+        return name, float(weight) if equals else None
+    except ValueError:
+        raise ConfigError(
+            "task.mixture", text, "its weight is no number", "Write NAME=WEIGHT"
+        ) from None
+
+
+def _task_settings(
+    config: ConfigDict, name: str, prompt_style: str, *, part: bool = False
+) -> dict[str, Any]:
+    """Arguments of a task's constructor: what the config has of what the task takes."""
+    accepted = tasks.settings(name)
+    settings: dict[str, Any] = {"prompt_style": prompt_style}
+    if part:  # Each task of a mixture has a folder with its name.
+        if "path" in accepted and (config.task.path or accepted["path"]):
+            settings["path"] = str(pathlib.Path(_data_path(config)) / name)
+    else:
+        settings |= {"path": config.task.path, "data_dir": config.task.tfds_data_dir}
+        if accepted.get("path"):
+            settings["path"] = _data_path(config)
+    chosen = {key: value for key, value in settings.items() if key in accepted and value}
+    for text in config.task.settings:
+        key, equals, value = text.partition("=")
+        owner, dot, rest = key.rpartition(".")
+        if part and dot and owner != name:
+            continue
+        if not equals or rest not in accepted or (dot and owner != name):
+            raise ConfigError(
+                "task.settings",
+                text,
+                f"task {name!r} has no such setting",
+                f"Write {'NAME.' if part else ''}SETTING=VALUE with one of {sorted(accepted)}",
+            )
+        chosen[rest] = _value(value)
+    return chosen
+
+
+def _value(text: str) -> Any:
+    """A setting's value: a number, true or false where it reads as one, else text."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
 
 
 def _data_path(config: ConfigDict) -> str:
     path = config.task.path
     if not path:
-        needed = "gsm8k/ and math/" if config.task.name == "mixture" else "train.jsonl, test.jsonl"
+        names = [text.partition("=")[0] for text in config.task.mixture]
+        folders = " and ".join(f"{name}/" for name in names)
+        needed = folders if config.task.name == "mixture" else "train.jsonl, test.jsonl"
         raise ConfigError(
             "task.path",
             path,

@@ -5,11 +5,12 @@ from __future__ import annotations
 import difflib
 import importlib
 import inspect
+from collections.abc import Mapping
 from typing import Any
 
 from jax_unmask.tasks.base import Example, Source, Split, Task
 
-__all__ = ["Example", "Source", "Split", "Task", "create", "names"]
+__all__ = ["Example", "Source", "Split", "Task", "create", "names", "settings"]
 
 # Imported when first asked for, so that a task costs nothing to those who do not use it.
 _TASKS = {
@@ -36,6 +37,19 @@ def names() -> list[str]:
     return sorted(_TASKS)
 
 
+def settings(name: str) -> dict[str, bool]:
+    """The settings that a task of `names()` takes, and whether it cannot do without."""
+    return {
+        setting: parameter.default is parameter.empty
+        for setting, parameter in _parameters(name).items()
+    }
+
+
+def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
+    module, attribute = _TASKS[name]
+    return inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+
+
 def create(name: str, **settings: Any) -> Task:
     """Makes a task.
 
@@ -52,7 +66,7 @@ def create(name: str, **settings: Any) -> Task:
         raise ValueError(f"task name={name!r} is unknown; {hint}choose one of {names()}")
     module, attribute = _TASKS[name]
     make = getattr(importlib.import_module(module), attribute)
-    accepted = list(inspect.signature(make).parameters)
+    accepted = list(_parameters(name))
     unknown = sorted(set(settings) - set(accepted))
     if unknown:
         raise ValueError(f"task {name!r} has no settings {unknown}; it takes {accepted}")

@@ -20,6 +20,7 @@ class CodeTask(FileTask):
     Args:
         path: as in `FileTask`.
         prompt_style: as in `FileTask`.
+        difficulty: as in `FileTask`.
         box: where programs run; None is one sandbox that all tasks of this process share.
     """
 
@@ -28,9 +29,10 @@ class CodeTask(FileTask):
         path: str | os.PathLike[str],
         *,
         prompt_style: prompts.PromptStyle = "training",
+        difficulty: str | None = None,
         box: sandbox.Sandbox | None = None,
     ) -> None:
-        super().__init__(path, prompt_style=prompt_style)
+        super().__init__(path, prompt_style=prompt_style, difficulty=difficulty)
         self._box = box
 
     @abc.abstractmethod

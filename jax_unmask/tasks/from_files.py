@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 from jax_unmask.tasks import files, prompts, sources
 from jax_unmask.tasks.base import Example, Source, Split
+from jax_unmask.tasks.difficulty import Band
 
 
 class FileTask(abc.ABC):
@@ -21,6 +22,7 @@ class FileTask(abc.ABC):
         path: a directory with `train.jsonl` and `test.jsonl` (or `.jsonl.gz`, `.parquet`), one such
             file, or `hub:OWNER/NAME` for a data set of the Hugging Face hub.
         prompt_style: "training" or "evaluation", for tasks whose published prompts differ.
+        difficulty: part of the training set to use, such as "level:3..5"; see `difficulty.Band`.
 
     Attributes:
         fields: fields that every example must have, as text.
@@ -38,10 +40,12 @@ class FileTask(abc.ABC):
         path: str | os.PathLike[str],
         *,
         prompt_style: prompts.PromptStyle = "training",
+        difficulty: str | None = None,
     ) -> None:
         prompts.check_style(prompt_style)
         self._path = path
         self._style = prompt_style
+        self._band = None if difficulty is None else Band.parse(difficulty)
 
     def source(self, split: Split, *, seed: int = 0) -> Source:
         """The problems of a split, in the order of the files; the seed plays no part.
@@ -59,7 +63,8 @@ class FileTask(abc.ABC):
                     "train on another task"
                 )
             return self._open(files.test_file(self._path, self.test_stem))
-        return sources.local_split(self._path, split, self._open, test_stem=self.test_stem)
+        source = sources.local_split(self._path, split, self._open, test_stem=self.test_stem)
+        return source if self._band is None or split == "test" else self._band.select(source)
 
     def verify(self, example: Example) -> None:  # noqa: B027 - most tasks need nothing here.
         """Raises ValueError if an example that has all fields still cannot be used."""

@@ -11,6 +11,7 @@ import numpy as np
 from jax_unmask.tasks import files, prompts, sources
 from jax_unmask.tasks.base import Example, Source, Split
 from jax_unmask.tasks.checkers import answers, latex, published, symbolic
+from jax_unmask.tasks.difficulty import Band
 
 EQUIVALENCES = ("string", "symbolic")
 
@@ -30,6 +31,7 @@ class Math:
             the box in the format, and opens the response with `<reasoning>`.
         equivalence: how answers are compared: "string" compares normal forms; "symbolic" values
             as well, by math-verify in worker processes.
+        difficulty: part of the training set to use, such as "level:3..5"; see `difficulty.Band`.
         reference_compat: score as the published code does, faults included: a response without a
             box is an answer as a whole, and two missing answers are the same.
 
@@ -46,6 +48,7 @@ class Math:
         test_file: str = "test",
         prompt_style: prompts.PromptStyle = "training",
         equivalence: str = "string",
+        difficulty: str | None = None,
         reference_compat: bool = False,
     ) -> None:
         prompts.check_style(prompt_style)
@@ -58,12 +61,14 @@ class Math:
         self._style = prompt_style
         self._symbolic = equivalence == "symbolic" and not reference_compat
         self._reference_compat = reference_compat
+        self._band = None if difficulty is None else Band.parse(difficulty)
 
     def source(self, split: Split, *, seed: int = 0) -> Source:
         """The problems of a split, in the order of the files; the seed plays no part."""
         del seed
         open_file = _open_all if self._reference_compat else _open_answered
-        return sources.local_split(self._path, split, open_file, test_stem=self._test_file)
+        source = sources.local_split(self._path, split, open_file, test_stem=self._test_file)
+        return source if self._band is None or split == "test" else self._band.select(source)
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The published prompt; see `jax_unmask.tasks.prompts` for the opened response."""

@@ -35,7 +35,8 @@ class Mbpp(code.CodeTask):
         """The problems of a split, in the order of the file."""
         del seed
         sources.check_split(split)
-        return self._select(_SPLITS[split])
+        source = self._select(_SPLITS[split])
+        return source if self._band is None or split == "test" else self._band.select(source)
 
     def verify(self, example: Example) -> None:
         """Refuses examples without a text, a task id or tests."""

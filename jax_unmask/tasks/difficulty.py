@@ -1,0 +1,90 @@
+"""Difficulty bands: the part of a data set whose problems are neither too easy nor too hard.
+
+What a problem's difficulty is, the data set says in a field: a level ("Level 3"), a word ("Easy"),
+or the rate at which some model solves it (0.33).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Any
+
+import numpy as np
+
+from jax_unmask.tasks import sources
+from jax_unmask.tasks.base import Example, Source
+
+_NUMBER = re.compile(r"-?\d+(?:\.\d+)?", re.ASCII)
+_FORM = (
+    "write field:low..high for numbers, such as level:3..5, or field:word|word, such as "
+    "difficulty:Easy|Medium"
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Band:
+    """Problems whose field lies within bounds, or is one of some words.
+
+    Attributes:
+        field: the field.
+        low: least number, inclusive.
+        high: largest number, inclusive.
+        words: words instead of bounds, in lower case.
+    """
+
+    field: str
+    low: float = -np.inf
+    high: float = np.inf
+    words: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, text: str) -> Band:
+        """Reads `level:3..5` or `difficulty:Easy|Medium`.
+
+        Raises:
+            ValueError: it is neither.
+        """
+        field, colon, bounds = text.partition(":")
+        if not (field and colon and bounds):
+            raise ValueError(f"difficulty={text!r} is no band; {_FORM}")
+        low, dots, high = bounds.partition("..")
+        if not dots:
+            return cls(field, words=tuple(word.strip().lower() for word in bounds.split("|")))
+        try:
+            band = cls(field, float(low or -np.inf), float(high or np.inf))
+        except ValueError as error:
+            raise ValueError(f"difficulty={text!r} has bounds that are no numbers; {_FORM}") from (
+                error
+            )
+        if band.low > band.high:
+            raise ValueError(f"difficulty={text!r} is empty: its bounds are the wrong way round")
+        return band
+
+    def holds(self, example: Example) -> bool:
+        """Whether an example is within the band; one that does not say is not.
+
+        Raises:
+            ValueError: the example has no such field.
+        """
+        if self.field not in example:
+            raise ValueError(
+                f"difficulty band over field {self.field!r}, which is missing; found "
+                f"{sorted(example)}"
+            )
+        value: Any = example[self.field]
+        if self.words:
+            return str(value).strip().lower() in self.words
+        found = _NUMBER.search(str(value))
+        return found is not None and self.low <= float(found[0]) <= self.high
+
+    def select(self, source: Source) -> Source:
+        """The examples of a source that are within the band.
+
+        Raises:
+            ValueError: there are none, or an example has no such field.
+        """
+        chosen = [k for k in range(len(source)) if self.holds(source[k])]
+        if not chosen:
+            raise ValueError(f"no example is within {self}; widen the difficulty band")
+        return sources.Subset(source, np.array(chosen, np.int64))
