@@ -110,6 +110,7 @@ def test_numbers():
             assert task.check({"answer": f"#### {right}"}, answer) == 0, (right, answer)
 
 
+@pytest.mark.usefixtures("needs_sandbox")
 def test_programs():
     task = HumanEval(SAMPLES / "humaneval")
     example = task.source("test")[1]

@@ -58,6 +58,7 @@ def test_kodcode_prompt_opens_the_declaration():
     assert task.prompt(source[1])[1]["content"] == head
 
 
+@pytest.mark.usefixtures("needs_sandbox")
 @pytest.mark.parametrize(
     ("response", "score"),
     [
@@ -77,6 +78,7 @@ def test_responses_to_humaneval(response, score):
     assert task.check(task.source("test")[1], response) == score
 
 
+@pytest.mark.usefixtures("needs_sandbox")
 def test_scores_of_a_batch_keep_their_places():
     task = HumanEval(SAMPLES / "humaneval")
     source = task.source("test")

@@ -45,6 +45,7 @@ def test_bad_weights(weights, message):
         tasks.create("mixture", tasks=MIXED, weights=weights)
 
 
+@pytest.mark.usefixtures("needs_sandbox")
 def test_a_mixture_checks_slow_and_fast_tasks_together():
     mixture = tasks.create("mixture", tasks={**MIXED, "kodcode": {"path": SAMPLES / "kodcode"}})
     source = mixture.source("train")

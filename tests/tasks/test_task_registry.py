@@ -15,11 +15,14 @@ SETTINGS = {
     "math500": {"path": SAMPLES / "competitions"},
     "sudoku_puzzles": {"path": SAMPLES / "sudoku"},
 }
+RUN_CODE = ("humaneval", "kodcode", "leetcode", "mbpp")
 TEST_ONLY = ("aime24", "aime25", "amc23", "humaneval", "math500", "sudoku_puzzles")
 
 
 @pytest.mark.parametrize("name", tasks.names())
-def test_every_task_serves_every_split_and_knows_a_right_response(name):
+def test_every_task_serves_every_split_and_knows_a_right_response(name, request):
+    if name in RUN_CODE:
+        request.getfixturevalue("needs_sandbox")
     task = tasks.create(name, **SETTINGS.get(name, {}))
     for split in ("test",) if name in TEST_ONLY else ("train", "validation", "test"):
         source = task.source(split, seed=1)

@@ -168,6 +168,7 @@ def test_a_killed_box_costs_its_own_job_only(box):
     assert second.right and (first.right or "crashed" in first.error)
 
 
+@pytest.mark.usefixtures("needs_sandbox")
 def test_no_process_outlives_a_killed_parent(tmp_path):
     code = f"""
 import sys
@@ -196,6 +197,7 @@ def _wait(condition):
     raise AssertionError("nothing happened for a minute")
 
 
+@pytest.mark.usefixtures("needs_sandbox")
 def test_bad_settings():
     with pytest.raises(ValueError, match="kind='jail' is unknown"):
         Sandbox(1, kind="jail")
