@@ -169,8 +169,14 @@ class TraceBatch:
 
         def gradient(params: Params, index: Array, pairs: Pairs) -> tuple[Params, Sums]:
             number = index if learner.surrogate.redraws else 0
-            compared = [None if sets is None else sets[number] for sets in (old, anchor)]
-            loss = _TokenLoss(self, self.pass_key(key, index), advantages, *compared, pairs)
+            loss = _TokenLoss(
+                batch=self,
+                key=self.pass_key(key, index),
+                advantages=advantages,
+                old=None if old is None else old[number],
+                anchor=None if anchor is None else anchor[number],
+                pairs=pairs,
+            )
             if learner.surrogate.unit == "sequence":
                 return loss.sequence_gradient(params)
             return loss.gradient(params)
