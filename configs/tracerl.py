@@ -27,7 +27,7 @@ def get_config(task: str = "sudoku"):
     config.model.update(dtype="float32", param_dtype="float32", remat=False)
     config.rollout.update(gen_length=length, block_length=length, temperature=1.0)
     config.rollout.policy = "threshold:threshold=0.9"
-    config.rollout.update(prompts_per_step=32, group_size=8)
+    config.rollout.update(prompts_per_step=32, group_size=8, slots=64)
     config.filter.update(low=0.1, high=0.9)
     # The canvas of arithmetic ends in padding, whose first token is the end of the text.
     config.learner.update(shrink=1, num_pads=1, minibatches=4, chunk_size=64)

@@ -238,6 +238,7 @@ def tracerl() -> ConfigDict:
             "policy": "top_confidence:tokens_per_step=1",
             "prompts_per_step": 32,
             "group_size": 8,
+            "slots": 0,
             "vocab_chunk": 16384,
         }
     )

@@ -132,7 +132,7 @@ def _tracerl(config: ConfigDict) -> None:
         "value.clip",
     )
     check.divides(config, "rollout.block_length", "rollout.gen_length")
-    check.non_negative(config, "rollout.temperature", "reward.alpha")
+    check.non_negative(config, "rollout.temperature", "rollout.slots", "reward.alpha")
     check.non_negative(config, "learner.beta", "learner.reference_beta")
     for key in ("filter.low", "filter.high", "learner.mask_low", "learner.mask_high"):
         check.within(config, key, 0.0, 1.0)

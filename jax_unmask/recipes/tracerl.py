@@ -132,6 +132,7 @@ class TraceRl:
             block_length=config.rollout.block_length,
             temperature=config.rollout.temperature,
             vocab_chunk=config.rollout.vocab_chunk,
+            slots=config.rollout.slots or None,
         )
         self._reward = rewards.REWARDS[config.reward.kind]
         self._advantages = {"z_score": group_z_scores, "centred": group_advantages}[
