@@ -92,7 +92,7 @@ class Disturbed:
     [
         ("policy_grpo", (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)),
         ("sft", (signal.SIGKILL, signal.SIGTERM)),
-        ("tracerl", (signal.SIGKILL, signal.SIGTERM)),
+        ("tracerl", (signal.SIGKILL,)),
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
@@ -269,11 +269,19 @@ class TestTraceRuns:
             assert all(isinstance(v, int | float) and math.isfinite(v) for v in line.values())
             assert 1 <= line["nfe"] <= 16
             assert line["accuracy"] == 0
-            assert line["tokens_per_step"] >= 1
+            assert 0 < line["tokens_per_step"] <= 16
         return found
 
     def test_fills_the_batch_from_further_rounds(self, tiny_config, tmp_path):
-        config = tiny_config("tracerl", filter__rounds=6, learner__reference_beta=0.1)
+        # In some of the groups both responses need as many steps, and earn the same.
+        config = tiny_config(
+            "tracerl",
+            rollout__prompts_per_step=16,
+            rollout__policy="threshold:threshold=0.4",
+            rollout__slots=8,
+            filter__rounds=6,
+            learner__reference_beta=0.1,
+        )
         found = self.run(config, tmp_path)
         assert any(line["rounds"] > 1 for line in found)
         assert all(line["groups_kept"] == 1 or line["rounds"] == 6 for line in found)
@@ -282,7 +290,7 @@ class TestTraceRuns:
         _, params = denoisers.from_pretrained(tmp_path / "model")
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
-    @pytest.mark.parametrize("surrogate", ["random_masking", "coupled", "diffu_grpo", "espo"])
+    @pytest.mark.parametrize("surrogate", ["coupled", "espo"])
     def test_other_methods_are_one_line(self, tiny_config, tmp_path, surrogate):
         config = tiny_config("tracerl", learner__surrogate=surrogate, value__enabled=False)
         found = self.run(config, tmp_path)
