@@ -1,8 +1,8 @@
 """Default values of every config key: the one place where they are written down.
 
-An experiment in `configs/` starts from `policy_grpo()` or `sft()` and changes what differs. The
-defaults of `policy_grpo` are the published ones (Jazbec et al., arXiv 2512.09106, section 4 and
-its public configuration) for LLaDA-8B-Instruct.
+An experiment in `configs/` starts from `policy_grpo()`, `sft()` or `tracerl()` and changes what
+differs. The defaults of `policy_grpo` and `tracerl` are the published ones for LLaDA-8B-Instruct
+(arXiv 2512.09106, section 4, and 2509.06949, appendix B, with their public configurations).
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-RECIPES = ("policy_grpo", "sft")
+RECIPES = ("policy_grpo", "sft", "tracerl")
 
 
 def _common(recipe: str) -> ConfigDict:
@@ -212,6 +212,88 @@ def sft() -> ConfigDict:
         }
     )
     config.train = ConfigDict({"steps": 1000})
+    # Where to write the trained denoiser in Hugging Face's format (default: WORKDIR/model).
+    config.export = placeholder(str)
+    config.eval = evaluation()
+    return config
+
+
+def tracerl() -> ConfigDict:
+    """Trains a denoiser on its own trajectories."""
+    config = _common("tracerl")
+    # A prompt over its budget is cut; or, with truncate_prompts = False, left out. Either way it is
+    # counted.
+    config.task.prompt_length = 512
+    config.model = ConfigDict(
+        {
+            "path": "GSAI-ML/LLaDA-8B-Instruct",
+            "dtype": "bfloat16",
+            # The weights that are trained stay float32 over all steps: bfloat16 ones do not move
+            # under a learning rate of 1e-6.
+            "param_dtype": "float32",
+            # Compute activations again in the backward pass instead of keeping them.
+            "remat": True,
+        }
+    )
+    config.rollout = ConfigDict(
+        {
+            "gen_length": 512,
+            "block_length": 32,
+            "temperature": 0.8,
+            "policy": "top_confidence:tokens_per_step=1",
+            "prompts_per_step": 32,
+            "group_size": 8,
+            "slots": 0,
+            "vocab_chunk": 16384,
+        }
+    )
+    # Groups whose accuracy lies outside are left out, and so are those of equal rewards. Up to
+    # `rounds` batches of prompts are rolled out to fill a batch of groups.
+    config.filter = ConfigDict({"low": 0.2, "high": 0.8, "rounds": 4})
+    # With alpha > 0 answers of fewer forwards earn more, as in recipe policy_grpo.
+    config.reward = ConfigDict({"kind": "multiplicative", "alpha": 0.0, "advantage": "z_score"})
+    config.learner = ConfigDict(
+        {
+            # "trace", or what it is compared with: "random_masking", "coupled", "diffu_grpo",
+            # "espo". Nothing else needs to change.
+            "surrogate": "trace",
+            "shrink": 8,
+            # States per response of the other surrogates, pairs for "coupled" and "espo" (default:
+            # as published, 25, 25, 1 and 2).
+            "draws": placeholder(int),
+            "mask_low": 0.1,
+            "mask_high": 0.9,
+            "mask_threshold": "row",
+            "prompt_mask_ratio": 0.15,
+            "clip": 0.2,
+            "beta": 0.01,
+            "reference_beta": 0.0,
+            "kl": "k3",
+            "normaliser": "step",
+            "ratio_limit": 10.0,
+            # Padding tokens trained per response, its first ones; -1 for all.
+            "num_pads": 0,
+            "temperature": 1.0,
+            "passes": 1,
+            "minibatches": 8,
+            "chunk_size": 2,
+            "positions_per_chunk": 256,
+        }
+    )
+    config.value = ConfigDict({"enabled": False, "lr": 5e-6, "gamma": 1.0, "lam": 1.0, "clip": 0.2})
+    config.optimizer = ConfigDict(
+        {
+            "lr": 1e-6,
+            "warmup_steps": 0,
+            "schedule": "constant",
+            "final_fraction": 0.0,
+            "b1": 0.9,
+            "b2": 0.999,
+            "weight_decay": 0.0,
+            "grad_clip": 1.0,
+        }
+    )
+    config.train = ConfigDict({"steps": 50})
     # Where to write the trained denoiser in Hugging Face's format (default: WORKDIR/model).
     config.export = placeholder(str)
     config.eval = evaluation()

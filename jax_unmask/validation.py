@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import jax
 from ml_collections import ConfigDict
 
 from jax_unmask import config as defaults
 from jax_unmask import policies, tasks
 from jax_unmask.evaluation.candidates import candidates
+from jax_unmask.learners.surrogates import Threshold
+from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
+from jax_unmask.recipes.tracerl import SURROGATES
 from jax_unmask.runtime import config as check
 from jax_unmask.tasks import rewards
 
@@ -36,7 +41,7 @@ def validate(config: ConfigDict) -> None:
     for key in ("model.dtype", "model.param_dtype"):
         check.one_of(config, key, ("float32", "bfloat16"))
     _optimizer(config)
-    {"policy_grpo": _policy_grpo, "sft": _sft}[config.recipe](config)
+    {"policy_grpo": _policy_grpo, "sft": _sft, "tracerl": _tracerl}[config.recipe](config)
     _divides_among_processes(
         config, "data.batch_size" if config.recipe == "sft" else "rollout.prompts_per_step"
     )
@@ -53,6 +58,8 @@ def _optimizer(config: ConfigDict) -> None:
     steps = config.train.steps
     if config.recipe == "policy_grpo":
         steps *= config.learner.updates_per_batch * config.learner.minibatches
+    elif config.recipe == "tracerl":
+        steps *= config.learner.passes * config.learner.minibatches
     check.require(
         config.optimizer.schedule == "constant" or config.optimizer.warmup_steps < steps,
         config,
@@ -80,13 +87,7 @@ def _policy_grpo(config: ConfigDict) -> None:
     check.one_of(config, "reward.kind", tuple(rewards.REWARDS))
     check.one_of(config, "policy.distribution", ("bernoulli", "bernoulli_argmax", "dpls"))
     check.one_of(config, "policy.context", ("full", "block"))
-    check.require(
-        config.rollout.group_size >= 2,
-        config,
-        "rollout.group_size",
-        "a group of fewer than two rollouts has no advantages",
-        "Give at least 2",
-    )
+    _has_groups(config)
     if config.expert.count:
         check.divides(config, "expert.block_length", "rollout.gen_length")
         try:
@@ -101,6 +102,74 @@ def _policy_grpo(config: ConfigDict) -> None:
             "expert steering is for full diffusion",
             f"Set expert.count = 0, or rollout.block_length = {config.rollout.gen_length}",
         )
+
+
+def _has_groups(config: ConfigDict) -> None:
+    check.require(
+        config.rollout.group_size >= 2,
+        config,
+        "rollout.group_size",
+        "a group of fewer than two rollouts has no advantages",
+        "Give at least 2",
+    )
+
+
+def _tracerl(config: ConfigDict) -> None:
+    check.positive(
+        config,
+        "rollout.gen_length",
+        "rollout.prompts_per_step",
+        "rollout.vocab_chunk",
+        "filter.rounds",
+        "learner.shrink",
+        "learner.ratio_limit",
+        "learner.temperature",
+        "learner.passes",
+        "learner.minibatches",
+        "learner.chunk_size",
+        "learner.positions_per_chunk",
+        "value.lr",
+        "value.clip",
+    )
+    check.divides(config, "rollout.block_length", "rollout.gen_length")
+    check.non_negative(config, "rollout.temperature", "rollout.slots", "reward.alpha")
+    check.non_negative(config, "learner.beta", "learner.reference_beta")
+    for key in ("filter.low", "filter.high", "learner.mask_low", "learner.mask_high"):
+        check.within(config, key, 0.0, 1.0)
+    check.at_most(config, "filter.low", "filter.high")
+    check.at_most(config, "learner.mask_low", "learner.mask_high")
+    for key in ("value.gamma", "value.lam"):
+        check.within(config, key, 0.0, 1.0)
+    check.within(config, "learner.clip", 1e-9, 1.0 - 1e-9)
+    check.within(config, "learner.prompt_mask_ratio", 0.0, 1.0 - 1e-9)
+    check.one_of(config, "learner.surrogate", SURROGATES)
+    check.one_of(config, "learner.mask_threshold", get_args(Threshold))
+    check.one_of(config, "learner.kl", get_args(KlEstimator))
+    check.one_of(config, "learner.normaliser", get_args(Normaliser))
+    check.one_of(config, "reward.kind", tuple(rewards.REWARDS))
+    check.one_of(config, "reward.advantage", ("z_score", "centred"))
+    if config.learner.draws is not None:
+        check.positive(config, "learner.draws")
+    check.require(
+        config.learner.num_pads >= -1,
+        config,
+        "learner.num_pads",
+        "it is a number of tokens",
+        "Give 0 or more, or -1 for all padding",
+    )
+    check.require(
+        not config.value.enabled or config.learner.surrogate == "trace",
+        config,
+        "value.enabled",
+        "values belong to the steps of a trace",
+        "Set learner.surrogate = 'trace', or value.enabled = False",
+    )
+    _has_groups(config)
+    try:
+        policies.parse_policy(config.rollout.policy)
+    except (ValueError, FileNotFoundError) as error:
+        value = config.rollout.policy
+        raise check.ConfigError("rollout.policy", value, str(error), "Correct it") from error
 
 
 def _sft(config: ConfigDict) -> None:

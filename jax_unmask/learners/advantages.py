@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float
 
 
@@ -57,3 +58,41 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
         signal=jnp.repeat(differ, group_size, total_repeat_length=batch),
         signal_fraction=jnp.mean(differ, dtype=jnp.float32),
     )
+
+
+def group_z_scores(rewards: Float[Array, " B"], group_size: int) -> GroupAdvantages:
+    """Centres rewards on the mean of their group and divides by its standard deviation.
+
+    The deviation is that of the group itself (divided by n, not n - 1), with nothing added to it;
+    a group of equal rewards gets zeros (arXiv 2509.06949, section 5.1).
+
+    Args:
+        rewards: rewards, the rows of a group next to each other.
+        group_size: rows per group (static).
+
+    Returns:
+        Float32 advantages with their signal mask, in the order of `rewards`.
+
+    Raises:
+        ValueError: as `group_advantages`.
+    """
+    centred = group_advantages(rewards, group_size)
+    groups = centred.advantages.reshape(-1, group_size)
+    deviation = jnp.sqrt(jnp.mean(jnp.square(groups), axis=1, keepdims=True))
+    # Rewards that differ by less than the square root of the smallest number deviate by zero.
+    scores = jnp.where(deviation > 0, groups / jnp.where(deviation > 0, deviation, 1.0), 0.0)
+    return centred._replace(advantages=scores.reshape(-1))
+
+
+def kept_groups(
+    accuracy: Float[np.ndarray, " P"], low: float, high: float
+) -> Bool[np.ndarray, " P"]:
+    """Which prompts teach something: those that are neither hopeless nor solved.
+
+    Args:
+        accuracy: share of right responses of each prompt's group.
+        low: smallest accuracy that is kept (0.2 published in arXiv 2509.06949).
+        high: largest one (0.8 published).
+    """
+    # Shares of small groups meet the bounds exactly up to rounding: 0.8 of five is 4 / 5.
+    return (accuracy >= low - 1e-6) & (accuracy <= high + 1e-6)

@@ -8,10 +8,12 @@ from ml_collections import ConfigDict
 from jax_unmask.recipes.base import Recipe
 from jax_unmask.recipes.policy_grpo import PolicyGrpo
 from jax_unmask.recipes.sft import Sft
+from jax_unmask.recipes.tracerl import TraceRl
 
 RECIPES: dict[str, Callable[[ConfigDict, pathlib.Path], Recipe]] = {
     "policy_grpo": PolicyGrpo,
     "sft": Sft,
+    "tracerl": TraceRl,
 }
 
-__all__ = ["RECIPES", "PolicyGrpo", "Recipe", "Sft"]
+__all__ = ["RECIPES", "PolicyGrpo", "Recipe", "Sft", "TraceRl"]

@@ -47,6 +47,29 @@ TINY = {
         "train.steps": 3,
         "log.tensorboard": False,
     },
+    "tracerl": {
+        "task.name": "sudoku",
+        "task.prompt_length": 17,
+        "model.dtype": "float32",
+        "model.param_dtype": "float32",
+        "model.remat": False,
+        "rollout.gen_length": 16,
+        "rollout.block_length": 16,
+        "rollout.policy": "threshold:threshold=0.3",
+        "rollout.prompts_per_step": 2,
+        "rollout.group_size": 2,
+        "filter.low": 0.0,
+        # Wrong answers are charged for their steps, so that a random denoiser gives a signal.
+        "reward.kind": "additive",
+        "reward.alpha": 1.0,
+        "learner.shrink": 4,
+        "learner.minibatches": 2,
+        "learner.chunk_size": 8,
+        "optimizer.lr": 1e-2,
+        "value.enabled": True,
+        "train.steps": 3,
+        "log.tensorboard": False,
+    },
 }
 FILE = """
 from jax_unmask import config as defaults
@@ -93,7 +116,7 @@ def tiny_settings(tiny_model_dir):
     """Settings (flat) of a tiny experiment of a recipe, with changes."""
 
     def settings(recipe, **changes):
-        model = {"model.path": str(tiny_model_dir)} if recipe == "policy_grpo" else {}
+        model = {} if recipe == "sft" else {"model.path": str(tiny_model_dir)}
         return TINY[recipe] | model | {key.replace("__", "."): v for key, v in changes.items()}
 
     return settings

@@ -17,7 +17,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import commands, policies, train
-from jax_unmask.recipes import policy_grpo, sft
+from jax_unmask.recipes import policy_grpo, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
 
 RIGHT = json.dumps({"question": "1 + 1?", "answer": "It is 2.\n#### 2"})
@@ -31,6 +31,8 @@ def nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(policy_grpo, "rollout", refuse)
     monkeypatch.setattr(policy_grpo.PolicyLearner, "update", refuse)
     monkeypatch.setattr(sft.SftLearner, "step", refuse)
+    monkeypatch.setattr(tracerl, "rollout", refuse)
+    monkeypatch.setattr(tracerl.TraceLearner, "update", refuse)
 
 
 @pytest.fixture
@@ -230,6 +232,25 @@ def test_impossible_settings_of_sft(tiny_config, message):
     assert "config.model.num_heads = 3: it must divide config.model.hidden_size = 8" in text
     text = message(tiny_config("sft", masking__suffix_block_length=5))
     assert "config.masking.suffix_block_length = 5: it must divide config.data.gen_length" in text
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"learner__surrogate": "tracer"}, "config.learner.surrogate = 'tracer': there is no such"),
+        ({"learner__surrogate": "espo"}, "config.value.enabled = True: values belong to the steps"),
+        ({"filter__low": 0.9}, "config.filter.low = 0.9: it must not exceed config.filter.high"),
+        ({"rollout__group_size": 1}, "config.rollout.group_size = 1: a group of fewer than two"),
+        ({"rollout__policy": "treshold"}, "config.rollout.policy = 'treshold'"),
+        ({"learner__num_pads": -2}, "config.learner.num_pads = -2: it is a number of tokens"),
+        ({"learner__draws": 0}, "config.learner.draws = 0: it must be positive"),
+        ({"learner__kl": "k4"}, "config.learner.kl = 'k4': there is no such choice"),
+        ({"reward__advantage": "centered"}, "did you mean 'centred'?"),
+        ({"value__gamma": 1.5}, "config.value.gamma = 1.5: it must lie between 0.0 and 1.0"),
+    ],
+)
+def test_impossible_settings_of_tracerl(tiny_config, message, changes, expected):
+    assert expected in message(tiny_config("tracerl", **changes))
 
 
 @pytest.mark.parametrize(

@@ -18,14 +18,18 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_unmask import policies, train
+from jax_unmask import denoisers, policies, train
 from jax_unmask.recipes import RECIPES
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import ConfigError
 
 LONG = {"train__steps": 60, "checkpoint__every": 2, "seed": 3}
-EXPORTED = {"policy_grpo": "policy/model.safetensors", "sft": "model/model.safetensors"}
+EXPORTED = {
+    "policy_grpo": "policy/model.safetensors",
+    "sft": "model/model.safetensors",
+    "tracerl": "model/model.safetensors",
+}
 
 
 def lines(workdir: pathlib.Path) -> list[dict]:
@@ -88,6 +92,7 @@ class Disturbed:
     [
         ("policy_grpo", (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)),
         ("sft", (signal.SIGKILL, signal.SIGTERM)),
+        ("tracerl", (signal.SIGKILL,)),
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
@@ -253,3 +258,49 @@ def test_ranks_checkpoints_by_known_metrics_only(tiny_config, tmp_path):
     config = tiny_config("sft", checkpoint__best_metric="acuracy")
     with pytest.raises(ConfigError, match=r"'acuracy': .*Choose one of .*masked_accuracy"):
         train.train(config, tmp_path)
+
+
+class TestTraceRuns:
+    def run(self, config, workdir):
+        train.train(config, workdir)
+        found = lines(workdir)
+        assert [line["step"] for line in found] == [1, 2, 3]
+        for line in found:
+            assert all(isinstance(v, int | float) and math.isfinite(v) for v in line.values())
+            assert 1 <= line["nfe"] <= 16
+            assert line["accuracy"] == 0
+            assert 0 < line["tokens_per_step"] <= 16
+        return found
+
+    def test_fills_the_batch_from_further_rounds(self, tiny_config, tmp_path):
+        # In some of the groups both responses need as many steps, and earn the same.
+        config = tiny_config(
+            "tracerl",
+            rollout__prompts_per_step=16,
+            rollout__policy="threshold:threshold=0.4",
+            rollout__slots=8,
+            filter__rounds=6,
+            learner__reference_beta=0.1,
+        )
+        found = self.run(config, tmp_path)
+        assert any(line["rounds"] > 1 for line in found)
+        assert all(line["groups_kept"] == 1 or line["rounds"] == 6 for line in found)
+        assert all({"value_loss", "kl", "trained_tokens", "states"} <= set(line) for line in found)
+        assert any(line["skipped"] == 0 and line["grad_norm"] > 0 for line in found)
+        _, params = denoisers.from_pretrained(tmp_path / "model")
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+    @pytest.mark.parametrize("surrogate", ["coupled", "espo"])
+    def test_other_methods_are_one_line(self, tiny_config, tmp_path, surrogate):
+        config = tiny_config("tracerl", learner__surrogate=surrogate, value__enabled=False)
+        found = self.run(config, tmp_path)
+        assert any(line["skipped"] == 0 and line["grad_norm"] > 0 for line in found)
+
+    def test_nothing_to_learn_and_prompts_over_their_budget(self, tiny_config, tmp_path):
+        # No answer is right, so no group lies between the bounds; and no prompt fits.
+        config = tiny_config("tracerl", filter__low=0.2, task__prompt_length=16)
+        for line in self.run(config, tmp_path):
+            assert line["groups_kept"] == 0
+            assert line["skipped"] == 1
+            assert line["rounds"] == config.filter.rounds
+            assert line["prompts_over_budget"] == 1

@@ -1,0 +1,296 @@
+"""Which states of a response stand for it in training: what sets the RL methods for dLLMs apart.
+
+The exact likelihood of a response under a masked diffusion model is out of reach. Every method
+evaluates its tokens at some partly masked states instead. Reward, advantage, ratio, clipping and
+KL are the same for all of them; only the states differ (and, for `Elbo`, what a ratio belongs to).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, Protocol
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Int
+
+Unit = Literal["token", "sequence"]
+Threshold = Literal["row", "block", "token"]
+
+
+@struct.dataclass
+class Canvas:
+    """What surrogates read of a batch of responses.
+
+    Attributes:
+        trainable: tokens to train, see `trace.trainable_tokens`.
+        group: group of merged steps of each position, see `trace.merged_steps`.
+        time: order of the groups in time.
+        block_of: attention block of each position, from 0; all 0 with full attention.
+        prompt: real prompt tokens.
+    """
+
+    trainable: Bool[Array, "B L"]
+    group: Int[Array, "B L"]
+    time: Int[Array, "B L"]
+    block_of: Int[Array, "B L"]
+    prompt: Bool[Array, "B P"]
+
+
+@struct.dataclass
+class States:
+    """Partly masked states of C responses.
+
+    Attributes:
+        masked: canvas positions that hold the mask token.
+        trained: positions whose tokens are evaluated; a subset of `masked`.
+        prompt_masked: prompt positions that hold the mask token, or None.
+    """
+
+    masked: Bool[Array, "C L"]
+    trained: Bool[Array, "C L"]
+    prompt_masked: Bool[Array, "C P"] | None = None
+
+
+class Surrogate(Protocol):
+    """A way to choose states; implementations are frozen dataclasses.
+
+    A response has `num_states(L)` states, some of which may train nothing; with block attention, L
+    is here the length of a block, since one state holds a state of each block. The
+    log-probabilities of all states fit into `num_slots` arrays [B, L], because states that share a
+    slot train different tokens.
+
+    Attributes:
+        unit: whether each token has a ratio of its own, or each response one for all.
+        redraws: whether each pass over a batch draws other states.
+    """
+
+    @property
+    def unit(self) -> Unit: ...
+
+    @property
+    def redraws(self) -> bool: ...
+
+    def num_states(self, length: int) -> int: ...
+
+    @property
+    def num_slots(self) -> int: ...
+
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]: ...
+
+    def states(
+        self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
+    ) -> States:
+        """States number `index` of responses `row`.
+
+        Args:
+            canvas: the whole batch.
+            key: typed PRNG key of the pass; what a state draws depends on it, on `index` and `row`.
+            index: which state of the response, below `num_states(L)`.
+            row: which response.
+        """
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace:
+    """TraceRL: the states that the rollout visited, `shrink` neighbouring steps merged into one.
+
+    arXiv 2509.06949, section 4. Every trainable token is trained exactly once, in the state in
+    which (for `shrink` = 1) it was filled in.
+
+    Attributes:
+        shrink: s, steps that are merged.
+    """
+
+    shrink: int = 1
+    unit: Unit = dataclasses.field(default="token", init=False)
+    redraws: bool = dataclasses.field(default=False, init=False)
+
+    def __post_init__(self) -> None:
+        _at_least(1, shrink=self.shrink)
+
+    def num_states(self, length: int) -> int:
+        return -(-length // self.shrink)
+
+    @property
+    def num_slots(self) -> int:
+        return 1
+
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
+        return jnp.zeros_like(index)
+
+    def states(
+        self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
+    ) -> States:
+        del key
+        group = canvas.group[row]
+        trained = (group == index[:, None]) & canvas.trainable[row]
+        return States(masked=group >= index[:, None], trained=trained)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomMasking:
+    """Random masks with a random ratio (UniGRPO of MMaDA, arXiv 2505.15809), or pairs of them.
+
+    With complements every mask is followed by the one that hides the other tokens, so that each
+    pair trains every token exactly once (coupled-GRPO of DiffuCoder, arXiv 2506.20639). Untrained
+    padding stays masked.
+
+    Attributes:
+        draws: masks (or pairs of them) per response; 25 published for full attention.
+        low: smallest mask ratio.
+        high: largest one.
+        complement: whether masks come in pairs.
+        threshold: what has a mask ratio of its own: a row, a block, or (as the public code of
+            TraceRL has it for block attention, where ratios are then always near one half) a token.
+    """
+
+    draws: int = 25
+    low: float = 0.1
+    high: float = 0.9
+    complement: bool = False
+    threshold: Threshold = "row"
+    unit: Unit = dataclasses.field(default="token", init=False)
+    redraws: bool = dataclasses.field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        _at_least(1, draws=self.draws)
+        if not 0.0 <= self.low <= self.high <= 1.0:
+            raise ValueError(f"low={self.low} and high={self.high} must be 0 <= low <= high <= 1")
+        if self.threshold not in ("row", "block", "token"):
+            raise ValueError(
+                f"threshold={self.threshold!r} is unknown; choose 'row', 'block' or 'token'"
+            )
+
+    def num_states(self, length: int) -> int:
+        del length
+        return self.draws * (1 + self.complement)
+
+    @property
+    def num_slots(self) -> int:
+        return self.draws
+
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
+        return index // (1 + self.complement)
+
+    def states(
+        self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
+    ) -> States:
+        trainable = canvas.trainable[row]
+        ratio, token = _uniforms(key, self.slot(index), row, trainable.shape[1], 2)
+        if self.threshold == "row":
+            ratio = ratio[:, :1]
+        elif self.threshold == "block":
+            ratio = jnp.take_along_axis(ratio, canvas.block_of[row], axis=1)
+        hit = token < self.low + (self.high - self.low) * ratio
+        return _half(hit, trainable, index, self.complement)
+
+
+@dataclasses.dataclass(frozen=True)
+class FullyMasked:
+    """diffu-GRPO of d1 (arXiv 2504.12216): one step from a canvas of masks, prompts partly masked.
+
+    Attributes:
+        draws: prompt masks per response and pass (1 published; the passes have masks of their own).
+        prompt_ratio: probability that a prompt token is masked (0.15 published).
+    """
+
+    draws: int = 1
+    prompt_ratio: float = 0.15
+    unit: Unit = dataclasses.field(default="token", init=False)
+    redraws: bool = dataclasses.field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        _at_least(1, draws=self.draws)
+        if not 0.0 <= self.prompt_ratio < 1.0:
+            raise ValueError(f"prompt_ratio={self.prompt_ratio} must lie in [0, 1)")
+
+    def num_states(self, length: int) -> int:
+        del length
+        return self.draws
+
+    @property
+    def num_slots(self) -> int:
+        return self.draws
+
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
+        return index
+
+    def states(
+        self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
+    ) -> States:
+        trainable, prompt = canvas.trainable[row], canvas.prompt[row]
+        (token,) = _uniforms(key, index, row, prompt.shape[1], 1)
+        return States(
+            masked=jnp.ones_like(trainable),
+            trained=trainable,
+            prompt_masked=prompt & (token < self.prompt_ratio),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Elbo:
+    """ESPO (arXiv 2512.03759): one ratio per response, from its evidence lower bound.
+
+    l of the n trainable tokens are masked, l uniform in 1 .. n; the bound's weight n / l makes the
+    bound per token the mean over states of the mean log-probability of a state's masked tokens. So
+    this surrogate goes with the normaliser "step".
+
+    Attributes:
+        draws: masks (or pairs of them) per response; 2 published.
+        complement: follow every mask by its complement, which takes variance out of the ratio.
+    """
+
+    draws: int = 2
+    complement: bool = True
+    unit: Unit = dataclasses.field(default="sequence", init=False)
+    redraws: bool = dataclasses.field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        _at_least(1, draws=self.draws)
+
+    def num_states(self, length: int) -> int:
+        del length
+        return self.draws * (1 + self.complement)
+
+    @property
+    def num_slots(self) -> int:
+        return self.draws
+
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
+        return index // (1 + self.complement)
+
+    def states(
+        self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
+    ) -> States:
+        trainable = canvas.trainable[row]
+        unit, order = _uniforms(key, self.slot(index), row, trainable.shape[1], 2)
+        count = jnp.sum(trainable, axis=1, keepdims=True)
+        masks = 1 + jnp.minimum((unit[:, :1] * count).astype(jnp.int32), count - 1)
+        place = jnp.argsort(jnp.argsort(jnp.where(trainable, order, jnp.inf), axis=1), axis=1)
+        return _half(place < masks, trainable, index, self.complement)
+
+
+def _half(hit: Array, trainable: Array, index: Array, complement: bool) -> States:
+    """States that hide what was hit, or with complements, at odd indices, what was not."""
+    if complement:
+        hit ^= (index % 2 == 1)[:, None]
+    return States(masked=hit | ~trainable, trained=hit & trainable)
+
+
+def _uniforms(key: Array, index: Array, row: Array, length: int, count: int) -> list[Array]:
+    """`count` arrays [C, length] of uniforms in [0, 1), a function of key, index and row."""
+
+    def of_row(index: Array, row: Array) -> Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, row), index)
+        return jax.random.uniform(own, (count, length))
+
+    return list(jnp.moveaxis(jax.vmap(of_row)(index, row), 1, 0))
+
+
+def _at_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"{name}={value} must be at least {least}")

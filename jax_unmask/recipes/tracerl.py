@@ -1,0 +1,282 @@
+"""Recipe "tracerl": a denoiser learns by reinforcement from its own trajectories."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Bool, Int
+from ml_collections import ConfigDict
+
+from jax_unmask import denoisers, policies
+from jax_unmask.evaluation.bundle import Bundle, load_bundle
+from jax_unmask.learners.advantages import group_advantages, group_z_scores, kept_groups
+from jax_unmask.learners.state import TrainState
+from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Surrogate, Trace
+from jax_unmask.learners.trace import Responses
+from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
+from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, scan
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.runtime.progress import Timer
+from jax_unmask.tasks import data, rewards
+
+SURROGATES = ("trace", "random_masking", "coupled", "diffu_grpo", "espo")
+
+# Streams of a step's key: the learner takes 0 and 1, the rounds of rollouts those from here on.
+_FIRST_ROUND = 2
+
+
+class _Chosen(NamedTuple):
+    """The groups of an update, always the same number of them.
+
+    Attributes:
+        group: which groups, of all that were rolled out.
+        kept: False where too few were kept; such a group counts for nothing.
+    """
+
+    group: Int[np.ndarray, " P"]
+    kept: Bool[np.ndarray, " P"]
+
+
+def _choose(kept: Bool[np.ndarray, " N"], wanted: int) -> _Chosen:
+    """The first `wanted` groups that are kept, filled up with others."""
+    order = np.argsort(~kept, kind="stable")[:wanted]
+    return _Chosen(order, kept[order])
+
+
+def _text_lengths(
+    tokens: Int[np.ndarray, "B L"], step_map: Int[np.ndarray, "B L"], eos_id: int
+) -> Int[np.ndarray, " B"]:
+    """Filled tokens of each text, its end included."""
+    ends = tokens == eos_id
+    before_end = np.cumsum(ends, axis=1) - ends == 0
+    return (before_end & (step_map >= 0)).sum(axis=1)
+
+
+def build_surrogate(config: ConfigDict) -> Surrogate:
+    """The states that `config.learner` trains on."""
+    learner = config.learner
+    draws = {} if learner.draws is None else {"draws": learner.draws}
+    masks = {
+        "low": learner.mask_low,
+        "high": learner.mask_high,
+        "threshold": learner.mask_threshold,
+    }
+    if learner.surrogate == "trace":
+        return Trace(shrink=learner.shrink)
+    if learner.surrogate == "diffu_grpo":
+        return FullyMasked(prompt_ratio=learner.prompt_mask_ratio, **draws)
+    if learner.surrogate == "espo":
+        return Elbo(**draws)
+    return RandomMasking(complement=learner.surrogate == "coupled", **masks, **draws)
+
+
+def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> TraceLearner:
+    """What updates the denoiser, and the value model if there is one.
+
+    Raises:
+        ValueError: a value makes no sense; the message names it.
+    """
+    learner, value = config.learner, None
+    steps = learner.passes * learner.minibatches
+    if config.value.enabled:
+        own = ConfigDict(config.to_dict())
+        own.optimizer.lr = config.value.lr
+        value = ValueSettings(
+            optimizer=build_optimizer(own, steps),
+            gamma=config.value.gamma,
+            lam=config.value.lam,
+            epsilon=config.value.clip,
+        )
+    return TraceLearner(
+        denoiser=denoiser.clone(remat=config.model.remat),
+        optimizer=build_optimizer(config, steps),
+        surrogate=build_surrogate(config),
+        value=value,
+        epsilon=learner.clip,
+        beta=learner.beta,
+        reference_beta=learner.reference_beta,
+        kl=learner.kl,
+        normaliser=learner.normaliser,
+        ratio_limit=learner.ratio_limit,
+        num_pads=None if learner.num_pads < 0 else learner.num_pads,
+        temperature=learner.temperature,
+        passes=learner.passes,
+        minibatches=learner.minibatches,
+        chunk_size=learner.chunk_size,
+        positions_per_chunk=learner.positions_per_chunk,
+    )
+
+
+class TraceRl:
+    """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949).
+
+    Args:
+        config: see `jax_unmask.config.tracerl`; already validated.
+        workdir: receives `model/` at the end, unless `config.export` names another directory.
+    """
+
+    shown: tuple[str, ...] = ("accuracy", "tokens_per_step", "groups_kept")
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        self._config = config
+        self._directory = pathlib.Path(config.export or workdir / "model")
+        self._group = config.rollout.group_size
+        self._policy, self._policy_params = policies.parse_policy(config.rollout.policy)
+        self._settings = RolloutSettings(
+            gen_length=config.rollout.gen_length,
+            block_length=config.rollout.block_length,
+            temperature=config.rollout.temperature,
+            vocab_chunk=config.rollout.vocab_chunk,
+            slots=config.rollout.slots or None,
+        )
+        self._reward = rewards.REWARDS[config.reward.kind]
+        self._advantages = {"z_score": group_z_scores, "centred": group_advantages}[
+            config.reward.advantage
+        ]
+        self._bundle = load_bundle(config)  # Last: the weights take longest.
+        check_fits(
+            self._bundle.denoiser.config, config.task.prompt_length, config.rollout.gen_length
+        )
+        self._learner = build_learner(config, self._bundle.denoiser)
+        self._batches: data.BatchIterator | None = None
+
+    def init(self) -> TrainState:
+        return self._learner.init(self._bundle.params, jax.random.key(self._config.seed + 1))
+
+    def data(self) -> data.BatchIterator:
+        config, bundle = self._config, self._bundle
+        make_batches = functools.partial(
+            data.prompt_batches,
+            bundle.task,
+            "train",
+            bundle.tokenizer,
+            prompt_length=config.task.prompt_length,
+            # A prompt over its budget must not end a run: `_roll_out` decides what becomes of it.
+            truncate=True,
+        )
+        scan(make_batches, bundle.task)
+        self._batches = make_batches(
+            batch_size=config.rollout.prompts_per_step,
+            seed=config.seed,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+        return self._batches
+
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
+        config, key = self._config, state.step_key()
+        wanted, rounds = len(batch.examples), []
+        for number in range(config.filter.rounds):
+            if number:
+                assert self._batches is not None  # The loop took `batch` from it.
+                # Nothing is carried over to the next step, so its position is all there is to save.
+                batch = next(self._batches)
+            round_key = jax.random.fold_in(key, _FIRST_ROUND + number)
+            rounds.append(self._roll_out(state.params["denoiser"], batch, round_key, timer))
+            if sum(int(each["kept"].sum()) for each in rounds) >= wanted:
+                break
+        rolled = {name: np.concatenate([each[name] for each in rounds]) for name in rounds[0]}
+        chosen = _choose(rolled.pop("kept"), wanted)
+        with timer.measure("update"):
+            state, metrics = self._update(state, rolled, chosen)
+        filled = rolled["step_map"] >= 0
+        return state, {
+            "reward": np.mean(rolled["reward"]),
+            "accuracy": np.mean(rolled["correct"]),
+            "nfe": np.mean(rolled["nfe"]),
+            "response_length": np.mean(rolled["length"]),
+            "tokens_per_step": np.sum(rolled["length"]) / np.sum(rolled["nfe"]),
+            "without_end": np.mean(rolled["length"] == filled.shape[1]),
+            "unfinished": np.mean(~filled.all(axis=1)),
+            "prompts_over_budget": np.mean(rolled["over_budget"]),
+            "groups_kept": chosen.kept.sum() / wanted,
+            "rounds": len(rounds),
+            **metrics,
+        }
+
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
+        bundle, params = self._bundle, state.params["denoiser"]
+        denoisers.save_pretrained(self._directory, bundle.denoiser, params, bundle.tokenizer)
+        if self._config.eval.after_training:
+            from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
+
+            trained = Bundle(bundle.denoiser, params, bundle.tokenizer, bundle.task)
+            sweep.run(self._config, trained, workdir)
+
+    def _roll_out(self, params: Any, batch: Any, key: Any, timer: Timer) -> dict[str, np.ndarray]:
+        """Responses to a batch of prompts, `group_size` each, and what they are worth.
+
+        Returns:
+            Per row `prompt`, `prompt_mask`, `tokens`, `step_map`, `nfe`, `length` (filled tokens
+            before the first end, and that end), `correct` and `reward`; per prompt `over_budget`
+            and `kept`.
+        """
+        config, bundle = self._config, self._bundle
+        prompts: Prompts = jax.tree.map(
+            lambda leaf: np.repeat(leaf, self._group, axis=0), batch.prompts
+        )
+        with timer.measure("rollout"):
+            trajectory = rollout(
+                bundle.denoiser,
+                params,
+                self._policy,
+                self._policy_params,
+                prompts,
+                row_keys(key, prompts.tokens.shape[0]),
+                self._settings,
+            )
+            tokens, step_map, nfe = jax.device_get(
+                (trajectory.tokens, trajectory.step_map, trajectory.nfe)
+            )
+        with timer.measure("reward"):
+            responses = bundle.tokenizer.decode_batch(tokens)
+            repeated = [example for example in batch.examples for _ in range(self._group)]
+            correct = np.asarray(bundle.task.check_batch(repeated, responses), np.float32)
+            lengths = [
+                len(bundle.tokenizer.encode_prompt(bundle.task.prompt(example)))
+                for example in batch.examples
+            ]
+        reward = self._reward(correct, nfe, self._settings.gen_length, config.reward.alpha)
+        reward = np.asarray(reward, np.float32)
+        over_budget = np.asarray(lengths) > config.task.prompt_length
+        grouped = reward.reshape(-1, self._group)
+        kept = kept_groups(
+            correct.reshape(-1, self._group).mean(axis=1), config.filter.low, config.filter.high
+        ) & (grouped.max(axis=1) > grouped.min(axis=1))
+        if not config.task.truncate_prompts:
+            kept &= ~over_budget
+        return {
+            "prompt": prompts.tokens,
+            "prompt_mask": prompts.mask,
+            "tokens": tokens,
+            "step_map": step_map,
+            "nfe": nfe,
+            "length": _text_lengths(tokens, step_map, bundle.denoiser.config.eos_token_id),
+            "correct": correct,
+            "reward": reward,
+            "over_budget": over_budget,
+            "kept": kept,
+        }
+
+    def _update(
+        self, state: TrainState, rolled: dict[str, np.ndarray], chosen: _Chosen
+    ) -> tuple[TrainState, Metrics]:
+        """One update with the chosen groups."""
+        rows = (chosen.group[:, None] * self._group + np.arange(self._group)).reshape(-1)
+        taken = {name: leaf[rows] for name, leaf in rolled.items() if name != "over_budget"}
+        responses = Responses(
+            prompts=Prompts(jnp.asarray(taken["prompt"]), jnp.asarray(taken["prompt_mask"])),
+            tokens=jnp.asarray(taken["tokens"]),
+            step_map=jnp.asarray(taken["step_map"]),
+        )
+        advantages = self._advantages(jnp.asarray(taken["reward"]), self._group).advantages
+        reference = self._bundle.params if self._config.learner.reference_beta > 0 else None
+        kept = jnp.asarray(np.repeat(chosen.kept, self._group))
+        state, metrics = self._learner.update(state, responses, advantages, kept, reference)
+        jax.block_until_ready(state.params)
+        return state, metrics

@@ -1,0 +1,42 @@
+"""What the recipe decides on the host: which groups are trained, and how long a text is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from jax_unmask import config as defaults
+from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Trace
+from jax_unmask.recipes.tracerl import _choose, _text_lengths, build_surrogate
+
+
+def test_kept_groups_come_first_and_others_fill_up():
+    chosen = _choose(np.asarray([False, True, False, True]), 3)
+    assert chosen.group.tolist() == [1, 3, 0]
+    assert chosen.kept.tolist() == [True, True, False]
+    chosen = _choose(np.asarray([True, True, True]), 2)
+    assert chosen.group.tolist() == [0, 1]
+    assert chosen.kept.all()
+
+
+def test_text_lengths():
+    tokens = np.asarray([[1, 2, 0, 0], [1, 2, 3, 4], [0, 1, 1, 1], [1, 9, 0, 0]])
+    steps = np.asarray([[0, 1, 2, 3], [3, 2, 1, 0], [0, 0, 0, 0], [0, -1, 1, 2]])
+    assert _text_lengths(tokens, steps, eos_id=0).tolist() == [3, 4, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("name", "draws", "expected"),
+    [
+        ("trace", None, Trace(shrink=8)),
+        ("random_masking", None, RandomMasking(draws=25)),
+        ("coupled", 3, RandomMasking(draws=3, complement=True)),
+        ("diffu_grpo", None, FullyMasked(draws=1, prompt_ratio=0.15)),
+        ("espo", None, Elbo(draws=2)),
+    ],
+)
+def test_methods_differ_in_their_surrogate_alone(name, draws, expected):
+    config = defaults.tracerl()
+    config.learner.surrogate = name
+    config.learner.draws = draws
+    assert build_surrogate(config) == expected
