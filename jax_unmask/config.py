@@ -245,6 +245,9 @@ def tracerl() -> ConfigDict:
             "group_size": 8,
             "slots": 0,
             "vocab_chunk": 16384,
+            # End a row with the block that holds the end of its text (for block attention, where
+            # the blocks behind are not seen).
+            "stop_at_end": False,
         }
     )
     # Groups whose accuracy lies outside are left out, and so are those of equal rewards. Up to
@@ -258,6 +261,8 @@ def tracerl() -> ConfigDict:
             # "espo". Nothing else needs to change.
             "surrogate": "trace",
             "shrink": 8,
+            # With block attention, the block length in training (default: that of the rollout).
+            "block_length": placeholder(int),
             # States per response of the other surrogates, pairs for "coupled" and "espo" (default:
             # as published, 25, 25, 1 and 2).
             "draws": placeholder(int),

@@ -148,8 +148,9 @@ def _tracerl(config: ConfigDict) -> None:
     check.one_of(config, "learner.normaliser", get_args(Normaliser))
     check.one_of(config, "reward.kind", tuple(rewards.REWARDS))
     check.one_of(config, "reward.advantage", ("z_score", "centred"))
-    if config.learner.draws is not None:
-        check.positive(config, "learner.draws")
+    for key in ("learner.draws", "learner.block_length"):
+        if check.get(config, key) is not None:
+            check.positive(config, key)
     check.require(
         config.learner.num_pads >= -1,
         config,

@@ -4,7 +4,77 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int
+
+# Queries whose attention scores exist at one time where a text stands beside a copy of itself.
+_QUERIES_PER_CHUNK = 256
+
+
+@struct.dataclass
+class Copies:
+    """Who sees whom in a text that stands beside a partly masked copy of itself.
+
+    Block-causal attention with a state of every block at once (arXiv 2503.09573, section 3.2; arXiv
+    2509.06949, section 4.3): the text itself sees its own block and those before it; the copy sees
+    the text's blocks before its own, and its own block in the copy. So each block of the copy is
+    what a decoder sees that has finished the blocks before it. What is visible follows from these
+    labels, one per token; the square of them is never in memory.
+
+    Attributes:
+        block: block of each token.
+        noisy: the token belongs to the copy.
+        real: the token is no padding.
+    """
+
+    block: Int[Array, "B S"]
+    noisy: Bool[Array, "B S"]
+    real: Bool[Array, "B S"]
+
+    def visible(self, block: Int[Array, "B Q"], noisy: Bool[Array, "B Q"]) -> Bool[Array, "B Q S"]:
+        """True where queries with these labels see a token."""
+        block, noisy = block[..., None], noisy[..., None]
+        same, before = self.block[:, None] == block, self.block[:, None] < block
+        seen = jnp.where(self.noisy[:, None], same & noisy, before | (same & ~noisy))
+        return seen & self.real[:, None]
+
+
+def attention_in_copies(
+    query: Float[Array, "B S H d"],
+    key: Float[Array, "B S G d"],
+    value: Float[Array, "B S G d"],
+    copies: Copies,
+    queries_per_chunk: int = _QUERIES_PER_CHUNK,
+) -> Float[Array, "B S H d"]:
+    """`attention` under the rule of `Copies`, a chunk of queries at a time.
+
+    Neither scores nor mask exist for more than a chunk of queries, in the backward pass too (where
+    they are computed again).
+
+    Args:
+        query: queries.
+        key: keys.
+        value: values.
+        copies: labels of the tokens.
+        queries_per_chunk: size of a chunk (static).
+    """
+    length = query.shape[1]
+    if length <= queries_per_chunk:
+        return attention(query, key, value, copies.visible(copies.block, copies.noisy))
+    spare = -length % queries_per_chunk
+
+    def chunked(x: Array) -> Array:
+        padded = jnp.pad(x, [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2))
+        return jnp.moveaxis(padded.reshape(x.shape[0], -1, queries_per_chunk, *x.shape[2:]), 1, 0)
+
+    @jax.checkpoint
+    def of_chunk(part: tuple[Array, Array, Array]) -> Array:
+        query, block, noisy = part
+        return attention(query, key, value, copies.visible(block, noisy))
+
+    out = jax.lax.map(of_chunk, (chunked(query), chunked(copies.block), chunked(copies.noisy)))
+    out = jnp.moveaxis(out, 0, 1)
+    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]
 
 
 def attention(

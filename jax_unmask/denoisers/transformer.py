@@ -10,7 +10,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.denoisers.attention import attention, rotary_table, rotate
+from jax_unmask.denoisers.attention import (
+    Copies,
+    attention,
+    attention_in_copies,
+    rotary_table,
+    rotate,
+)
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.moe import Experts
 
@@ -61,7 +67,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "BS D"],
         table: Table,
-        mask: Bool[Array, "#B #S S"] | None,
+        mask: Bool[Array, "#B #S S"] | Copies | None,
         batch: int,
         last: int | None = None,
     ) -> tuple[Float[Array, "BS D"], None]:
@@ -101,9 +107,13 @@ class Block(nn.Module):
             x, h = (y.reshape(batch, -1, y.shape[-1])[:, -last:] for y in (x, h))
             x, h = (y.reshape(batch * last, -1) for y in (x, h))
             table = (table[0][:, -last:], table[1][:, -last:])
-            mask = None if mask is None else mask[:, -last:]
+            if mask is not None and not isinstance(mask, Copies):
+                mask = mask[:, -last:]
         query = turned("query", cfg.num_heads, h, table)
-        attended = attention(query, key, value, mask)
+        if isinstance(mask, Copies):
+            attended = attention_in_copies(query, key, value, mask)
+        else:
+            attended = attention(query, key, value, mask)
         attended = attended.reshape(x.shape[0], -1)
         out = dense("attention_out", cfg.hidden_size, residual_init, cfg.out_bias)
         x = x + out(attended)
@@ -180,6 +190,7 @@ class Denoiser(nn.Module):
         attention_mask: Bool[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
         last: int | None = None,
+        copies: Copies | None = None,
     ) -> Float[Array, "B S D"]:
         """Last hidden state after the final norm, in the compute type.
 
@@ -191,28 +202,36 @@ class Denoiser(nn.Module):
                 of real tokens before each one, so that padding shifts nothing.
             last: give only so many positions, the last ones; None for all (static). The last layer
                 then computes nothing but keys and values for the others.
+            copies: the tokens are a text and a partly masked copy of it; then the labels alone say
+                what is attended, and `positions` must be given.
 
         Raises:
-            ValueError: the sequence is longer than the model was made for, or shorter than `last`.
+            ValueError: the sequence is longer than the model was made for, or shorter than `last`;
+                or both `last` and `copies` are given.
         """
         cfg = self.config
         batch, length = tokens.shape
-        if length > cfg.max_length:
+        if copies is None and length > cfg.max_length:
             raise ValueError(
                 f"a sequence of {length} tokens is longer than max_length={cfg.max_length} of "
                 "this denoiser; shorten the prompt or the canvas"
             )
         if last is not None and not 1 <= last <= length:
             raise ValueError(f"last={last} must lie in [1, {length}], the length of the sequence")
-        mask = None
+        if last is not None and copies is not None:
+            raise ValueError("last and copies exclude each other; leave out last")
+        real = None
         if attention_mask is not None:
             attention_mask = attention_mask.astype(bool)
-            mask = attention_mask[:, None, :]
+            real = attention_mask[:, None, :]
         if positions is None:
             positions = default_positions(attention_mask, length)
-        if cfg.attention_block is not None:
+        mask: Bool[Array, "#B #S S"] | Copies | None = real
+        if copies is not None:
+            mask = copies
+        elif cfg.attention_block is not None:
             visible = block_causal(positions, cfg.attention_block)
-            mask = visible if mask is None else visible & mask
+            mask = visible if real is None else visible & real
         table = rotary_table(positions, cfg.rotary_dim or cfg.head_dim, cfg.rope_theta)
         if not cfg.rotary_in_float32:
             table = (table[0].astype(cfg.dtype), table[1].astype(cfg.dtype))

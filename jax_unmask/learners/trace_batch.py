@@ -42,7 +42,10 @@ Metrics = dict[str, Float[Array, ""]]
 def describe(settings: TraceSettings, responses: Responses) -> Canvas:
     """What the surrogate reads of a batch of responses."""
     shrink = settings.surrogate.shrink if isinstance(settings.surrogate, Trace) else 1
-    group, time = merged_steps(responses.step_map, shrink)
+    block_of = None
+    if settings.blocks is not None:
+        block_of = settings.blocks.of_canvas(responses.prompts.mask, responses.tokens.shape[1])
+    group, time = merged_steps(responses.step_map, shrink, block_of)
     return Canvas(
         trainable=trainable_tokens(
             responses.tokens,
@@ -52,7 +55,7 @@ def describe(settings: TraceSettings, responses: Responses) -> Canvas:
         ),
         group=group,
         time=time,
-        block_of=jnp.zeros_like(group),
+        block_of=jnp.zeros_like(group) if block_of is None else block_of,
         prompt=responses.prompts.mask,
     )
 
@@ -109,7 +112,7 @@ class TraceBatch:
     def score(self, params: Params, at: Chunk, states: States) -> Float[Array, "C L"]:
         """Log-probabilities of the trained tokens of a chunk, 0 elsewhere."""
         learner, (prompts, tokens) = self.learner, self.take(at)
-        hidden = canvas_hidden(learner.denoiser, params, prompts, tokens, states)
+        hidden = canvas_hidden(learner.denoiser, params, prompts, tokens, states, learner.blocks)
         scores = token_log_prob(
             output_table(learner.denoiser.config, params),
             hidden.reshape(-1, hidden.shape[-1]),
@@ -169,7 +172,7 @@ class TraceBatch:
 
         def gradient(params: Params, index: Array, pairs: Pairs) -> tuple[Params, Sums]:
             number = index if learner.surrogate.redraws else 0
-            loss = _TokenLoss(
+            loss = StepLoss(
                 batch=self,
                 key=self.pass_key(key, index),
                 advantages=advantages,
@@ -200,7 +203,7 @@ class TraceBatch:
         batch, length = self.responses.tokens.shape
 
         def values_of(params: Params, at: Chunk, states: States) -> Float[Array, "C L"]:
-            return token_values(learner.denoiser, params, *self.take(at), states)
+            return token_values(learner.denoiser, params, *self.take(at), states, learner.blocks)
 
         def scores(at: Chunk) -> tuple[Array, Array, Array]:
             states = self.states(first_key, at)
@@ -248,7 +251,7 @@ class TraceBatch:
 
 
 @dataclasses.dataclass(frozen=True)
-class _TokenLoss:
+class StepLoss:
     """The loss of one optimiser step: the states in `pairs`."""
 
     batch: TraceBatch

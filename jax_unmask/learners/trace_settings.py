@@ -8,6 +8,7 @@ from typing import Any, get_args
 import optax
 
 from jax_unmask.learners.surrogates import Surrogate, Trace
+from jax_unmask.learners.trace_forward import AttentionBlocks
 from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
 
 
@@ -36,6 +37,7 @@ class TraceSettings:
         denoiser: the module to train.
         optimizer: see `optim.make_optimizer`.
         surrogate: the states that stand for a response.
+        blocks: the blocks of a block-causal denoiser; None for full attention.
         value: how a value model is trained beside; None for none. Needs `surrogates.Trace`.
         epsilon: clip range of the ratio (0.2 published).
         beta: weight of the KL penalty against the parameters that the batch began with (0.01).
@@ -54,6 +56,7 @@ class TraceSettings:
     denoiser: Any
     optimizer: optax.GradientTransformation
     surrogate: Surrogate = dataclasses.field(default_factory=Trace)
+    blocks: AttentionBlocks | None = None
     value: ValueSettings | None = None
     epsilon: float = 0.2
     beta: float = 0.01
@@ -86,6 +89,16 @@ class TraceSettings:
             if getattr(self, name) not in get_args(choices):
                 listed = " or ".join(map(repr, get_args(choices)))
                 raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose {listed}")
+        if self.denoiser.config.attention_block is None and self.blocks is not None:
+            raise ValueError(
+                f"blocks={self.blocks} are those of a block-causal denoiser, and this one of "
+                f"family {self.denoiser.config.family!r} attends to everything; give None"
+            )
+        if self.denoiser.config.attention_block is not None and self.blocks is None:
+            raise ValueError(
+                f"the denoiser of family {self.denoiser.config.family!r} is block-causal; give "
+                "blocks=AttentionBlocks(length) with the block length of the rollout"
+            )
         if self.value is not None and not isinstance(self.surrogate, Trace):
             raise ValueError(
                 f"a value model needs the surrogate Trace, got {type(self.surrogate).__name__}: "
@@ -99,4 +112,6 @@ class TraceSettings:
 
     def num_states(self, length: int) -> int:
         """States of a response with a canvas of `length` positions."""
-        return self.surrogate.num_states(length)
+        return self.surrogate.num_states(
+            length if self.blocks is None else min(self.blocks.length, length)
+        )

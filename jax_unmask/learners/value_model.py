@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.transformer import Params
 from jax_unmask.learners.surrogates import States
-from jax_unmask.learners.trace_forward import canvas_hidden
+from jax_unmask.learners.trace_forward import AttentionBlocks, canvas_hidden
 from jax_unmask.rollout.trajectory import Prompts
 
 
@@ -37,7 +37,12 @@ def init_value_model(params: Params) -> Params:
 
 
 def token_values(
-    denoiser: Any, params: Params, prompts: Prompts, tokens: Int[Array, "C L"], states: States
+    denoiser: Any,
+    params: Params,
+    prompts: Prompts,
+    tokens: Int[Array, "C L"],
+    states: States,
+    blocks: AttentionBlocks | None = None,
 ) -> Float[Array, "C L"]:
     """Values of all canvas positions of C states, float32; those of masked positions count.
 
@@ -47,5 +52,5 @@ def token_values(
     if not denoiser.config.tie_embeddings:
         # The module asks for its projection though nothing reads it: none of this is executed.
         trunk = {**trunk, "head": jnp.zeros_like(trunk["embedding"])}
-    hidden = canvas_hidden(denoiser, trunk, prompts, tokens, states)
+    hidden = canvas_hidden(denoiser, trunk, prompts, tokens, states, blocks)
     return hidden.astype(jnp.float32) @ params["head"].astype(jnp.float32)

@@ -18,9 +18,11 @@ from jax_unmask.learners.advantages import group_advantages, group_z_scores, kep
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Surrogate, Trace
 from jax_unmask.learners.trace import Responses
+from jax_unmask.learners.trace_forward import AttentionBlocks
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, scan
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
 
@@ -92,10 +94,21 @@ def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> TraceLear
             lam=config.value.lam,
             epsilon=config.value.clip,
         )
+    blocks = None
+    if denoiser.config.attention_block is not None:
+        blocks = AttentionBlocks(learner.block_length or config.rollout.block_length)
+    elif learner.block_length is not None:
+        raise ConfigError(
+            "learner.block_length",
+            learner.block_length,
+            f"the denoiser, of family {denoiser.config.family!r}, has full attention",
+            "Leave it out; rollout.block_length says how responses are written",
+        )
     return TraceLearner(
         denoiser=denoiser.clone(remat=config.model.remat),
         optimizer=build_optimizer(config, steps),
         surrogate=build_surrogate(config),
+        blocks=blocks,
         value=value,
         epsilon=learner.clip,
         beta=learner.beta,
@@ -127,13 +140,6 @@ class TraceRl:
         self._directory = pathlib.Path(config.export or workdir / "model")
         self._group = config.rollout.group_size
         self._policy, self._policy_params = policies.parse_policy(config.rollout.policy)
-        self._settings = RolloutSettings(
-            gen_length=config.rollout.gen_length,
-            block_length=config.rollout.block_length,
-            temperature=config.rollout.temperature,
-            vocab_chunk=config.rollout.vocab_chunk,
-            slots=config.rollout.slots or None,
-        )
         self._reward = rewards.REWARDS[config.reward.kind]
         self._advantages = {"z_score": group_z_scores, "centred": group_advantages}[
             config.reward.advantage
@@ -141,6 +147,15 @@ class TraceRl:
         self._bundle = load_bundle(config)  # Last: the weights take longest.
         check_fits(
             self._bundle.denoiser.config, config.task.prompt_length, config.rollout.gen_length
+        )
+        ends = self._bundle.tokenizer.stop_ids if config.rollout.stop_at_end else ()
+        self._settings = RolloutSettings(
+            gen_length=config.rollout.gen_length,
+            block_length=config.rollout.block_length,
+            temperature=config.rollout.temperature,
+            vocab_chunk=config.rollout.vocab_chunk,
+            slots=config.rollout.slots or None,
+            stop_ids=ends,
         )
         self._learner = build_learner(config, self._bundle.denoiser)
         self._batches: data.BatchIterator | None = None
