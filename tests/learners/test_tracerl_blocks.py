@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.extend.core import jaxprs_in_params
 from safetensors.numpy import load_file
 
 from jax_unmask.denoisers import Denoiser, DenoiserConfig, from_pretrained, init_params
@@ -57,6 +58,11 @@ PROMPT_LENGTHS = np.asarray([4, 5, 6, 7])
 @pytest.fixture(scope="module")
 def params():
     return init_params(CONFIG, jax.random.key(0))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return from_pretrained(FIXTURES / "sdar")
 
 
 @pytest.fixture(scope="module")
@@ -226,16 +232,12 @@ class TestCopies:
 def _equations(jaxpr):
     for equation in jaxpr.eqns:
         yield equation
-        for inner in jax.core.jaxprs_in_params(equation.params):
+        for inner in jaxprs_in_params(equation.params):
             yield from _equations(inner)
 
 
 class TestGolden:
     """The public code's numbers; its blocks begin with the response."""
-
-    @pytest.fixture(scope="class")
-    def model(self):
-        return from_pretrained(FIXTURES / "sdar")
 
     @staticmethod
     def arrays(name: str) -> dict[str, np.ndarray]:
