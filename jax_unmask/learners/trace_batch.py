@@ -52,6 +52,7 @@ def describe(settings: TraceSettings, responses: Responses) -> Canvas:
             responses.step_map,
             settings.denoiser.config.pad_token_id,
             settings.num_pads,
+            settings.end_ids,
         ),
         group=group,
         time=time,

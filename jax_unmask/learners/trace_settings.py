@@ -46,6 +46,7 @@ class TraceSettings:
         normaliser: weights of tokens, see `trace_loss.token_weights`.
         ratio_limit: largest absolute log ratio.
         num_pads: padding tokens trained per response, see `trace.trainable_tokens`.
+        end_ids: tokens that end a text; what stands behind counts as padding.
         temperature: temperature of the log-probabilities; 1 published, whatever the rollout's.
         passes: passes over each batch.
         minibatches: optimiser steps per pass.
@@ -65,6 +66,7 @@ class TraceSettings:
     normaliser: Normaliser = "step"
     ratio_limit: float = 10.0
     num_pads: int | None = None
+    end_ids: tuple[int, ...] = ()
     temperature: float = 1.0
     passes: int = 1
     minibatches: int = 1

@@ -51,10 +51,10 @@ def _choose(kept: Bool[np.ndarray, " N"], wanted: int) -> _Chosen:
 
 
 def _text_lengths(
-    tokens: Int[np.ndarray, "B L"], step_map: Int[np.ndarray, "B L"], eos_id: int
+    tokens: Int[np.ndarray, "B L"], step_map: Int[np.ndarray, "B L"], end_ids: tuple[int, ...]
 ) -> Int[np.ndarray, " B"]:
     """Filled tokens of each text, its end included."""
-    ends = tokens == eos_id
+    ends = np.isin(tokens, end_ids)
     before_end = np.cumsum(ends, axis=1) - ends == 0
     return (before_end & (step_map >= 0)).sum(axis=1)
 
@@ -77,8 +77,15 @@ def build_surrogate(config: ConfigDict) -> Surrogate:
     return RandomMasking(complement=learner.surrogate == "coupled", **masks, **draws)
 
 
-def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> TraceLearner:
+def build_learner(
+    config: ConfigDict, denoiser: denoisers.Denoiser, end_ids: tuple[int, ...]
+) -> TraceLearner:
     """What updates the denoiser, and the value model if there is one.
+
+    Args:
+        config: a validated config.
+        denoiser: the denoiser.
+        end_ids: tokens that end a text.
 
     Raises:
         ValueError: a value makes no sense; the message names it.
@@ -117,6 +124,7 @@ def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> TraceLear
         normaliser=learner.normaliser,
         ratio_limit=learner.ratio_limit,
         num_pads=None if learner.num_pads < 0 else learner.num_pads,
+        end_ids=end_ids,
         temperature=learner.temperature,
         passes=learner.passes,
         minibatches=learner.minibatches,
@@ -148,16 +156,16 @@ class TraceRl:
         check_fits(
             self._bundle.denoiser.config, config.task.prompt_length, config.rollout.gen_length
         )
-        ends = self._bundle.tokenizer.stop_ids if config.rollout.stop_at_end else ()
+        self._ends = self._bundle.tokenizer.stop_ids
         self._settings = RolloutSettings(
             gen_length=config.rollout.gen_length,
             block_length=config.rollout.block_length,
             temperature=config.rollout.temperature,
             vocab_chunk=config.rollout.vocab_chunk,
             slots=config.rollout.slots or None,
-            stop_ids=ends,
+            stop_ids=self._ends if config.rollout.stop_at_end else (),
         )
-        self._learner = build_learner(config, self._bundle.denoiser)
+        self._learner = build_learner(config, self._bundle.denoiser, self._ends)
         self._batches: data.BatchIterator | None = None
 
     def init(self) -> TrainState:
@@ -271,7 +279,7 @@ class TraceRl:
             "tokens": tokens,
             "step_map": step_map,
             "nfe": nfe,
-            "length": _text_lengths(tokens, step_map, bundle.denoiser.config.eos_token_id),
+            "length": _text_lengths(tokens, step_map, self._ends),
             "correct": correct,
             "reward": reward,
             "over_budget": over_budget,

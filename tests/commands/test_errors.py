@@ -243,6 +243,7 @@ def test_impossible_settings_of_sft(tiny_config, message):
         ({"rollout__group_size": 1}, "config.rollout.group_size = 1: a group of fewer than two"),
         ({"rollout__policy": "treshold"}, "config.rollout.policy = 'treshold'"),
         ({"learner__num_pads": -2}, "config.learner.num_pads = -2: it is a number of tokens"),
+        ({"learner__block_length": 8}, "family 'llada', has full attention. Leave it out"),
         ({"learner__draws": 0}, "config.learner.draws = 0: it must be positive"),
         ({"learner__kl": "k4"}, "config.learner.kl = 'k4': there is no such choice"),
         ({"reward__advantage": "centered"}, "did you mean 'centred'?"),

@@ -304,3 +304,27 @@ class TestTraceRuns:
             assert line["skipped"] == 1
             assert line["rounds"] == config.filter.rounds
             assert line["prompts_over_budget"] == 1
+
+    def test_block_attention_learns_longer_blocks(self, tiny_config, tiny_model_dir, tmp_path):
+        # The same small vocabulary for a block-causal denoiser: rollout in blocks of 4, training
+        # in blocks of 8, behind prompts of 17 tokens.
+        full, _ = denoisers.from_pretrained(tiny_model_dir)
+        config = dataclasses.replace(full.config, family="sdar", qk_norm=True, attention_block=4)
+        denoiser = denoisers.Denoiser(config)
+        params = denoisers.init_params(config, jax.random.key(1))
+        tokenizer = denoisers.load_tokenizer(tiny_model_dir)
+        denoisers.save_pretrained(tmp_path / "blocks", denoiser, params, tokenizer)
+        config = tiny_config(
+            "tracerl",
+            model__path=str(tmp_path / "blocks"),
+            rollout__block_length=4,
+            rollout__stop_at_end=True,
+            learner__block_length=8,
+            learner__shrink=1,
+        )
+        found = self.run(config, tmp_path / "run")
+        assert any(line["skipped"] == 0 and line["grad_norm"] > 0 for line in found)
+        # At most eight states hold all steps of a response.
+        assert all(line["states"] <= 8 * 4 for line in found)
+        trained, _ = denoisers.from_pretrained(tmp_path / "run" / "model")
+        assert trained.config.attention_block == 4

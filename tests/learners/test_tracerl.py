@@ -14,7 +14,7 @@ from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_params
 from jax_unmask.learners.gae import trace_gae
 from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Trace
 from jax_unmask.learners.token_log_prob import token_log_prob
-from jax_unmask.learners.trace import Responses, outcome_rewards
+from jax_unmask.learners.trace import Responses, outcome_rewards, trainable_tokens
 from jax_unmask.learners.trace_batch import describe
 from jax_unmask.learners.trace_loss import clamped_log_ratio, kl_estimate, ratio_objective
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
@@ -133,6 +133,13 @@ class TestStates:
         assert state(index=jnp.asarray([1])).masked.tolist() == [[0, 1, 1, 0, 1, 1]]
         assert not state(index=jnp.asarray([1])).trained.any()
         assert state(index=jnp.asarray([2])).trained.tolist() == [[0, 1, 0, 0, 0, 0]]
+
+    def test_what_stands_behind_the_end_is_padding(self):
+        tokens = jnp.asarray([[1, 9, 2, 10, 3, 4]])
+        steps = jnp.zeros((1, 6), jnp.int32)
+        found = trainable_tokens(tokens, steps, 10, 1, (9,))
+        assert found.tolist() == [[True, True, True, False, False, False]]
+        assert trainable_tokens(tokens, steps, 10, 0).tolist() == [[1, 1, 1, 0, 1, 1]]
 
 
 class TestSurrogates:

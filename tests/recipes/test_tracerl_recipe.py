@@ -22,7 +22,7 @@ def test_kept_groups_come_first_and_others_fill_up():
 def test_text_lengths():
     tokens = np.asarray([[1, 2, 0, 0], [1, 2, 3, 4], [0, 1, 1, 1], [1, 9, 0, 0]])
     steps = np.asarray([[0, 1, 2, 3], [3, 2, 1, 0], [0, 0, 0, 0], [0, -1, 1, 2]])
-    assert _text_lengths(tokens, steps, eos_id=0).tolist() == [3, 4, 1, 2]
+    assert _text_lengths(tokens, steps, end_ids=(0, 7)).tolist() == [3, 4, 1, 2]
 
 
 @pytest.mark.parametrize(
