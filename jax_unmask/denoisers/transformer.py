@@ -250,7 +250,12 @@ class Denoiser(nn.Module):
         return hidden if last is None else hidden[:, -last:]
 
     def _last_run(
-        self, window: int, x: Float[Array, "BS D"], table: Table, mask: Array | None, batch: int
+        self,
+        window: int,
+        x: Float[Array, "BS D"],
+        table: Table,
+        mask: Array | Copies | None,
+        batch: int,
     ) -> Float[Array, "BL D"]:
         """The last run of layers, the last layer for the last positions only."""
         kind = self.config.layer_runs[-1]

@@ -54,7 +54,7 @@ def _text_lengths(
     tokens: Int[np.ndarray, "B L"], step_map: Int[np.ndarray, "B L"], end_ids: tuple[int, ...]
 ) -> Int[np.ndarray, " B"]:
     """Filled tokens of each text, its end included."""
-    ends = np.isin(tokens, end_ids)
+    ends: Bool[np.ndarray, "B L"] = np.isin(tokens, end_ids)
     before_end = np.cumsum(ends, axis=1) - ends == 0
     return (before_end & (step_map >= 0)).sum(axis=1)
 
