@@ -57,6 +57,7 @@ class Tokenizer:
         """Wraps a `PreTrainedTokenizerFast`; see `load_tokenizer`."""
         self._backend = backend
         self._family = family
+        self._pieces: dict[tuple[int, ...], str] = {}
         self.directory = directory
         self.mask_id = mask_id
         self.eos_id = eos_id
@@ -124,6 +125,27 @@ class Tokenizer:
             skip_special_tokens=skip_special_tokens,
             clean_up_tokenization_spaces=False,
         )
+
+    def pieces(self, ids: Sequence[int] | Int[np.ndarray, " L"]) -> list[str]:
+        """Text of each token, special ones included, for showing tokens one by one.
+
+        A character that takes several tokens stands with the last of them; the others are empty.
+        """
+        found: list[str] = []
+        group: tuple[int, ...] = ()
+        for token in ids:
+            group = (*group, int(token))
+            if group not in self._pieces:
+                self._pieces[group] = self.decode(
+                    group, skip_special_tokens=False, cut_at_eos=False
+                )
+            # A character has at most four bytes; what is no character then never becomes one.
+            is_part = self._pieces[group].endswith("\ufffd") and len(group) < 4
+            found.append("" if is_part else self._pieces[group])
+            group = group if is_part else ()
+        if group:
+            found[-1] = self._pieces[group]
+        return found
 
     def decode_batch(
         self,

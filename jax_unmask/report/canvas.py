@@ -12,7 +12,7 @@ from jaxtyping import Int
 HOLE = "_"
 """What stands for a position that is not filled yet."""
 
-_RESET, _DIM, _NEW = "\x1b[0m", "\x1b[2m", "\x1b[1;4m"
+RESET, DIM, NEW = "\x1b[0m", "\x1b[2m", "\x1b[1;4m"
 # Colours 256-palette terminals have, dark to bright, from blue (early) to yellow (late). Viridis is
 # readable on light and dark backgrounds alike only in its middle, so the ends are left out.
 _RAMP = (63, 33, 38, 36, 35, 71, 106, 142, 178, 214)
@@ -20,7 +20,12 @@ _RAMP = (63, 33, 38, 36, 35, 71, 106, 142, 178, 214)
 
 def has_colour(stream: TextIO) -> bool:
     """Whether to colour: a terminal that is not dumb, and no NO_COLOR (https://no-color.org)."""
-    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM") != "dumb"
+    return can_redraw(stream) and not os.environ.get("NO_COLOR")
+
+
+def can_redraw(stream: TextIO) -> bool:
+    """Whether what was written can be drawn over: a terminal that is not dumb."""
+    return stream.isatty() and os.environ.get("TERM") != "dumb"
 
 
 def trace(
@@ -39,13 +44,34 @@ def trace(
         colour: colour tokens by their step (ANSI); otherwise new tokens stand in brackets.
     """
     last = int(step_map.max(initial=-1))
-    digits = len(str(last + 1))
-    lines = []
-    for step in range(last + 1):
-        text = canvas(pieces, step_map, step, block_length=block_length, colour=colour)
-        filled = int((step_map == step).sum())
-        lines.append(f"{step + 1:>{digits}} +{filled:<{len(str(len(pieces)))}} {text}")
-    return lines
+    return [
+        line(pieces, step_map, step, last, block_length=block_length, colour=colour)
+        for step in range(last + 1)
+    ]
+
+
+def line(
+    pieces: Sequence[str],
+    step_map: Int[np.ndarray, " L"],
+    step: int,
+    last: int,
+    *,
+    block_length: int,
+    colour: bool,
+) -> str:
+    """The line of one step: its number (from 1), how many positions it filled, and the canvas.
+
+    Args:
+        pieces: text of each position's token.
+        step_map: step at which each position was filled, -1 if not yet.
+        step: the step.
+        last: the last step that there can be; decides about the width of the numbers.
+        block_length: blocks are set apart by a bar.
+        colour: see `trace`.
+    """
+    text = canvas(pieces, step_map, step, block_length=block_length, colour=colour)
+    filled = int((step_map == step).sum())
+    return f"{step + 1:>{len(str(last + 1))}} +{filled:<{len(str(len(pieces)))}} {text}"
 
 
 def canvas(
@@ -64,12 +90,22 @@ def canvas(
             parts.append("|")
         shown = one_line(piece)
         if not 0 <= when <= step:
-            parts.append(f"{_DIM}{HOLE}{_RESET}" if colour else HOLE)
+            parts.append(f"{DIM}{HOLE}{RESET}" if colour else HOLE)
         elif not colour:
             parts.append(f"[{shown}]" if when == step else shown)
         else:
-            parts.append(f"{_colour(when, last)}{_NEW if when == step else ''}{shown}{_RESET}")
+            parts.append(f"{colour_of(when, last)}{NEW if when == step else ''}{shown}{RESET}")
     return "".join(parts)
+
+
+def coloured(pieces: Sequence[str], step_map: Int[np.ndarray, " L"]) -> str:
+    """The text of the filled positions, each token in the colour of its step (ANSI)."""
+    last = int(step_map.max(initial=-1))
+    return "".join(
+        f"{colour_of(when, last)}{piece}{RESET}"
+        for piece, when in zip(pieces, step_map.tolist(), strict=True)
+        if when >= 0 and piece
+    )
 
 
 def one_line(text: str) -> str:
@@ -79,6 +115,7 @@ def one_line(text: str) -> str:
     )
 
 
-def _colour(step: int, last: int) -> str:
+def colour_of(step: int, last: int) -> str:
+    """The ANSI code that starts the colour of a step out of 0 .. last."""
     index = 0 if last <= 0 else round(step / last * (len(_RAMP) - 1))
     return f"\x1b[38;5;{_RAMP[index]}m"

@@ -18,10 +18,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Int
 
 from jax_unmask.denoisers.head import score_candidates
@@ -29,6 +32,9 @@ from jax_unmask.denoisers.transformer import Denoiser, Params
 from jax_unmask.policies.base import Observation, Policy, select_settings
 from jax_unmask.rollout.slots import Slots
 from jax_unmask.rollout.trajectory import Prompts, Records, RolloutSettings, Trajectory
+
+Watcher = Callable[[np.ndarray, np.ndarray], None]
+"""Gets canvases [B, L] and step maps [B, L] after each iteration, while the rollout runs."""
 
 
 class _Rows(NamedTuple):
@@ -77,7 +83,7 @@ def row_keys(key: Array, rows: Int[Array, " B"] | int) -> Array:
     return jax.vmap(lambda row: jax.random.fold_in(key, row))(identities)
 
 
-@functools.partial(jax.jit, static_argnames=("denoiser", "policy", "settings"))
+@functools.partial(jax.jit, static_argnames=("denoiser", "policy", "settings", "watch"))
 def rollout(
     denoiser: Denoiser,
     denoiser_params: Params,
@@ -86,6 +92,7 @@ def rollout(
     prompts: Prompts,
     keys: Array,
     settings: RolloutSettings,
+    watch: Watcher | None = None,
 ) -> Trajectory:
     """Fills the canvas of every row, from all masks to the end.
 
@@ -100,6 +107,8 @@ def rollout(
         prompts: left-padded prompts.
         keys: typed PRNG keys [B], see `row_keys`.
         settings: static shape of the rollout.
+        watch: called on the host after each iteration, in order (static; each one compiles its own
+            program, which no compilation cache on disk can keep). The device waits for it.
 
     Returns:
         The trajectory; `records` only if `settings.record`.
@@ -205,8 +214,11 @@ def rollout(
     def iterate(state: _State) -> _State:
         rows, happened = serve(state)
         forwards = state.forwards + 1
+        all_rows = state.slots.put(state.rows, rows)
+        if watch is not None:
+            io_callback(watch, None, all_rows.canvas, all_rows.step_map, ordered=True)
         return _State(
-            rows=state.slots.put(state.rows, rows),
+            rows=all_rows,
             slots=state.slots.refill(rows.block >= num_blocks, forwards),
             forwards=forwards,
             records=None if state.records is None else _write(state, happened),

@@ -96,6 +96,14 @@ def test_trace_shows_every_step_without_colour_off_a_terminal(model, capsys):
     assert "\x1b" not in out
 
 
+def test_live_view_off_a_terminal_is_the_trace_on_standard_error(model, capsys):
+    arguments = (f"--model={model}", f"--prompt={PUZZLE}", *shape())
+    live = run(capsys, *arguments, "--live", "--json", "--policy=top_confidence:tokens_per_step=3")
+    trace = run(capsys, *arguments, "--trace", "--policy=top_confidence:tokens_per_step=3").out
+    assert live.err.splitlines() == trace.splitlines()[:4]
+    assert json.loads(live.out)["nfe"] == 4
+
+
 def test_a_task_poses_and_judges(model, capsys):
     shown = run(capsys, f"--model={model}", "--task=sudoku", "--problem=3", *shape(16, 16))
     assert "; score 0" in shown.err
@@ -110,6 +118,7 @@ def test_a_task_poses_and_judges(model, capsys):
         (("--temperature=-1", *shape()), "temperature=-1.0 must not be negative"),
         (("--gen_length=48",), "the prompt has 17 tokens; with gen_length=48"),
         (("--seed=-1", *shape()), "--seed=-1 must not be negative"),
+        (("--pace=-1", *shape()), "--pace=-1.0 must be a number of seconds"),
         (("--model=/no/such/model", *shape()), "/no/such/model"),
         (("--chat", *shape()), "chat template"),
     ],

@@ -124,6 +124,21 @@ def test_conversation_from_standard_input(models, capsys, monkeypatch):
     assert alone["tokens"] == first["tokens"]
 
 
+def test_commands_of_a_conversation(models, capsys, monkeypatch):
+    directories, _ = models
+    lines = ["/system Be brief.", "2+2?", "/undo", "//etc?", "/reset", "3+3?", "/help", "/x"]
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines)))
+    generate.main([f"--model={directories['sdar']}", "--chat", "--json", "--gen_length=8"])
+    shown = capsys.readouterr()
+    prompts = [json.loads(line)["prompt"] for line in shown.out.splitlines()]
+    system = {"role": "system", "content": "Be brief."}
+    assert prompts == [
+        [system, {"role": "user", "content": question}] for question in ("2+2?", "/etc?", "3+3?")
+    ]
+    assert shown.err.count("/reset         forget the conversation") == 2
+    assert "there is no command /x" in shown.err
+
+
 def test_filtered_draws(models, capsys):
     directories, _ = models
     arguments = (f"--model={directories['dream']}", "--prompt=2+2?", "--json", "--temperature=0.7")

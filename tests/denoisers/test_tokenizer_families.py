@@ -115,6 +115,17 @@ class TestSDARTokenizer:
         ids = tokenizer.encode("Six.<|im_end|>\n<|im_start|>user\nMore<|endoftext|>")
         assert tokenizer.decode(ids) == "Six."
 
+    def test_pieces_make_up_the_text(self, tokenizer):
+        text = "Zoë: 界 🙂 ok<|im_end|>"
+        ids = tokenizer.encode(text)
+        pieces = tokenizer.pieces(ids)
+        assert len(pieces) == len(ids)
+        assert "".join(pieces) == text
+        assert "\ufffd" not in pieces
+        # A mask between the parts of a character: what is there of it is not lost.
+        split = next(place for place, piece in enumerate(pieces) if not piece)
+        assert "\ufffd" in "".join(tokenizer.pieces([ids[split], tokenizer.mask_id]))
+
     def test_saves_all_files(self, tokenizer, tmp_path):
         tokenizer.save(tmp_path)
         shutil.copyfile(tokenizer.directory / "config.json", tmp_path / "config.json")

@@ -217,3 +217,24 @@ def test_recorded_log_probabilities_can_be_recomputed(model):
 def test_impossible_shapes_are_refused(kwargs, named):
     with pytest.raises(ValueError, match=named):
         RolloutSettings(**kwargs)
+
+
+def test_a_watcher_sees_every_step_as_it_happens_and_changes_nothing(model):
+    prompts, settings = make_prompts(1, (6, 3)), RolloutSettings(gen_length=8, block_length=4)
+    params, keys = THRESHOLD.params(threshold=0.5), row_keys(jax.random.key(7), 2)
+    unwatched = rollout(*model, THRESHOLD, params, prompts, keys, settings)
+    seen = []
+
+    def watch(canvas, step_map):
+        seen.append((np.array(canvas), np.array(step_map)))
+
+    out = rollout(*model, THRESHOLD, params, prompts, keys, settings, watch)
+    for name in ("tokens", "step_map", "nfe"):
+        np.testing.assert_array_equal(getattr(out, name), getattr(unwatched, name))
+    jax.effects_barrier()
+    assert len(seen) == out.forwards
+    for forward, (canvas, step_map) in enumerate(seen):
+        # Rows step together until they are done.
+        filled = (out.step_map >= 0) & (out.step_map <= forward)
+        np.testing.assert_array_equal(canvas, np.where(filled, out.tokens, MASK))
+        np.testing.assert_array_equal(step_map, np.where(filled, out.step_map, -1))

@@ -1,0 +1,1 @@
+"""What `jax_unmask.generate` is made of: arguments, answers, conversations."""

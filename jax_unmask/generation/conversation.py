@@ -1,0 +1,60 @@
+"""A conversation: each line of standard input is a message, or a command."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+
+from jax_unmask.generation.arguments import system_turn
+
+Messages = list[dict[str, str]]
+
+_HELP = """\
+/reset         forget the conversation; the system prompt stays
+/system TEXT   a new system prompt (none without TEXT), and forget the conversation
+/undo          take back the last message and its answer
+/help          this list
+Ctrl-D ends. A message that begins with / is written with two of them.
+"""
+
+
+def converse(system: str | None, answer: Callable[[Messages], str]) -> None:
+    """Answers the lines of standard input until it ends.
+
+    Args:
+        system: the system prompt.
+        answer: writes the answer to messages, and returns it.
+    """
+    messages = system_turn(system)
+    for line in _lines():
+        if line.startswith("/") and not line.startswith("//"):
+            messages = _command(line, messages)
+            continue
+        messages.append({"role": "user", "content": line.removeprefix("/")})
+        messages.append({"role": "assistant", "content": answer(list(messages))})
+
+
+def _command(line: str, messages: Messages) -> Messages:
+    """The conversation after a command."""
+    name, _, rest = line.partition(" ")
+    if name == "/reset":
+        return [message for message in messages if message["role"] == "system"]
+    if name == "/system":
+        return system_turn(rest.strip() or None)
+    if name == "/undo":
+        return messages[:-2] if messages and messages[-1]["role"] == "assistant" else messages
+    sys.stderr.write(_HELP if name == "/help" else f"there is no command {name}:\n{_HELP}")
+    return messages
+
+
+def _lines() -> Iterator[str]:
+    """The lines that are not empty; in a terminal, each is asked for."""
+    while True:
+        if sys.stdin.isatty():
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if line.strip():
+            yield line.strip()
