@@ -101,7 +101,15 @@ def policy_grpo() -> ConfigDict:
     )
     config.reward = ConfigDict({"kind": "multiplicative", "alpha": 1.0})
     config.expert = ConfigDict(
-        {"count": 0, "policy": "threshold:threshold=0.9", "block_length": 32}
+        {
+            "count": 0,
+            "policy": "threshold:threshold=0.9",
+            "block_length": 32,
+            # Weight of the log-likelihood of what right expert rollouts did, beside the objective
+            # (0 published), in the first so many steps.
+            "imitation": 0.0,
+            "imitation_steps": 0,
+        }
     )
     config.learner = ConfigDict(
         {

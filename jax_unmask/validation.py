@@ -81,6 +81,7 @@ def _policy_grpo(config: ConfigDict) -> None:
     )
     check.divides(config, "rollout.block_length", "rollout.gen_length")
     check.non_negative(config, "rollout.temperature", "reward.alpha", "expert.count")
+    check.non_negative(config, "expert.imitation", "expert.imitation_steps")
     check.non_negative(config, "rollout.slots")
     check.non_negative(config, "learner.entropy_coefficient")
     check.within(config, "learner.clip", 1e-9, 1.0 - 1e-9)

@@ -57,6 +57,20 @@ class _Sums:
         return dataclasses.replace(total, ratio_max=jnp.maximum(self.ratio_max, other.ratio_max))
 
 
+@struct.dataclass
+class _Rows:
+    """What a batch has to say about each of its B rows; see `PolicyLearner.update`."""
+
+    advantages: Float[Array, " B"]
+    is_expert: Bool[Array, " B"] | None = None
+    imitated: Float[Array, " B"] | None = None
+
+    def teach(self) -> Bool[Array, " B"]:
+        """Rows that pull the policy somewhere."""
+        pull = self.advantages != 0
+        return pull if self.imitated is None else pull | (self.imitated != 0)
+
+
 @dataclasses.dataclass(frozen=True)
 class PolicyLearner:
     """Trains a policy's network by GRPO; hashable, so that one instance is one compiled update.
@@ -140,6 +154,7 @@ class PolicyLearner:
         records: Records,
         advantages: Float[Array, " B"],
         is_expert: Bool[Array, " B"] | None = None,
+        imitated: Float[Array, " B"] | None = None,
     ) -> tuple[TrainState, Metrics]:
         """Learns from one batch of rollouts.
 
@@ -153,6 +168,8 @@ class PolicyLearner:
                 That of experts is replaced: by their likelihood under `state`'s parameters.
             advantages: one per row, see `advantages.group_advantages`.
             is_expert: rows that an expert produced, see `experts.with_experts`; None for none.
+            imitated: weight, per row, of the log-likelihood of its actions in the objective, beside
+                the advantage; None for none.
 
         Returns:
             The new state and scalar metrics. Averages run over all optimiser steps: `loss`;
@@ -162,7 +179,7 @@ class PolicyLearner:
             estimator rho - 1 - log rho; `grad_norm` before clipping. Further `ratio_max`, `pairs`
             (pairs per pass) and `skipped` (0 or 1). A skipped batch has zeros.
         """
-        self._check(records, advantages, is_expert)
+        self._check(records, advantages, is_expert, imitated)
         if is_expert is not None:
             scored = self.log_prob(
                 state.params, records, jnp.broadcast_to(is_expert, records.active.shape)
@@ -170,13 +187,14 @@ class PolicyLearner:
             old = jnp.where(is_expert, scored, records.action.log_prob)
             action = dataclasses.replace(records.action, log_prob=old)
             records = dataclasses.replace(records, action=action)
-        learn = functools.partial(self._learn, records, advantages, is_expert)
+        rows = _Rows(advantages, is_expert, imitated)
+        learn = functools.partial(self._learn, records, rows)
 
         def skip(state: TrainState) -> tuple[Params, optax.OptState, _Sums, Array, Array]:
             zero = jnp.zeros((), jnp.float32)
             return state.params["network"], state.opt_state, _Sums.zero(), zero, zero
 
-        signal = jnp.any(advantages != 0)
+        signal = jnp.any(rows.teach())
         network, opt_state, sums, grad_norm, steps = jax.lax.cond(signal, learn, skip, state)
         state = dataclasses.replace(
             state,
@@ -212,9 +230,10 @@ class PolicyLearner:
             The gradient, and `loss`, `entropy`, `clip_fraction`, `approx_kl` and `ratio_max`.
         """
         self._check(records, advantages, is_expert)
-        pairs = pack(self._carries_gradient(records, advantages))
+        rows = _Rows(advantages, is_expert)
+        pairs = pack(self._carries_gradient(records, rows))
         bounds = (jnp.zeros((), jnp.int32), pairs.count)
-        grads, sums = self._accumulate(params, records, advantages, is_expert, pairs, bounds)
+        grads, sums = self._accumulate(params, records, rows, pairs, bounds)
         return grads, _metrics(sums, jnp.ones((), jnp.float32))
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -247,8 +266,19 @@ class PolicyLearner:
         chunks = (pairs.count + size - 1) // size
         return jax.lax.fori_loop(0, chunks, body, jnp.zeros((steps, rows), jnp.float32))
 
-    def _check(self, records: Records, advantages: Array, is_expert: Array | None) -> None:
+    def _check(
+        self,
+        records: Records,
+        advantages: Array,
+        is_expert: Array | None,
+        imitated: Array | None = None,
+    ) -> None:
         batch = records.active.shape[1]
+        if imitated is not None and imitated.shape != (batch,):
+            raise ValueError(
+                f"imitated has shape {imitated.shape}, but the records hold {batch} rows; give one "
+                "weight per row"
+            )
         if advantages.shape != (batch,):
             raise ValueError(
                 f"advantages have shape {advantages.shape}, but the records hold {batch} rows; "
@@ -266,28 +296,26 @@ class PolicyLearner:
                 f"is_expert has shape {is_expert.shape}, but the records hold {batch} rows"
             )
 
-    def _carries_gradient(self, records: Records, advantages: Array) -> Bool[Array, "T B"]:
+    def _carries_gradient(self, records: Records, rows: _Rows) -> Bool[Array, "T B"]:
         if self.entropy_coefficient > 0:
             return records.active
-        return records.active & (advantages != 0)
+        return records.active & rows.teach()
 
     def _learn(
         self,
         records: Records,
-        advantages: Array,
-        is_expert: Array | None,
+        rows: _Rows,
         state: TrainState,
     ) -> tuple[Params, optax.OptState, _Sums, Array, Array]:
         """All optimiser steps of one batch."""
-        wanted = self._carries_gradient(records, advantages)
+        wanted = self._carries_gradient(records, rows)
 
         def step(pairs: Pairs, carry: Any, bounds: Array) -> tuple[Any, None]:
             def apply(carry: Any) -> Any:
                 network, opt_state, sums, norm, steps = carry
                 params = {**state.params, "network": network}
-                grads, new = self._accumulate(
-                    params, records, advantages, is_expert, pairs, (bounds[0], bounds[1])
-                )
+                part = (bounds[0], bounds[1])
+                grads, new = self._accumulate(params, records, rows, pairs, part)
                 updates, opt_state = self.optimizer.update(grads, opt_state, network)
                 network = optax.apply_updates(network, updates)
                 norm += optax.tree.norm(grads)
@@ -315,15 +343,14 @@ class PolicyLearner:
         self,
         params: Params,
         records: Records,
-        advantages: Array,
-        is_expert: Array | None,
+        rows: _Rows,
         pairs: Pairs,
         bounds: tuple[Int[Array, ""], Int[Array, ""]],
     ) -> tuple[Params, _Sums]:
         """Gradient and sums over the packed pairs in `bounds`, scaled to stand for all of them."""
         start, stop = bounds
-        steps, rows = records.active.shape
-        size = min(self.chunk_size, steps * rows)
+        num_rows = records.active.shape[1]
+        size = min(self.chunk_size, records.active.size)
         weights = step_weights(records.active)
         scale = pairs.count / jnp.maximum(stop - start, 1)
 
@@ -337,15 +364,17 @@ class PolicyLearner:
                 new = self.policy.log_prob(now, obs, action)
             old = action.log_prob
             surprise, by_policy = -new, valid
-            if is_expert is not None:
-                expert = is_expert[at.row]
+            if rows.is_expert is not None:
+                expert = rows.is_expert[at.row]
                 by_policy = valid & ~expert
                 mixed = functools.partial(
                     mixture_log_prob, group_size=self.group_size, num_experts=self.num_experts
                 )
                 new = jnp.where(expert, mixed(new), new)
                 old = jnp.where(expert, mixed(old), old)
-            objective = clipped_objective(new, old, advantages[at.row], self.epsilon)
+            objective = clipped_objective(new, old, rows.advantages[at.row], self.epsilon)
+            if rows.imitated is not None:
+                objective -= rows.imitated[at.row] * surprise
             legal = jnp.sum(obs.legal, axis=-1)
             if entropy is not None:
                 objective += self.entropy_coefficient * entropy / jnp.maximum(legal, 1)
@@ -371,7 +400,7 @@ class PolicyLearner:
 
         def body(carry: Any) -> Any:
             begin, grads, sums = carry
-            at = take_chunk(pairs, begin, stop, size, rows)
+            at = take_chunk(pairs, begin, stop, size, num_rows)
             new_grads, new_sums = gradient(params["network"], at)
             return begin + size, jax.tree.map(jnp.add, grads, new_grads), sums + new_sums
 

@@ -217,6 +217,7 @@ class PolicyGrpo:
             ]
         with timer.measure("update"):
             records, is_expert, group_rewards = trajectory.records, None, value[0]
+            imitated = None
             assert records is not None  # The settings ask for them.
             if self._experts:
                 expert_records = trajectories[1][0].records
@@ -224,13 +225,19 @@ class PolicyGrpo:
                 records, is_expert = with_experts(
                     records, expert_records, self._group, self._experts
                 )
-                group_rewards = merge_groups(
-                    jnp.asarray(value[0]), jnp.asarray(value[1]), self._group, self._experts
+                merge = functools.partial(
+                    merge_groups, group_size=self._group, num_experts=self._experts
                 )
+                group_rewards = merge(jnp.asarray(value[0]), jnp.asarray(value[1]))
+                weight = self._imitation(state)
+                if weight is not None:
+                    imitated = merge(jnp.zeros(len(correct[0])), weight * correct[1])
             advantages = group_advantages(
                 jnp.asarray(group_rewards, jnp.float32), self._group + self._experts
             )
-            state, metrics = parts.learner.update(state, records, advantages.advantages, is_expert)
+            state, metrics = parts.learner.update(
+                state, records, advantages.advantages, is_expert, imitated
+            )
             jax.block_until_ready(state.params)
         return state, {
             "reward": np.mean(value[0]),
@@ -245,6 +252,14 @@ class PolicyGrpo:
             **({"expert_reward": np.mean(value[1])} if self._experts else {}),
             **metrics,
         }
+
+    def _imitation(self, state: TrainState) -> Any:
+        """Weight of the likelihood of right expert rollouts at this step; None where it is never
+        wanted."""
+        expert = self._config.expert
+        if not expert.imitation:
+            return None
+        return jnp.where(state.step < expert.imitation_steps, expert.imitation, 0.0)
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         directory = workdir / "policy"
