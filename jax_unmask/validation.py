@@ -89,6 +89,21 @@ def _policy_grpo(config: ConfigDict) -> None:
     check.one_of(config, "policy.distribution", ("bernoulli", "bernoulli_argmax", "dpls"))
     check.one_of(config, "policy.context", ("full", "block"))
     _has_groups(config)
+    check.require(
+        bool(config.expert.imitation) == bool(config.expert.imitation_steps),
+        config,
+        "expert.imitation",
+        f"expert.imitation_steps = {config.expert.imitation_steps}, and one is nothing without the "
+        "other",
+        "Give both, or leave both at 0",
+    )
+    check.require(
+        not config.expert.imitation or config.expert.count > 0,
+        config,
+        "expert.imitation",
+        "there is no expert to imitate (expert.count = 0)",
+        "Set expert.count to at least 1, or expert.imitation and imitation_steps to 0",
+    )
     if config.expert.count:
         check.divides(config, "expert.block_length", "rollout.gen_length")
         try:

@@ -14,11 +14,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.learners.pairs import Chunk, Pairs, pack, take_chunk
 from jax_unmask.learners.policy_loss import clipped_objective, mixture_log_prob, step_weights
+from jax_unmask.learners.policy_sums import Metrics, Sums
 from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.rollout.trajectory import Records
-
-Metrics = dict[str, Float[Array, ""]]
 
 
 class TrainablePolicy(Protocol):
@@ -33,28 +32,6 @@ class TrainablePolicy(Protocol):
     ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
         """That, and the entropy of each row's action distribution in nats, in one pass."""
         ...
-
-
-@struct.dataclass
-class _Sums:
-    """What one pass over pairs adds up."""
-
-    loss: Float[Array, ""]
-    surprise: Float[Array, ""]
-    legal: Float[Array, ""]
-    clipped: Float[Array, ""]
-    kl: Float[Array, ""]
-    kl_pairs: Float[Array, ""]
-    pairs: Float[Array, ""]
-    ratio_max: Float[Array, ""]
-
-    @classmethod
-    def zero(cls) -> _Sums:
-        return cls(*(jnp.zeros((), jnp.float32) for _ in dataclasses.fields(cls)))
-
-    def __add__(self, other: _Sums) -> _Sums:
-        total = jax.tree.map(jnp.add, self, other)
-        return dataclasses.replace(total, ratio_max=jnp.maximum(self.ratio_max, other.ratio_max))
 
 
 @struct.dataclass
@@ -190,9 +167,9 @@ class PolicyLearner:
         rows = _Rows(advantages, is_expert, imitated)
         learn = functools.partial(self._learn, records, rows)
 
-        def skip(state: TrainState) -> tuple[Params, optax.OptState, _Sums, Array, Array]:
+        def skip(state: TrainState) -> tuple[Params, optax.OptState, Sums, Array, Array]:
             zero = jnp.zeros((), jnp.float32)
-            return state.params["network"], state.opt_state, _Sums.zero(), zero, zero
+            return state.params["network"], state.opt_state, Sums.zero(), zero, zero
 
         signal = jnp.any(rows.teach())
         network, opt_state, sums, grad_norm, steps = jax.lax.cond(signal, learn, skip, state)
@@ -202,7 +179,7 @@ class PolicyLearner:
             params={**state.params, "network": network},
             opt_state=opt_state,
         )
-        metrics = _metrics(sums, steps) | {
+        metrics = sums.metrics(steps) | {
             "grad_norm": grad_norm / jnp.maximum(steps, 1.0),
             "pairs": sums.pairs / self.updates_per_batch,
             "skipped": 1.0 - signal.astype(jnp.float32),
@@ -234,7 +211,7 @@ class PolicyLearner:
         pairs = pack(self._carries_gradient(records, rows))
         bounds = (jnp.zeros((), jnp.int32), pairs.count)
         grads, sums = self._accumulate(params, records, rows, pairs, bounds)
-        return grads, _metrics(sums, jnp.ones((), jnp.float32))
+        return grads, sums.metrics()
 
     @functools.partial(jax.jit, static_argnums=0)
     def log_prob(
@@ -306,7 +283,7 @@ class PolicyLearner:
         records: Records,
         rows: _Rows,
         state: TrainState,
-    ) -> tuple[Params, optax.OptState, _Sums, Array, Array]:
+    ) -> tuple[Params, optax.OptState, Sums, Array, Array]:
         """All optimiser steps of one batch."""
         wanted = self._carries_gradient(records, rows)
 
@@ -335,7 +312,7 @@ class PolicyLearner:
             return jax.lax.scan(functools.partial(step, pairs), carry, bounds)
 
         zero = jnp.zeros((), jnp.float32)
-        carry = (state.params["network"], state.opt_state, _Sums.zero(), zero, zero)
+        carry = (state.params["network"], state.opt_state, Sums.zero(), zero, zero)
         carry, _ = jax.lax.scan(one_pass, carry, jnp.arange(self.updates_per_batch))
         return carry
 
@@ -346,7 +323,7 @@ class PolicyLearner:
         rows: _Rows,
         pairs: Pairs,
         bounds: tuple[Int[Array, ""], Int[Array, ""]],
-    ) -> tuple[Params, _Sums]:
+    ) -> tuple[Params, Sums]:
         """Gradient and sums over the packed pairs in `bounds`, scaled to stand for all of them."""
         start, stop = bounds
         num_rows = records.active.shape[1]
@@ -354,7 +331,7 @@ class PolicyLearner:
         weights = step_weights(records.active)
         scale = pairs.count / jnp.maximum(stop - start, 1)
 
-        def chunk_loss(network: Params, at: Chunk) -> tuple[Array, _Sums]:
+        def chunk_loss(network: Params, at: Chunk) -> tuple[Array, Sums]:
             now, valid = {**params, "network": network}, at.valid
             obs, action = _take(records, at)
             entropy = None
@@ -381,7 +358,7 @@ class PolicyLearner:
             loss = -jnp.sum(jnp.where(valid, scale * weights[at.step, at.row], 0.0) * objective)
             difference = new - old
             ratio = jnp.exp(difference)
-            sums = _Sums(
+            sums = Sums(
                 loss=loss,
                 surprise=jnp.sum(jnp.where(by_policy, surprise, 0.0)),
                 legal=jnp.sum(jnp.where(by_policy, legal, 0)).astype(jnp.float32),
@@ -405,7 +382,7 @@ class PolicyLearner:
             return begin + size, jax.tree.map(jnp.add, grads, new_grads), sums + new_sums
 
         zeros = jax.tree.map(jnp.zeros_like, params["network"])
-        _, grads, sums = jax.lax.while_loop(condition, body, (start, zeros, _Sums.zero()))
+        _, grads, sums = jax.lax.while_loop(condition, body, (start, zeros, Sums.zero()))
         return grads, sums
 
 
@@ -416,14 +393,3 @@ def _take(records: Records, at: Chunk) -> tuple[Observation, Action]:
 
 def _count(flags: Array) -> Float[Array, ""]:
     return jnp.sum(flags, dtype=jnp.float32)
-
-
-def _metrics(sums: _Sums, steps: Array) -> Metrics:
-    """Metrics of `steps` optimiser steps from their sums."""
-    return {
-        "loss": sums.loss / jnp.maximum(steps, 1.0),
-        "entropy": sums.surprise / jnp.maximum(sums.legal, 1.0),
-        "clip_fraction": sums.clipped / jnp.maximum(sums.pairs, 1.0),
-        "approx_kl": sums.kl / jnp.maximum(sums.kl_pairs, 1.0),
-        "ratio_max": sums.ratio_max,
-    }

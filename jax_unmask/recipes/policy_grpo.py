@@ -232,6 +232,7 @@ class PolicyGrpo:
                 weight = self._imitation(state)
                 if weight is not None:
                     imitated = merge(jnp.zeros(len(correct[0])), weight * correct[1])
+                    imitated_share = jnp.sum(imitated > 0) / len(correct[1])
             advantages = group_advantages(
                 jnp.asarray(group_rewards, jnp.float32), self._group + self._experts
             )
@@ -250,6 +251,7 @@ class PolicyGrpo:
             ),
             "groups_with_signal": advantages.signal_fraction,
             **({"expert_reward": np.mean(value[1])} if self._experts else {}),
+            **({} if imitated is None else {"imitated": imitated_share}),
             **metrics,
         }
 

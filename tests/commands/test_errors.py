@@ -196,6 +196,14 @@ class TestData:
             "config.expert.count = 1: expert steering is for full diffusion. Set expert.count = 0",
         ),
         (
+            {"expert__imitation": 1.0, "expert__imitation_steps": 5},
+            "config.expert.imitation = 1.0: there is no expert to imitate (expert.count = 0)",
+        ),
+        (
+            {"expert__imitation": 1.0, "expert__count": 1, "expert__block_length": 4},
+            "config.expert.imitation = 1.0: expert.imitation_steps = 0",
+        ),
+        (
             {"expert__count": 1, "expert__block_length": 5},
             "config.expert.block_length = 5: it must divide config.rollout.gen_length = 16",
         ),

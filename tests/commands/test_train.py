@@ -193,6 +193,21 @@ class TestPolicyRuns:
         assert all(-1 <= line["expert_reward"] < 0 for line in found)
         assert any(line["skipped"] == 0 for line in found)
 
+    def test_imitates_right_experts_in_the_first_steps(self, tiny_config, tmp_path):
+        config = tiny_config(
+            model__path="sudoku",
+            expert__count=1,
+            expert__block_length=4,
+            expert__policy="threshold:threshold=0.9",
+            expert__imitation=1.0,
+            expert__imitation_steps=2,
+        )
+        found, _, _ = self.run(config, tmp_path)
+        imitated = [line["imitated"] for line in found]
+        assert 0 < imitated[0] <= 1
+        assert 0 < imitated[1] <= 1
+        assert imitated[2] == 0
+
     def test_dynamic_plackett_luce_on_more_observations(self, tiny_config, tmp_path):
         config = tiny_config(
             policy__distribution="dpls",

@@ -12,7 +12,7 @@ import pytest
 
 from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.policy_grpo import PolicyLearner
-from jax_unmask.learners.policy_loss import policy_loss
+from jax_unmask.learners.policy_loss import policy_loss, step_weights
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.distributions import (
     bernoulli_entropy,
@@ -296,6 +296,36 @@ def test_experts_count_as_a_mixture():
     )
     assert_trees_close(new.params["network"], expected, rtol=1e-5, atol=1e-6)
     assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
+
+
+def test_imitated_rows_pull_by_their_likelihood():
+    # Rows without advantage, one of them imitated with weight 0.7: the step is along the gradient
+    # of its log-likelihood, weighted as the objective weighs its steps.
+    records = make_records()
+    imitated = jnp.zeros(ROWS).at[2].set(0.7)
+    is_expert = jnp.arange(ROWS) % 3 == 2
+    learner = make_learner(updates_per_batch=1, group_size=2, num_experts=1)
+
+    def dense(network):
+        scores = LinearPolicy().log_prob({"network": network}, records.obs, records.action)
+        return jnp.sum(step_weights(records.active) * records.active * scores * imitated)
+
+    state = learner.init(PARAMS, jax.random.key(0))
+    state, metrics = learner.update(state, records, jnp.zeros(ROWS), is_expert, imitated)
+    expected = jax.tree.map(
+        lambda x, g: x + 0.1 * g, PARAMS["network"], jax.grad(dense)(PARAMS["network"])
+    )
+    assert_trees_close(state.params["network"], expected, rtol=1e-5)
+    assert metrics["skipped"] == 0
+
+
+def test_imitation_that_is_over_changes_nothing():
+    records, state = make_records(), make_learner().init(PARAMS, jax.random.key(0))
+    learner = make_learner(group_size=2, num_experts=1)
+    is_expert = jnp.arange(ROWS) % 3 == 2
+    after, metrics = learner.update(state, records, jnp.zeros(ROWS), is_expert, jnp.zeros(ROWS))
+    assert_trees_equal(after.params, state.params)
+    assert metrics["skipped"] == 1
 
 
 def test_one_compilation_serves_all_batches():
