@@ -294,6 +294,25 @@ def tracerl() -> ConfigDict:
         }
     )
     config.value = ConfigDict({"enabled": False, "lr": 5e-6, "gamma": 1.0, "lam": 1.0, "clip": 0.2})
+    # Rewards of parts of a response, for runs with a value model (value.gamma = 0.99 published).
+    # "steps" verifies the steps of tasks that can; "model" asks a language model.
+    config.process = ConfigDict(
+        {
+            "judge": "none",
+            # Tokens per part.
+            "chunk_length": 200,
+            # Of the judging model: a server that speaks OpenAI's chat completions, the name of its
+            # model, replies per part, seconds per request, further attempts, requests at one time.
+            "url": "http://localhost:8000/v1",
+            "model": "",
+            "votes": 3,
+            "timeout": 120.0,
+            "retries": 3,
+            "workers": 16,
+            # Environment variable that holds the key, if the server wants one.
+            "api_key_variable": "",
+        }
+    )
     config.optimizer = ConfigDict(
         {
             "lr": 1e-6,

@@ -12,6 +12,7 @@ from jax_unmask import policies, tasks
 from jax_unmask.evaluation.candidates import candidates
 from jax_unmask.learners.surrogates import Threshold
 from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
+from jax_unmask.recipes.process import JUDGES
 from jax_unmask.recipes.tracerl import SURROGATES
 from jax_unmask.runtime import config as check
 from jax_unmask.tasks import rewards
@@ -173,6 +174,32 @@ def _tracerl(config: ConfigDict) -> None:
         "learner.num_pads",
         "it is a number of tokens",
         "Give 0 or more, or -1 for all padding",
+    )
+    check.one_of(config, "process.judge", JUDGES)
+    check.positive(
+        config, "process.chunk_length", "process.votes", "process.timeout", "process.workers"
+    )
+    check.non_negative(config, "process.retries")
+    check.require(
+        config.process.judge == "none" or config.value.enabled,
+        config,
+        "process.judge",
+        "rewards of parts need a value model to become advantages (value.enabled = False)",
+        "Set value.enabled = True, or process.judge = 'none'",
+    )
+    check.require(
+        config.process.judge != "model" or bool(config.process.model),
+        config,
+        "process.model",
+        "it names no model",
+        "Give the name that the server at process.url knows",
+    )
+    check.require(
+        config.process.judge != "model" or config.process.url.startswith(("http://", "https://")),
+        config,
+        "process.url",
+        "it is no address",
+        "Give one such as http://localhost:8000/v1",
     )
     check.require(
         not config.value.enabled or config.learner.surrogate == "trace",

@@ -15,12 +15,15 @@ from ml_collections import ConfigDict
 from jax_unmask import denoisers, policies
 from jax_unmask.evaluation.bundle import Bundle, load_bundle
 from jax_unmask.learners.advantages import group_advantages, group_z_scores, kept_groups
+from jax_unmask.learners.process_rewards import chunk_rewards
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Surrogate, Trace
 from jax_unmask.learners.trace import Responses
+from jax_unmask.learners.trace_batch import describe
 from jax_unmask.learners.trace_forward import AttentionBlocks
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, scan
+from jax_unmask.recipes.process import build_process_rewards
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
@@ -166,6 +169,7 @@ class TraceRl:
             stop_ids=self._ends if config.rollout.stop_at_end else (),
         )
         self._learner = build_learner(config, self._bundle.denoiser, self._ends)
+        self._process = build_process_rewards(config, self._bundle.task, self._bundle.tokenizer)
         self._batches: data.BatchIterator | None = None
 
     def init(self) -> TrainState:
@@ -205,8 +209,22 @@ class TraceRl:
                 break
         rolled = {name: np.concatenate([each[name] for each in rounds]) for name in rounds[0]}
         chosen = _choose(rolled.pop("kept"), wanted)
+        taken = self._take(rolled, chosen)
+        judged: Metrics = {}
+        if self._process is not None:
+            with timer.measure("process"):
+                found = self._process(
+                    list(taken["example"]),
+                    taken["tokens"],
+                    taken["length"],
+                    taken["correct"] == 1,
+                    taken["kept"],
+                    self._group,
+                )
+            taken["chunks"] = found.scores
+            judged = {"process_score": found.mean}
         with timer.measure("update"):
-            state, metrics = self._update(state, rolled, chosen)
+            state, metrics = self._update(state, taken)
         filled = rolled["step_map"] >= 0
         return state, {
             "reward": np.mean(rolled["reward"]),
@@ -219,6 +237,7 @@ class TraceRl:
             "prompts_over_budget": np.mean(rolled["over_budget"]),
             "groups_kept": chosen.kept.sum() / wanted,
             "rounds": len(rounds),
+            **judged,
             **metrics,
         }
 
@@ -235,9 +254,9 @@ class TraceRl:
         """Responses to a batch of prompts, `group_size` each, and what they are worth.
 
         Returns:
-            Per row `prompt`, `prompt_mask`, `tokens`, `step_map`, `nfe`, `length` (filled tokens
-            before the first end, and that end), `correct` and `reward`; per prompt `over_budget`
-            and `kept`.
+            Per row `example`, `prompt`, `prompt_mask`, `tokens`, `step_map`, `nfe`, `length`
+            (filled tokens before the first end, and that end), `correct` and `reward`; per prompt
+            `over_budget` and `kept`.
         """
         config, bundle = self._config, self._bundle
         prompts: Prompts = jax.tree.map(
@@ -274,6 +293,7 @@ class TraceRl:
         if not config.task.truncate_prompts:
             kept &= ~over_budget
         return {
+            "example": np.fromiter(repeated, dtype=object, count=len(repeated)),
             "prompt": prompts.tokens,
             "prompt_mask": prompts.mask,
             "tokens": tokens,
@@ -286,20 +306,35 @@ class TraceRl:
             "kept": kept,
         }
 
-    def _update(
-        self, state: TrainState, rolled: dict[str, np.ndarray], chosen: _Chosen
-    ) -> tuple[TrainState, Metrics]:
-        """One update with the chosen groups."""
+    def _take(self, rolled: dict[str, np.ndarray], chosen: _Chosen) -> dict[str, np.ndarray]:
+        """The rows of the chosen groups, and which of them are `kept`."""
         rows = (chosen.group[:, None] * self._group + np.arange(self._group)).reshape(-1)
         taken = {name: leaf[rows] for name, leaf in rolled.items() if name != "over_budget"}
+        return taken | {"kept": np.repeat(chosen.kept, self._group)}
+
+    def _update(
+        self, state: TrainState, taken: dict[str, np.ndarray]
+    ) -> tuple[TrainState, Metrics]:
+        """One update with the chosen rows."""
         responses = Responses(
             prompts=Prompts(jnp.asarray(taken["prompt"]), jnp.asarray(taken["prompt_mask"])),
             tokens=jnp.asarray(taken["tokens"]),
             step_map=jnp.asarray(taken["step_map"]),
         )
-        advantages = self._advantages(jnp.asarray(taken["reward"]), self._group).advantages
+        if "chunks" in taken:
+            canvas = describe(self._learner, responses)
+            assert self._process is not None
+            advantages = chunk_rewards(
+                jnp.asarray(taken["chunks"]),
+                jnp.asarray(taken["length"]),
+                canvas.time,
+                canvas.trainable,
+                self._process.chunk_length,
+            )
+        else:
+            advantages = self._advantages(jnp.asarray(taken["reward"]), self._group).advantages
         reference = self._bundle.params if self._config.learner.reference_beta > 0 else None
-        kept = jnp.asarray(np.repeat(chosen.kept, self._group))
+        kept = jnp.asarray(taken["kept"])
         state, metrics = self._learner.update(state, responses, advantages, kept, reference)
         jax.block_until_ready(state.params)
         return state, metrics

@@ -15,6 +15,7 @@ import numpy as np
 
 from jax_unmask.tasks.base import Example, Source, Split
 from jax_unmask.tasks.generated import GeneratedSource
+from jax_unmask.tasks.judges.steps import Step
 
 NAMES = ("Ada", "Ben", "Eva", "Ian", "Leo", "Mia", "Noa", "Tom")
 ITEMS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
@@ -29,6 +30,12 @@ _MERGED_BY_THE_TERSEST = 0.7
 _WORDS = NAMES + ITEMS + DAYS + GAINS + LOSSES + tuple(FACTORS) + LINKS
 _SYMBOLS = ("has", "+", "-", "*", "=", "####")
 _ANSWER = re.compile(r"####\s*(-?\d+)\s*$")
+_STEP = re.compile(r"(?P<line>[^.#]*)\.|####\s*(?P<answer>-?\d+)")
+_LINE = re.compile(
+    rf"(?: (?:{'|'.join(LINKS)}))?(?P<days>(?: (?:{'|'.join(DAYS)}))+)(?: (?P<start>\d+))?"
+    rf"(?P<work>(?: [+*-] \d+)+) = (?P<total>\d+)(?: (?:{'|'.join(ITEMS)}))?"
+)
+_EVENT = re.compile(rf", (?:{'|'.join(DAYS)}) (?P<verb>\w+)(?: (?P<amount>\d+))?")
 
 
 class Arithmetic:
@@ -79,6 +86,40 @@ class Arithmetic:
     def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
         """`check` over a batch."""
         return [self.check(e, r) for e, r in zip(examples, responses, strict=True)]
+
+    def check_steps(self, example: Example, response: str) -> list[Step]:
+        """Every line, and the answer, given the story and the total that the line before claims.
+
+        A line is right if it does the story's next operations, in order, and totals them; the
+        answer, if no operation is left and it repeats the total.
+        """
+        total, operations = _read_story(example["prompt"])
+        done, steps = 0, []
+        for found in _STEP.finditer(response):
+            if found["answer"] is not None:
+                right = done == len(operations) and int(found["answer"]) == total
+                steps.append(Step(found.end(), right))
+                continue
+            line = _LINE.fullmatch(found["line"])
+            if line is None:
+                steps.append(Step(found.end(), False))
+                continue
+            days = tuple(line["days"].split())
+            next_ones = operations[done : done + len(days)]
+            written = [(sign, int(n)) for sign, n in re.findall(r"([+*-]) (\d+)", line["work"])]
+            # The first line starts from what there is, and no other one repeats a number.
+            start = None if line["start"] is None else int(line["start"])
+            right = (
+                days == DAYS[done : done + len(days)]
+                and written == next_ones
+                and start == (total if done == 0 else None)
+            )
+            for sign, amount in written:
+                total = _apply(total, sign, amount)
+            claimed = int(line["total"])
+            steps.append(Step(found.end(), right and claimed == total))
+            total, done = claimed, done + len(days)
+        return steps
 
     def _draw(self, generator: np.random.Generator) -> Example:
         def pick(options: Sequence[str]) -> str:
@@ -150,3 +191,17 @@ class Arithmetic:
 
 def _apply(total: int, sign: str, amount: int) -> int:
     return {"+": total + amount, "-": total - amount, "*": total * amount}[sign]
+
+
+def _read_story(prompt: str) -> tuple[int, list[tuple[str, int]]]:
+    """What a story starts from, and its operations as (sign, amount)."""
+    start = re.search(r" has (\d+) ", prompt)
+    assert start is not None  # Every story says so.
+    operations = []
+    for event in _EVENT.finditer(prompt):
+        verb = event["verb"]
+        if verb in FACTORS:
+            operations.append(("*", FACTORS[verb]))
+        else:
+            operations.append(("+" if verb in GAINS else "-", int(event["amount"])))
+    return int(start[1]), operations

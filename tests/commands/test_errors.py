@@ -256,6 +256,24 @@ def test_impossible_settings_of_sft(tiny_config, message):
         ({"learner__kl": "k4"}, "config.learner.kl = 'k4': there is no such choice"),
         ({"reward__advantage": "centered"}, "did you mean 'centred'?"),
         ({"value__gamma": 1.5}, "config.value.gamma = 1.5: it must lie between 0.0 and 1.0"),
+        ({"process__judge": "steps"}, "steps of task 'sudoku' cannot be verified"),
+        ({"process__judge": "model"}, "config.process.model = '': it names no model"),
+        (
+            {"process__judge": "steps", "value__enabled": False},
+            "config.process.judge = 'steps': rewards of parts need a value model",
+        ),
+        (
+            {"process__judge": "model", "process__model": "m", "process__url": "host"},
+            "config.process.url = 'host': it is no address",
+        ),
+        (
+            {
+                "process__judge": "model",
+                "process__model": "m",
+                "process__api_key_variable": "NO_SUCH_KEY",
+            },
+            "config.process.api_key_variable = 'NO_SUCH_KEY': the environment has no such variable",
+        ),
     ],
 )
 def test_impossible_settings_of_tracerl(tiny_config, message, changes, expected):

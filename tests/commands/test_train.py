@@ -311,6 +311,27 @@ class TestTraceRuns:
         found = self.run(config, tmp_path)
         assert any(line["skipped"] == 0 and line["grad_norm"] > 0 for line in found)
 
+    def test_steps_are_rewarded_one_by_one(self, tiny_config, tmp_path):
+        # The shipped denoiser, hot and hasty enough for wrong steps.
+        config = tiny_config(
+            "tracerl",
+            task__name="arithmetic",
+            model__path="arithmetic",
+            rollout__gen_length=32,
+            rollout__block_length=32,
+            rollout__temperature=1.5,
+            process__judge="steps",
+            process__chunk_length=8,
+            train__steps=1,
+            learner__shrink=16,
+        )
+        train.train(config, tmp_path)
+        (line,) = lines(tmp_path)
+        assert -1 < line["process_score"] < 1
+        assert line["return_deviation"] > 0
+        assert line["skipped"] == 0
+        assert "seconds/process" in json.loads((tmp_path / "timings.jsonl").read_text())
+
     def test_nothing_to_learn_and_prompts_over_their_budget(self, tiny_config, tmp_path):
         # No answer is right, so no group lies between the bounds; and no prompt fits.
         config = tiny_config("tracerl", filter__low=0.2, task__prompt_length=16)

@@ -1,0 +1,140 @@
+"""Process rewards in recipes: cuts responses into chunks, has them judged, and scores groups."""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+from ml_collections import ConfigDict
+
+from jax_unmask.denoisers import Tokenizer
+from jax_unmask.learners.process_rewards import chunk_z_scores
+from jax_unmask.runtime.config import ConfigError
+from jax_unmask.tasks.base import Example, Task
+from jax_unmask.tasks.judges import Judge, LanguageModelJudge, Solution, StepJudge
+
+JUDGES = ("none", "steps", "model")
+
+
+class Judged(NamedTuple):
+    """What the judge made of responses.
+
+    Attributes:
+        scores: z-score of each chunk among the same chunks of its group; 0 where there is none.
+        mean: mean score of all chunks, before that.
+    """
+
+    scores: Float[np.ndarray, "B K"]
+    mean: float
+
+
+class ProcessRewards:
+    """Scores the chunks of responses.
+
+    Args:
+        judge: says what a chunk is worth.
+        task: poses the problems.
+        tokenizer: turns tokens into text.
+        chunk_length: tokens per chunk.
+    """
+
+    def __init__(self, judge: Judge, task: Task, tokenizer: Tokenizer, chunk_length: int) -> None:
+        self._judge, self._task, self._tokenizer = judge, task, tokenizer
+        self.chunk_length = chunk_length
+
+    def __call__(
+        self,
+        examples: Sequence[Example],
+        tokens: Int[np.ndarray, "B L"],
+        length: Int[np.ndarray, " B"],
+        right: Bool[np.ndarray, " B"],
+        wanted: Bool[np.ndarray, " B"],
+        group_size: int,
+    ) -> Judged:
+        """Scores of the chunks of each response.
+
+        Args:
+            examples: problem of each response.
+            tokens: responses.
+            length: tokens of each up to its end.
+            right: whether the checker accepts it.
+            wanted: the responses to judge; the others get zeros, and cost nothing.
+            group_size: responses per prompt, next to each other.
+        """
+        solutions = [
+            self._solution(example, row[:end], bool(ok))
+            for example, row, end, ok, want in zip(
+                examples, tokens, length, right, wanted, strict=True
+            )
+            if want
+        ]
+        found = iter(self._judge.judge(solutions))
+        most = -(-tokens.shape[1] // self.chunk_length)
+        scores = np.zeros((len(tokens), most), np.float32)
+        present = np.zeros((len(tokens), most), bool)
+        for row in np.flatnonzero(wanted):
+            each = next(found)
+            scores[row, : len(each)], present[row, : len(each)] = each, True
+        mean = float(scores[present].mean()) if present.any() else 0.0
+        return Judged(chunk_z_scores(scores, present, group_size), mean)
+
+    def _solution(self, example: Example, tokens: Int[np.ndarray, " n"], right: bool) -> Solution:
+        prompt = self._task.prompt(example)
+        if not isinstance(prompt, str):
+            prompt = "\n\n".join(message["content"] for message in prompt)
+        # A token may be a part of a character only, so the text is decoded as a whole and cut then.
+        ends = [*range(self.chunk_length, len(tokens), self.chunk_length), len(tokens)]
+        texts = [self._tokenizer.decode(tokens[:end].tolist()) for end in ends]
+        edges = [0, *(len(text) for text in texts)]
+        return Solution(
+            example=example,
+            question=prompt,
+            answer=self._task.target(example),
+            chunks=tuple(texts[-1][i:j] for i, j in itertools.pairwise(edges)),
+            right=right,
+        )
+
+
+def build_process_rewards(
+    config: ConfigDict, task: Task, tokenizer: Tokenizer
+) -> ProcessRewards | None:
+    """What `config.process` asks for; None for nothing.
+
+    Raises:
+        ConfigError: the task has no steps to verify, or the server's key is missing.
+    """
+    process = config.process
+    if process.judge == "none":
+        return None
+    judge: Judge
+    if process.judge == "steps":
+        try:
+            judge = StepJudge(task)
+        except ValueError as error:
+            remedy = "Choose process.judge = 'model', or another task"
+            raise ConfigError("process.judge", process.judge, str(error), remedy) from error
+    else:
+        key = None
+        if process.api_key_variable:
+            key = os.environ.get(process.api_key_variable)
+            if not key:
+                raise ConfigError(
+                    "process.api_key_variable",
+                    process.api_key_variable,
+                    "the environment has no such variable, or it is empty",
+                    "Set it, or leave the setting empty for a server without keys",
+                )
+        judge = LanguageModelJudge(
+            process.url,
+            process.model,
+            votes=process.votes,
+            timeout=process.timeout,
+            retries=process.retries,
+            workers=process.workers,
+            api_key=key,
+        )
+    return ProcessRewards(judge, task, tokenizer, process.chunk_length)
