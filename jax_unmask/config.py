@@ -294,6 +294,10 @@ def tracerl() -> ConfigDict:
         }
     )
     config.value = ConfigDict({"enabled": False, "lr": 5e-6, "gamma": 1.0, "lam": 1.0, "clip": 0.2})
+    # Train low-rank adapters instead of the weights, whose model.param_dtype may be bfloat16 then.
+    # The result is exported with the adapters merged in. Rank 0: all weights. `targets` names the
+    # linear maps, as in ("query", "value"); empty: all of attention and MLP.
+    config.lora = ConfigDict({"rank": 0, "targets": (), "scale": 1.0})
     # Rewards of parts of a response, for runs with a value model (value.gamma = 0.99 published).
     # "steps" verifies the steps of tasks that can; "model" asks a language model.
     config.process = ConfigDict(

@@ -175,6 +175,8 @@ def _tracerl(config: ConfigDict) -> None:
         "it is a number of tokens",
         "Give 0 or more, or -1 for all padding",
     )
+    check.non_negative(config, "lora.rank")
+    check.positive(config, "lora.scale")
     check.one_of(config, "process.judge", JUDGES)
     check.positive(
         config, "process.chunk_length", "process.votes", "process.timeout", "process.workers"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from jax_unmask.denoisers.adapters import init_adapters, merge_adapters, with_adapters
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.pretrained import from_pretrained, save_orbax, save_pretrained
 from jax_unmask.denoisers.tokenizer import Tokenizer, load_tokenizer
@@ -21,8 +22,11 @@ __all__ = [
     "abstract_params",
     "count_params",
     "from_pretrained",
+    "init_adapters",
     "init_params",
     "load_tokenizer",
+    "merge_adapters",
     "save_orbax",
     "save_pretrained",
+    "with_adapters",
 ]

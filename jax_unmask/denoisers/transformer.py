@@ -48,6 +48,19 @@ class RMSNorm(nn.Module):
         return normed.astype(cfg.dtype) * scale.astype(cfg.dtype)
 
 
+class Linear(nn.Dense):
+    """A dense layer, with a low-rank adapter where the parameters hold one (see `adapters`)."""
+
+    def __call__(self, inputs: Array) -> Array:
+        """[*B, in] -> [*B, out]."""
+        out = super().__call__(inputs)
+        if not self.has_variable("params", "lora_a"):
+            return out
+        a: Array = self.get_variable("params", "lora_a")
+        b: Array = self.get_variable("params", "lora_b")
+        return out + (inputs @ a.astype(self.dtype)) @ b.astype(self.dtype)
+
+
 class Block(nn.Module):
     """Pre-norm attention and gated MLP (or experts), each added to the residual stream.
 
@@ -78,10 +91,8 @@ class Block(nn.Module):
             1.0 / (2 * cfg.num_layers), "fan_in", "normal"
         )
 
-        def dense(
-            name: str, features: int, init: Any = _dense_init, bias: bool = False
-        ) -> nn.Dense:
-            return nn.Dense(
+        def dense(name: str, features: int, init: Any = _dense_init, bias: bool = False) -> Linear:
+            return Linear(
                 features,
                 use_bias=bias,
                 kernel_init=init,

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jax_unmask.denoisers.adapters import with_adapters
 from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.gae import trace_gae
 from jax_unmask.learners.pairs import Chunk, Pairs, pack
@@ -63,16 +64,30 @@ def describe(settings: TraceSettings, responses: Responses) -> Canvas:
 
 @dataclasses.dataclass(frozen=True)
 class TraceBatch:
-    """One batch under one learner, inside a trace of `jax.jit`."""
+    """One batch under one learner, inside a trace of `jax.jit`.
+
+    Where only adapters are trained, `base` holds the frozen parameters below them.
+    """
 
     learner: TraceSettings
     responses: Responses
     canvas: Canvas
     kept: Bool[Array, " B"]
+    base: Params | None = None
 
     @classmethod
-    def of(cls, learner: TraceSettings, responses: Responses, kept: Array) -> TraceBatch:
-        return cls(learner, responses, describe(learner, responses), kept)
+    def of(
+        cls,
+        learner: TraceSettings,
+        responses: Responses,
+        kept: Array,
+        base: Params | None = None,
+    ) -> TraceBatch:
+        return cls(learner, responses, describe(learner, responses), kept, base)
+
+    def whole(self, params: Params) -> Params:
+        """All parameters of a denoiser, from those that are trained."""
+        return params if self.base is None else with_adapters(self.base, params)
 
     def pass_key(self, key: Array, index: Array | int) -> Array:
         """Key of what the states of a pass draw; one stream beside that of `split`."""
@@ -113,6 +128,7 @@ class TraceBatch:
     def score(self, params: Params, at: Chunk, states: States) -> Float[Array, "C L"]:
         """Log-probabilities of the trained tokens of a chunk, 0 elsewhere."""
         learner, (prompts, tokens) = self.learner, self.take(at)
+        params = self.whole(params)
         hidden = canvas_hidden(learner.denoiser, params, prompts, tokens, states, learner.blocks)
         scores = token_log_prob(
             output_table(learner.denoiser.config, params),
@@ -204,7 +220,8 @@ class TraceBatch:
         batch, length = self.responses.tokens.shape
 
         def values_of(params: Params, at: Chunk, states: States) -> Float[Array, "C L"]:
-            return token_values(learner.denoiser, params, *self.take(at), states, learner.blocks)
+            own = {**params, "backbone": self.whole(params["backbone"])}
+            return token_values(learner.denoiser, own, *self.take(at), states, learner.blocks)
 
         def scores(at: Chunk) -> tuple[Array, Array, Array]:
             states = self.states(first_key, at)

@@ -32,26 +32,34 @@ class TraceLearner(TraceSettings):
     not grow with the batch; only trained positions go through the vocabulary projection.
     """
 
-    def init(self, params: Params, key: Array) -> TrainState:
+    def init(self, params: Params, key: Array, adapters: Params | None = None) -> TrainState:
         """The state before the first update.
 
         Args:
             params: parameters of the denoiser; copied, so that the caller's stay alive.
             key: typed PRNG key of the run.
+            adapters: low-rank adapters to train instead of all parameters; `update` then wants the
+                parameters as `base`.
 
         Returns:
             A state with parameters {"denoiser": ...} and, with a value model, "value".
         """
-        trees = {"denoiser": jax.tree.map(jnp.copy, params)}
-        opt_state = {"denoiser": self.optimizer.init(params)}
+        trained = params if adapters is None else adapters
+        trees = {"denoiser": jax.tree.map(jnp.copy, trained)}
+        opt_state = {"denoiser": self.optimizer.init(trained)}
         if self.value is not None:
-            trees["value"] = init_value_model(params)
+            trees["value"] = init_value_model(params, adapters)
             opt_state["value"] = self.value.optimizer.init(trees["value"])
         return TrainState(step=zero_step(), params=trees, opt_state=opt_state, key=jnp.copy(key))
 
     @functools.partial(jax.jit, static_argnums=0)
     def log_probs(
-        self, params: Params, responses: Responses, kept: Bool[Array, " B"], key: Array
+        self,
+        params: Params,
+        responses: Responses,
+        kept: Bool[Array, " B"],
+        key: Array,
+        base: Params | None = None,
     ) -> Float[Array, "slots B L"]:
         """Log-probabilities of the tokens that a pass trains, 0 elsewhere.
 
@@ -60,8 +68,9 @@ class TraceLearner(TraceSettings):
             responses: B responses.
             kept: the responses that count.
             key: typed PRNG key of the pass, for surrogates that draw.
+            base: frozen parameters below, where `params` are adapters.
         """
-        return TraceBatch.of(self, responses, kept).log_probs(params, key)
+        return TraceBatch.of(self, responses, kept, base).log_probs(params, key)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def update(
@@ -71,6 +80,7 @@ class TraceLearner(TraceSettings):
         rewards: Float[Array, " B"] | Float[Array, "B L"],
         kept: Bool[Array, " B"],
         reference: Params | None = None,
+        base: Params | None = None,
     ) -> tuple[TrainState, Metrics]:
         """Learns from one batch of responses. The state is donated: use the new one.
 
@@ -82,6 +92,7 @@ class TraceLearner(TraceSettings):
                 learns to predict. With a value model also one reward per token.
             kept: the responses that count; the others may hold anything.
             reference: frozen parameters; needed where `reference_beta` is above 0.
+            base: frozen parameters below the adapters, where only those are trained.
 
         Returns:
             The new state and scalar metrics. Means over units (tokens, or responses with one ratio
@@ -95,7 +106,7 @@ class TraceLearner(TraceSettings):
             ValueError: rewards, or the reference, do not fit the settings.
         """
         self._check(responses, rewards, reference)
-        batch = TraceBatch.of(self, responses, kept)
+        batch = TraceBatch.of(self, responses, kept, base)
         key, params, opt_state = state.step_key(), dict(state.params), dict(state.opt_state)
         metrics: Metrics = {}
         if self.value is None:

@@ -14,7 +14,7 @@ from jax_unmask.learners.trace_forward import AttentionBlocks, canvas_hidden
 from jax_unmask.rollout.trajectory import Prompts
 
 
-def init_value_model(params: Params) -> Params:
+def init_value_model(params: Params, adapters: Params | None = None) -> Params:
     """A value model that starts as a copy of a denoiser, with a head of zeros.
 
     Its values are therefore 0 at first, and the first advantages those without a value model
@@ -24,15 +24,17 @@ def init_value_model(params: Params) -> Params:
 
     Args:
         params: parameters of the denoiser.
+        adapters: what is trained of it, if that is not all (see `denoisers.adapters`). The value
+            model then has adapters of its own on the same frozen parameters.
 
     Returns:
-        {"backbone": a copy of the denoiser's trunk, "head": float zeros [D]}.
+        {"backbone": a copy of the denoiser's trunk or of the adapters, "head": float zeros [D]}.
     """
-    backbone = {name: tree for name, tree in params.items() if name != "head"}
-    width = params["embedding"].shape[-1]
+    trunk = {name: tree for name, tree in params.items() if name != "head"}
+    table = params["embedding"]
     return {
-        "backbone": jax.tree.map(jnp.copy, backbone),
-        "head": jnp.zeros(width, params["embedding"].dtype),
+        "backbone": jax.tree.map(jnp.copy, trunk if adapters is None else adapters),
+        "head": jnp.zeros(table.shape[-1], table.dtype if adapters is None else jnp.float32),
     }
 
 

@@ -150,6 +150,7 @@ class TraceRl:
         self._config = config
         self._directory = pathlib.Path(config.export or workdir / "model")
         self._group = config.rollout.group_size
+        self._lora = config.lora.rank > 0
         self._policy, self._policy_params = policies.parse_policy(config.rollout.policy)
         self._reward = rewards.REWARDS[config.reward.kind]
         self._advantages = {"z_score": group_z_scores, "centred": group_advantages}[
@@ -169,11 +170,36 @@ class TraceRl:
             stop_ids=self._ends if config.rollout.stop_at_end else (),
         )
         self._learner = build_learner(config, self._bundle.denoiser, self._ends)
+        if self._lora:
+            self._check_targets()
         self._process = build_process_rewards(config, self._bundle.task, self._bundle.tokenizer)
         self._batches: data.BatchIterator | None = None
 
     def init(self) -> TrainState:
-        return self._learner.init(self._bundle.params, jax.random.key(self._config.seed + 1))
+        key, lora, adapters = jax.random.key(self._config.seed + 1), self._config.lora, None
+        denoiser = self._bundle.denoiser.config
+        if lora.rank:
+            adapters = denoisers.init_adapters(
+                denoiser, jax.random.fold_in(key, 1), lora.rank, lora.targets, lora.scale
+            )
+        return self._learner.init(self._bundle.params, key, adapters)
+
+    def _check_targets(self) -> None:
+        """Refuses adapters of what the denoiser does not have."""
+        lora, denoiser = self._config.lora, self._bundle.denoiser.config
+        try:
+            jax.eval_shape(
+                lambda key: denoisers.init_adapters(denoiser, key, lora.rank, lora.targets),
+                jax.random.key(0),
+            )
+        except ValueError as error:
+            remedy = "Name some of these, or give () for all"
+            raise ConfigError("lora.targets", lora.targets, str(error), remedy) from error
+
+    def _whole(self, state: TrainState) -> Any:
+        """All parameters of the denoiser as it is now; with adapters beside the frozen ones."""
+        params = state.params["denoiser"]
+        return denoisers.with_adapters(self._bundle.params, params) if self._lora else params
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
@@ -204,7 +230,7 @@ class TraceRl:
                 # Nothing is carried over to the next step, so its position is all there is to save.
                 batch = next(self._batches)
             round_key = jax.random.fold_in(key, _FIRST_ROUND + number)
-            rounds.append(self._roll_out(state.params["denoiser"], batch, round_key, timer))
+            rounds.append(self._roll_out(self._whole(state), batch, round_key, timer))
             if sum(int(each["kept"].sum()) for each in rounds) >= wanted:
                 break
         rolled = {name: np.concatenate([each[name] for each in rounds]) for name in rounds[0]}
@@ -243,6 +269,8 @@ class TraceRl:
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         bundle, params = self._bundle, state.params["denoiser"]
+        if self._lora:
+            params = denoisers.merge_adapters(bundle.params, params)
         denoisers.save_pretrained(self._directory, bundle.denoiser, params, bundle.tokenizer)
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
@@ -335,6 +363,7 @@ class TraceRl:
             advantages = self._advantages(jnp.asarray(taken["reward"]), self._group).advantages
         reference = self._bundle.params if self._config.learner.reference_beta > 0 else None
         kept = jnp.asarray(taken["kept"])
-        state, metrics = self._learner.update(state, responses, advantages, kept, reference)
+        base = self._bundle.params if self._lora else None
+        state, metrics = self._learner.update(state, responses, advantages, kept, reference, base)
         jax.block_until_ready(state.params)
         return state, metrics

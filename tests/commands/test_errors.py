@@ -256,6 +256,11 @@ def test_impossible_settings_of_sft(tiny_config, message):
         ({"learner__kl": "k4"}, "config.learner.kl = 'k4': there is no such choice"),
         ({"reward__advantage": "centered"}, "did you mean 'centred'?"),
         ({"value__gamma": 1.5}, "config.value.gamma = 1.5: it must lie between 0.0 and 1.0"),
+        ({"lora__rank": -1}, "config.lora.rank = -1"),
+        (
+            {"lora__rank": 2, "lora__targets": ("q",)},
+            "('q',): target 'q' is no linear",
+        ),
         ({"process__judge": "steps"}, "steps of task 'sudoku' cannot be verified"),
         ({"process__judge": "model"}, "config.process.model = '': it names no model"),
         (

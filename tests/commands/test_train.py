@@ -16,6 +16,7 @@ import time
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from jax_unmask import denoisers, policies, train
@@ -310,6 +311,23 @@ class TestTraceRuns:
         config = tiny_config("tracerl", learner__surrogate=surrogate, value__enabled=False)
         found = self.run(config, tmp_path)
         assert any(line["skipped"] == 0 and line["grad_norm"] > 0 for line in found)
+
+    def test_adapters_are_trained_and_exported_merged(self, tiny_config, tiny_model_dir, tmp_path):
+        config = tiny_config(
+            "tracerl",
+            rollout__policy="threshold:threshold=0.4",
+            rollout__prompts_per_step=8,
+            value__enabled=False,
+            lora__rank=2,
+            lora__targets=("query", "up"),
+            optimizer__lr=0.1,
+        )
+        found = self.run(config, tmp_path)
+        assert any(line["skipped"] == 0 and line["grad_norm"] > 0 for line in found)
+        before = flatten_dict(denoisers.from_pretrained(tiny_model_dir)[1])
+        after = flatten_dict(denoisers.from_pretrained(tmp_path / "model")[1])
+        changed = {path[-2] for path in before if not np.array_equal(before[path], after[path])}
+        assert changed == {"query", "up"}
 
     def test_steps_are_rewarded_one_by_one(self, tiny_config, tmp_path):
         # The shipped denoiser, hot and hasty enough for wrong steps.

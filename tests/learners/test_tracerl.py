@@ -9,8 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
-from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_params
+from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_adapters, init_params
 from jax_unmask.learners.gae import trace_gae
 from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Trace
 from jax_unmask.learners.token_log_prob import token_log_prob
@@ -305,6 +306,31 @@ class TestValueModel:
     def test_needs_the_trace(self):
         with pytest.raises(ValueError, match="needs the surrogate Trace, got Elbo"):
             make_learner(value=ValueSettings(optax.sgd(1.0)), surrogate=Elbo())
+
+
+class TestAdapters:
+    def test_step_is_that_of_the_weights_projected(self, params, responses):
+        # W + A B with B = 0 moves B by A^T times the step of W, and A not at all.
+        value = ValueSettings(optimizer=optax.sgd(0.5))
+        learner, key = make_learner(value=value), jax.random.key(0)
+        adapters = init_adapters(CONFIG, jax.random.key(7), rank=2, targets=("query", "down"))
+        state = learner.init(params, key)
+        full, _ = learner.update(state, responses, REWARDS, KEPT)
+        state = learner.init(params, key, adapters)
+        low, metrics = learner.update(state, responses, REWARDS, KEPT, base=params)
+        assert metrics["skipped"] == 0
+        assert jax.tree.structure(low.params["value"]["backbone"]) == jax.tree.structure(adapters)
+        moved = flatten_dict(full.params["denoiser"])
+        before, given = flatten_dict(params), flatten_dict(adapters)
+        for path, leaf in flatten_dict(low.params["denoiser"]).items():
+            if path[-1] == "lora_a":
+                np.testing.assert_array_equal(leaf, given[path])
+                continue
+            kernel = (*path[:-1], "kernel")
+            step = moved[kernel] - before[kernel]
+            expected = jnp.swapaxes(given[*path[:-1], "lora_a"], -1, -2) @ step
+            assert jnp.abs(expected).max() > 1e-4
+            np.testing.assert_allclose(leaf, expected, atol=2e-6)
 
 
 class TestGae:

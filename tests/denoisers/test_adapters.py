@@ -1,0 +1,95 @@
+"""Low-rank adapters: nothing changes at first, the merged model does the same, errors are named."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from jax_unmask import denoisers
+
+CONFIG = denoisers.DenoiserConfig(
+    family="llada",
+    vocab_size=32,
+    hidden_size=16,
+    num_layers=2,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=24,
+    max_length=32,
+    mask_token_id=31,
+    eos_token_id=30,
+    rope_theta=10000.0,
+    norm_eps=1e-5,
+    tie_embeddings=False,
+    pad_token_id=30,
+)
+PARAMS = denoisers.init_params(CONFIG, jax.random.key(0))
+TOKENS = jnp.arange(24).reshape(2, 12) % 32
+
+
+@jax.jit
+def logits(params):
+    return denoisers.Denoiser(CONFIG).apply({"params": params}, TOKENS)
+
+
+def trained(adapters):
+    """Adapters as some training could leave them."""
+    return jax.tree.map(
+        lambda leaf: leaf + 0.3 * jax.random.normal(jax.random.key(1), leaf.shape), adapters
+    )
+
+
+def test_fresh_adapters_change_nothing_and_trained_ones_merge_exactly():
+    adapters = denoisers.init_adapters(CONFIG, jax.random.key(2), rank=3)
+    plain = logits(PARAMS)
+    np.testing.assert_array_equal(logits(denoisers.with_adapters(PARAMS, adapters)), plain)
+    adapters = trained(adapters)
+    adapted = logits(denoisers.with_adapters(PARAMS, adapters))
+    assert np.abs(adapted - plain).max() > 0.1
+    merged = denoisers.merge_adapters(PARAMS, adapters)
+    assert jax.tree.structure(merged) == jax.tree.structure(PARAMS)
+    np.testing.assert_allclose(logits(merged), adapted, atol=2e-5)
+
+
+def test_targets_and_sizes():
+    adapters = flatten_dict(
+        denoisers.init_adapters(CONFIG, jax.random.key(2), rank=3, targets=("query", "down"))
+    )
+    assert {path[-2] for path in adapters} == {"query", "down"}
+    shapes = {path[-2:]: leaf.shape for path, leaf in adapters.items()}
+    assert shapes["down", "lora_a"] == (2, 24, 3)
+    assert shapes["down", "lora_b"] == (2, 3, 16)
+    assert all(leaf.dtype == jnp.float32 for leaf in adapters.values())
+    everything = flatten_dict(denoisers.init_adapters(CONFIG, jax.random.key(2), rank=1))
+    expected = {"query", "key", "value", "attention_out", "gate", "up", "down"}
+    assert {path[-2] for path in everything} == expected
+
+
+def test_weights_of_bfloat16_take_float32_adapters():
+    config = dataclasses.replace(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
+    params = denoisers.init_params(config, jax.random.key(0))
+    adapters = trained(denoisers.init_adapters(config, jax.random.key(2), rank=3))
+    merged = denoisers.merge_adapters(params, adapters)
+    kernels = [leaf for path, leaf in flatten_dict(merged).items() if path[-1] == "kernel"]
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in kernels)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"rank": 0}, "rank=0 must be at least 1"),
+        (
+            {"rank": 2, "targets": ("q_proj",)},
+            "'q_proj' is no linear map .* it has attention",
+        ),
+    ],
+)
+def test_bad_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        denoisers.init_adapters(CONFIG, jax.random.key(0), **settings)
