@@ -44,7 +44,15 @@ REQUIRES = [
 ]
 # Minor releases of it have changed what counts as equal.
 MATH = ["latex2sympy2_extended==1.11.*", "math-verify==0.9.*"]
-TEST = ["hypothesis>=6.100", "pyarrow>=17", "pytest>=8.3", "pytest-timeout>=2.3", *MATH]
+QUANTIZATION = ["qwix>=0.1.8,<0.2"]
+TEST = [
+    "hypothesis>=6.100",
+    "pyarrow>=17",
+    "pytest>=8.3",
+    "pytest-timeout>=2.3",
+    *MATH,
+    *QUANTIZATION,
+]
 DEV = ["mypy>=1.18", "ruff>=0.14"]
 
 setuptools.setup(
@@ -65,6 +73,7 @@ setuptools.setup(
         "wandb": ["wandb>=0.19"],
         "math": MATH,
         "parquet": ["pyarrow>=17"],
+        "quantization": QUANTIZATION,
         "test": TEST,
         "dev": TEST + DEV,
     },

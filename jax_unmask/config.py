@@ -52,6 +52,8 @@ def policy_grpo() -> ConfigDict:
             "path": "GSAI-ML/LLaDA-8B-Instruct",
             "dtype": "bfloat16",
             "param_dtype": "bfloat16",
+            # "int8" or "fp8": the layers' matrices in a byte per weight (extra `quantization`).
+            "quantization": placeholder(str),
         }
     )
     config.rollout = ConfigDict(

@@ -19,6 +19,7 @@ from jax_unmask.evaluation import candidates, sweep
 from jax_unmask.evaluation.bundle import load_bundle
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.recipes.policy_grpo import build_policy
+from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.report.results import Result
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.checkpoints import Checkpoints
@@ -89,6 +90,7 @@ def policy_directory(
     logger.info("Took the policy of step %d of %s.", step, run)
     directory = workdir / "policy"
     policies.save_policy(directory, policy, params)
+    write_policy_card(directory, config, policies.settings_of(policy, params), run)
     return directory
 
 

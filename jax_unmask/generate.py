@@ -45,7 +45,9 @@ def _run(args: argparse.Namespace) -> None:
     # All that can be wrong without the model is checked before the model is loaded.
     problem = asked.problem(args)
     asked.check(args)
-    denoiser, params, tokenizer = load_model(args.model, dtype=args.dtype, param_dtype=args.dtype)
+    denoiser, params, tokenizer = load_model(
+        args.model, dtype=args.dtype, param_dtype=args.dtype, quantization=args.quantization
+    )
     settings = asked.settings(args, denoiser.config, tokenizer)
     live = None
     is_live = canvas.can_redraw(sys.stderr) and not args.json if args.live is None else args.live
@@ -81,6 +83,7 @@ def _run(args: argparse.Namespace) -> None:
                 "seed": args.seed,
                 "model": args.model,
                 "policy": args.policy,
+                "quantization": args.quantization,
             }
             record |= {} if score is None else {"score": score}
             sys.stdout.write(json.dumps(record) + "\n")

@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, config_flags
 from jax_unmask import commands, denoisers, validation
 from jax_unmask.denoisers import families
 from jax_unmask.denoisers.pretrained import read_config
+from jax_unmask.denoisers.quantization import quantize_params
 from jax_unmask.evaluation.bundle import resolve_model
 from jax_unmask.learners.experts import with_experts
 from jax_unmask.recipes.base import check_fits
@@ -159,6 +160,10 @@ def plan(config: ConfigDict, *, compile_programs: bool = False) -> Plan:
     check_fits(shape, config.task.prompt_length, config.rollout.gen_length)
     parts = build_parts(config)
     weights = denoisers.abstract_params(shape)
+    if config.model.quantization is not None:
+        weights = jax.eval_shape(
+            lambda params: quantize_params(params, config.model.quantization), weights
+        )
     state = jax.eval_shape(
         lambda key: parts.learner.init(
             parts.policy.init_params(key, config.rollout.gen_length), key

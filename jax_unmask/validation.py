@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import config as defaults
 from jax_unmask import policies, tasks
+from jax_unmask.denoisers import quantization
 from jax_unmask.evaluation.candidates import candidates
 from jax_unmask.learners.surrogates import Threshold
 from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
@@ -89,6 +90,8 @@ def _policy_grpo(config: ConfigDict) -> None:
     check.one_of(config, "reward.kind", tuple(rewards.REWARDS))
     check.one_of(config, "policy.distribution", ("bernoulli", "bernoulli_argmax", "dpls"))
     check.one_of(config, "policy.context", ("full", "block"))
+    if config.model.quantization is not None:
+        check.one_of(config, "model.quantization", tuple(quantization.TYPES))
     _has_groups(config)
     check.require(
         bool(config.expert.imitation) == bool(config.expert.imitation_steps),
@@ -107,11 +110,7 @@ def _policy_grpo(config: ConfigDict) -> None:
     )
     if config.expert.count:
         check.divides(config, "expert.block_length", "rollout.gen_length")
-        try:
-            policies.parse_policy(config.expert.policy)
-        except (ValueError, FileNotFoundError) as error:
-            value = config.expert.policy
-            raise check.ConfigError("expert.policy", value, str(error), "Correct it") from error
+        _has_final_tokens(config, "expert.policy")
         check.require(
             config.rollout.block_length == config.rollout.gen_length,
             config,
@@ -211,11 +210,23 @@ def _tracerl(config: ConfigDict) -> None:
         "Set learner.surrogate = 'trace', or value.enabled = False",
     )
     _has_groups(config)
+    _has_final_tokens(config, "rollout.policy")
+
+
+def _has_final_tokens(config: ConfigDict, key: str) -> None:
+    """Refuses policies that cannot be read, and those that edit: a trace has one step per token."""
+    value = check.get(config, key)
     try:
-        policies.parse_policy(config.rollout.policy)
+        policy, _ = policies.parse_policy(value)
     except (ValueError, FileNotFoundError) as error:
-        value = config.rollout.policy
-        raise check.ConfigError("rollout.policy", value, str(error), "Correct it") from error
+        raise check.ConfigError(key, value, str(error), "Correct it") from error
+    check.require(
+        policy.needs.post_steps is None,
+        config,
+        key,
+        "it edits tokens that were filled, and learners need one step per token",
+        "Choose one that does not, such as dynamic",
+    )
 
 
 def _sft(config: ConfigDict) -> None:

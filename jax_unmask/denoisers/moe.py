@@ -15,6 +15,7 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
+from jax_unmask.denoisers.quantization import ragged_matmul
 
 _expert_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=(0,))
 
@@ -33,9 +34,8 @@ class Experts(nn.Module):
             raise ValueError("the config has no experts")
         width, count = cfg.hidden_size, moe.num_experts
 
-        def stacked(name: str, fan_in: int, fan_out: int, init: Any = _expert_init) -> Array:
-            shape = (count, fan_in, fan_out)
-            return self.param(name, init, shape, cfg.param_dtype).astype(cfg.dtype)
+        def stacked(name: str, fan_in: int, fan_out: int, init: Any = _expert_init) -> Any:
+            return self.param(name, init, (count, fan_in, fan_out), cfg.param_dtype)
 
         router = self.param(
             "router",
@@ -59,16 +59,16 @@ class Experts(nn.Module):
         pairs = chosen.reshape(-1)
         order = jnp.argsort(pairs, stable=True)
         sizes = jnp.bincount(pairs, length=count).astype(jnp.int32)
-        grouped = jnp.take(x, order // moe.per_token, axis=0)
+        grouped, experts = jnp.take(x, order // moe.per_token, axis=0), jnp.take(pairs, order)
 
         # The layer's output joins the residual stream; see `Block` for the scale.
         out_init = nn.initializers.variance_scaling(
             1.0 / (2 * cfg.num_layers), "fan_in", "normal", batch_axis=(0,)
         )
-        gate = jax.lax.ragged_dot(grouped, stacked("gate", width, moe.size), sizes)
-        up = jax.lax.ragged_dot(grouped, stacked("up", width, moe.size), sizes)
+        gate = ragged_matmul(grouped, stacked("gate", width, moe.size), sizes, experts)
+        up = ragged_matmul(grouped, stacked("up", width, moe.size), sizes, experts)
         down = stacked("down", moe.size, width, out_init)
-        out = jax.lax.ragged_dot(nn.silu(gate) * up, down, sizes)
+        out = ragged_matmul(nn.silu(gate) * up, down, sizes, experts)
 
         # Back in the order of the tokens, so that a token's experts are added in a fixed order.
         out = jnp.take(out, jnp.argsort(order), axis=0).reshape(-1, moe.per_token, width)

@@ -21,6 +21,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
 from jax_unmask.denoisers import families, hub
+from jax_unmask.denoisers import quantization as quantized
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.layout import Layout, Path
 from jax_unmask.denoisers.tensor_files import TensorFiles, has_tensor_files, write_tensor_files
@@ -38,11 +39,13 @@ def from_pretrained(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike | None = None,
     mask_token_id: int | None = None,
+    quantization: str | None = None,
 ) -> tuple[Denoiser, Params]:
     """Loads a denoiser.
 
     The weights are read one tensor at a time into the stacked arrays of their parameter, so host
-    memory needs room for one parameter beside the model.
+    memory needs room for one parameter beside the model. Quantised, each parameter is as soon as it
+    is read.
 
     Args:
         path: a directory with `config.json` and safetensors or Orbax weights, or a hub name.
@@ -50,6 +53,8 @@ def from_pretrained(
         param_dtype: type of the parameters; by default as stored (the widest, where tensors
             differ).
         mask_token_id: the mask token, for models whose files do not name it.
+        quantization: "int8" or "fp8" for a denoiser that is not trained, or None; see
+            `jax_unmask.denoisers.quantization`.
 
     Returns:
         The denoiser and its parameters.
@@ -58,7 +63,10 @@ def from_pretrained(
         FileNotFoundError: the directory, its `config.json` or its weights are missing.
         ValueError: the config is not supported, a weights file is corrupt, or its tensors are not
             exactly the ones that the config calls for.
+        ImportError: quantised weights are asked for, and Qwix is not installed.
     """
+    if quantization is not None:
+        quantized.check_kind(quantization)
     directory = hub.local_directory(path)
     config = read_config(directory, mask_token_id=mask_token_id)
     orbax, tensors = (directory / ORBAX_ITEM).is_dir(), has_tensor_files(directory)
@@ -68,7 +76,7 @@ def from_pretrained(
             "the one that is out of date"
         )
     load = _load_orbax if orbax else _load_tensors
-    params, config = load(directory, config, param_dtype)
+    params, config = load(directory, config, param_dtype, quantization)
     config = dataclasses.replace(config, dtype=config.param_dtype if dtype is None else dtype)
     return Denoiser(config), params
 
@@ -163,7 +171,10 @@ def read_config(directory: pathlib.Path, *, mask_token_id: int | None = None) ->
 
 
 def _load_tensors(
-    directory: pathlib.Path, config: DenoiserConfig, param_dtype: DTypeLike | None
+    directory: pathlib.Path,
+    config: DenoiserConfig,
+    param_dtype: DTypeLike | None,
+    quantization: str | None,
 ) -> tuple[Params, DenoiserConfig]:
     files = TensorFiles(directory)
     layout = Layout(config)
@@ -189,14 +200,18 @@ def _load_tensors(
             return np.dtype(config.param_dtype)
         return _widest(files.dtypes[name] for name in layout.stored_as(path))
 
-    params = {
-        path: jnp.asarray(layout.read(path, files.read, dtype_of(path))) for path in layout.paths
-    }
+    params = {}
+    for path in layout.paths:
+        value = jnp.asarray(layout.read(path, files.read, dtype_of(path)))
+        params[path] = quantized.quantize(path, value, quantization) if quantization else value
     return unflatten_dict(params), config
 
 
 def _load_orbax(
-    directory: pathlib.Path, config: DenoiserConfig, param_dtype: DTypeLike | None
+    directory: pathlib.Path,
+    config: DenoiserConfig,
+    param_dtype: DTypeLike | None,
+    quantization: str | None,
 ) -> tuple[Params, DenoiserConfig]:
     import orbax.checkpoint as ocp
 
@@ -218,11 +233,17 @@ def _load_orbax(
             )
             for path, leaf in expected.items()
         }
-        return checkpointer.restore(path, unflatten_dict(target)), config
+        params = checkpointer.restore(path, unflatten_dict(target))
+    return quantized.quantize_params(params, quantization) if quantization else params, config
 
 
 def _check_params(params: Params, config: DenoiserConfig) -> None:
     """Refuses to save parameters that are not those of the config."""
+    if any(map(quantized.is_quantized, flatten_dict(params).values())):
+        raise ValueError(
+            "quantised parameters cannot be saved: the formats hold floating-point weights. Load "
+            "the model without quantization, and save that"
+        )
     problems = _differences(flatten_dict(params), flatten_dict(abstract_params(config)))
     _refuse(problems, "params")
 

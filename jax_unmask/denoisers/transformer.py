@@ -19,6 +19,7 @@ from jax_unmask.denoisers.attention import (
 )
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.moe import Experts
+from jax_unmask.denoisers.quantization import matmul
 
 Params = dict[str, Any]
 Table = tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
@@ -48,17 +49,30 @@ class RMSNorm(nn.Module):
         return normed.astype(cfg.dtype) * scale.astype(cfg.dtype)
 
 
-class Linear(nn.Dense):
-    """A dense layer, with a low-rank adapter where the parameters hold one (see `adapters`)."""
+class Linear(nn.Module):
+    """A dense layer: `nn.Dense`, but its matrix may be quantised, and have a low-rank adapter.
 
-    def __call__(self, inputs: Array) -> Array:
-        """[*B, in] -> [*B, out]."""
-        out = super().__call__(inputs)
+    See `quantization` and `adapters`; the parameters say which of it there is.
+    """
+
+    config: DenoiserConfig
+    features: int
+    kernel_init: Any
+    use_bias: bool = False
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
+        """Products are in the compute type."""
+        cfg, shape = self.config, (x.shape[-1], self.features)
+        out = matmul(x, self.param("kernel", self.kernel_init, shape, cfg.param_dtype))
+        if self.use_bias:
+            bias = self.param("bias", nn.initializers.zeros, (self.features,), cfg.param_dtype)
+            out = out + bias.astype(cfg.dtype)
         if not self.has_variable("params", "lora_a"):
             return out
         a: Array = self.get_variable("params", "lora_a")
         b: Array = self.get_variable("params", "lora_b")
-        return out + (inputs @ a.astype(self.dtype)) @ b.astype(self.dtype)
+        return out + (x @ a.astype(cfg.dtype)) @ b.astype(cfg.dtype)
 
 
 class Block(nn.Module):
@@ -92,14 +106,7 @@ class Block(nn.Module):
         )
 
         def dense(name: str, features: int, init: Any = _dense_init, bias: bool = False) -> Linear:
-            return Linear(
-                features,
-                use_bias=bias,
-                kernel_init=init,
-                dtype=cfg.dtype,
-                param_dtype=cfg.param_dtype,
-                name=name,
-            )
+            return Linear(cfg, features, init, bias, name=name)
 
         def heads(name: str, count: int, h: Array) -> Float[Array, "B S H d"]:
             out = dense(name, count * cfg.head_dim, bias=cfg.qkv_bias)(h)

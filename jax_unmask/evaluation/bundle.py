@@ -55,14 +55,23 @@ def load_bundle(config: ConfigDict) -> Bundle:
             "hub name",
         )
     task = load_task(config)
+    quantization = config.model.get("quantization")  # Models that are trained have no such key.
     denoiser, params, tokenizer = load_model(
-        config.model.path, dtype=config.model.dtype, param_dtype=config.model.param_dtype
+        config.model.path,
+        dtype=config.model.dtype,
+        param_dtype=config.model.param_dtype,
+        quantization=quantization,
     )
-    return Bundle(denoiser, params, tokenizer, task, str(config.model.path))
+    name = str(config.model.path) + (f" {quantization}" if quantization else "")
+    return Bundle(denoiser, params, tokenizer, task, name)
 
 
 def load_model(
-    path: str, *, dtype: str | None = None, param_dtype: str | None = None
+    path: str,
+    *,
+    dtype: str | None = None,
+    param_dtype: str | None = None,
+    quantization: str | None = None,
 ) -> tuple[denoisers.Denoiser, denoisers.Params, denoisers.Tokenizer]:
     """Loads a denoiser and its tokenizer; `path` as in `load_bundle`.
 
@@ -70,7 +79,9 @@ def load_model(
     """
     directory = resolve_model(path)
     tokenizer = denoisers.load_tokenizer(directory)
-    denoiser, params = denoisers.from_pretrained(directory, dtype=dtype, param_dtype=param_dtype)
+    denoiser, params = denoisers.from_pretrained(
+        directory, dtype=dtype, param_dtype=param_dtype, quantization=quantization
+    )
     if tokenizer.mask_id != denoiser.config.mask_token_id:
         raise ValueError(
             f"{directory}: the tokenizer's mask token has id {tokenizer.mask_id}, the model's "

@@ -10,6 +10,7 @@ import sys
 
 from jax_unmask import policies, tasks
 from jax_unmask.denoisers import DenoiserConfig, Tokenizer, families
+from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.evaluation.bundle import shipped_models
 from jax_unmask.generation.answers import Prompt
@@ -113,6 +114,7 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     add("--top_p", type=float, default=1.0, help="draw from the best tokens of this mass")
     add("--seed", type=int, default=0, help="seed of all that is drawn; default: 0")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
+    add("--quantization", choices=tuple(TYPES), help="the layers' matrices in a byte per weight")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

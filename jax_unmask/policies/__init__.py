@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from jax_unmask.policies.base import Action, Needs, Observation, Params, Policy, row_uniform
-from jax_unmask.policies.checkpoint import load_policy, save_policy
+from jax_unmask.policies.checkpoint import load_policy, save_policy, settings_of
 from jax_unmask.policies.family_samplers import (
     DreamThreshold,
     Dynamic,
+    DynamicEdit,
     Entropy,
     MaskgitPlus,
     Origin,
@@ -33,6 +34,7 @@ __all__ = [
     "ConflictFree",
     "DreamThreshold",
     "Dynamic",
+    "DynamicEdit",
     "Entropy",
     "EntropyBounded",
     "Factor",
@@ -57,4 +59,5 @@ __all__ = [
     "parse_policy",
     "row_uniform",
     "save_policy",
+    "settings_of",
 ]

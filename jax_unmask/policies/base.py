@@ -28,11 +28,14 @@ class Needs:
         top_k: how many of the largest probabilities per position (`Observation.top_probs`).
         entropy: whether `Observation.entropy` is filled.
         hidden: whether `Observation.hidden` (the denoiser's last hidden state) is filled.
+        post_steps: None if tokens that it filled are final; otherwise the forwards that it wants at
+            most on a block that holds no mask any more. They end with one that changes nothing.
     """
 
     top_k: int = 1
     entropy: bool = False
     hidden: bool = False
+    post_steps: int | None = None
 
 
 @struct.dataclass
@@ -75,11 +78,14 @@ class Action:
         log_prob: log-probability of the choice (0 for deterministic policies).
         rank: 1-based order in which an ordered distribution (dynamic Plackett-Luce) drew the
             positions, 0 where nothing was drawn; None for unordered distributions.
+        edit: filled positions of the current block whose tokens the candidates replace; None if
+            tokens are final. Only where the candidate is another token does anything happen.
     """
 
     fill: Bool[Array, "*B L"]
     log_prob: Float[Array, "*B"]
     rank: Int[Array, "*B L"] | None = None
+    edit: Bool[Array, "*B L"] | None = None
 
 
 class Policy(Protocol):

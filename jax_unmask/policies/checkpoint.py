@@ -106,6 +106,15 @@ def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Pa
     (directory / CONFIG).write_text(json.dumps(_config_fields(policy, settings), indent=2) + "\n")
 
 
+def settings_of(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
+    """How a policy acts, by the names that `parse_policy` has for it."""
+    fields = (field.name for field in dataclasses.fields(policy) if field.name != "network")
+    return {
+        **{name: getattr(policy, name) for name in fields},
+        **{name: float(np.asarray(params[name])) for name in _SETTINGS},
+    }
+
+
 def _read_config(directory: pathlib.Path) -> tuple[LearnedPolicy, dict[str, float]]:
     path = directory / CONFIG
     try:

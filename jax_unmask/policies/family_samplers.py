@@ -1,8 +1,8 @@
-"""The samplers that denoiser families publish with their models: Dream's and SDAR's.
+"""The samplers that denoiser families publish with their models: Dream's, SDAR's and LLaDA2's.
 
 As in `heuristics`, settings live in the params, one value or one per row. SDAR's other two are
 heuristics already: `low_confidence_static` is `TopConfidence`, `sequential` is `LeftToRight`, both
-with `steps`.
+with `steps`; LLaDA2.0's is `Dynamic` with a threshold of 0.95.
 """
 
 from __future__ import annotations
@@ -223,3 +223,50 @@ class Dynamic(_ThresholdAndQuota):
         above: Bool[Array, "*B L"] = obs.legal & (obs.confidence > column(params["threshold"]))
         best = take_best(obs.confidence, obs.legal, quota(params, obs))
         return deterministic(above | best)
+
+
+@dataclasses.dataclass(frozen=True)
+class DynamicEdit(Dynamic):
+    """LLaDA2.1's sampler: `Dynamic`, and tokens of the block are replaced while it is worked on.
+
+    "Token editing" (arXiv 2602.08676): where the denoiser gives another token than the one that
+    stands there a probability above a threshold of its own, that token is written instead. A full
+    block is looked at again until nothing changes.
+
+    Attributes:
+        max_post_steps: forwards at most on a block after its last mask was filled.
+    """
+
+    max_post_steps: int = 16
+
+    def __post_init__(self) -> None:
+        if self.max_post_steps < 0:
+            raise ValueError(f"max_post_steps={self.max_post_steps} must not be negative")
+
+    @property
+    def needs(self) -> Needs:
+        """Forwards on full blocks."""
+        return Needs(post_steps=self.max_post_steps)
+
+    def params(
+        self,
+        threshold: ArrayLike = 0.95,
+        tokens_per_step: ArrayLike = 1,
+        steps: ArrayLike = 0,
+        editing_threshold: ArrayLike = 0.9,
+    ) -> Params:
+        """Settings.
+
+        Args:
+            threshold: see `Dynamic`.
+            tokens_per_step: see `Dynamic`.
+            steps: see `Dynamic`.
+            editing_threshold: probability above which a token replaces another, in [0, 1].
+        """
+        own = {"editing_threshold": setting("editing_threshold", editing_threshold, 0, 1)}
+        return super().params(threshold, tokens_per_step, steps) | own
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """See `Policy.__call__`."""
+        edit = ~obs.masked & (obs.confidence > column(params["editing_threshold"]))
+        return super().__call__(params, obs, keys).replace(edit=edit)

@@ -36,7 +36,15 @@ HEURISTICS: dict[str, Any] = {
     "entropy": family_samplers.Entropy,
     "dream_threshold": family_samplers.DreamThreshold,
     "dynamic": family_samplers.Dynamic,
+    "dynamic_edit": family_samplers.DynamicEdit,
 }
+ALIASES = {
+    "low_confidence": "top_confidence",
+    "low_confidence_static": "top_confidence",
+    "low_confidence_dynamic": "dynamic",
+    "sequential": "left_to_right",
+}
+"""Names that the public samplers of LLaDA and SDAR have."""
 LEARNED = "learned"
 SHIPPED = pathlib.Path(__file__).parents[1] / "assets" / "policies"
 
@@ -69,17 +77,18 @@ def parse_policy(spec: str) -> tuple[Policy, Params]:
         FileNotFoundError: a learned policy that does not exist.
     """
     name, _, rest = spec.partition(":")
-    name = name.strip()
+    name = ALIASES.get(name.strip(), name.strip())
     _check_known("policy", name, [*HEURISTICS, LEARNED], spec)
     pieces = [piece.strip() for piece in rest.split(",")] if rest.strip() else []
     if name == LEARNED:
         return _learned(spec, pieces)
     given = _pairs(spec, pieces)
     _check_settings(name, given, _settings(HEURISTICS[name]), spec)
-    static = {field.name for field in dataclasses.fields(HEURISTICS[name])}
-    policy = HEURISTICS[name](**{k: _boolean(spec, k, v) for k, v in given.items() if k in static})
+    static = {field.name: field.default for field in dataclasses.fields(HEURISTICS[name])}
+    own = {k: _static(spec, k, v, static[k]) for k, v in given.items() if k in static}
     numbers = {k: _number(spec, k, v) for k, v in given.items() if k not in static}
     try:
+        policy = HEURISTICS[name](**own)
         return policy, policy.params(**numbers)
     except ValueError as error:
         raise ValueError(f"policy {spec!r}: {error}") from error
@@ -169,6 +178,16 @@ def _number(spec: str, name: str, text: str) -> float:
         return float(text)
     except ValueError as error:
         raise ValueError(f"policy {spec!r}: {name}={text} is not a number") from error
+
+
+def _static(spec: str, name: str, text: str, default: Any) -> bool | int:
+    """A static field of a heuristic: yes or no, or a whole number."""
+    if isinstance(default, bool):
+        return _boolean(spec, name, text)
+    try:
+        return int(text)
+    except ValueError as error:
+        raise ValueError(f"policy {spec!r}: {name}={text} is not a whole number") from error
 
 
 def _boolean(spec: str, name: str, text: str) -> bool:

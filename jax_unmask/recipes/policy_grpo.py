@@ -21,6 +21,7 @@ from jax_unmask.learners.experts import ExpertPolicy, merge_groups, with_experts
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
 from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, scan
+from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
@@ -264,12 +265,15 @@ class PolicyGrpo:
         return jnp.where(state.step < expert.imitation_steps, expert.imitation, 0.0)
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
-        directory = workdir / "policy"
-        policies.save_policy(directory, self._parts.policy, state.params)
+        directory, policy = workdir / "policy", self._parts.policy
+        policies.save_policy(directory, policy, state.params)
+        settings = policies.settings_of(policy, state.params)
+        write_policy_card(directory, self._config, settings, workdir)
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
 
             sweep.run(self._config, self._bundle, workdir, trained=directory)
+            write_policy_card(directory, self._config, settings, workdir)
 
     def _roll_out(
         self,

@@ -46,6 +46,7 @@ class _Rows(NamedTuple):
     step: Int[Array, " B"]
     block: Int[Array, " B"]
     step_in_block: Int[Array, " B"]
+    post_steps: Int[Array, " B"]
 
 
 class _Held(NamedTuple):
@@ -97,7 +98,8 @@ def rollout(
     """Fills the canvas of every row, from all masks to the end.
 
     A row's block ends when it holds no mask any more or after `block_length` steps in it; masks
-    that a policy left behind stay. The loop ends once every row is done.
+    that a policy left behind stay. A policy that edits gets further steps on a full block, as many
+    as it needs (`Needs.post_steps`). The loop ends once every row is done.
 
     Args:
         denoiser: the dLLM (static).
@@ -123,6 +125,8 @@ def rollout(
     # Blocks that are counted from the start of the text may be cut at both ends of the canvas.
     num_blocks = length // block_length + is_block_causal
     mask_id = denoiser.config.mask_token_id
+    most_post_steps = policy.needs.post_steps or 0
+    most_steps = length + num_blocks * most_post_steps
 
     def blocks(held: _Held) -> tuple[Int[Array, " S"], Int[Array, "S L"]]:
         """What the prompt has taken of a row's first block, and the block of each position."""
@@ -182,12 +186,19 @@ def rollout(
         obs, in_block = observe(held, step_keys[:, 0])
         action = policy(params, obs, step_keys[:, 1])
 
-        active = obs.legal.any(axis=-1)
+        has_masks = obs.legal.any(axis=-1)
+        active = rows.block < num_blocks if most_post_steps else has_masks
         fill = action.fill & obs.legal
+        changes = jnp.zeros_like(has_masks)
+        if action.edit is not None:
+            edit = action.edit & in_block & ~obs.masked & (obs.candidate != rows.canvas)
+            fill, changes = fill | edit, edit.any(axis=-1)
         canvas = jnp.where(fill, obs.candidate, rows.canvas)
         used = rows.step_in_block + active
+        post_steps = rows.post_steps + (active & ~has_masks)
         unfinished = ((canvas == mask_id) & in_block).any(axis=-1)
-        next_block = active & (~unfinished | (used >= block_length))
+        edits_on = (post_steps < most_post_steps) & (has_masks | changes)
+        next_block = active & jnp.where(unfinished, used >= block_length, ~edits_on)
         is_last = rows.block == blocks(held)[1][:, -1]
         if settings.stop_ids:
             stops = jnp.isin(canvas, jnp.asarray(settings.stop_ids, jnp.int32))
@@ -199,6 +210,7 @@ def rollout(
             step=rows.step + active,
             block=jnp.where(next_block & is_last, num_blocks, rows.block + next_block),
             step_in_block=jnp.where(next_block, 0, used),
+            post_steps=jnp.where(next_block, 0, post_steps),
         )
         return new, Records(obs, action, active)
 
@@ -232,7 +244,7 @@ def rollout(
     )
     if settings.record:
         # The most iterations that there can be: every round of rows takes all steps.
-        most = length * -(-batch // settings.num_slots(batch))
+        most = most_steps * -(-batch // settings.num_slots(batch))
         shapes = jax.eval_shape(serve, state)[1]
         state = state._replace(
             records=jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
@@ -247,7 +259,7 @@ def rollout(
         nfe=rows.step,
         forwards=state.forwards,
         slots=settings.num_slots(batch),
-        records=state.slots.by_row(state.records, rows.step, length),
+        records=state.slots.by_row(state.records, rows.step, most_steps),
     )
 
 
@@ -281,4 +293,5 @@ def _first_rows(
         step=count,
         block=count if present is None else jnp.where(present, 0, num_blocks).astype(jnp.int32),
         step_in_block=count,
+        post_steps=count,
     )

@@ -103,7 +103,7 @@ class Prompts:
 
 @struct.dataclass
 class Records:
-    """Every step of a rollout, time-major (T = gen_length, the step limit of a row).
+    """Every step of a rollout, time-major (T: a row's step limit, gen_length without edits).
 
     Attributes:
         obs: observations, each leaf [T, B, ...].
@@ -124,8 +124,9 @@ class Trajectory:
     Attributes:
         prompts: the prompts it started from.
         tokens: final canvas; holds the mask token where a policy never filled a position.
-        step_map: index of the row's own step that filled each position, -1 if none did.
-        confidence: probability of the token when it was filled, 0 where nothing was.
+        step_map: index of the row's own step that filled each position (or last edited it), -1 if
+            none did.
+        confidence: probability of the token when it was written, 0 where nothing was.
         nfe: denoiser forwards that the row needed.
         forwards: forwards that were executed (a scalar), each of all slots.
         slots: rows per forward.

@@ -211,6 +211,7 @@ class TestData:
             {"expert__count": 1, "expert__block_length": 4, "expert__policy": "treshold"},
             "config.expert.policy = 'treshold'",
         ),
+        ({"model__quantization": "int4"}, "config.model.quantization = 'int4'"),
         ({"optimizer__lr": float("nan")}, "config.optimizer.lr = nan: it must be positive"),
         (
             {"optimizer__warmup_steps": 6},
@@ -250,6 +251,7 @@ def test_impossible_settings_of_sft(tiny_config, message):
         ({"filter__low": 0.9}, "config.filter.low = 0.9: it must not exceed config.filter.high"),
         ({"rollout__group_size": 1}, "config.rollout.group_size = 1: a group of fewer than two"),
         ({"rollout__policy": "treshold"}, "config.rollout.policy = 'treshold'"),
+        ({"rollout__policy": "dynamic_edit"}, "it edits tokens that were filled"),
         ({"learner__num_pads": -2}, "config.learner.num_pads = -2: it is a number of tokens"),
         ({"learner__block_length": 8}, "family 'llada', has full attention. Leave it out"),
         ({"learner__draws": 0}, "config.learner.draws = 0: it must be positive"),

@@ -172,6 +172,9 @@ class TestPolicyRuns:
             assert 1 <= line["nfe"] <= line["nfe_max"] <= 16
             assert 0 < line["useful_forwards"] <= 1
         policy, params = policies.load_policy(workdir / "policy")
+        card = (workdir / "policy" / "README.md").read_text()
+        assert f"- distribution: {policy.distribution}" in card
+        assert "mean of the last 3 recorded steps" in card
         return found, policy, params
 
     def test_additive_reward(self, tiny_config, tmp_path):

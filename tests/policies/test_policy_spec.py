@@ -32,6 +32,14 @@ def test_every_available_heuristic_parses_with_its_defaults():
         }
 
 
+def test_whole_numbers_and_published_names():
+    policy, params = parse_policy("dynamic_edit:max_post_steps=3,editing_threshold=0.5")
+    assert (policy.max_post_steps, params["editing_threshold"]) == (3, 0.5)
+    assert policy.needs.post_steps == 3
+    assert parse_policy("low_confidence:steps=4") == parse_policy("top_confidence:steps=4")
+    assert parse_policy("sequential") == parse_policy("left_to_right")
+
+
 def test_builds_learned_policies():
     policy, params = parse_policy(
         f"learned:{REFERENCE},temperature=0.5,scale=2,distribution=dpls,dpls_stop_logit=0.25"
@@ -57,6 +65,8 @@ def test_finds_shipped_policies_by_name(monkeypatch):
         ("threshold:treshold=0.9", "unknown setting of threshold 'treshold'; did you mean"),
         ("threshold:threshold=high", "threshold=high is not a number"),
         ("threshold:threshold=2", "threshold=2.0 must lie in"),
+        ("dynamic_edit:max_post_steps=1.5", "max_post_steps=1.5 is not a whole number"),
+        ("dynamic_edit:max_post_steps=-1", "max_post_steps=-1 must not be negative"),
         ("threshold:0.9", "'0.9' is not of the form SETTING=VALUE"),
         ("threshold:threshold=.5,threshold=.6", "threshold is given twice"),
         ("top_confidence:tokens_per_step=1.5", "must be a whole number"),

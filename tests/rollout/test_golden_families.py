@@ -42,6 +42,15 @@ def sdar(fixtures_dir):
 
 
 @pytest.fixture(scope="module")
+def llada2(fixtures_dir):
+    folder = fixtures_dir / "llada2_moe"
+    meta = json.loads((folder / "meta.json").read_text())
+    model = denoisers.from_pretrained(folder, mask_token_id=meta["mask_id"])
+    cases = {case["name"]: case for case in meta["cases"]}
+    return model, load_file(folder / "cases.safetensors"), cases
+
+
+@pytest.fixture(scope="module")
 def tables(fixtures_dir):
     folder = fixtures_dir / "jetengine"
     meta = json.loads((folder / "meta.json").read_text())
@@ -259,3 +268,53 @@ class TestJetEngine:
 
 def with_params(policy, **settings):
     return policy, policy.params(**settings)
+
+
+class TestLLaDA2:
+    """LLaDA2.0's threshold with a quota, and LLaDA2.1's editing."""
+
+    def check(self, llada2, name, policy, params):
+        """Blocks behind the record's last one are rolled out, too; they count for nothing."""
+        model, arrays, cases = llada2
+        case, prompt = cases[name], arrays[f"{name}.prompt"]
+        block = case["block_length"]
+        wanted = -(-(prompt.shape[1] + case["gen_length"]) // block) * block - prompt.shape[1]
+        out = decode(
+            model,
+            arrays,
+            name,
+            policy,
+            params,
+            gen_length=-(-wanted // block) * block,
+            block_length=block,
+            record=True,
+            stop_ids=(case["eos_id"],),
+        )
+        expected = arrays[f"{name}.generated"]
+        np.testing.assert_array_equal(out.tokens[:, : expected.shape[1]], expected)
+        records = out.records
+        counted = records.active[:, 0] & (records.obs.block_start[:, 0] < wanted)
+        assert counted.sum() == case["nfe"]
+        return out, counted
+
+    def test_threshold_with_a_quota(self, llada2):
+        case, policy = llada2[2]["gen_llada2_t"], policies.Dynamic()
+        params = policy.params(threshold=case["threshold"], steps=case["steps"])
+        self.check(llada2, "gen_llada2_t", policy, params)
+
+    @pytest.mark.parametrize("name", ["gen_llada21_t", "gen_llada21_edit"])
+    def test_editing(self, llada2, name):
+        case = llada2[2][name]
+        policy = policies.DynamicEdit(max_post_steps=case["max_post_steps"])
+        params = policy.params(
+            threshold=case["threshold"],
+            tokens_per_step=case["num_to_transfer"],
+            editing_threshold=case["editing_threshold"],
+        )
+        out, counted = self.check(llada2, name, policy, params)
+        on_full_blocks = counted & ~np.asarray(out.records.obs.legal[:, 0]).any(axis=-1)
+        assert on_full_blocks.sum() > 0
+        # Positions that were no mask any more when they were last written.
+        masked, last = np.asarray(out.records.obs.masked[:, 0]), np.asarray(out.step_map[0])
+        edited = ~masked[last, np.arange(len(last))] & (last >= 0)
+        assert edited.any() == (name == "gen_llada21_edit")

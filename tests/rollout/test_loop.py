@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jax_unmask import policies
 from jax_unmask.policies import LearnedPolicy, NetworkConfig, heuristics
 from jax_unmask.policies.base import Action, Needs, row_uniform
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
@@ -238,3 +239,25 @@ def test_a_watcher_sees_every_step_as_it_happens_and_changes_nothing(model):
         filled = (out.step_map >= 0) & (out.step_map <= forward)
         np.testing.assert_array_equal(canvas, np.where(filled, out.tokens, MASK))
         np.testing.assert_array_equal(step_map, np.where(filled, out.step_map, -1))
+
+
+def test_editing_rows_do_not_depend_on_the_rows_beside_them_or_on_slots(model):
+    policy = policies.DynamicEdit(max_post_steps=3)
+    # Low thresholds: tokens are filled early and edited often.
+    params = policy.params(threshold=0.3, editing_threshold=0.2)
+    prompts, keys = make_prompts(1, (6, 3, 1, 5)), row_keys(jax.random.key(7), 4)
+    settings = RolloutSettings(gen_length=8, block_length=4, temperature=1.0, record=True)
+    together = rollout(*model, policy, params, prompts, keys, settings)
+    slotted = rollout(*model, policy, params, prompts, keys, dataclasses.replace(settings, slots=2))
+    for name in ("tokens", "step_map", "nfe"):
+        np.testing.assert_array_equal(getattr(slotted, name), getattr(together, name))
+    order = np.array([2, 0, 3, 1])
+    mixed = rollout(
+        *model, policy, params, jax.tree.map(lambda x: x[order], prompts), keys[order], settings
+    )
+    np.testing.assert_array_equal(mixed.tokens, together.tokens[order])
+    assert not (together.tokens == MASK).any()
+    # Every draw differs, so edits go on until their number is up in both blocks.
+    assert (together.nfe > 2 * 3).all()
+    assert (together.nfe <= 8 + 2 * 3).all()
+    assert together.records.active.shape[0] == 8 + 2 * 3

@@ -1,0 +1,123 @@
+"""Quantised weights for a denoiser that is not trained: a byte per weight, a scale per channel.
+
+The matrices of the layers, nine tenths of a large model, are stored as int8 or fp8 (e4m3) with one
+float32 scale for each output channel (of each expert). Products are taken in the compute type, in
+which both are exact, and scaled afterwards; activations are not quantised. Embeddings, the output
+projection, norms, biases and routers stay as they are. Calibration and storage are Qwix's
+(https://github.com/google/qwix).
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array, Float, Int
+
+TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
+"""What `quantization` can be."""
+
+_EXPERTS = ("gate", "up", "down")
+
+
+def check_kind(kind: str) -> None:
+    """Refuses what cannot be had, before anything is loaded.
+
+    Raises:
+        ValueError: there is no such kind.
+        ImportError: Qwix is not installed.
+    """
+    if kind not in TYPES:
+        raise ValueError(f"quantization={kind!r} is unknown; choose {' or '.join(TYPES)}")
+    _qwix()
+
+
+def quantize_params(params: Any, kind: str) -> Any:
+    """Parameters of a denoiser with the matrices of its layers quantised.
+
+    Args:
+        params: nested dict; its matrices are given up one by one, so that at no time there is a
+            second copy of all of them.
+        kind: a key of `TYPES`.
+
+    Returns:
+        The same tree, with a `qwix.QArray` in place of each matrix.
+
+    Raises:
+        ValueError: there is no such kind, or the parameters are quantised already.
+        ImportError: Qwix is not installed.
+    """
+    check_kind(kind)
+    flat = flatten_dict(params)
+    for path in list(flat):
+        flat[path] = quantize(path, flat[path], kind)
+    return unflatten_dict(flat)
+
+
+def quantize(path: tuple[str, ...], value: Any, kind: str) -> Any:
+    """One parameter, quantised if it is a matrix of a layer."""
+    if is_quantized(value):
+        raise ValueError(f"parameter {'/'.join(path)} is quantised already")
+    if not is_matrix(path):
+        return value
+    # The last but one axis is summed over; each index of the others has a scale of its own.
+    channels = tuple(axis for axis in range(value.ndim - 1) if axis != value.ndim - 3)
+
+    def of_layer(matrix: Array) -> Any:
+        return _qwix().quantize(matrix.astype(jnp.float32), TYPES[kind], channelwise_axes=channels)
+
+    # Layer by layer: the float32 copies of a stack would be larger than the model.
+    return jax.jit(functools.partial(jax.lax.map, of_layer))(value)
+
+
+def is_matrix(path: tuple[str, ...]) -> bool:
+    """Whether a parameter is a matrix of a layer, by its path."""
+    return path[-1] == "kernel" or (path[-2:-1] == ("experts",) and path[-1] in _EXPERTS)
+
+
+def is_quantized(value: Any) -> bool:
+    """Whether a parameter is quantised."""
+    return hasattr(value, "qvalue")
+
+
+def matmul(x: Float[Array, "*B I"], kernel: Any) -> Float[Array, "*B O"]:
+    """x @ kernel in the type of `x`, whether the kernel [I, O] is quantised or not."""
+    dims = (((x.ndim - 1,), (0,)), ((), ()))
+    if not is_quantized(kernel):
+        return jax.lax.dot_general(x, kernel.astype(x.dtype), dims)
+    out = jax.lax.dot_general(
+        x, kernel.qvalue.astype(x.dtype), dims, preferred_element_type=jnp.float32
+    )
+    return (out * kernel.scale[0]).astype(x.dtype)
+
+
+def ragged_matmul(
+    x: Float[Array, "T I"], kernel: Any, sizes: Int[Array, " E"], groups: Int[Array, " T"]
+) -> Float[Array, "T O"]:
+    """Products of consecutive groups of rows, each with its own matrix of `kernel` [E, I, O].
+
+    Args:
+        x: rows, those of a group beside each other.
+        kernel: the matrices, quantised or not.
+        sizes: rows of each group.
+        groups: the group of each row.
+    """
+    if not is_quantized(kernel):
+        return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
+    out = jax.lax.ragged_dot(
+        x, kernel.qvalue.astype(x.dtype), sizes, preferred_element_type=jnp.float32
+    )
+    return (out * kernel.scale[groups, 0]).astype(x.dtype)
+
+
+def _qwix() -> Any:
+    try:
+        import qwix  # It imports more than most uses of a denoiser need.
+    except ImportError as error:
+        raise ImportError(
+            "quantised weights need Qwix: pip install 'jax_unmask[quantization]'"
+        ) from error
+    return qwix

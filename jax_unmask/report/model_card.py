@@ -1,0 +1,142 @@
+"""The card of a trained policy: a README with what a model hub reads and what a user must know."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jax_unmask.report.results import TRAINED
+
+CARD = "README.md"
+_LAST = 20
+_SHOWN = ("accuracy", "nfe", "reward", "unfinished")
+
+
+def policy_card(
+    config: ConfigDict,
+    settings: Mapping[str, Any],
+    steps: Sequence[Mapping[str, Any]],
+    results: Sequence[Mapping[str, Any]] = (),
+) -> str:
+    """The card as Markdown with a YAML header.
+
+    Args:
+        config: the config that the policy was trained with.
+        settings: how it acts unless told otherwise, by name.
+        steps: metrics of the training steps, in order.
+        results: rows of `results.jsonl` that measured this policy.
+    """
+    rollout, task = config.rollout, config.task.name
+    header = {
+        "library_name": "jax_unmask",
+        "tags": ["diffusion-language-model", "unmasking-policy"],
+        "license": "apache-2.0",
+    }
+    if "/" in config.model.path and not config.model.path.startswith((".", "/", "~")):
+        header["base_model"] = config.model.path
+    lines = [
+        "---",
+        *(f"{name}: {json.dumps(value)}" for name, value in header.items()),
+        "---",
+        "",
+        f"# Unmasking policy for {config.model.path} on {task}",
+        "",
+        "Decides at each step which masked positions a masked diffusion language model fills "
+        "([arXiv 2512.09106](https://arxiv.org/abs/2512.09106)); `model.safetensors` and "
+        "`policy_config.json` are also read by the method's public PyTorch code where the network "
+        "observes what that one does.",
+        "",
+        "## Trained on",
+        "",
+        "| | |",
+        "|---|---|",
+        f"| denoiser | {config.model.path}, frozen, {_weights(config)} |",
+        f"| task | {task} |",
+        f"| canvas | {rollout.gen_length} tokens in blocks of {rollout.block_length}, "
+        f"temperature {rollout.temperature:g} |",
+        f"| reward | {config.reward.kind}, alpha {config.reward.alpha:g} |",
+        f"| steps | {len(steps) and int(steps[-1]['step'])} of {rollout.prompts_per_step} prompts x "
+        f"{rollout.group_size} rollouts, {config.expert.count} experts, seed {config.seed} |",
+        "",
+        "## Expected settings",
+        "",
+        *(f"- {name}: {value}" for name, value in settings.items()),
+        "",
+        "```bash",
+        f"python -m jax_unmask.generate --model={config.model.path} --prompt=TEXT "
+        f"--policy=learned:DIR --gen_length={rollout.gen_length} "
+        f"--block_length={rollout.block_length}",
+        "```",
+        "",
+        "## Metrics",
+        "",
+    ]
+    return "\n".join([*lines, *_training(steps), *_measured(results)]) + "\n"
+
+
+def write_policy_card(
+    directory: pathlib.Path, config: ConfigDict, settings: Mapping[str, Any], workdir: pathlib.Path
+) -> None:
+    """Writes the card of a policy directory, from what its run left in `workdir`.
+
+    Args:
+        directory: the policy's.
+        config: see `policy_card`.
+        settings: see `policy_card`.
+        workdir: holds `metrics.jsonl` and, after an evaluation, `results.jsonl`.
+    """
+    rows = _lines(workdir / "results.jsonl")
+    results = [row for row in rows if row["label"] == TRAINED]
+    card = policy_card(config, settings, _lines(workdir / "metrics.jsonl"), results)
+    (directory / CARD).write_text(card, encoding="utf-8")
+
+
+def _weights(config: ConfigDict) -> str:
+    kind = config.model.quantization
+    return config.model.param_dtype if kind is None else f"{kind} ({config.model.param_dtype})"
+
+
+def _training(steps: Sequence[Mapping[str, Any]]) -> list[str]:
+    last = steps[-_LAST:]
+    if not last:
+        return ["No training steps were recorded."]
+    lines = [
+        f"Sampled rollouts of training problems, mean of the last {len(last)} recorded steps:",
+        "",
+        "| metric | value |",
+        "|---|--:|",
+    ]
+    return lines + [
+        f"| {name} | {sum(step[name] for step in last) / len(last):.4g} |"
+        for name in _SHOWN
+        if all(name in step for step in last)
+    ]
+
+
+def _measured(results: Sequence[Mapping[str, Any]]) -> list[str]:
+    if not results:
+        return []
+    return [
+        "",
+        "Held-out problems:",
+        "",
+        "| task | split | n | block | policy | accuracy | NFE |",
+        "|---|---|--:|--:|---|--:|--:|",
+        *(
+            f"| {row['task']} | {row['split']} | {row['n']} | {row['block_length']} | "
+            f"{', '.join(f'{k}={v}' for k, v in row['settings'].items()) or 'as saved'} | "
+            f"{100 * row['accuracy']:.1f} ± {100 * row['accuracy_se']:.1f} | "
+            f"{row['nfe_mean']:.2f} |"
+            for row in results
+        ),
+    ]
+
+
+def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

@@ -1,0 +1,84 @@
+"""`python -m jax_unmask.convert`: there and back, and what it refuses."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from jax_unmask import commands, convert, denoisers
+from jax_unmask.evaluation.bundle import assets
+
+FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
+
+
+@pytest.fixture(autouse=True)
+def keep_pytests_logging(monkeypatch):
+    """The command would send messages to a stream that pytest closes after the test."""
+    monkeypatch.setattr(commands, "set_up_logging", lambda: None)
+
+
+def run(*arguments):
+    convert.main([f"--{name}={value}" for name, value in arguments])
+
+
+def test_there_and_back_with_the_tokenizer(tmp_path, caplog):
+    caplog.set_level("INFO", logger="jax_unmask.convert")
+    orbax, back = tmp_path / "orbax", tmp_path / "back"
+    run(("source", "sudoku"), ("output", orbax))
+    assert "Orbax, llada," in caplog.text
+    run(("source", orbax), ("output", back))
+    assert "Hugging Face, llada," in caplog.text
+    original, written = (
+        load_file(directory / "model.safetensors") for directory in (assets() / "sudoku", back)
+    )
+    assert original.keys() == written.keys()
+    for name, tensor in original.items():
+        assert tensor.tobytes() == written[name].tobytes(), name
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        expected = (assets() / "sudoku" / name).read_bytes()
+        assert (orbax / name).read_bytes() == (back / name).read_bytes() == expected
+    assert denoisers.load_tokenizer(back).mask_id == denoisers.load_tokenizer(orbax).mask_id
+
+
+def test_another_type_in_shards(tmp_path):
+    run(
+        ("source", FIXTURES / "llada_moe"),
+        ("output", tmp_path / "new"),
+        ("to", "hf"),
+        ("param_dtype", "bfloat16"),
+        ("mask_token_id", 314),
+        ("max_shard_gb", 1e-4),
+    )
+    assert len(list((tmp_path / "new").glob("model-*.safetensors"))) > 2
+    denoiser, params = denoisers.from_pretrained(tmp_path / "new")
+    assert denoiser.config.mask_token_id == 314
+    _, expected = denoisers.from_pretrained(
+        FIXTURES / "llada_moe", mask_token_id=314, param_dtype=jnp.bfloat16
+    )
+    jax.tree.map(np.testing.assert_array_equal, params, expected)
+
+
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ("no/such/model/here", "does not exist"),
+        (FIXTURES / "llada_moe", "mask_token_id is missing"),
+    ],
+)
+def test_says_what_is_wrong(tmp_path, source, message):
+    with pytest.raises(SystemExit) as stopped:
+        run(("source", source), ("output", tmp_path / "new"))
+    assert message in str(stopped.value)
+    assert not (tmp_path / "new").exists()
+
+
+def test_overwrites_nothing(tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="is not empty; choose another directory"):
+        run(("source", "sudoku"), ("output", tmp_path))
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.txt"]

@@ -1,0 +1,63 @@
+"""The card of a trained policy."""
+
+from __future__ import annotations
+
+import json
+
+from jax_unmask import config as defaults
+from jax_unmask.report import results
+from jax_unmask.report.model_card import policy_card, write_policy_card
+
+STEPS = [{"step": step, "accuracy": step / 100, "nfe": 4.0, "reward": 0.5} for step in range(1, 31)]
+ROW = {
+    "label": results.TRAINED,
+    "task": "gsm8k",
+    "split": "test",
+    "n": 200,
+    "block_length": 32,
+    "settings": {"temperature": 1.0},
+    "accuracy": 0.7654,
+    "accuracy_se": 0.03,
+    "nfe_mean": 41.25,
+}
+
+
+def test_says_what_it_was_trained_on_how_it_acts_and_how_well():
+    config = defaults.policy_grpo()
+    config.reward.alpha, config.model.quantization = 3.0, "int8"
+    card = policy_card(config, {"distribution": "bernoulli", "scale": 1.0}, STEPS, [ROW])
+    header, body = card.removeprefix("---\n").split("---\n", 1)
+    fields = dict(line.split(": ", 1) for line in header.splitlines())
+    assert json.loads(fields["base_model"]) == "GSAI-ML/LLaDA-8B-Instruct"
+    assert json.loads(fields["tags"]) == ["diffusion-language-model", "unmasking-policy"]
+    for text in (
+        "| denoiser | GSAI-ML/LLaDA-8B-Instruct, frozen, int8 (bfloat16) |",
+        "| canvas | 256 tokens in blocks of 32, temperature 0 |",
+        "| reward | multiplicative, alpha 3 |",
+        "| steps | 30 of 16 prompts x 8 rollouts, 0 experts, seed 0 |",
+        "- distribution: bernoulli",
+        "mean of the last 20 recorded steps",
+        "| accuracy | 0.205 |",  # The mean of 0.11 .. 0.30.
+        "| gsm8k | test | 200 | 32 | temperature=1.0 | 76.5 ± 3.0 | 41.25 |",
+    ):
+        assert text in body
+
+
+def test_a_local_denoiser_is_no_base_model_and_no_steps_are_no_metrics():
+    config = defaults.policy_grpo()
+    config.model.path = "/data/llada"
+    card = policy_card(config, {}, [])
+    assert "base_model" not in card
+    assert "No training steps were recorded." in card
+
+
+def test_is_written_from_what_the_run_left(tmp_path):
+    lines = [json.dumps(step) for step in STEPS]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
+    other = ROW | {"label": results.HEURISTIC, "nfe_mean": 99.0}
+    rows = [json.dumps(row) for row in (other, ROW)]
+    (tmp_path / "results.jsonl").write_text("\n".join(rows) + "\n")
+    write_policy_card(tmp_path, defaults.policy_grpo(), {}, tmp_path)
+    card = (tmp_path / "README.md").read_text()
+    assert "41.25" in card
+    assert "99.00" not in card
