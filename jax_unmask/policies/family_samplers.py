@@ -269,4 +269,4 @@ class DynamicEdit(Dynamic):
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`."""
         edit = ~obs.masked & (obs.confidence > column(params["editing_threshold"]))
-        return super().__call__(params, obs, keys).replace(edit=edit)
+        return dataclasses.replace(super().__call__(params, obs, keys), edit=edit)

@@ -59,8 +59,9 @@ def policy_card(
         f"| canvas | {rollout.gen_length} tokens in blocks of {rollout.block_length}, "
         f"temperature {rollout.temperature:g} |",
         f"| reward | {config.reward.kind}, alpha {config.reward.alpha:g} |",
-        f"| steps | {len(steps) and int(steps[-1]['step'])} of {rollout.prompts_per_step} prompts x "
-        f"{rollout.group_size} rollouts, {config.expert.count} experts, seed {config.seed} |",
+        f"| steps | {int(steps[-1]['step']) if steps else 0} of {rollout.prompts_per_step} "
+        f"prompts x {rollout.group_size} rollouts, {config.expert.count} experts, "
+        f"seed {config.seed} |",
         "",
         "## Expected settings",
         "",
