@@ -1,8 +1,9 @@
 """Default values of every config key: the one place where they are written down.
 
-An experiment in `configs/` starts from `policy_grpo()`, `sft()` or `tracerl()` and changes what
-differs. The defaults of `policy_grpo` and `tracerl` are the published ones for LLaDA-8B-Instruct
-(arXiv 2512.09106, section 4, and 2509.06949, appendix B, with their public configurations).
+An experiment in `configs/` starts from `policy_grpo()`, `sft()`, `tracerl()` or `curriculum()` and
+changes what differs. The defaults of `policy_grpo` and `tracerl` are the published ones for
+LLaDA-8B-Instruct (arXiv 2512.09106, section 4, and 2509.06949, appendix B, with their public
+configurations).
 """
 
 from __future__ import annotations
@@ -40,6 +41,11 @@ def _common(recipe: str) -> ConfigDict:
     )
     config.log = ConfigDict({"every": 1, "tensorboard": True, "wandb": False})
     return config
+
+
+def curriculum() -> ConfigDict:
+    """Several trainings in a row; see `jax_unmask.curriculum`."""
+    return ConfigDict({"recipe": "curriculum", "stages": ()})
 
 
 def policy_grpo() -> ConfigDict:
@@ -250,6 +256,9 @@ def tracerl() -> ConfigDict:
             "gen_length": 512,
             "block_length": 32,
             "temperature": 0.8,
+            # Draw from the most probable tokens only; 0 and 1 keep all of them.
+            "top_k": 0,
+            "top_p": 1.0,
             "policy": "top_confidence:tokens_per_step=1",
             "prompts_per_step": 32,
             "group_size": 8,

@@ -15,7 +15,7 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import commands, validation
+from jax_unmask import commands, curriculum, validation
 from jax_unmask.learners.state import TrainState
 from jax_unmask.recipes import RECIPES, Recipe
 from jax_unmask.runtime import compilation
@@ -29,13 +29,16 @@ from jax_unmask.tasks.data import BatchIterator
 logger = logging.getLogger("jax_unmask.train")  # __name__ is "__main__" for a command.
 
 
-def train(config: ConfigDict, workdir: pathlib.Path) -> None:
+def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """Trains to `config.train.steps`, continuing from the workdir's last checkpoint.
 
     Args:
         config: a full config, see `jax_unmask.config`.
         workdir: receives config.json, metrics.jsonl, timings.jsonl, tensorboard/, checkpoints/ and
-            what the recipe exports.
+            what the recipe exports; that of a curriculum receives a directory per stage.
+
+    Returns:
+        Whether training is finished; False if a signal ended it before.
 
     Raises:
         ConfigError: the config makes no sense, or the workdir belongs to another one.
@@ -43,6 +46,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
             before anything is compiled.
         FloatingPointError: a metric is not finite any more.
     """
+    if config.get("recipe") == curriculum.RECIPE:
+        return curriculum.run(config, workdir, train)
     validation.validate(config)
     check_workdir(workdir, config, exempt=validation.EXEMPT)
     recipe = RECIPES[config.recipe](config, workdir)
@@ -57,8 +62,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> None:
         best_mode=checkpoint.best_mode,
     ) as checkpoints:
         state = _run(config, workdir, recipe, data, checkpoints)
-    if state is not None:
-        recipe.finish(state, workdir)
+    if state is None:
+        return False
+    recipe.finish(state, workdir)
+    return True
 
 
 def _run(

@@ -149,6 +149,8 @@ def _tracerl(config: ConfigDict) -> None:
     )
     check.divides(config, "rollout.block_length", "rollout.gen_length")
     check.non_negative(config, "rollout.temperature", "rollout.slots", "reward.alpha")
+    check.non_negative(config, "rollout.top_k")
+    check.within(config, "rollout.top_p", 1e-9, 1.0)
     check.non_negative(config, "learner.beta", "learner.reference_beta")
     for key in ("filter.low", "filter.high", "learner.mask_low", "learner.mask_high"):
         check.within(config, key, 0.0, 1.0)

@@ -211,12 +211,7 @@ def settings(
     sampling = Sampling(top_k=args.top_k, top_p=args.top_p)
     stop_ids: tuple[int, ...] = ()
     if config is not None:
-        family = families.named(config.family)
-        sampling = dataclasses.replace(
-            sampling,
-            top_p_first=family.top_p_first,
-            filtered_confidence=family.draws_from_filtered,
-        )
+        sampling = families.sampling(config.family, args.top_k, args.top_p)
     if trained_block is not None and tokenizer is not None:
         # What comes after the end of a text, block-causal models were not trained to predict.
         stop_ids = tokenizer.stop_ids

@@ -167,6 +167,9 @@ class TraceRl:
             temperature=config.rollout.temperature,
             vocab_chunk=config.rollout.vocab_chunk,
             slots=config.rollout.slots or None,
+            sampling=denoisers.families.sampling(
+                self._bundle.denoiser.config.family, config.rollout.top_k, config.rollout.top_p
+            ),
             stop_ids=self._ends if config.rollout.stop_at_end else (),
         )
         self._learner = build_learner(config, self._bundle.denoiser, self._ends)

@@ -8,6 +8,7 @@ from typing import Any
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families import dream, llada, llada2, llada_moe, sdar
 from jax_unmask.denoisers.families.base import Family, TensorSpec
+from jax_unmask.denoisers.sampling import Sampling
 
 __all__ = [
     "FAMILIES",
@@ -72,6 +73,21 @@ def named(name: str) -> Family:
             return family
     raise ValueError(
         f"family={name!r} is unknown; known: {', '.join(family.name for family in FAMILIES)}"
+    )
+
+
+def sampling(name: str, top_k: int, top_p: float) -> Sampling:
+    """How a family's published sampler draws, with these filters.
+
+    Raises:
+        ValueError: there is no such family, or a filter is out of range.
+    """
+    family = named(name)
+    return Sampling(
+        top_k=top_k,
+        top_p=top_p,
+        top_p_first=family.top_p_first,
+        filtered_confidence=family.draws_from_filtered,
     )
 
 

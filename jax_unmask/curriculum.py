@@ -1,0 +1,146 @@
+"""Several trainings in a row, each from what the one before it made.
+
+A stage is an experiment file and what it changes:
+
+    stages = (
+        "configs/tracerl.py:sudoku train.steps=60 rollout.block_length=4 learner.block_length=8",
+        "configs/tracerl.py:sudoku train.steps=40 rollout.block_length=8",
+    )
+
+So a curriculum can change everything that a config says: the recipe (supervised training, then
+reinforcement), tasks and their mixture, difficulty, lengths, learning rates. Each stage has a
+directory of its own, which is a run like any other.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import logging
+import pathlib
+import runpy
+import shlex
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jax_unmask import validation
+from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
+from jax_unmask.runtime.files import atomic_write
+
+RECIPE = "curriculum"
+# Where a stage finds the denoiser or the policy of the stage before it.
+_STARTS_FROM = {"sft": "model.path", "tracerl": "model.path", "policy_grpo": "policy.init_from"}
+_EXPORT = {"sft": "model", "tracerl": "model", "policy_grpo": "policy"}
+_MARKER = "finished"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One training of a curriculum.
+
+    Attributes:
+        name: its directory within that of the curriculum.
+        config: its full config.
+    """
+
+    name: str
+    config: ConfigDict
+
+
+def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
+    """Reads and checks all stages, before the first one starts.
+
+    A stage starts from the export of the nearest stage before it that trained the same thing (a
+    denoiser or a policy), and unmasking policies are trained for the nearest denoiser; unless the
+    stage itself says where to start.
+
+    Args:
+        config: a config of recipe "curriculum".
+        workdir: directory of the curriculum.
+
+    Raises:
+        ConfigError: a stage cannot be read, or makes no sense; the message tells which one.
+    """
+    if not config.stages:
+        raise ConfigError("stages", config.stages, "there is nothing to do", "Name at least one")
+    made: dict[str, str] = {}
+    found = []
+    for number, line in enumerate(config.stages, start=1):
+        try:
+            stage, changed = _read(line)
+            name = f"{number:02d}-{stage.recipe}"
+            for key in {_STARTS_FROM[stage.recipe], "model.path"}:
+                if key in made and key not in changed:
+                    stage.update_from_flattened_dict({key: made[key]})
+            validation.validate(stage)
+        except (ConfigError, ValueError, KeyError, OSError, TypeError) as error:
+            remedy = "Write it as FILE.py or FILE.py:ARGUMENT, then KEY=VALUE ..."
+            problem = str(error).rstrip(".")
+            raise ConfigError(f"stages[{number - 1}]", line, problem, remedy) from error
+        export = stage.get("export") or workdir / name / _EXPORT[stage.recipe]
+        made[_STARTS_FROM[stage.recipe]] = str(export)
+        found.append(Stage(name, stage))
+    return found
+
+
+def run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    train: Callable[[ConfigDict, pathlib.Path], bool],
+) -> bool:
+    """Trains stage after stage; stages that are finished already are left alone.
+
+    Args:
+        config: a config of recipe "curriculum".
+        workdir: receives a directory per stage.
+        train: trains one config in one directory; False if a signal ended it before its end.
+
+    Returns:
+        Whether the last stage is finished.
+
+    Raises:
+        ConfigError: a stage makes no sense, or the workdir belongs to another curriculum.
+    """
+    todo = stages(config, workdir)
+    check_workdir(workdir, config)
+    claim_workdir(workdir, config)
+    for number, stage in enumerate(todo, start=1):
+        marker = workdir / stage.name / _MARKER
+        if marker.exists():
+            logger.info("Stage %d of %d is finished: %s.", number, len(todo), stage.name)
+            continue
+        logger.info("Stage %d of %d: %s.", number, len(todo), stage.name)
+        if not train(stage.config, workdir / stage.name):
+            return False
+        atomic_write(marker, "")
+    return True
+
+
+def _read(line: str) -> tuple[ConfigDict, set[str]]:
+    """The config of a stage, and the keys that the stage itself sets."""
+    words = shlex.split(line)
+    if not words:
+        raise ValueError("it is empty")
+    path, _, argument = words[0].partition(":")
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(f"there is no file {path}")
+    make = runpy.run_path(path)["get_config"]
+    config = make(argument) if argument else make()
+    if config.recipe == RECIPE:
+        raise ValueError("a stage cannot be a curriculum itself")
+    changes: dict[str, Any] = {}
+    for word in words[1:]:
+        key, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"{word!r} is not KEY=VALUE")
+        try:
+            changes[key] = ast.literal_eval(value)
+        except (ValueError, SyntaxError):
+            changes[key] = value
+    config.lock()
+    config.update_from_flattened_dict(changes)
+    return config, set(changes)

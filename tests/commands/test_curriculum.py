@@ -1,0 +1,111 @@
+"""Stages run in order, each from the one before it; a killed curriculum goes on where it was."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from jax_unmask import config as defaults
+from jax_unmask import curriculum, denoisers, train
+from jax_unmask.runtime.config import ConfigError
+
+
+def config_of(*stages):
+    config = defaults.curriculum()
+    config.stages = stages
+    return config
+
+
+@pytest.fixture
+def files(write_experiment, tmp_path):
+    """Experiment files of one step each, one per recipe."""
+    paths = {}
+    for recipe in ("sft", "tracerl", "policy_grpo"):
+        path = tmp_path / f"{recipe}.py"
+        extra = {"value__enabled": False} if recipe == "tracerl" else {}
+        write_experiment(path, recipe, train__steps=1, optimizer__warmup_steps=0, **extra)
+        paths[recipe] = str(path)
+    return paths
+
+
+def test_each_stage_starts_from_the_one_before_it(files, tmp_path):
+    workdir = tmp_path / "run"
+    found = curriculum.stages(
+        config_of(
+            f"{files['sft']} optimizer.lr=0.01",
+            f"{files['tracerl']} learner.shrink=2",
+            f"{files['policy_grpo']} rollout.block_length=8",
+        ),
+        workdir,
+    )
+    assert [stage.name for stage in found] == ["01-sft", "02-tracerl", "03-policy_grpo"]
+    assert found[1].config.model.path == str(workdir / "01-sft" / "model")
+    assert found[2].config.model.path == str(workdir / "02-tracerl" / "model")
+    assert found[2].config.policy.init_from is None
+    assert found[2].config.rollout.block_length == 8
+
+
+def test_supervised_then_reinforced(files, tmp_path):
+    # No answer is right, so the second stage learns nothing: it ends with what it started from.
+    config = config_of(files["sft"], f"{files['tracerl']} filter.low=0.5 filter.rounds=1")
+    workdir = tmp_path / "run"
+    assert train.train(config, workdir)
+    models = [
+        denoisers.from_pretrained(workdir / name / "model")[1] for name in ("01-sft", "02-tracerl")
+    ]
+    assert jax.tree.all(jax.tree.map(np.array_equal, *models))
+    written = (workdir / "02-tracerl" / "metrics.jsonl").stat().st_mtime_ns
+    assert train.train(config, workdir)
+    assert (workdir / "02-tracerl" / "metrics.jsonl").stat().st_mtime_ns == written
+
+
+def test_an_interrupted_stage_is_gone_on_with_and_finished_ones_are_not_repeated(files, tmp_path):
+    config = config_of(files["sft"], files["sft"], files["sft"])
+    trained, interrupted = [], iter([True, False, True, True])
+
+    def stub(stage, workdir):
+        trained.append((workdir.name, stage.model.path))
+        return next(interrupted)
+
+    workdir = tmp_path / "run"
+    assert not curriculum.run(config, workdir, stub)
+    assert curriculum.run(config, workdir, stub)
+    names = [name for name, _ in trained]
+    assert names == ["01-sft", "02-sft", "02-sft", "03-sft"]
+    assert trained[-1][1] == str(workdir / "02-sft" / "model")
+
+
+def test_a_stage_may_say_where_it_starts(files, tmp_path):
+    config = config_of(files["policy_grpo"], f"{files['policy_grpo']} policy.init_from=elsewhere")
+    first, second = curriculum.stages(config, tmp_path)
+    assert first.config.policy.init_from is None
+    assert second.config.policy.init_from == "elsewhere"
+
+
+@pytest.mark.parametrize(
+    ("stage", "message"),
+    [
+        ("", "it is empty"),
+        ("no/such.py", "there is no file no/such.py"),
+        ("{sft} train.steps", "'train.steps' is not KEY=VALUE"),
+        ("{sft} train.stepps=3", "stepps"),
+        ("{sft} train.steps=many", "many"),
+        ("{tracerl} learner.kl=k4", "config.learner.kl = 'k4'"),
+    ],
+)
+def test_bad_stages_are_named_before_anything_runs(files, tmp_path, stage, message):
+    stage = stage.format(**files)
+    workdir = tmp_path / "run"
+    with pytest.raises(ConfigError) as error:
+        train.train(config_of(files["sft"], stage), workdir)
+    assert "config.stages[1]" in str(error.value)
+    assert message in str(error.value)
+    assert not workdir.exists()
+
+
+def test_no_stages(tmp_path):
+    with pytest.raises(ConfigError, match="there is nothing to do"):
+        train.train(config_of(), pathlib.Path(tmp_path))
