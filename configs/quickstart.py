@@ -8,6 +8,8 @@ _TINY_POLICY = runpy.run_path(str(pathlib.Path(__file__).with_name("tiny_policy.
 
 def get_config():
     config = _TINY_POLICY["get_config"]("sudoku")
+    # Enough weight on speed to leave the heuristics behind within these few steps.
+    config.reward.alpha = 3.0
     config.train.steps = 75
     config.eval.update(after_training=True, num_problems=1000, batch_size=64)
     config.eval.policies = (
