@@ -64,7 +64,7 @@ setuptools.setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=setuptools.find_packages(include=["jax_unmask", "jax_unmask.*"]),
-    package_data={"jax_unmask": ["py.typed", "assets/**"]},
+    package_data={"jax_unmask": ["py.typed", "assets/**", "report/web/*"]},
     install_requires=REQUIRES,
     extras_require={
         "tpu": ["jax[tpu]"],

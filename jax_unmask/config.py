@@ -179,6 +179,12 @@ def evaluation() -> ConfigDict:
             "seeds": (0,),
             # Problems of the validation split on which heuristic settings are chosen; 0: none.
             "validation_problems": 0,
+            # Problems of the report's examples and trajectory viewer, and the policies shown there,
+            # in the notation of `policies`; none: the trained one, and the best at its speed.
+            "examples": 8,
+            "viewer": (),
+            # Training runs whose curves the report shows: workdirs, metrics files, or patterns.
+            "curves": (),
         }
     )
 

@@ -6,9 +6,11 @@ With `--chat` and no prompt it converses: every line of standard input is a turn
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +21,7 @@ from jax_unmask.generation import arguments as asked
 from jax_unmask.generation.answers import Answer, Prompt, generate
 from jax_unmask.generation.arguments import parser
 from jax_unmask.generation.conversation import converse
-from jax_unmask.report import canvas
+from jax_unmask.report import canvas, page, traces
 from jax_unmask.report.live import LiveCanvas
 from jax_unmask.runtime import compilation
 
@@ -49,6 +51,9 @@ def _run(args: argparse.Namespace) -> None:
         args.model, dtype=args.dtype, param_dtype=args.dtype, quantization=args.quantization
     )
     settings = asked.settings(args, denoiser.config, tokenizer)
+    if args.html is not None:
+        settings = dataclasses.replace(settings, record=True)
+    pages = _Page(args, tokenizer)
     live = None
     is_live = canvas.can_redraw(sys.stderr) and not args.json if args.live is None else args.live
     if is_live:
@@ -78,6 +83,8 @@ def _run(args: argparse.Namespace) -> None:
             if live is not None:
                 live.close()
         score = problem.score(given.text)
+        if args.html is not None:
+            pages.add(given, score)
         if args.json:
             record = given.record() | {
                 "seed": args.seed,
@@ -96,6 +103,41 @@ def _run(args: argparse.Namespace) -> None:
         converse(args.system, lambda messages: answer(messages, _TURN_WIDTH))
     else:
         answer(problem.prompt)
+
+
+class _Page:
+    """The answers so far as a page (`--html`); in a conversation it grows with every turn."""
+
+    def __init__(self, args: argparse.Namespace, tokenizer: Tokenizer) -> None:
+        self._args, self._tokenizer = args, tokenizer
+        self._problems: list[dict[str, Any]] = []
+
+    def add(self, answer: Answer, score: float | None) -> None:
+        """Writes the page with one more answer."""
+        args, tokenizer = self._args, self._tokenizer
+        method, _, settings = args.policy.partition(":")
+        trace = traces.trace(
+            answer.trajectory,
+            0,
+            tokenizer.pieces,
+            method=method,
+            settings=settings,
+            text=answer.text,
+            block_length=answer.settings.block_length,
+            stop_ids=tokenizer.stop_ids,
+            score=score,
+            probability=answer.probability,
+        )
+        name = f"answer {len(self._problems) + 1}"
+        self._problems.append(traces.problem(name, answer.prompt, [trace]))
+        page.write_page(
+            args.html,
+            title=args.model,
+            subtitle=f"policy {args.policy}, canvas of {answer.settings.gen_length}, "
+            f"seed {args.seed}",
+            problems=self._problems,
+            text="\n\n".join(problem["traces"][0]["text"] for problem in self._problems),
+        )
 
 
 def _show(

@@ -263,6 +263,7 @@ def _sft(config: ConfigDict) -> None:
 def _evaluation(config: ConfigDict) -> None:
     check.one_of(config, "eval.split", ("train", "validation", "test"))
     check.positive(config, "eval.num_problems", "eval.batch_size")
+    check.non_negative(config, "eval.validation_problems", "eval.examples")
     if config.eval.after_training:
         candidates(config)  # Finds the mistakes that would else show after hours of training.
 

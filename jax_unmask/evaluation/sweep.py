@@ -1,13 +1,11 @@
-"""Measures every policy of a config and reports: results.jsonl, summary.md, frontier.png."""
+"""Measures every policy of a config; rows go to results.jsonl, see `evaluation.reporting`."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 import logging
 import pathlib
-import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -17,46 +15,24 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jax_unmask.evaluation import candidates as candidates_lib
+from jax_unmask.evaluation import reporting, viewing
 from jax_unmask.evaluation.bundle import Bundle, load_task
 from jax_unmask.evaluation.candidates import Candidate, gen_length
 from jax_unmask.evaluation.measure import MOST_ROWS, measure
+from jax_unmask.evaluation.problems import (
+    Measured,
+    Problems,
+    load_problems,
+    rollout_settings,
+)
 from jax_unmask.evaluation.store import ResultStore, Row, read_outcomes
-from jax_unmask.report import plots, results, tables
-from jax_unmask.rollout import Prompts, RolloutSettings
+from jax_unmask.report import results
 from jax_unmask.runtime.config import ConfigError
-from jax_unmask.runtime.files import atomic_write
-from jax_unmask.tasks.base import Example, Task
+from jax_unmask.tasks.base import Task
 
-_PROBLEM_SEED = 0
-"""Seed of the problems of tasks that generate them: all policies and runs get the same ones."""
 _HASH_LENGTH = 16
 
 logger = logging.getLogger(__name__)
-
-
-@dataclasses.dataclass(frozen=True)
-class Problems:
-    """The problems of one split, ready to be rolled out.
-
-    Attributes:
-        split: their split.
-        examples: the problems.
-        prompts: left-padded prompts [n, P], NumPy.
-    """
-
-    split: str
-    examples: list[Example]
-    prompts: Prompts
-
-
-@dataclasses.dataclass(frozen=True)
-class Measured:
-    """One row to measure: a candidate on problems, at a block length, with a seed."""
-
-    candidate: Candidate
-    problems: Problems
-    block_length: int
-    seed: int
 
 
 def run(
@@ -69,10 +45,10 @@ def run(
     """Measures all policies of `config.eval`, prints the tables and writes the report.
 
     Writes into `workdir`: results.jsonl (one row per task, denoiser, policy, settings, block
-    length, split and seed), outcomes/ (what happened on each problem), summary.md, frontier.png.
-    Rows that are there already are not measured again; they are recognised by what was measured
-    (weights, prompts, settings), not by names, so that a policy that was trained on is measured
-    afresh.
+    length, split and seed), outcomes/ (what happened on each problem), summary.md, frontier.png and
+    report.html. Rows that are there already are not measured again; they are recognised by what
+    was measured (weights, prompts, settings), not by names, so that a policy that was trained on is
+    measured afresh.
 
     Args:
         config: a full, validated config.
@@ -86,7 +62,22 @@ def run(
     Raises:
         ConfigError: the config asks for what cannot be measured; raised before anything compiles.
         ValueError: a prompt is over its budget, or the results file is damaged.
+        FileNotFoundError: `eval.curves` names no metrics.
     """
+    curve_files = reporting.curve_files(config, pathlib.Path(workdir))
+    swept = measure_all(config, bundle, workdir, trained=trained)
+    reporting.write([swept], pathlib.Path(workdir), curve_files)
+    return swept.results
+
+
+def measure_all(
+    config: ConfigDict,
+    bundle: Bundle,
+    workdir: str | pathlib.Path,
+    *,
+    trained: str | pathlib.Path | None = None,
+) -> reporting.Swept:
+    """`run` without the report: what it would say."""
     workdir = pathlib.Path(workdir)
     found = candidates_lib.candidates(config, trained=trained)
     if not found:
@@ -110,32 +101,14 @@ def run(
             continue
         rows.append(_measure(config, bundle, task, item, row, store))
         _log(rows[-1], index, len(plan), time.monotonic() - began)
-    collected = results.collect(rows, lambda row: read_outcomes(workdir, row))
-    _report(config, bundle, task, collected, workdir)
-    return collected
-
-
-def load_problems(
-    config: ConfigDict, bundle: Bundle, task: Task, split: Any, count: int
-) -> Problems:
-    """The first `count` problems of a split, encoded.
-
-    Raises:
-        ConfigError: the split has fewer problems.
-        ValueError: a prompt is over its budget and may not be truncated.
-    """
-    source = task.source(split, seed=_PROBLEM_SEED)
-    if len(source) < count:
-        key = "eval.num_problems" if split == config.eval.split else "eval.validation_problems"
-        raise ConfigError(
-            key, count, f"the {split} split holds {len(source)} problems", "Give at most that many"
-        )
-    examples = [source[index] for index in range(count)]
-    encoded = [bundle.tokenizer.encode_prompt(task.prompt(example)) for example in examples]
-    prompts = bundle.tokenizer.pad_prompts(
-        encoded, config.task.prompt_length, truncate=config.task.truncate_prompts
+    chosen = viewing.chosen(config, list(zip(plan, rows, strict=True)), workdir)
+    return reporting.Swept(
+        title=f"{task.name}, denoiser {_denoiser_name(config, bundle)}",
+        split=config.eval.split,
+        results=results.collect(rows, lambda row: read_outcomes(workdir, row)),
+        problems=viewing.record_problems(config, bundle, task, splits[0], chosen),
+        device=str(rows[0]["device"]),
     )
-    return Problems(split, examples, prompts)
 
 
 def _plan(config: ConfigDict, found: list[Candidate], splits: list[Problems]) -> Iterator[Measured]:
@@ -197,12 +170,7 @@ def _measure(
         item.problems.prompts,
         item.candidate.policy,
         item.candidate.params,
-        RolloutSettings(
-            gen_length=row["gen_length"],
-            block_length=item.block_length,
-            temperature=row["temperature"],
-            vocab_chunk=config.rollout.vocab_chunk if "rollout" in config else None,
-        ),
+        rollout_settings(config, item.block_length),
         seed=item.seed,
         batch_size=config.eval.batch_size,
         rows=_rows_per_rollout(config),
@@ -221,25 +189,6 @@ def _rows_per_rollout(config: ConfigDict) -> int:
     """One number for all splits, so that they share programs."""
     most = max(config.eval.num_problems, config.eval.validation_problems)
     return min(most, MOST_ROWS)
-
-
-def _report(
-    config: ConfigDict,
-    bundle: Bundle,
-    task: Task,
-    collected: list[results.Result],
-    workdir: pathlib.Path,
-) -> None:
-    split = config.eval.split
-    title = f"{task.name}, denoiser {_denoiser_name(config, bundle)}"
-    atomic_write(
-        workdir / "summary.md", tables.summary(collected, split, title=title, markdown=True)
-    )
-    reported = [result for result in collected if result.split == split]
-    plots.draw_frontier(workdir / "frontier.png", reported, title=title)
-    sys.stdout.write(tables.summary(collected, split, title=title, markdown=False))
-    sys.stdout.flush()
-    logger.info("Wrote results.jsonl, summary.md and frontier.png to %s.", workdir)
 
 
 def _denoiser_name(config: ConfigDict, bundle: Bundle) -> str:

@@ -7,9 +7,11 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 
 from jax_unmask import policies
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
+from jax_unmask.evaluation.recordings import record
 from jax_unmask.rollout import RolloutSettings, Trajectory, rollout, row_keys
 from jax_unmask.rollout.loop import Watcher
 
@@ -26,6 +28,8 @@ class Answer:
         trajectory: one row, NumPy arrays.
         text: the decoded answer, up to its end.
         settings: shape of the rollout.
+        probability: the policy's probability of filling each position at each step [T, 1, L], if it
+            was recorded and the policy has one.
     """
 
     prompt: Prompt
@@ -33,6 +37,7 @@ class Answer:
     trajectory: Trajectory
     text: str
     settings: RolloutSettings
+    probability: Float[Array, "T B L"] | None = None
 
     def record(self) -> dict[str, Any]:
         """Everything about it that JSON can hold, position by position."""
@@ -75,7 +80,7 @@ def generate(
         tokenizer: its tokenizer.
         prompt: plain text, or chat messages for the tokenizer's template.
         policy: in the notation of `policies.parse_policy`.
-        settings: shape of the rollout.
+        settings: shape of the rollout; with records, every step is kept.
         seed: seed of all that is drawn.
         thinking: for chat templates that know reasoning, whether it stays open.
         pad_to: the prompt is padded to a multiple of this length, where there is room.
@@ -95,17 +100,21 @@ def generate(
             "prompt or lower --gen_length"
         )
     width = min(-(-len(tokens) // pad_to) * pad_to, room)
-    trajectory = jax.device_get(
-        rollout(
-            denoiser,
-            params,
-            chosen,
-            policy_params,
-            tokenizer.pad_prompts([tokens], max(width, 1)),
-            row_keys(jax.random.key(seed), 1),
-            settings,
-            watch,
-        )
+    roll_out = record if settings.record else _roll_out
+    trajectory, probability = roll_out(
+        denoiser,
+        params,
+        chosen,
+        policy_params,
+        tokenizer.pad_prompts([tokens], max(width, 1)),
+        row_keys(jax.random.key(seed), 1),
+        settings,
+        watch,
     )
     text = tokenizer.decode(np.asarray(trajectory.tokens[0]))
-    return Answer(prompt, len(tokens), trajectory, text, settings)
+    return Answer(prompt, len(tokens), trajectory, text, settings, probability)
+
+
+def _roll_out(*arguments: Any) -> tuple[Trajectory, None]:
+    """`record` without records."""
+    return jax.device_get(rollout(*arguments)), None

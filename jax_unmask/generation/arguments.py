@@ -133,6 +133,11 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="with --live: show each step at least so long; the rollout waits; default: 0",
     )
     add("--trace", action="store_true", help="print the canvas after every step, afterwards")
+    add(
+        "--html",
+        metavar="FILE",
+        help="write the generation as a web page to step through; it needs no network",
+    )
     add("--json", action="store_true", help="print one JSON object per answer instead of text")
 
 
@@ -146,6 +151,8 @@ def check(args: argparse.Namespace) -> None:
     policies.parse_policy(args.policy)
     if args.seed < 0:
         raise ValueError(f"--seed={args.seed} must not be negative")
+    if args.html is not None and pathlib.Path(args.html).is_dir():
+        raise ValueError(f"--html={args.html} is a directory; give the name of a file")
     if not 0 <= args.pace < 60:
         raise ValueError(f"--pace={args.pace} must be a number of seconds from 0 to below 60")
     settings(args)

@@ -232,6 +232,25 @@ def dpls_first_choice(
     return jnp.where(jnp.any(legal, axis=-1), best, -1)
 
 
+def dpls_probs(
+    logits: Float[Array, "*B L"], legal: Bool[Array, "*B L"], stop_logit: float = 0.0
+) -> Float[Array, "*B L"]:
+    """Probability that a dynamic Plackett-Luce draw fills each position; 0 where not legal.
+
+    A position is the first choice with p = softmax(logits), or else comes before STOP in what
+    remains. Of two items of a Plackett-Luce draw, which comes first does not depend on the others,
+    so the latter has probability sigmoid(logit - stop_logit), whatever the first choice was.
+
+    Args:
+        logits: policy logits, already divided by the policy temperature.
+        legal: positions that may be filled.
+        stop_logit: logit of the STOP item.
+    """
+    x = _legal_logits(logits, legal)
+    first = jax.nn.softmax(jnp.where(legal, x, _NEGATIVE), axis=-1)
+    return jnp.where(legal, first + (1.0 - first) * jax.nn.sigmoid(x - stop_logit), 0.0)
+
+
 def dpls_entropy(logits: Float[Array, "*B L"], legal: Bool[Array, "*B L"]) -> Float[Array, "*B"]:
     """Entropy in nats of the first choice; a lower bound of the whole draw's entropy.
 

@@ -148,6 +148,17 @@ class LearnedPolicy:
             return jnp.zeros(obs.legal.shape[:-1], jnp.float32)
         return self._entropy(self.logits(params, obs), obs)
 
+    def fill_probabilities(self, params: Params, obs: Observation) -> Float[Array, "*B L"]:
+        """Probability of filling each position, 0 where not legal; for people who look on.
+
+        Bernoulli: of each position's own draw, without the arg-max fallback; a deterministic policy
+        fills those above one half. DPLS: the marginal one of the ordered draw.
+        """
+        logits = self.logits(params, obs)
+        if self.distribution == "dpls":
+            return distributions.dpls_probs(logits, obs.legal, self.dpls_stop_logit)
+        return distributions.bernoulli_probs(logits, obs.legal, _scale(params))
+
     def _trainable_logits(self, params: Params, obs: Observation, action: Action) -> Array:
         if self.distribution == "threshold":
             raise ValueError(

@@ -110,22 +110,35 @@ def standings_table(found: Sequence[Standing]) -> Table:
     return table
 
 
-def areas_table(results: Sequence[Result]) -> Table:
-    """Area under each method's frontier over the NFE budgets [1, gen_length], see `area`."""
-    table = [["group", "method", "area %"]]
+def areas(results: Sequence[Result]) -> list[tuple[str, str, float]]:
+    """Area under the frontier over the NFE budgets [1, gen_length], see `frontier.area`.
+
+    Args:
+        results: results of one block length.
+
+    Returns:
+        (label, method, area) of every method, and of all heuristics together.
+    """
+    found = []
     series: dict[tuple[str, str], list[Result]] = {}
     for result in results:
         series.setdefault(result.series, []).append(result)
     heuristics = [result for result in results if result.label == HEURISTIC]
     groups = list(series.items())
     if heuristics:
-        groups.append(((HEURISTIC, "all of them"), heuristics))
+        groups.append(((HEURISTIC, "all heuristics"), heuristics))
     for (label, method), members in sorted(groups, key=lambda g: (label_order(g[0][0]), g[0])):
         length = members[0].gen_length
         if length > 1:
-            value = frontier.area([member.point for member in members], 1, length)
-            table.append([label, method, f"{100 * value:.1f}"])
-    return table
+            points = [member.point for member in members]
+            found.append((label, method, frontier.area(points, 1, length)))
+    return found
+
+
+def areas_table(results: Sequence[Result]) -> Table:
+    """`areas` as a table, in per cent."""
+    rows = [[label, method, f"{100 * value:.1f}"] for label, method, value in areas(results)]
+    return [["group", "method", "area %"], *rows]
 
 
 def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool) -> str:

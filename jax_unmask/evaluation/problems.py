@@ -1,0 +1,78 @@
+"""What is measured: problems, and a policy on them."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jax_unmask.evaluation.bundle import Bundle
+from jax_unmask.evaluation.candidates import Candidate, gen_length
+from jax_unmask.rollout import Prompts, RolloutSettings
+from jax_unmask.runtime.config import ConfigError
+from jax_unmask.tasks.base import Example, Task
+
+_PROBLEM_SEED = 0
+"""Seed of the problems of tasks that generate them: all policies and runs get the same ones."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Problems:
+    """The problems of one split, ready to be rolled out.
+
+    Attributes:
+        split: their split.
+        examples: the problems.
+        prompts: left-padded prompts [n, P], NumPy.
+    """
+
+    split: str
+    examples: list[Example]
+    prompts: Prompts
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """One row to measure: a candidate on problems, at a block length, with a seed."""
+
+    candidate: Candidate
+    problems: Problems
+    block_length: int
+    seed: int
+
+
+def rollout_settings(config: ConfigDict, block_length: int) -> RolloutSettings:
+    """The rollout's shape in an evaluation."""
+    temperature, chunk = 0.0, None
+    if "rollout" in config:
+        temperature, chunk = config.rollout.temperature, config.rollout.vocab_chunk
+    return RolloutSettings(
+        gen_length=gen_length(config),
+        block_length=block_length,
+        temperature=temperature,
+        vocab_chunk=chunk,
+    )
+
+
+def load_problems(
+    config: ConfigDict, bundle: Bundle, task: Task, split: Any, count: int
+) -> Problems:
+    """The first `count` problems of a split, encoded.
+
+    Raises:
+        ConfigError: the split has fewer problems.
+        ValueError: a prompt is over its budget and may not be truncated.
+    """
+    source = task.source(split, seed=_PROBLEM_SEED)
+    if len(source) < count:
+        key = "eval.num_problems" if split == config.eval.split else "eval.validation_problems"
+        raise ConfigError(
+            key, count, f"the {split} split holds {len(source)} problems", "Give at most that many"
+        )
+    examples = [source[index] for index in range(count)]
+    encoded = [bundle.tokenizer.encode_prompt(task.prompt(example)) for example in examples]
+    prompts = bundle.tokenizer.pad_prompts(
+        encoded, config.task.prompt_length, truncate=config.task.truncate_prompts
+    )
+    return Problems(split, examples, prompts)

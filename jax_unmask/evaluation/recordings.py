@@ -1,0 +1,45 @@
+"""Rollouts that are kept step by step, for people to look at."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+from jaxtyping import Array, Float
+
+from jax_unmask.denoisers import Denoiser, Params
+from jax_unmask.policies import LearnedPolicy
+from jax_unmask.policies.base import Policy
+from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout
+from jax_unmask.rollout.loop import Watcher
+
+
+def record(
+    denoiser: Denoiser,
+    denoiser_params: Params,
+    policy: Policy,
+    policy_params: Any,
+    prompts: Prompts,
+    keys: Array,
+    settings: RolloutSettings,
+    watch: Watcher | None = None,
+) -> tuple[Trajectory, Float[Array, "T B L"] | None]:
+    """Rolls out with records; arguments as `rollout.rollout`.
+
+    Returns:
+        (the trajectory, the policy's probability of filling each position at each step), as NumPy
+        arrays; no probabilities for policies that have none.
+    """
+    settings = dataclasses.replace(settings, record=True)
+    trajectory = rollout(
+        denoiser, denoiser_params, policy, policy_params, prompts, keys, settings, watch
+    )
+    probability = None
+    if isinstance(policy, LearnedPolicy):
+        assert trajectory.records is not None  # They were asked for.
+        # Step by step, as the rollout did: all at once would need the memory of all steps.
+        probability = jax.jit(
+            lambda params, obs: jax.lax.map(lambda o: policy.fill_probabilities(params, o), obs)
+        )(policy_params, trajectory.records.obs)
+    return jax.device_get((trajectory, probability))

@@ -1,0 +1,115 @@
+"""Writes what a sweep found: summary.md, frontier.png and report.html."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from ml_collections import ConfigDict
+
+import jax_unmask
+from jax_unmask.report import curves, page, payload, plots, tables
+from jax_unmask.report.results import Result
+from jax_unmask.runtime.files import atomic_write
+
+REPORT = "report.html"
+_NOTE = (
+    "The same problems, as each policy answered them: first those on which the policies disagree, "
+    "that all got wrong and that all got right, in turn."
+)
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Swept:
+    """What was found with one task, denoiser and canvas length.
+
+    Attributes:
+        title: names them.
+        split: the split to report.
+        results: results of all splits.
+        problems: recorded generations, see `report.traces.problem`.
+        device: what they were measured on.
+    """
+
+    title: str
+    split: str
+    results: list[Result]
+    problems: list[dict[str, Any]]
+    device: str
+
+
+def curve_files(config: ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path]:
+    """Metrics of the training runs to show: of this workdir, and what `eval.curves` names.
+
+    Raises:
+        FileNotFoundError: a pattern of `eval.curves` matches nothing.
+    """
+    own = workdir / curves.METRICS
+    return [*([own] if own.is_file() else []), *curves.find(config.eval.curves)]
+
+
+def write(swept: Sequence[Swept], workdir: pathlib.Path, metrics: Sequence[pathlib.Path]) -> None:
+    """Writes the report and prints the tables.
+
+    Args:
+        swept: what was found, in the order of the report.
+        workdir: receives summary.md, report.html and frontier.png; with several parts
+            frontier-1.png, frontier-2.png, ...
+        metrics: metrics of training runs, whose curves are shown.
+
+    Raises:
+        ValueError: a file of metrics is damaged.
+    """
+
+    def summary(markdown: bool) -> str:
+        return "\n".join(
+            tables.summary(part.results, part.split, title=part.title, markdown=markdown)
+            for part in swept
+        )
+
+    atomic_write(workdir / "summary.md", summary(markdown=True))
+    for index, part in enumerate(swept, start=1):
+        name = "frontier.png" if len(swept) == 1 else f"frontier-{index}.png"
+        reported = [result for result in part.results if result.split == part.split]
+        plots.draw_frontier(workdir / name, reported, title=part.title)
+    text = summary(markdown=False)
+    page.write_page(
+        workdir / REPORT,
+        title=swept[0].title if len(swept) == 1 else "Unmasking policies",
+        subtitle=_subtitle(swept),
+        sections=[payload.section(p.results, p.split, title=p.title) for p in swept],
+        curves=curves.read_curves(metrics),
+        problems=_problems(swept),
+        problems_note=_NOTE,
+        text=text,
+    )
+    sys.stdout.write(text)
+    sys.stdout.flush()
+    logger.info("Wrote results.jsonl, summary.md, frontier plots and report.html to %s.", workdir)
+
+
+def _subtitle(swept: Sequence[Swept]) -> str:
+    devices = ", ".join(dict.fromkeys(part.device for part in swept))
+    day = time.strftime("%Y-%m-%d", time.gmtime())
+    return f"measured on {devices}; report of {day}, jax_unmask {jax_unmask.__version__}"
+
+
+def _problems(swept: Sequence[Swept]) -> list[dict[str, Any]]:
+    """The problems of all parts; with several, each says which part it is of."""
+    if len(swept) == 1:
+        problems = swept[0].problems
+    else:
+        problems = [
+            {**problem, "name": f"{part.title}: {problem['name']}"}
+            for part in swept
+            for problem in part.problems
+        ]
+    # A first look needs no click.
+    return [{**problem, "open": index < 2} for index, problem in enumerate(problems)]

@@ -1,0 +1,203 @@
+"""Which policies and problems the report shows in full, and their generations."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from jax_unmask.evaluation.bundle import Bundle
+from jax_unmask.evaluation.candidates import Candidate, candidates
+from jax_unmask.evaluation.problems import Measured, Problems, rollout_settings
+from jax_unmask.evaluation.recordings import record
+from jax_unmask.evaluation.store import Row, read_outcomes
+from jax_unmask.report import results, traces
+from jax_unmask.rollout import Prompts, row_keys
+from jax_unmask.tasks.base import Task, start_checks
+
+_LEARNED, _OTHERS = 2, 2
+"""Policies of each kind that stand side by side where the config names none."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Shown:
+    """A policy of the viewer.
+
+    Attributes:
+        candidate: the policy.
+        block_length: block length of its rollouts.
+        seed: seed of what it draws.
+        correct: its score on each problem, float [n], where it was measured.
+    """
+
+    candidate: Candidate
+    block_length: int
+    seed: int
+    correct: np.ndarray | None = None
+
+
+def chosen(
+    config: ConfigDict, measured: Sequence[tuple[Measured, Row]], workdir: pathlib.Path
+) -> list[Shown]:
+    """The policies to show, at the longest block length that was measured.
+
+    Those of `config.eval.viewer`. If it names none: of the learned policies the most accurate and
+    the fastest, and of the others the two methods that are most accurate without needing more
+    forwards than these.
+
+    Args:
+        config: a full config.
+        measured: what was measured, with its rows.
+        workdir: holds the outcomes.
+    """
+    if not config.eval.examples:
+        return []
+    reported = [(m, row) for m, row in measured if m.problems.split == config.eval.split]
+    longest = max(item.block_length for item, _ in reported)
+    if config.eval.viewer:
+        return _named(config, longest)
+    here = [pair for pair in reported if pair[0].block_length == longest]
+    here = [pair for pair in here if pair[0].seed == config.eval.seeds[0]]
+    learned = _best_of_methods(
+        [pair for pair in here if pair[0].candidate.label not in (results.HEURISTIC, results.RULE)]
+    )
+    if len(learned) > _LEARNED:
+        fastest = min(learned[1:], key=lambda pair: pair[1]["nfe_mean"])
+        learned = [learned[0], fastest]
+    limit = max((row["nfe_mean"] for _, row in learned), default=math.inf)
+    others = [pair for pair in here if pair[0].candidate.label == results.HEURISTIC]
+    fast = [pair for pair in others if pair[1]["nfe_mean"] <= limit] or others
+    picked = [*learned, *_best_of_methods(fast)[:_OTHERS]] or here[:1]
+    found = []
+    for item, row in picked:
+        outcomes = read_outcomes(workdir, row)
+        correct = None if outcomes is None else outcomes[0]
+        found.append(Shown(item.candidate, item.block_length, item.seed, correct))
+    return found
+
+
+def record_problems(
+    config: ConfigDict, bundle: Bundle, task: Task, problems: Problems, shown: Sequence[Shown]
+) -> list[dict[str, Any]]:
+    """Rolls out the policies on a few problems and keeps every step.
+
+    Rows of a rollout do not depend on each other, so these are the very generations that were
+    measured.
+
+    Returns:
+        See `report.traces.problem`.
+    """
+    count = min(config.eval.examples, len(problems.examples))
+    if not shown or not count:
+        return []
+    picked = pick_problems([s.correct for s in shown], len(problems.examples), count)
+    examples = [problems.examples[index] for index in picked]
+    by_policy = [_record(config, bundle, task, problems, picked, policy) for policy in shown]
+    return [
+        traces.problem(
+            f"problem {index + 1}",
+            task.prompt(example),
+            [of_policy[place] for of_policy in by_policy],
+            target=task.target(example),
+        )
+        for place, (index, example) in enumerate(zip(picked, examples, strict=True))
+    ]
+
+
+def pick_problems(correct: Sequence[np.ndarray | None], n: int, count: int) -> list[int]:
+    """Problems that tell policies apart: in turn one on which they disagree, one that all get
+    wrong, one that all get right; without outcomes the first ones.
+
+    Args:
+        correct: score of each problem, [n], of each policy.
+        n: number of problems.
+        count: how many to pick, at most n.
+
+    Returns:
+        Indices, disagreements first.
+    """
+    known = [scores >= 1 for scores in correct if scores is not None and len(scores) == n]
+    if not known:
+        return list(range(count))
+    right = np.sum(known, axis=0)
+    kinds = [
+        np.flatnonzero((right > 0) & (right < len(known))).tolist(),
+        np.flatnonzero(right == 0).tolist(),
+        np.flatnonzero(right == len(known)).tolist(),
+    ]
+    takes: list[list[int]] = [[] for _ in kinds]
+    while sum(map(len, takes)) < count:
+        for kind, take in zip(kinds, takes, strict=True):
+            if len(take) < len(kind) and sum(map(len, takes)) < count:
+                take.append(kind[len(take)])
+    return [index for take in takes for index in take]
+
+
+def _named(config: ConfigDict, longest: int) -> list[Shown]:
+    """The policies of `config.eval.viewer`, at their own block length or the longest."""
+    only = ConfigDict(config)
+    only.eval.update(policies=config.eval.viewer, shipped=(), block_lengths=(longest,))
+    seed = config.eval.seeds[0]
+    return [Shown(each, max(each.block_lengths), seed) for each in candidates(only)]
+
+
+def _best_of_methods(pairs: Sequence[tuple[Measured, Row]]) -> list[tuple[Measured, Row]]:
+    """The most accurate setting of each method (the fastest of equals), best methods first."""
+    ordered = sorted(pairs, key=lambda pair: (-pair[1]["accuracy"], pair[1]["nfe_mean"]))
+    best: dict[str, tuple[Measured, Row]] = {}
+    for item, row in ordered:
+        best.setdefault(item.candidate.method, (item, row))
+    return list(best.values())
+
+
+def _record(
+    config: ConfigDict,
+    bundle: Bundle,
+    task: Task,
+    problems: Problems,
+    picked: Sequence[int],
+    shown: Shown,
+) -> list[dict[str, Any]]:
+    """The traces of one policy on the picked problems."""
+    candidate = shown.candidate
+    settings = rollout_settings(config, shown.block_length)
+    tokenizer, found = bundle.tokenizer, []
+    # Records of hidden states are large: those are rolled out one by one.
+    size = 1 if candidate.policy.needs.hidden else len(picked)
+    params = jax.tree.map(jnp.asarray, candidate.params)
+    for start in range(0, len(picked), size):
+        rows = np.asarray(picked[start : start + size])
+        prompts = Prompts(
+            tokens=jnp.asarray(problems.prompts.tokens[rows]),
+            mask=jnp.asarray(problems.prompts.mask[rows]),
+        )
+        keys = row_keys(jax.random.key(shown.seed), jnp.asarray(rows))
+        trajectory, probability = record(
+            bundle.denoiser, bundle.params, candidate.policy, params, prompts, keys, settings
+        )
+        responses = tokenizer.decode_batch(trajectory.tokens)
+        scores = start_checks(task, [problems.examples[row] for row in rows], responses)()
+        found += [
+            traces.trace(
+                trajectory,
+                row,
+                tokenizer.pieces,
+                method=candidate.method,
+                settings=results.settings_text(sorted(candidate.settings.items())),
+                label=candidate.label,
+                text=responses[row],
+                block_length=shown.block_length,
+                stop_ids=tokenizer.stop_ids,
+                score=float(scores[row]),
+                probability=probability,
+            )
+            for row in range(len(rows))
+        ]
+    return found

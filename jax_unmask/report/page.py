@@ -1,0 +1,116 @@
+"""A page that needs nothing but itself: styles, scripts and data in one HTML file.
+
+Nothing in it is fetched, and the browser is told to refuse what would be: its content security
+policy allows the page's own script and style, by their hashes, and nothing else. So text that a
+model wrote stays text, even where it looks like markup.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import importlib.resources
+import json
+import os
+from collections.abc import Mapping
+from typing import Any
+
+from jax_unmask.runtime.files import atomic_write
+
+Data = Mapping[str, Any]
+
+_WEB = importlib.resources.files("jax_unmask.report") / "web"
+_SCRIPTS = (
+    "base.js",
+    "styles.js",
+    "frontier.js",
+    "tables.js",
+    "curves.js",
+    "trace.js",
+    "viewer.js",
+    "main.js",
+)
+# What could end the script element that the data lies in, or a line of it.
+_ESCAPES = str.maketrans(
+    {
+        "<": "\\u003c",
+        ">": "\\u003e",
+        "&": "\\u0026",
+        "\u2028": "\\u2028",
+        "\u2029": "\\u2029",
+    }
+)
+
+
+def write_page(
+    path: str | os.PathLike[str],
+    *,
+    title: str,
+    subtitle: str = "",
+    sections: list[Data] | None = None,
+    curves: list[Data] | None = None,
+    problems: list[Data] | None = None,
+    problems_note: str = "",
+    text: str = "",
+) -> None:
+    """Writes a page, whole or not at all.
+
+    Args:
+        path: the file to write.
+        title: heading.
+        subtitle: a line below it.
+        sections: what `report.payload.section` gives.
+        curves: what `report.curves.read_curves` gives.
+        problems: what `report.traces.problem` gives.
+        problems_note: says which problems these are.
+        text: shown where scripts do not run.
+    """
+    data = {
+        "title": title,
+        "subtitle": subtitle,
+        "sections": sections or [],
+        "curves": curves or [],
+        "problems": problems or [],
+        "problems_note": problems_note,
+    }
+    atomic_write(path, render(data, text=text))
+
+
+def render(data: Data, *, text: str = "") -> str:
+    """The page as text; arguments as in `write_page`."""
+    style = (_WEB / "style.css").read_text(encoding="utf-8")
+    scripts = "\n".join((_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    script = f'"use strict";\n(() => {{\n{scripts}}})();\n'
+    policy = (
+        f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
+        "base-uri 'none'; form-action 'none'"
+    )
+    page = (_WEB / "page.html").read_text(encoding="utf-8")
+    # In one pass: what is filled in may itself hold what looks like a place to fill.
+    parts = {
+        "policy": policy,
+        "title": html.escape(str(data["title"])),
+        "style": style,
+        "text": html.escape(text),
+        "data": embed(data),
+        "script": script,
+    }
+    pieces = page.split("{{")
+    filled = [pieces[0]]
+    for piece in pieces[1:]:
+        name, _, rest = piece.partition("}}")
+        filled += [parts[name], rest]
+    return "".join(filled)
+
+
+def embed(data: Any) -> str:
+    """Data as JSON that cannot end the script element around it."""
+    # Lone surrogates, which a tokenizer can yield, have no UTF-8: ASCII writes them as escapes.
+    text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
+    return text.translate(_ESCAPES)
+
+
+def _hash(source: str) -> str:
+    digest = hashlib.sha256(source.encode()).digest()
+    return f"sha256-{base64.b64encode(digest).decode()}"

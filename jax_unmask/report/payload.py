@@ -1,0 +1,134 @@
+"""Results as the plain data that a report page draws."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from jax_unmask.report import frontier, intervals, tables
+from jax_unmask.report.results import (
+    HEURISTIC,
+    RULE,
+    Result,
+    Standing,
+    label_order,
+    over_training_seeds,
+    settings_text,
+    standings,
+)
+
+_LABELS = {HEURISTIC: "heuristics", RULE: "hand-written rules"}
+
+
+def section(results: Sequence[Result], split: str, *, title: str) -> dict[str, Any]:
+    """What was measured in one place, as panels of one block length each.
+
+    Args:
+        results: results of all splits of one task, denoiser and canvas length; those of
+            "validation" only choose heuristic settings.
+        split: the split to report.
+        title: names the task and the denoiser.
+    """
+    reported = over_training_seeds([result for result in results if result.split == split])
+    found = standings(results, split)
+    blocks = sorted({result.block_length for result in reported})
+    return {
+        "title": title,
+        "panels": [
+            _panel(
+                [result for result in reported if result.block_length == block],
+                [standing for standing in found if standing.result.block_length == block],
+                split,
+            )
+            for block in blocks
+        ],
+    }
+
+
+def _panel(results: list[Result], found: list[Standing], split: str) -> dict[str, Any]:
+    first = results[0]
+    on_frontier = {id(point) for point in frontier.pareto(r.point for r in results)}
+    series: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        series.setdefault(result.series, []).append(result)
+    ordered = sorted(series, key=lambda name: (label_order(name[0]), name[0]))
+    full = " (full diffusion)" if first.block_length == first.gen_length else ""
+    return {
+        "title": f"block length {first.block_length}{full}, {first.point.n} {split} problems",
+        "gen_length": first.gen_length,
+        "series": [_series(name, series[name], on_frontier) for name in ordered],
+        "standings": [_standing(standing) for standing in found],
+        "verdict": tables.verdict(found) if found else "",
+        "chosen_on": found[0].chosen_on if found else "",
+        "paired": all(s.at_most.paired or s.at_most.reference is None for s in found),
+        "areas": [
+            {"label": _LABELS.get(label, label), "method": method, "area": area}
+            for label, method, area in tables.areas(results)
+        ],
+    }
+
+
+def _series(
+    name: tuple[str, str], results: Sequence[Result], on_frontier: set[int]
+) -> dict[str, Any]:
+    label, method = name
+    return {
+        "key": f"{label}/{method}",
+        "label": _LABELS.get(label, label),
+        "method": method,
+        "learned": results[0].is_learned,
+        "rule": label == RULE,
+        "points": [_point(result, id(result.point) in on_frontier) for result in results],
+    }
+
+
+def _point(result: Result, is_on_frontier: bool) -> dict[str, Any]:
+    point = result.point
+    low, high = intervals.of_proportion(point.accuracy, point.accuracy_se, point.n)
+    nfe_low, nfe_high = intervals.around(point.nfe, point.nfe_se)
+    seeds = [
+        f"{count} {kind} seeds"
+        for count, kind in ((result.training_seeds, "training"), (result.sampling_seeds, "drawing"))
+        if count > 1
+    ]
+    return {
+        "settings": settings_text(point.settings),
+        "seeds": ", ".join(seeds),
+        "accuracy": _rounded(point.accuracy),
+        "low": _rounded(low),
+        "high": _rounded(high),
+        "nfe": _rounded(point.nfe),
+        "nfe_low": _rounded(nfe_low),
+        "nfe_high": _rounded(nfe_high),
+        "ms": _rounded(1000 * result.seconds_per_sequence),
+        "unfilled": _rounded(result.still_masked),
+        "frontier": is_on_frontier,
+    }
+
+
+def _standing(standing: Standing) -> dict[str, Any]:
+    point, reference = standing.result.point, standing.at_most.reference
+    settings = settings_text(point.settings)
+    best = None
+    if reference is not None:
+        best = f"{reference.method} {settings_text(reference.settings)}".strip()
+    return {
+        "policy": f"{point.method}{f' ({settings})' if settings else ''}",
+        "accuracy": _rounded(point.accuracy),
+        "nfe": _rounded(point.nfe),
+        "reference": best,
+        "reference_accuracy": None if reference is None else _rounded(reference.accuracy),
+        "reference_nfe": None if reference is None else _rounded(reference.nfe),
+        "at_most": _gain(standing.at_most),
+        "interpolated": _gain(standing.interpolated),
+    }
+
+
+def _gain(comparison: frontier.Comparison) -> dict[str, Any]:
+    return {"gain": _rounded(comparison.gain), "se": _rounded(comparison.se)}
+
+
+def _rounded(value: float) -> float | None:
+    """Six digits are more than any of it is known to; JSON has no word for NaN."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -1,0 +1,188 @@
+// Accuracy against forwards: one panel per block length, one legend for all of a section.
+function frontierSection(section) {
+  const names = [];
+  for (const panel of section.panels) {
+    for (const one of panel.series) {
+      if (!names.some((other) => other.key === one.key)) names.push(one);
+    }
+  }
+  const styles = new Map();
+  seriesStyles(names).forEach((style, k) => styles.set(names[k].key, style));
+  const reach = Math.max(...section.panels.flatMap((p) => p.series.flatMap((s) => s.points.map((q) => q.nfe))));
+  const nearest = Math.min(...section.panels.flatMap((p) => p.series.flatMap((s) => s.points.map((q) => q.nfe))));
+  const state = { hidden: new Set(), log: reach >= 8 * nearest, bars: true, fromZero: false, highlight: null };
+  const redraw = [];
+  const update = () => redraw.forEach((draw) => draw());
+
+  const buttons = new Map();
+  const legend = [...new Set(names.map((one) => one.label))].map((label) => {
+    const members = names.filter((one) => one.label === label);
+    return el("div", { class: "legend", role: "group", "aria-label": label },
+      el("b", {}, label), members.map((one) => {
+        const button = toggle("", true, (on) => {
+          if (on) state.hidden.delete(one.key);
+          else state.hidden.add(one.key);
+          update();
+        });
+        button.append(swatch(styles.get(one.key), one.learned), one.method);
+        for (const [event, key] of [["pointerenter", one.key], ["pointerleave", null]]) {
+          button.addEventListener(event, () => { state.highlight = key; update(); });
+        }
+        buttons.set(one.key, button);
+        return button;
+      }));
+  });
+  const show = (wanted) => {
+    for (const one of names) {
+      const on = wanted(one);
+      buttons.get(one.key).setAttribute("aria-pressed", on);
+      if (on) state.hidden.delete(one.key);
+      else state.hidden.add(one.key);
+    }
+    update();
+  };
+  const option = (name, text) => toggle(text, state[name], (on) => { state[name] = on; update(); });
+  const best = (one) => one.learned || section.panels.some((p) =>
+    p.series.some((s) => s.key === one.key && s.points.some((q) => q.frontier)));
+  const controls = el("div", { class: "bar" },
+    option("log", "log axis"), option("bars", "intervals"), option("fromZero", "from 0 %"),
+    el("button", { type: "button", onclick: () => show(() => true) }, "show all"),
+    el("button", { type: "button", onclick: () => show(best) }, "frontier only"));
+  const panels = section.panels.map((panel) => {
+    const figure = frontierPanel(panel, styles, state);
+    redraw.push(figure.draw);
+    return figure.node;
+  });
+  return el("div", { class: "frontier" }, controls, legend, el("div", { class: "panels" }, panels));
+}
+
+function frontierPanel(panel, styles, state) {
+  const root = svg("svg", { role: "img", tabindex: 0, "aria-label": `Accuracy against denoiser forwards, ${panel.title}. Arrow keys visit the points.` });
+  const node = el("figure", {}, el("figcaption", {}, panel.title), root);
+  let places = [], chosen = -1, ring = null;
+
+  function draw(width) {
+    const height = Math.round(Math.min(Math.max(width * 0.68, 270), 400));
+    const at = { left: 44, right: width - 12, top: 10, bottom: height - 40 };
+    const shown = panel.series.filter((one) => !state.hidden.has(one.key));
+    const points = shown.flatMap((one) => one.points);
+    root.setAttribute("viewBox", `0 0 ${width} ${height}`);
+    root.setAttribute("height", height);
+    root.replaceChildren();
+    places = []; chosen = -1;
+    if (!points.length) {
+      root.append(svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "Nothing is shown."));
+      return;
+    }
+    const nfes = points.map((point) => point.nfe);
+    const low = Math.min(...nfes), high = Math.max(...nfes);
+    const x = state.log
+      ? scale(low * 0.93, high * 1.07, at.left, at.right, true)
+      : scale(low - (high - low || 2) * 0.04, high + (high - low || 2) * 0.04, at.left, at.right);
+    const floor = Math.min(...points.map((point) => point.low)), ceiling = Math.max(...points.map((point) => point.high));
+    const y0 = state.fromZero ? 0 : Math.max(floor - 0.02, 0), y1 = Math.min(ceiling + 0.02, 1.02);
+    const y = scale(y0, y1, at.bottom, at.top);
+    axes(root, at, {
+      x, y, xTicks: state.log ? powersOfTwo(low * 0.93, high * 1.07) : ticks(low, high, width / 70).filter((t) => x(t) >= at.left),
+      yTicks: ticks(y0, Math.min(y1, 1), 6), xText: (t) => `${t}`, yText: (t) => `${Math.round(100 * t)} %`,
+      xTitle: "denoiser forwards per sequence (NFE)",
+    });
+    stairs(root, points, x, y, at.right);
+    for (const one of shown) series(one, x, y);
+    places.sort((a, b) => a.x - b.x);
+    ring = svg("circle", { class: "ring", r: 9, visibility: "hidden" });
+    root.append(ring);
+  }
+
+  function series(one, x, y) {
+    const style = styles.get(one.key);
+    const faded = state.highlight !== null && state.highlight !== one.key;
+    const group = svg("g", { opacity: faded ? 0.15 : 1 });
+    const ordered = [...one.points].sort((a, b) => a.nfe - b.nfe);
+    if (!one.learned || ordered.length > 1) {
+      group.append(svg("polyline", {
+        points: ordered.map((point) => `${x(point.nfe).toFixed(1)},${y(point.accuracy).toFixed(1)}`).join(" "),
+        fill: "none", stroke: style.colour, "stroke-width": 1.5, "stroke-dasharray": style.dash, opacity: one.learned ? 0.5 : 0.9,
+      }));
+    }
+    for (const point of ordered) {
+      const px = x(point.nfe), py = y(point.accuracy);
+      if (state.bars) {
+        group.append(svg("path", {
+          d: `M${px},${y(point.low)}V${y(point.high)}M${x(Math.max(point.nfe_low, 1e-3))},${py}H${x(point.nfe_high)}`,
+          stroke: style.colour, "stroke-width": 1, opacity: 0.65,
+        }));
+      }
+      group.append(marker(style, px, py, one.learned));
+      places.push({ x: px, y: py, point, one });
+    }
+    root.append(group);
+  }
+
+  function choose(index) {
+    chosen = index;
+    if (index < 0) {
+      ring?.setAttribute("visibility", "hidden");
+      tooltip.hide();
+      return;
+    }
+    const { x, y, point, one } = places[index];
+    fill(ring, { cx: x, cy: y, visibility: "visible" }, []);
+    const box = root.getBoundingClientRect();
+    tooltip.show(box.left + x, box.top + y, pointText(one, point));
+  }
+  root.addEventListener("pointermove", (event) => {
+    const box = root.getBoundingClientRect();
+    const distance = ({ x, y }) => Math.hypot(event.clientX - box.left - x, event.clientY - box.top - y);
+    let best = -1;
+    places.forEach((place, k) => {
+      if (distance(place) < (best < 0 ? 26 : distance(places[best]))) best = k;
+    });
+    if (best !== chosen || best < 0) choose(best);
+  });
+  root.addEventListener("pointerleave", () => choose(-1));
+  root.addEventListener("blur", () => choose(-1));
+  root.addEventListener("keydown", (event) => {
+    const move = { ArrowRight: 1, ArrowUp: 1, ArrowLeft: -1, ArrowDown: -1 }[event.key];
+    if (!move || !places.length) return;
+    event.preventDefault();
+    choose((chosen + move + places.length) % places.length);
+  });
+  return { node, draw: drawn(root, draw) };
+}
+
+function pointText(one, point) {
+  const lines = [
+    `accuracy ${percent(point.accuracy)} % [${percent(point.low)}, ${percent(point.high)}]`,
+    `NFE ${number(point.nfe)} [${number(point.nfe_low)}, ${number(point.nfe_high)}]`,
+    point.ms === null ? null : `${short(point.ms)} ms per sequence`,
+    point.frontier ? "on the frontier" : null,
+  ];
+  return [el("b", {}, one.method), el("div", { class: "soft" }, [one.label, point.settings, point.seeds].filter(Boolean).join(", ")),
+    lines.filter(Boolean).map((line) => el("div", {}, line))];
+}
+
+/** The frontier as budgets see it: the best accuracy that so many forwards buy. */
+function stairs(root, points, x, y, right) {
+  let best = -1, path = "";
+  for (const point of [...points].sort((a, b) => a.nfe - b.nfe || b.accuracy - a.accuracy)) {
+    if (point.accuracy <= best) continue;
+    const px = x(point.nfe).toFixed(1), py = y(point.accuracy).toFixed(1);
+    path += path ? `H${px}V${py}` : `M${px},${py}`;
+    best = point.accuracy;
+  }
+  root.append(svg("path", { class: "stairs", d: `${path}H${right}` }));
+}
+
+function axes(root, at, { x, y, xTicks, yTicks, xText, yText, xTitle }) {
+  for (const t of yTicks) {
+    root.append(svg("line", { class: "grid", x1: at.left, x2: at.right, y1: y(t), y2: y(t) }),
+      svg("text", { x: at.left - 7, y: y(t) + 4, "text-anchor": "end" }, yText(t)));
+  }
+  for (const t of xTicks) {
+    root.append(svg("line", { class: "grid", x1: x(t), x2: x(t), y1: at.top, y2: at.bottom }),
+      svg("text", { x: x(t), y: at.bottom + 17, "text-anchor": "middle" }, xText(t)));
+  }
+  root.append(svg("path", { class: "axis", fill: "none", d: `M${at.left},${at.top}V${at.bottom}H${at.right}` }),
+    svg("text", { x: (at.left + at.right) / 2, y: at.bottom + 35, "text-anchor": "middle" }, xTitle));
+}
