@@ -182,7 +182,7 @@ def _record(
         trajectory, probability = record(
             bundle.denoiser, bundle.params, candidate.policy, params, prompts, keys, settings
         )
-        responses = tokenizer.decode_batch(trajectory.tokens)
+        responses = tokenizer.decode_batch(np.asarray(trajectory.tokens))
         scores = start_checks(task, [problems.examples[row] for row in rows], responses)()
         found += [
             traces.trace(

@@ -13,7 +13,7 @@ import html
 import importlib.resources
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_unmask.runtime.files import atomic_write
@@ -48,9 +48,9 @@ def write_page(
     *,
     title: str,
     subtitle: str = "",
-    sections: list[Data] | None = None,
-    curves: list[Data] | None = None,
-    problems: list[Data] | None = None,
+    sections: Sequence[Data] = (),
+    curves: Sequence[Data] = (),
+    problems: Sequence[Data] = (),
     problems_note: str = "",
     text: str = "",
 ) -> None:
@@ -69,9 +69,9 @@ def write_page(
     data = {
         "title": title,
         "subtitle": subtitle,
-        "sections": sections or [],
-        "curves": curves or [],
-        "problems": problems or [],
+        "sections": list(sections),
+        "curves": list(curves),
+        "problems": list(problems),
         "problems_note": problems_note,
     }
     atomic_write(path, render(data, text=text))
@@ -90,9 +90,9 @@ def render(data: Data, *, text: str = "") -> str:
     # In one pass: what is filled in may itself hold what looks like a place to fill.
     parts = {
         "policy": policy,
-        "title": html.escape(str(data["title"])),
+        "title": _markup(str(data["title"])),
         "style": style,
-        "text": html.escape(text),
+        "text": _markup(text),
         "data": embed(data),
         "script": script,
     }
@@ -109,6 +109,11 @@ def embed(data: Any) -> str:
     # Lone surrogates, which a tokenizer can yield, have no UTF-8: ASCII writes them as escapes.
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.translate(_ESCAPES)
+
+
+def _markup(text: str) -> str:
+    """Text that shows as it is; lone surrogates, which UTF-8 cannot write, become "?"."""
+    return html.escape(text.encode("utf-8", "replace").decode())
 
 
 def _hash(source: str) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_unmask.rollout import Trajectory
+from jax_unmask.rollout.trajectory import Records
 
 Pieces = Callable[[Sequence[int]], list[str]]
 
@@ -87,6 +88,7 @@ def trace(
             "block_start": starts.tolist(),
             "vocabulary": [pieces([token])[0] for token in vocabulary],
             "candidates": changes,
+            "rewritten": _rewritten(trajectory.records, row, nfe, pieces),
         }
     return {
         "method": method,
@@ -111,6 +113,29 @@ def _packed(probabilities: np.ndarray) -> str:
     """Probabilities as bytes, in steps of 1/255: base64 of [steps * L]."""
     scaled = np.rint(np.clip(probabilities, 0.0, 1.0) * 255).astype(np.uint8)
     return base64.b64encode(scaled.tobytes()).decode()
+
+
+def _rewritten(records: Records, row: int, nfe: int, pieces: Pieces) -> dict[str, list[Any]]:
+    """Positions that were written more than once (by policies that edit): each write's step, text
+    and confidence, in order."""
+    obs, action, edits = records.obs, records.action, records.action.edit
+    if edits is None:
+        return {}
+    current: dict[int, int] = {}
+    writes: dict[str, list[Any]] = {}
+    for step in range(nfe):
+        candidates = np.asarray(obs.candidate[step, row])
+        masked = np.asarray(obs.masked[step, row])
+        fill = np.asarray(action.fill[step, row]) & np.asarray(obs.legal[step, row])
+        edit = np.asarray(edits[step, row]) & ~masked
+        for position in np.flatnonzero(fill | edit).tolist():
+            token = int(candidates[position])
+            if current.get(position) != token:
+                current[position] = token
+                confidence = float(f"{obs.confidence[step, row, position]:.4g}")
+                write = [step, pieces([token])[0], confidence]
+                writes.setdefault(str(position), []).append(write)
+    return {position: made for position, made in writes.items() if len(made) > 1}
 
 
 def _changes(candidates: np.ndarray, masked: np.ndarray) -> tuple[list[int], list[list[int]]]:

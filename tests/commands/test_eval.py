@@ -73,7 +73,7 @@ def test_as_a_command(tiny_model_dir, config, tmp_path):
     workdir = tmp_path / "out"
     result = command(
         *(f"--config={path}", f"--workdir={workdir}", f"--checkpoint={policy}"),
-        "--config.eval.num_problems=3",
+        *("--config.eval.num_problems=3", "--config.eval.examples=1"),
     )
     assert result.returncode == 0, result.stderr
     rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
@@ -85,6 +85,7 @@ def test_as_a_command(tiny_model_dir, config, tmp_path):
     assert "trained here" in result.stdout
     assert (workdir / "frontier.png").exists()
     assert (workdir / "summary.md").exists()
+    assert "<!doctype html>" in (workdir / "report.html").read_text()
 
 
 def test_a_wrong_config_is_one_line_before_anything_runs(tiny_model_dir, tmp_path):

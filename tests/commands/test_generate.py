@@ -104,6 +104,21 @@ def test_live_view_off_a_terminal_is_the_trace_on_standard_error(model, capsys):
     assert json.loads(live.out)["nfe"] == 4
 
 
+def test_html_holds_every_step(model, capsys, tmp_path):
+    path = tmp_path / "made" / "page.html"
+    arguments = (f"--model={model}", f"--prompt={PUZZLE}", "--json", *shape(), f"--html={path}")
+    out = run(capsys, *arguments, "--policy=top_confidence:tokens_per_step=3").out
+    record = json.loads(out)
+    data = path.read_text().partition('id="data">')[2].partition("</script>")[0]
+    (problem,) = json.loads(data)["problems"]
+    (trace,) = problem["traces"]
+    assert problem["prompt"] == PUZZLE
+    assert trace["step_map"] == record["step_map"]
+    assert len(trace["steps"]["candidates"]) == trace["nfe"] == record["nfe"] == 4
+    assert trace["blocks"] == [0, 4]
+    assert "directory" in fails(capsys, *arguments[:-1], f"--html={tmp_path}")
+
+
 def test_a_task_poses_and_judges(model, capsys):
     shown = run(capsys, f"--model={model}", "--task=sudoku", "--problem=3", *shape(16, 16))
     assert "; score 0" in shown.err

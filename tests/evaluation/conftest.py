@@ -55,6 +55,7 @@ def config(model_dir: pathlib.Path):
     config.model.update(path=str(model_dir), dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=16, block_length=16)
     config.eval.update(num_problems=10, batch_size=4, block_lengths=(16,), seeds=(0, 1))
+    config.eval.examples = 0  # Recording compiles programs of its own.
     config.eval.policies = ("threshold:threshold=0.3|0.9", "random:tokens_per_step=4")
     return config
 

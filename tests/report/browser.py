@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import fcntl
 import json
 import os
 import shutil
@@ -126,18 +127,22 @@ def page(executable: str, profile: str) -> Iterator[Page]:
     """Starts a browser with an empty profile and closes it at the end."""
     browser_reads, we_write = os.pipe()
     we_read, browser_writes = os.pipe()
-    # The protocol lies on descriptors 3 and 4.
+
+    def place() -> None:
+        """The protocol lies on descriptors 3 and 4."""
+        ends = [fcntl.fcntl(end, fcntl.F_DUPFD, 10) for end in (browser_reads, browser_writes)]
+        os.dup2(ends[0], 3)
+        os.dup2(ends[1], 4)
+
     process = subprocess.Popen(
         [
-            "sh",
-            "-c",
-            f'exec "$0" "$@" 3<&{browser_reads} 4>&{browser_writes}',
             executable,
             *("--headless=new", "--no-sandbox", "--disable-gpu", "--remote-debugging-pipe"),
             *("--disable-dev-shm-usage", "--no-first-run", f"--user-data-dir={profile}"),
             *("--disable-background-networking", "--disable-component-update", "--mute-audio"),
         ],
-        pass_fds=(browser_reads, browser_writes),
+        preexec_fn=place,
+        pass_fds=(3, 4),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         start_new_session=True,

@@ -9,9 +9,13 @@ class Trace {
     this.ends = new Set(record.blocks.slice(1));
   }
 
-  /** Whether a position is filled after `clock` steps. */
-  filled(position, clock) {
-    return this.step_map[position] >= 0 && this.step_map[position] < clock;
+  /** What stands at a position after `clock` steps: its step, text and confidence; null: nothing. */
+  at(position, clock) {
+    // Policies that edit write a position more than once.
+    const writes = this.steps?.rewritten[position]
+      ?? [[this.step_map[position], this.pieces[position], this.confidence[position]]];
+    const made = writes.filter(([step]) => step >= 0 && step < clock).at(-1);
+    return made ? { step: made[0], piece: made[1], confidence: made[2] } : null;
   }
 
   /** The step that decides what is shown of positions that are not filled yet: the next one. */
@@ -46,7 +50,7 @@ class Trace {
   }
 
   count(clock) {
-    return this.step_map.filter((step) => step >= 0 && step < clock).length;
+    return this.step_map.filter((_, position) => this.at(position, clock)).length;
   }
 }
 
@@ -77,11 +81,11 @@ function tokenText(trace, position, clock) {
     const p = trace.probabilityAt(step, position);
     return el("div", {}, p === null ? "the policy is deterministic: it has no probability" : `policy's probability of filling it ${percent(p)} %`);
   };
-  const written = trace.step_map[position];
-  if (trace.filled(position, clock)) {
-    return [name, el("div", {}, "token ", el("code", {}, `“${visible(trace.pieces[position])}”`), position >= trace.ended ? ", at or behind the end of the text" : ""),
-      el("div", {}, `filled at step ${written + 1} of ${trace.nfe}`), el("div", {}, `confidence ${percent(trace.confidence[position], 2)} %`),
-      odds(written), spark(trace, position)];
+  const made = trace.at(position, clock);
+  if (made) {
+    return [name, el("div", {}, "token ", el("code", {}, `“${visible(made.piece)}”`), position >= trace.ended ? ", at or behind the end of the text" : ""),
+      el("div", {}, `filled at step ${made.step + 1} of ${trace.nfe}`), el("div", {}, `confidence ${percent(made.confidence, 2)} %`),
+      odds(made.step), spark(trace, position)];
   }
   const step = trace.next(clock), guess = trace.candidateAt(step, position), p = trace.confidenceAt(step, position);
   return [name, el("div", {}, `not filled; before step ${step + 1}:`),

@@ -166,15 +166,16 @@ function lane(trace, state) {
 }
 
 function paint(trace, node, position, clock, now, state) {
-  const step = trace.step_map[position];
-  if (trace.filled(position, clock)) {
+  const made = trace.at(position, clock);
+  if (made) {
+    const step = made.step;
     const { background, ink } = stepColour(step, state.last - 1);
     // A step stands out while the clock stands at it; not for ever in a canvas that was done earlier.
     const isNew = step === now - 1 && now <= trace.nfe && now < state.last;
     node.className = `token${isNew ? " new" : ""}${position >= trace.ended ? " over" : ""}`;
     node.style.background = background;
     node.style.color = ink;
-    node.replaceChildren(position >= trace.ended ? "∎" : visible(trace.pieces[position]));
+    node.replaceChildren(position >= trace.ended ? "∎" : visible(made.piece));
     if (state.numbers) node.append(el("sup", {}, `${step + 1}`));
     return;
   }
