@@ -1,7 +1,7 @@
 """Measures policies on held-out problems: `python -m jax_unmask.eval --config=... --workdir=DIR`.
 
-Prints a table and writes results.jsonl, summary.md and frontier.png. Running the same command again
-measures only what is missing.
+Prints a table and writes results.jsonl, summary.md, frontier.png and report.html. Running the same
+command again measures only what is missing.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def evaluate(
 
     Args:
         config: a full config, see `jax_unmask.config`.
-        workdir: receives results.jsonl, outcomes/, summary.md and frontier.png; and policy/, if
-            `checkpoint` is a training checkpoint.
+        workdir: receives results.jsonl, outcomes/, summary.md, frontier.png and report.html; and
+            policy/, if `checkpoint` is a training checkpoint.
         checkpoint: see the flag of the same name.
 
     Raises:
