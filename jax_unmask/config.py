@@ -158,7 +158,11 @@ def evaluation() -> ConfigDict:
             # Problems that the denoiser serves at one time; one that is done makes room for the
             # next.
             "batch_size": 128,
+            # 0 stands for the whole canvas.
             "block_lengths": (32, 256),
+            # Further things to vary, as "KEY=A|B": models, tasks, canvas lengths (see
+            # evaluation/axes.py). All combinations are measured, into one report.
+            "axes": (),
             # "name:setting=value": a heuristic, or "learned:DIR" for a trained policy; several
             # settings as a|b|c or low..high/step, one block length as a trailing @32 (see
             # evaluation/grid.py).

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import commands, policies, validation
 from jax_unmask.denoisers.pretrained import ORBAX_ITEM
-from jax_unmask.evaluation import candidates, sweep
+from jax_unmask.evaluation import axes, candidates, reporting, sweep
 from jax_unmask.evaluation.bundle import load_bundle
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.recipes.policy_grpo import build_policy
@@ -60,7 +60,28 @@ def evaluate(
     elif checkpoint is not None:
         trained = policy_directory(config, checkpoint, workdir)
         candidates.candidates(config, trained=trained)
-    return sweep.run(config, load_bundle(config), workdir, trained=trained)
+    if not config.eval.axes:
+        return sweep.run(config, load_bundle(config), workdir, trained=trained)
+    return _sweep_axes(config, workdir, trained)
+
+
+def _sweep_axes(
+    config: ConfigDict, workdir: pathlib.Path, trained: pathlib.Path | None
+) -> list[Result]:
+    """Every combination of `eval.axes`, one after the other, into one report."""
+    varied = axes.combinations(config)
+    for each in varied:
+        validation.validate(each.config)
+        candidates.candidates(each.config, trained=trained)
+    curve_files = reporting.curve_files(config, workdir)
+    swept = []
+    for each in varied:
+        bundle = load_bundle(each.config)
+        swept.append(
+            sweep.measure_all(each.config, bundle, workdir, trained=trained, varied=each.values)
+        )
+    reporting.write(swept, workdir, curve_files)
+    return [result for part in swept for result in part.results]
 
 
 def policy_directory(

@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 from jax_unmask import config as defaults
 from jax_unmask import policies, tasks
 from jax_unmask.denoisers import quantization
+from jax_unmask.evaluation import axes
 from jax_unmask.evaluation.candidates import candidates
 from jax_unmask.learners.surrogates import Threshold
 from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
@@ -264,6 +265,14 @@ def _evaluation(config: ConfigDict) -> None:
     check.one_of(config, "eval.split", ("train", "validation", "test"))
     check.positive(config, "eval.num_problems", "eval.batch_size")
     check.non_negative(config, "eval.validation_problems", "eval.examples")
+    axes.combinations(config)
+    check.require(
+        not (config.eval.after_training and config.eval.axes),
+        config,
+        "eval.axes",
+        "after training there is one model and one task",
+        "Leave it empty, and run jax_unmask.eval with it afterwards",
+    )
     if config.eval.after_training:
         candidates(config)  # Finds the mistakes that would else show after hours of training.
 

@@ -75,7 +75,7 @@ def candidates(config: ConfigDict, *, trained: str | pathlib.Path | None = None)
             "eval.seeds", seeds, "policies that draw need seeds of at least 0", "Give at least one"
         )
     length = gen_length(config)
-    for block in config.eval.block_lengths:
+    for block in _block_lengths(config):
         _check_block("eval.block_lengths", config.eval.block_lengths, block, length)
     found: list[Candidate] = []
     for text in config.eval.policies:
@@ -103,6 +103,12 @@ def gen_length(config: ConfigDict) -> int:
     return config.rollout.gen_length if "rollout" in config else config.data.gen_length
 
 
+def _block_lengths(config: ConfigDict) -> tuple[int, ...]:
+    """Those of `config.eval`, without repetition; 0 stands for the whole canvas."""
+    lengths = [block or gen_length(config) for block in config.eval.block_lengths]
+    return tuple(dict.fromkeys(lengths))
+
+
 def _candidate(config: ConfigDict, key: str, spec: grid.PolicySpec, label: str) -> Candidate:
     for block in spec.block_lengths:
         _check_block(key, spec.text, block, gen_length(config))
@@ -122,7 +128,7 @@ def _candidate(config: ConfigDict, key: str, spec: grid.PolicySpec, label: str) 
         settings={name: _number(value) for name, value in spec.settings},
         policy=policy,
         params=params,
-        block_lengths=spec.block_lengths or tuple(config.eval.block_lengths),
+        block_lengths=spec.block_lengths or _block_lengths(config),
         training_seed=seed,
     )
 

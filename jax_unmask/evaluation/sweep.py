@@ -7,7 +7,7 @@ import json
 import logging
 import pathlib
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -31,6 +31,8 @@ from jax_unmask.runtime.config import ConfigError
 from jax_unmask.tasks.base import Task
 
 _HASH_LENGTH = 16
+_HASHED = ("model.path", "task.path", "task.tfds_data_dir")
+"""Keys of paths: rows know what lies there by its hash."""
 
 logger = logging.getLogger(__name__)
 
@@ -76,8 +78,12 @@ def measure_all(
     workdir: str | pathlib.Path,
     *,
     trained: str | pathlib.Path | None = None,
+    varied: Mapping[str, Any] | None = None,
 ) -> reporting.Swept:
-    """`run` without the report: what it would say."""
+    """`run` without the report: what it would say.
+
+    `varied` holds what the axes of a sweep say here, by key; it goes into the rows.
+    """
     workdir = pathlib.Path(workdir)
     found = candidates_lib.candidates(config, trained=trained)
     if not found:
@@ -95,7 +101,7 @@ def measure_all(
     rows = []
     began = time.monotonic()
     for index, item in enumerate(plan, start=1):
-        row = _identify(config, bundle, task, item, denoiser_hash)
+        row = _identify(config, bundle, task, item, denoiser_hash, varied or {})
         if row["key"] in store.rows:
             rows.append(store.rows[row["key"]])
             continue
@@ -103,7 +109,7 @@ def measure_all(
         _log(rows[-1], index, len(plan), time.monotonic() - began)
     chosen = viewing.chosen(config, list(zip(plan, rows, strict=True)), workdir)
     return reporting.Swept(
-        title=f"{task.name}, denoiser {_denoiser_name(config, bundle)}",
+        title=_title(config, bundle, task, varied or {}),
         split=config.eval.split,
         results=results.collect(rows, lambda row: read_outcomes(workdir, row)),
         problems=viewing.record_problems(config, bundle, task, splits[0], chosen),
@@ -130,7 +136,12 @@ def _plan(config: ConfigDict, found: list[Candidate], splits: list[Problems]) ->
 
 
 def _identify(
-    config: ConfigDict, bundle: Bundle, task: Task, item: Measured, denoiser_hash: str
+    config: ConfigDict,
+    bundle: Bundle,
+    task: Task,
+    item: Measured,
+    denoiser_hash: str,
+    varied: Mapping[str, Any],
 ) -> Row:
     """The part of a row that says what was measured, under a key made of all of it."""
     candidate, problems = item.candidate, item.problems
@@ -153,6 +164,8 @@ def _identify(
         "denoiser_hash": _digest(repr(bundle.denoiser).encode(), denoiser_hash),
         "prompts_hash": _tree_hash([problems.prompts.tokens, problems.prompts.mask]),
     }
+    if varied:
+        row["axes"] = {key: value for key, value in varied.items() if key not in _HASHED}
     # Hashes stand for what paths only name: a workdir may be moved.
     identity = {name: value for name, value in row.items() if name not in ("policy", "denoiser")}
     return {"key": _digest(json.dumps(identity, sort_keys=True)), **row}
@@ -189,6 +202,12 @@ def _rows_per_rollout(config: ConfigDict) -> int:
     """One number for all splits, so that they share programs."""
     most = max(config.eval.num_problems, config.eval.validation_problems)
     return min(most, MOST_ROWS)
+
+
+def _title(config: ConfigDict, bundle: Bundle, task: Task, varied: Mapping[str, Any]) -> str:
+    said = ("task.name", *_HASHED)
+    rest = [f"{key.partition('.')[2]} {v}" for key, v in varied.items() if key not in said]
+    return ", ".join([task.name, f"denoiser {_denoiser_name(config, bundle)}", *rest])
 
 
 def _denoiser_name(config: ConfigDict, bundle: Bundle) -> str:

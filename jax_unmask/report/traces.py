@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
+from jax_unmask.report.live import END
 from jax_unmask.rollout import Trajectory
 from jax_unmask.rollout.trajectory import Records
 
@@ -86,7 +87,9 @@ def trace(
             "confidence": _packed(np.asarray(obs.confidence[:nfe, row])),
             "probability": odds,
             "block_start": starts.tolist(),
-            "vocabulary": [pieces([token])[0] for token in vocabulary],
+            "vocabulary": [
+                END if token in stop_ids else pieces([token])[0] for token in vocabulary
+            ],
             "candidates": changes,
             "rewritten": _rewritten(trajectory.records, row, nfe, pieces),
         }

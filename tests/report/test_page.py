@@ -256,7 +256,7 @@ class TestTrace:
         assert list(base64.b64decode(steps["confidence"])) == [128] * 4 + [255] * 4
         assert list(base64.b64decode(steps["probability"])) == [64] * 4 + [191] * 4
         # The second step repeats only what changed, of what was still open.
-        assert steps["vocabulary"] == ["<7>", "<8>", "<9>", "<6>"]
+        assert steps["vocabulary"] == ["<7>", "<8>", "∎", "<6>"]
         assert steps["candidates"] == [[0, 0, 1, 1, 2, 2, 3, 2], [3, 3]]
 
     def test_tells_what_stood_where_a_policy_edits(self):

@@ -17,7 +17,7 @@ function build() {
     const judged = DATA.problems.some((problem) => problem.traces.some((trace) => trace.score !== null));
     if (judged) part("examples", "Examples", el("p", {}, DATA.problems_note), examplesSection(DATA.problems));
     part("viewer", "Trajectories", el("p", {}, "Every token has the colour of the step that filled it. A grey cell is not filled yet; it shows what the denoiser would write, "
-      + "over a bar of its confidence. Point at a token, or tap it, for the numbers; arrow keys step, space plays."), viewerSection(DATA.problems));
+      + "over a bar of its confidence. Point at a token, or tap it, for the numbers; ∎ ends the text; arrow keys step, space plays."), viewerSection(DATA.problems));
   }
   page.append(el("header", {}, el("div", {}, el("h1", {}, DATA.title), el("p", { class: "meta" }, DATA.subtitle)), themeButton()),
     parts.length > 1 ? el("nav", { "aria-label": "Parts" }, parts.map((one) => el("a", { href: `#${one.id}` }, one.title))) : "",
