@@ -43,11 +43,12 @@ def kill_when(process: subprocess.Popen[bytes], path: pathlib.Path, count: int) 
 
 
 def results(workdir: pathlib.Path) -> list[dict]:
-    """The rows of the evaluation in any order, without what a clock measured."""
+    """The rows of the evaluation in any order, without the workdir and what a clock measured."""
     rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
     for row in rows:
         for name in ("seconds_per_sequence", "tokens_per_second", "compile_seconds"):
             del row[name]
+        row["policy"] = row["policy"].replace(str(workdir), "WORKDIR")
     return sorted(rows, key=lambda row: json.dumps(row, sort_keys=True))
 
 
