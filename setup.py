@@ -50,6 +50,7 @@ TEST = [
     "pyarrow>=17",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
+    "pytest-xdist>=3.6",
     *MATH,
     *QUANTIZATION,
 ]

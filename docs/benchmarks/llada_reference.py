@@ -6,9 +6,9 @@ the environment names:
     git clone https://github.com/NVlabs/Fast-dLLM && export FAST_DLLM=$PWD/Fast-dLLM/v1/llada
     git clone https://github.com/ML-GSAI/LLaDA && export LLADA=$PWD/LLaDA
 
-Model class: Fast-dLLM's modeling_llada.py. Samplers: LLaDA's generate.py for fixed numbers of tokens
-per step (in batches; its attention ignores padding, so prompts must have one length), Fast-dLLM's
-generate.py for thresholds (which takes one prompt at a time).
+Model class: Fast-dLLM's modeling_llada.py. Samplers: LLaDA's generate.py for fixed numbers of
+tokens per step (in batches; its attention ignores padding, so prompts must have one length),
+Fast-dLLM's generate.py for thresholds (which takes one prompt at a time).
 """
 
 import importlib.util
