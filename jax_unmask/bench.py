@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import json
 import logging
 import os
@@ -20,9 +21,18 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import commands, policies, tasks
-from jax_unmask.benchmarks import breakdown, hardware, reference, speed, subjects, tables
+from jax_unmask.benchmarks import (
+    breakdown,
+    flops,
+    hardware,
+    reference,
+    speed,
+    subjects,
+    tables,
+)
 from jax_unmask.evaluation.bundle import shipped_models
-from jax_unmask.rollout import Prompts, RolloutSettings
+from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache
+from jax_unmask.rollout.caching import NONE
 from jax_unmask.runtime.compilation import CompileTimes
 from jax_unmask.runtime.files import atomic_write
 
@@ -32,7 +42,9 @@ three things can be measured:
   rollouts (--model or --preset): compile time, time per rollout and per forward, memory, and the
   share of the peak speed of matrix products, which is measured in the same run. FLOPs are counted
   exactly from shapes: matrix products of the denoiser only. Times are medians over the repeats,
-  after a rollout that is not counted; in brackets stand the fastest and the slowest.
+  after a rollout that is not counted; in brackets stand the fastest and the slowest. With several
+  --cache, each is measured at every batch size; cost is what a row's forwards cost, in forwards
+  over its whole sequence.
 
   another implementation beside ours (--reference=FILE.py with --model or --preset): both fill the
   same canvases with the same weights, in turns, in one process. The file defines
@@ -91,6 +103,17 @@ def parser() -> argparse.ArgumentParser:
         type=int,
         help="rows that the denoiser serves at one time; a row that is done leaves its slot to one "
         "that waits; default: all of the batch",
+    )
+    add(
+        "--cache",
+        action="append",
+        help="none, prefix, dual or block, with settings as in dual:refresh_every=8; give it "
+        "several times to compare; default: none",
+    )
+    add(
+        "--count",
+        action="store_true",
+        help="also let the compiler count the operations of a step (compiles a few small programs)",
     )
     add(
         "--dtype",
@@ -198,6 +221,9 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         module = reference.import_reference(args.reference)
     batch_sizes = _batch_sizes(args.batch_sizes)
+    caches = [parse_cache(text) for text in args.cache or (NONE,)]
+    if module is not None and caches != [None]:
+        raise ValueError("--reference is compared with rollouts without a cache; leave out --cache")
     policy, policy_params = policies.parse_policy(args.policy)
     if args.preset is not None:
         preset = subjects.find_preset(args.preset)
@@ -212,6 +238,8 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     )
     subject = _subject(args, settings)
     config = subject.denoiser.config
+    for each in filter(None, caches):
+        each.check(config)
     prompts = _prompts(args, subject, max(batch_sizes))
     _check_length(config.max_length, prompts.tokens.shape[1], settings)
 
@@ -224,21 +252,30 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         if module is None
         else reference.load_reference(args.reference, module, subject, args.policy, policy_params)
     )
+    counted: dict[Cache | None, flops.RolloutFlops | None] = {}
+    if args.count:
+        prompt_length = prompts.tokens.shape[1]
+        for cache in caches:
+            cached = dataclasses.replace(settings, cache=cache)
+            counted[cache] = flops.compiled(config, cached, prompt_length)
     with loaded as other:
-        for batch in batch_sizes:
+        for batch, cache in itertools.product(batch_sizes, caches):
             row, comparison = speed.measure_speed(
                 subject,
                 policy,
                 policy_params,
                 jax.tree.map(lambda leaf, batch=batch: leaf[:batch], prompts),
-                settings,
+                dataclasses.replace(settings, cache=cache),
                 repeats=args.repeats,
                 seed=args.seed,
                 peak=peak,
                 compile_times=compile_times,
                 reference=other,
+                compiled_flops=counted.get(cache),
             )
-            logger.info("Batch %d: %.4g s per rollout", batch, row.seconds_per_rollout)
+            logger.info(
+                "Batch %d, cache %s: %.4g s per rollout", batch, row.cache, row.seconds_per_rollout
+            )
             rows.append(row)
             comparisons += [] if comparison is None else [comparison]
     record = {

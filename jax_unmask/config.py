@@ -31,6 +31,9 @@ def _common(recipe: str) -> ConfigDict:
             # Read the data through TensorFlow Datasets from this data_dir instead.
             "tfds_data_dir": placeholder(str),
             "prompt_length": 200,
+            # Shorter lengths to which prompts are padded where they fit: in evaluations each
+            # problem, in training each batch. Every length compiles its own programs.
+            "prompt_buckets": (),
             # Keep the last `prompt_length` tokens of longer prompts, as published; otherwise a
             # prompt over its budget is an error.
             "truncate_prompts": True,
@@ -74,6 +77,15 @@ def policy_grpo() -> ConfigDict:
             "slots": 0,
             # Vocabulary entries whose logits exist at one time.
             "vocab_chunk": 16384,
+            # Parts in which the prompts of a step are rolled out, one after the other: slow checks
+            # of the responses of one run beside the rollout of the next. 1 keeps slots busiest.
+            "parts": 1,
+            # "none", "prefix", "dual" or "block", with settings as in
+            # "dual:refresh_every=8,extra_tokens=16" (see rollout/caching.py). The policy learns in
+            # the environment that it is given.
+            "cache": "none",
+            # End a row with the block that holds the end of its text; what is behind stays masked.
+            "stop_at_end": False,
         }
     )
     config.policy = ConfigDict(
@@ -163,6 +175,10 @@ def evaluation() -> ConfigDict:
             # Further things to vary, as "KEY=A|B": models, tasks, canvas lengths (see
             # evaluation/axes.py). All combinations are measured, into one report.
             "axes": (),
+            # Caches of the rollouts, each measured; none given: that of `rollout.cache`.
+            "caches": (),
+            # End a row with the block that holds the end of its text.
+            "stop_at_end": False,
             # "name:setting=value": a heuristic, or "learned:DIR" for a trained policy; several
             # settings as a|b|c or low..high/step, one block length as a trailing @32 (see
             # evaluation/grid.py).
@@ -274,6 +290,7 @@ def tracerl() -> ConfigDict:
             "group_size": 8,
             "slots": 0,
             "vocab_chunk": 16384,
+            "cache": "none",
             # End a row with the block that holds the end of its text (for block attention, where
             # the blocks behind are not seen).
             "stop_at_end": False,

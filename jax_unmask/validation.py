@@ -14,6 +14,7 @@ from jax_unmask.evaluation import axes
 from jax_unmask.evaluation.candidates import candidates
 from jax_unmask.learners.surrogates import Threshold
 from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
+from jax_unmask.recipes.base import build_cache
 from jax_unmask.recipes.process import JUDGES
 from jax_unmask.recipes.tracerl import SURROGATES
 from jax_unmask.runtime import config as check
@@ -38,6 +39,20 @@ def validate(config: ConfigDict) -> None:
     check.validate(config, getattr(defaults, config.recipe)())
     check.one_of(config, "task.name", tasks.names())
     check.positive(config, "task.prompt_length", "train.steps", "log.every", "checkpoint.every")
+    check.require(
+        all(isinstance(size, int) and size > 0 for size in config.task.prompt_buckets),
+        config,
+        "task.prompt_buckets",
+        "it must hold lengths in tokens",
+        "Give whole numbers below task.prompt_length, such as (96, 128, 160)",
+    )
+    check.require(
+        not config.task.prompt_buckets or jax.process_count() == 1,
+        config,
+        "task.prompt_buckets",
+        "several processes would choose several lengths for one batch",
+        "Leave it empty, or run one process",
+    )
     check.positive(config, "checkpoint.keep_latest")
     check.non_negative(config, "checkpoint.keep_best", "seed")
     check.one_of(config, "checkpoint.best_mode", ("max", "min"))
@@ -83,6 +98,7 @@ def _policy_grpo(config: ConfigDict) -> None:
         "learner.chunk_size",
     )
     check.divides(config, "rollout.block_length", "rollout.gen_length")
+    check.divides(config, "rollout.parts", "rollout.prompts_per_step")
     check.non_negative(config, "rollout.temperature", "reward.alpha", "expert.count")
     check.non_negative(config, "expert.imitation", "expert.imitation_steps")
     check.non_negative(config, "rollout.slots")
@@ -94,6 +110,7 @@ def _policy_grpo(config: ConfigDict) -> None:
     if config.model.quantization is not None:
         check.one_of(config, "model.quantization", tuple(quantization.TYPES))
     _has_groups(config)
+    build_cache(config.rollout.cache, "rollout.cache")
     check.require(
         bool(config.expert.imitation) == bool(config.expert.imitation_steps),
         config,
@@ -273,6 +290,8 @@ def _evaluation(config: ConfigDict) -> None:
         "after training there is one model and one task",
         "Leave it empty, and run jax_unmask.eval with it afterwards",
     )
+    for text in config.eval.caches:
+        build_cache(text, "eval.caches")
     if config.eval.after_training:
         candidates(config)  # Finds the mistakes that would else show after hours of training.
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jax_unmask.benchmarks import hardware
+from jax_unmask.benchmarks import flops, hardware
 from jax_unmask.benchmarks.hardware import MatmulPeak
 from jax_unmask.benchmarks.reference import Comparison, Reference, compare
 from jax_unmask.benchmarks.subjects import Subject
-from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.policies.base import Params, Policy
-from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys
+from jax_unmask.rollout.caching import NONE
 from jax_unmask.runtime.compilation import CompileTimes
 
 
@@ -29,14 +29,12 @@ class Filled(NamedTuple):
     Attributes:
         tokens: final canvases.
         nfe: denoiser forwards that each row needed.
-        forwards: forwards that were executed.
-        useful: part of the executed row forwards that a row still needed.
+        done: the trajectory, counts on the host.
     """
 
     tokens: Int[np.ndarray, "B L"]
     nfe: Int[np.ndarray, " B"]
-    forwards: int
-    useful: float
+    done: Trajectory
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +44,7 @@ class Speed:
     Attributes:
         batch_size: rows B.
         slots: rows per forward.
+        cache: cache of the rollout, "none" for none.
         prompt_length: prompt tokens P, padding included.
         compile_seconds: wall time to trace and compile the rollout.
         compiled_from_cache: it was read from JAX's persistent cache, so compile_seconds means
@@ -55,11 +54,16 @@ class Speed:
         sequences_per_second: B / seconds_per_rollout.
         tokens_per_second: canvas positions per second, B * L / seconds_per_rollout.
         nfe_mean: denoiser forwards that a row needed, on average.
-        forwards: forwards that were executed.
+        forwards: forwards that were executed; of these `full_forwards` over whole sequences, of
+            `full_rows` rows each, and `cached_forwards` that read the cache.
+        cost_mean: what the forwards of a row cost, in forwards over its whole sequence.
         seconds_per_forward: seconds_per_rollout / forwards; so it includes output projection,
             policy and bookkeeping of a step.
-        useful_forward_fraction: part of the executed row forwards that a row still needed.
-        flops_per_forward: see `forward_flops`.
+        useful_forward_fraction: part of the executed row forwards that a row still needed, by cost.
+        flops_per_rollout: of the executed forwards, see `flops.exact`.
+        flops_per_forward: their mean.
+        compiled_flops_per_rollout: the same, but all operations, as the compiler counts them; None
+            where it was not asked, or does not tell. See `flops.compiled`.
         tflops_per_second: 1e12 such operations per second.
         share_of_matmul_peak: of the peak that was measured in the same run.
         program_bytes: memory of the compiled rollout; None where the backend does not tell.
@@ -68,6 +72,7 @@ class Speed:
 
     batch_size: int
     slots: int
+    cache: str
     prompt_length: int
     compile_seconds: float
     compiled_from_cache: bool
@@ -77,45 +82,19 @@ class Speed:
     tokens_per_second: float
     nfe_mean: float
     forwards: int
+    full_forwards: int
+    full_rows: int
+    cached_forwards: int
+    cost_mean: float
     seconds_per_forward: float
     useful_forward_fraction: float
-    flops_per_forward: int
+    flops_per_rollout: int
+    flops_per_forward: float
+    compiled_flops_per_rollout: int | None
     tflops_per_second: float
     share_of_matmul_peak: float
     program_bytes: int | None
     peak_bytes: int | None
-
-
-def forward_flops(config: DenoiserConfig, batch: int, prompt_length: int, gen_length: int) -> int:
-    """Floating-point operations of the matrix products of one rollout step, counted exactly.
-
-    The transformer sees prompt and canvas (padding too); of the prompt, the last layer computes
-    nothing but keys and values. The output projection sees the canvas alone. A multiplication and
-    an addition are two operations; norms, softmax, rotations and the policy, which are not matrix
-    products, count nothing.
-    """
-    length = prompt_length + gen_length
-    query = config.num_heads * config.head_dim
-    key_and_value = 2 * config.num_kv_heads * config.head_dim * config.hidden_size
-    # Scores and weighted sum: every query head against every key.
-    attention = 2 * length * query
-    layers = 0
-    for run in config.layer_runs:
-        weights = config.hidden_size * (2 * query + _mlp_width(config, run.has_experts))
-        for layer in range(run.start, run.stop):
-            is_last = layer == config.num_layers - 1
-            queries = min(gen_length + config.logits_shift, length) if is_last else length
-            layers += length * key_and_value + queries * (weights + attention)
-    head = gen_length * config.hidden_size * config.vocab_size
-    return 2 * batch * (layers + head)
-
-
-def _mlp_width(config: DenoiserConfig, has_experts: bool) -> int:
-    """Width of what a token meets in a layer: of its MLP, or of its router and experts."""
-    moe = config.experts
-    if moe is None or not has_experts:
-        return 3 * config.intermediate_size
-    return moe.num_experts + 3 * (moe.per_token * moe.size + moe.shared_size)
 
 
 def measure_speed(
@@ -130,6 +109,7 @@ def measure_speed(
     peak: MatmulPeak,
     compile_times: CompileTimes,
     reference: Reference | None = None,
+    compiled_flops: flops.RolloutFlops | None = None,
 ) -> tuple[Speed, Comparison | None]:
     """Times the rollout of one batch.
 
@@ -144,6 +124,7 @@ def measure_speed(
         peak: speed of matrix products on this device.
         compile_times: running count of compilations.
         reference: another implementation, timed in turns with ours on the same prompts.
+        compiled_flops: what the compiler counts in a step, if it was asked.
 
     Returns:
         The timings, and the comparison with the reference if there is one.
@@ -161,9 +142,8 @@ def measure_speed(
 
     def ours() -> Filled:
         done = rollout(*arguments)
-        fetched = (done.tokens, done.nfe, done.forwards, done.useful_forward_fraction)
-        tokens, nfe, forwards, useful = jax.device_get(fetched)
-        return Filled(tokens, nfe, int(forwards), float(useful))
+        tokens, nfe = jax.device_get((done.tokens, done.nfe))
+        return Filled(tokens, nfe, done)
 
     hits = compile_times.cache_hits
     began = time.perf_counter()
@@ -188,12 +168,14 @@ def measure_speed(
         )
 
     median = statistics.median(seconds)
-    slots = settings.num_slots(batch)
-    flops = forward_flops(subject.denoiser.config, slots, prompt_length, settings.gen_length)
-    tflops = flops * filled.forwards / median / 1e12
+    done = jax.device_get(filled.done)
+    kinds, forwards = done.by_kind, int(done.forwards)
+    products = flops.exact(subject.denoiser.config, settings, prompt_length).executed(done)
+    tflops = products / median / 1e12
     return Speed(
         batch_size=batch,
-        slots=slots,
+        slots=done.slots,
+        cache=NONE if settings.cache is None else str(settings.cache),
         prompt_length=prompt_length,
         compile_seconds=compile_seconds,
         compiled_from_cache=from_cache,
@@ -202,10 +184,18 @@ def measure_speed(
         sequences_per_second=batch / median,
         tokens_per_second=batch * settings.gen_length / median,
         nfe_mean=float(filled.nfe.mean()),
-        forwards=filled.forwards,
-        seconds_per_forward=median / filled.forwards,
-        useful_forward_fraction=filled.useful,
-        flops_per_forward=flops,
+        forwards=forwards,
+        full_forwards=forwards if kinds is None else int(kinds.full_executed),
+        full_rows=done.slots if kinds is None else kinds.full_rows,
+        cached_forwards=0 if kinds is None else int(kinds.cached_executed),
+        cost_mean=float(done.cost.mean()),
+        seconds_per_forward=median / forwards,
+        useful_forward_fraction=float(done.useful_forward_fraction),
+        flops_per_rollout=products,
+        flops_per_forward=products / forwards,
+        compiled_flops_per_rollout=None
+        if compiled_flops is None
+        else compiled_flops.executed(done),
         tflops_per_second=tflops,
         share_of_matmul_peak=tflops / peak.tflops_per_second,
         program_bytes=hardware.program_bytes(compiled),

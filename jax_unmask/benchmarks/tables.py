@@ -31,18 +31,23 @@ def rollouts_text(
         f"blocks of {settings.block_length}, {subject.denoiser.config.dtype}, "
         f"{describe()['device']}"
     )
+    has_counts = any(row.compiled_flops_per_rollout is not None for row in rows)
     table = [
         [
             *(
                 "batch",
                 "slots",
+                "cache",
                 "compile s",
                 "s/rollout",
                 "sequences/s",
                 "tokens/s",
                 "NFE",
+                "cost",
                 "ms/forward",
             ),
+            "TFLOP/rollout",
+            *(["counted"] if has_counts else []),
             *("useful %", "TFLOP/s", "% of peak", "program MB", "peak MB"),
         ]
     ]
@@ -50,12 +55,16 @@ def rollouts_text(
         [
             str(row.batch_size),
             str(row.slots),
+            row.cache,
             f"{row.compile_seconds:.2f}" + (" (cached)" if row.compiled_from_cache else ""),
             _spread(row.seconds),
             f"{row.sequences_per_second:.4g}",
             f"{row.tokens_per_second:.4g}",
             f"{row.nfe_mean:.2f}",
+            f"{row.cost_mean:.2f}",
             f"{1e3 * row.seconds_per_forward:.4g}",
+            f"{row.flops_per_rollout / 1e12:.4g}",
+            *([_tera(row.compiled_flops_per_rollout)] if has_counts else []),
             f"{100 * row.useful_forward_fraction:.1f}",
             f"{row.tflops_per_second:.3g}",
             f"{100 * row.share_of_matmul_peak:.1f}",
@@ -68,7 +77,8 @@ def rollouts_text(
         header,
         text_table(table),
         f"Peak: {peak.tflops_per_second:.3g} TFLOP/s, products of {peak.dtype} matrices of side "
-        f"{peak.size}. FLOPs: exact count of the denoiser's matrix products.",
+        f"{peak.size}. FLOPs: exact count of the denoiser's matrix products"
+        + ("; counted: all operations, by the compiler." if has_counts else "."),
     ]
     if comparisons:
         table = [
@@ -116,6 +126,10 @@ def breakdown_text(measured: Breakdown) -> str:
 def _spread(seconds: Sequence[float]) -> str:
     middle = statistics.median(seconds)
     return f"{middle:.4g} [{min(seconds):.4g}, {max(seconds):.4g}]"
+
+
+def _tera(flops: int | None) -> str:
+    return "-" if flops is None else f"{flops / 1e12:.4g}"
 
 
 def _megabytes(size: int | None) -> str:

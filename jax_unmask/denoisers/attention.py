@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import functools
+import logging
+import os
+
 import jax
 import jax.numpy as jnp
 from flax import struct
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+# cuDNN takes wider heads on some GPUs only.
+_WIDEST_FUSED_HEAD = 128
 # Queries whose attention scores exist at one time where a text stands beside a copy of itself.
 _QUERIES_PER_CHUNK = 256
+
+logger = logging.getLogger(__name__)
 
 
 @struct.dataclass
@@ -77,11 +86,58 @@ def attention_in_copies(
     return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]
 
 
+@struct.dataclass
+class Beside:
+    """Cached keys (rotated) and values that positions see beside their own.
+
+    Stored head by head, as the products want them.
+
+    Attributes:
+        keys: cached keys.
+        values: cached values.
+        cached_mask: True where a query may see a cached key.
+        mask: True where it may see one of the positions' own.
+    """
+
+    keys: Float[Array, "B G K d"]
+    values: Float[Array, "B G K d"]
+    cached_mask: Bool[Array, "B 1 K"]
+    mask: Bool[Array, "B 1 Q"]
+
+
+def fuses(dtype: DTypeLike, head_dim: int) -> bool:
+    """Whether the device has a fused kernel for `attention` in this type and head width.
+
+    That is cuDNN's flash attention, on GPUs, in 16-bit types: scores never reach memory. TPUs and
+    CPUs take the plain path: XLA fuses the softmax between the two products on TPUs, and at the
+    lengths of a canvas scores are small. JAX_UNMASK_ATTENTION=plain turns the kernel off. Which
+    path is taken is logged once.
+
+    Raises:
+        ValueError: that variable says something else.
+    """
+    wanted = os.environ.get("JAX_UNMASK_ATTENTION", "auto")
+    if wanted not in ("auto", "plain"):
+        raise ValueError(f"JAX_UNMASK_ATTENTION={wanted!r} must be 'auto' or 'plain'")
+    is_short = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+    fits = is_short and head_dim % 8 == 0 and head_dim <= _WIDEST_FUSED_HEAD
+    fused = wanted == "auto" and jax.default_backend() == "gpu" and fits
+    _log_path("cuDNN flash attention" if fused else "plain", jax.default_backend())
+    return fused
+
+
+@functools.cache
+def _log_path(path: str, backend: str) -> None:
+    logger.info("Attention in rollouts on %s: %s.", backend, path)
+
+
 def attention(
     query: Float[Array, "B Q H d"],
     key: Float[Array, "B K G d"],
     value: Float[Array, "B K G d"],
     mask: Bool[Array, "#B #Q K"] | None = None,
+    *,
+    fused: bool = False,
 ) -> Float[Array, "B Q H d"]:
     """Scaled dot-product attention, grouped where G < H (key head j serves H / G query heads).
 
@@ -93,12 +149,18 @@ def attention(
         key: keys.
         value: values.
         mask: True where a query may see a key; None lets every query see every key.
+        fused: whether the device's fused kernel does it, see `fuses`.
 
     Returns:
         The attended values in the type of `query`.
     """
     batch, length, heads, width = query.shape
     groups = key.shape[2]
+    if fused:
+        if mask is not None:
+            # The kernel adds a bias, which must have all queries; heads may share it.
+            mask = jnp.broadcast_to(mask, (batch, length, key.shape[1]))[:, None]
+        return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
     # Head-major copies make both products plain batched matrix products: a tenth off a forward on
     # CPUs against `jax.nn.dot_product_attention`, and other backends do not mind.
     query = query.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups, length, width)
@@ -134,6 +196,55 @@ def _weighted_sum(
         preferred_element_type=jnp.float32,
     )
     return (out / total).astype(value.dtype)
+
+
+def attention_beside(
+    query: Float[Array, "B Q H d"],
+    key: Float[Array, "B Q G d"],
+    value: Float[Array, "B Q G d"],
+    beside: Beside,
+) -> Float[Array, "B Q H d"]:
+    """Attention of a few positions to each other and to cached ones; see `attention`.
+
+    One softmax over both sets of keys, without an array that holds both: a cache is read where it
+    lies.
+
+    Args:
+        query: queries of the few positions.
+        key: their keys.
+        value: their values.
+        beside: the cached ones, and what is seen.
+
+    Returns:
+        The attended values in the type of `query`.
+    """
+    batch, length, heads, width = query.shape
+    groups = key.shape[2]
+    query = query.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups, length, width)
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+
+    def scores(keys: Array, visible: Array) -> Float[Array, "B G h Q K"]:
+        out = jnp.einsum("bghqd,bgkd->bghqk", query, keys, preferred_element_type=jnp.float32)
+        return jnp.where(visible[:, None, None], out * width**-0.5, jnp.finfo(jnp.float32).min)
+
+    parts = [
+        (scores(key, beside.mask), value),
+        (scores(beside.keys, beside.cached_mask), beside.values),
+    ]
+    largest = jnp.maximum(*(jnp.max(part, axis=-1, keepdims=True) for part, _ in parts))
+    weighted = [(jnp.exp(part - largest), values) for part, values in parts]
+    own, cached = (
+        jnp.einsum(
+            "bghqk,bgkd->bghqd",
+            weights.astype(values.dtype),
+            values,
+            preferred_element_type=jnp.float32,
+        )
+        for weights, values in weighted
+    )
+    mass, cached_mass = (jnp.sum(weights, axis=-1, keepdims=True) for weights, _ in weighted)
+    out = ((own + cached) / (mass + cached_mass)).astype(value.dtype)
+    return out.reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
 
 
 def rotary_table(

@@ -128,6 +128,9 @@ class DenoiserConfig:
             positions, counted from the start of the text, and all blocks before. None for full
             attention.
         experts: mixture of experts, or None for dense layers only.
+        fused_attention: attention runs in one fused kernel of the device (see
+            `attention.fuses`); its rounding is another, and it has no gradient here. Not part of
+            what a denoiser is: rollouts set it for themselves.
     """
 
     family: str
@@ -157,6 +160,7 @@ class DenoiserConfig:
     logits_shift: bool = False
     attention_block: int | None = None
     experts: ExpertsConfig | None = None
+    fused_attention: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         for name in (

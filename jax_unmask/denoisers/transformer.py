@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -11,8 +11,10 @@ from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.attention import (
+    Beside,
     Copies,
     attention,
+    attention_beside,
     attention_in_copies,
     rotary_table,
     rotate,
@@ -23,6 +25,14 @@ from jax_unmask.denoisers.quantization import matmul
 
 Params = dict[str, Any]
 Table = tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
+
+
+class KeysAndValues(NamedTuple):
+    """Of one layer, keys rotated."""
+
+    keys: Float[Array, "B S G d"]
+    values: Float[Array, "B S G d"]
+
 
 # Standard deviation 1 / sqrt(fan-in), so that activations keep their scale.
 _dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -94,11 +104,21 @@ class Block(nn.Module):
         self,
         x: Float[Array, "BS D"],
         table: Table,
-        mask: Bool[Array, "#B #S S"] | Copies | None,
+        mask: Bool[Array, "#B #S S"] | Copies | Beside | None,
         batch: int,
         last: int | None = None,
-    ) -> tuple[Float[Array, "BS D"], None]:
-        """Gives all positions, or only the `last` ones (which see all)."""
+        keep: bool = False,
+    ) -> tuple[Float[Array, "BS D"], KeysAndValues | None]:
+        """Gives all positions, or only the `last` ones (which see all).
+
+        Args:
+            x: the residual stream.
+            table: of the rotations.
+            mask: which of the positions are seen; or what else is.
+            batch: rows B.
+            last: how many positions to give.
+            keep: whether to give the keys and values of the positions too.
+        """
         cfg = self.config
         # Each layer adds two terms to the residual stream; scaled down, their sum keeps order 1.
         residual_init = nn.initializers.variance_scaling(
@@ -125,14 +145,17 @@ class Block(nn.Module):
             x, h = (y.reshape(batch, -1, y.shape[-1])[:, -last:] for y in (x, h))
             x, h = (y.reshape(batch * last, -1) for y in (x, h))
             table = (table[0][:, -last:], table[1][:, -last:])
-            if mask is not None and not isinstance(mask, Copies):
+            if mask is not None and not isinstance(mask, Copies | Beside):
                 mask = mask[:, -last:]
         query = turned("query", cfg.num_heads, h, table)
         if isinstance(mask, Copies):
             attended = attention_in_copies(query, key, value, mask)
+        elif isinstance(mask, Beside):
+            attended = attention_beside(query, key, value, mask)
         else:
-            attended = attention(query, key, value, mask)
+            attended = attention(query, key, value, mask, fused=cfg.fused_attention)
         attended = attended.reshape(x.shape[0], -1)
+        kept = KeysAndValues(key, value) if keep else None
         out = dense("attention_out", cfg.hidden_size, residual_init, cfg.out_bias)
         x = x + out(attended)
 
@@ -143,11 +166,11 @@ class Block(nn.Module):
 
         h = RMSNorm(cfg, name="mlp_norm")(x)
         if not self.has_experts or cfg.experts is None:
-            return x + mlp("", cfg.intermediate_size), None
+            return x + mlp("", cfg.intermediate_size), kept
         mixed = Experts(cfg, name="experts")(h)
         if cfg.experts.shared_size:
             mixed = mixed + mlp("shared_", cfg.experts.shared_size)
-        return x + mixed, None
+        return x + mixed, kept
 
 
 class Denoiser(nn.Module):

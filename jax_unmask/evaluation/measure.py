@@ -16,7 +16,14 @@ from jaxtyping import Float, Int
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
 from jax_unmask.policies.base import Policy
 from jax_unmask.report.frontier import standard_error
-from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.rollout import (
+    Prompts,
+    RolloutSettings,
+    by_length,
+    never_filled,
+    rollout,
+    row_keys,
+)
 from jax_unmask.tasks.base import Example, Task, start_checks
 
 MOST_ROWS = 4096
@@ -36,7 +43,10 @@ class Measurement:
         compile_seconds: wall time of tracing and compiling; near 0 where the program was compiled
             before.
         batch_size: problems per forward.
-        forwards: forwards that were executed, each for that many problems.
+        forwards: forwards that were executed.
+        cost: what each problem's forwards cost, in forwards over its whole sequence; without a
+            cache that is `nfe`.
+        executed_cost: what was executed, in the same unit.
         tokens: response tokens before the first EOS, over all problems.
         still_masked: fraction of canvas positions that were never filled.
     """
@@ -48,6 +58,8 @@ class Measurement:
     compile_seconds: float
     batch_size: int
     forwards: int
+    cost: Float[np.ndarray, " n"]
+    executed_cost: float
     tokens: int
     still_masked: float
 
@@ -56,9 +68,9 @@ class Measurement:
 
         Returns:
             n; accuracy and accuracy_se (binomial for right/wrong scores: s / sqrt(n) with the
-            sample deviation s); nfe_mean and nfe_se; seconds_per_sequence; tokens_per_second (of
-            tokens before the first EOS); useful_forward_fraction, the part of the executed row
-            forwards that a row still needed; still_masked.
+            sample deviation s); nfe_mean and nfe_se; cost_mean and cost_se; seconds_per_sequence;
+            tokens_per_second (of tokens before the first EOS); useful_forward_fraction, the part of
+            the executed row forwards that a row still needed, by cost; still_masked.
         """
         n = len(self.correct)
         return {
@@ -67,9 +79,11 @@ class Measurement:
             "accuracy_se": standard_error(self.correct),
             "nfe_mean": float(self.nfe.mean()),
             "nfe_se": standard_error(self.nfe),
+            "cost_mean": float(self.cost.mean()),
+            "cost_se": standard_error(self.cost),
             "seconds_per_sequence": self.seconds / n,
             "tokens_per_second": self.tokens / self.seconds,
-            "useful_forward_fraction": float(self.nfe.sum()) / (self.forwards * self.batch_size),
+            "useful_forward_fraction": float(self.cost.sum()) / self.executed_cost,
             "still_masked": self.still_masked,
         }
 
@@ -88,12 +102,14 @@ def measure(
     seed: int,
     batch_size: int,
     rows: int | None = None,
+    buckets: Sequence[int] = (),
 ) -> Measurement:
     """Measures a policy on problems.
 
     A rollout takes many problems and serves `batch_size` of them at one time; one that is done
-    makes room for the next. All rollouts have one shape, so one program serves all of them, and all
-    settings of a policy. Problem k draws from stream k of the seed, whatever the batch size.
+    makes room for the next. All rollouts have one shape (but for `buckets`), so one program serves
+    all of them, and all settings of a policy. Problem k draws from stream k of the seed, whatever
+    the batch size.
 
     Args:
         denoiser: the dLLM.
@@ -110,6 +126,8 @@ def measure(
         batch_size: problems per forward, at most n are used.
         rows: problems per rollout, n by default. Measurements on fewer problems than this share
             the program of those on as many: the rows that they lack cost nothing.
+        buckets: lengths below P to which the prompts that fit are padded instead; each has its own
+            program.
 
     Raises:
         ValueError: there are no problems, or their number is not that of the prompts.
@@ -129,59 +147,76 @@ def measure(
     params = jax.tree.map(_strong, policy_params)
     key = jax.random.key(seed)
 
-    def arguments(start: int) -> tuple[Any, ...]:
-        index = np.arange(start, start + size)
-        row = np.minimum(index, n - 1)
+    jobs = [
+        (width, members[start : start + size])
+        for width, members in by_length(np.asarray(prompts.mask), buckets)
+        for start in range(0, len(members), size)
+    ]
+
+    def arguments(width: int, members: Int[np.ndarray, " m"]) -> tuple[Any, ...]:
+        index = np.arange(size)
+        row = members[np.minimum(index, len(members) - 1)]
         batch = Prompts(
-            tokens=jnp.asarray(prompts.tokens[row]),
-            mask=jnp.asarray(prompts.mask[row]),
-            present=jnp.asarray(index < n),
+            tokens=jnp.asarray(prompts.tokens[row, -width:]),
+            mask=jnp.asarray(prompts.mask[row, -width:]),
+            present=jnp.asarray(index < len(members)),
         )
         keys = row_keys(key, jnp.asarray(row))
         return denoiser, denoiser_params, policy, params, batch, keys, settings
 
-    def dispatch(start: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        trajectory = rollout(*arguments(start))
-        return trajectory.tokens, trajectory.nfe, trajectory.forwards
+    def dispatch(width: int, members: Int[np.ndarray, " m"]) -> tuple[jax.Array, ...]:
+        done = rollout(*arguments(width, members))
+        return done.tokens, done.nfe, done.forwards, done.cost, done.executed_cost
 
-    def check(start: int, tokens: np.ndarray) -> tuple[list[str], Callable[[], list[float]]]:
+    def check(
+        members: Int[np.ndarray, " m"], tokens: np.ndarray
+    ) -> tuple[list[str], Callable[[], list[float]]]:
         responses = tokenizer.decode_batch(tokens)
-        return responses, start_checks(task, examples[start : start + len(tokens)], responses)
+        return responses, start_checks(task, [examples[k] for k in members], responses)
 
     began = time.perf_counter()
     # The call below finds this program in JAX's cache; so do later calls with other settings.
-    rollout.lower(*arguments(0)).compile()
+    for width in {width: None for width, _ in jobs}:
+        rollout.lower(*arguments(width, jobs[0][1])).compile()
     compile_seconds = time.perf_counter() - began
 
-    starts = list(range(0, n, size))
-    canvases, nfes, forwards, checks = [], [], 0, []
+    canvases, nfes, costs, checks = [], [], [], []
+    forwards, executed_cost = 0, 0.0
     with ThreadPoolExecutor(max_workers=1) as checker:
         began = time.perf_counter()
-        pending = dispatch(starts[0])
-        for index, start in enumerate(starts):
+        pending = dispatch(*jobs[0])
+        for index, (_, members) in enumerate(jobs):
             current = pending
-            if index + 1 < len(starts):
-                pending = dispatch(starts[index + 1])
-            tokens, nfe, executed = jax.device_get(current)
-            real = min(size, n - start)
+            if index + 1 < len(jobs):
+                pending = dispatch(*jobs[index + 1])
+            tokens, nfe, executed, cost, of_all = jax.device_get(current)
+            real = len(members)
             canvases.append(tokens[:real])
             nfes.append(nfe[:real])
+            costs.append(cost[:real].astype(np.float64))
             forwards += int(executed)
-            checks.append(checker.submit(check, start, tokens[:real]))
+            executed_cost += float(of_all)
+            checks.append(checker.submit(check, members, tokens[:real]))
         seconds = time.perf_counter() - began
         started = [future.result() for future in checks]
     checked = [(responses, scores()) for responses, scores in started]
     canvas = np.concatenate(canvases)
+    # Back in the order of the problems.
+    order = np.argsort(np.concatenate([members for _, members in jobs]))
+    scores = np.array([score for _, scores in checked for score in scores], np.float32)
+    texts = [text for texts, _ in checked for text in texts]
     return Measurement(
-        correct=np.array([score for _, scores in checked for score in scores], np.float32),
-        nfe=np.concatenate(nfes),
-        responses=[text for texts, _ in checked for text in texts],
+        correct=scores[order],
+        nfe=np.concatenate(nfes)[order],
+        responses=[texts[k] for k in order],
         seconds=seconds,
         compile_seconds=compile_seconds,
         batch_size=batch_size,
         forwards=forwards,
+        cost=np.concatenate(costs)[order],
+        executed_cost=executed_cost,
         tokens=_count_tokens(canvas, tokenizer.eos_id, tokenizer.mask_id),
-        still_masked=float((canvas == tokenizer.mask_id).mean()),
+        still_masked=float(never_filled(canvas, tokenizer.mask_id, settings.stop_ids).mean()),
     )
 
 

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask.evaluation.bundle import Bundle
 from jax_unmask.evaluation.candidates import Candidate, gen_length
-from jax_unmask.rollout import Prompts, RolloutSettings
+from jax_unmask.rollout import Cache, Prompts, RolloutSettings
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.tasks.base import Example, Task
 
@@ -34,15 +34,18 @@ class Problems:
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """One row to measure: a candidate on problems, at a block length, with a seed."""
+    """One row to measure: a candidate on problems, at a block length, with a seed and a cache."""
 
     candidate: Candidate
     problems: Problems
     block_length: int
     seed: int
+    cache: Cache | None
 
 
-def rollout_settings(config: ConfigDict, block_length: int) -> RolloutSettings:
+def rollout_settings(
+    config: ConfigDict, bundle: Bundle, block_length: int, cache: Cache | None
+) -> RolloutSettings:
     """The rollout's shape in an evaluation."""
     temperature, chunk = 0.0, None
     if "rollout" in config:
@@ -52,6 +55,8 @@ def rollout_settings(config: ConfigDict, block_length: int) -> RolloutSettings:
         block_length=block_length,
         temperature=temperature,
         vocab_chunk=chunk,
+        stop_ids=bundle.tokenizer.stop_ids if config.eval.stop_at_end else (),
+        cache=cache,
     )
 
 

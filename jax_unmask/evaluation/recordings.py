@@ -11,8 +11,7 @@ from jaxtyping import Array, Float
 from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.policies import LearnedPolicy
 from jax_unmask.policies.base import Policy
-from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout
-from jax_unmask.rollout.loop import Watcher
+from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, Watcher, rollout
 
 
 def record(

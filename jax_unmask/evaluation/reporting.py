@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 import jax_unmask
 from jax_unmask.report import curves, page, payload, plots, tables
-from jax_unmask.report.results import Result
+from jax_unmask.report.results import NO_CACHE, Result
 from jax_unmask.runtime.files import atomic_write
 
 REPORT = "report.html"
@@ -79,6 +79,10 @@ def write(swept: Sequence[Swept], workdir: pathlib.Path, metrics: Sequence[pathl
         name = "frontier.png" if len(swept) == 1 else f"frontier-{index}.png"
         reported = [result for result in part.results if result.split == part.split]
         plots.draw_frontier(workdir / name, reported, title=part.title)
+        if any(result.cache != NO_CACHE for result in reported):
+            # Forwards are not alike then: what they cost says more.
+            path = workdir / name.replace("frontier", "frontier_cost")
+            plots.draw_frontier(path, reported, title=part.title, cost=True)
     text = summary(markdown=False)
     page.write_page(
         workdir / REPORT,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
@@ -26,7 +27,10 @@ from jax_unmask.evaluation.problems import (
     rollout_settings,
 )
 from jax_unmask.evaluation.store import ResultStore, Row, read_outcomes
+from jax_unmask.recipes.base import build_cache
 from jax_unmask.report import results
+from jax_unmask.rollout import Cache
+from jax_unmask.rollout.caching import NONE
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.tasks.base import Task
 
@@ -85,6 +89,7 @@ def measure_all(
     `varied` holds what the axes of a sweep say here, by key; it goes into the rows.
     """
     workdir = pathlib.Path(workdir)
+    caches = _caches(config, bundle)
     found = candidates_lib.candidates(config, trained=trained)
     if not found:
         raise ConfigError(
@@ -97,7 +102,11 @@ def measure_all(
         splits.append(load_problems(config, bundle, task, "validation", count))
     store = ResultStore(workdir)
     denoiser_hash = _tree_hash(bundle.params, first_rows_only=True)
-    plan = list(_plan(config, found, splits))
+    plan = [
+        dataclasses.replace(item, cache=cache)
+        for cache in caches
+        for item in _plan(config, found, splits)
+    ]
     rows = []
     began = time.monotonic()
     for index, item in enumerate(plan, start=1):
@@ -107,14 +116,30 @@ def measure_all(
             continue
         rows.append(_measure(config, bundle, task, item, row, store))
         _log(rows[-1], index, len(plan), time.monotonic() - began)
-    chosen = viewing.chosen(config, list(zip(plan, rows, strict=True)), workdir)
+    # The viewer shows one environment, the first.
+    pairs = [(item, row) for item, row in zip(plan, rows, strict=True) if item.cache == caches[0]]
+    chosen = viewing.chosen(config, pairs, workdir)
     return reporting.Swept(
         title=_title(config, bundle, task, varied or {}),
         split=config.eval.split,
         results=results.collect(rows, lambda row: read_outcomes(workdir, row)),
-        problems=viewing.record_problems(config, bundle, task, splits[0], chosen),
+        problems=viewing.record_problems(config, bundle, task, splits[0], chosen, cache=caches[0]),
         device=str(rows[0]["device"]),
     )
+
+
+def _caches(config: ConfigDict, bundle: Bundle) -> list[Cache | None]:
+    """The caches to measure with.
+
+    Raises:
+        ConfigError: one does not fit the denoiser.
+    """
+    denoiser = bundle.denoiser.config
+    if config.eval.caches:
+        return [build_cache(text, "eval.caches", denoiser) for text in config.eval.caches]
+    if "rollout" not in config:
+        return [None]
+    return [build_cache(config.rollout.cache, "rollout.cache", denoiser)]
 
 
 def _plan(config: ConfigDict, found: list[Candidate], splits: list[Problems]) -> Iterator[Measured]:
@@ -132,7 +157,7 @@ def _plan(config: ConfigDict, found: list[Candidate], splits: list[Problems]) ->
                 if on_validation and candidate.label not in (results.HEURISTIC, results.RULE):
                     continue
                 for seed in config.eval.seeds if draws else config.eval.seeds[:1]:
-                    yield Measured(candidate, problems, block, seed)
+                    yield Measured(candidate, problems, block, seed, cache=None)
 
 
 def _identify(
@@ -168,7 +193,13 @@ def _identify(
         row["axes"] = {key: value for key, value in varied.items() if key not in _HASHED}
     # Hashes stand for what paths only name: a workdir may be moved.
     identity = {name: value for name, value in row.items() if name not in ("policy", "denoiser")}
-    return {"key": _digest(json.dumps(identity, sort_keys=True)), **row}
+    options = {
+        "cache": NONE if item.cache is None else str(item.cache),
+        "stop_at_end": config.eval.stop_at_end,
+    }
+    # Only where they differ from what there was before there were options: rows keep their keys.
+    identity |= {name: value for name, value in options.items() if value not in (NONE, False)}
+    return {"key": _digest(json.dumps(identity, sort_keys=True)), **row, **options}
 
 
 def _measure(
@@ -183,10 +214,11 @@ def _measure(
         item.problems.prompts,
         item.candidate.policy,
         item.candidate.params,
-        rollout_settings(config, item.block_length),
+        rollout_settings(config, bundle, item.block_length, item.cache),
         seed=item.seed,
         batch_size=config.eval.batch_size,
         rows=_rows_per_rollout(config),
+        buckets=config.task.prompt_buckets,
     )
     row = {
         **row,
@@ -217,13 +249,14 @@ def _denoiser_name(config: ConfigDict, bundle: Bundle) -> str:
 
 def _log(row: Row, index: int, total: int, seconds: float) -> None:
     logger.info(
-        "[%d/%d, %.0f s] %s: %s, block length %d: accuracy %.1f %%, NFE %.2f",
+        "[%d/%d, %.0f s] %s: %s, block length %d%s: accuracy %.1f %%, NFE %.2f",
         index,
         total,
         seconds,
         row["split"],
         row["policy"],
         row["block_length"],
+        "" if row["cache"] == NONE else f", cache {row['cache']}",
         100 * row["accuracy"],
         row["nfe_mean"],
     )

@@ -19,7 +19,7 @@ from jax_unmask.evaluation.problems import Measured, Problems, rollout_settings
 from jax_unmask.evaluation.recordings import record
 from jax_unmask.evaluation.store import Row, read_outcomes
 from jax_unmask.report import results, traces
-from jax_unmask.rollout import Prompts, row_keys
+from jax_unmask.rollout import Cache, Prompts, row_keys
 from jax_unmask.tasks.base import Task, start_checks
 
 _LEARNED, _OTHERS = 2, 2
@@ -84,12 +84,18 @@ def chosen(
 
 
 def record_problems(
-    config: ConfigDict, bundle: Bundle, task: Task, problems: Problems, shown: Sequence[Shown]
+    config: ConfigDict,
+    bundle: Bundle,
+    task: Task,
+    problems: Problems,
+    shown: Sequence[Shown],
+    *,
+    cache: Cache | None = None,
 ) -> list[dict[str, Any]]:
     """Rolls out the policies on a few problems and keeps every step.
 
     Rows of a rollout do not depend on each other, so these are the very generations that were
-    measured.
+    measured with this cache.
 
     Returns:
         See `report.traces.problem`.
@@ -99,7 +105,7 @@ def record_problems(
         return []
     picked = pick_problems([s.correct for s in shown], len(problems.examples), count)
     examples = [problems.examples[index] for index in picked]
-    by_policy = [_record(config, bundle, task, problems, picked, policy) for policy in shown]
+    by_policy = [_record(config, bundle, task, problems, picked, policy, cache) for policy in shown]
     return [
         traces.problem(
             f"problem {index + 1}",
@@ -164,10 +170,11 @@ def _record(
     problems: Problems,
     picked: Sequence[int],
     shown: Shown,
+    cache: Cache | None,
 ) -> list[dict[str, Any]]:
     """The traces of one policy on the picked problems."""
     candidate = shown.candidate
-    settings = rollout_settings(config, shown.block_length)
+    settings = rollout_settings(config, bundle, shown.block_length, cache)
     tokenizer, found = bundle.tokenizer, []
     # Records of hidden states are large: those are rolled out one by one.
     size = 1 if candidate.policy.needs.hidden else len(picked)

@@ -12,8 +12,7 @@ from jaxtyping import Array, Float
 from jax_unmask import policies
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
 from jax_unmask.evaluation.recordings import record
-from jax_unmask.rollout import RolloutSettings, Trajectory, rollout, row_keys
-from jax_unmask.rollout.loop import Watcher
+from jax_unmask.rollout import RolloutSettings, Trajectory, Watcher, rollout, row_keys
 
 Prompt = str | list[dict[str, str]]
 
@@ -56,6 +55,8 @@ class Answer:
             "temperature": settings.temperature,
             "top_k": settings.sampling.top_k,
             "top_p": settings.sampling.top_p,
+            "cache": "none" if settings.cache is None else str(settings.cache),
+            "cost": float(trajectory.cost[0]),
         }
 
 

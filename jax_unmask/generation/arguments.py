@@ -14,7 +14,7 @@ from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.evaluation.bundle import shipped_models
 from jax_unmask.generation.answers import Prompt
-from jax_unmask.rollout import RolloutSettings
+from jax_unmask.rollout import RolloutSettings, parse_cache
 from jax_unmask.tasks.base import Example, Split, Task
 
 _SPLIT: Split = "test"
@@ -108,6 +108,12 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
         type=int,
         help="block length; default: what a shipped or block-causal model was made for, else "
         "gen_length, which is full diffusion",
+    )
+    add(
+        "--cache",
+        default="none",
+        help="prefix, dual (full attention; approximate) or block (block-causal; exact), with "
+        "settings as in dual:refresh_every=8,extra_tokens=16; default: %(default)s",
     )
     add("--temperature", type=float, default=0.0, help="of the denoiser; default: 0 (arg max)")
     add("--top_k", type=int, default=0, help="draw from the k best tokens; default: 0 (all)")
@@ -204,7 +210,8 @@ def settings(
     """The rollout's shape; without the model, as far as the arguments alone tell it.
 
     Raises:
-        ValueError: a length or a sampling argument is out of range.
+        ValueError: a length or a sampling argument is out of range, or the cache is not for the
+            denoiser.
     """
     length, block = _MADE_FOR.get(args.model, (_DEFAULT_LENGTH, 0))
     length = length if args.gen_length is None else args.gen_length
@@ -219,6 +226,9 @@ def settings(
     stop_ids: tuple[int, ...] = ()
     if config is not None:
         sampling = families.sampling(config.family, args.top_k, args.top_p)
+    cache = parse_cache(args.cache)
+    if cache is not None and config is not None:
+        cache.check(config)
     if trained_block is not None and tokenizer is not None:
         # What comes after the end of a text, block-causal models were not trained to predict.
         stop_ids = tokenizer.stop_ids
@@ -228,6 +238,7 @@ def settings(
         temperature=args.temperature,
         sampling=sampling,
         stop_ids=stop_ids,
+        cache=cache,
     )
 
 

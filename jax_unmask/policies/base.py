@@ -42,6 +42,9 @@ class Needs:
 class Observation:
     """What a policy may read before one step. B rows, L canvas positions, K = `Needs.top_k`.
 
+    What is said of a position is what the last forward that computed it said. Without a cache that
+    is always this step's; with one, legal positions are up to date and others may not be.
+
     Attributes:
         candidate: token that would be written at each position.
         confidence: denoiser probability of the candidate (noise-free, float32).

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.learners import optim
 from jax_unmask.learners.state import TrainState
+from jax_unmask.rollout import Cache, parse_cache
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks.base import Task
@@ -87,6 +88,26 @@ def check_fits(denoiser: DenoiserConfig, prompt_length: int, gen_length: int) ->
             f"{denoiser.max_length} that the denoiser was made for",
             "Lower it or gen_length",
         )
+
+
+def build_cache(text: str, key: str, denoiser: DenoiserConfig | None = None) -> Cache | None:
+    """The cache that a key of the config asks for.
+
+    Args:
+        text: its value, in the notation of `rollout.parse_cache`.
+        key: the key.
+        denoiser: what it must serve; None if that is not known yet.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit the denoiser's attention.
+    """
+    try:
+        cache = parse_cache(text)
+        if cache is not None and denoiser is not None:
+            cache.check(denoiser)
+    except ValueError as error:
+        raise ConfigError(key, text, str(error), "Correct it, or give 'none'") from error
+    return cache
 
 
 def scan(make_batches: Callable[..., BatchIterator], task: Task) -> None:

@@ -6,11 +6,12 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from jax_unmask import policies
@@ -20,9 +21,17 @@ from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import ExpertPolicy, merge_groups, with_experts
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
-from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, scan
+from jax_unmask.recipes.base import Metrics, build_cache, build_optimizer, check_fits, scan
 from jax_unmask.report.model_card import write_policy_card
-from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys
+from jax_unmask.rollout import (
+    RolloutSettings,
+    Trajectory,
+    joined,
+    never_filled,
+    rollout,
+    row_keys,
+    trimmed,
+)
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
@@ -63,8 +72,12 @@ class Parts:
     expert_settings: RolloutSettings
 
 
-def build_parts(config: ConfigDict) -> Parts:
+def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = ()) -> Parts:
     """Builds the parts from a validated config.
+
+    Args:
+        config: the config.
+        stop_ids: tokens that end a text, for `rollout.stop_at_end`.
 
     Raises:
         ValueError: a value makes no sense; the message names it.
@@ -77,6 +90,8 @@ def build_parts(config: ConfigDict) -> Parts:
         record=True,
         vocab_chunk=config.rollout.vocab_chunk,
         slots=config.rollout.slots or None,
+        cache=build_cache(config.rollout.cache, "rollout.cache"),
+        stop_ids=stop_ids if config.rollout.stop_at_end else (),
     )
     learner = PolicyLearner(
         policy=policy,
@@ -99,6 +114,14 @@ def build_parts(config: ConfigDict) -> Parts:
     return Parts(policy, settings, learner, expert, expert_params, expert_settings)
 
 
+class _Fetched(NamedTuple):
+    """What the host has of rollouts: canvases, forwards, and the scores to come, part by part."""
+
+    tokens: Int[np.ndarray, "B L"]
+    nfe: Int[np.ndarray, " B"]
+    checks: list[Callable[[], list[float]]]
+
+
 class PolicyGrpo:
     """GRPO of an unmasking policy (Jazbec et al., arXiv 2512.09106).
 
@@ -119,6 +142,8 @@ class PolicyGrpo:
         self._reward = rewards.REWARDS[config.reward.kind]
         self._bundle = load_bundle(config)  # Last: the weights take longest.
         self._check_denoiser(self._bundle.denoiser.config)
+        if config.rollout.stop_at_end:
+            self._parts = build_parts(config, self._bundle.tokenizer.stop_ids)
 
     def _load_policy(self) -> Any:
         """Weights of a saved policy, which must have the network of this config."""
@@ -145,6 +170,7 @@ class PolicyGrpo:
         """Refuses observations that the denoiser does not offer."""
         config, network = self._config, self._parts.policy.network
         check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
+        build_cache(config.rollout.cache, "rollout.cache", denoiser)
         if isinstance(network, policies.NetworkConfig):
             if network.hidden_size not in (0, denoiser.hidden_size):
                 raise ConfigError(
@@ -188,14 +214,13 @@ class PolicyGrpo:
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         parts, key = self._parts, state.step_key()
         with timer.measure("rollout"):
-            trajectory = self._roll_out(
+            policy_parts = self._roll_out(
                 parts.policy, state.params, parts.settings, batch, self._group, key
             )
-            trajectories = [(trajectory, self._group)]
             if self._experts:
                 # Another stream than the policy's rows; it matters to experts that draw.
                 expert_key = jax.random.fold_in(key, 2**31)
-                expert = self._roll_out(
+                expert_parts = self._roll_out(
                     parts.expert,
                     parts.expert_params,
                     parts.expert_settings,
@@ -203,25 +228,26 @@ class PolicyGrpo:
                     self._experts,
                     expert_key,
                 )
-                trajectories.append((expert, self._experts))
-            fetched, checks = [], []
-            for each, size in trajectories:
-                # Slow checks of these responses run while the device is at the next rollout.
-                tokens, nfe = jax.device_get((each.tokens, each.nfe))
-                fetched.append((tokens, nfe))
-                checks.append(self._start_checks(batch.examples, tokens, size))
+            # Slow checks of a part's responses run while the device is at the next part.
+            rolled = [self._fetch(policy_parts, batch.examples, self._group)]
+            if self._experts:
+                rolled.append(self._fetch(expert_parts, batch.examples, self._experts))
+            trajectory = joined(policy_parts)
         with timer.measure("reward"):
-            correct = [np.asarray(scores(), np.float32) for scores in checks]
+            correct = [
+                np.asarray([score for scores in each.checks for score in scores()], np.float32)
+                for each in rolled
+            ]
             value = [
-                self._reward(right, nfe, parts.settings.gen_length, self._config.reward.alpha)
-                for right, (_, nfe) in zip(correct, fetched, strict=True)
+                self._reward(right, each.nfe, parts.settings.gen_length, self._config.reward.alpha)
+                for right, each in zip(correct, rolled, strict=True)
             ]
         with timer.measure("update"):
             records, is_expert, group_rewards = trajectory.records, None, value[0]
             imitated = None
             assert records is not None  # The settings ask for them.
             if self._experts:
-                expert_records = trajectories[1][0].records
+                expert_records = joined(expert_parts).records
                 assert expert_records is not None
                 records, is_expert = with_experts(
                     records, expert_records, self._group, self._experts
@@ -244,12 +270,17 @@ class PolicyGrpo:
         return state, {
             "reward": np.mean(value[0]),
             "accuracy": np.mean(correct[0]),
-            "nfe": np.mean(fetched[0][1]),
-            "nfe_max": np.max(fetched[0][1]),
+            "nfe": np.mean(rolled[0].nfe),
+            "nfe_max": np.max(rolled[0].nfe),
             "useful_forwards": trajectory.useful_forward_fraction,
             "unfinished": np.mean(
-                (fetched[0][0] == self._bundle.denoiser.config.mask_token_id).any(axis=1)
+                never_filled(
+                    rolled[0].tokens,
+                    self._bundle.denoiser.config.mask_token_id,
+                    parts.settings.stop_ids,
+                ).any(axis=1)
             ),
+            **({"cost": np.mean(trajectory.cost)} if trajectory.by_kind is not None else {}),
             "groups_with_signal": advantages.signal_fraction,
             **({"expert_reward": np.mean(value[1])} if self._experts else {}),
             **({} if imitated is None else {"imitated": imitated_share}),
@@ -283,12 +314,40 @@ class PolicyGrpo:
         batch: Any,
         size: int,
         key: Any,
-    ) -> Trajectory:
-        """Rolls out `size` rows per prompt; those of one prompt are next to each other."""
-        prompts: Prompts = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), batch.prompts)
-        keys = row_keys(key, prompts.tokens.shape[0])
-        bundle = self._bundle
-        return rollout(bundle.denoiser, bundle.params, policy, params, prompts, keys, settings)
+    ) -> list[Trajectory]:
+        """Rolls out `size` rows per prompt, in parts; those of one prompt are next to each other.
+
+        Waits for nothing: the device takes one part after the other.
+        """
+        bundle, prompts = self._bundle, trimmed(batch.prompts, self._config.task.prompt_buckets)
+        prompts = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), prompts)
+        rows = np.arange(len(prompts.tokens))
+        return [
+            rollout(
+                bundle.denoiser,
+                bundle.params,
+                policy,
+                params,
+                jax.tree.map(lambda leaf, part=part: leaf[part], prompts),
+                row_keys(key, jnp.asarray(part)),
+                settings,
+            )
+            for part in np.split(rows, self._config.rollout.parts)
+        ]
+
+    def _fetch(
+        self, parts: Sequence[Trajectory], examples: Sequence[Example], size: int
+    ) -> _Fetched:
+        """Waits for each part, and begins to score it while the device is at the next."""
+        tokens, nfe, checks = [], [], []
+        per_part = len(examples) // len(parts)
+        for index, part in enumerate(parts):
+            canvas, steps = jax.device_get((part.tokens, part.nfe))
+            tokens.append(canvas)
+            nfe.append(steps)
+            own = examples[index * per_part : (index + 1) * per_part]
+            checks.append(self._start_checks(own, canvas, size))
+        return _Fetched(np.concatenate(tokens), np.concatenate(nfe), checks)
 
     def _start_checks(
         self, examples: Sequence[Example], tokens: np.ndarray, size: int

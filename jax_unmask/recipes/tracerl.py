@@ -22,9 +22,9 @@ from jax_unmask.learners.trace import Responses
 from jax_unmask.learners.trace_batch import describe
 from jax_unmask.learners.trace_forward import AttentionBlocks
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
-from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, scan
+from jax_unmask.recipes.base import Metrics, build_cache, build_optimizer, check_fits, scan
 from jax_unmask.recipes.process import build_process_rewards
-from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys, trimmed
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
@@ -171,6 +171,7 @@ class TraceRl:
                 self._bundle.denoiser.config.family, config.rollout.top_k, config.rollout.top_p
             ),
             stop_ids=self._ends if config.rollout.stop_at_end else (),
+            cache=build_cache(config.rollout.cache, "rollout.cache", self._bundle.denoiser.config),
         )
         self._learner = build_learner(config, self._bundle.denoiser, self._ends)
         if self._lora:
@@ -299,7 +300,7 @@ class TraceRl:
                 params,
                 self._policy,
                 self._policy_params,
-                prompts,
+                trimmed(prompts, config.task.prompt_buckets),
                 row_keys(key, prompts.tokens.shape[0]),
                 self._settings,
             )

@@ -24,7 +24,7 @@ Cell = tuple[str, str]
 
 
 class LiveCanvas:
-    """Draws the first row of a rollout after each of its steps; a `rollout.loop.Watcher`.
+    """Draws the first row of a rollout after each of its steps; a `rollout.Watcher`.
 
     In a terminal the text is drawn over itself, as it will read, line ends included; colours go by
     step, and what the last step wrote is underlined. On another stream (a file, a pipe, a dumb

@@ -57,7 +57,7 @@ def policy_card(
         f"| denoiser | {config.model.path}, frozen, {_weights(config)} |",
         f"| task | {task} |",
         f"| canvas | {rollout.gen_length} tokens in blocks of {rollout.block_length}, "
-        f"temperature {rollout.temperature:g} |",
+        f"temperature {rollout.temperature:g}, cache {rollout.cache} |",
         f"| reward | {config.reward.kind}, alpha {config.reward.alpha:g} |",
         f"| steps | {int(steps[-1]['step']) if steps else 0} of {rollout.prompts_per_step} "
         f"prompts x {rollout.group_size} rollouts, {config.expert.count} experts, "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 from collections.abc import Sequence
@@ -22,7 +23,9 @@ _LOG_ABOVE = 64
 """NFE beyond which the axis is logarithmic: settings are then spread over decades."""
 
 
-def draw_frontier(path: str | os.PathLike[str], results: Sequence[Result], *, title: str) -> None:
+def draw_frontier(
+    path: str | os.PathLike[str], results: Sequence[Result], *, title: str, cost: bool = False
+) -> None:
     """Draws accuracy against NFE, one panel per block length, and writes a PNG.
 
     Heuristics are lines over their settings, learned policies large markers. Bars are one standard
@@ -32,6 +35,8 @@ def draw_frontier(path: str | os.PathLike[str], results: Sequence[Result], *, ti
         path: the PNG to write.
         results: results of one split; training seeds are averaged.
         title: heading.
+        cost: against what the forwards cost instead, in forwards over the whole sequence: with a
+            cache, forwards are not alike.
 
     Raises:
         ValueError: there are no results.
@@ -42,6 +47,9 @@ def draw_frontier(path: str | os.PathLike[str], results: Sequence[Result], *, ti
     from matplotlib.figure import Figure
 
     results = over_training_seeds(results)
+    label = "NFE (denoiser forwards per sequence)"
+    if cost:
+        results, label = [_at_cost(result) for result in results], "cost (whole forwards)"
     blocks = sorted({result.block_length for result in results})
     series = _ordered_series(results)
     styles = _styles(series)
@@ -55,12 +63,18 @@ def draw_frontier(path: str | os.PathLike[str], results: Sequence[Result], *, ti
         here = [result for result in results if result.block_length == block]
         for name in series:
             _draw_series(axis, [r for r in here if r.series == name], styles[name])
-        _decorate(axis, here, block, is_first=column == 0)
+        _decorate(axis, here, block, label, is_first=column == 0)
     _draw_legend(figure.add_subplot(grid[0, -1]), series, styles)
     figure.suptitle(title)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
     atomic_write(path, picture.getvalue())
+
+
+def _at_cost(result: Result) -> Result:
+    """The result with its cost in the place of its NFE."""
+    point = dataclasses.replace(result.point, nfe=result.cost, nfe_se=result.cost_se)
+    return dataclasses.replace(result, point=point)
 
 
 def _ordered_series(results: Sequence[Result]) -> list[tuple[str, str]]:
@@ -115,10 +129,12 @@ def _draw_series(axis: Any, results: Sequence[Result], style: dict[str, Any]) ->
     )
 
 
-def _decorate(axis: Any, results: Sequence[Result], block: int, *, is_first: bool) -> None:
+def _decorate(
+    axis: Any, results: Sequence[Result], block: int, label: str, *, is_first: bool
+) -> None:
     full = block == results[0].gen_length
     axis.set_title(f"block length {block}" + (" (full diffusion)" if full else ""), fontsize=10)
-    axis.set_xlabel("NFE (denoiser forwards per sequence)")
+    axis.set_xlabel(label)
     if max(result.point.nfe for result in results) > _LOG_ABOVE:
         axis.set_xscale("log", base=2)
         axis.xaxis.set_major_formatter("{x:g}")

@@ -17,6 +17,7 @@ HEURISTIC = "heuristic"
 RULE = "hand-written rule"
 TRAINED = "trained here"
 SHIPPED = "shipped"
+NO_CACHE = "none"
 LABELS = (HEURISTIC, RULE, TRAINED, SHIPPED)
 """Groups of methods in tables and plots; others follow in the order in which they appear.
 
@@ -44,6 +45,9 @@ class Result:
         seconds_per_sequence: mean wall time.
         tokens_per_second: mean throughput.
         still_masked: mean fraction of canvas positions that were never filled.
+        cache: cache of the rollouts, "none" for none.
+        cost: mean cost of a sequence's forwards, in forwards over the whole sequence.
+        cost_se: its standard error.
     """
 
     point: Point
@@ -57,6 +61,9 @@ class Result:
     seconds_per_sequence: float
     tokens_per_second: float
     still_masked: float
+    cache: str = NO_CACHE
+    cost: float = math.nan
+    cost_se: float = math.nan
 
     @property
     def series(self) -> tuple[str, str]:
@@ -82,9 +89,14 @@ def collect(rows: Iterable[Row], outcomes: Callable[[Row], Outcomes | None]) -> 
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:
         setting = tuple(sorted(row["settings"].items()))
-        group = (row["label"], row["split"], row["block_length"], row["gen_length"])
+        group = (row["label"], row["split"], row["block_length"], row["gen_length"], _cache(row))
         groups[(*group, row["method"], row.get("training_seed"), setting)].append(row)
     return [_average(same, [outcomes(row) for row in same]) for same in groups.values()]
+
+
+def _cache(row: Row) -> str:
+    """Rows of earlier evaluations say nothing of caches: there were none."""
+    return row.get("cache", NO_CACHE)
 
 
 def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result:
@@ -107,7 +119,8 @@ def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result
         accuracy_se = frontier.standard_error(correct)
         nfe_se = frontier.standard_error(nfe)
     point = Point(
-        method=first["method"],
+        # Methods with another cache are other methods: their forwards are.
+        method=first["method"] + (f", {_cache(first)} cache" if _cache(first) != NO_CACHE else ""),
         settings=tuple(sorted(first["settings"].items())),
         accuracy=mean("accuracy"),
         accuracy_se=accuracy_se,
@@ -128,6 +141,9 @@ def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result
         seconds_per_sequence=mean("seconds_per_sequence"),
         tokens_per_second=mean("tokens_per_second"),
         still_masked=mean("still_masked"),
+        cache=_cache(first),
+        cost=mean("cost_mean") if "cost_mean" in first else point.nfe,
+        cost_se=mean("cost_se") if "cost_se" in first else nfe_se,
     )
 
 
@@ -147,6 +163,8 @@ def _average_seeds(results: Sequence[Result]) -> Result:
         seconds_per_sequence=float(np.mean([r.seconds_per_sequence for r in results])),
         tokens_per_second=float(np.mean([r.tokens_per_second for r in results])),
         still_masked=float(np.mean([r.still_masked for r in results])),
+        cost=float(np.mean([r.cost for r in results])),
+        cost_se=float(np.mean([r.cost_se for r in results])),
     )
 
 
@@ -168,7 +186,7 @@ class Standing:
 
 
 def standings(results: Sequence[Result], split: str) -> list[Standing]:
-    """Compares every learned point of a split with the heuristics of the same block length.
+    """Compares every learned point of a split with heuristics of the same block length and cache.
 
     Where the heuristics were measured on the validation split too, their best setting is chosen
     there; otherwise on `split` itself, which favours them. With several training seeds, each is
@@ -177,13 +195,13 @@ def standings(results: Sequence[Result], split: str) -> list[Standing]:
     found = []
     measured = [result for result in results if result.split == split]
     for runs in _by_training_run([r for r in measured if r.is_learned]):
-        block = runs[0].block_length
+        where = runs[0].block_length, runs[0].cache
 
-        def heuristics(on: str, block: int = block) -> list[Point]:
+        def heuristics(on: str, where: tuple[int, str] = where) -> list[Point]:
             return [
                 r.point
                 for r in results
-                if r.label == HEURISTIC and r.split == on and r.block_length == block
+                if r.label == HEURISTIC and r.split == on and (r.block_length, r.cache) == where
             ]
 
         if not heuristics(split):

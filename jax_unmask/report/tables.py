@@ -8,6 +8,7 @@ from jax_unmask.report import frontier
 from jax_unmask.report.frontier import Comparison
 from jax_unmask.report.results import (
     HEURISTIC,
+    NO_CACHE,
     Result,
     Standing,
     label_order,
@@ -51,7 +52,8 @@ def results_table(results: Sequence[Result]) -> Table:
     """One line per operating point, by group, method and NFE.
 
     A star marks the points of the frontier of the whole table. Accuracy is in per cent; after ±
-    stand standard errors.
+    stand standard errors. Where there are caches, forwards are not alike, and a column says what
+    they cost, in forwards over the whole sequence.
     """
     on_frontier = {id(point) for point in frontier.pareto(r.point for r in results)}
     methods = {result.series: k for k, result in reversed(list(enumerate(results)))}
@@ -60,9 +62,13 @@ def results_table(results: Sequence[Result]) -> Table:
         key=lambda r: (label_order(r.label), r.label, methods[r.series], r.point.nfe),
     )
     header = ["", "group", "method", "settings", "accuracy %", "NFE", "ms/sequence", "unfilled %"]
+    has_costs = any(result.cache != NO_CACHE for result in results)
+    if has_costs:
+        header.insert(6, "cost")
     table = [header]
     for result in ordered:
         point = result.point
+        cost = [f"{result.cost:.2f} ± {result.cost_se:.2f}"] if has_costs else []
         table.append(
             [
                 "*" if id(point) in on_frontier else "",
@@ -71,6 +77,7 @@ def results_table(results: Sequence[Result]) -> Table:
                 settings_text(point.settings) or "-",
                 _percent(point.accuracy, point.accuracy_se),
                 f"{point.nfe:.2f} ± {point.nfe_se:.2f}",
+                *cost,
                 f"{1000 * result.seconds_per_sequence:.3g}",
                 f"{100 * result.still_masked:.2f}",
             ]

@@ -7,6 +7,7 @@ not keep the others' slots busy with nothing.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -117,13 +118,90 @@ class Slots:
 
         return jax.tree.map(order, steps)
 
-    def _per_group(self, function: Callable[..., Array], *trees: Tree) -> Tree:
-        """Applies function(*leaves, row) to each group's part of the leaves."""
-        groups = self.row.shape[0]
+    def note(
+        self, steps: Tree, step: Int[Array, " S"], is_noted: Bool[Array, " S"], values: Tree
+    ) -> Tree:
+        """The arrays [N, T, ...] with what the rows in the slots did at a step of their own.
 
-        def apply(*leaves: Array) -> Array:
-            split = [x.reshape(groups, -1, *x.shape[1:]) for x in leaves]
-            out = jax.vmap(function)(*split, self.row)
+        Args:
+            steps: what each row did at each of its steps.
+            step: step of the rows in the slots.
+            is_noted: rows that did something.
+            values: arrays [S, ...] that say what.
+        """
+        groups = self.row.shape[0]
+        step, is_noted = step.reshape(groups, -1), is_noted.reshape(groups, -1)
+
+        def write(x: Array, new: Array, row: Array, step: Array, is_noted: Array) -> Array:
+            step = jnp.where(is_noted, step, x.shape[1])  # Out of bounds: the scatter drops it.
+            return x.at[row, step].set(new, mode="drop")
+
+        def apply(x: Array, new: Array) -> Array:
+            x, new = (leaf.reshape(groups, -1, *leaf.shape[1:]) for leaf in (x, new))
+            out = jax.vmap(write)(x, new, self.row, step, is_noted)
             return out.reshape(-1, *out.shape[2:])
 
-        return jax.tree.map(apply, *trees)
+        return jax.tree.map(apply, steps, values)
+
+    def _per_group(self, function: Callable[..., Array], *trees: Tree) -> Tree:
+        """Applies function(*leaves, row) to each group's part of the leaves."""
+        return per_group(function, self.row, *trees)
+
+
+@struct.dataclass
+class Chosen:
+    """A few of the slots, the same number in every group.
+
+    Attributes:
+        slot: their numbers within their group; None for all slots, in order.
+    """
+
+    slot: Int[Array, "G F"] | None
+
+    @classmethod
+    def first(cls, wanted: Bool[Array, " S"], count: int, slots: Slots) -> Chosen:
+        """The first slots that are wanted, filled up with others to `count` in every group."""
+        groups, each = slots.row.shape
+        if count == each:
+            return cls(slot=None)
+        order = jnp.argsort(~wanted.reshape(groups, each), axis=1, stable=True)
+        return cls(slot=order[:, :count].astype(jnp.int32))
+
+    def of(self, slots: Slots) -> Slots:
+        """The slots, as if there were no others. They may not be refilled."""
+        if self.slot is None:
+            return slots
+        row = jnp.take_along_axis(slots.row, self.slot, axis=1)
+        return dataclasses.replace(slots, row=row)
+
+    def take(self, values: Tree) -> Tree:
+        """What the chosen slots have of arrays [S, ...]: arrays [F, ...]."""
+        if self.slot is None:
+            return values
+        return per_group(lambda x, at: x[at], self.slot, values)
+
+    def put(self, values: Tree, new: Tree, is_put: Bool[Array, " F"]) -> Tree:
+        """The arrays [S, ...] with those new values [F, ...] that are to be put written to them."""
+        if self.slot is None:
+            return jax.tree.map(lambda x, y: _select(is_put, y, x), values, new)
+        # Slots that get nothing get what they have: no two of those chosen are the same.
+        mixed = jax.tree.map(lambda x, y: _select(is_put, y, x), self.take(values), new)
+        return per_group(
+            lambda x, new, at: x.at[at].set(new, unique_indices=True), self.slot, values, mixed
+        )
+
+
+def per_group(function: Callable[..., Array], index: Int[Array, "G F"], *trees: Tree) -> Tree:
+    """Applies function(*leaves, index) to each group's part of the leaves."""
+    groups = index.shape[0]
+
+    def apply(*leaves: Array) -> Array:
+        split = [x.reshape(groups, -1, *x.shape[1:]) for x in leaves]
+        out = jax.vmap(function)(*split, index)
+        return out.reshape(-1, *out.shape[2:])
+
+    return jax.tree.map(apply, *trees)
+
+
+def _select(rows: Bool[Array, " F"], new: Array, old: Array) -> Array:
+    return jnp.where(rows.reshape(-1, *(1 for _ in new.shape[1:])), new, old)

@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 
+import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sampling import PLAIN, Sampling
 from jax_unmask.policies.base import Action, Observation
+from jax_unmask.rollout.caching import Cache
+
+Watcher = Callable[[np.ndarray, np.ndarray], None]
+"""Gets canvases [B, L] and step maps [B, L] after each iteration, while the rollout runs."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +46,8 @@ class RolloutSettings:
         sampling: top-k and top-p of the draw, and what a confidence is.
         stop_ids: tokens that end a text. A row is done with the first block that leaves one of them
             on its canvas; the blocks behind stay masked. Empty: canvases are filled to the end.
+        cache: which keys and values are kept from step to step; None for none: every step is a
+            forward over the whole sequence.
     """
 
     gen_length: int
@@ -51,6 +60,7 @@ class RolloutSettings:
     slot_groups: int = 1
     sampling: Sampling = PLAIN
     stop_ids: tuple[int, ...] = ()
+    cache: Cache | None = None
 
     def __post_init__(self) -> None:
         for name in ("gen_length", "block_length", "slot_groups"):
@@ -69,6 +79,11 @@ class RolloutSettings:
             raise ValueError(
                 f"slots={self.slots} must be a positive multiple of slot_groups="
                 f"{self.slot_groups}; give None for one slot per row"
+            )
+        if self.cache is not None and self.guidance > 0:
+            raise ValueError(
+                f"guidance={self.guidance} needs a second forward per step, for which there is no "
+                f"cache; set cache=None (it is {str(self.cache)!r}) or guidance=0"
             )
 
     def num_slots(self, rows: int) -> int:
@@ -103,7 +118,11 @@ class Prompts:
 
 @struct.dataclass
 class Records:
-    """Every step of a rollout, time-major (T: a row's step limit, gen_length without edits).
+    """Every step of a rollout, time-major.
+
+    T is the most steps that a row can take: gen_length; with a block-causal denoiser one block
+    more, because a canvas may begin and end within a block; and what a policy that edits asks for.
+
 
     Attributes:
         obs: observations, each leaf [T, B, ...].
@@ -117,6 +136,46 @@ class Records:
     active: Bool[Array, "T B"]
 
 
+def never_filled(
+    tokens: Int[np.ndarray, "B L"], mask_id: int, stop_ids: tuple[int, ...] = ()
+) -> Bool[np.ndarray, "B L"]:
+    """Positions of final canvases that a rollout should have filled and did not.
+
+    Args:
+        tokens: final canvases.
+        mask_id: the mask token.
+        stop_ids: those of the settings; what stands behind the first of them is not missed.
+    """
+    stops = np.isin(tokens, stop_ids)
+    return (tokens == mask_id) & (np.cumsum(stops, axis=1) == 0)
+
+
+@struct.dataclass
+class Forwards:
+    """Forwards of a rollout with a cache.
+
+    Attributes:
+        full: forwards over the whole sequence that each row needed (with cache "block": over its
+            prompt).
+        cached: forwards over a few positions that each row needed.
+        full_executed: forwards over whole sequences that were executed.
+        cached_executed: forwards over a few positions that were executed, each of all slots.
+        full_rows: rows per forward over whole sequences.
+        full_tokens: positions of such a forward, per row.
+        cached_tokens: positions of the others, per row.
+        length: positions of a whole sequence, prompt and canvas.
+    """
+
+    full: Int[Array, " B"]
+    cached: Int[Array, " B"]
+    full_executed: Int[Array, ""]
+    cached_executed: Int[Array, ""]
+    full_rows: int = struct.field(pytree_node=False)
+    full_tokens: int = struct.field(pytree_node=False)
+    cached_tokens: int = struct.field(pytree_node=False)
+    length: int = struct.field(pytree_node=False)
+
+
 @struct.dataclass
 class Trajectory:
     """The result of one rollout of B rows.
@@ -127,10 +186,12 @@ class Trajectory:
         step_map: index of the row's own step that filled each position (or last edited it), -1 if
             none did.
         confidence: probability of the token when it was written, 0 where nothing was.
-        nfe: denoiser forwards that the row needed.
-        forwards: forwards that were executed (a scalar), each of all slots.
+        nfe: denoiser forwards in which the row could fill or edit positions: its steps.
+        forwards: forwards that were executed (a scalar), each of all slots (but see
+            `Forwards.full_rows`).
         slots: rows per forward.
         records: per-step records, or None.
+        by_kind: with a cache, the forwards by kind; None without.
     """
 
     prompts: Prompts
@@ -141,8 +202,64 @@ class Trajectory:
     forwards: Int[Array, ""]
     slots: int = struct.field(pytree_node=False)
     records: Records | None = None
+    by_kind: Forwards | None = None
+
+    @property
+    def cost(self) -> Float[Array, " B"]:
+        """What each row's forwards cost, in forwards over its whole sequence.
+
+        That is `nfe` without a cache. With one, a forward counts for the share of the sequence's
+        positions that it computes.
+        """
+        kinds = self.by_kind
+        if kinds is None:
+            return self.nfe.astype(jnp.float32)
+        tokens = kinds.full * kinds.full_tokens + kinds.cached * kinds.cached_tokens
+        return tokens / kinds.length
+
+    @property
+    def executed_cost(self) -> Float[Array, ""]:
+        """What was executed, in the same unit: more than the rows' `cost` if slots were idle."""
+        kinds = self.by_kind
+        if kinds is None:
+            return self.slots * self.forwards.astype(jnp.float32)
+        full = kinds.full_executed * kinds.full_rows * kinds.full_tokens
+        cached = kinds.cached_executed * self.slots * kinds.cached_tokens
+        return (full + cached) / kinds.length
 
     @property
     def useful_forward_fraction(self) -> Float[Array, ""]:
-        """Part of the executed row forwards that a row still needed."""
-        return jnp.sum(self.nfe) / (self.slots * self.forwards)
+        """Part of the executed row forwards that a row still needed, by what they cost."""
+        if self.by_kind is None:
+            return jnp.sum(self.nfe) / (self.slots * self.forwards)
+        return jnp.sum(self.cost) / self.executed_cost
+
+
+def joined(parts: Sequence[Trajectory]) -> Trajectory:
+    """Rollouts of one shape as if they were one: their rows one after the other."""
+    if len(parts) == 1:
+        return parts[0]
+    records, kinds = [part.records for part in parts], [part.by_kind for part in parts]
+    by_row = jax.tree.map(
+        lambda *leaves: jnp.concatenate(leaves),
+        *(
+            dataclasses.replace(part, records=None, by_kind=None, forwards=None)  # type: ignore[arg-type]
+            for part in parts
+        ),
+    )
+    one = kinds[0]
+    if one is not None:
+        rows = {
+            name: jnp.concatenate([getattr(each, name) for each in kinds])
+            for name in ("full", "cached")
+        }
+        executed = {
+            name: sum(getattr(each, name) for each in kinds)
+            for name in ("full_executed", "cached_executed")
+        }
+        one = dataclasses.replace(one, **rows, **executed)  # type: ignore[arg-type]
+    joined_records = None
+    if records[0] is not None:
+        joined_records = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *records)
+    forwards = jnp.asarray(sum(part.forwards for part in parts))
+    return dataclasses.replace(by_row, records=joined_records, by_kind=one, forwards=forwards)

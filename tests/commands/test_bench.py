@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 
 from jax_unmask import bench, commands, denoisers
-from jax_unmask.benchmarks import hardware, reference, speed, subjects
+from jax_unmask.benchmarks import flops, hardware, reference, speed, subjects
+from jax_unmask.rollout import Cache, RolloutSettings, parse_cache
 
 SHAPE = ("--prompt_length=3", "--gen_length=4", "--block_length=2")
 # Reads the weights that it is given and decodes left to right, one forward per position.
@@ -360,14 +361,70 @@ def test_flops_are_those_of_the_program():
     tokens = jax.ShapeDtypeStruct((batch, prompt + canvas), jnp.int32)
     lowered = jax.jit(forward).lower(denoisers.abstract_params(config), tokens)
     counted = lowered.cost_analysis()["flops"]
-    ours = speed.forward_flops(config, batch, prompt, canvas)
+    ours = flops.forward_flops(config, batch, prompt, canvas)
     assert ours <= counted <= 1.05 * ours
+
+
+@pytest.mark.parametrize("cache", ["none", "dual", "block"])
+def test_flops_of_every_step_are_those_of_its_program(cache):
+    """The compiler counts all operations, and a loop's body once: see `flops.compiled`."""
+    cache = parse_cache(cache)
+    config = subjects._llada("float32", 512, (2, 1, 0), 128, 4, 4, 384)
+    if cache is not None and cache.kind == "block":
+        config = dataclasses.replace(config, attention_block=16)
+    settings = RolloutSettings(gen_length=32, block_length=16, cache=cache)
+    ours, counted = flops.exact(config, settings, 24), flops.compiled(config, settings, 24)
+    assert ours.full <= counted.full <= 1.06 * ours.full
+    assert ours.cached <= counted.cached <= 1.06 * ours.cached
+    assert (ours.cached == 0) == (cache is None)
+
+
+@pytest.mark.parametrize("preset", ["llada-100m", "llada-8b"])
+def test_the_dual_cache_saves_three_of_four_operations(preset):
+    """Of one forward per position, in blocks of 32."""
+    shape = subjects.find_preset(preset)
+    length, block = shape.gen_length, 32
+    settings = RolloutSettings(gen_length=length, block_length=block)
+    plain = flops.exact(shape.config, settings, shape.prompt_length).full * length
+    settings = dataclasses.replace(settings, cache=Cache("dual"))
+    cached = flops.exact(shape.config, settings, shape.prompt_length)
+    blocks = length // block
+    assert plain > 4 * (blocks * cached.full + (length - blocks) * cached.cached)
+
+
+def test_caches_are_measured_beside_each_other(model, capsys, tmp_path):
+    record, text = run(
+        capsys,
+        tmp_path,
+        *(f"--model={model}", "--batch_sizes=2", "--repeats=1", *SHAPE),
+        *("--cache=none", "--cache=dual", "--policy=top_confidence:tokens_per_step=1"),
+    )
+    plain, dual = record["rollouts"]
+    assert (plain["cache"], dual["cache"]) == ("none", "dual")
+    assert plain["nfe_mean"] == dual["nfe_mean"] == plain["cost_mean"] == 4
+    # Two openings of 7 positions, of one row each, and two steps in blocks of 2.
+    assert (dual["full_forwards"], dual["full_rows"], dual["cached_forwards"]) == (4, 1, 2)
+    assert dual["cost_mean"] == pytest.approx(2 + 2 * 2 / 7)
+    assert dual["useful_forward_fraction"] == 1
+    assert dual["flops_per_rollout"] < plain["flops_per_rollout"]
+    assert dual["compiled_flops_per_rollout"] is None
+    assert "dual" in text
+
+
+def test_a_reference_is_compared_without_a_cache(model, capsys, reference_file):
+    arguments = (f"--model={model}", f"--reference={reference_file}", *SHAPE)
+    assert "leave out --cache" in fails(capsys, *arguments, "--cache=dual")
+
+
+def test_a_cache_must_fit_the_model(model, capsys):
+    found = fails(capsys, f"--model={model}", "--cache=block", *SHAPE)
+    assert "cache 'block' is for block-causal denoisers" in found
 
 
 def test_flops_of_grouped_attention():
     full = subjects._llada("float32", 512, (2, 1, 0), 128, 3, 4, 384)
     grouped = dataclasses.replace(full, num_kv_heads=2)
-    saved = speed.forward_flops(full, 2, 8, 8) - speed.forward_flops(grouped, 2, 8, 8)
+    saved = flops.forward_flops(full, 2, 8, 8) - flops.forward_flops(grouped, 2, 8, 8)
     # Key and value projections of half the width, in 3 layers, for 32 tokens.
     assert saved == 2 * 3 * 32 * 2 * (128 * 64)
 

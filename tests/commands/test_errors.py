@@ -106,6 +106,19 @@ class TestModel:
         assert "more than the 64 that the denoiser was made for" in text
 
 
+class TestCache:
+    @pytest.mark.parametrize("recipe", ["policy_grpo", "tracerl"])
+    def test_for_another_kind_of_attention(self, recipe, tiny_config, message):
+        text = message(tiny_config(recipe, rollout__cache="block"))
+        assert "config.rollout.cache = 'block': cache 'block' is for block-causal" in text
+
+    def test_unknown(self, tiny_config, message):
+        text = message(tiny_config(rollout__cache="duel"))
+        assert "config.rollout.cache = 'duel': cache 'duel' is unknown; choose one of none" in text
+        text = message(tiny_config(eval__caches=("dual:every=2",)))
+        assert "there is no setting 'every'" in text
+
+
 class TestData:
     def test_prompt_longer_than_its_budget(self, tiny_config, message):
         text = message(tiny_config(task__prompt_length=16))

@@ -69,6 +69,17 @@ def test_json_describes_every_position(model, capsys):
     assert record["seed"] == 0
 
 
+def test_with_a_cache_it_says_what_was_saved(model, capsys):
+    arguments = (f"--model={model}", f"--prompt={PUZZLE}", "--json", *shape())
+    arguments = (*arguments, "--policy=top_confidence:tokens_per_step=1", "--cache=dual")
+    record = json.loads(run(capsys, *arguments).out)
+    assert (record["cache"], record["nfe"]) == ("dual", 8)
+    assert record["cost"] == pytest.approx(2 + 6 * 4 / (len(PUZZLE) + 8))
+    found = fails(capsys, *arguments[:-1], "--cache=block")
+    assert "cache 'block' is for block-causal denoisers" in found
+    assert "'duel' is unknown" in fails(capsys, *arguments[:-1], "--cache=duel")
+
+
 def test_seed_decides_what_is_drawn(model, capsys):
     def tokens(seed):
         out = run(

@@ -197,6 +197,19 @@ class TestPolicyRuns:
         assert all(-1 <= line["expert_reward"] < 0 for line in found)
         assert any(line["skipped"] == 0 for line in found)
 
+    def test_learns_in_the_environment_of_a_cache(self, tiny_config, tmp_path):
+        config = tiny_config(
+            rollout__cache="dual",
+            rollout__block_length=4,
+            rollout__stop_at_end=True,
+            rollout__parts=2,
+        )
+        found, _, _ = self.run(config, tmp_path)
+        for line in found:
+            # Of 33 positions, 4 are computed where the cache is read.
+            assert 4 / 33 < line["cost"] < line["nfe"]
+        assert sum(line["pairs"] for line in found) > 0
+
     def test_imitates_right_experts_in_the_first_steps(self, tiny_config, tmp_path):
         config = tiny_config(
             model__path="sudoku",

@@ -35,7 +35,18 @@ def problems(config, bundle):
     return sweep.load_problems(config, bundle, bundle.task, "test", N)
 
 
-def run(bundle, problems, policy, *, batch_size, seed=0, task=None, temperature=0.0, rows=None):
+def run(
+    bundle,
+    problems,
+    policy,
+    *,
+    batch_size,
+    seed=0,
+    task=None,
+    temperature=0.0,
+    rows=None,
+    buckets=(),
+):
     chosen, params = parse_policy(policy)
     return measure(
         bundle.denoiser,
@@ -50,6 +61,7 @@ def run(bundle, problems, policy, *, batch_size, seed=0, task=None, temperature=
         seed=seed,
         batch_size=batch_size,
         rows=rows,
+        buckets=buckets,
     )
 
 
@@ -62,6 +74,24 @@ def test_results_do_not_depend_on_the_shape(bundle, problems, batch_size, rows):
     np.testing.assert_array_equal(found.nfe, expected.nfe)
     np.testing.assert_array_equal(found.correct, expected.correct)
     assert 0 < expected.correct.mean() < 1
+
+
+def test_results_do_not_depend_on_the_length_that_prompts_are_padded_to(bundle, problems):
+    """Problems 0, 3, 6 and 9 have lost the start of their prompts, and fit into a shorter one."""
+    mask = np.array(problems.prompts.mask)
+    mask[::3, :9] = False
+    problems = dataclasses.replace(problems, prompts=problems.prompts.replace(mask=mask))
+    policy = "random:tokens_per_step=3"
+    expected = run(bundle, problems, policy, batch_size=4, temperature=1.0)
+    task = CountsDigits(bundle.task)
+    found = run(
+        bundle, problems, policy, batch_size=4, temperature=1.0, rows=3, buckets=(8,), task=task
+    )
+    assert found.responses == expected.responses
+    np.testing.assert_array_equal(found.nfe, expected.nfe)
+    np.testing.assert_array_equal(found.correct, expected.correct)
+    prompts = [example["prompt"] for example in problems.examples]
+    assert task.asked == [*prompts[::3], *(prompts[k] for k in range(N) if k % 3)]
 
 
 def test_seeds_differ(bundle, problems):
@@ -137,6 +167,8 @@ def test_summary_of_hand_made_numbers():
         compile_seconds=9.0,
         batch_size=2,
         forwards=10,
+        cost=np.array([1.0, 2.0, 2.0, 3.0]),
+        executed_cost=10.0,
         tokens=50,
         still_masked=0.25,
     )
@@ -147,6 +179,8 @@ def test_summary_of_hand_made_numbers():
             "accuracy_se": math.sqrt(0.75 * 0.25 / 3),
             "nfe_mean": 4.0,
             "nfe_se": math.sqrt(8 / 3 / 4),
+            "cost_mean": 2.0,
+            "cost_se": math.sqrt(2 / 3 / 4),
             "seconds_per_sequence": 0.5,
             "tokens_per_second": 25.0,
             "useful_forward_fraction": 16 / 20,

@@ -203,3 +203,31 @@ def test_rows_without_outcomes_still_collect(config, bundle, tmp_path):
     (random,) = [r for r in results.collect(rows, lambda row: None) if r.sampling_seeds == 2]
     mean = np.mean([row["accuracy_se"] for row in rows[2:]])
     assert random.point.accuracy_se == pytest.approx(mean)
+
+
+def test_caches_are_methods_of_their_own(config, bundle, tmp_path):
+    config.eval.update(policies=("top_confidence:tokens_per_step=1",), seeds=(0,))
+    config.eval.update(block_lengths=(4,), caches=("none", "dual"))
+    found = sweep.run(config, bundle, tmp_path)
+    plain, dual = read(tmp_path)
+    assert (plain["cache"], dual["cache"]) == ("none", "dual")
+    assert plain["key"] != dual["key"]
+    assert plain["nfe_mean"] == dual["nfe_mean"] == plain["cost_mean"] == 16
+    assert dual["cost_mean"] == pytest.approx(4 + 12 * 4 / 33)
+    assert dual["useful_forward_fraction"] <= 1
+    assert [result.point.method for result in found] == [
+        "top_confidence",
+        "top_confidence, dual cache",
+    ]
+    assert (tmp_path / "frontier_cost.png").exists()
+    assert "cost" in (tmp_path / "summary.md").read_text()
+    # The row without a cache is what it was before there were caches.
+    config.eval.caches = ()
+    assert sweep.run(config, bundle, tmp_path)[0].point.accuracy == found[0].point.accuracy
+    assert len(read(tmp_path)) == 2
+
+
+def test_a_cache_must_fit_the_denoiser(config, bundle, tmp_path):
+    config.eval.caches = ("block",)
+    with pytest.raises(ConfigError, match=r"config\.eval\.caches = 'block'.*full attention"):
+        sweep.run(config, bundle, tmp_path)

@@ -32,7 +32,7 @@ def test_says_what_it_was_trained_on_how_it_acts_and_how_well():
     assert json.loads(fields["tags"]) == ["diffusion-language-model", "unmasking-policy"]
     for text in (
         "| denoiser | GSAI-ML/LLaDA-8B-Instruct, frozen, int8 (bfloat16) |",
-        "| canvas | 256 tokens in blocks of 32, temperature 0 |",
+        "| canvas | 256 tokens in blocks of 32, temperature 0, cache none |",
         "| reward | multiplicative, alpha 3 |",
         "| steps | 30 of 16 prompts x 8 rollouts, 0 experts, seed 0 |",
         "- distribution: bernoulli",

@@ -13,7 +13,7 @@ from safetensors.numpy import load_file
 
 from jax_unmask import denoisers, policies
 from jax_unmask.policies.base import Action, Needs, Observation
-from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.rollout import Cache, Prompts, RolloutSettings, rollout, row_keys
 
 
 @pytest.fixture(scope="module")
@@ -273,7 +273,7 @@ def with_params(policy, **settings):
 class TestLLaDA2:
     """LLaDA2.0's threshold with a quota, and LLaDA2.1's editing."""
 
-    def check(self, llada2, name, policy, params):
+    def check(self, llada2, name, policy, params, cache=None):
         """Blocks behind the record's last one are rolled out, too; they count for nothing."""
         model, arrays, cases = llada2
         case, prompt = cases[name], arrays[f"{name}.prompt"]
@@ -289,6 +289,7 @@ class TestLLaDA2:
             block_length=block,
             record=True,
             stop_ids=(case["eos_id"],),
+            cache=cache,
         )
         expected = arrays[f"{name}.generated"]
         np.testing.assert_array_equal(out.tokens[:, : expected.shape[1]], expected)
@@ -302,8 +303,11 @@ class TestLLaDA2:
         params = policy.params(threshold=case["threshold"], steps=case["steps"])
         self.check(llada2, "gen_llada2_t", policy, params)
 
-    @pytest.mark.parametrize("name", ["gen_llada21_t", "gen_llada21_edit"])
-    def test_editing(self, llada2, name):
+    @pytest.mark.parametrize(
+        ("name", "cache"),
+        [("gen_llada21_t", None), ("gen_llada21_edit", None), ("gen_llada21_edit", Cache("block"))],
+    )
+    def test_editing(self, llada2, name, cache):
         case = llada2[2][name]
         policy = policies.DynamicEdit(max_post_steps=case["max_post_steps"])
         params = policy.params(
@@ -311,7 +315,7 @@ class TestLLaDA2:
             tokens_per_step=case["num_to_transfer"],
             editing_threshold=case["editing_threshold"],
         )
-        out, counted = self.check(llada2, name, policy, params)
+        out, counted = self.check(llada2, name, policy, params, cache)
         on_full_blocks = counted & ~np.asarray(out.records.obs.legal[:, 0]).any(axis=-1)
         assert on_full_blocks.sum() > 0
         # Positions that were no mask any more when they were last written.

@@ -1,0 +1,42 @@
+"""Prompts padded to one of a few lengths instead of the longest of all."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from jax_unmask.rollout.trajectory import Prompts
+
+
+def by_length(
+    mask: Bool[np.ndarray, "n P"], buckets: Sequence[int]
+) -> list[tuple[int, Int[np.ndarray, " m"]]]:
+    """Which prompts go to which length.
+
+    Args:
+        mask: mask of left-padded prompts.
+        buckets: lengths beside P; those of P and more are never needed.
+
+    Returns:
+        Pairs of a length and the prompts for which it is the shortest that holds them, in order;
+        lengths ascending, none without prompts.
+    """
+    lengths, longest = mask.sum(axis=1), mask.shape[1]
+    ladder = np.array(sorted({*(size for size in buckets if size < longest), longest}))
+    step = np.searchsorted(ladder, lengths)
+    return [(int(ladder[k]), np.flatnonzero(step == k)) for k in np.unique(step)]
+
+
+def trimmed(prompts: Prompts, buckets: Sequence[int]) -> Prompts:
+    """The batch, all of it padded to the shortest length that holds its longest prompt.
+
+    Args:
+        prompts: left-padded prompts, NumPy arrays [B, P].
+        buckets: lengths beside P.
+    """
+    width = by_length(np.asarray(prompts.mask), buckets)[-1][0]
+    tokens, mask = prompts.tokens[:, -width:], prompts.mask[:, -width:]
+    return dataclasses.replace(prompts, tokens=tokens, mask=mask)

@@ -1,0 +1,103 @@
+"""Which attention a rollout runs, and that all of them attend to the same."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jax_unmask.denoisers import attention
+
+
+@pytest.fixture
+def device(monkeypatch):
+    def pretend(name):
+        monkeypatch.setattr(jax, "default_backend", lambda: name)
+
+    return pretend
+
+
+def draw(key, *shape):
+    return jax.random.normal(jax.random.key(key), shape)
+
+
+@pytest.mark.parametrize(
+    ("backend", "dtype", "width", "expected"),
+    [
+        ("gpu", "bfloat16", 128, True),
+        ("gpu", "float16", 64, True),
+        ("gpu", "float32", 128, False),
+        ("gpu", "bfloat16", 256, False),
+        ("gpu", "bfloat16", 20, False),
+        ("cpu", "bfloat16", 128, False),
+        ("tpu", "bfloat16", 128, False),
+    ],
+)
+def test_where_the_fused_kernel_runs(device, backend, dtype, width, expected):
+    device(backend)
+    assert attention.fuses(dtype, width) == expected
+
+
+def test_the_fused_kernel_can_be_turned_off(device, monkeypatch):
+    device("gpu")
+    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "plain")
+    assert not attention.fuses("bfloat16", 128)
+    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
+    with pytest.raises(ValueError, match="JAX_UNMASK_ATTENTION='flash' must be"):
+        attention.fuses("bfloat16", 128)
+
+
+def test_the_path_is_logged_once(caplog, device):
+    attention._log_path.cache_clear()
+    caplog.set_level("INFO", logger=attention.__name__)
+    device("gpu")
+    for _ in range(3):
+        attention.fuses("bfloat16", 128)
+    assert caplog.messages == ["Attention in rollouts on gpu: cuDNN flash attention."]
+
+
+@pytest.mark.parametrize("masked", ["nothing", "padding", "blocks"])
+def test_the_fused_kernel_gets_a_mask_of_the_shape_that_it_takes(monkeypatch, masked):
+    """The kernel itself needs a GPU; JAX's own implementation stands in for it here."""
+    whole = jax.nn.dot_product_attention
+
+    def kernel(query, key, value, *, mask, implementation):
+        assert implementation == "cudnn"
+        if mask is not None:  # What cuDNN demands of a bias.
+            assert mask.shape == (query.shape[0], 1, query.shape[1], key.shape[1])
+        return whole(query, key, value, mask=mask)
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", kernel)
+    batch, queries, keys = 2, 3, 5
+    query, key = draw(0, batch, queries, 4, 8), draw(1, batch, keys, 2, 8)
+    value = draw(2, batch, keys, 2, 8)
+    mask = {
+        "nothing": None,
+        "padding": jnp.arange(keys) >= jnp.array([[[2]], [[0]]]),
+        "blocks": jnp.arange(keys) // 2 <= (jnp.arange(queries) // 2)[None, :, None],
+    }[masked]
+    found = attention.attention(query, key, value, mask, fused=True)
+    np.testing.assert_allclose(
+        found, attention.attention(query, key, value, mask), atol=1e-6, rtol=1e-5
+    )
+
+
+def test_a_cache_beside_is_as_if_all_keys_were_one_array():
+    batch, queries, keys, past = 2, 3, 3, 6
+    query, key = draw(0, batch, queries, 4, 8), draw(1, batch, past + keys, 2, 8)
+    value = draw(2, batch, past + keys, 2, 8)
+    mask = jax.random.bernoulli(jax.random.key(3), 0.6, (batch, 1, past + keys))
+    mask = mask.at[0, :, -1].set(True)
+    # Nothing is visible to the second row: finite, and the mean of all values.
+    mask = mask.at[1].set(False)
+    beside = attention.Beside(
+        keys=key[:, :past].transpose(0, 2, 1, 3),
+        values=value[:, :past].transpose(0, 2, 1, 3),
+        cached_mask=mask[..., :past],
+        mask=mask[..., past:],
+    )
+    found = attention.attention_beside(query, key[:, past:], value[:, past:], beside)
+    np.testing.assert_allclose(
+        found, attention.attention(query, key, value, mask), atol=1e-6, rtol=1e-5
+    )
