@@ -73,6 +73,7 @@ setuptools.setup(
         "cuda12": ["jax[cuda12]"],  # For NVIDIA drivers older than 580.
         "wandb": ["wandb>=0.19"],
         "math": MATH,
+        "harness": ["lm-eval>=0.4.9"],
         "parquet": ["pyarrow>=17"],
         "quantization": QUANTIZATION,
         "test": TEST,

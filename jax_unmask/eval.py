@@ -55,7 +55,7 @@ def evaluate(
     candidates.candidates(config)  # Mistakes show before anything large is loaded.
     trained = None
     if checkpoint is not None and config.recipe in ("sft", "tracerl"):
-        config = ConfigDict(config)
+        config = config.copy_and_resolve_references()  # The caller keeps its own.
         config.model.path = str(checkpoint)
     elif checkpoint is not None:
         trained = policy_directory(config, checkpoint, workdir)

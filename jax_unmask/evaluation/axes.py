@@ -50,7 +50,7 @@ def combinations(config: ConfigDict) -> list[Combination]:
     found = []
     for choice in itertools.product(*axes):
         values = {key: value for alternative in choice for key, value in alternative.items()}
-        changed = ConfigDict(config)
+        changed = config.copy_and_resolve_references()  # ConfigDict(config) shares what is nested.
         changed.update_from_flattened_dict(values)
         found.append(Combination(changed, values))
     return found

@@ -148,7 +148,7 @@ def pick_problems(correct: Sequence[np.ndarray | None], n: int, count: int) -> l
 
 def _named(config: ConfigDict, longest: int) -> list[Shown]:
     """The policies of `config.eval.viewer`, at their own block length or the longest."""
-    only = ConfigDict(config)
+    only = config.copy_and_resolve_references()  # ConfigDict(config) shares what is nested.
     only.eval.update(policies=config.eval.viewer, shipped=(), block_lengths=(longest,))
     seed = config.eval.seeds[0]
     return [Shown(each, max(each.block_lengths), seed) for each in candidates(only)]

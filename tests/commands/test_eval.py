@@ -14,6 +14,7 @@ import pytest
 from jax_unmask import eval as eval_command
 from jax_unmask import policies
 from jax_unmask.config import policy_grpo
+from jax_unmask.evaluation import axes
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
 from jax_unmask.runtime.config import ConfigError
@@ -143,3 +144,57 @@ def test_the_default_grid_can_be_read():
     found = candidates(policy_grpo())
     assert len({candidate.method for candidate in found}) == 7
     assert all(candidate.label == "heuristic" for candidate in found)
+
+
+class TestAxes:
+    def test_every_combination_is_measured_once_into_one_report(self, config, tmp_path):
+        config.eval.update(num_problems=2, examples=0, block_lengths=(0,))
+        config.rollout.block_length = 8
+        config.eval.policies = ("threshold:threshold=0.5",)
+        config.eval.axes = ("rollout.gen_length=8|16", f"model.path={config.model.path}")
+        found = eval_command.evaluate(config, tmp_path)
+        assert [(r.gen_length, r.block_length) for r in found] == [(8, 8), (16, 16)]
+        lines = (tmp_path / "results.jsonl").read_text().splitlines()
+        assert [json.loads(line)["axes"] for line in lines] == [
+            {"rollout.gen_length": 8},
+            {"rollout.gen_length": 16},
+        ]
+        text = (tmp_path / "report.html").read_text()
+        data = json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+        titles = [section["title"].rpartition(", ")[2] for section in data["sections"]]
+        assert titles == ["gen_length 8", "gen_length 16"]
+        assert (tmp_path / "frontier-2.png").exists()
+        eval_command.evaluate(config, tmp_path)
+        assert (tmp_path / "results.jsonl").read_text().splitlines() == lines
+
+    def test_alternatives_may_change_several_keys(self, config):
+        config.eval.axes = (
+            "rollout.gen_length=8|16",
+            "task.name=sudoku,task.prompt_length=17|task.name=arithmetic,task.prompt_length=20",
+        )
+        found = [each.values for each in axes.combinations(config)]
+        assert [list(values.values()) for values in found] == [
+            [8, "sudoku", 17],
+            [8, "arithmetic", 20],
+            [16, "sudoku", 17],
+            [16, "arithmetic", 20],
+        ]
+        assert axes.combinations(config)[1].config.task.name == "arithmetic"
+        assert config.task.name == "sudoku"
+
+    @pytest.mark.parametrize(
+        ("lines", "message"),
+        [
+            (("rollout.gen_lenght=8",), "'rollout.gen_lenght' is no key"),
+            (("rollout.gen_length=eight",), "'eight' is no int"),
+            (("rollout.gen_length=8|",), "cannot be set to ''"),
+            (("recipe=sft",), "'recipe' is no key of this config that can vary"),
+            (("seed=1", "seed=2"), "seed is in two axes"),
+            (("seed=1|task.path=x",), "does not set the same keys"),
+        ],
+    )
+    def test_says_what_is_wrong_before_anything_is_loaded(self, config, tmp_path, lines, message):
+        config.model.path = "/no/such/model"
+        config.eval.axes = lines
+        with pytest.raises(ConfigError, match=message):
+            eval_command.evaluate(config, tmp_path)

@@ -1,0 +1,197 @@
+"""A model under an unmasking policy, as lm-evaluation-harness sees models."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import numpy as np
+from lm_eval.api.instance import Instance
+from lm_eval.api.model import LM
+
+from jax_unmask import policies
+from jax_unmask.denoisers import Denoiser, Params, Tokenizer
+from jax_unmask.evaluation.bundle import load_model
+from jax_unmask.evaluation.likelihood import Likelihood
+from jax_unmask.rollout import RolloutSettings, rollout, row_keys
+
+_WIDTH = 64
+"""Prompts are padded to multiples of this: few lengths to compile for."""
+
+
+class HarnessModel(LM):
+    """Answers the harness's requests.
+
+    `generate_until` rolls canvases out under the policy and cuts the texts at the task's stop
+    strings; the harness's own sampling settings (temperature, top_p, ...) play no part, because the
+    policy and the canvas decide. `loglikelihood` masks at random, see `evaluation.likelihood`.
+
+    Args:
+        denoiser: the dLLM.
+        params: its parameters.
+        tokenizer: its tokenizer.
+        name: what the harness calls the model.
+        policy: in the notation of `policies.parse_policy`.
+        gen_length: canvas length.
+        block_length: block length.
+        batch_size: prompts per rollout.
+        mc_draws: masks per likelihood.
+        mc_batch_size: masks per forward.
+        check_greedy: whether `loglikelihood` also finds out if a text is the greedy one, which
+            costs a forward per token; otherwise it says no.
+        seed: seed of all that is drawn.
+
+    Attributes:
+        sequences: texts that were generated.
+        forwards: denoiser forwards that they needed together.
+
+    Raises:
+        ValueError: lengths that do not fit together, or an unknown policy.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        params: Params,
+        tokenizer: Tokenizer,
+        *,
+        name: str = "jax_unmask",
+        policy: str = "threshold:threshold=0.9",
+        gen_length: int = 256,
+        block_length: int = 32,
+        batch_size: int = 16,
+        mc_draws: int = 128,
+        mc_batch_size: int = 32,
+        check_greedy: bool = False,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size={batch_size} must be at least 1")
+        if gen_length >= denoiser.config.max_length:
+            raise ValueError(
+                f"gen_length={gen_length} leaves no room for prompts: the model's max_length is "
+                f"{denoiser.config.max_length}"
+            )
+        self._denoiser, self._params, self._tokenizer = denoiser, params, tokenizer
+        self._name = name
+        self._policy, self._policy_params = policies.parse_policy(policy)
+        self._settings = RolloutSettings(gen_length=gen_length, block_length=block_length)
+        self._batch_size, self._check_greedy = batch_size, check_greedy
+        self._mc = {"draws": mc_draws, "batch_size": mc_batch_size, "seed": seed}
+        self._likelihood: Likelihood | None = None
+        self._key = jax.random.key(seed)
+        self.sequences = self.forwards = 0
+
+    @classmethod
+    def load(cls, path: str, *, dtype: str | None = None, **settings: Any) -> HarnessModel:
+        """Loads a model; `path` as in `evaluation.bundle.load_model`."""
+        denoiser, params, tokenizer = load_model(path, dtype=dtype, param_dtype=dtype)
+        return cls(denoiser, params, tokenizer, name=path, **settings)
+
+    @property
+    def tokenizer_name(self) -> str:
+        """Part of the key of the harness's request cache."""
+        return self._name.replace("/", "__")
+
+    def chat_template(self, chat_template: bool | str = False) -> str:
+        """The harness records it; templates are the tokenizer's own."""
+        return "tokenizer" if chat_template else ""
+
+    def apply_chat_template(
+        self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
+    ) -> str:
+        """The conversation as the text of a prompt."""
+        if not add_generation_prompt:
+            raise ValueError("this model cannot continue an assistant's turn that was begun")
+        tokens = self._tokenizer.encode_prompt(chat_history)
+        return self._tokenizer.decode(tokens, skip_special_tokens=False, cut_at_eos=False)
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """Texts up to the first of each request's stop strings."""
+        prompts = [self._tokenizer.encode(request.args[0]) for request in requests]
+        # Of like length together, so that batches pad little. Each row has its own random stream.
+        order = sorted(range(len(requests)), key=lambda index: len(prompts[index]))
+        texts = [""] * len(requests)
+        for start in range(0, len(order), self._batch_size):
+            rows = order[start : start + self._batch_size]
+            for row, text in zip(rows, self._generate(rows, prompts), strict=True):
+                texts[row] = _cut(text, requests[row].args[1].get("until"))
+                self.cache_hook.add_partial("generate_until", requests[row].args, texts[row])
+        return texts
+
+    def loglikelihood(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood of each continuation, and whether it is greedy if that is looked at."""
+        answers = []
+        for request in requests:
+            context, continuation = request.args
+            prompt, response = self._split(context, continuation)
+            prompt = prompt[-(self._denoiser.config.max_length - len(response)) :]
+            value = self._estimator.log_likelihood(prompt, response)
+            is_greedy = self._check_greedy and self._estimator.is_greedy(prompt, response)
+            answers.append((value, is_greedy))
+            self.cache_hook.add_partial("loglikelihood", request.args, answers[-1])
+        return answers
+
+    def loglikelihood_rolling(
+        self, requests: list[Instance], disable_tqdm: bool = False
+    ) -> list[float]:
+        """Log-likelihood of whole texts; windows of half the model's length, each given the one
+        before it."""
+        window = max(self._denoiser.config.max_length // 2, 1)
+        values = []
+        for request in requests:
+            tokens = self._tokenizer.encode(request.args[0])
+            value = 0.0
+            for start in range(0, len(tokens), window):
+                prompt = tokens[max(start - window, 0) : start]
+                value += self._estimator.log_likelihood(prompt, tokens[start : start + window])
+            values.append(value)
+            self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
+        return values
+
+    @property
+    def _estimator(self) -> Likelihood:
+        """Made when it is first needed: models that cannot estimate may still generate."""
+        if self._likelihood is None:
+            self._likelihood = Likelihood(self._denoiser, self._params, **self._mc)
+        return self._likelihood
+
+    def _generate(self, rows: list[int], prompts: list[list[int]]) -> list[str]:
+        room = self._denoiser.config.max_length - self._settings.gen_length
+        longest = max(len(prompts[row]) for row in rows)
+        width = max(min(-(-longest // _WIDTH) * _WIDTH, room), 1)
+        # Rows that only fill the batch up repeat its last prompt, and are dropped.
+        filled = rows + rows[-1:] * (self._batch_size - len(rows))
+        trajectory = rollout(
+            self._denoiser,
+            self._params,
+            self._policy,
+            self._policy_params,
+            self._tokenizer.pad_prompts([prompts[row] for row in filled], width, truncate=True),
+            row_keys(self._key, jax.numpy.asarray(filled)),
+            self._settings,
+        )
+        tokens, nfe = jax.device_get((trajectory.tokens, trajectory.nfe))
+        self.sequences += len(rows)
+        self.forwards += int(nfe[: len(rows)].sum())
+        return self._tokenizer.decode_batch(np.asarray(tokens)[: len(rows)])
+
+    def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+        """Tokens of both, as they are in the text as a whole; spaces belong to the continuation."""
+        stripped = context.rstrip()
+        continuation = context[len(stripped) :] + continuation
+        prompt = self._tokenizer.encode(stripped)
+        whole = self._tokenizer.encode(stripped + continuation)
+        if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
+            return prompt, whole[len(prompt) :]
+        # The tokenizer joins them: a token would belong to both.
+        return prompt, self._tokenizer.encode(continuation)
+
+
+def _cut(text: str, until: str | list[str] | None) -> str:
+    """The text before the first stop string."""
+    stops = [until] if isinstance(until, str) else until or []
+    return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=None)]
