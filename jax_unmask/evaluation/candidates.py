@@ -110,7 +110,9 @@ def _block_lengths(config: ConfigDict) -> tuple[int, ...]:
 
 
 def _candidate(config: ConfigDict, key: str, spec: grid.PolicySpec, label: str) -> Candidate:
-    for block in spec.block_lengths:
+    # 0 stands for the whole canvas, as in `eval.block_lengths`.
+    blocks = tuple(block or gen_length(config) for block in spec.block_lengths)
+    for block in blocks:
         _check_block(key, spec.text, block, gen_length(config))
     try:
         policy, params = policies.parse_policy(spec.text)
@@ -128,7 +130,7 @@ def _candidate(config: ConfigDict, key: str, spec: grid.PolicySpec, label: str) 
         settings={name: _number(value) for name, value in spec.settings},
         policy=policy,
         params=params,
-        block_lengths=spec.block_lengths or _block_lengths(config),
+        block_lengths=blocks or _block_lengths(config),
         training_seed=seed,
     )
 

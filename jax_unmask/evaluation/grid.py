@@ -2,7 +2,7 @@
 
 threshold:threshold=0.5|0.7|0.9       three settings
 threshold:threshold=0.5..0.9/0.1      five settings: both ends, in steps of 0.1
-threshold:threshold=0.9@16            only where the block length is 16 (or @4|16)
+threshold:threshold=0.9@16            only where the block length is 16 (or @4|16; @0: the canvas)
 """
 
 from __future__ import annotations

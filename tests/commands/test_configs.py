@@ -8,8 +8,15 @@ import runpy
 import pytest
 
 from jax_unmask import curriculum, validation
+from jax_unmask.evaluation import axes, candidates
 
 ROOT = pathlib.Path(__file__).parents[2]
+EXPERIMENTS_OF_PAPER = tuple(
+    f"{model}_{length}_{block}"
+    for model in ("llada", "dream")
+    for length in (256, 512)
+    for block in ("32", "full")
+)
 EXPERIMENTS = (
     *("quickstart", "gsm8k", "gsm8k_math", "block_scaling"),
     *(
@@ -17,6 +24,8 @@ EXPERIMENTS = (
         for name in ("tiny_sft", "tiny_policy", "tracerl")
         for task in ("sudoku", "arithmetic")
     ),
+    *(f"published:{name}" for name in EXPERIMENTS_OF_PAPER),
+    "published:all",
     *(
         f"tracerl_large:{model},{task}"
         for model in ("llada", "dream", "sdar-4b", "sdar-8b")
@@ -37,13 +46,32 @@ def test_is_valid(experiment, monkeypatch, tmp_path):
         validation.validate(config)
 
 
+def test_all_published_settings_make_one_sweep(monkeypatch):
+    monkeypatch.chdir(ROOT)
+    make = runpy.run_path("configs/published.py")["get_config"]
+    found = set()
+    for each in axes.combinations(make("all")):
+        config = each.config
+        config.eval.policies = ("threshold",)
+        for candidate in candidates.candidates(config):
+            for block in candidate.block_lengths:
+                found.add((config.model.path, config.rollout.gen_length, block))
+    assert len(found) == 8
+    singles = [make(name) for name in EXPERIMENTS_OF_PAPER]
+    assert found == {
+        (one.model.path, one.rollout.gen_length, one.rollout.block_length) for one in singles
+    }
+
+
 def test_all_of_them_are_tested():
     assert {path.stem for path in (ROOT / "configs").glob("*.py")} == {
         experiment.partition(":")[0] for experiment in EXPERIMENTS
     }
 
 
-@pytest.mark.parametrize("name", ["tiny_sft", "tiny_policy", "tracerl", "tracerl_large"])
+@pytest.mark.parametrize(
+    "name", ["tiny_sft", "tiny_policy", "tracerl", "tracerl_large", "published"]
+)
 def test_an_unknown_choice_is_refused_with_those_that_there_are(name):
     make = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]
     with pytest.raises(ValueError, match=f"{name}.py:chess is unknown; use "):
