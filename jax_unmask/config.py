@@ -11,7 +11,7 @@ from __future__ import annotations
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
-RECIPES = ("policy_grpo", "sft", "tracerl")
+RECIPES = ("policy_grpo", "sft", "state_sft", "tracerl")
 
 
 def _common(recipe: str) -> ConfigDict:
@@ -227,6 +227,9 @@ def sft() -> ConfigDict:
             "intermediate_size": 176,
             "rope_theta": 10000.0,
             "norm_eps": 1e-5,
+            # Block-causal attention in blocks of so many positions (only where `path` is None, and
+            # for recipe state_sft); 0 for full attention.
+            "attention_block": 0,
         }
     )
     config.data = ConfigDict({"batch_size": 256, "gen_length": 16})
@@ -257,6 +260,35 @@ def sft() -> ConfigDict:
     # Where to write the trained denoiser in Hugging Face's format (default: WORKDIR/model).
     config.export = placeholder(str)
     config.eval = evaluation()
+    return config
+
+
+def state_sft() -> ConfigDict:
+    """Trains a denoiser on given responses, in the states that a method chooses."""
+    config = sft()
+    config.recipe = "state_sft"
+    del config.masking
+    config.model.remat = False
+    config.learner = ConfigDict(
+        {
+            # "random": masks over the whole response. "semi_ar": a state per block, the blocks
+            # behind masked (full attention). "block": masks in all blocks at once, each seeing the
+            # finished ones before it (block attention). "ar": next tokens, causally (a cold start
+            # for families whose logits are shifted).
+            "method": "random",
+            # Of "semi_ar" and "block".
+            "block_length": 16,
+            # States per response of "random" and "block"; mask ratios of these and of "semi_ar".
+            "draws": 1,
+            "mask_low": 0.1,
+            "mask_high": 0.9,
+            # End-of-text tokens trained per response, its first ones; -1 for all.
+            "num_pads": -1,
+            "normaliser": "step",
+            "chunk_size": 16,
+            "positions_per_chunk": 256,
+        }
+    )
     return config
 
 

@@ -31,8 +31,9 @@ from jax_unmask.runtime.files import atomic_write
 
 RECIPE = "curriculum"
 # Where a stage finds the denoiser or the policy of the stage before it.
-_STARTS_FROM = {"sft": "model.path", "tracerl": "model.path", "policy_grpo": "policy.init_from"}
-_EXPORT = {"sft": "model", "tracerl": "model", "policy_grpo": "policy"}
+_STARTS_FROM = dict.fromkeys(("sft", "state_sft", "tracerl"), "model.path")
+_STARTS_FROM["policy_grpo"] = "policy.init_from"
+_EXPORT = {"model.path": "model", "policy.init_from": "policy"}
 _MARKER = "finished"
 
 logger = logging.getLogger(__name__)
@@ -81,8 +82,8 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             remedy = "Write it as FILE.py or FILE.py:ARGUMENT, then KEY=VALUE ..."
             problem = str(error).rstrip(".")
             raise ConfigError(f"stages[{number - 1}]", line, problem, remedy) from error
-        export = stage.get("export") or workdir / name / _EXPORT[stage.recipe]
-        made[_STARTS_FROM[stage.recipe]] = str(export)
+        key = _STARTS_FROM[stage.recipe]
+        made[key] = str(stage.get("export") or workdir / name / _EXPORT[key])
         found.append(Stage(name, stage))
     return found
 

@@ -31,7 +31,7 @@ _CHECKPOINT = flags.DEFINE_string(
     None,
     "What to measure beside the policies of config.eval: a policy directory, the workdir of a "
     "training run (its best checkpoint if it keeps one, else its latest), or one checkpoint of it; "
-    "with a config of recipe sft or tracerl, the directory of a denoiser.",
+    "with a config of recipe sft, state_sft or tracerl, the directory of a denoiser.",
 )
 logger = logging.getLogger("jax_unmask.eval")  # __name__ is "__main__" for a command.
 
@@ -54,7 +54,7 @@ def evaluate(
     validation.validate(config)
     candidates.candidates(config)  # Mistakes show before anything large is loaded.
     trained = None
-    if checkpoint is not None and config.recipe in ("sft", "tracerl"):
+    if checkpoint is not None and config.recipe in ("sft", "state_sft", "tracerl"):
         config = config.copy_and_resolve_references()  # The caller keeps its own.
         config.model.path = str(checkpoint)
     elif checkpoint is not None:

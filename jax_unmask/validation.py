@@ -16,6 +16,7 @@ from jax_unmask.learners.surrogates import Threshold
 from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
 from jax_unmask.recipes.base import build_cache
 from jax_unmask.recipes.process import JUDGES
+from jax_unmask.recipes.state_sft import METHODS
 from jax_unmask.recipes.tracerl import SURROGATES
 from jax_unmask.runtime import config as check
 from jax_unmask.tasks import rewards
@@ -59,9 +60,10 @@ def validate(config: ConfigDict) -> None:
     for key in ("model.dtype", "model.param_dtype"):
         check.one_of(config, key, ("float32", "bfloat16"))
     _optimizer(config)
-    {"policy_grpo": _policy_grpo, "sft": _sft, "tracerl": _tracerl}[config.recipe](config)
+    checks = {"policy_grpo": _policy_grpo, "sft": _sft, "state_sft": _state_sft}
+    (checks | {"tracerl": _tracerl})[config.recipe](config)
     _divides_among_processes(
-        config, "data.batch_size" if config.recipe == "sft" else "rollout.prompts_per_step"
+        config, "data.batch_size" if "data" in config else "rollout.prompts_per_step"
     )
     _evaluation(config)
 
@@ -250,6 +252,46 @@ def _has_final_tokens(config: ConfigDict, key: str) -> None:
 
 
 def _sft(config: ConfigDict) -> None:
+    _denoiser_and_data(config)
+    check.within(config, "masking.min_ratio", 1e-9, 1.0 - 1e-9)
+    check.within(config, "masking.suffix_fraction", 0.0, 1.0)
+    check.divides(config, "masking.suffix_block_length", "data.gen_length")
+    check.one_of(config, "masking.suffix_target", ("all", "block"))
+    check.within(config, "learner.ema_decay", 0.0, 1.0 - 1e-9)
+    check.require(
+        config.masking.max_weight >= 1.0,
+        config,
+        "masking.max_weight",
+        "a fully masked row weighs 1",
+        "Give at least 1",
+    )
+    check.require(
+        config.model.attention_block == 0,
+        config,
+        "model.attention_block",
+        "this recipe shows whole texts, whose finished blocks a block-causal model would see",
+        "Set 0, or use recipe state_sft",
+    )
+
+
+def _state_sft(config: ConfigDict) -> None:
+    _denoiser_and_data(config)
+    check.one_of(config, "learner.method", METHODS)
+    check.one_of(config, "learner.normaliser", get_args(Normaliser))
+    check.positive(
+        config,
+        "learner.block_length",
+        "learner.draws",
+        "learner.chunk_size",
+        "learner.positions_per_chunk",
+    )
+    for key in ("learner.mask_low", "learner.mask_high"):
+        check.within(config, key, 0.0, 1.0)
+    check.at_most(config, "learner.mask_low", "learner.mask_high")
+
+
+def _denoiser_and_data(config: ConfigDict) -> None:
+    check.non_negative(config, "model.attention_block")
     check.positive(
         config,
         "data.batch_size",
@@ -264,18 +306,6 @@ def _sft(config: ConfigDict) -> None:
     )
     check.divides(config, "model.num_heads", "model.hidden_size")
     check.divides(config, "model.num_kv_heads", "model.num_heads")
-    check.within(config, "masking.min_ratio", 1e-9, 1.0 - 1e-9)
-    check.within(config, "masking.suffix_fraction", 0.0, 1.0)
-    check.divides(config, "masking.suffix_block_length", "data.gen_length")
-    check.one_of(config, "masking.suffix_target", ("all", "block"))
-    check.within(config, "learner.ema_decay", 0.0, 1.0 - 1e-9)
-    check.require(
-        config.masking.max_weight >= 1.0,
-        config,
-        "masking.max_weight",
-        "a fully masked row weighs 1",
-        "Give at least 1",
-    )
 
 
 def _evaluation(config: ConfigDict) -> None:

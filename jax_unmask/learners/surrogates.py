@@ -44,7 +44,8 @@ class States:
 
     Attributes:
         masked: canvas positions that hold the mask token.
-        trained: positions whose tokens are evaluated; a subset of `masked`.
+        trained: positions whose tokens are evaluated; a subset of `masked` (but for
+            `Autoregressive`).
         prompt_masked: prompt positions that hold the mask token, or None.
     """
 
@@ -271,6 +272,83 @@ class Elbo:
         masks = 1 + jnp.minimum((unit[:, :1] * count).astype(jnp.int32), count - 1)
         place = jnp.argsort(jnp.argsort(jnp.where(trainable, order, jnp.inf), axis=1), axis=1)
         return _half(place < masks, trainable, index, self.complement)
+
+
+@dataclasses.dataclass(frozen=True)
+class SemiAutoregressive:
+    """A state per block, as a block-wise decoder of a full-attention model meets them.
+
+    The blocks before are finished, those behind are masked, and of the block itself a random part
+    is, at a ratio of its own (arXiv 2509.06949, section 5.2, "semi-AR").
+
+    Attributes:
+        block_length: positions per block, counted from the start of the response.
+        low: smallest mask ratio.
+        high: largest one.
+    """
+
+    block_length: int
+    low: float = 0.1
+    high: float = 0.9
+    unit: Unit = dataclasses.field(default="token", init=False)
+    redraws: bool = dataclasses.field(default=True, init=False)
+
+    def __post_init__(self) -> None:
+        _at_least(1, block_length=self.block_length)
+        if not 0.0 <= self.low <= self.high <= 1.0:
+            raise ValueError(f"low={self.low} and high={self.high} must be 0 <= low <= high <= 1")
+
+    def num_states(self, length: int) -> int:
+        return -(-length // self.block_length)
+
+    @property
+    def num_slots(self) -> int:
+        return 1
+
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
+        return jnp.zeros_like(index)
+
+    def states(
+        self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
+    ) -> States:
+        trainable = canvas.trainable[row]
+        length = trainable.shape[1]
+        ratio, token = _uniforms(key, index, row, length, 2)
+        hit = token < self.low + (self.high - self.low) * ratio[:, :1]
+        block = jnp.arange(length) // self.block_length
+        here, behind = block == index[:, None], block > index[:, None]
+        trained = here & hit & trainable
+        return States(masked=behind | trained | (here & ~trainable), trained=trained)
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoregressive:
+    """The whole text, nothing masked: next-token prediction of a causal model.
+
+    For families whose hidden states score the next token, with attention to the past alone; then
+    no position sees the token that it is trained to predict. A cold start for such a model.
+    """
+
+    unit: Unit = dataclasses.field(default="token", init=False)
+    redraws: bool = dataclasses.field(default=False, init=False)
+
+    def num_states(self, length: int) -> int:
+        del length
+        return 1
+
+    @property
+    def num_slots(self) -> int:
+        return 1
+
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
+        return index
+
+    def states(
+        self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
+    ) -> States:
+        del key, index
+        trainable = canvas.trainable[row]
+        return States(masked=jnp.zeros_like(trainable), trained=trainable)
 
 
 def _half(hit: Array, trainable: Array, index: Array, complement: bool) -> States:

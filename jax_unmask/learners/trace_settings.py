@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 import optax
 
-from jax_unmask.learners.surrogates import Surrogate, Trace
+from jax_unmask.learners.surrogates import Autoregressive, Surrogate, Trace
 from jax_unmask.learners.trace_forward import AttentionBlocks
 from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
 
@@ -96,7 +96,8 @@ class TraceSettings:
                 f"blocks={self.blocks} are those of a block-causal denoiser, and this one of "
                 f"family {self.denoiser.config.family!r} attends to everything; give None"
             )
-        if self.denoiser.config.attention_block is not None and self.blocks is None:
+        causal = isinstance(self.surrogate, Autoregressive)
+        if self.denoiser.config.attention_block is not None and self.blocks is None and not causal:
             raise ValueError(
                 f"the denoiser of family {self.denoiser.config.family!r} is block-causal; give "
                 "blocks=AttentionBlocks(length) with the block length of the rollout"

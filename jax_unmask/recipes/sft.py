@@ -48,11 +48,14 @@ class Sft:
             self._task, self._tokenizer = bundle.task, bundle.tokenizer
             self._denoiser, self._params = bundle.denoiser, bundle.params
         check_fits(self._denoiser.config, config.task.prompt_length, config.data.gen_length)
-        self._learner = SftLearner(
+        self._learner = self._build_learner()
+
+    def _build_learner(self) -> Any:
+        return SftLearner(
             denoiser=self._denoiser,
-            optimizer=build_optimizer(config),
-            masking=Masking(**dict(config.masking)),
-            ema_decay=config.learner.ema_decay,
+            optimizer=build_optimizer(self._config),
+            masking=Masking(**dict(self._config.masking)),
+            ema_decay=self._config.learner.ema_decay,
         )
 
     def _from_scratch(
@@ -68,8 +71,12 @@ class Sft:
             )
         directory.mkdir(parents=True, exist_ok=True)
         special = word_level.save_word_level(directory, self._task.vocabulary)
+        blocks = model.attention_block
         denoiser_config = denoisers.DenoiserConfig(
-            family="llada",
+            # Families whose files can hold these shapes.
+            family="sdar" if blocks else "llada",
+            qk_norm=bool(blocks),
+            attention_block=blocks or None,
             vocab_size=special["vocab_size"],
             hidden_size=model.hidden_size,
             num_layers=model.num_layers,

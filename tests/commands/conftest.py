@@ -47,6 +47,18 @@ TINY = {
         "train.steps": 3,
         "log.tensorboard": False,
     },
+    "state_sft": {
+        "task.prompt_length": 17,
+        "model.hidden_size": 8,
+        "model.num_layers": 1,
+        "model.num_heads": 2,
+        "model.num_kv_heads": 2,
+        "model.intermediate_size": 8,
+        "data.batch_size": 4,
+        "optimizer.warmup_steps": 1,
+        "train.steps": 3,
+        "log.tensorboard": False,
+    },
     "tracerl": {
         "task.name": "sudoku",
         "task.prompt_length": 17,
@@ -116,7 +128,8 @@ def tiny_settings(tiny_model_dir):
     """Settings (flat) of a tiny experiment of a recipe, with changes."""
 
     def settings(recipe, **changes):
-        model = {} if recipe == "sft" else {"model.path": str(tiny_model_dir)}
+        from_scratch = recipe in ("sft", "state_sft")
+        model = {} if from_scratch else {"model.path": str(tiny_model_dir)}
         return TINY[recipe] | model | {key.replace("__", "."): v for key, v in changes.items()}
 
     return settings

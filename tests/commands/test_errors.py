@@ -301,6 +301,26 @@ def test_impossible_settings_of_tracerl(tiny_config, message, changes, expected)
 
 
 @pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"learner__method": "semi-ar"}, "config.learner.method = 'semi-ar': there is no such"),
+        ({"learner__mask_low": 0.95}, "config.learner.mask_low = 0.95: it must not exceed"),
+        ({"learner__method": "ar"}, "logits of family 'llada' are not shifted"),
+        ({"learner__method": "block"}, "family 'llada', has full attention. Choose 'random'"),
+        ({"model__attention_block": 4}, "family 'sdar', has block attention. Choose 'block'"),
+    ],
+)
+def test_impossible_settings_of_state_sft(tiny_config, message, changes, expected):
+    assert expected in message(tiny_config("state_sft", **changes))
+
+
+def test_whole_texts_are_not_for_block_attention(tiny_config, message):
+    text = message(tiny_config("sft", model__attention_block=4))
+    assert "config.model.attention_block = 4" in text
+    assert "use recipe state_sft" in text
+
+
+@pytest.mark.parametrize(
     ("recipe", "key"), [("policy_grpo", "rollout.prompts_per_step"), ("sft", "data.batch_size")]
 )
 def test_batch_that_does_not_divide_among_processes(recipe, key, tiny_config, message, monkeypatch):

@@ -398,3 +398,22 @@ class TestTraceRuns:
         assert all(line["states"] <= 8 * 4 for line in found)
         trained, _ = denoisers.from_pretrained(tmp_path / "run" / "model")
         assert trained.config.attention_block == 4
+
+
+@pytest.mark.parametrize(("method", "blocks"), [("block", 4), ("semi_ar", 0)])
+def test_supervised_training_in_states(tiny_config, tmp_path, method, blocks):
+    config = tiny_config(
+        "state_sft",
+        model__attention_block=blocks,
+        learner__method=method,
+        learner__block_length=4,
+        train__steps=12,
+        log__every=1,
+        optimizer__lr=3e-3,
+    )
+    train.train(config, tmp_path)
+    found = lines(tmp_path)
+    assert found[-1]["loss"] < found[0]["loss"]
+    assert all(line["trained_tokens"] > 0 for line in found)
+    trained, _ = denoisers.from_pretrained(tmp_path / "model")
+    assert trained.config.attention_block == (blocks or None)

@@ -1,0 +1,96 @@
+"""Supervised training in chosen states: which states, and that the step is that of likelihood."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_params
+from jax_unmask.learners.surrogates import Autoregressive, Canvas, SemiAutoregressive
+from jax_unmask.learners.trace import Responses
+from jax_unmask.learners.tracerl import TraceLearner
+from jax_unmask.rollout import Prompts
+
+CONFIG = DenoiserConfig(
+    family="dream",
+    vocab_size=12,
+    hidden_size=16,
+    num_layers=1,
+    num_heads=2,
+    num_kv_heads=2,
+    head_dim=8,
+    intermediate_size=16,
+    rope_theta=1e4,
+    norm_eps=1e-5,
+    max_length=32,
+    tie_embeddings=False,
+    mask_token_id=11,
+    eos_token_id=10,
+    pad_token_id=10,
+    logits_shift=True,
+)
+
+
+def test_semi_autoregressive_states():
+    trainable = jnp.arange(8) < jnp.asarray([[8], [6]])
+    zeros = jnp.zeros((2, 8), jnp.int32)
+    canvas = Canvas(trainable, zeros, zeros, zeros, jnp.ones((2, 3), bool))
+    surrogate = SemiAutoregressive(block_length=3, low=0.3, high=0.9)
+    assert surrogate.num_states(8) == 3
+    seen = np.zeros((2, 8), bool)
+    for seed in range(30):
+        index, row = jnp.asarray([0, 1, 2] * 2), jnp.asarray([0, 0, 0, 1, 1, 1])
+        states = surrogate.states(canvas, jax.random.key(seed), index, row)
+        for k, b, masked, trained in zip(index, row, states.masked, states.trained, strict=True):
+            first, behind = int(k) * 3, min(int(k) * 3 + 3, 8)
+            assert not masked[:first].any()
+            assert masked[behind:].all()
+            # Of the block itself: what is trained, and what is not trainable.
+            np.testing.assert_array_equal(
+                masked[first:behind], (trained | ~trainable[b])[first:behind]
+            )
+            assert not trained[:first].any()
+            assert not trained[behind:].any()
+            seen[b] |= np.asarray(trained)
+    np.testing.assert_array_equal(seen, trainable)
+
+
+def test_autoregressive_loss_is_that_of_every_prefix():
+    rng = np.random.default_rng(0)
+    mask = np.arange(4) >= np.asarray([[0], [2]])
+    prompts = Prompts(jnp.asarray(rng.integers(0, 10, (2, 4)), jnp.int32), jnp.asarray(mask))
+    tokens = jnp.asarray(rng.integers(0, 10, (2, 5)), jnp.int32)
+    responses = Responses(prompts, tokens, jnp.zeros((2, 5), jnp.int32))
+    causal = dataclasses.replace(CONFIG, attention_block=1)
+    params = init_params(CONFIG, jax.random.key(0))
+    learner = TraceLearner(
+        Denoiser(causal), optax.sgd(0.1), surrogate=Autoregressive(), beta=0.0, chunk_size=2
+    )
+    state = learner.init(params, jax.random.key(1))
+
+    def loss(params):
+        """Mean -log p of each token given the text before it, which is all that the model sees."""
+        total = 0.0
+        for b in range(2):
+            text = jnp.concatenate([prompts.tokens[b][mask[b]], tokens[b]])
+            start = int(mask[b].sum())
+            for i in range(5):
+                seen = jnp.append(text[: start + i], 0)[None]
+                logits = Denoiser(causal).apply({"params": params}, seen)[0, -1]
+                total -= jax.nn.log_softmax(logits)[tokens[b, i]]
+        return total / 10
+
+    new, metrics = learner.update(state, responses, jnp.ones(2), jnp.ones(2, bool))
+    expected, slope = jax.value_and_grad(loss)(params)
+    assert float(metrics["surprise"]) == pytest.approx(float(expected), abs=1e-5)
+    jax.tree.map(
+        lambda after, before, g: np.testing.assert_allclose(after, before - 0.1 * g, atol=1e-6),
+        new.params["denoiser"],
+        params,
+        slope,
+    )
