@@ -273,11 +273,15 @@ def state_sft() -> ConfigDict:
         {
             # "random": masks over the whole response. "semi_ar": a state per block, the blocks
             # behind masked (full attention). "block": masks in all blocks at once, each seeing the
-            # finished ones before it (block attention). "ar": next tokens, causally (a cold start
-            # for families whose logits are shifted).
+            # finished ones before it (block attention). "trace": the states in which the denoiser
+            # that training starts from would write the response (both kinds of attention). "ar":
+            # next tokens, causally (a cold start for families whose logits are shifted).
             "method": "random",
-            # Of "semi_ar" and "block".
+            # Of "semi_ar", and with block attention.
             "block_length": 16,
+            # Of "trace": tokens that a step writes, and steps that are merged into a state.
+            "tokens_per_step": 2,
+            "shrink": 1,
             # States per response of "random" and "block"; mask ratios of these and of "semi_ar".
             "draws": 1,
             "mask_low": 0.1,

@@ -281,6 +281,8 @@ def _state_sft(config: ConfigDict) -> None:
     check.positive(
         config,
         "learner.block_length",
+        "learner.tokens_per_step",
+        "learner.shrink",
         "learner.draws",
         "learner.chunk_size",
         "learner.positions_per_chunk",

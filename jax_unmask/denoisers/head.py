@@ -6,6 +6,7 @@ time: with 126k tokens, the logits of a batch of canvases are by far the largest
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import NamedTuple
@@ -34,6 +35,33 @@ class Scores:
     confidence: Float[Array, "B L"]
     top_probs: Float[Array, "B L K"]
     entropy: Float[Array, "B L"] | None
+
+
+def score_targets(
+    denoiser: Denoiser,
+    params: Params,
+    hidden: Float[Array, "B L D"],
+    scores: Scores,
+    targets: Int[Array, "B L"],
+) -> Scores:
+    """Scores with given tokens as candidates.
+
+    Args:
+        denoiser: the denoiser.
+        params: its parameters.
+        hidden: last hidden states.
+        scores: those of `score_candidates` at temperature 0, without filters.
+        targets: the tokens.
+    """
+    table = output_table(denoiser.config, params)
+
+    def logit(tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
+        rows = table[tokens].astype(hidden.dtype)
+        return jnp.sum(rows.astype(jnp.float32) * hidden.astype(jnp.float32), axis=-1)
+
+    # Relative to the candidate: the sum over the vocabulary is known through its confidence.
+    confidence = scores.confidence * jnp.exp(logit(targets) - logit(scores.candidate))
+    return dataclasses.replace(scores, candidate=targets, confidence=confidence)
 
 
 class _Partial(NamedTuple):

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jax_unmask import denoisers
+from jax_unmask import denoisers, policies
 from jax_unmask.evaluation.bundle import Bundle
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.surrogates import (
@@ -17,16 +17,18 @@ from jax_unmask.learners.surrogates import (
     SemiAutoregressive,
     Surrogate,
     Threshold,
+    Trace,
 )
 from jax_unmask.learners.trace import Responses
 from jax_unmask.learners.trace_forward import AttentionBlocks
 from jax_unmask.learners.tracerl import TraceLearner
 from jax_unmask.recipes.base import Metrics, build_optimizer
 from jax_unmask.recipes.sft import Sft
+from jax_unmask.rollout import RolloutSettings, rollout, row_keys
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 
-METHODS = ("random", "semi_ar", "block", "ar")
+METHODS = ("random", "semi_ar", "block", "trace", "ar")
 # Of the metrics of reinforcement learning, those that mean something here.
 _METRICS = ("loss", "grad_norm", "trained_tokens", "states")
 
@@ -51,6 +53,8 @@ class StateSft(Sft):
             return SemiAutoregressive(block_length=learner.block_length, **masks)
         if learner.method == "ar":
             return Autoregressive()
+        if learner.method == "trace":
+            return Trace(shrink=learner.shrink)
         threshold: Threshold = "block" if learner.method == "block" else "row"
         return RandomMasking(draws=learner.draws, threshold=threshold, **masks)
 
@@ -58,14 +62,16 @@ class StateSft(Sft):
         config, learner = self._config, self._config.learner
         denoiser, blocks = self._denoiser.clone(remat=config.model.remat), None
         has_blocks = denoiser.config.attention_block is not None
-        if has_blocks != (learner.method == "block"):
+        if learner.method != "trace" and has_blocks != (learner.method == "block"):
             raise ConfigError(
                 "learner.method",
                 learner.method,
                 f"the denoiser, of family {denoiser.config.family!r}, has "
                 + ("block" if has_blocks else "full")
                 + " attention",
-                "Choose 'block'" if has_blocks else "Choose 'random', 'semi_ar' or 'ar'",
+                "Choose 'block' or 'trace'"
+                if has_blocks
+                else "Choose 'random', 'semi_ar', 'trace' or 'ar'",
             )
         if has_blocks:
             blocks = AttentionBlocks(learner.block_length)
@@ -97,17 +103,39 @@ class StateSft(Sft):
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         rows = len(batch.responses)
+        responses = Responses(
+            prompts=jax.tree.map(jnp.asarray, batch.prompts),
+            tokens=jnp.asarray(batch.responses),
+            step_map=jnp.zeros(batch.responses.shape, jnp.int32),
+        )
+        if self._config.learner.method == "trace":
+            with timer.measure("rollout"):
+                responses = dataclasses.replace(responses, step_map=self._steps(responses))
         with timer.measure("update"):
-            responses = Responses(
-                prompts=jax.tree.map(jnp.asarray, batch.prompts),
-                tokens=jnp.asarray(batch.responses),
-                step_map=jnp.zeros(batch.responses.shape, jnp.int32),
-            )
             state, found = self._learner.update(
                 state, responses, jnp.ones(rows), jnp.ones(rows, bool)
             )
         # The loss of reinforcement is -1 per token at a ratio of 1; what falls is the surprise.
         return state, {name: found[name] for name in _METRICS} | {"loss": found["surprise"]}
+
+    def _steps(self, responses: Responses) -> Any:
+        """The steps in which the denoiser that training started from would write the responses.
+
+        Static decoding of the most probable target tokens (arXiv 2509.06949, appendix B.1). The
+        denoiser is frozen, so what a step of training learns depends on nothing but its batch.
+        """
+        learner, length = self._config.learner, responses.tokens.shape[1]
+        has_blocks = self._denoiser.config.attention_block is not None
+        trajectory = rollout(
+            self._denoiser,
+            self._params,
+            policies.TopConfidence(),
+            policies.TopConfidence().params(tokens_per_step=learner.tokens_per_step),
+            dataclasses.replace(responses.prompts, targets=responses.tokens),
+            row_keys(jax.random.key(0), len(responses.tokens)),
+            RolloutSettings(length, learner.block_length if has_blocks else length),
+        )
+        return trajectory.step_map
 
     def finish(self, state: TrainState, workdir: Any) -> None:
         params = state.params["denoiser"]

@@ -95,12 +95,17 @@ def rollout(
         The trajectory; `records` only if `settings.record`.
 
     Raises:
-        ValueError: the rows do not divide among `settings.slot_groups`, or the cache is not one
-            for the denoiser's kind of attention.
+        ValueError: the rows do not divide among `settings.slot_groups`; the cache is not one for
+            the denoiser's kind of attention; or targets are given and the settings do not fit them.
     """
     batch = prompts.tokens.shape[0]
     length = settings.gen_length
     mdp = Mdp(for_rollouts(denoiser, settings.block_length), denoiser_params, policy, settings)
+    if prompts.targets is not None and (settings.cache or settings.temperature > 0):
+        raise ValueError(
+            f"prompts with targets are rolled out with temperature=0 and cache=None, not "
+            f"{settings.temperature} and {settings.cache!r}"
+        )
     if settings.cache is not None:
         return cached_rollout(mdp, policy_params, prompts, keys, watch)
 
@@ -118,7 +123,7 @@ def rollout(
             # The head is linear, so logits are guided by guiding what goes into it.
             nothing = last_hidden(jnp.full_like(held.prompts.tokens, mdp.mask_id), held)
             hidden = nothing + (settings.guidance + 1.0) * (hidden - nothing)
-        scores = mdp.score(hidden, step_keys)
+        scores = mdp.score(hidden, step_keys, held.prompts.targets)
         seen = hidden.astype(jnp.float32) if policy.needs.hidden else None
         return mdp.observation(held, scores, seen)
 

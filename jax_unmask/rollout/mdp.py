@@ -15,7 +15,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.attention import fuses
-from jax_unmask.denoisers.head import Scores, score_candidates
+from jax_unmask.denoisers.head import Scores, score_candidates, score_targets
 from jax_unmask.denoisers.transformer import Denoiser, Params
 from jax_unmask.policies.base import Observation, Policy
 from jax_unmask.rollout.trajectory import Prompts, Records, RolloutSettings
@@ -116,9 +116,14 @@ class Mdp:
         keys = jax.vmap(jax.random.fold_in)(held.keys, held.rows.step)
         return jax.vmap(functools.partial(jax.random.split, num=2))(keys)
 
-    def score(self, hidden: Float[Array, "S W D"], keys: Array) -> Scores:
+    def score(
+        self,
+        hidden: Float[Array, "S W D"],
+        keys: Array,
+        targets: Int[Array, "S W"] | None = None,
+    ) -> Scores:
         """What the policy reads of the denoiser at the positions of the hidden states."""
-        return score_candidates(
+        scores = score_candidates(
             self.denoiser,
             self.denoiser_params,
             hidden,
@@ -129,6 +134,9 @@ class Mdp:
             vocab_chunk=self.settings.vocab_chunk,
             sampling=self.settings.sampling,
         )
+        if targets is None:
+            return scores
+        return score_targets(self.denoiser, self.denoiser_params, hidden, scores, targets)
 
     def observation(
         self, held: Held, scores: Scores, hidden: Float[Array, "S L D"] | None

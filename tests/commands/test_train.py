@@ -400,7 +400,7 @@ class TestTraceRuns:
         assert trained.config.attention_block == 4
 
 
-@pytest.mark.parametrize(("method", "blocks"), [("block", 4), ("semi_ar", 0)])
+@pytest.mark.parametrize(("method", "blocks"), [("block", 4), ("semi_ar", 0), ("trace", 4)])
 def test_supervised_training_in_states(tiny_config, tmp_path, method, blocks):
     config = tiny_config(
         "state_sft",
