@@ -9,6 +9,7 @@ from typing import Any
 from jax_unmask.report import frontier, intervals, tables
 from jax_unmask.report.results import (
     HEURISTIC,
+    NO_CACHE,
     RULE,
     Result,
     Standing,
@@ -32,6 +33,7 @@ def section(results: Sequence[Result], split: str, *, title: str) -> dict[str, A
     """
     reported = over_training_seeds([result for result in results if result.split == split])
     found = standings(results, split)
+    has_costs = any(result.cache != NO_CACHE for result in reported)
     blocks = sorted({result.block_length for result in reported})
     return {
         "title": title,
@@ -40,13 +42,16 @@ def section(results: Sequence[Result], split: str, *, title: str) -> dict[str, A
                 [result for result in reported if result.block_length == block],
                 [standing for standing in found if standing.result.block_length == block],
                 split,
+                has_costs,
             )
             for block in blocks
         ],
     }
 
 
-def _panel(results: list[Result], found: list[Standing], split: str) -> dict[str, Any]:
+def _panel(
+    results: list[Result], found: list[Standing], split: str, has_costs: bool
+) -> dict[str, Any]:
     first = results[0]
     on_frontier = {id(point) for point in frontier.pareto(r.point for r in results)}
     series: dict[tuple[str, str], list[Result]] = {}
@@ -57,7 +62,7 @@ def _panel(results: list[Result], found: list[Standing], split: str) -> dict[str
     return {
         "title": f"block length {first.block_length}{full}, {first.point.n} {split} problems",
         "gen_length": first.gen_length,
-        "series": [_series(name, series[name], on_frontier) for name in ordered],
+        "series": [_series(name, series[name], on_frontier, has_costs) for name in ordered],
         "standings": [_standing(standing) for standing in found],
         "verdict": tables.verdict(found) if found else "",
         "chosen_on": found[0].chosen_on if found else "",
@@ -70,7 +75,7 @@ def _panel(results: list[Result], found: list[Standing], split: str) -> dict[str
 
 
 def _series(
-    name: tuple[str, str], results: Sequence[Result], on_frontier: set[int]
+    name: tuple[str, str], results: Sequence[Result], on_frontier: set[int], has_costs: bool
 ) -> dict[str, Any]:
     label, method = name
     return {
@@ -79,11 +84,13 @@ def _series(
         "method": method,
         "learned": results[0].is_learned,
         "rule": label == RULE,
-        "points": [_point(result, id(result.point) in on_frontier) for result in results],
+        "points": [
+            _point(result, id(result.point) in on_frontier, has_costs) for result in results
+        ],
     }
 
 
-def _point(result: Result, is_on_frontier: bool) -> dict[str, Any]:
+def _point(result: Result, is_on_frontier: bool, has_costs: bool) -> dict[str, Any]:
     point = result.point
     low, high = intervals.of_proportion(point.accuracy, point.accuracy_se, point.n)
     nfe_low, nfe_high = intervals.around(point.nfe, point.nfe_se)
@@ -101,6 +108,8 @@ def _point(result: Result, is_on_frontier: bool) -> dict[str, Any]:
         "nfe": _rounded(point.nfe),
         "nfe_low": _rounded(nfe_low),
         "nfe_high": _rounded(nfe_high),
+        # Without caches all forwards are alike, and their number says it.
+        "cost": _rounded(result.cost) if has_costs else None,
         "ms": _rounded(1000 * result.seconds_per_sequence),
         "unfilled": _rounded(result.still_masked),
         "frontier": is_on_frontier,

@@ -197,6 +197,22 @@ def test_a_section_has_points_intervals_and_comparisons():
     json.dumps(found, allow_nan=False)
 
 
+def test_with_caches_points_have_costs():
+    plain = row("heuristic", "threshold", [1, 0], 4)
+    cached = row("heuristic", "threshold", [1, 0], 4) | {
+        "cache": "prefix",
+        "cost_mean": 1.5,
+        "cost_se": 0.1,
+    }
+    panel = payload.section(measured(plain, cached), "test", title="t")["panels"][0]
+    assert {one["method"]: one["points"][0]["cost"] for one in panel["series"]} == {
+        "threshold": 4.0,
+        "threshold, prefix cache": 1.5,
+    }
+    (one,) = payload.section(measured(plain), "test", title="t")["panels"][0]["series"]
+    assert one["points"][0]["cost"] is None
+
+
 class TestIntervals:
     def test_is_wilsons_for_independent_scores(self):
         # Wilson's interval of 8 out of 10, as tabulated.

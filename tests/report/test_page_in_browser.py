@@ -109,6 +109,15 @@ def test_points_tell_their_numbers(opened):
     assert opened.run("document.querySelector('#tooltip').hidden")
 
 
+def test_accuracy_can_be_shown_against_time(opened):
+    select = "document.querySelector('#frontier select')"
+    # Without caches the work of a text is its number of forwards.
+    names = opened.run(f"[...{select}.options].map((option) => option.value)")
+    assert names == ["nfe", "ms"]
+    opened.run(f"{select}.value = 'ms', {select}.dispatchEvent(new Event('change'))")
+    assert "measured milliseconds per sequence" in text(opened, "#frontier figure svg")
+
+
 def test_series_can_be_hidden(opened):
     before = count(opened, "#frontier figure svg polyline")
     opened.run("document.querySelector('#frontier .legend button').click()")

@@ -1,4 +1,10 @@
 // Accuracy against forwards: one panel per block length, one legend for all of a section.
+const MEASURES = {
+  nfe: { name: "forwards (NFE)", title: "denoiser forwards per sequence (NFE)", low: "nfe_low", high: "nfe_high" },
+  cost: { name: "work", title: "work per sequence, in forwards without a cache" },
+  ms: { name: "time", title: "measured milliseconds per sequence" },
+};
+
 function frontierSection(section) {
   const names = [];
   for (const panel of section.panels) {
@@ -10,7 +16,7 @@ function frontierSection(section) {
   seriesStyles(names).forEach((style, k) => styles.set(names[k].key, style));
   const reach = Math.max(...section.panels.flatMap((p) => p.series.flatMap((s) => s.points.map((q) => q.nfe))));
   const nearest = Math.min(...section.panels.flatMap((p) => p.series.flatMap((s) => s.points.map((q) => q.nfe))));
-  const state = { hidden: new Set(), log: reach >= 8 * nearest, bars: true, fromZero: false, highlight: null };
+  const state = { hidden: new Set(), log: reach >= 8 * nearest, measure: "nfe", bars: true, fromZero: false, highlight: null };
   const redraw = [];
   const update = () => redraw.forEach((draw) => draw());
 
@@ -44,7 +50,11 @@ function frontierSection(section) {
   const option = (name, text) => toggle(text, state[name], (on) => { state[name] = on; update(); });
   const best = (one) => one.learned || section.panels.some((p) =>
     p.series.some((s) => s.key === one.key && s.points.some((q) => q.frontier)));
-  const controls = el("div", { class: "bar" },
+  const known = Object.keys(MEASURES).filter((name) => section.panels.every((p) => p.series.every((s) => s.points.every((q) => q[name] !== null))));
+  const against = el("select", { "aria-label": "What accuracy is shown against" },
+    known.map((name) => el("option", { value: name }, `against ${MEASURES[name].name}`)));
+  against.addEventListener("change", () => { state.measure = against.value; update(); });
+  const controls = el("div", { class: "bar" }, known.length > 1 ? against : null,
     option("log", "log axis"), option("bars", "intervals"), option("fromZero", "from 0 %"),
     el("button", { type: "button", onclick: () => show(() => true) }, "show all"),
     el("button", { type: "button", onclick: () => show(best) }, "frontier only"));
@@ -74,8 +84,8 @@ function frontierPanel(panel, styles, state) {
       root.append(svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, "Nothing is shown."));
       return;
     }
-    const nfes = points.map((point) => point.nfe);
-    const low = Math.min(...nfes), high = Math.max(...nfes);
+    const measure = MEASURES[state.measure], at_ = (point) => point[state.measure];
+    const low = Math.min(...points.map(at_)), high = Math.max(...points.map(at_));
     const x = state.log
       ? scale(low * 0.93, high * 1.07, at.left, at.right, true)
       : scale(low - (high - low || 2) * 0.04, high + (high - low || 2) * 0.04, at.left, at.right);
@@ -84,32 +94,32 @@ function frontierPanel(panel, styles, state) {
     const y = scale(y0, y1, at.bottom, at.top);
     axes(root, at, {
       x, y, xTicks: state.log ? powersOfTwo(low * 0.93, high * 1.07) : ticks(low, high, width / 70).filter((t) => x(t) >= at.left),
-      yTicks: ticks(y0, Math.min(y1, 1), 6), xText: (t) => `${t}`, yText: (t) => `${Math.round(100 * t)} %`,
-      xTitle: "denoiser forwards per sequence (NFE)",
+      yTicks: ticks(y0, Math.min(y1, 1), 6), xText: short, yText: (t) => `${Math.round(100 * t)} %`,
+      xTitle: measure.title,
     });
-    stairs(root, points, x, y, at.right);
-    for (const one of shown) series(one, x, y);
+    stairs(root, points, at_, x, y, at.right);
+    for (const one of shown) series(one, x, y, at_, measure);
     places.sort((a, b) => a.x - b.x);
     ring = svg("circle", { class: "ring", r: 9, visibility: "hidden" });
     root.append(ring);
   }
 
-  function series(one, x, y) {
+  function series(one, x, y, at_, measure) {
     const style = styles.get(one.key);
     const faded = state.highlight !== null && state.highlight !== one.key;
     const group = svg("g", { opacity: faded ? 0.15 : 1 });
-    const ordered = [...one.points].sort((a, b) => a.nfe - b.nfe);
+    const ordered = [...one.points].sort((a, b) => at_(a) - at_(b));
     if (!one.learned || ordered.length > 1) {
       group.append(svg("polyline", {
-        points: ordered.map((point) => `${x(point.nfe).toFixed(1)},${y(point.accuracy).toFixed(1)}`).join(" "),
+        points: ordered.map((point) => `${x(at_(point)).toFixed(1)},${y(point.accuracy).toFixed(1)}`).join(" "),
         fill: "none", stroke: style.colour, "stroke-width": 1.5, "stroke-dasharray": style.dash, opacity: one.learned ? 0.5 : 0.9,
       }));
     }
     for (const point of ordered) {
-      const px = x(point.nfe), py = y(point.accuracy);
+      const px = x(at_(point)), py = y(point.accuracy);
       if (state.bars) {
         group.append(svg("path", {
-          d: `M${px},${y(point.low)}V${y(point.high)}M${x(Math.max(point.nfe_low, 1e-3))},${py}H${x(point.nfe_high)}`,
+          d: `M${px},${y(point.low)}V${y(point.high)}${measure.low ? `M${x(Math.max(point[measure.low], 1e-3))},${py}H${x(point[measure.high])}` : ""}`,
           stroke: style.colour, "stroke-width": 1, opacity: 0.65,
         }));
       }
@@ -155,6 +165,7 @@ function pointText(one, point) {
   const lines = [
     `accuracy ${percent(point.accuracy)} % [${percent(point.low)}, ${percent(point.high)}]`,
     `NFE ${number(point.nfe)} [${number(point.nfe_low)}, ${number(point.nfe_high)}]`,
+    point.cost === null ? null : `work of ${number(point.cost)} forwards without a cache`,
     point.ms === null ? null : `${short(point.ms)} ms per sequence`,
     point.frontier ? "on the frontier" : null,
   ];
@@ -163,11 +174,11 @@ function pointText(one, point) {
 }
 
 /** The frontier as budgets see it: the best accuracy that so many forwards buy. */
-function stairs(root, points, x, y, right) {
+function stairs(root, points, at_, x, y, right) {
   let best = -1, path = "";
-  for (const point of [...points].sort((a, b) => a.nfe - b.nfe || b.accuracy - a.accuracy)) {
+  for (const point of [...points].sort((a, b) => at_(a) - at_(b) || b.accuracy - a.accuracy)) {
     if (point.accuracy <= best) continue;
-    const px = x(point.nfe).toFixed(1), py = y(point.accuracy).toFixed(1);
+    const px = x(at_(point)).toFixed(1), py = y(point.accuracy).toFixed(1);
     path += path ? `H${px}V${py}` : `M${px},${py}`;
     best = point.accuracy;
   }
