@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import jax
 
 from jax_unmask import commands, denoisers
-from jax_unmask.denoisers import hub
+from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.pretrained import ORBAX_ITEM
 from jax_unmask.denoisers.tokenizer import has_tokenizer
 from jax_unmask.evaluation.bundle import resolve_model, shipped_models
@@ -77,8 +77,21 @@ def convert(
     directory = hub.local_directory(resolve_model(source))
     if to is None:
         to = "hf" if (directory / ORBAX_ITEM).is_dir() else "orbax"
+    is_masked = not diffusion_gemma.is_held_by(directory)
     # The tokenizer comes first: it is quick to load and most mistakes show there.
-    tokenizer = denoisers.load_tokenizer(directory) if has_tokenizer(directory) else None
+    tokenizer = None
+    if has_tokenizer(directory):
+        tokenizer = denoisers.load_tokenizer(directory, needs_mask=is_masked)
+    if not is_masked:
+        loaded = diffusion_gemma.load(directory, param_dtype=param_dtype)
+        if tokenizer is not None:
+            tokenizer.save(output)
+        if to == "orbax":
+            diffusion_gemma.save_orbax(output, loaded)
+        else:
+            diffusion_gemma.save(output, loaded, max_shard_bytes=max_shard_bytes)
+        logger.info("%s: diffusion_gemma, %s", output, loaded.model.config.param_dtype)
+        return to
     denoiser, params = denoisers.from_pretrained(
         directory, param_dtype=param_dtype, mask_token_id=mask_token_id
     )

@@ -6,7 +6,6 @@ With `--chat` and no prompt it converses: every line of standard input is a turn
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 from collections.abc import Sequence
@@ -16,13 +15,13 @@ import numpy as np
 
 from jax_unmask import commands
 from jax_unmask.denoisers import Tokenizer
-from jax_unmask.evaluation.bundle import load_model
 from jax_unmask.generation import arguments as asked
-from jax_unmask.generation.answers import Answer, Prompt, generate
+from jax_unmask.generation.answers import Answer, Prompt, Writer, generate
 from jax_unmask.generation.arguments import parser
 from jax_unmask.generation.conversation import converse
 from jax_unmask.report import canvas, page, traces
 from jax_unmask.report.live import LiveCanvas
+from jax_unmask.rollout import Trajectory
 from jax_unmask.runtime import compilation
 
 __all__ = ["generate", "main", "parser"]
@@ -47,38 +46,22 @@ def _run(args: argparse.Namespace) -> None:
     # All that can be wrong without the model is checked before the model is loaded.
     problem = asked.problem(args)
     asked.check(args)
-    denoiser, params, tokenizer = load_model(
-        args.model, dtype=args.dtype, param_dtype=args.dtype, quantization=args.quantization
-    )
-    settings = asked.settings(args, denoiser.config, tokenizer)
-    if args.html is not None:
-        settings = dataclasses.replace(settings, record=True)
-    pages = _Page(args, tokenizer)
-    live = None
+    writer = asked.writer(args)
+    tokenizer, live = writer.tokenizer, None
+    pages = _Page(args, writer)
     is_live = canvas.can_redraw(sys.stderr) and not args.json if args.live is None else args.live
     if is_live:
         live = LiveCanvas(
             tokenizer.pieces,
             sys.stderr,
-            block_length=settings.block_length,
+            block_length=writer.block_length,
             end_ids=tokenizer.stop_ids,
             pace=args.pace,
         )
 
     def answer(prompt: Prompt, pad_to: int = 1) -> str:
         try:
-            given = generate(
-                denoiser,
-                params,
-                tokenizer,
-                prompt,
-                args.policy,
-                settings,
-                seed=args.seed,
-                thinking=None if args.thinking is None else args.thinking == "on",
-                pad_to=pad_to,
-                watch=live,
-            )
+            given = writer.answer(prompt, pad_to=pad_to, watch=live)
         finally:
             if live is not None:
                 live.close()
@@ -89,7 +72,7 @@ def _run(args: argparse.Namespace) -> None:
             record = given.record() | {
                 "seed": args.seed,
                 "model": args.model,
-                "policy": args.policy,
+                "policy": writer.policy,
                 "quantization": args.quantization,
             }
             record |= {} if score is None else {"score": score}
@@ -108,14 +91,15 @@ def _run(args: argparse.Namespace) -> None:
 class _Page:
     """The answers so far as a page (`--html`); in a conversation it grows with every turn."""
 
-    def __init__(self, args: argparse.Namespace, tokenizer: Tokenizer) -> None:
-        self._args, self._tokenizer = args, tokenizer
+    def __init__(self, args: argparse.Namespace, writer: Writer) -> None:
+        self._args, self._writer = args, writer
         self._problems: list[dict[str, Any]] = []
 
     def add(self, answer: Answer, score: float | None) -> None:
         """Writes the page with one more answer."""
-        args, tokenizer = self._args, self._tokenizer
-        method, _, settings = args.policy.partition(":")
+        args, tokenizer = self._args, self._writer.tokenizer
+        assert isinstance(answer.trajectory, Trajectory)  # Other models refuse --html.
+        method, _, settings = self._writer.policy.partition(":")
         trace = traces.trace(
             answer.trajectory,
             0,
@@ -133,7 +117,7 @@ class _Page:
         page.write_page(
             args.html,
             title=args.model,
-            subtitle=f"policy {args.policy}, canvas of {answer.settings.gen_length}, "
+            subtitle=f"policy {self._writer.policy}, canvas of {answer.settings.gen_length}, "
             f"seed {args.seed}",
             problems=self._problems,
             text="\n\n".join(problem["traces"][0]["text"] for problem in self._problems),

@@ -11,7 +11,7 @@ import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,6 +40,7 @@ def from_pretrained(
     param_dtype: DTypeLike | None = None,
     mask_token_id: int | None = None,
     quantization: str | None = None,
+    shardings: Callable[[Params], Params] | None = None,
 ) -> tuple[Denoiser, Params]:
     """Loads a denoiser.
 
@@ -55,6 +56,10 @@ def from_pretrained(
         mask_token_id: the mask token, for models whose files do not name it.
         quantization: "int8" or "fp8" for a denoiser that is not trained, or None; see
             `jax_unmask.denoisers.quantization`.
+        shardings: gives the sharding of each parameter from their shapes, such as
+            `lambda params: mesh.param_shardings(params, rules, mesh)` with `runtime.mesh`. Each is
+            laid out as soon as it is read, so no device ever holds more than its parts. By default
+            all go to the first device.
 
     Returns:
         The denoiser and its parameters.
@@ -76,7 +81,8 @@ def from_pretrained(
             "the one that is out of date"
         )
     load = _load_orbax if orbax else _load_tensors
-    params, config = load(directory, config, param_dtype, quantization)
+    places = {} if shardings is None else flatten_dict(shardings(abstract_params(config)))
+    params, config = load(directory, config, param_dtype, quantization, places)
     config = dataclasses.replace(config, dtype=config.param_dtype if dtype is None else dtype)
     return Denoiser(config), params
 
@@ -175,6 +181,7 @@ def _load_tensors(
     config: DenoiserConfig,
     param_dtype: DTypeLike | None,
     quantization: str | None,
+    places: Mapping[Path, jax.sharding.Sharding],
 ) -> tuple[Params, DenoiserConfig]:
     files = TensorFiles(directory)
     layout = Layout(config)
@@ -187,7 +194,7 @@ def _load_tensors(
         for name, shape in layout.shapes.items()
         if name in files.shapes and files.shapes[name] != shape
     ]
-    _refuse(problems, directory)
+    refuse(problems, directory)
 
     if param_dtype is None:
         param_dtype = _widest(
@@ -202,7 +209,7 @@ def _load_tensors(
 
     params = {}
     for path in layout.paths:
-        value = jnp.asarray(layout.read(path, files.read, dtype_of(path)))
+        value = _place(layout.read(path, files.read, dtype_of(path)), places.get(path))
         params[path] = quantized.quantize(path, value, quantization) if quantization else value
     return unflatten_dict(params), config
 
@@ -212,6 +219,7 @@ def _load_orbax(
     config: DenoiserConfig,
     param_dtype: DTypeLike | None,
     quantization: str | None,
+    places: Mapping[Path, jax.sharding.Sharding],
 ) -> tuple[Params, DenoiserConfig]:
     import orbax.checkpoint as ocp
 
@@ -219,7 +227,7 @@ def _load_orbax(
     with ocp.StandardCheckpointer() as checkpointer:
         stored = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
         expected = flatten_dict(abstract_params(config))
-        _refuse(_differences(stored, expected), directory)
+        refuse(differences(stored, expected), directory)
         layout = Layout(config)
         if param_dtype is None:
             param_dtype = _param_dtype(stored, layout)
@@ -229,12 +237,19 @@ def _load_orbax(
             path: jax.ShapeDtypeStruct(
                 leaf.shape,
                 stored[path].dtype if path in layout.keeping else config.param_dtype,
-                sharding=device,
+                sharding=places.get(path, device),
             )
             for path, leaf in expected.items()
         }
         params = checkpointer.restore(path, unflatten_dict(target))
     return quantized.quantize_params(params, quantization) if quantization else params, config
+
+
+def _place(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
+    """An array on the devices; of several processes each gives the parts that are its own."""
+    if sharding is None:
+        return jnp.asarray(value)
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
 
 
 def _check_params(params: Params, config: DenoiserConfig) -> None:
@@ -244,11 +259,11 @@ def _check_params(params: Params, config: DenoiserConfig) -> None:
             "quantised parameters cannot be saved: the formats hold floating-point weights. Load "
             "the model without quantization, and save that"
         )
-    problems = _differences(flatten_dict(params), flatten_dict(abstract_params(config)))
-    _refuse(problems, "params")
+    problems = differences(flatten_dict(params), flatten_dict(abstract_params(config)))
+    refuse(problems, "params")
 
 
-def _differences(found: dict[Path, Any], expected: dict[Path, Any]) -> list[str]:
+def differences(found: dict[Path, Any], expected: dict[Path, Any]) -> list[str]:
     """What keeps one flat tree of arrays from being another, in words."""
     name = "/".join
     problems = [f"missing {name(path)}" for path in sorted(expected.keys() - found.keys())]
@@ -261,7 +276,8 @@ def _differences(found: dict[Path, Any], expected: dict[Path, Any]) -> list[str]
     return problems
 
 
-def _refuse(problems: list[str], where: object) -> None:
+def refuse(problems: list[str], where: object) -> None:
+    """Raises a ValueError that lists the problems, if there are any."""
     if problems:
         more = len(problems) - _LISTED
         text = "; ".join(problems[:_LISTED]) + (f"; and {more} more" if more > 0 else "")

@@ -232,13 +232,17 @@ def has_tokenizer(directory: pathlib.Path) -> bool:
     return slow or (directory / "tokenizer.json").is_file()
 
 
-def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
+def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> Tokenizer:
     """Loads the tokenizer of a model directory or hub name.
 
     From `tokenizer.json`, or from the `vocab.json` and `merges.txt` that Dream's models come with.
 
     The ids of the mask, EOS and padding tokens come from the model's `config.json` and from the
     tokenizer, and have to agree where both give one. Padding falls back to EOS.
+
+    Args:
+        path: the directory, or the name.
+        needs_mask: without, a tokenizer may have no mask token, and its `mask_id` is -1.
 
     Raises:
         FileNotFoundError: there is no such directory, or no tokenizer in it.
@@ -291,7 +295,7 @@ def load_tokenizer(path: str | os.PathLike[str]) -> Tokenizer:
     tokenizer = Tokenizer(
         backend,
         directory,
-        mask_id=required("mask"),
+        mask_id=required("mask") if needs_mask else -1,
         eos_id=eos,
         pad_id=eos if pad is None else pad,
         family=families.find(fields),

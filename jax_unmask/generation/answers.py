@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -13,8 +13,32 @@ from jax_unmask import policies
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
 from jax_unmask.evaluation.recordings import record
 from jax_unmask.rollout import RolloutSettings, Trajectory, Watcher, rollout, row_keys
+from jax_unmask.rollout.canvases import Generated
 
 Prompt = str | list[dict[str, str]]
+
+
+class Writer(Protocol):
+    """A model that answers."""
+
+    @property
+    def tokenizer(self) -> Tokenizer:
+        """Its tokenizer."""
+        ...
+
+    @property
+    def policy(self) -> str:
+        """Its policy, in the notation of `policies.parse_policy`."""
+        ...
+
+    @property
+    def block_length(self) -> int:
+        """Positions of a block."""
+        ...
+
+    def answer(self, prompt: Prompt, *, pad_to: int = 1, watch: Watcher | None = None) -> Answer:
+        """Writes an answer; see `generate` for the arguments."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,7 +57,7 @@ class Answer:
 
     prompt: Prompt
     prompt_tokens: int
-    trajectory: Trajectory
+    trajectory: Trajectory | Generated
     text: str
     settings: RolloutSettings
     probability: Float[Array, "T B L"] | None = None
@@ -119,3 +143,46 @@ def generate(
 def _roll_out(*arguments: Any) -> tuple[Trajectory, None]:
     """`record` without records."""
     return jax.device_get(rollout(*arguments)), None
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedWriter:
+    """A masked denoiser with all that an answer needs.
+
+    Attributes:
+        denoiser: the dLLM.
+        params: its parameters.
+        tokenizer: its tokenizer.
+        policy: in the notation of `policies.parse_policy`.
+        settings: shape of the rollout.
+        seed: seed of all that is drawn.
+        thinking: for chat templates that know reasoning, whether it stays open.
+    """
+
+    denoiser: Denoiser
+    params: Params
+    tokenizer: Tokenizer
+    policy: str
+    settings: RolloutSettings
+    seed: int
+    thinking: bool | None = None
+
+    @property
+    def block_length(self) -> int:
+        """Positions of a block."""
+        return self.settings.block_length
+
+    def answer(self, prompt: Prompt, *, pad_to: int = 1, watch: Watcher | None = None) -> Answer:
+        """Writes an answer; see `generate`."""
+        return generate(
+            self.denoiser,
+            self.params,
+            self.tokenizer,
+            prompt,
+            self.policy,
+            self.settings,
+            seed=self.seed,
+            thinking=self.thinking,
+            pad_to=pad_to,
+            watch=watch,
+        )

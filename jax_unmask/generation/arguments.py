@@ -9,11 +9,12 @@ import pathlib
 import sys
 
 from jax_unmask import policies, tasks
-from jax_unmask.denoisers import DenoiserConfig, Tokenizer, families
+from jax_unmask.denoisers import DenoiserConfig, Tokenizer, diffusion_gemma, families, hub
 from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.denoisers.sampling import Sampling
-from jax_unmask.evaluation.bundle import shipped_models
-from jax_unmask.generation.answers import Prompt
+from jax_unmask.evaluation.bundle import load_model, resolve_model, shipped_models
+from jax_unmask.generation import canvases
+from jax_unmask.generation.answers import MaskedWriter, Prompt, Writer
 from jax_unmask.rollout import RolloutSettings, parse_cache
 from jax_unmask.tasks.base import Example, Split, Task
 
@@ -21,6 +22,7 @@ _SPLIT: Split = "test"
 _MADE_FOR = {"sudoku": (16, 4), "arithmetic": (32, 8)}
 """Canvas and block length that the shipped models were trained for."""
 _DEFAULT_LENGTH = 128
+_DEFAULT_POLICY = "threshold:threshold=0.9"
 # A mixture is a way to train, not a task to pose.
 _TASKS = [name for name in tasks.names() if name != "mixture"]
 
@@ -94,9 +96,8 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     add = group.add_argument
     add(
         "--policy",
-        default="threshold:threshold=0.9",
         help=f"NAME:SETTING=VALUE,... or learned:DIR (names: {', '.join(policies.available())}); "
-        "default: %(default)s",
+        f"default: {_DEFAULT_POLICY}, for DiffusionGemma {canvases.DEFAULT_POLICY}",
     )
     add(
         "--gen_length",
@@ -154,7 +155,7 @@ def check(args: argparse.Namespace) -> None:
         ValueError: names the argument, its value and a remedy.
         FileNotFoundError: a learned policy does not exist.
     """
-    policies.parse_policy(args.policy)
+    policies.parse_policy(args.policy or _DEFAULT_POLICY)
     if args.seed < 0:
         raise ValueError(f"--seed={args.seed} must not be negative")
     if args.html is not None and pathlib.Path(args.html).is_dir():
@@ -197,6 +198,30 @@ def problem(args: argparse.Namespace) -> Problem:
     return Problem(task.prompt(example), task, example)
 
 
+def writer(args: argparse.Namespace) -> Writer:
+    """The model, loaded as the arguments ask.
+
+    Raises:
+        FileNotFoundError: a file of the model is missing.
+        ValueError: the model's files do not fit together, or not to the arguments.
+    """
+    directory = hub.local_directory(resolve_model(args.model))
+    if diffusion_gemma.is_held_by(directory):
+        return canvases.open_writer(args, directory, settings(args).gen_length)
+    denoiser, params, tokenizer = load_model(
+        str(directory), dtype=args.dtype, param_dtype=args.dtype, quantization=args.quantization
+    )
+    return MaskedWriter(
+        denoiser,
+        params,
+        tokenizer,
+        args.policy or _DEFAULT_POLICY,
+        settings(args, denoiser.config, tokenizer),
+        args.seed,
+        None if args.thinking is None else args.thinking == "on",
+    )
+
+
 def system_turn(text: str | None) -> list[dict[str, str]]:
     """The messages that a conversation begins with."""
     return [] if text is None else [{"role": "system", "content": text}]
@@ -236,6 +261,7 @@ def settings(
         gen_length=length,
         block_length=block,
         temperature=args.temperature,
+        record=args.html is not None,
         sampling=sampling,
         stop_ids=stop_ids,
         cache=cache,

@@ -45,6 +45,17 @@ def test_there_and_back_with_the_tokenizer(tmp_path, caplog):
     assert denoisers.load_tokenizer(back).mask_id == denoisers.load_tokenizer(orbax).mask_id
 
 
+def test_diffusion_gemma(tmp_path):
+    source = FIXTURES / "diffusion_gemma"
+    run(("source", source), ("output", tmp_path / "orbax"))
+    run(("source", tmp_path / "orbax"), ("output", tmp_path / "back"))
+    original, written = (
+        load_file(directory / "model.safetensors") for directory in (source, tmp_path / "back")
+    )
+    assert original.keys() == written.keys()
+    assert all(value.tobytes() == written[name].tobytes() for name, value in original.items())
+
+
 def test_another_type_in_shards(tmp_path):
     run(
         ("source", FIXTURES / "llada_moe"),

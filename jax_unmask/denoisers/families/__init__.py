@@ -54,6 +54,11 @@ def of(fields: Mapping[str, Any]) -> Family:
         ValueError: it is none of the families here.
     """
     family = find(fields)
+    if fields.get("model_type") == "diffusion_gemma":
+        raise ValueError(
+            "config.json: model_type='diffusion_gemma' is no masked model; load it with "
+            "denoisers.diffusion_gemma.load"
+        )
     if family is None:
         raise ValueError(
             f"config.json: model_type={fields.get('model_type')!r} is not a known family; "

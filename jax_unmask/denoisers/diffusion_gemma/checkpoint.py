@@ -1,0 +1,270 @@
+"""DiffusionGemma on disk: Hugging Face's layout, read and written bit for bit, and Orbax.
+
+The file holds the decoder; the encoder's weights are tied to it but for a scalar per layer. What
+belongs to the vision tower is kept as it is, on the host, so that saving loses nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+from safetensors.numpy import load_file, save_file
+
+from jax_unmask.denoisers import hub
+from jax_unmask.denoisers.diffusion_gemma.config import (
+    MODEL_TYPE,
+    DiffusionGemmaConfig,
+    config_from_hf,
+)
+from jax_unmask.denoisers.diffusion_gemma.model import DiffusionGemma
+from jax_unmask.denoisers.families.base import TensorSpec
+from jax_unmask.denoisers.pretrained import ORBAX_ITEM, differences, refuse
+from jax_unmask.denoisers.tensor_files import TensorFiles, write_tensor_files
+from jax_unmask.denoisers.transformer import Params
+from jax_unmask.runtime.files import atomic_write
+
+_CARRIED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
+_CARRIED_FILE = "carried.safetensors"  # Beside an Orbax checkpoint.
+_MLP = {"gate_proj.weight": "gate", "up_proj.weight": "up", "down_proj.weight": "down"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Checkpoint:
+    """A model with all that its directory holds.
+
+    Attributes:
+        model: the network.
+        params: its parameters.
+        fields: the parsed `config.json`.
+        carried: tensors that are not used, by name.
+    """
+
+    model: DiffusionGemma
+    params: Params
+    fields: Mapping[str, Any]
+    carried: Mapping[str, np.ndarray]
+
+
+def is_held_by(directory: pathlib.Path) -> bool:
+    """Whether the model of a directory is a DiffusionGemma, by its `config.json`."""
+    return hub.read_json(directory / "config.json").get("model_type") == MODEL_TYPE
+
+
+def load(
+    path: str | os.PathLike[str],
+    *,
+    dtype: DTypeLike | None = None,
+    param_dtype: DTypeLike | None = None,
+) -> Checkpoint:
+    """Loads a DiffusionGemma.
+
+    Args:
+        path: a directory with `config.json` and safetensors or Orbax weights, or a hub name.
+        dtype: type of the computation; by default that of the parameters.
+        param_dtype: type of the parameters; by default as stored (the widest, where they differ).
+
+    Raises:
+        FileNotFoundError: the directory or a file of it is missing.
+        ValueError: the config is not supported, or the tensors are not exactly those that it calls
+            for; the message lists them.
+    """
+    directory = hub.local_directory(path)
+    fields = hub.read_json(directory / "config.json")
+    config = config_from_hf(fields)
+    if (directory / ORBAX_ITEM).is_dir():
+        return _load_orbax(directory, config, fields, dtype, param_dtype)
+    files = TensorFiles(directory)
+    shapes = _shapes(config)
+    carried = {name for name in files.shapes if name.startswith(_CARRIED)}
+    found = files.shapes.keys() - carried
+    problems = [f"missing {name}" for name in sorted(shapes.keys() - found)]
+    problems += [f"unexpected {name}" for name in sorted(found - shapes.keys())]
+    problems += [
+        f"{name} has shape {files.shapes[name]} instead of {shape}"
+        for name, shape in shapes.items()
+        if name in found and files.shapes[name] != shape
+    ]
+    refuse(problems, directory)
+    if param_dtype is None:
+        param_dtype = jnp.result_type(*{files.dtypes[name] for name in found})
+    config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
+    params = {
+        spec.path: jnp.asarray(_turned(spec, files.read(spec.name)).astype(config.param_dtype))
+        for spec in tensors(config)
+    }
+    return Checkpoint(
+        DiffusionGemma(config),
+        unflatten_dict(params),
+        fields,
+        {name: files.read(name) for name in sorted(carried)},
+    )
+
+
+def save(
+    directory: str | os.PathLike[str],
+    checkpoint: Checkpoint,
+    *,
+    max_shard_bytes: int = 5_000_000_000,
+) -> None:
+    """Writes a directory that `load` and the published class read; the config file comes last.
+
+    Args:
+        directory: made if missing; a model that it holds already is replaced.
+        checkpoint: what to write, each tensor in the type that it has.
+        max_shard_bytes: weights beyond this size are split over several files.
+    """
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "config.json").unlink(missing_ok=True)
+    flat = flatten_dict(checkpoint.params)
+    specs = {spec.name: spec for spec in tensors(checkpoint.model.config)}
+
+    def read(name: str) -> np.ndarray:
+        if name in checkpoint.carried:
+            return checkpoint.carried[name]
+        return np.ascontiguousarray(_turned(specs[name], np.asarray(flat[specs[name].path])))
+
+    sizes = {name: flat[spec.path].nbytes for name, spec in specs.items()}
+    sizes |= {name: value.nbytes for name, value in checkpoint.carried.items()}
+    write_tensor_files(directory, sizes, read, max_shard_bytes)
+    _write_config(directory, checkpoint)
+
+
+def save_orbax(directory: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
+    """Writes an Orbax directory, with the same `config.json`; `load` reads it.
+
+    Args:
+        directory: made if missing; must not hold an Orbax checkpoint yet.
+        checkpoint: what to write.
+
+    Raises:
+        FileExistsError: the directory already holds a checkpoint.
+    """
+    import orbax.checkpoint as ocp  # 1.6 s; most uses need none of it.
+
+    directory = pathlib.Path(directory).absolute()
+    if (directory / ORBAX_ITEM).exists():
+        raise FileExistsError(f"{directory / ORBAX_ITEM} exists already; choose another directory")
+    directory.mkdir(parents=True, exist_ok=True)
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(directory / ORBAX_ITEM, checkpoint.params)
+    save_file(dict(checkpoint.carried), directory / _CARRIED_FILE)
+    _write_config(directory, checkpoint)
+
+
+def _load_orbax(
+    directory: pathlib.Path,
+    config: DiffusionGemmaConfig,
+    fields: Mapping[str, Any],
+    dtype: DTypeLike | None,
+    param_dtype: DTypeLike | None,
+) -> Checkpoint:
+    import orbax.checkpoint as ocp
+
+    path = directory.absolute() / ORBAX_ITEM
+    with ocp.StandardCheckpointer() as checkpointer:
+        stored = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+        wanted = flatten_dict(abstract_params(config))
+        refuse(differences(stored, wanted), directory)
+        if param_dtype is None:
+            param_dtype = jnp.result_type(*{leaf.dtype for leaf in stored.values()})
+        config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = {
+            key: jax.ShapeDtypeStruct(leaf.shape, config.param_dtype, sharding=device)
+            for key, leaf in wanted.items()
+        }
+        params = checkpointer.restore(path, unflatten_dict(target))
+    carried = load_file(directory / _CARRIED_FILE)
+    return Checkpoint(DiffusionGemma(config), params, fields, carried)
+
+
+def _write_config(directory: pathlib.Path, checkpoint: Checkpoint) -> None:
+    fields = {**checkpoint.fields, "dtype": str(checkpoint.model.config.param_dtype)}
+    atomic_write(directory / "config.json", json.dumps(fields, indent=2) + "\n")
+
+
+def tensors(config: DiffusionGemmaConfig) -> list[TensorSpec]:
+    """Every tensor of the text model and the parameter that it fills.
+
+    The file has [out, in] where a parameter has [in, out], for experts on the last two axes.
+    """
+    specs = [
+        TensorSpec("model.decoder.embed_tokens.weight", ("embedding",)),
+        TensorSpec("model.decoder.norm.weight", ("final_norm", "scale")),
+        TensorSpec(
+            "model.decoder.self_conditioning.pre_norm.weight", ("conditioning_norm", "scale")
+        ),
+    ]
+    specs += [
+        TensorSpec(
+            f"model.decoder.self_conditioning.{theirs}",
+            ("conditioning_mlp", ours, "kernel"),
+            transpose=True,
+        )
+        for theirs, ours in _MLP.items()
+    ]
+    names = {
+        "input_layernorm.weight": (("attention_norm", "scale"), False),
+        "post_attention_layernorm.weight": (("after_attention_norm", "scale"), False),
+        "pre_feedforward_layernorm.weight": (("mlp_norm", "scale"), False),
+        "post_feedforward_layernorm_1.weight": (("after_mlp_norm", "scale"), False),
+        "pre_feedforward_layernorm_2.weight": (("experts_norm", "scale"), False),
+        "post_feedforward_layernorm_2.weight": (("after_experts_norm", "scale"), False),
+        "post_feedforward_layernorm.weight": (("after_both_norm", "scale"), False),
+        "layer_scalar": (("scalar",), False),
+        "self_attn.q_proj.weight": (("query", "kernel"), True),
+        "self_attn.k_proj.weight": (("key", "kernel"), True),
+        "self_attn.v_proj.weight": (("value", "kernel"), True),
+        "self_attn.o_proj.weight": (("attention_out", "kernel"), True),
+        "self_attn.q_norm.weight": (("query_norm", "scale"), False),
+        "self_attn.k_norm.weight": (("key_norm", "scale"), False),
+        "router.proj.weight": (("experts", "router", "kernel"), True),
+        "router.scale": (("experts", "router_scale"), False),
+        "router.per_expert_scale": (("experts", "expert_scale"), False),
+        "experts.gate_up_proj": (("experts", "gate_up"), True),
+        "experts.down_proj": (("experts", "down"), True),
+    }
+    names |= {f"mlp.{theirs}": (("mlp", ours, "kernel"), True) for theirs, ours in _MLP.items()}
+    for index, layer in enumerate(config.layers):
+        here = f"layers_{index}"
+        specs += [
+            TensorSpec(f"model.decoder.layers.{index}.{name}", (here, *path), transpose=transpose)
+            for name, (path, transpose) in names.items()
+            if layer.is_sliding or path[0] != "value"
+        ]
+        own = f"model.encoder.language_model.layers.{index}.layer_scalar"
+        specs.append(TensorSpec(own, (here, "encoder_scalar")))
+    return specs
+
+
+def abstract_params(config: DiffusionGemmaConfig) -> Params:
+    """Shapes and types of the parameters, without any memory."""
+    tokens = jnp.zeros((1, 1), jnp.int32)
+    init = lambda: DiffusionGemma(config).init(jax.random.key(0), tokens, tokens)
+    return jax.eval_shape(init)["params"]
+
+
+def _shapes(config: DiffusionGemmaConfig) -> dict[str, tuple[int, ...]]:
+    """Shape in the file of every tensor by name."""
+    flat = flatten_dict(abstract_params(config))
+    return {spec.name: _file_shape(spec, flat[spec.path].shape) for spec in tensors(config)}
+
+
+def _file_shape(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (*shape[:-2], shape[-1], shape[-2]) if spec.transpose else shape
+
+
+def _turned(spec: TensorSpec, value: np.ndarray) -> np.ndarray:
+    """From the file's axes to the parameter's, or back."""
+    return value.swapaxes(-1, -2) if spec.transpose else value

@@ -1,0 +1,181 @@
+"""What a DiffusionGemma looks like, and how its `config.json` says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+from jax.typing import DTypeLike
+
+from jax_unmask.denoisers.families.base import Fields
+
+NAME = "diffusion_gemma"
+MODEL_TYPE = "diffusion_gemma"
+
+_SLIDING, _FULL = "sliding_attention", "full_attention"
+# Switches of the published class with the only values that are implemented here.
+_FIXED: dict[str, Any] = {
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "tie_word_embeddings": True,
+}
+_SOFTCAP = 30.0
+_GLOBAL_HEAD_DIM = 512
+_ROPE: dict[str, dict[str, Any]] = {
+    _SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
+    _FULL: {
+        "rope_type": "proportional",
+        "rope_theta": 1_000_000.0,
+        "partial_rotary_factor": 0.25,
+    },
+}
+
+
+class LayerConfig(NamedTuple):
+    """One layer.
+
+    Attributes:
+        is_sliding: attention reaches back over a window only; these layers have value projections.
+        head_dim: width of a head.
+        num_kv_heads: key and value heads.
+        theta: base of the rotary frequencies.
+        rotary_fraction: part of the frequencies that are not zero.
+    """
+
+    is_sliding: bool
+    head_dim: int
+    num_kv_heads: int
+    theta: float
+    rotary_fraction: float
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionGemmaConfig:
+    """Static description of the text model; hashable.
+
+    Attributes:
+        vocab_size: tokens V.
+        hidden_size: width D of the residual stream.
+        intermediate_size: width of the dense MLP and of the self-conditioning.
+        num_heads: query heads.
+        layers: the layers.
+        sliding_window: positions that a sliding layer sees, its own among them.
+        num_experts: experts of each layer, beside the dense MLP.
+        per_token: experts that each token goes to.
+        expert_size: width of an expert.
+        norm_eps: epsilon of every RMSNorm.
+        softcap: logits are softcap * tanh(logits / softcap).
+        canvas_length: positions C of a canvas.
+        max_length: longest text.
+        eos_token_ids: tokens that end a text.
+        pad_token_id: stands behind the end.
+        dtype: floating type of the computation; norms, softmax and logits are float32.
+        param_dtype: floating type of the parameters.
+    """
+
+    vocab_size: int
+    hidden_size: int
+    intermediate_size: int
+    num_heads: int
+    layers: tuple[LayerConfig, ...]
+    sliding_window: int
+    num_experts: int
+    per_token: int
+    expert_size: int
+    norm_eps: float
+    softcap: float
+    canvas_length: int
+    max_length: int
+    eos_token_ids: tuple[int, ...]
+    pad_token_id: int
+    dtype: DTypeLike = jnp.float32
+    param_dtype: DTypeLike = jnp.float32
+
+    def __post_init__(self) -> None:
+        for layer in self.layers:
+            if layer.head_dim % 2 or self.num_heads % layer.num_kv_heads:
+                raise ValueError(
+                    f"layer {layer} does not fit num_heads={self.num_heads}: head_dim must be "
+                    "even and num_kv_heads divide it"
+                )
+        if self.per_token > self.num_experts:
+            raise ValueError(f"per_token={self.per_token} exceeds num_experts={self.num_experts}")
+        for name in ("dtype", "param_dtype"):
+            object.__setattr__(self, name, np.dtype(getattr(self, name)))
+
+
+def config_from_hf(fields: Mapping[str, Any]) -> DiffusionGemmaConfig:
+    """Reads a `config.json`.
+
+    Raises:
+        ValueError: a field is missing, or has a value that is not implemented.
+    """
+    whole = Fields(fields, NAME)
+    if whole("model_type") != MODEL_TYPE:
+        raise ValueError(
+            f"config.json: model_type={fields['model_type']!r} is not {MODEL_TYPE!r}; load other "
+            "families with denoisers.from_pretrained"
+        )
+    text = Fields(whole("text_config"), NAME)
+    text.require(_FIXED)
+    if text.get("use_bidirectional_attention") == "all":
+        raise ValueError(
+            "config.json: use_bidirectional_attention='all' is not supported; the encoder of text "
+            "is causal"
+        )
+    eos = text("eos_token_id")
+    return DiffusionGemmaConfig(
+        vocab_size=text("vocab_size"),
+        hidden_size=text("hidden_size"),
+        intermediate_size=text("intermediate_size"),
+        num_heads=text("num_attention_heads"),
+        layers=_layers(text),
+        sliding_window=text("sliding_window"),
+        num_experts=text("num_experts"),
+        per_token=text("top_k_experts"),
+        expert_size=text("moe_intermediate_size"),
+        norm_eps=float(text("rms_norm_eps")),
+        softcap=float(text.get("final_logit_softcapping", _SOFTCAP)),
+        canvas_length=whole("canvas_length"),
+        max_length=text("max_position_embeddings"),
+        eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
+        pad_token_id=text("pad_token_id"),
+    )
+
+
+def _layers(text: Fields) -> tuple[LayerConfig, ...]:
+    rope, own = text.get("rope_parameters", _ROPE), text.get("per_layer_config", {})
+    types = text("layer_types")
+    if len(types) != text("num_hidden_layers") or set(types) - {_SLIDING, _FULL}:
+        raise ValueError(
+            f"config.json: layer_types={types} must name {_SLIDING} or {_FULL} for each of the "
+            f"{text('num_hidden_layers')} layers"
+        )
+    layers = []
+    for index, kind in enumerate(types):
+        sizes = {"head_dim": text("head_dim"), "num_key_value_heads": text("num_key_value_heads")}
+        if kind == _FULL and not own:
+            sizes["head_dim"] = text.get("global_head_dim", _GLOBAL_HEAD_DIM)
+            count = text.get("num_global_key_value_heads", sizes["num_key_value_heads"])
+            sizes["num_key_value_heads"] = count
+        sizes |= own.get(str(index), {})
+        wanted = "default" if kind == _SLIDING else "proportional"
+        if rope[kind]["rope_type"] != wanted:
+            raise ValueError(
+                f"config.json: rope_parameters of {kind} have rope_type="
+                f"{rope[kind]['rope_type']!r}; only {wanted!r} is implemented"
+            )
+        layers.append(
+            LayerConfig(
+                is_sliding=kind == _SLIDING,
+                head_dim=sizes["head_dim"],
+                num_kv_heads=sizes["num_key_value_heads"],
+                theta=float(rope[kind]["rope_theta"]),
+                rotary_fraction=float(rope[kind].get("partial_rotary_factor", 1.0)),
+            )
+        )
+    return tuple(layers)

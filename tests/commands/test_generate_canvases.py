@@ -1,0 +1,86 @@
+"""`jax_unmask.generate` with DiffusionGemma, which has no mask token."""
+
+from __future__ import annotations
+
+import io
+import json
+import pathlib
+import shutil
+
+import pytest
+
+from jax_unmask import commands, generate
+
+FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "diffusion_gemma"
+TEMPLATE = (
+    "{{ '<bos>' }}{% for message in messages %}"
+    "{{ '<turn>' + message['role'] + ' ' + message['content'] + '<end>' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<turn>model ' }}{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """The recorded model with a tokenizer of bytes and letters that fits its 192 tokens."""
+    import tokenizers
+    from tokenizers import decoders, pre_tokenizers
+    from tokenizers import models as token_models
+
+    directory = tmp_path_factory.mktemp("gemma")
+    for file in ("config.json", "model.safetensors"):
+        shutil.copyfile(FIXTURE / file, directory / file)
+    special = ["<pad>", "<eos>", "<bos>", "<turn>", "<end>"]
+    characters = [chr(code) for code in range(32, 127)]
+    vocabulary = {token: k for k, token in enumerate([*special, *characters])}
+    tokenizer = tokenizers.Tokenizer(token_models.WordLevel(vocabulary))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split("", "isolated")
+    tokenizer.decoder = decoders.Fuse()
+    tokenizer.add_special_tokens(special)
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "pad_token": "<pad>",
+        "eos_token": "<eos>",
+        "bos_token": "<bos>",
+        "chat_template": TEMPLATE,
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    return directory
+
+
+@pytest.fixture(autouse=True)
+def keep_pytests_logging(monkeypatch):
+    """The command would send messages to a stream that pytest closes after the test."""
+    monkeypatch.setattr(commands, "set_up_logging", lambda: None)
+
+
+def test_conversation(model, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("2+2?\n3+3?\n"))
+    arguments = (f"--model={model}", "--chat", "--json", "--gen_length=10", "--live")
+    generate.main([*arguments, "--system=Be brief."])
+    shown = capsys.readouterr()
+    first, second = (json.loads(line) for line in shown.out.splitlines())
+    text = "<bos><turn>system Be brief.<end><turn>user 2+2?<end><turn>model "
+    assert first["prompt_tokens"] == 5 + len(text) - len("<bos><turn><end><turn><end><turn>") + 1
+    assert second["prompt"][2] == {"role": "assistant", "content": first["text"]}
+    # Ten tokens need two canvases of eight.
+    assert first["gen_length"] == 16
+    assert first["block_length"] == len(first["tokens"]) // 2 == 8
+    assert first["policy"] == "entropy_bounded:gamma=0.1"
+    assert max(first["step_map"]) < first["nfe"]
+    # A line per forward of either answer.
+    assert len(shown.err.splitlines()) == first["nfe"] + second["nfe"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("--temperature=0.5", "--temperature=0.5 is for masked models"),
+        ("--quantization=int8", "--quantization=int8 is for masked models"),
+        ("--gen_length=128", "has room for 0. Shorten the prompt or lower --gen_length"),
+    ],
+)
+def test_says_what_is_wrong(model, capsys, argument, message):
+    with pytest.raises(SystemExit) as stopped:
+        generate.main([f"--model={model}", "--prompt=2+2?", "--gen_length=8", argument])
+    assert message in str(stopped.value) + capsys.readouterr().err
