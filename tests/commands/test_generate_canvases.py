@@ -57,12 +57,12 @@ def keep_pytests_logging(monkeypatch):
 def test_conversation(model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("2+2?\n3+3?\n"))
     arguments = (f"--model={model}", "--chat", "--json", "--gen_length=10", "--live")
-    generate.main([*arguments, "--system=Be brief."])
+    generate.main(arguments)
     shown = capsys.readouterr()
     first, second = (json.loads(line) for line in shown.out.splitlines())
-    text = "<bos><turn>system Be brief.<end><turn>user 2+2?<end><turn>model "
-    assert first["prompt_tokens"] == 5 + len(text) - len("<bos><turn><end><turn><end><turn>") + 1
-    assert second["prompt"][2] == {"role": "assistant", "content": first["text"]}
+    # <bos>, <turn>, <end> and <turn>, and a token for each letter.
+    assert first["prompt_tokens"] == 4 + len("user 2+2?") + len("model ")
+    assert second["prompt"][1] == {"role": "assistant", "content": first["text"]}
     # Ten tokens need two canvases of eight.
     assert first["gen_length"] == 16
     assert first["block_length"] == len(first["tokens"]) // 2 == 8
