@@ -66,7 +66,7 @@ class Answer:
         """Everything about it that JSON can hold, position by position."""
         trajectory, settings = self.trajectory, self.settings
         confidence = np.asarray(trajectory.confidence[0], np.float64)
-        return {
+        described = {
             "text": self.text,
             "tokens": trajectory.tokens[0].tolist(),
             "step_map": trajectory.step_map[0].tolist(),
@@ -79,9 +79,11 @@ class Answer:
             "temperature": settings.temperature,
             "top_k": settings.sampling.top_k,
             "top_p": settings.sampling.top_p,
-            "cache": "none" if settings.cache is None else str(settings.cache),
-            "cost": float(trajectory.cost[0]),
         }
+        if isinstance(trajectory, Trajectory):
+            described["cache"] = "none" if settings.cache is None else str(settings.cache)
+            described["cost"] = float(trajectory.cost[0])
+        return described
 
 
 def generate(

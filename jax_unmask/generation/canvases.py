@@ -26,7 +26,7 @@ _UNUSED = {
     "top_p": 1.0,
     "quantization": None,
     "html": None,
-    "cache": None,
+    "cache": "none",
 }
 
 
