@@ -50,7 +50,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         given = [argument for argument in argv if re.match(pattern, argument)]
         if not given:
             raise
-        hint = "Keys and their defaults are in jax_unmask/config.py."
+        hint = "Keys and their defaults are in jax_unmask/config/."
         if close:
             hint = f"Did you mean {close.group(1)!r}?"
         sys.exit(f"error: {given[0].partition('=')[0]}: there is no such key. {hint}")

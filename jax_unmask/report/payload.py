@@ -8,6 +8,7 @@ from typing import Any
 
 from jax_unmask.report import frontier, intervals, tables
 from jax_unmask.report.results import (
+    HEADINGS,
     HEURISTIC,
     NO_CACHE,
     RULE,
@@ -19,7 +20,7 @@ from jax_unmask.report.results import (
     standings,
 )
 
-_LABELS = {HEURISTIC: "heuristics", RULE: "hand-written rules"}
+_LABELS = HEADINGS | {HEURISTIC: "heuristics"}
 
 
 def section(results: Sequence[Result], split: str, *, title: str) -> dict[str, Any]:

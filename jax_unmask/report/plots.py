@@ -8,7 +8,14 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from jax_unmask.report.results import HEURISTIC, RULE, Result, label_order, over_training_seeds
+from jax_unmask.report.results import (
+    HEADINGS,
+    HEURISTIC,
+    RULE,
+    Result,
+    label_order,
+    over_training_seeds,
+)
 from jax_unmask.runtime.files import atomic_write
 
 # Okabe & Ito's palette, which people with any colour vision can tell apart; without its yellow,
@@ -18,7 +25,6 @@ _RULE_COLOUR = "#777777"
 _LINE_MARKERS = ("o", "s", "^", "v", "D", "<", ">")
 _DASHES = ("-", "--", ":", "-.")
 _POINT_MARKERS = ("*", "P", "X", "h", "d", "8", "p")
-_LEGEND_HEADS = {HEURISTIC: "heuristics, over settings", RULE: "hand-written rules"}
 _LOG_ABOVE = 64
 """NFE beyond which the axis is logarithmic: settings are then spread over decades."""
 
@@ -162,7 +168,7 @@ def _draw_legend(
     for label in dict.fromkeys(label for label, _ in series):
         heads.append(len(names))
         handles.append(Line2D([], [], linestyle="none"))
-        names.append(_LEGEND_HEADS.get(label, label))
+        names.append(HEADINGS.get(label, label))
         for name in series:
             if name[0] == label:
                 handles.append(Line2D([], [], **styles[name]))

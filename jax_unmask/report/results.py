@@ -18,6 +18,12 @@ RULE = "hand-written rule"
 TRAINED = "trained here"
 SHIPPED = "shipped"
 NO_CACHE = "none"
+HEADINGS = {
+    HEURISTIC: "heuristics, over settings",
+    RULE: "hand-written rules",
+    SHIPPED: "shipped, trained longer",
+}
+"""How groups are called where there is room for it."""
 LABELS = (HEURISTIC, RULE, TRAINED, SHIPPED)
 """Groups of methods in tables and plots; others follow in the order in which they appear.
 

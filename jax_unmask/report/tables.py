@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from jax_unmask.report import frontier
 from jax_unmask.report.frontier import Comparison
 from jax_unmask.report.results import (
+    HEADINGS,
     HEURISTIC,
     NO_CACHE,
+    SHIPPED,
     Result,
     Standing,
     label_order,
@@ -72,7 +74,9 @@ def results_table(results: Sequence[Result]) -> Table:
         table.append(
             [
                 "*" if id(point) in on_frontier else "",
-                result.label + _seeds(result),
+                HEADINGS.get(result.label, result.label) + _seeds(result)
+                if result.is_learned
+                else result.label,
                 point.method,
                 settings_text(point.settings) or "-",
                 _percent(point.accuracy, point.accuracy_se),
@@ -103,7 +107,8 @@ def standings_table(found: Sequence[Standing]) -> Table:
         point, best = standing.result.point, standing.at_most.reference
         table.append(
             [
-                f"{point.method} ({standing.result.label}{_seeds(standing.result)})",
+                f"{point.method} ({HEADINGS.get(standing.result.label, standing.result.label)}"
+                f"{_seeds(standing.result)})",
                 settings_text(point.settings) or "-",
                 f"{100 * point.accuracy:.1f} @ {point.nfe:.2f}",
                 "none" if best is None else f"{best.method} {settings_text(best.settings)}".strip(),
@@ -124,7 +129,8 @@ def areas(results: Sequence[Result]) -> list[tuple[str, str, float]]:
         results: results of one block length.
 
     Returns:
-        (label, method, area) of every method, and of all heuristics together.
+        (label, method, area) of every method, of all heuristics together, and of these with the
+        shipped policies (a policy has one point for each setting, a frontier needs several).
     """
     found = []
     series: dict[tuple[str, str], list[Result]] = {}
@@ -134,6 +140,9 @@ def areas(results: Sequence[Result]) -> list[tuple[str, str, float]]:
     groups = list(series.items())
     if heuristics:
         groups.append(((HEURISTIC, "all heuristics"), heuristics))
+        shipped = [result for result in results if result.label == SHIPPED]
+        if shipped:
+            groups.append(((SHIPPED, "all heuristics and shipped policies"), heuristics + shipped))
     for (label, method), members in sorted(groups, key=lambda g: (label_order(g[0][0]), g[0])):
         length = members[0].gen_length
         if length > 1:

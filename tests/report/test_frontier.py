@@ -56,12 +56,13 @@ class TestChoiceOnValidation:
         chosen = frontier.chosen_at_most(self.validation, self.test, 6)
         assert chosen is self.test[0]
 
-    def test_obeys_the_budget_on_validation(self):
+    def test_obeys_the_budget_on_test(self):
+        assert frontier.chosen_at_most(self.validation, self.test, 4.05) is self.test[1]
         assert frontier.chosen_at_most(self.validation, self.test, 3.9) is None
 
-    def test_refuses_a_setting_that_test_lacks(self):
-        with pytest.raises(ValueError, match="not on test"):
-            frontier.chosen_at_most(self.validation, self.test[1:], 6)
+    def test_refuses_a_setting_that_validation_lacks(self):
+        with pytest.raises(ValueError, match="not on validation"):
+            frontier.chosen_at_most(self.validation[1:], self.test, 6)
 
 
 class TestInterpolation:
