@@ -11,4 +11,5 @@ def get_config():
     # One epoch over 7,473 + 7,500 training problems, 16 prompts at a time.
     config.train.steps = 936
     config.eval.block_lengths = (256,)
+    config.eval.trained = ("distribution=bernoulli_argmax",)
     return config

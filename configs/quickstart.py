@@ -19,7 +19,7 @@ def get_config():
         "margin:tokens_per_step=1|2|4",
         "threshold:threshold=0.3|0.5|0.6|0.7|0.75|0.8|0.85|0.9|0.95|0.98",
         "factor:factor=0.1|0.25|0.5|0.75|1.0|1.5",
-        "entropy_bounded:gamma=0.05|0.1|0.25|0.5|0.75|1.0",
+        "entropy_bounded:gamma=0.05|0.1|0.25|0.5|0.6|0.65|0.69|0.75|1.0",
     )
     config.eval.shipped = ("sudoku-full-*", "sudoku-semi-*@4")
     config.eval.trained = ("distribution=bernoulli_argmax",)
