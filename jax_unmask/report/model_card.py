@@ -60,8 +60,8 @@ def policy_card(
         f"temperature {rollout.temperature:g}, cache {rollout.cache} |",
         f"| reward | {config.reward.kind}, alpha {config.reward.alpha:g} |",
         f"| steps | {int(steps[-1]['step']) if steps else 0} of {rollout.prompts_per_step} "
-        f"prompts x {rollout.group_size} rollouts, {config.expert.count} experts, "
-        f"seed {config.seed} |",
+        f"prompts x {rollout.group_size} rollouts, {_experts(config)}, seed {config.seed} |",
+        f"| start | {'another trained policy' if config.policy.init_from else 'random weights'} |",
         "",
         "## Expected settings",
         "",
@@ -94,6 +94,16 @@ def write_policy_card(
     results = [row for row in rows if row["label"] == TRAINED]
     card = policy_card(config, settings, _lines(workdir / "metrics.jsonl"), results)
     (directory / CARD).write_text(card, encoding="utf-8")
+
+
+def _experts(config: ConfigDict) -> str:
+    expert = config.expert
+    text = f"{expert.count} experts"
+    if expert.count:
+        text += f" ({expert.policy} in blocks of {expert.block_length})"
+    if expert.imitation:
+        text += f" whose right rollouts are imitated in the first {expert.imitation_steps} steps"
+    return text
 
 
 def _weights(config: ConfigDict) -> str:

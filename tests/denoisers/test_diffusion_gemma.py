@@ -233,6 +233,24 @@ class TestFiles:
             assert again.fields == checkpoint.fields
             jax.tree.map(np.testing.assert_array_equal, again.params, checkpoint.params)
 
+    def test_round_trip_of_bfloat16_is_bit_exact(self, tmp_path):
+        source = tmp_path / "source"
+        source.mkdir()
+        shutil.copy(FIXTURE / "config.json", source)
+        tensors = {
+            key: value.astype(jnp.bfloat16) if value.dtype == np.float32 else value
+            for key, value in load_file(FIXTURE / "model.safetensors").items()
+        }
+        save_file(tensors, source / "model.safetensors")
+        loaded = diffusion_gemma.load(source)
+        assert loaded.params["embedding"].dtype == jnp.bfloat16
+        diffusion_gemma.save(tmp_path / "written", loaded)
+        written = load_file(tmp_path / "written" / "model.safetensors")
+        assert written.keys() == tensors.keys()
+        for key, tensor in tensors.items():
+            assert written[key].dtype == tensor.dtype
+            assert written[key].tobytes() == tensor.tobytes(), key
+
     def test_orbax(self, checkpoint, tmp_path):
         diffusion_gemma.save_orbax(tmp_path, checkpoint)
         again = diffusion_gemma.load(tmp_path)

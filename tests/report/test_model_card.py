@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import json
+import pathlib
 
+import pytest
+
+import jax_unmask
 from jax_unmask import config as defaults
+from jax_unmask.evaluation.bundle import shipped_policies
 from jax_unmask.report import results
 from jax_unmask.report.model_card import policy_card, write_policy_card
 
+POLICIES = pathlib.Path(jax_unmask.__file__).parent / "assets" / "policies"
 STEPS = [{"step": step, "accuracy": step / 100, "nfe": 4.0, "reward": 0.5} for step in range(1, 31)]
 ROW = {
     "label": results.TRAINED,
@@ -61,3 +67,20 @@ def test_is_written_from_what_the_run_left(tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert "41.25" in card
     assert "99.00" not in card
+
+
+def test_experts_and_where_training_started():
+    config = defaults.policy_grpo()
+    config.expert.update(count=4, policy="threshold:threshold=0.9", block_length=8)
+    config.expert.update(imitation=1.0, imitation_steps=45)
+    config.policy.init_from = "runs/first/policy"
+    card = policy_card(config, {}, STEPS)
+    assert "4 experts (threshold:threshold=0.9 in blocks of 8) whose right rollouts" in card
+    assert "| start | another trained policy |" in card
+
+
+@pytest.mark.parametrize("name", shipped_policies())
+def test_shipped_policies_have_cards_with_measurements(name):
+    card = (POLICIES / name / "README.md").read_text()
+    assert f"Unmasking policy for {name.split('-')[0]}" in card
+    assert "| test | 1000 |" in card
