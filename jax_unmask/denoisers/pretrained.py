@@ -7,11 +7,12 @@ weights, either as safetensors under the family's tensor names or as an Orbax ch
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -225,7 +226,8 @@ def _load_orbax(
 
     path = directory.absolute() / ORBAX_ITEM
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+        with complete(directory):
+            stored = stored_arrays(checkpointer, path)
         expected = flatten_dict(abstract_params(config))
         refuse(differences(stored, expected), directory)
         layout = Layout(config)
@@ -241,8 +243,38 @@ def _load_orbax(
             )
             for path, leaf in expected.items()
         }
-        params = checkpointer.restore(path, unflatten_dict(target))
+        with complete(directory):
+            params = checkpointer.restore(path, unflatten_dict(target))
     return quantized.quantize_params(params, quantization) if quantization else params, config
+
+
+def stored_arrays(checkpointer: Any, path: pathlib.Path) -> dict[Path, Any]:
+    """Shapes and types of the arrays of an Orbax item, by path.
+
+    Raises:
+        EOFError: its description is missing, or cannot be read.
+    """
+    metadata = checkpointer.metadata(path).item_metadata
+    if metadata is None:
+        raise EOFError("its description is damaged")
+    return flatten_dict(metadata.tree)
+
+
+@contextlib.contextmanager
+def complete(directory: pathlib.Path) -> Iterator[None]:
+    """Turns whatever Orbax and TensorStore raise over damaged files into one error that says so.
+
+    Raises:
+        ValueError: the checkpoint cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:  # They raise bare Exceptions among others.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"{directory} is not a complete Orbax checkpoint ({reason}); copy it again, or convert "
+            "the model again with jax_unmask.convert"
+        ) from error
 
 
 def _place(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:

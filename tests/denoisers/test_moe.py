@@ -158,8 +158,15 @@ def test_variants_survive_the_round_trip(tmp_path, family, more):
     params = denoisers.init_params(cfg, jax.random.key(0))
     denoiser = denoisers.Denoiser(cfg)
     assert set(params) >= {run.name for run in cfg.layer_runs}
-    denoisers.save_pretrained(tmp_path, denoiser, params)
-    again, loaded = denoisers.from_pretrained(tmp_path)
+    denoisers.save_pretrained(tmp_path / "first", denoiser, params)
+    again, loaded = denoisers.from_pretrained(tmp_path / "first")
+    assert again == denoiser
+    jax.tree.map(np.testing.assert_array_equal, loaded, params)
+    denoisers.save_pretrained(tmp_path / "second", again, loaded)
+    first, second = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
+    assert first.read_bytes() == second.read_bytes()
+    denoisers.save_orbax(tmp_path / "orbax", denoiser, params)
+    again, loaded = denoisers.from_pretrained(tmp_path / "orbax")
     assert again == denoiser
     jax.tree.map(np.testing.assert_array_equal, loaded, params)
     tokens = jnp.arange(8)[None]

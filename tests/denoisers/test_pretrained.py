@@ -213,6 +213,29 @@ class TestWrongWeights:
         with pytest.raises(ValueError, match="is not a complete safetensors file"):
             denoisers.from_pretrained(copy)
 
+    @pytest.mark.parametrize("size", [0, 1000])
+    def test_garbled(self, copy, size):
+        path = copy / "model.safetensors"
+        path.write_bytes(b"\xff" * size + path.read_bytes()[size:] if size else b"")
+        with pytest.raises(ValueError, match=r"model\.safetensors"):
+            denoisers.from_pretrained(copy)
+
+    def test_float64_would_lose_digits(self, copy):
+        edit_tensors(copy, lambda tensors: tensors.update({UP: tensors[UP].astype(np.float64)}))
+        with pytest.raises(ValueError, match=f"tensor {UP} has type F64; only F32"):
+            denoisers.from_pretrained(copy)
+
+    @pytest.mark.parametrize("damaged", ["_METADATA", "manifest.ocdbt", "largest"])
+    def test_damaged_orbax(self, pretrained, tmp_path, damaged):
+        denoisers.save_orbax(tmp_path, *pretrained)
+        files = [path for path in tmp_path.rglob("*") if path.is_file()]
+        path = max(files, key=lambda path: path.stat().st_size)
+        if damaged != "largest":
+            path = next(path for path in files if path.name == damaged)
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+        with pytest.raises(ValueError, match=r"is not a complete Orbax checkpoint .*copy it again"):
+            denoisers.from_pretrained(tmp_path)
+
     def test_missing_tensor(self, copy):
         edit_tensors(copy, lambda tensors: tensors.pop(UP))
         with pytest.raises(ValueError, match=f"do not fit the config: missing {UP}"):

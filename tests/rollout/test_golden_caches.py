@@ -142,12 +142,21 @@ def test_sdar(models, recorded, name):
             block_length=block,
             stop_ids=tuple(case["stop_ids"] or ()),
             cache=Cache("block"),
+            record=True,
         ),
     )
     np.testing.assert_array_equal(out.tokens[:, :length], arrays[f"{name}.sequences"][:, width:])
     np.testing.assert_array_equal(out.step_map[:, :length], arrays[f"{name}.step_map"][:, width:])
     assert out.step_map[:, :length].max() + 1 == case["denoise_forwards"]
+    # Where the prompt ends within a block, ours goes on for one block more than the record.
+    active = out.records.active[:, 0]
+    inside = active & (out.records.obs.block_start[:, 0] < length)
+    assert inside.sum() == case["denoise_forwards"]
+    # The record's cache writes: one for the prompt, and one for each block that it finished.
+    blocks = len(np.unique(out.records.obs.block_start[:, 0][inside]))
+    assert case["cache_write_forwards"] == blocks + 1
+    assert case["nfe"] == inside.sum() + blocks + 1
+    assert out.by_kind.full == 1
     if length % block == 0:
-        assert out.nfe == case["denoise_forwards"]
+        assert inside.sum() == out.nfe
         assert out.by_kind.full + out.by_kind.cached + 1 == case["nfe"]
-        assert out.by_kind.full == 1

@@ -28,7 +28,13 @@ from jax_unmask.denoisers.diffusion_gemma.config import (
 )
 from jax_unmask.denoisers.diffusion_gemma.model import DiffusionGemma
 from jax_unmask.denoisers.families.base import TensorSpec
-from jax_unmask.denoisers.pretrained import ORBAX_ITEM, differences, refuse
+from jax_unmask.denoisers.pretrained import (
+    ORBAX_ITEM,
+    complete,
+    differences,
+    refuse,
+    stored_arrays,
+)
 from jax_unmask.denoisers.tensor_files import TensorFiles, write_tensor_files
 from jax_unmask.denoisers.transformer import Params
 from jax_unmask.runtime.files import atomic_write
@@ -173,7 +179,8 @@ def _load_orbax(
 
     path = directory.absolute() / ORBAX_ITEM
     with ocp.StandardCheckpointer() as checkpointer:
-        stored = flatten_dict(checkpointer.metadata(path).item_metadata.tree)
+        with complete(directory):
+            stored = stored_arrays(checkpointer, path)
         wanted = flatten_dict(abstract_params(config))
         refuse(differences(stored, wanted), directory)
         if param_dtype is None:
@@ -184,7 +191,8 @@ def _load_orbax(
             key: jax.ShapeDtypeStruct(leaf.shape, config.param_dtype, sharding=device)
             for key, leaf in wanted.items()
         }
-        params = checkpointer.restore(path, unflatten_dict(target))
+        with complete(directory):
+            params = checkpointer.restore(path, unflatten_dict(target))
     carried = load_file(directory / _CARRIED_FILE)
     return Checkpoint(DiffusionGemma(config), params, fields, carried)
 
