@@ -236,6 +236,7 @@ class TestJetEngine:
         before, logits = arrays[f"{name}.block_before"], arrays[f"{name}.logits"]
         text = np.concatenate([arrays[f"{name}.prompt"], arrays[f"{name}.completion"]])
         first_block = len(arrays[f"{name}.prompt"]) // block
+        start, found = len(arrays[f"{name}.prompt"]), np.zeros(len(text), np.int32)
         step, blocks = 0, first_block
         for run in range(len(before)):
             if run and (before[run - 1] == mask_id).sum() <= (before[run] == mask_id).sum():
@@ -256,6 +257,8 @@ class TestJetEngine:
             action = policy(params, obs, row_keys(jax.random.key(0), 1))
             assert isinstance(action, Action)
             after = np.where(action.fill[0], probs.argmax(-1), before[run])
+            filled = blocks * block + np.flatnonzero(action.fill[0] & masked)
+            found[filled[filled < len(text)]] = run + 1
             is_done = run + 1 == len(before) or not (after == mask_id).any()
             if is_done:
                 expected = text[blocks * block : (blocks + 1) * block]
@@ -264,6 +267,7 @@ class TestJetEngine:
                 expected = before[run + 1]
             np.testing.assert_array_equal(after, expected, err_msg=f"{name}, run {run}")
             step += 1
+        np.testing.assert_array_equal(found[start:], arrays[f"{name}.first_unmask_steps"])
 
 
 def with_params(policy, **settings):
