@@ -99,4 +99,6 @@ def generate(model, prompts, *, gen_length, block_length, policy, settings):
             rows.append(out[0, len(each) :].cpu().numpy())
             nfes.append(nfe)
         return np.stack(rows), nfes
-    raise NotImplementedError(f"no public sampler for {policy}")
+    raise ValueError(
+        f"policy={policy!r} has no sampler in the public code; give top_confidence or threshold"
+    )
