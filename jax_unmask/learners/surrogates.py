@@ -94,8 +94,37 @@ class Surrogate(Protocol):
         ...
 
 
+class _OneSlot:
+    """All states of a response train different tokens."""
+
+    @property
+    def num_slots(self) -> int:
+        return 1
+
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
+        return jnp.zeros_like(index)
+
+
+class _Drawn:
+    """Masks that are drawn, alone or in pairs of complements, which share a slot."""
+
+    draws: int
+    complement: bool
+
+    def num_states(self, length: int) -> int:
+        del length
+        return self.draws * (1 + self.complement)
+
+    @property
+    def num_slots(self) -> int:
+        return self.draws
+
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
+        return index // (1 + self.complement)
+
+
 @dataclasses.dataclass(frozen=True)
-class Trace:
+class Trace(_OneSlot):
     """TraceRL: the states that the rollout visited, `shrink` neighbouring steps merged into one.
 
     arXiv 2509.06949, section 4. Every trainable token is trained exactly once, in the state in
@@ -115,13 +144,6 @@ class Trace:
     def num_states(self, length: int) -> int:
         return -(-length // self.shrink)
 
-    @property
-    def num_slots(self) -> int:
-        return 1
-
-    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
-        return jnp.zeros_like(index)
-
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
     ) -> States:
@@ -132,7 +154,7 @@ class Trace:
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomMasking:
+class RandomMasking(_Drawn):
     """Random masks with a random ratio (UniGRPO of MMaDA, arXiv 2505.15809), or pairs of them.
 
     With complements every mask is followed by the one that hides the other tokens, so that each
@@ -164,17 +186,6 @@ class RandomMasking:
             raise ValueError(
                 f"threshold={self.threshold!r} is unknown; choose 'row', 'block' or 'token'"
             )
-
-    def num_states(self, length: int) -> int:
-        del length
-        return self.draws * (1 + self.complement)
-
-    @property
-    def num_slots(self) -> int:
-        return self.draws
-
-    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
-        return index // (1 + self.complement)
 
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
@@ -232,7 +243,7 @@ class FullyMasked:
 
 
 @dataclasses.dataclass(frozen=True)
-class Elbo:
+class Elbo(_Drawn):
     """ESPO (arXiv 2512.03759): one ratio per response, from its evidence lower bound.
 
     l of the n trainable tokens are masked, l uniform in 1 .. n; the bound's weight n / l makes the
@@ -252,17 +263,6 @@ class Elbo:
     def __post_init__(self) -> None:
         _at_least(1, draws=self.draws)
 
-    def num_states(self, length: int) -> int:
-        del length
-        return self.draws * (1 + self.complement)
-
-    @property
-    def num_slots(self) -> int:
-        return self.draws
-
-    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
-        return index // (1 + self.complement)
-
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
     ) -> States:
@@ -275,7 +275,7 @@ class Elbo:
 
 
 @dataclasses.dataclass(frozen=True)
-class SemiAutoregressive:
+class SemiAutoregressive(_OneSlot):
     """A state per block, as a block-wise decoder of a full-attention model meets them.
 
     The blocks before are finished, those behind are masked, and of the block itself a random part
@@ -301,13 +301,6 @@ class SemiAutoregressive:
     def num_states(self, length: int) -> int:
         return -(-length // self.block_length)
 
-    @property
-    def num_slots(self) -> int:
-        return 1
-
-    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
-        return jnp.zeros_like(index)
-
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
     ) -> States:
@@ -322,7 +315,7 @@ class SemiAutoregressive:
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressive:
+class Autoregressive(_OneSlot):
     """The whole text, nothing masked: next-token prediction of a causal model.
 
     For families whose hidden states score the next token, with attention to the past alone; then
@@ -335,13 +328,6 @@ class Autoregressive:
     def num_states(self, length: int) -> int:
         del length
         return 1
-
-    @property
-    def num_slots(self) -> int:
-        return 1
-
-    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
-        return index
 
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
