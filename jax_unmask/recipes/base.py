@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
+import jax
 from ml_collections import ConfigDict
 
-from jax_unmask.denoisers import DenoiserConfig
+from jax_unmask.denoisers import DenoiserConfig, Tokenizer
 from jax_unmask.learners import optim
 from jax_unmask.learners.state import TrainState
 from jax_unmask.rollout import Cache, parse_cache
@@ -110,19 +112,41 @@ def build_cache(text: str, key: str, denoiser: DenoiserConfig | None = None) -> 
     return cache
 
 
-def scan(make_batches: Callable[..., BatchIterator], task: Task) -> None:
-    """Encodes every training example once, so that one over its budget stops no run half-way.
+def training_batches(
+    config: ConfigDict,
+    pipeline: Callable[..., BatchIterator],
+    task: Task,
+    tokenizer: Tokenizer,
+    *,
+    batch_size: int,
+    **settings: Any,
+) -> BatchIterator:
+    """This process's part of the batches of a task's training split, without end.
 
-    Of a task that generates its problems, the first ones stand for all.
+    Every example is encoded once before, so that one over its budget stops no run half-way. Of a
+    task that generates its problems, the first ones stand for all.
 
     Args:
-        make_batches: `prompt_batches` or `sft_batches` with all but the order of the examples.
-        task: their task.
+        config: gives the prompts' budget and the seed of their order.
+        pipeline: `tasks.data.prompt_batches` or `sft_batches`.
+        task: the task.
+        tokenizer: the denoiser's tokenizer.
+        batch_size: examples of a batch, over all processes.
+        **settings: more arguments of the pipeline.
 
     Raises:
         ValueError: an example does not fit; the message names it.
     """
+    make_batches = functools.partial(
+        pipeline, task, "train", tokenizer, prompt_length=config.task.prompt_length, **settings
+    )
     examples = len(task.source("train"))
     limit = examples if examples <= _SCANNED_WHOLE else _SCANNED_ELSE
     for _ in make_batches(batch_size=128, num_epochs=1, shuffle=False, limit=limit or None):
         pass
+    return make_batches(
+        batch_size=batch_size,
+        seed=config.seed,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )

@@ -21,7 +21,13 @@ from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import ExpertPolicy, merge_groups, with_experts
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
-from jax_unmask.recipes.base import Metrics, build_cache, build_optimizer, check_fits, scan
+from jax_unmask.recipes.base import (
+    Metrics,
+    build_cache,
+    build_optimizer,
+    check_fits,
+    training_batches,
+)
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.rollout import (
     RolloutSettings,
@@ -195,20 +201,13 @@ class PolicyGrpo:
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
-        make_batches = functools.partial(
+        return training_batches(
+            config,
             data.prompt_batches,
             bundle.task,
-            "train",
             bundle.tokenizer,
-            prompt_length=config.task.prompt_length,
-            truncate=config.task.truncate_prompts,
-        )
-        scan(make_batches, bundle.task)
-        return make_batches(
             batch_size=config.rollout.prompts_per_step,
-            seed=config.seed,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
+            truncate=config.task.truncate_prompts,
         )
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from typing import Any
 
@@ -15,7 +14,7 @@ from jax_unmask.evaluation.bundle import Bundle, load_bundle, load_task
 from jax_unmask.learners.corruption import Masking
 from jax_unmask.learners.sft import SftBatch, SftLearner
 from jax_unmask.learners.state import TrainState
-from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, scan
+from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, training_batches
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data
@@ -102,21 +101,14 @@ class Sft:
 
     def data(self) -> data.BatchIterator:
         config = self._config
-        make_batches = functools.partial(
+        return training_batches(
+            config,
             data.sft_batches,
             self._task,
-            "train",
             self._tokenizer,
-            prompt_length=config.task.prompt_length,
+            batch_size=config.data.batch_size,
             gen_length=config.data.gen_length,
             truncate=config.task.truncate_prompts,
-        )
-        scan(make_batches, self._task)
-        return make_batches(
-            batch_size=config.data.batch_size,
-            seed=config.seed,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
         )
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from typing import Any, NamedTuple
 
@@ -22,7 +21,13 @@ from jax_unmask.learners.trace import Responses
 from jax_unmask.learners.trace_batch import describe
 from jax_unmask.learners.trace_forward import AttentionBlocks
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
-from jax_unmask.recipes.base import Metrics, build_cache, build_optimizer, check_fits, scan
+from jax_unmask.recipes.base import (
+    Metrics,
+    build_cache,
+    build_optimizer,
+    check_fits,
+    training_batches,
+)
 from jax_unmask.recipes.process import build_process_rewards
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys, trimmed
 from jax_unmask.runtime.config import ConfigError
@@ -207,21 +212,14 @@ class TraceRl:
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
-        make_batches = functools.partial(
+        self._batches = training_batches(
+            config,
             data.prompt_batches,
             bundle.task,
-            "train",
             bundle.tokenizer,
-            prompt_length=config.task.prompt_length,
+            batch_size=config.rollout.prompts_per_step,
             # A prompt over its budget must not end a run: `_roll_out` decides what becomes of it.
             truncate=True,
-        )
-        scan(make_batches, bundle.task)
-        self._batches = make_batches(
-            batch_size=config.rollout.prompts_per_step,
-            seed=config.seed,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
         )
         return self._batches
 
