@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-
-import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
+
+from jax_unmask.learners.totals import Totals
 
 Metrics = dict[str, Float[Array, ""]]
 
 
 @struct.dataclass
-class Sums:
+class Sums(Totals):
     """What one pass over pairs adds up."""
 
     loss: Float[Array, ""]
@@ -23,16 +22,6 @@ class Sums:
     kl: Float[Array, ""]
     kl_pairs: Float[Array, ""]
     pairs: Float[Array, ""]
-    ratio_max: Float[Array, ""]
-
-    @classmethod
-    def zero(cls) -> Sums:
-        """Nothing added yet."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in dataclasses.fields(cls)))
-
-    def __add__(self, other: Sums) -> Sums:
-        total = jax.tree.map(jnp.add, self, other)
-        return dataclasses.replace(total, ratio_max=jnp.maximum(self.ratio_max, other.ratio_max))
 
     def metrics(self, steps: Float[Array, ""] | float = 1.0) -> Metrics:
         """Averages over `steps` optimiser steps; see `PolicyLearner.update` for what they are."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -14,12 +13,13 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.learners.pairs import Chunk, Pairs, take_chunk
 from jax_unmask.learners.state import Params
+from jax_unmask.learners.totals import Totals
 
 Carry = TypeVar("Carry")
 
 
 @struct.dataclass
-class Sums:
+class Sums(Totals):
     """What passes over states add up; a unit is what has a ratio: a token or a response.
 
     Attributes:
@@ -30,7 +30,6 @@ class Sums:
         units: how many units there were.
         surprise: -log p of the trained tokens.
         tokens: how many of these there were.
-        ratio_max: largest ratio.
     """
 
     loss: Float[Array, ""]
@@ -40,15 +39,6 @@ class Sums:
     units: Float[Array, ""]
     surprise: Float[Array, ""]
     tokens: Float[Array, ""]
-    ratio_max: Float[Array, ""]
-
-    @classmethod
-    def zero(cls) -> Sums:
-        return cls(*(jnp.zeros((), jnp.float32) for _ in dataclasses.fields(cls)))
-
-    def __add__(self, other: Sums) -> Sums:
-        total = jax.tree.map(jnp.add, self, other)
-        return dataclasses.replace(total, ratio_max=jnp.maximum(self.ratio_max, other.ratio_max))
 
 
 def split(
