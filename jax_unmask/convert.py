@@ -15,7 +15,7 @@ import jax
 
 from jax_unmask import commands, denoisers
 from jax_unmask.denoisers import diffusion_gemma, hub
-from jax_unmask.denoisers.pretrained import ORBAX_ITEM
+from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.denoisers.tokenizer import has_tokenizer
 from jax_unmask.evaluation.bundle import resolve_model, shipped_models
 
@@ -76,7 +76,7 @@ def convert(
         raise ValueError(f"max_shard_bytes={max_shard_bytes} must be at least 1")
     directory = hub.local_directory(resolve_model(source))
     if to is None:
-        to = "hf" if (directory / ORBAX_ITEM).is_dir() else "orbax"
+        to = "hf" if has_orbax_files(directory) else "orbax"
     is_masked = not diffusion_gemma.is_held_by(directory)
     # The tokenizer comes first: it is quick to load and most mistakes show there.
     tokenizer = None

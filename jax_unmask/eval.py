@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import commands, policies, validation
-from jax_unmask.denoisers.pretrained import ORBAX_ITEM
+from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.evaluation import axes, candidates, reporting, sweep
 from jax_unmask.evaluation.bundle import load_bundle
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
@@ -98,7 +98,7 @@ def policy_directory(
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"checkpoint {checkpoint} is not a directory")
     run, step = checkpoint, None
-    if checkpoint.name.isdecimal() and (checkpoint / ORBAX_ITEM).is_dir():
+    if checkpoint.name.isdecimal() and has_orbax_files(checkpoint):
         run, step = checkpoint.absolute().parents[1], int(checkpoint.name)
     metric = config.checkpoint.best_metric or None
     with Checkpoints(

@@ -7,12 +7,11 @@ weights, either as safetensors under the family's tensor names or as an Orbax ch
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -25,13 +24,24 @@ from jax_unmask.denoisers import families, hub
 from jax_unmask.denoisers import quantization as quantized
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.layout import Layout, Path
-from jax_unmask.denoisers.tensor_files import TensorFiles, has_tensor_files, write_tensor_files
+from jax_unmask.denoisers.orbax_files import (
+    ORBAX_ITEM,
+    has_orbax_files,
+    new_orbax_item,
+    read_orbax_files,
+    shapes_of,
+    write_orbax_item,
+)
+from jax_unmask.denoisers.tensor_files import (
+    TensorFiles,
+    check_shapes,
+    has_tensor_files,
+    widest,
+    write_tensor_files,
+)
 from jax_unmask.denoisers.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from jax_unmask.denoisers.transformer import Denoiser, Params, abstract_params
 from jax_unmask.runtime.files import atomic_write
-
-ORBAX_ITEM = "params"
-_LISTED = 8  # Problems that an error message spells out before it counts the rest.
 
 
 def from_pretrained(
@@ -75,7 +85,7 @@ def from_pretrained(
         quantized.check_kind(quantization)
     directory = hub.local_directory(path)
     config = read_config(directory, mask_token_id=mask_token_id)
-    orbax, tensors = (directory / ORBAX_ITEM).is_dir(), has_tensor_files(directory)
+    orbax, tensors = has_orbax_files(directory), has_tensor_files(directory)
     if orbax and tensors:
         raise ValueError(
             f"{directory} holds both safetensors and an Orbax checkpoint ({ORBAX_ITEM}/); remove "
@@ -136,17 +146,12 @@ def save_orbax(
     Raises:
         FileExistsError: the directory already holds a checkpoint.
     """
-    import orbax.checkpoint as ocp  # 1.6 s; most uses of a denoiser need none of it.
-
     _check_params(params, denoiser.config)
     dtype = _param_dtype(flatten_dict(params), Layout(denoiser.config))
     config = dataclasses.replace(denoiser.config, param_dtype=dtype)
-    target = pathlib.Path(directory).absolute() / ORBAX_ITEM
-    if target.exists():
-        raise FileExistsError(f"{target} exists already; choose another directory or remove it")
+    item = new_orbax_item(pathlib.Path(directory))
     directory = _begin_save(directory)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(target, params)
+    write_orbax_item(item, params)
     _finish_save(directory, config, tokenizer)
 
 
@@ -186,19 +191,9 @@ def _load_tensors(
 ) -> tuple[Params, DenoiserConfig]:
     files = TensorFiles(directory)
     layout = Layout(config)
-    problems = [f"missing {name}" for name in sorted(layout.shapes.keys() - files.shapes.keys())]
-    problems += [
-        f"unexpected {name}" for name in sorted(files.shapes.keys() - layout.shapes.keys())
-    ]
-    problems += [
-        f"{name} has shape {files.shapes[name]} instead of {shape}"
-        for name, shape in layout.shapes.items()
-        if name in files.shapes and files.shapes[name] != shape
-    ]
-    refuse(problems, directory)
-
+    check_shapes(files.shapes, layout.shapes, directory)
     if param_dtype is None:
-        param_dtype = _widest(
+        param_dtype = widest(
             dtype for name, dtype in files.dtypes.items() if name not in layout.names
         )
     config = dataclasses.replace(config, param_dtype=param_dtype)
@@ -206,7 +201,7 @@ def _load_tensors(
     def dtype_of(path: Path) -> np.dtype:
         if path not in layout.keeping:
             return np.dtype(config.param_dtype)
-        return _widest(files.dtypes[name] for name in layout.stored_as(path))
+        return widest(files.dtypes[name] for name in layout.stored_as(path))
 
     params = {}
     for path in layout.paths:
@@ -222,59 +217,15 @@ def _load_orbax(
     quantization: str | None,
     places: Mapping[Path, jax.sharding.Sharding],
 ) -> tuple[Params, DenoiserConfig]:
-    import orbax.checkpoint as ocp
-
-    path = directory.absolute() / ORBAX_ITEM
-    with ocp.StandardCheckpointer() as checkpointer:
-        with complete(directory):
-            stored = stored_arrays(checkpointer, path)
-        expected = flatten_dict(abstract_params(config))
-        refuse(differences(stored, expected), directory)
-        layout = Layout(config)
-        if param_dtype is None:
-            param_dtype = _param_dtype(stored, layout)
-        config = dataclasses.replace(config, param_dtype=param_dtype)
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = {
-            path: jax.ShapeDtypeStruct(
-                leaf.shape,
-                stored[path].dtype if path in layout.keeping else config.param_dtype,
-                sharding=places.get(path, device),
-            )
-            for path, leaf in expected.items()
-        }
-        with complete(directory):
-            params = checkpointer.restore(path, unflatten_dict(target))
+    params, param_dtype = read_orbax_files(
+        directory,
+        abstract_params(config),
+        param_dtype,
+        keeping=Layout(config).keeping,
+        places=places,
+    )
+    config = dataclasses.replace(config, param_dtype=param_dtype)
     return quantized.quantize_params(params, quantization) if quantization else params, config
-
-
-def stored_arrays(checkpointer: Any, path: pathlib.Path) -> dict[Path, Any]:
-    """Shapes and types of the arrays of an Orbax item, by path.
-
-    Raises:
-        EOFError: its description is missing, or cannot be read.
-    """
-    metadata = checkpointer.metadata(path).item_metadata
-    if metadata is None:
-        raise EOFError("its description is damaged")
-    return flatten_dict(metadata.tree)
-
-
-@contextlib.contextmanager
-def complete(directory: pathlib.Path) -> Iterator[None]:
-    """Turns whatever Orbax and TensorStore raise over damaged files into one error that says so.
-
-    Raises:
-        ValueError: the checkpoint cannot be read.
-    """
-    try:
-        yield
-    except Exception as error:  # They raise bare Exceptions among others.
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(
-            f"{directory} is not a complete Orbax checkpoint ({reason}); copy it again, or convert "
-            "the model again with jax_unmask.convert"
-        ) from error
 
 
 def _place(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
@@ -291,39 +242,12 @@ def _check_params(params: Params, config: DenoiserConfig) -> None:
             "quantised parameters cannot be saved: the formats hold floating-point weights. Load "
             "the model without quantization, and save that"
         )
-    problems = differences(flatten_dict(params), flatten_dict(abstract_params(config)))
-    refuse(problems, "params")
-
-
-def differences(found: dict[Path, Any], expected: dict[Path, Any]) -> list[str]:
-    """What keeps one flat tree of arrays from being another, in words."""
-    name = "/".join
-    problems = [f"missing {name(path)}" for path in sorted(expected.keys() - found.keys())]
-    problems += [f"unexpected {name(path)}" for path in sorted(found.keys() - expected.keys())]
-    problems += [
-        f"{name(path)} has shape {tuple(found[path].shape)} instead of {leaf.shape}"
-        for path, leaf in expected.items()
-        if path in found and tuple(found[path].shape) != leaf.shape
-    ]
-    return problems
-
-
-def refuse(problems: list[str], where: object) -> None:
-    """Raises a ValueError that lists the problems, if there are any."""
-    if problems:
-        more = len(problems) - _LISTED
-        text = "; ".join(problems[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
-        raise ValueError(f"{where}: tensors do not fit the config: {text}")
+    check_shapes(shapes_of(params), shapes_of(abstract_params(config)), "params")
 
 
 def _param_dtype(flat: Mapping[Path, Any], layout: Layout) -> np.dtype:
     """Type of a model's parameters, but for those that keep their own."""
-    return _widest(leaf.dtype for path, leaf in flat.items() if path not in layout.keeping)
-
-
-def _widest(dtypes: Any) -> np.dtype:
-    """The smallest type that holds all of the given ones exactly."""
-    return np.dtype(jnp.result_type(*set(dtypes)))
+    return widest(leaf.dtype for path, leaf in flat.items() if path not in layout.keeping)
 
 
 def _begin_save(directory: str | os.PathLike[str]) -> pathlib.Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax.numpy as jnp
@@ -18,6 +18,7 @@ from jax_unmask.runtime.files import atomic_write
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+_LISTED = 8  # Problems that an error message spells out before it counts the rest.
 _DTYPES = {
     "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16),
@@ -83,6 +84,37 @@ class TensorFiles:
 def has_tensor_files(directory: pathlib.Path) -> bool:
     """Whether a directory holds safetensors weights."""
     return (directory / SINGLE).exists() or (directory / INDEX).exists()
+
+
+def check_shapes(
+    found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: object
+) -> None:
+    """Refuses tensors that are not exactly the expected ones.
+
+    Args:
+        found: shapes of the tensors that there are, by name.
+        expected: shapes of those that there should be.
+        where: what holds them, for the message.
+
+    Raises:
+        ValueError: some are missing, are too many or have other shapes; the message lists them.
+    """
+    problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
+    problems += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys())]
+    problems += [
+        f"{name} has shape {found[name]} instead of {shape}"
+        for name, shape in expected.items()
+        if name in found and found[name] != shape
+    ]
+    if problems:
+        more = len(problems) - _LISTED
+        text = "; ".join(problems[:_LISTED]) + (f"; and {more} more" if more > 0 else "")
+        raise ValueError(f"{where}: tensors do not fit the config: {text}")
+
+
+def widest(dtypes: Iterable[np.dtype]) -> np.dtype:
+    """The smallest type that holds all of the given ones exactly."""
+    return np.dtype(jnp.result_type(*set(dtypes)))
 
 
 def write_tensor_files(

@@ -28,14 +28,18 @@ from jax_unmask.denoisers.diffusion_gemma.config import (
 )
 from jax_unmask.denoisers.diffusion_gemma.model import DiffusionGemma
 from jax_unmask.denoisers.families.base import TensorSpec
-from jax_unmask.denoisers.pretrained import (
-    ORBAX_ITEM,
-    complete,
-    differences,
-    refuse,
-    stored_arrays,
+from jax_unmask.denoisers.orbax_files import (
+    has_orbax_files,
+    new_orbax_item,
+    read_orbax_files,
+    write_orbax_item,
 )
-from jax_unmask.denoisers.tensor_files import TensorFiles, write_tensor_files
+from jax_unmask.denoisers.tensor_files import (
+    TensorFiles,
+    check_shapes,
+    widest,
+    write_tensor_files,
+)
 from jax_unmask.denoisers.transformer import Params
 from jax_unmask.runtime.files import atomic_write
 
@@ -87,22 +91,14 @@ def load(
     directory = hub.local_directory(path)
     fields = hub.read_json(directory / "config.json")
     config = config_from_hf(fields)
-    if (directory / ORBAX_ITEM).is_dir():
+    if has_orbax_files(directory):
         return _load_orbax(directory, config, fields, dtype, param_dtype)
     files = TensorFiles(directory)
-    shapes = _shapes(config)
     carried = {name for name in files.shapes if name.startswith(_CARRIED)}
-    found = files.shapes.keys() - carried
-    problems = [f"missing {name}" for name in sorted(shapes.keys() - found)]
-    problems += [f"unexpected {name}" for name in sorted(found - shapes.keys())]
-    problems += [
-        f"{name} has shape {files.shapes[name]} instead of {shape}"
-        for name, shape in shapes.items()
-        if name in found and files.shapes[name] != shape
-    ]
-    refuse(problems, directory)
+    found = {name: shape for name, shape in files.shapes.items() if name not in carried}
+    check_shapes(found, _shapes(config), directory)
     if param_dtype is None:
-        param_dtype = jnp.result_type(*{files.dtypes[name] for name in found})
+        param_dtype = widest(files.dtypes[name] for name in found)
     config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
     params = {
         spec.path: jnp.asarray(_turned(spec, files.read(spec.name)).astype(config.param_dtype))
@@ -156,14 +152,10 @@ def save_orbax(directory: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     Raises:
         FileExistsError: the directory already holds a checkpoint.
     """
-    import orbax.checkpoint as ocp  # 1.6 s; most uses need none of it.
-
-    directory = pathlib.Path(directory).absolute()
-    if (directory / ORBAX_ITEM).exists():
-        raise FileExistsError(f"{directory / ORBAX_ITEM} exists already; choose another directory")
+    directory = pathlib.Path(directory)
+    item = new_orbax_item(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    with ocp.StandardCheckpointer() as checkpointer:
-        checkpointer.save(directory / ORBAX_ITEM, checkpoint.params)
+    write_orbax_item(item, checkpoint.params)
     save_file(dict(checkpoint.carried), directory / _CARRIED_FILE)
     _write_config(directory, checkpoint)
 
@@ -175,24 +167,8 @@ def _load_orbax(
     dtype: DTypeLike | None,
     param_dtype: DTypeLike | None,
 ) -> Checkpoint:
-    import orbax.checkpoint as ocp
-
-    path = directory.absolute() / ORBAX_ITEM
-    with ocp.StandardCheckpointer() as checkpointer:
-        with complete(directory):
-            stored = stored_arrays(checkpointer, path)
-        wanted = flatten_dict(abstract_params(config))
-        refuse(differences(stored, wanted), directory)
-        if param_dtype is None:
-            param_dtype = jnp.result_type(*{leaf.dtype for leaf in stored.values()})
-        config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-        target = {
-            key: jax.ShapeDtypeStruct(leaf.shape, config.param_dtype, sharding=device)
-            for key, leaf in wanted.items()
-        }
-        with complete(directory):
-            params = checkpointer.restore(path, unflatten_dict(target))
+    params, param_dtype = read_orbax_files(directory, abstract_params(config), param_dtype)
+    config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
     carried = load_file(directory / _CARRIED_FILE)
     return Checkpoint(DiffusionGemma(config), params, fields, carried)
 

@@ -1,0 +1,112 @@
+"""Reading and writing the weights of a model directory as an Orbax checkpoint."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Collection, Iterator, Mapping
+
+import jax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.typing import DTypeLike
+
+from jax_unmask.denoisers.layout import Path
+from jax_unmask.denoisers.tensor_files import check_shapes, widest
+from jax_unmask.denoisers.transformer import Params
+
+ORBAX_ITEM = "params"
+
+
+def has_orbax_files(directory: pathlib.Path) -> bool:
+    """Whether a directory holds weights as an Orbax checkpoint."""
+    return (directory / ORBAX_ITEM).is_dir()
+
+
+def new_orbax_item(directory: pathlib.Path) -> pathlib.Path:
+    """Where the weights of a directory go; it need not exist yet.
+
+    Raises:
+        FileExistsError: the directory already holds a checkpoint.
+    """
+    item = directory.absolute() / ORBAX_ITEM
+    if item.exists():
+        raise FileExistsError(f"{item} exists already; choose another directory or remove it")
+    return item
+
+
+def write_orbax_item(item: pathlib.Path, params: Params) -> None:
+    """Writes parameters as they are in memory; sharded ones by the processes that hold them."""
+    import orbax.checkpoint as ocp  # 1.6 s; most uses of a denoiser need none of it.
+
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(item, params)
+
+
+def read_orbax_files(
+    directory: pathlib.Path,
+    expected: Params,
+    param_dtype: DTypeLike | None = None,
+    *,
+    keeping: Collection[Path] = (),
+    places: Mapping[Path, jax.sharding.Sharding] | None = None,
+) -> tuple[Params, DTypeLike]:
+    """The parameters of a directory.
+
+    Args:
+        directory: the model directory.
+        expected: shapes of the parameters that its config calls for.
+        param_dtype: type of the parameters; by default the widest that is stored.
+        keeping: paths of the parameters that have the type in which they are stored instead.
+        places: sharding of each parameter by path; those without one go to the first device.
+
+    Returns:
+        The parameters and their type.
+
+    Raises:
+        ValueError: the checkpoint is damaged, or holds other tensors than the expected ones.
+    """
+    import orbax.checkpoint as ocp
+
+    item = directory.absolute() / ORBAX_ITEM
+    with ocp.StandardCheckpointer() as checkpointer:
+        with _complete(directory):
+            metadata = checkpointer.metadata(item).item_metadata
+            if metadata is None:
+                raise EOFError("its description is damaged")
+        check_shapes(shapes_of(metadata.tree), shapes_of(expected), directory)
+        stored = {path: leaf.dtype for path, leaf in flatten_dict(metadata.tree).items()}
+        if param_dtype is None:
+            param_dtype = widest(dtype for path, dtype in stored.items() if path not in keeping)
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        target = {
+            path: jax.ShapeDtypeStruct(
+                leaf.shape,
+                stored[path] if path in keeping else param_dtype,
+                sharding=(places or {}).get(path, device),
+            )
+            for path, leaf in flatten_dict(expected).items()
+        }
+        with _complete(directory):
+            return checkpointer.restore(item, unflatten_dict(target)), param_dtype
+
+
+def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
+    """Shape of every parameter by its path, as text."""
+    return {path: tuple(leaf.shape) for path, leaf in flatten_dict(params, sep="/").items()}
+
+
+@contextlib.contextmanager
+def _complete(directory: pathlib.Path) -> Iterator[None]:
+    """Turns whatever Orbax and TensorStore raise over damaged files into one error that says so.
+
+    Raises:
+        ValueError: the checkpoint cannot be read.
+    """
+    try:
+        yield
+    except Exception as error:  # They raise bare Exceptions among others.
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(
+            f"{directory} is not a complete Orbax checkpoint ({reason}); copy it again, or convert "
+            "the model again with jax_unmask.convert"
+        ) from error
