@@ -1,9 +1,7 @@
 """Trains an unmasking policy against a shipped small denoiser: `:sudoku` or `:arithmetic`."""
 
 from jax_unmask import config as defaults
-
-# Canvas length and block length of semi-autoregressive evaluation.
-SHAPES = {"sudoku": (16, 4), "arithmetic": (32, 8)}
+from jax_unmask.shipped import shipped_lengths, shipped_models
 
 HEURISTICS = (
     "random:tokens_per_step=1|2|4|8",
@@ -20,12 +18,13 @@ HEURISTICS = (
 
 
 def get_config(task: str = "sudoku"):
-    if task not in SHAPES:
-        raise ValueError(f"tiny_policy.py:{task} is unknown; use :sudoku or :arithmetic")
-    length, block = SHAPES[task]
+    if task not in shipped_models():
+        known = " or ".join(f":{name}" for name in shipped_models())
+        raise ValueError(f"tiny_policy.py:{task} is unknown; use {known}")
+    prompt_length, length, block = shipped_lengths(task)
     config = defaults.policy_grpo()
     config.task.name = task
-    config.task.prompt_length = {"sudoku": 17, "arithmetic": 17}[task]
+    config.task.prompt_length = prompt_length
     config.task.truncate_prompts = False
     config.model.update(path=task, dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=length, block_length=length)

@@ -12,17 +12,16 @@ with 4 pairs, `diffu_grpo`, `espo` with 4 pairs.
 """
 
 from jax_unmask import config as defaults
-
-# Canvas length and block length of semi-autoregressive evaluation.
-SHAPES = {"sudoku": (16, 4), "arithmetic": (32, 8)}
+from jax_unmask.shipped import shipped_lengths, shipped_models
 
 
 def get_config(task: str = "sudoku"):
-    if task not in SHAPES:
-        raise ValueError(f"tracerl.py:{task} is unknown; use :sudoku or :arithmetic")
-    length, block = SHAPES[task]
+    if task not in shipped_models():
+        known = " or ".join(f":{name}" for name in shipped_models())
+        raise ValueError(f"tracerl.py:{task} is unknown; use {known}")
+    prompt_length, length, block = shipped_lengths(task)
     config = defaults.tracerl()
-    config.task.update(name=task, prompt_length=17, truncate_prompts=False)
+    config.task.update(name=task, prompt_length=prompt_length, truncate_prompts=False)
     config.model.path = f"runs/early_{task}/model"
     config.model.update(dtype="float32", param_dtype="float32", remat=False)
     config.rollout.update(gen_length=length, block_length=length, temperature=1.0)

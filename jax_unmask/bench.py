@@ -30,11 +30,11 @@ from jax_unmask.benchmarks import (
     subjects,
     tables,
 )
-from jax_unmask.evaluation.bundle import shipped_models
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.runtime.compilation import CompileTimes
 from jax_unmask.runtime.files import atomic_write
+from jax_unmask.shipped import Lengths, shipped_lengths, shipped_models
 
 _EPILOG = """\
 three things can be measured:
@@ -61,7 +61,7 @@ three things can be measured:
   rollout, reward and update.
 
 example:
-  python -m jax_unmask.bench --model=sudoku --task=sudoku --gen_length=16 --block_length=4
+  python -m jax_unmask.bench --model=sudoku --task=sudoku
 """
 _RANDOM_PROMPT_LENGTH = 64
 # A mixture is a way to train, not a task to pose.
@@ -87,11 +87,15 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--prompt_length",
         type=int,
-        help="prompt tokens; default: the preset's, the task's longest, or "
-        f"{_RANDOM_PROMPT_LENGTH} random ones",
+        help="prompt tokens; default: those of the task's longest prompt, of the preset or the "
+        f"shipped model, or {_RANDOM_PROMPT_LENGTH} random ones",
     )
-    add("--gen_length", type=int, help="canvas length; default: the preset's")
-    add("--block_length", type=int, help="block length; default: the preset's")
+    add("--gen_length", type=int, help="canvas length; default: the preset's or shipped model's")
+    add(
+        "--block_length",
+        type=int,
+        help="block length; default: the preset's or shipped model's",
+    )
     add(
         "--policy",
         default="top_confidence:tokens_per_step=1",
@@ -178,8 +182,12 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ValueError(
             "--task needs a tokenizer, which a --preset lacks; leave it out, or give --model"
         )
-    if args.model is not None and None in (args.gen_length, args.block_length):
-        raise ValueError("--model needs --gen_length and --block_length (only presets have them)")
+    known = args.model is None or args.model in shipped_models()
+    if not known and None in (args.gen_length, args.block_length):
+        raise ValueError(
+            f"--model={args.model} needs --gen_length and --block_length (only presets and shipped "
+            "models have them)"
+        )
 
 
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
@@ -225,11 +233,7 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if module is not None and caches != [None]:
         raise ValueError("--reference is compared with rollouts without a cache; leave out --cache")
     policy, policy_params = policies.parse_policy(args.policy)
-    if args.preset is not None:
-        preset = subjects.find_preset(args.preset)
-        for name in ("prompt_length", "gen_length", "block_length"):
-            if getattr(args, name) is None:
-                setattr(args, name, getattr(preset, name))
+    _complete_lengths(args)
     settings = RolloutSettings(
         gen_length=args.gen_length,
         block_length=args.block_length,
@@ -294,6 +298,23 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             for row, comparison in zip(rows, comparisons, strict=True)
         ]
     return record, tables.rollouts_text(args.policy, subject, settings, peak, rows, comparisons)
+
+
+def _complete_lengths(args: argparse.Namespace) -> None:
+    """Fills in the lengths that were not given and that the preset or the model knows."""
+    made_for: subjects.Preset | Lengths
+    if args.preset is not None:
+        made_for = subjects.find_preset(args.preset)
+    elif args.model in shipped_models():
+        made_for = shipped_lengths(args.model)
+    else:
+        return
+    names = ["gen_length", "block_length"]
+    if args.task is None:  # The prompts of a task are as long as they are.
+        names.append("prompt_length")
+    for name in names:
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(made_for, name))
 
 
 def _batch_sizes(text: str) -> list[int]:

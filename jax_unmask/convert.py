@@ -17,7 +17,7 @@ from jax_unmask import commands, denoisers
 from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.denoisers.tokenizer import has_tokenizer
-from jax_unmask.evaluation.bundle import resolve_model, shipped_models
+from jax_unmask.shipped import resolve_model, shipped_models
 
 logger = logging.getLogger(__name__)
 

@@ -22,13 +22,13 @@ from jax_unmask import commands, denoisers, validation
 from jax_unmask.denoisers import families
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.denoisers.quantization import quantize_params
-from jax_unmask.evaluation.bundle import resolve_model
 from jax_unmask.learners.experts import with_experts
 from jax_unmask.recipes.base import check_fits
 from jax_unmask.recipes.policy_grpo import Parts, build_parts
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.config import ConfigError
+from jax_unmask.shipped import resolve_model
 
 
 @dataclasses.dataclass(frozen=True)

@@ -22,6 +22,7 @@ from jax_unmask.evaluation.bundle import load_model
 from jax_unmask.evaluation.measure import measure
 from jax_unmask.rollout import RolloutSettings
 from jax_unmask.runtime import compilation
+from jax_unmask.shipped import shipped_lengths, shipped_models
 
 # Weights and computation, and what the layers' matrices are stored in.
 VARIANTS = (
@@ -30,7 +31,6 @@ VARIANTS = (
     *(("float32", kind) for kind in TYPES),
     *(("bfloat16", kind) for kind in TYPES),
 )
-_SHAPES = {"sudoku": (16, 16), "arithmetic": (32, 8)}
 _SPLIT: Any = "test"
 
 
@@ -38,13 +38,16 @@ def parser() -> argparse.ArgumentParser:
     """The command line."""
     described = argparse.ArgumentParser(prog="python -m jax_unmask.benchmarks.quantization")
     add = described.add_argument
-    add("--model", choices=tuple(_SHAPES), required=True, help="a shipped model, on its own task")
+    add("--model", choices=shipped_models(), required=True, help="a shipped model, on its own task")
+    add("--block_length", type=int, help="default: that of the shipped model")
     add("--policy", default="threshold:threshold=0.9", help="default: %(default)s")
     add("--problems", type=int, default=1000, help="of the test split; default: %(default)s")
     return described
 
 
-def compare(model: str, policy: str, problems: int) -> list[dict[str, Any]]:
+def compare(
+    model: str, policy: str, problems: int, block_length: int | None = None
+) -> list[dict[str, Any]]:
     """One row per variant; the first is what the others are compared with.
 
     Args:
@@ -52,8 +55,10 @@ def compare(model: str, policy: str, problems: int) -> list[dict[str, Any]]:
         policy: in the notation of `policies.parse_policy`.
         problems: how many of its task's test problems are decoded. Predictions are compared on
             their answers, each with a random part masked out.
+        block_length: that of decoding; None for what the model was trained for.
     """
-    length, block = _SHAPES[model]
+    _, length, block = shipped_lengths(model)
+    block = block if block_length is None else block_length
     settings = RolloutSettings(gen_length=length, block_length=block)
     task = tasks.create(model)
     source = task.source(_SPLIT)
@@ -158,7 +163,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     commands.set_up_logging()
     compilation.enable_cache()
     with commands.clear_errors():
-        sys.stdout.write(table(compare(args.model, args.policy, args.problems)) + "\n")
+        sys.stdout.write(
+            table(compare(args.model, args.policy, args.problems, args.block_length)) + "\n"
+        )
 
 
 if __name__ == "__main__":

@@ -10,8 +10,9 @@ import numpy as np
 
 from jax_unmask import denoisers, tasks
 from jax_unmask.denoisers import Denoiser, DenoiserConfig, Params, Tokenizer
-from jax_unmask.evaluation.bundle import load_model, resolve_model
+from jax_unmask.evaluation.bundle import load_model
 from jax_unmask.rollout import Prompts
+from jax_unmask.shipped import resolve_model
 
 
 @dataclasses.dataclass(frozen=True)

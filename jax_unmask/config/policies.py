@@ -13,7 +13,7 @@ def policy_grpo() -> ConfigDict:
     config = common("policy_grpo")
     config.model = ConfigDict(
         {
-            # A shipped model ("sudoku", "arithmetic"), a local Hugging Face or Orbax directory, or
+            # A shipped model (such as "sudoku"), a local Hugging Face or Orbax directory, or
             # a hub name.
             "path": "GSAI-ML/LLaDA-8B-Instruct",
             "dtype": "bfloat16",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.resources
 import json
 import pathlib
 from typing import Any
@@ -12,6 +11,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, tasks
 from jax_unmask.runtime.config import ConfigError
+from jax_unmask.shipped import resolve_model, shipped_models
 from jax_unmask.tasks.base import Task
 
 
@@ -38,7 +38,7 @@ def load_bundle(config: ConfigDict) -> Bundle:
     """Builds the parts from `config.model` and `config.task`.
 
     Args:
-        config: a full config; `model.path` is a shipped name ("sudoku", "arithmetic"), a local
+        config: a full config; `model.path` is a shipped name (such as "sudoku"), a local
             Hugging Face or Orbax directory, or a hub name.
 
     Raises:
@@ -203,23 +203,3 @@ def _data_path(config: ConfigDict) -> str:
             f"Give the directory that holds {needed}",
         )
     return path
-
-
-def assets() -> pathlib.Path:
-    """Where the files lie that ship with the package."""
-    return pathlib.Path(str(importlib.resources.files("jax_unmask"))) / "assets"
-
-
-def shipped_models() -> list[str]:
-    """Names of the denoisers that ship with the package."""
-    return sorted(path.parent.name for path in assets().glob("*/config.json"))
-
-
-def shipped_policies() -> list[str]:
-    """Names of the policies that ship with the package."""
-    return sorted(path.parent.name for path in assets().glob("policies/*/policy_config.json"))
-
-
-def resolve_model(path: str) -> str:
-    """The directory of a shipped model, or `path` itself (write "./sudoku" for a directory)."""
-    return str(assets() / path) if path in shipped_models() else path

@@ -12,10 +12,10 @@ from ml_collections import ConfigDict
 
 from jax_unmask import policies
 from jax_unmask.evaluation import grid
-from jax_unmask.evaluation.bundle import shipped_policies
 from jax_unmask.policies.base import Params, Policy
 from jax_unmask.report import results
 from jax_unmask.runtime.config import ConfigError
+from jax_unmask.shipped import shipped_policies
 
 _SEED = re.compile(r"(?P<method>.+?)[-_]seed(?P<seed>\d+)")
 # Written with a task in mind, and no published heuristics.

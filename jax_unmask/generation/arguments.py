@@ -12,15 +12,14 @@ from jax_unmask import policies, tasks
 from jax_unmask.denoisers import DenoiserConfig, Tokenizer, diffusion_gemma, families, hub
 from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.denoisers.sampling import Sampling
-from jax_unmask.evaluation.bundle import load_model, resolve_model, shipped_models
+from jax_unmask.evaluation.bundle import load_model
 from jax_unmask.generation import canvases
 from jax_unmask.generation.answers import MaskedWriter, Prompt, Writer
 from jax_unmask.rollout import RolloutSettings, parse_cache
+from jax_unmask.shipped import resolve_model, shipped_lengths, shipped_models
 from jax_unmask.tasks.base import Example, Split, Task
 
 _SPLIT: Split = "test"
-_MADE_FOR = {"sudoku": (16, 4), "arithmetic": (32, 8)}
-"""Canvas and block length that the shipped models were trained for."""
 _DEFAULT_LENGTH = 128
 _DEFAULT_POLICY = "threshold:threshold=0.9"
 # A mixture is a way to train, not a task to pose.
@@ -238,7 +237,9 @@ def settings(
         ValueError: a length or a sampling argument is out of range, or the cache is not for the
             denoiser.
     """
-    length, block = _MADE_FOR.get(args.model, (_DEFAULT_LENGTH, 0))
+    length, block = _DEFAULT_LENGTH, 0
+    if args.model in shipped_models():
+        _, length, block = shipped_lengths(args.model)
     length = length if args.gen_length is None else args.gen_length
     trained_block = None if config is None else config.attention_block
     if args.block_length is not None:

@@ -155,6 +155,17 @@ class TestRollouts:
         )
         assert record["rollouts"][0]["prompt_length"] == 17
 
+    def test_a_shipped_model_knows_its_lengths(self, capsys, tmp_path):
+        record, _ = run(
+            capsys,
+            tmp_path,
+            *("--model=sudoku", "--policy=top_confidence:tokens_per_step=4"),
+            *("--batch_sizes=1", "--repeats=1"),
+        )
+        settings, (row,) = record["settings"], record["rollouts"]
+        assert (settings["gen_length"], settings["block_length"]) == (16, 4)
+        assert (row["prompt_length"], row["forwards"]) == (17, 4)
+
     def test_as_a_command_with_a_preset(self, tmp_path):
         path = tmp_path / "speed.json"
         result = subprocess.run(
@@ -330,7 +341,7 @@ class TestBreakdown:
         (("--preset=tiny", "--config.seed=1"), "unknown argument --config.seed=1"),
         (("--preset=tiny", "--vocab_chunk=0"), "--vocab_chunk=0 must be at least 1"),
         (("--model=/no/such", *SHAPE), "/no/such does not exist"),
-        (("--model=/no/such",), "--model needs --gen_length and --block_length"),
+        (("--model=/no/such",), "--model=/no/such needs --gen_length and --block_length"),
     ],
 )
 def test_says_what_is_wrong(capsys, arguments, message):

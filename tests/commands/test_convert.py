@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from jax_unmask import commands, convert, denoisers
-from jax_unmask.evaluation.bundle import assets
+from jax_unmask.shipped import assets
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 

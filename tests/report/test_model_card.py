@@ -9,9 +9,9 @@ import pytest
 
 import jax_unmask
 from jax_unmask import config as defaults
-from jax_unmask.evaluation.bundle import shipped_policies
 from jax_unmask.report import results
 from jax_unmask.report.model_card import policy_card, write_policy_card
+from jax_unmask.shipped import shipped_policies
 
 POLICIES = pathlib.Path(jax_unmask.__file__).parent / "assets" / "policies"
 STEPS = [{"step": step, "accuracy": step / 100, "nfe": 4.0, "reward": 0.5} for step in range(1, 31)]

@@ -1,0 +1,59 @@
+"""The models and policies that ship with the package.
+
+Each model is a directory under `assets/` in its family's own format. Its `generation_config.json`
+says for what lengths it was trained. Each policy is a directory under `assets/policies/`. Nothing
+else lists them: a directory that is added there is known to all commands.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+import json
+import pathlib
+from typing import NamedTuple
+
+
+class Lengths(NamedTuple):
+    """What a shipped model was trained for, in tokens.
+
+    Attributes:
+        prompt_length: budget of prompts.
+        gen_length: canvas length L.
+        block_length: block length of semi-autoregressive generation.
+    """
+
+    prompt_length: int
+    gen_length: int
+    block_length: int
+
+
+def assets() -> pathlib.Path:
+    """Where the files lie that ship with the package."""
+    return pathlib.Path(str(importlib.resources.files("jax_unmask"))) / "assets"
+
+
+def shipped_models() -> list[str]:
+    """Names of the denoisers that ship with the package; each is that of its task."""
+    return sorted(path.parent.name for path in assets().glob("*/config.json"))
+
+
+def shipped_policies() -> list[str]:
+    """Names of the policies that ship with the package."""
+    return sorted(path.parent.name for path in assets().glob("policies/*/policy_config.json"))
+
+
+def resolve_model(path: str) -> str:
+    """The directory of a shipped model, or `path` itself (write "./sudoku" for a directory)."""
+    return str(assets() / path) if path in shipped_models() else path
+
+
+def shipped_lengths(name: str) -> Lengths:
+    """What a shipped model was trained for.
+
+    Raises:
+        ValueError: `name` is not that of one.
+    """
+    if name not in shipped_models():
+        raise ValueError(f"{name!r} is no shipped model; there are {', '.join(shipped_models())}")
+    fields = json.loads((assets() / name / "generation_config.json").read_text(encoding="utf-8"))
+    return Lengths(**fields)

@@ -1,0 +1,28 @@
+"""What ships with the package fits together."""
+
+from __future__ import annotations
+
+import pytest
+
+from jax_unmask import tasks
+from jax_unmask.denoisers.pretrained import read_config
+from jax_unmask.shipped import assets, resolve_model, shipped_lengths, shipped_models
+
+
+def test_models_are_named_after_their_tasks():
+    assert {"sudoku", "arithmetic"} <= set(shipped_models()) <= set(tasks.names())
+    assert shipped_lengths("arithmetic") == (17, 32, 8)
+
+
+@pytest.mark.parametrize("name", shipped_models())
+def test_lengths_are_those_that_the_model_holds(name):
+    lengths = shipped_lengths(name)
+    assert lengths.prompt_length + lengths.gen_length == read_config(assets() / name).max_length
+    assert lengths.gen_length % lengths.block_length == 0
+
+
+def test_other_names_are_paths():
+    assert resolve_model("sudoku") == str(assets() / "sudoku")
+    assert resolve_model("./sudoku") == "./sudoku"
+    with pytest.raises(ValueError, match=r"'\./sudoku' is no shipped model; there are arithmetic"):
+        shipped_lengths("./sudoku")
