@@ -80,22 +80,7 @@ def read_rows(path: str | os.PathLike[str]) -> list[Row]:
     Raises:
         ValueError: a line is not a JSON object with a "key"; names the line.
     """
-    path = pathlib.Path(path)
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or "key" not in row:
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with a 'key', found "
-                f"{line[:80]!r}. Repair or delete the line, or give another directory."
-            )
-        rows.append(row)
-    return rows
+    return files.read_json_rows(path, "key")
 
 
 def read_outcomes(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import glob
-import json
 import math
 import pathlib
 from collections.abc import Iterable
 from typing import Any
+
+from jax_unmask.runtime.files import read_json_rows
 
 METRICS = "metrics.jsonl"
 _MOST_POINTS = 400
@@ -46,17 +47,7 @@ def read_curves(paths: Iterable[pathlib.Path]) -> list[dict[str, Any]]:
 
 
 def _run(path: pathlib.Path) -> dict[str, Any]:
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except ValueError:
-            row = None
-        if not isinstance(row, dict) or "step" not in row:
-            raise ValueError(
-                f"{path}, line {number}: expected a JSON object with a 'step', found {line[:60]!r}"
-            )
-        rows.append(row)
+    rows = read_json_rows(path, "step")
     width = max(-(-len(rows) // _MOST_POINTS), 1)
     groups = [rows[start : start + width] for start in range(0, len(rows), width)]
     names = dict.fromkeys(name for row in rows for name in row if name != "step")

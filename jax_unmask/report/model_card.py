@@ -10,6 +10,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jax_unmask.report.results import TRAINED
+from jax_unmask.runtime.files import read_json_rows
 
 CARD = "README.md"
 _LAST = 20
@@ -90,9 +91,10 @@ def write_policy_card(
         settings: see `policy_card`.
         workdir: holds `metrics.jsonl` and, after an evaluation, `results.jsonl`.
     """
-    rows = _lines(workdir / "results.jsonl")
+    steps = read_json_rows(workdir / "metrics.jsonl", "step")
+    rows = read_json_rows(workdir / "results.jsonl", "label")
     results = [row for row in rows if row["label"] == TRAINED]
-    card = policy_card(config, settings, _lines(workdir / "metrics.jsonl"), results)
+    card = policy_card(config, settings, steps, results)
     (directory / CARD).write_text(card, encoding="utf-8")
 
 
@@ -145,9 +147,3 @@ def _measured(results: Sequence[Mapping[str, Any]]) -> list[str]:
             for row in results
         ),
     ]
-
-
-def _lines(path: pathlib.Path) -> list[dict[str, Any]]:
-    if not path.is_file():
-        return []
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line]

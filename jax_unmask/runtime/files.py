@@ -1,10 +1,12 @@
-"""Writing files such that a reader, or a crash, never meets half of one."""
+"""Files of rows, and writing files such that a reader, or a crash, never meets half of one."""
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import uuid
+from typing import Any
 
 
 def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
@@ -39,3 +41,31 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_json_rows(path: str | os.PathLike[str], field: str) -> list[dict[str, Any]]:
+    """The rows of a JSON Lines file, none where it does not exist.
+
+    Args:
+        path: the file.
+        field: what every row must have.
+
+    Raises:
+        ValueError: a line is not a JSON object with that field; names file and line.
+    """
+    path = pathlib.Path(path)
+    if not path.exists():
+        return []
+    rows = []
+    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+        try:
+            row = json.loads(line)
+        except ValueError:
+            row = None
+        if not isinstance(row, dict) or field not in row:
+            raise ValueError(
+                f"{path}, line {number}: expected a JSON object with a {field!r}, found "
+                f"{line[:80]!r}. Repair or delete the line, or give another place."
+            )
+        rows.append(row)
+    return rows
