@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 
+import tiny
 from jax_unmask import denoisers, train
 from jax_unmask.denoisers.families import llada
 from jax_unmask.recipes import RECIPES
@@ -30,19 +31,12 @@ STEPS, SAVED = 4, 2
 
 def save_denoiser(directory: pathlib.Path, vocab_size: int, *, mask: int, eos: int) -> None:
     """Writes random weights and config.json; the tokenizer is there already."""
-    config = denoisers.DenoiserConfig(
-        family="llada",
+    config = tiny.denoiser_config(
         vocab_size=vocab_size,
         hidden_size=32,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
         head_dim=16,
         intermediate_size=32,
-        rope_theta=10000.0,
-        norm_eps=1e-5,
         max_length=256,
-        tie_embeddings=False,
         mask_token_id=mask,
         eos_token_id=eos,
         pad_token_id=eos,

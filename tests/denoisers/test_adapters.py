@@ -10,23 +10,15 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+import tiny
 from jax_unmask import denoisers
 
-CONFIG = denoisers.DenoiserConfig(
-    family="llada",
+CONFIG = tiny.denoiser_config(
     vocab_size=32,
-    hidden_size=16,
     num_layers=2,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=8,
     intermediate_size=24,
-    max_length=32,
     mask_token_id=31,
     eos_token_id=30,
-    rope_theta=10000.0,
-    norm_eps=1e-5,
-    tie_embeddings=False,
     pad_token_id=30,
 )
 PARAMS = denoisers.init_params(CONFIG, jax.random.key(0))

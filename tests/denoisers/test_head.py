@@ -14,27 +14,12 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file
 from scipy.special import log_softmax, softmax
 
+import tiny
 from jax_unmask import denoisers
 from jax_unmask.denoisers import head
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
-CONFIG = denoisers.DenoiserConfig(
-    family="llada",
-    vocab_size=37,
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=16,
-    rope_theta=10_000.0,
-    norm_eps=1e-5,
-    max_length=32,
-    tie_embeddings=False,
-    mask_token_id=2,
-    eos_token_id=1,
-    pad_token_id=1,
-)
+CONFIG = tiny.denoiser_config(vocab_size=37, mask_token_id=2, eos_token_id=1, pad_token_id=1)
 MASK = CONFIG.mask_token_id
 SCORE = jax.jit(
     head.score_candidates,

@@ -10,7 +10,8 @@ import numpy as np
 import optax
 import pytest
 
-from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_params
+import tiny
+from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.experts import ExpertPolicy, merge_groups, with_experts
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.policy_loss import mixture_log_prob
@@ -23,23 +24,7 @@ from jax_unmask.rollout.trajectory import Prompts, RolloutSettings
 PROMPTS, GROUP, EXPERTS, LENGTH, BLOCK = 2, 2, 1, 8, 4
 NETWORK = NetworkConfig(hidden_dim=16, feedforward_dim=16, time_embed_dim=8, top_k=2, entropy=True)
 DENOISER = Denoiser(
-    DenoiserConfig(
-        family="llada",
-        vocab_size=16,
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
-        intermediate_size=16,
-        rope_theta=1e4,
-        norm_eps=1e-5,
-        max_length=32,
-        tie_embeddings=False,
-        mask_token_id=15,
-        eos_token_id=14,
-        pad_token_id=14,
-    )
+    tiny.denoiser_config(vocab_size=16, mask_token_id=15, eos_token_id=14, pad_token_id=14)
 )
 
 

@@ -7,29 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_params
+import tiny
+from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.corruption import Corruption, Masking, corrupt
 from jax_unmask.learners.optim import make_optimizer
 from jax_unmask.learners.sft import SftBatch, SftLearner, masked_cross_entropy
 from jax_unmask.rollout.trajectory import Prompts
 
-CONFIG = DenoiserConfig(
-    family="llada",
-    vocab_size=12,
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=32,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    max_length=32,
-    tie_embeddings=False,
-    mask_token_id=11,
-    eos_token_id=10,
-    pad_token_id=10,
-)
+CONFIG = tiny.denoiser_config(intermediate_size=32)
 DENOISER = Denoiser(CONFIG)
 ROWS, PROMPT, LENGTH = 4, 3, 6
 

@@ -10,30 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_params
+import tiny
+from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.surrogates import Autoregressive, Canvas, SemiAutoregressive
 from jax_unmask.learners.trace import Responses
 from jax_unmask.learners.tracerl import TraceLearner
 from jax_unmask.rollout import Prompts
 
-CONFIG = DenoiserConfig(
-    family="dream",
-    vocab_size=12,
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=16,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    max_length=32,
-    tie_embeddings=False,
-    mask_token_id=11,
-    eos_token_id=10,
-    pad_token_id=10,
-    logits_shift=True,
-)
+CONFIG = tiny.denoiser_config(family="dream", logits_shift=True)
 
 
 def test_semi_autoregressive_states():

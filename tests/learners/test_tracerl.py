@@ -11,7 +11,8 @@ import optax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_adapters, init_params
+import tiny
+from jax_unmask.denoisers import Denoiser, init_adapters, init_params
 from jax_unmask.learners.gae import trace_gae
 from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Trace
 from jax_unmask.learners.token_log_prob import token_log_prob
@@ -22,23 +23,7 @@ from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.policies import parse_policy
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 
-CONFIG = DenoiserConfig(
-    family="llada",
-    vocab_size=12,
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=16,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    max_length=32,
-    tie_embeddings=False,
-    mask_token_id=11,
-    eos_token_id=10,
-    pad_token_id=10,
-)
+CONFIG = tiny.denoiser_config()
 DENOISER = Denoiser(CONFIG)
 ROWS, PROMPT, LENGTH = 4, 3, 6
 KEPT = jnp.asarray([True, True, False, True])

@@ -14,7 +14,8 @@ import pytest
 from jax.extend.core import jaxprs_in_params
 from safetensors.numpy import load_file
 
-from jax_unmask.denoisers import Denoiser, DenoiserConfig, from_pretrained, init_params
+import tiny
+from jax_unmask.denoisers import Denoiser, from_pretrained, init_params
 from jax_unmask.denoisers.attention import Copies, attention, attention_in_copies
 from jax_unmask.learners.pairs import pack
 from jax_unmask.learners.surrogates import RandomMasking, Trace
@@ -30,24 +31,8 @@ FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 META = json.loads((FIXTURES / "tracerl" / "meta.json").read_text())
 CASES = {case["name"]: case for case in META["cases"]}
 ARRAYS = load_file(FIXTURES / "tracerl" / "cases.safetensors")
-CONFIG = DenoiserConfig(
-    family="sdar",
-    vocab_size=12,
-    hidden_size=16,
-    num_layers=2,
-    num_heads=2,
-    num_kv_heads=1,
-    head_dim=8,
-    intermediate_size=16,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    max_length=32,
-    tie_embeddings=False,
-    mask_token_id=11,
-    eos_token_id=10,
-    pad_token_id=10,
-    qk_norm=True,
-    attention_block=4,
+CONFIG = tiny.denoiser_config(
+    family="sdar", num_layers=2, num_kv_heads=1, qk_norm=True, attention_block=4
 )
 DENOISER = Denoiser(CONFIG)
 PROMPT, LENGTH = 7, 10

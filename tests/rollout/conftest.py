@@ -5,24 +5,16 @@ from __future__ import annotations
 import jax
 import pytest
 
+import tiny
 from jax_unmask import denoisers
 
 
 @pytest.fixture(scope="session")
 def random_model():
-    config = denoisers.DenoiserConfig(
-        family="llada",
+    config = tiny.denoiser_config(
         vocab_size=20,
-        hidden_size=16,
-        num_layers=1,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=8,
         intermediate_size=24,
-        rope_theta=1e4,
-        norm_eps=1e-5,
         max_length=64,
-        tie_embeddings=False,
         mask_token_id=2,
         eos_token_id=1,
         pad_token_id=1,

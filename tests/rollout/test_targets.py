@@ -7,27 +7,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unmask.denoisers import Denoiser, DenoiserConfig, init_params
+import tiny
+from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.policies import parse_policy
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 
-CONFIG = DenoiserConfig(
-    family="llada",
-    vocab_size=12,
-    hidden_size=16,
-    num_layers=1,
-    num_heads=2,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=16,
-    rope_theta=1e4,
-    norm_eps=1e-5,
-    max_length=32,
-    tie_embeddings=False,
-    mask_token_id=11,
-    eos_token_id=10,
-    pad_token_id=10,
-)
+CONFIG = tiny.denoiser_config()
 DENOISER = Denoiser(CONFIG)
 
 
