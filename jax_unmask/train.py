@@ -76,7 +76,8 @@ def _run(
     checkpoints: Checkpoints,
 ) -> TrainState | None:
     """The training loop. Returns the final state, or None if a signal ended it before."""
-    state = recipe.init()
+    # Bound to its devices, as a restored state is: another binding is another program to compile.
+    state = jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), recipe.init())
     total, done = config.train.steps, 0
     restored = checkpoints.restore(state.params, dataclasses.replace(state, params=None))
     if restored is not None:
@@ -88,7 +89,7 @@ def _run(
     if config.log.wandb:
         sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=config.to_dict()),)
     with (
-        Preemption() as preemption,
+        Preemption(config.checkpoint.grace_seconds) as preemption,
         MetricWriter(
             workdir, resume_step=done, tensorboard=config.log.tensorboard, sinks=sinks
         ) as writer,
@@ -124,6 +125,7 @@ def _run(
             if log:
                 writer.write_timings(step, timer.report())
             if stop and step < total:
+                checkpoints.wait()  # Within the grace period, as the saving is.
                 return None
     return state
 

@@ -55,7 +55,7 @@ def validate(config: ConfigDict) -> None:
         "Leave it empty, or run one process",
     )
     check.positive(config, "checkpoint.keep_latest")
-    check.non_negative(config, "checkpoint.keep_best", "seed")
+    check.non_negative(config, "checkpoint.keep_best", "checkpoint.grace_seconds", "seed")
     check.one_of(config, "checkpoint.best_mode", ("max", "min"))
     for key in ("model.dtype", "model.param_dtype"):
         check.one_of(config, key, ("float32", "bfloat16"))

@@ -33,7 +33,17 @@ def common(recipe: str) -> ConfigDict:
         }
     )
     config.checkpoint = ConfigDict(
-        {"every": 100, "keep_latest": 2, "keep_best": 1, "best_metric": "", "best_mode": "max"}
+        {
+            "every": 100,
+            "keep_latest": 2,
+            # Beside them, if `best_metric` names the metric that ranks them.
+            "keep_best": 1,
+            "best_metric": "",
+            "best_mode": "max",
+            # Seconds that the scheduler grants between SIGTERM and SIGKILL. A run that can't finish
+            # and save its step in that time leaves by itself and says so. 0: as long as it takes.
+            "grace_seconds": 0.0,
+        }
     )
     config.log = ConfigDict({"every": 1, "tensorboard": True, "wandb": False})
     return config

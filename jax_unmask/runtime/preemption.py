@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import socket
 import threading
 from types import FrameType, TracebackType
 from typing import Any, Self
 
 import jax
 from jax.experimental import multihost_utils
+
+OUT_OF_TIME = 128 + signal.SIGTERM
+"""Status of a process that could not save within its grace period; what a shell reports for one
+that SIGTERM ended."""
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +32,25 @@ class Preemption:
     A second SIGTERM ends the process at once. Under `jax.distributed`, JAX's own service receives
     the signal and makes all processes see the flag at the same step.
 
+    Python handles a signal when the interpreter gets to it, which is after the device has finished
+    a step. A thread that the operating system wakes at once keeps the time meanwhile.
+
+    Args:
+        grace_seconds: time from the signal to the end of the `with` block, after which the process
+            ends with status `OUT_OF_TIME`, whatever it is at; what it was saving then is no
+            checkpoint, and the one before it stays. 0 waits as long as it takes. Under
+            `jax.distributed` the time is not kept.
+
     Raises:
         RuntimeError: entered outside the main thread, where Python allows no signal handlers.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grace_seconds: float = 0.0) -> None:
+        self._grace_seconds = grace_seconds
         self._requested = False
         self._previous: Any = None
         self._is_distributed = False
+        self._left = threading.Event()
 
     def __enter__(self) -> Self:
         self._is_distributed = jax.distributed.is_initialized()
@@ -42,6 +59,11 @@ class Preemption:
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("Preemption must be entered in the main thread")
         self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self._receiver, self._sender = socket.socketpair()
+        self._sender.setblocking(False)
+        self._previous_fd = signal.set_wakeup_fd(self._sender.fileno())
+        self._keeper = threading.Thread(target=self._keep_time, name="grace period", daemon=True)
+        self._keeper.start()
         return self
 
     def __exit__(
@@ -50,12 +72,40 @@ class Preemption:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if not self._is_distributed:
-            signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+        if self._is_distributed:
+            return
+        self._left.set()
+        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+        signal.set_wakeup_fd(self._previous_fd)
+        self._sender.close()  # Ends the thread, if no signal did.
+        self._keeper.join()
+        self._receiver.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
         self._requested = True
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+    def _keep_time(self) -> None:
+        """Runs in a thread; gets one byte for each signal that reaches the process."""
+        while received := self._receiver.recv(1):
+            if received[0] == signal.SIGTERM:
+                break
+        else:
+            return
+        if self._grace_seconds <= 0:
+            return
+        logger.warning(
+            "SIGTERM received: %.0f s to finish the step under way and to save it",
+            self._grace_seconds,
+        )
+        if not self._left.wait(self._grace_seconds):
+            logger.error(
+                "The step under way was not saved within the grace period of %.0f s "
+                "(checkpoint.grace_seconds). Leaving; the next start goes on from the last "
+                "checkpoint. A smaller checkpoint.every loses less.",
+                self._grace_seconds,
+            )
+            os._exit(OUT_OF_TIME)
 
     def requested(self, step: int) -> bool:
         """Whether to save after this step and leave. To be called once per step, on every process.

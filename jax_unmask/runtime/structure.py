@@ -76,6 +76,20 @@ def require_same(saved: PyTree, wanted: PyTree, *, where: str, same_dtype: bool)
             )
 
 
+def bits(tree: PyTree) -> dict[str, np.ndarray]:
+    """The arrays of a tree, on the host, under names such as `opt/0/mu/kernel`.
+
+    Typed PRNG keys, which NumPy cannot hold, become their bits (uint32).
+    """
+
+    def on_host(leaf: Any) -> np.ndarray:
+        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+            leaf = jax.random.key_data(leaf)
+        return np.asarray(leaf)
+
+    return {name: on_host(leaf) for name, leaf in _leaves_by_path(tree).items()}
+
+
 def _leaves_by_path(tree: PyTree) -> dict[str, Any]:
     """Leaves under names such as `opt/0/mu/kernel`, the same for tuples, classes and dicts."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)

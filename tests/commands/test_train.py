@@ -137,11 +137,12 @@ def test_a_signal_between_two_log_lines_adds_none(tiny_config, tmp_path, monkeyp
     train.train(config, tmp_path / "undisturbed")
 
     recipe = RECIPES["sft"](config, tmp_path / "disturbed")
-    step = recipe.step
+    step, placed = recipe.step, []
 
     def step_and_signal(state, batch, timer):
         if state.step == 2:
             os.kill(os.getpid(), signal.SIGTERM)
+        placed.append([(leaf.sharding, leaf.committed) for leaf in jax.tree.leaves(state)])
         return step(state, batch, timer)
 
     monkeypatch.setattr(recipe, "step", step_and_signal)
@@ -151,6 +152,9 @@ def test_a_signal_between_two_log_lines_adds_none(tiny_config, tmp_path, monkeyp
     assert not (tmp_path / "disturbed" / "model").exists()
     train.train(config, tmp_path / "disturbed")
     assert [line["step"] for line in lines(tmp_path / "disturbed")] == [2, 4, 5]
+    # A state that is placed in another way, fresh, trained or restored, would be compiled for anew.
+    assert len(placed) == 5
+    assert all(each == placed[0] for each in placed)
     for name in ("metrics.jsonl", "model/model.safetensors"):
         contents = {(tmp_path / run / name).read_bytes() for run in ("disturbed", "undisturbed")}
         assert len(contents) == 1

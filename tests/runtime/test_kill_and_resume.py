@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import json
 import pathlib
-import random
+import shutil
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import numpy as np
 import pytest
 
+from jax_unmask import chaos
 from jax_unmask.runtime.checkpoints import Checkpoints
 
 TRAINER = pathlib.Path(__file__).with_name("tiny_trainer.py")
@@ -75,25 +75,28 @@ def undisturbed(finished_run):
     return result
 
 
-def test_kill_9_at_random_moments(tmp_path, undisturbed):
-    moments = random.Random(0)
-    for _ in range(3):
-        process = start(tmp_path)
-        step = moments.randrange(10, 20)
-        assert process.stdout is not None
-        for text in process.stdout:
-            word, number = text.split()
-            if word == "start":
-                step += int(number)
-            elif int(number) >= step:
-                break
-        # Saves take as long as a few steps, so some kills hit one in progress.
-        time.sleep(moments.uniform(0, 0.05))
-        process.kill()
-        assert process.wait(timeout=60) == -signal.SIGKILL
-    output = finish(start(tmp_path))
-    assert output.splitlines()[0] != "start 0", "the kills came before any checkpoint"
-    assert final(tmp_path) == undisturbed
+def test_ended_at_random_moments(tmp_path, finished_run, undisturbed):
+    shutil.copytree(finished_run, tmp_path / "undisturbed")
+    signals = (signal.SIGKILL, signal.SIGTERM)
+    kills, different = chaos.torture(start, tmp_path, kills=3, signals=signals, seed=39)
+    assert different == []
+    assert [(kill.moment, kill.signal) for kill in kills] == [
+        ("start", "SIGKILL"),
+        ("step", "SIGTERM"),
+        ("save", "SIGKILL"),
+    ]
+    assert kills[0].step == 0 < kills[1].step < kills[2].step < STEPS
+    text = chaos.summary(kills, different, tmp_path)
+    assert text.startswith("kills       3: ")
+    assert text.endswith("identical")
+
+
+def test_a_program_that_fails_by_itself_is_no_kill(tmp_path):
+    def fail(workdir):
+        return subprocess.Popen([sys.executable, "-c", "raise SystemExit(3)"])
+
+    with pytest.raises(chaos.Unexpected, match="ended with status 3 after step 0"):
+        chaos.torture(fail, tmp_path, kills=1)
 
 
 def test_sigterm_saves_and_exits_0_and_the_next_run_goes_on(tmp_path, undisturbed):

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 
 import pytest
 
@@ -29,6 +30,32 @@ def test_sigterm_sets_the_flag_and_the_old_handler_comes_back(handler):
     assert handler == []
     os.kill(os.getpid(), signal.SIGTERM)
     assert handler == [signal.SIGTERM]
+
+
+def test_a_step_that_outlasts_the_grace_period_ends_the_process(handler, monkeypatch, caplog):
+    ended = threading.Event()
+    statuses: list[int] = []
+    monkeypatch.setattr("os._exit", lambda status: (statuses.append(status), ended.set()))
+    with Preemption(grace_seconds=0.05):
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert ended.wait(timeout=30)
+    assert statuses == [143]
+    assert "was not saved within the grace period" in caplog.text
+    assert "checkpoint.every" in caplog.text
+
+
+def test_who_leaves_in_time_is_not_ended(handler, monkeypatch):
+    statuses: list[int] = []
+    monkeypatch.setattr("os._exit", statuses.append)
+    before = threading.active_count()
+    with Preemption(grace_seconds=0.2) as preemption:
+        os.kill(os.getpid(), signal.SIGTERM)
+        assert preemption.requested(1)
+    with Preemption(grace_seconds=0.2) as preemption:
+        assert not preemption.requested(1)
+    time.sleep(0.4)
+    assert statuses == []
+    assert threading.active_count() == before
 
 
 def test_only_the_main_thread_may_enter():
