@@ -40,8 +40,11 @@ example:
 Moment = Literal["start", "step", "save"]
 MOMENTS: tuple[tuple[Moment, float], ...] = (("start", 0.2), ("step", 0.4), ("save", 0.4))
 """When to kill, with the probability of each."""
-_SIGNALS = {"kill": (signal.SIGKILL,), "term": (signal.SIGTERM,)}
-_SIGNALS["both"] = _SIGNALS["kill"] + _SIGNALS["term"]
+_SIGNALS: dict[str, tuple[signal.Signals, ...]] = {
+    "kill": (signal.SIGKILL,),
+    "term": (signal.SIGTERM,),
+    "both": (signal.SIGKILL, signal.SIGTERM),
+}
 _POLL_SECONDS = 0.005
 # Nothing waits longer than this for a process to get on: it must be hanging.
 _PATIENCE_SECONDS = 1800.0
