@@ -17,14 +17,12 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.attention import Beside, rotary_table
 from jax_unmask.denoisers.config import DenoiserConfig, LayerRun
+from jax_unmask.denoisers.positions import block_causal, default_positions, unshift
 from jax_unmask.denoisers.transformer import (
     Block,
     Params,
     RMSNorm,
     Table,
-    block_causal,
-    default_positions,
-    unshift,
 )
 
 Put = Callable[[Array, Array], Array]

@@ -21,6 +21,7 @@ from jax_unmask.denoisers.attention import (
 )
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.moe import Experts
+from jax_unmask.denoisers.positions import block_causal, default_positions, unshift, window_of
 from jax_unmask.denoisers.quantization import matmul
 
 Params = dict[str, Any]
@@ -108,16 +109,18 @@ class Block(nn.Module):
         batch: int,
         last: int | None = None,
         keep: bool = False,
+        start: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "BS D"], KeysAndValues | None]:
-        """Gives all positions, or only the `last` ones (which see all).
+        """Gives all positions, or only some of them (which see all).
 
         Args:
             x: the residual stream.
             table: of the rotations.
             mask: which of the positions are seen; or what else is.
             batch: rows B.
-            last: how many positions to give.
+            last: how many positions to give; None for all.
             keep: whether to give the keys and values of the positions too.
+            start: first of the positions to give, in each row; by default they are the last ones.
         """
         cfg = self.config
         # Each layer adds two terms to the residual stream; scaled down, their sum keeps order 1.
@@ -142,11 +145,11 @@ class Block(nn.Module):
         key = turned("key", cfg.num_kv_heads, h, table)
         value = heads("value", cfg.num_kv_heads, h)
         if last is not None:
-            x, h = (y.reshape(batch, -1, y.shape[-1])[:, -last:] for y in (x, h))
-            x, h = (y.reshape(batch * last, -1) for y in (x, h))
-            table = (table[0][:, -last:], table[1][:, -last:])
-            if mask is not None and not isinstance(mask, Copies | Beside):
-                mask = mask[:, -last:]
+            x, h = (y.reshape(batch, -1, y.shape[-1]) for y in (x, h))
+            x, h = (window_of(y, last, start).reshape(batch * last, -1) for y in (x, h))
+            table = (window_of(table[0], last, start), window_of(table[1], last, start))
+            if mask is not None and not isinstance(mask, Copies | Beside) and mask.shape[1] > 1:
+                mask = window_of(mask, last, start)
         query = turned("query", cfg.num_heads, h, table)
         if isinstance(mask, Copies):
             attended = attention_in_copies(query, key, value, mask)
@@ -232,6 +235,7 @@ class Denoiser(nn.Module):
         positions: Int[Array, "B S"] | None = None,
         last: int | None = None,
         copies: Copies | None = None,
+        start: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B S D"]:
         """Last hidden state after the final norm, in the compute type.
 
@@ -241,10 +245,12 @@ class Denoiser(nn.Module):
                 at padded positions is finite and means nothing.
             positions: of the tokens in their text, for rotations and blocks; by default the number
                 of real tokens before each one, so that padding shifts nothing.
-            last: give only so many positions, the last ones; None for all (static). The last layer
-                then computes nothing but keys and values for the others.
+            last: give only so many positions; None for all (static). The last layer then computes
+                nothing but keys and values for the others.
             copies: the tokens are a text and a partly masked copy of it; then the labels alone say
                 what is attended, and `positions` must be given.
+            start: first of the positions to give, in each row, at most S - last; by default they
+                are the last ones.
 
         Raises:
             ValueError: the sequence is longer than the model was made for, or shorter than `last`;
@@ -279,26 +285,29 @@ class Denoiser(nn.Module):
         x = jnp.take(self.embedding, tokens.reshape(-1), axis=0).astype(cfg.dtype)
         # A state that was moved to the next position comes from one position before.
         window = None if last is None else min(last + cfg.logits_shift, length)
+        if last is not None and window is not None and start is not None:
+            start = start - (window - last)
         for run in self.runs[:-1]:
             x, _ = run(x, table, mask, batch)
         if window is None:
             x, _ = self.runs[-1](x, table, mask, batch)
         else:
-            x = self._last_run(window, x, table, mask, batch)
+            x = self._last_run(window, start, x, table, mask, batch)
         hidden = self.final_norm(x).reshape(batch, -1, x.shape[-1])
         if cfg.logits_shift:
-            hidden = unshift(hidden, attention_mask)
+            hidden = unshift(hidden, attention_mask, start)
         return hidden if last is None else hidden[:, -last:]
 
     def _last_run(
         self,
         window: int,
+        start: Int[Array, " B"] | None,
         x: Float[Array, "BS D"],
         table: Table,
         mask: Array | Copies | None,
         batch: int,
     ) -> Float[Array, "BL D"]:
-        """The last run of layers, the last layer for the last positions only."""
+        """The last run of layers, the last layer for some positions only."""
         kind = self.config.layer_runs[-1]
         stacked = self.runs[-1].variables["params"]
         block, final = Block(self.config, kind.has_experts, parent=None), kind.stop - kind.start - 1
@@ -307,7 +316,7 @@ class Denoiser(nn.Module):
             # Layer by layer: a slice of several layers would be a copy of their parameters.
             take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
             params = {"params": jax.tree.map(take, stacked)}
-            return block.apply(params, x, table, mask, batch, last)[0]
+            return block.apply(params, x, table, mask, batch, last, False, start)[0]
 
         return apply(final, jax.lax.fori_loop(0, final, apply, x), window)
 
@@ -332,37 +341,6 @@ def project(table: Float[Array, "V D"], hidden: Float[Array, "*B D"]) -> Float[A
         preferred_element_type=jnp.float32,
     )
     return logits.reshape(*hidden.shape[:-1], -1)
-
-
-def unshift(
-    hidden: Float[Array, "B L D"], attention_mask: Bool[Array, "B S"] | None
-) -> Float[Array, "B L D"]:
-    """Moves hidden states that score the next token to the position of the token that they score.
-
-    The first token of a text has none before it; its own state stays, as in the published code.
-
-    Args:
-        hidden: states of the last L of S positions. If L < S, the first of them has none to get.
-        attention_mask: True where a token is real.
-    """
-    moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
-    if attention_mask is None:
-        return moved
-    is_first = attention_mask & (jnp.cumsum(attention_mask, axis=-1) == 1)
-    return jnp.where(is_first[:, -hidden.shape[1] :, None], hidden, moved)
-
-
-def block_causal(positions: Int[Array, "#B S"], block: int) -> Bool[Array, "#B S S"]:
-    """True where a position (second axis) sees another: in its own block or one before it."""
-    blocks = positions // block
-    return blocks[:, :, None] >= blocks[:, None, :]
-
-
-def default_positions(attention_mask: Bool[Array, "B S"] | None, length: int) -> Int[Array, "#B S"]:
-    """The number of real tokens before each one; 0, 1, 2, ... where nothing is padded."""
-    if attention_mask is None:
-        return jnp.arange(length, dtype=jnp.int32)[None]
-    return jnp.maximum(jnp.cumsum(attention_mask, axis=-1, dtype=jnp.int32) - 1, 0)
 
 
 @functools.partial(jax.jit, static_argnames="config")

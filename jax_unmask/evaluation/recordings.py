@@ -10,7 +10,7 @@ from jaxtyping import Array, Float
 
 from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.policies import LearnedPolicy
-from jax_unmask.policies.base import Policy
+from jax_unmask.policies.base import Needs, Observing, Policy
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, Watcher, rollout
 
 
@@ -24,15 +24,16 @@ def record(
     settings: RolloutSettings,
     watch: Watcher | None = None,
 ) -> tuple[Trajectory, Float[Array, "T B L"] | None]:
-    """Rolls out with records; arguments as `rollout.rollout`.
+    """Rolls out with records of the whole canvas; arguments as `rollout.rollout`.
 
     Returns:
         (the trajectory, the policy's probability of filling each position at each step), as NumPy
         arrays; no probabilities for policies that have none.
     """
     settings = dataclasses.replace(settings, record=True)
+    watched = Observing(policy, Needs(canvas=True))
     trajectory = rollout(
-        denoiser, denoiser_params, policy, policy_params, prompts, keys, settings, watch
+        denoiser, denoiser_params, watched, policy_params, prompts, keys, settings, watch
     )
     probability = None
     if isinstance(policy, LearnedPolicy):

@@ -14,38 +14,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Int
 
-from jax_unmask.policies.base import Action, Needs, Observation, Params, Policy
+from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.order import descending_ranks
 from jax_unmask.rollout.trajectory import Records
 
 Tree = TypeVar("Tree")
-
-
-@dataclasses.dataclass(frozen=True)
-class ExpertPolicy:
-    """An expert whose rollout also records what the policy that learns from it has to see.
-
-    Attributes:
-        expert: decides.
-        observer: what the learning policy needs; the expert need not read it.
-    """
-
-    expert: Policy
-    observer: Needs
-
-    @property
-    def needs(self) -> Needs:
-        """The needs of both."""
-        own = self.expert.needs
-        return Needs(
-            top_k=max(own.top_k, self.observer.top_k),
-            entropy=own.entropy or self.observer.entropy,
-            hidden=own.hidden or self.observer.hidden,
-        )
-
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """Acts as the expert does."""
-        return self.expert(params, obs, keys)
 
 
 def merge_groups(
@@ -103,7 +76,7 @@ def with_experts(
     Args:
         policy: records of the policy's P * G rows, in full diffusion.
         expert: records of P * E expert rows with the same canvas length, made by a policy whose
-            needs cover those of the learning policy (`ExpertPolicy`).
+            needs cover those of the learning policy (`policies.base.Observing`).
         group_size: G.
         num_experts: E.
 
@@ -145,14 +118,14 @@ def _as_seen_by(policy: Observation, expert: Observation) -> Observation:
         elif seen is None:
             raise ValueError(
                 f"the policy observes {name}, which the expert's records lack; wrap the expert in "
-                "ExpertPolicy(expert, policy.needs)"
+                "Observing(expert, policy.needs)"
             )
         optional[name] = seen
     top_k = policy.top_probs.shape[-1]
     if expert.top_probs.shape[-1] < top_k:
         raise ValueError(
             f"the policy observes top_k={top_k} probabilities, the expert's records hold "
-            f"{expert.top_probs.shape[-1]}; wrap the expert in ExpertPolicy(expert, policy.needs)"
+            f"{expert.top_probs.shape[-1]}; wrap the expert in Observing(expert, policy.needs)"
         )
     return dataclasses.replace(
         expert,

@@ -28,6 +28,8 @@ class Needs:
         top_k: how many of the largest probabilities per position (`Observation.top_probs`).
         entropy: whether `Observation.entropy` is filled.
         hidden: whether `Observation.hidden` (the denoiser's last hidden state) is filled.
+        canvas: whether it reads what is said of positions outside the current block. If not, the
+            rollout computes the last layer and the projection to the vocabulary in the block only.
         post_steps: None if tokens that it filled are final; otherwise the forwards that it wants at
             most on a block that holds no mask any more. They end with one that changes nothing.
     """
@@ -35,6 +37,7 @@ class Needs:
     top_k: int = 1
     entropy: bool = False
     hidden: bool = False
+    canvas: bool = False
     post_steps: int | None = None
 
 
@@ -42,8 +45,9 @@ class Needs:
 class Observation:
     """What a policy may read before one step. B rows, L canvas positions, K = `Needs.top_k`.
 
-    What is said of a position is what the last forward that computed it said. Without a cache that
-    is always this step's; with one, legal positions are up to date and others may not be.
+    What is said of a position is what the last forward that computed it said, and 0 if none did.
+    Positions of the current block are up to date, and without a cache so are all that the policy
+    reads (`Needs.canvas`).
 
     Attributes:
         candidate: token that would be written at each position.
@@ -110,6 +114,35 @@ class Policy(Protocol):
                 rows beside it.
         """
         ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Observing:
+    """A policy whose observations also hold what somebody else has to see.
+
+    Attributes:
+        policy: decides.
+        more: what else is to be observed.
+    """
+
+    policy: Policy
+    more: Needs
+
+    @property
+    def needs(self) -> Needs:
+        """Those of the policy, and the others."""
+        own = self.policy.needs
+        return Needs(
+            top_k=max(own.top_k, self.more.top_k),
+            entropy=own.entropy or self.more.entropy,
+            hidden=own.hidden or self.more.hidden,
+            canvas=own.canvas or self.more.canvas,
+            post_steps=own.post_steps,
+        )
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """Acts as the policy does."""
+        return self.policy(params, obs, keys)
 
 
 def select_settings(params: Params, select: Callable[[Array], Array], rows: int) -> Params:

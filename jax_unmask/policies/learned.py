@@ -62,7 +62,7 @@ class LearnedPolicy:
     @property
     def needs(self) -> Needs:
         """What the rollout must observe for the network."""
-        return self.network.needs
+        return dataclasses.replace(self.network.needs, canvas=self.context == "full")
 
     def init_params(self, key: Array, gen_length: int = 1) -> Params:
         """Fresh parameters.

@@ -18,9 +18,10 @@ from jax_unmask import policies
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.evaluation.bundle import load_bundle
 from jax_unmask.learners.advantages import group_advantages
-from jax_unmask.learners.experts import ExpertPolicy, merge_groups, with_experts
+from jax_unmask.learners.experts import merge_groups, with_experts
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
+from jax_unmask.policies.base import Observing
 from jax_unmask.recipes.base import (
     Metrics,
     build_cache,
@@ -73,7 +74,7 @@ class Parts:
     policy: policies.LearnedPolicy
     settings: RolloutSettings
     learner: PolicyLearner
-    expert: ExpertPolicy | None
+    expert: Observing | None
     expert_params: Any
     expert_settings: RolloutSettings
 
@@ -116,7 +117,7 @@ def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = ()) -> Parts:
         return Parts(policy, settings, learner, None, None, settings)
     expert, expert_params = policies.parse_policy(config.expert.policy)
     expert_settings = dataclasses.replace(settings, block_length=config.expert.block_length)
-    expert = ExpertPolicy(expert, policy.needs)
+    expert = Observing(expert, policy.needs)
     return Parts(policy, settings, learner, expert, expert_params, expert_settings)
 
 

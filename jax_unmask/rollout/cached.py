@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Int
 from jax_unmask.denoisers import cached as transformer
 from jax_unmask.denoisers.cached import KeyValueCache
 from jax_unmask.denoisers.head import Scores
-from jax_unmask.denoisers.transformer import Params, default_positions
+from jax_unmask.denoisers.positions import default_positions
+from jax_unmask.denoisers.transformer import Params
 from jax_unmask.policies.base import select_settings
 from jax_unmask.rollout.mdp import Held, Mdp, Rows
 from jax_unmask.rollout.slots import Chosen, Slots

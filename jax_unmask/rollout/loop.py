@@ -20,8 +20,9 @@ from typing import NamedTuple, cast
 import jax
 import jax.numpy as jnp
 from jax.experimental import io_callback
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Shaped
 
+from jax_unmask.denoisers.positions import window_of
 from jax_unmask.denoisers.transformer import Denoiser, Params
 from jax_unmask.policies.base import Observation, Policy, select_settings
 from jax_unmask.rollout.cached import cached_rollout
@@ -109,22 +110,37 @@ def rollout(
     if settings.cache is not None:
         return cached_rollout(mdp, policy_params, prompts, keys, watch)
 
-    def last_hidden(tokens: Int[Array, "S P"], held: Held) -> Array:
+    width = length if policy.needs.canvas else min(settings.block_length, length)
+
+    def last_hidden(tokens: Int[Array, "S P"], held: Held, start: Array | None) -> Array:
         tokens = jnp.concatenate([tokens, held.rows.canvas], axis=1)
         canvas_mask = jnp.ones(held.rows.canvas.shape, dtype=bool)
         attention_mask = jnp.concatenate([held.prompts.mask, canvas_mask], axis=1)
+        if start is not None:
+            start = start + held.prompts.tokens.shape[1]
         variables = {"params": denoiser_params}
-        hidden = mdp.denoiser.apply(variables, tokens, attention_mask, last=length, method="hidden")
+        hidden = mdp.denoiser.apply(
+            variables, tokens, attention_mask, last=width, start=start, method="hidden"
+        )
         return cast(Array, hidden)
 
     def observe(held: Held, step_keys: Array) -> Observation:
-        hidden = last_hidden(held.prompts.tokens, held)
+        start, targets = None, held.prompts.targets
+        if width < length:
+            # Blocks may be cut at both ends of the canvas; a window of their width is not.
+            start = jnp.minimum(mdp.block_start(held), length - width)
+            targets = None if targets is None else window_of(targets, width, start)
+        hidden = last_hidden(held.prompts.tokens, held, start)
         if settings.guidance > 0:
             # The head is linear, so logits are guided by guiding what goes into it.
-            nothing = last_hidden(jnp.full_like(held.prompts.tokens, mdp.mask_id), held)
+            nothing = last_hidden(jnp.full_like(held.prompts.tokens, mdp.mask_id), held, start)
             hidden = nothing + (settings.guidance + 1.0) * (hidden - nothing)
-        scores = mdp.score(hidden, step_keys, held.prompts.targets)
+        scores = mdp.score(hidden, step_keys, targets)
         seen = hidden.astype(jnp.float32) if policy.needs.hidden else None
+        if start is not None:
+            scores, seen = jax.tree.map(
+                functools.partial(in_canvas, start=start, length=length), (scores, seen)
+            )
         return mdp.observation(held, scores, seen)
 
     def advance(held: Held, params: Params) -> tuple[Rows, Records]:
@@ -179,6 +195,21 @@ def rollout(
         slots=settings.num_slots(batch),
         records=state.slots.by_row(state.records, rows.step, mdp.most_steps),
     )
+
+
+def in_canvas(
+    values: Shaped[Array, "S W ..."], start: Int[Array, " S"], length: int
+) -> Shaped[Array, "S L ..."]:
+    """What is known of a window of each canvas, in its place; 0 elsewhere.
+
+    Args:
+        values: of the positions of the windows.
+        start: first position of each window, at most L - W.
+        length: L.
+    """
+    whole = jnp.zeros((values.shape[0], length, *values.shape[2:]), values.dtype)
+    place = jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice_in_dim(row, x, at, 0))
+    return place(whole, values, start)
 
 
 def _write(state: _State, happened: Records) -> Records:

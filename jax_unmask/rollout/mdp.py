@@ -111,6 +111,11 @@ class Mdp:
         positions = jnp.arange(self.settings.gen_length)
         return (self.before(held)[:, None] + positions) // self.settings.block_length
 
+    def block_start(self, held: Held) -> Int[Array, " S"]:
+        """First canvas position of the current block."""
+        start = held.rows.block * self.settings.block_length - self.before(held)
+        return jnp.maximum(start, 0)
+
     def step_keys(self, held: Held) -> Array:
         """For each row a key of the denoiser's draw at this step and one of the policy's: [S, 2]"""
         keys = jax.vmap(jax.random.fold_in)(held.keys, held.rows.step)
@@ -142,7 +147,7 @@ class Mdp:
         self, held: Held, scores: Scores, hidden: Float[Array, "S L D"] | None
     ) -> Observation:
         """What the policy reads before a step, of the whole canvas."""
-        rows, block_length = held.rows, self.settings.block_length
+        rows = held.rows
         in_block = self.block_of(held) == rows.block[:, None]
         masked = rows.canvas == self.mask_id
         return Observation(
@@ -153,10 +158,10 @@ class Mdp:
             legal=masked & in_block,
             step=rows.step,
             step_in_block=rows.step_in_block,
-            block_start=jnp.maximum(rows.block * block_length - self.before(held), 0),
+            block_start=self.block_start(held),
             entropy=scores.entropy,
             hidden=hidden,
-            block_length=block_length,
+            block_length=self.settings.block_length,
         )
 
     def act(

@@ -174,6 +174,23 @@ def test_last_positions_are_those_of_the_whole(name, last):
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("width", [3, 12])
+def test_a_window_of_each_row_is_that_of_the_whole(name, width):
+    denoiser, params = load(name)
+    tokens = np.arange(36, dtype=np.int32).reshape(3, 12) * 7 % 300
+    real = np.arange(12) >= np.array([[0], [3], [5]])
+    start = np.minimum(np.array([0, 5, 9], np.int32), 12 - width)
+    apply = jax.jit(denoiser.apply, static_argnames=("last", "method"))
+    columns = start[:, None] + np.arange(width)
+    for mask in (None, real):
+        whole = apply({"params": params}, tokens, mask, method="hidden")
+        some = apply({"params": params}, tokens, mask, last=width, start=start, method="hidden")
+        shown = np.take_along_axis(real if mask is not None else np.ones_like(real), columns, 1)
+        expected = np.take_along_axis(np.asarray(whole), columns[..., None], axis=1)
+        np.testing.assert_allclose(some[shown], expected[shown], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", MODELS)
 class TestRoundTrips:
     def test_hugging_face_is_bit_exact(self, name, tmp_path):
         denoiser, params = load(name)

@@ -14,7 +14,8 @@ from safetensors.numpy import load_file
 
 from jax_unmask import denoisers
 from jax_unmask.denoisers.attention import attention
-from jax_unmask.denoisers.transformer import Block, default_positions, rotary_table
+from jax_unmask.denoisers.positions import default_positions
+from jax_unmask.denoisers.transformer import Block, rotary_table
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
 

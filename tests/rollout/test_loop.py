@@ -49,6 +49,45 @@ POLICIES = [
 ]
 
 
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """Another policy, which the rollout believes to read the whole canvas; or to read less."""
+
+    policy: object
+    canvas: bool
+
+    @property
+    def needs(self) -> Needs:
+        return dataclasses.replace(self.policy.needs, canvas=self.canvas, top_k=2, entropy=True)
+
+    def __call__(self, params, obs, keys):
+        return self.policy(params, obs, keys)
+
+
+@pytest.mark.parametrize(("policy", "params"), POLICIES, ids=["threshold", "random", "lazy"])
+@pytest.mark.parametrize("guidance", [0.0, 0.5])
+def test_what_is_not_read_is_not_computed_and_changes_nothing(model, policy, params, guidance):
+    prompts, keys = make_prompts(1, (6, 3, 1, 5)), row_keys(jax.random.key(7), 4)
+    settings = RolloutSettings(
+        gen_length=8, block_length=4, record=True, slots=2, guidance=guidance
+    )
+    whole, block = (
+        rollout(*model, Reader(policy, canvas), params, prompts, keys, settings)
+        for canvas in (True, False)
+    )
+    for name in ("tokens", "step_map", "nfe"):
+        np.testing.assert_array_equal(getattr(block, name), getattr(whole, name))
+    np.testing.assert_allclose(block.confidence, whole.confidence, atol=1e-6)
+    seen, said = block.records.obs, whole.records.obs
+    here = np.arange(8) // 4 == np.asarray(seen.block_start)[..., None] // 4
+    here &= np.asarray(block.records.active)[..., None]
+    for name in ("confidence", "top_probs", "entropy"):
+        value, expected = np.asarray(getattr(seen, name)), np.asarray(getattr(said, name))
+        np.testing.assert_allclose(value[here], expected[here], atol=1e-6)
+        assert not value[~here].any()
+        assert expected[~here].any()
+
+
 @pytest.mark.parametrize(("policy", "params"), POLICIES, ids=["threshold", "random", "lazy"])
 def test_a_row_does_not_depend_on_the_rows_beside_it(model, policy, params):
     prompts = make_prompts(1, (6, 3, 1, 5))

@@ -1,0 +1,60 @@
+"""Positions of a sequence: which there are, which see each other, and picking some of each row."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+
+def window_of(
+    values: Shaped[Array, "#B S ..."], width: int, start: Int[Array, " B"] | None = None
+) -> Shaped[Array, "#B W ..."]:
+    """W positions of each row.
+
+    Args:
+        values: of all positions.
+        width: W.
+        start: first position in each row; positions before the first or behind the last are the
+            first or the last. By default the last W.
+    """
+    if start is None:
+        return values[:, -width:]
+    at = jnp.clip(start[:, None] + jnp.arange(width), 0, values.shape[1] - 1)
+    values = jnp.broadcast_to(values, (start.shape[0], *values.shape[1:]))
+    return jax.vmap(lambda row, at: row[at])(values, at)
+
+
+def unshift(
+    hidden: Float[Array, "B L D"],
+    attention_mask: Bool[Array, "B S"] | None,
+    start: Int[Array, " B"] | None = None,
+) -> Float[Array, "B L D"]:
+    """Moves hidden states that score the next token to the position of the token that they score.
+
+    The first token of a text has none before it; its own state stays, as in the published code.
+
+    Args:
+        hidden: states of L of S positions. If L < S, the first of them has none to get.
+        attention_mask: True where a token is real.
+        start: which positions, see `window_of`.
+    """
+    moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
+    if attention_mask is None:
+        return moved
+    is_first = attention_mask & (jnp.cumsum(attention_mask, axis=-1) == 1)
+    is_first = window_of(is_first, hidden.shape[1], start)
+    return jnp.where(is_first[..., None], hidden, moved)
+
+
+def block_causal(positions: Int[Array, "#B S"], block: int) -> Bool[Array, "#B S S"]:
+    """True where a position (second axis) sees another: in its own block or one before it."""
+    blocks = positions // block
+    return blocks[:, :, None] >= blocks[:, None, :]
+
+
+def default_positions(attention_mask: Bool[Array, "B S"] | None, length: int) -> Int[Array, "#B S"]:
+    """The number of real tokens before each one; 0, 1, 2, ... where nothing is padded."""
+    if attention_mask is None:
+        return jnp.arange(length, dtype=jnp.int32)[None]
+    return jnp.maximum(jnp.cumsum(attention_mask, axis=-1, dtype=jnp.int32) - 1, 0)
