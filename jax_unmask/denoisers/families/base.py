@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 
 
 @dataclasses.dataclass(frozen=True)
@@ -176,3 +176,28 @@ def token_fields(fields: Fields) -> dict[str, Any]:
         "pad_token_id": fields.get("pad_token_id", eos),
         "bos_token_id": fields.get("bos_token_id"),
     }
+
+
+def check_head_width(config: DenoiserConfig) -> None:
+    """Refuses to write heads of another width than formats without a field for it have.
+
+    Raises:
+        ValueError: the heads together are not as wide as the hidden states.
+    """
+    if config.num_heads * config.head_dim != config.hidden_size:
+        raise ValueError(
+            f"head_dim={config.head_dim} with num_heads={config.num_heads} does not give "
+            f"hidden_size={config.hidden_size}; the format of family {config.family!r} has no "
+            "other head width"
+        )
+
+
+def experts_of(config: DenoiserConfig) -> ExpertsConfig:
+    """The experts of a config whose format needs some.
+
+    Raises:
+        ValueError: there are none.
+    """
+    if config.experts is None:
+        raise ValueError(f"family={config.family!r} needs experts; the config has none")
+    return config.experts

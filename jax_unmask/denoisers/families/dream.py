@@ -11,7 +11,7 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families import qwen
-from jax_unmask.denoisers.families.base import Family, Fields
+from jax_unmask.denoisers.families.base import Family, Fields, check_head_width
 
 NAME = "dream"
 MODEL_TYPE = "Dream"
@@ -76,11 +76,7 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     Raises:
         ValueError: the config has a shape that Dream's format cannot say.
     """
-    if config.num_heads * config.head_dim != config.hidden_size:
-        raise ValueError(
-            f"head_dim={config.head_dim} with num_heads={config.num_heads} does not give "
-            f"hidden_size={config.hidden_size}; Dream's format has no other head width"
-        )
+    check_head_width(config)
     return qwen.write(
         config,
         architectures=[ARCHITECTURE],

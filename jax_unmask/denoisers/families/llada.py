@@ -13,7 +13,14 @@ from typing import Any
 import jax.numpy as jnp
 
 from jax_unmask.denoisers.config import DenoiserConfig
-from jax_unmask.denoisers.families.base import Family, TensorSpec, per_layer
+from jax_unmask.denoisers.families.base import (
+    Family,
+    Fields,
+    TensorSpec,
+    check_head_width,
+    per_layer,
+    token_fields,
+)
 
 NAME = "llada"
 MODEL_TYPE = "llada"
@@ -127,8 +134,9 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
         elif name not in _OPTIONAL:
             raise ValueError(f"config.json: {name} is missing; LLaDA needs {name}={allowed[0]!r}")
 
-    heads = _required(fields, "n_heads")
-    width = _required(fields, "d_model")
+    need = Fields(fields, NAME)
+    heads = need("n_heads")
+    width = need("d_model")
     if width % heads:
         raise ValueError(
             f"config.json: d_model={width} is not divisible by n_heads={heads}; a LLaDA head is "
@@ -140,33 +148,28 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
         kv_heads = 1 if fields.get("multi_query_attention") else heads
     mlp = fields.get("mlp_hidden_size")
     if mlp is None:
-        mlp = _required(fields, "mlp_ratio") * width
-    vocab = _required(fields, "vocab_size")
+        mlp = need("mlp_ratio") * width
+    vocab = need("vocab_size")
     rows = fields.get("embedding_size") or vocab
     if rows < vocab:
         raise ValueError(
             f"config.json: embedding_size={rows} is smaller than vocab_size={vocab}; the "
             "embedding table needs a row per token"
         )
-    eos = _required(fields, "eos_token_id")
-    pad = fields.get("pad_token_id")
     return DenoiserConfig(
         family=NAME,
         vocab_size=rows,
         hidden_size=width,
-        num_layers=_required(fields, "n_layers"),
+        num_layers=need("n_layers"),
         num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=width // heads,
         intermediate_size=mlp,
-        rope_theta=float(_required(fields, "rope_theta")),
-        norm_eps=float(_required(fields, "rms_norm_eps")),
-        max_length=_required(fields, "max_sequence_length"),
-        tie_embeddings=bool(_required(fields, "weight_tying")),
-        mask_token_id=_required(fields, "mask_token_id"),
-        eos_token_id=eos,
-        pad_token_id=eos if pad is None else pad,
-        bos_token_id=fields.get("bos_token_id"),
+        rope_theta=float(need("rope_theta")),
+        norm_eps=float(need("rms_norm_eps")),
+        max_length=need("max_sequence_length"),
+        tie_embeddings=bool(need("weight_tying")),
+        **token_fields(need),
     )
 
 
@@ -176,11 +179,7 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     Raises:
         ValueError: the config has a shape that LLaDA's format cannot say.
     """
-    if config.num_heads * config.head_dim != config.hidden_size:
-        raise ValueError(
-            f"head_dim={config.head_dim} with num_heads={config.num_heads} does not give "
-            f"hidden_size={config.hidden_size}; LLaDA's format has no other head width"
-        )
+    check_head_width(config)
     fields = {name: allowed[0] for name, allowed in _FIXED.items() if name != "rope_scaling"}
     fields |= _EXPORT_ONLY
     fields |= {
@@ -229,12 +228,6 @@ def tensors(config: DenoiserConfig) -> list[TensorSpec]:
         "ff_out.weight": (("down", "kernel"), True),
     }
     return specs + per_layer(config, "model.transformer.blocks.{}.", parts)
-
-
-def _required(fields: Mapping[str, Any], name: str) -> Any:
-    if fields.get(name) is None:
-        raise ValueError(f"config.json: {name} is missing; a LLaDA config must give it")
-    return fields[name]
 
 
 FAMILY = Family(

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 from jax_unmask.denoisers.families import ling, qwen
-from jax_unmask.denoisers.families.base import Family, Fields, TensorSpec, per_layer
+from jax_unmask.denoisers.families.base import Family, Fields, TensorSpec, experts_of, per_layer
 
 NAME = "llada2_moe"
 MODEL_TYPE = "llada2_moe"
@@ -111,9 +111,7 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     Raises:
         ValueError: the config has no experts, or they are placed or sized as the format cannot say.
     """
-    moe = config.experts
-    if moe is None:
-        raise ValueError(f"family={config.family!r} needs experts; the config has none")
+    moe = experts_of(config)
     dense = moe.layers.index(True) if any(moe.layers) else len(moe.layers)
     if not all(moe.layers[dense:]) or moe.shared_size % moe.size:
         raise ValueError(

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 from jax_unmask.denoisers.families import ling, qwen
-from jax_unmask.denoisers.families.base import Family, Fields
+from jax_unmask.denoisers.families.base import Family, Fields, check_head_width, experts_of
 
 NAME = "llada_moe"
 MODEL_TYPE = "lladamoe"
@@ -78,14 +78,8 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     Raises:
         ValueError: the config has no experts, or a head width that the format cannot say.
     """
-    moe = config.experts
-    if moe is None:
-        raise ValueError(f"family={config.family!r} needs experts; the config has none")
-    if config.num_heads * config.head_dim != config.hidden_size:
-        raise ValueError(
-            f"head_dim={config.head_dim} with num_heads={config.num_heads} does not give "
-            f"hidden_size={config.hidden_size}; LLaDA-MoE's format has no other head width"
-        )
+    moe = experts_of(config)
+    check_head_width(config)
     return qwen.write(
         config,
         architectures=[ARCHITECTURE],

@@ -11,7 +11,7 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 from jax_unmask.denoisers.families import qwen
-from jax_unmask.denoisers.families.base import Family, Fields
+from jax_unmask.denoisers.families.base import Family, Fields, experts_of
 
 NAME = "sdar"
 MODEL_TYPE = "sdar"
@@ -103,9 +103,7 @@ def moe_config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     Raises:
         ValueError: the config has no experts.
     """
-    moe = config.experts
-    if moe is None:
-        raise ValueError(f"family={config.family!r} needs experts; the config has none")
+    moe = experts_of(config)
     return _write(
         config,
         architectures=[MOE_ARCHITECTURE],
