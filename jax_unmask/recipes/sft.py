@@ -115,8 +115,12 @@ class Sft:
         with timer.measure("update"):
             return self._learner.step(state, SftBatch(batch.prompts, batch.responses))
 
+    def _trained(self, state: TrainState) -> denoisers.Params:
+        """The denoiser's parameters, as they are exported."""
+        return state.params if state.ema is None else state.ema
+
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
-        params = state.params if state.ema is None else state.ema
+        params = self._trained(state)
         denoisers.save_pretrained(self._directory, self._denoiser, params, self._tokenizer)
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.

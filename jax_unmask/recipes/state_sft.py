@@ -9,7 +9,6 @@ import jax
 import jax.numpy as jnp
 
 from jax_unmask import denoisers, policies
-from jax_unmask.evaluation.bundle import Bundle
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.surrogates import (
     Autoregressive,
@@ -137,11 +136,5 @@ class StateSft(Sft):
         )
         return trajectory.step_map
 
-    def finish(self, state: TrainState, workdir: Any) -> None:
-        params = state.params["denoiser"]
-        denoisers.save_pretrained(self._directory, self._denoiser, params, self._tokenizer)
-        if self._config.eval.after_training:
-            from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
-
-            bundle = Bundle(self._denoiser, params, self._tokenizer, self._task)
-            sweep.run(self._config, bundle, workdir)
+    def _trained(self, state: TrainState) -> denoisers.Params:
+        return state.params["denoiser"]
