@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
-import subprocess
-import sys
+
+from devices import run_on_devices
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
 
-# Runs on 4 virtual devices, which a process must ask for before it first uses JAX.
 SCRIPT = """
 import json, sys
 import jax, numpy as np
@@ -46,16 +44,7 @@ print(json.dumps(report))
 
 
 def test_on_four_devices(tmp_path):
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(FIXTURE), str(tmp_path / "orbax")],
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
-        capture_output=True,
-        text=True,
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
+    report = json.loads(run_on_devices(4, SCRIPT, FIXTURE, tmp_path / "orbax"))
     assert report["equal"] == [True, True]
     (layers, width, inner), (vocab, _) = report["shapes"]
     for up, table in report["parts"]:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +12,7 @@ from hypothesis import given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
 
+from devices import run_on_devices
 from jax_unmask.policies import LearnedPolicy, NetworkConfig, heuristics
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 
@@ -204,7 +202,6 @@ def test_rows_that_do_not_divide_among_the_groups_are_refused(random_model):
         )
 
 
-# Runs on 4 virtual devices, which a process must ask for before it first uses JAX.
 ON_A_MESH = """
 import re
 import jax, jax.numpy as jnp, numpy as np
@@ -243,12 +240,4 @@ print("done")
 
 
 def test_on_a_mesh_rows_stay_on_their_devices():
-    result = subprocess.run(
-        [sys.executable, "-c", ON_A_MESH],
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=4"},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == 0, result.stderr
-    assert result.stdout.strip() == "done"
+    assert run_on_devices(4, ON_A_MESH).strip() == "done"

@@ -1,20 +1,17 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
 from jax.sharding import AxisType, PartitionSpec
 
+from devices import run_on_devices
 from jax_unmask.runtime import mesh as meshes
 
 P = PartitionSpec
 
-# Runs on 8 virtual devices, which a process must ask for before it first uses JAX.
 SCRIPT = """
 import json
 import jax, jax.numpy as jnp, numpy as np
@@ -53,16 +50,7 @@ print(json.dumps(report))
 
 
 def test_on_eight_devices():
-    result = subprocess.run(
-        [sys.executable, "-c", SCRIPT],
-        env=os.environ
-        | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": "--xla_force_host_platform_device_count=8"},
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
-    assert result.returncode == 0, result.stderr
-    report = json.loads(result.stdout)
+    report = json.loads(run_on_devices(8, SCRIPT))
     assert report["shape"] == {"data": 2, "fsdp": 2, "tensor": 2}
     assert report["kernel_part"] == [4, 4]
     assert report["bias_part"] == [4]

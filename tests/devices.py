@@ -1,0 +1,29 @@
+"""Programs that need several devices, on a machine that has one."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+
+def run_on_devices(count: int, program: str, *arguments: object) -> str:
+    """What a Python program prints on `count` virtual devices.
+
+    A process must ask for them before it first uses JAX, so the program gets one of its own.
+
+    Args:
+        count: how many CPU devices it sees.
+        program: its source.
+        *arguments: its `sys.argv[1:]`.
+    """
+    flags = f"--xla_force_host_platform_device_count={count}"
+    result = subprocess.run(
+        [sys.executable, "-c", program, *map(str, arguments)],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        capture_output=True,
+        text=True,
+        timeout=500,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
