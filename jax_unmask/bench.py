@@ -64,8 +64,6 @@ example:
   python -m jax_unmask.bench --model=sudoku --task=sudoku
 """
 _RANDOM_PROMPT_LENGTH = 64
-# A mixture is a way to train, not a task to pose.
-_TASKS = [name for name in tasks.names() if name != "mixture"]
 logger = logging.getLogger("jax_unmask.bench")  # __name__ is "__main__" for a command.
 
 
@@ -82,7 +80,7 @@ def parser() -> argparse.ArgumentParser:
     shipped = ", ".join(shipped_models()) or "none"
     add("--model", help=f"a shipped model ({shipped}), a directory, or a hub name")
     add("--preset", help=f"random weights of a shape: {', '.join(subjects.PRESETS)}")
-    add("--task", choices=_TASKS, help="prompts of its test split; default: random tokens")
+    add("--task", choices=tasks.posable(), help="prompts of its test split; default: random tokens")
     add("--data", help="directory of the task's data, for tasks that read files")
     add(
         "--prompt_length",

@@ -137,12 +137,12 @@ def _create(name: str, arguments: dict[str, Any]) -> Task:
 def _weight(text: str) -> tuple[str, float | None]:
     """Name and weight of a part of a mixture, such as "gsm8k" or "math=0.5"."""
     name, equals, weight = text.partition("=")
-    if name not in tasks.names() or name == "mixture":
+    if name not in tasks.posable():
         raise ConfigError(
             "task.mixture",
             text,
             "there is no such task",
-            f"Choose among {', '.join(tasks.names())}",
+            f"Choose among {', '.join(tasks.posable())}",
         )
     try:
         return name, float(weight) if equals else None

@@ -22,8 +22,6 @@ from jax_unmask.tasks.base import Example, Split, Task
 _SPLIT: Split = "test"
 _DEFAULT_LENGTH = 128
 _DEFAULT_POLICY = "threshold:threshold=0.9"
-# A mixture is a way to train, not a task to pose.
-_TASKS = [name for name in tasks.names() if name != "mixture"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +84,7 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
         choices=("on", "off"),
         help="for chat templates that know reasoning; default: what the template does",
     )
-    add("--task", choices=_TASKS, help="a task whose checker judges the answer")
+    add("--task", choices=tasks.posable(), help="a task whose checker judges the answer")
     add("--problem", type=int, default=0, help="which problem of the task's test split (from 0)")
     add("--data", help="directory of the task's data, for tasks that read files")
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from jax_unmask.tasks.base import Example, Source, Split, Task
 
-__all__ = ["Example", "Source", "Split", "Task", "create", "names", "settings"]
+__all__ = ["Example", "Source", "Split", "Task", "create", "names", "posable", "settings"]
 
 # Imported when first asked for, so that a task costs nothing to those who do not use it.
 _TASKS = {
@@ -35,6 +35,11 @@ _TASKS = {
 def names() -> list[str]:
     """Names that `create` knows."""
     return sorted(_TASKS)
+
+
+def posable() -> list[str]:
+    """Names of tasks that pose problems of their own; a mixture is a way to train on several."""
+    return [name for name in names() if name != "mixture"]
 
 
 def settings(name: str) -> dict[str, bool]:
