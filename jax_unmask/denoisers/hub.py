@@ -1,4 +1,4 @@
-"""Where a model's files are: a local directory, or a download from the Hugging Face hub."""
+"""Directories of models: local ones, downloads from the Hugging Face hub, and new ones."""
 
 from __future__ import annotations
 
@@ -6,12 +6,16 @@ import json
 import os
 import pathlib
 import re
+from collections.abc import Mapping
 from typing import Any
+
+from jax_unmask.runtime.files import atomic_write
 
 # `owner/name`, and nothing that could only be a path.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _TOKENIZER_FILES = ["*.json", "*.jinja", "merges.txt"]
 _FILES = [*_TOKENIZER_FILES, "*.safetensors"]
+_CONFIG = "config.json"
 
 
 def local_directory(source: str | os.PathLike[str], *, weights: bool = True) -> pathlib.Path:
@@ -70,3 +74,16 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+def begin_saving(directory: str | os.PathLike[str]) -> pathlib.Path:
+    """Makes a directory ready for a model; until `finish_saving` it counts as none."""
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / _CONFIG).unlink(missing_ok=True)
+    return directory
+
+
+def finish_saving(directory: pathlib.Path, fields: Mapping[str, Any]) -> None:
+    """Writes `config.json`, which comes last: a directory that has one is complete."""
+    atomic_write(directory / _CONFIG, json.dumps(fields, indent=2) + "\n")

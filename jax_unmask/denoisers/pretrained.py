@@ -8,7 +8,6 @@ weights, either as safetensors under the family's tensor names or as an Orbax ch
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -41,7 +40,6 @@ from jax_unmask.denoisers.tensor_files import (
 )
 from jax_unmask.denoisers.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
 from jax_unmask.denoisers.transformer import Denoiser, Params, abstract_params
-from jax_unmask.runtime.files import atomic_write
 
 
 def from_pretrained(
@@ -123,7 +121,7 @@ def save_pretrained(
     flat = flatten_dict(params)
     config = dataclasses.replace(config, param_dtype=_param_dtype(flat, layout))
 
-    directory = _begin_save(directory)
+    directory = hub.begin_saving(directory)
     sizes = {name: layout.nbytes(name, flat) for name in layout.shapes}
     write_tensor_files(directory, sizes, lambda name: layout.write(name, flat), max_shard_bytes)
     _finish_save(directory, config, tokenizer)
@@ -150,7 +148,7 @@ def save_orbax(
     dtype = _param_dtype(flatten_dict(params), Layout(denoiser.config))
     config = dataclasses.replace(denoiser.config, param_dtype=dtype)
     item = new_orbax_item(pathlib.Path(directory))
-    directory = _begin_save(directory)
+    directory = hub.begin_saving(directory)
     write_orbax_item(item, params)
     _finish_save(directory, config, tokenizer)
 
@@ -250,17 +248,9 @@ def _param_dtype(flat: Mapping[Path, Any], layout: Layout) -> np.dtype:
     return widest(leaf.dtype for path, leaf in flat.items() if path not in layout.keeping)
 
 
-def _begin_save(directory: str | os.PathLike[str]) -> pathlib.Path:
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").unlink(missing_ok=True)
-    return directory
-
-
 def _finish_save(
     directory: pathlib.Path, config: DenoiserConfig, tokenizer: Tokenizer | None
 ) -> None:
     if tokenizer is not None:
         tokenizer.save(directory)
-    fields = families.named(config.family).config_to_hf(config)
-    atomic_write(directory / "config.json", json.dumps(fields, indent=2) + "\n")
+    hub.finish_saving(directory, families.named(config.family).config_to_hf(config))

@@ -7,7 +7,6 @@ belongs to the vision tower is kept as it is, on the host, so that saving loses 
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 import pathlib
 from collections.abc import Mapping
@@ -41,7 +40,6 @@ from jax_unmask.denoisers.tensor_files import (
     write_tensor_files,
 )
 from jax_unmask.denoisers.transformer import Params
-from jax_unmask.runtime.files import atomic_write
 
 _CARRIED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 _CARRIED_FILE = "carried.safetensors"  # Beside an Orbax checkpoint.
@@ -125,9 +123,7 @@ def save(
         checkpoint: what to write, each tensor in the type that it has.
         max_shard_bytes: weights beyond this size are split over several files.
     """
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "config.json").unlink(missing_ok=True)
+    directory = hub.begin_saving(directory)
     flat = flatten_dict(checkpoint.params)
     specs = {spec.name: spec for spec in tensors(checkpoint.model.config)}
 
@@ -152,9 +148,8 @@ def save_orbax(directory: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     Raises:
         FileExistsError: the directory already holds a checkpoint.
     """
-    directory = pathlib.Path(directory)
-    item = new_orbax_item(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    item = new_orbax_item(pathlib.Path(directory))
+    directory = hub.begin_saving(directory)
     write_orbax_item(item, checkpoint.params)
     save_file(dict(checkpoint.carried), directory / _CARRIED_FILE)
     _write_config(directory, checkpoint)
@@ -175,7 +170,7 @@ def _load_orbax(
 
 def _write_config(directory: pathlib.Path, checkpoint: Checkpoint) -> None:
     fields = {**checkpoint.fields, "dtype": str(checkpoint.model.config.param_dtype)}
-    atomic_write(directory / "config.json", json.dumps(fields, indent=2) + "\n")
+    hub.finish_saving(directory, fields)
 
 
 def tensors(config: DiffusionGemmaConfig) -> list[TensorSpec]:
