@@ -12,6 +12,8 @@ from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_unmask.denoisers import tpu_attention
+
 # cuDNN takes wider heads on some GPUs only.
 _WIDEST_FUSED_HEAD = 128
 # Queries whose attention scores exist at one time where a text stands beside a copy of itself.
@@ -105,25 +107,41 @@ class Beside:
     mask: Bool[Array, "B 1 Q"]
 
 
-def fuses(dtype: DTypeLike, head_dim: int) -> bool:
-    """Whether the device has a fused kernel for `attention` in this type and head width.
+def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
+    """Whether rollouts use a fused kernel of the device for `attention`; scores never reach memory.
 
-    That is cuDNN's flash attention, on GPUs, in 16-bit types: scores never reach memory. TPUs and
-    CPUs take the plain path: XLA fuses the softmax between the two products on TPUs, and at the
-    lengths of a canvas scores are small. JAX_UNMASK_ATTENTION=plain turns the kernel off. Which
-    path is taken is logged once.
+    On GPUs that is cuDNN's flash attention, for 16-bit types. On a TPU it is JAX's Pallas kernel,
+    where JAX_UNMASK_ATTENTION=flash asks for it: XLA does not partition that kernel over a mesh.
+    Everything else takes the plain products (between which XLA fuses the softmax on TPUs), and so
+    does everything with JAX_UNMASK_ATTENTION=plain. Which path is taken is logged once.
+
+    Args:
+        dtype: the type of the computation.
+        head_dim: width of a head.
+        blocks: attention is block-causal, so masks differ from query to query.
 
     Raises:
-        ValueError: that variable says something else.
+        ValueError: that variable says something else, or asks for what cannot be had.
     """
-    wanted = os.environ.get("JAX_UNMASK_ATTENTION", "auto")
-    if wanted not in ("auto", "plain"):
-        raise ValueError(f"JAX_UNMASK_ATTENTION={wanted!r} must be 'auto' or 'plain'")
-    is_short = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-    fits = is_short and head_dim % 8 == 0 and head_dim <= _WIDEST_FUSED_HEAD
-    fused = wanted == "auto" and jax.default_backend() == "gpu" and fits
-    _log_path("cuDNN flash attention" if fused else "plain", jax.default_backend())
-    return fused
+    wanted, backend = os.environ.get("JAX_UNMASK_ATTENTION", "auto"), jax.default_backend()
+    if wanted not in ("auto", "plain", "flash"):
+        raise ValueError(f"JAX_UNMASK_ATTENTION={wanted!r} must be 'auto', 'plain' or 'flash'")
+    path = "plain"
+    if backend == "gpu" and wanted != "plain":
+        is_short = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
+        if is_short and head_dim % 8 == 0 and head_dim <= _WIDEST_FUSED_HEAD:
+            path = "cuDNN flash attention"
+    elif backend == "tpu" and wanted == "flash" and not blocks and jax.device_count() == 1:
+        path = "Pallas flash attention"
+    if wanted == "flash" and path == "plain":
+        raise ValueError(
+            f"JAX_UNMASK_ATTENTION='flash' cannot be had on {jax.device_count()} x {backend} for "
+            f"{jnp.dtype(dtype).name}, heads of width {head_dim} and "
+            f"{'block-causal' if blocks else 'full'} attention; GPUs have it for 16-bit types and "
+            f"widths up to {_WIDEST_FUSED_HEAD}, one TPU for full attention. Use 'auto'"
+        )
+    _log_path(path, backend)
+    return path != "plain"
 
 
 @functools.cache
@@ -156,6 +174,8 @@ def attention(
     """
     batch, length, heads, width = query.shape
     groups = key.shape[2]
+    if fused and jax.default_backend() == "tpu":
+        return tpu_attention.flash(query, key, value, mask)
     if fused:
         if mask is not None:
             # The kernel adds a bias, which must have all queries; heads may share it.

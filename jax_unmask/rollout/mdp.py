@@ -224,6 +224,6 @@ def for_rollouts(denoiser: Denoiser, block_length: int) -> Denoiser:
     config = denoiser.config
     if config.attention_block is not None:
         config = dataclasses.replace(config, attention_block=block_length)
-    if fuses(config.dtype, config.head_dim):
+    if fuses(config.dtype, config.head_dim, config.attention_block is not None):
         config = dataclasses.replace(config, fused_attention=True)
     return denoiser if config is denoiser.config else denoiser.clone(config=config)

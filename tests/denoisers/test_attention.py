@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 
 from jax_unmask.denoisers import attention
 
@@ -43,9 +44,40 @@ def test_the_fused_kernel_can_be_turned_off(device, monkeypatch):
     device("gpu")
     monkeypatch.setenv("JAX_UNMASK_ATTENTION", "plain")
     assert not attention.fuses("bfloat16", 128)
-    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
-    with pytest.raises(ValueError, match="JAX_UNMASK_ATTENTION='flash' must be"):
+    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "fast")
+    with pytest.raises(ValueError, match="JAX_UNMASK_ATTENTION='fast' must be"):
         attention.fuses("bfloat16", 128)
+
+
+def test_a_tpu_runs_the_kernel_when_asked(device, monkeypatch):
+    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
+    device("tpu")
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    assert attention.fuses("bfloat16", 128)
+    with pytest.raises(ValueError, match="block-causal attention"):
+        attention.fuses("bfloat16", 128, blocks=True)
+    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    with pytest.raises(ValueError, match="'flash' cannot be had on 4 x tpu"):
+        attention.fuses("bfloat16", 128)
+    device("cpu")
+    with pytest.raises(ValueError, match="cannot be had on 4 x cpu for float32"):
+        attention.fuses("float32", 128)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_the_tpu_kernel_gives_the_plain_values(device, masked):
+    """Interpreted: the kernel's own code, its block sizes and lengths, without a TPU."""
+    batch, queries, keys = 2, 40, 150
+    query, key = draw(0, batch, queries, 4, 64), draw(1, batch, keys, 2, 64)
+    value = draw(2, batch, keys, 2, 64)
+    mask = None
+    if masked:
+        mask = (jnp.arange(keys) >= jnp.array([[0], [33]]))[:, None]
+    expected = attention.attention(query, key, value, mask)
+    device("tpu")
+    with pltpu.force_tpu_interpret_mode():
+        found = attention.attention(query, key, value, mask, fused=True)
+    np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
 def test_the_path_is_logged_once(caplog, device):
