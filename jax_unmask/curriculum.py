@@ -3,8 +3,8 @@
 A stage is an experiment file and what it changes:
 
     stages = (
-        "configs/tracerl.py:sudoku train.steps=60 rollout.block_length=4 learner.block_length=8",
-        "configs/tracerl.py:sudoku train.steps=40 rollout.block_length=8",
+        "configs/tracerl.py:block train.steps=60 rollout.block_length=4 learner.block_length=8",
+        "configs/tracerl.py:block train.steps=40 rollout.block_length=8",
     )
 
 So a curriculum can change everything that a config says: the recipe (supervised training, then
