@@ -30,7 +30,7 @@ from jax_unmask.benchmarks import (
     subjects,
     tables,
 )
-from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache
+from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache, scored_positions
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.runtime.compilation import CompileTimes
 from jax_unmask.runtime.files import atomic_write
@@ -228,8 +228,11 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         module = reference.import_reference(args.reference)
     batch_sizes = _batch_sizes(args.batch_sizes)
     caches = [parse_cache(text) for text in args.cache or (NONE,)]
-    if module is not None and caches != [None]:
-        raise ValueError("--reference is compared with rollouts without a cache; leave out --cache")
+    if module is not None and None not in caches:
+        raise ValueError(
+            "--reference is compared with rollouts without a cache; add --cache=none, or leave out "
+            "--cache"
+        )
     policy, policy_params = policies.parse_policy(args.policy)
     _complete_lengths(args)
     settings = RolloutSettings(
@@ -259,7 +262,8 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         prompt_length = prompts.tokens.shape[1]
         for cache in caches:
             cached = dataclasses.replace(settings, cache=cache)
-            counted[cache] = flops.compiled(config, cached, prompt_length)
+            scored = scored_positions(policy, settings)
+            counted[cache] = flops.compiled(config, cached, prompt_length, scored)
     with loaded as other:
         for batch, cache in itertools.product(batch_sizes, caches):
             row, comparison = speed.measure_speed(
@@ -272,7 +276,7 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
                 seed=args.seed,
                 peak=peak,
                 compile_times=compile_times,
-                reference=other,
+                reference=other if cache is None else None,
                 compiled_flops=counted.get(cache),
             )
             logger.info(
@@ -292,8 +296,8 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     if comparisons:
         record["reference"] = str(args.reference)
         record["comparisons"] = [
-            {"batch_size": row.batch_size} | dataclasses.asdict(comparison)
-            for row, comparison in zip(rows, comparisons, strict=True)
+            {"batch_size": batch} | dataclasses.asdict(comparison)
+            for batch, comparison in zip(batch_sizes, comparisons, strict=True)
         ]
     return record, tables.rollouts_text(args.policy, subject, settings, peak, rows, comparisons)
 

@@ -39,23 +39,27 @@ class RolloutFlops:
         return full + self.cached * done.slots * int(kinds.cached_executed)
 
 
-def exact(config: DenoiserConfig, settings: RolloutSettings, prompt_length: int) -> RolloutFlops:
+def exact(
+    config: DenoiserConfig, settings: RolloutSettings, prompt_length: int, scored: int
+) -> RolloutFlops:
     """Matrix products of the denoiser, counted exactly from shapes.
 
     A multiplication and an addition are two operations; norms, softmax, rotations and the policy,
-    which are not matrix products, count nothing. Of the prompt, the last layer computes nothing but
-    keys and values.
+    which are not matrix products, count nothing. Of positions that are not scored, the last layer
+    computes nothing but keys and values.
 
     Args:
         config: the denoiser.
         settings: shape of the rollout.
         prompt_length: prompt tokens, padding included.
+        scored: canvas positions that a forward without a cache scores, see
+            `rollout.scored_positions`.
     """
     length, cache = settings.gen_length, settings.cache
-    if cache is None:
-        return RolloutFlops(forward_flops(config, 1, prompt_length, length), 0)
     whole = prompt_length + length
-    full = forward_flops(config, 1, prompt_length, length)
+    if cache is None:
+        return RolloutFlops(forward_flops(config, 1, whole, scored), 0)
+    full = forward_flops(config, 1, whole, length)
     if cache.kind == "block":
         full = _products(config, prompt_length, 1, prompt_length)
     window = cache.window(length, settings.block_length)
@@ -63,14 +67,13 @@ def exact(config: DenoiserConfig, settings: RolloutSettings, prompt_length: int)
     return RolloutFlops(full, read + _head(config, window))
 
 
-def forward_flops(config: DenoiserConfig, batch: int, prompt_length: int, gen_length: int) -> int:
-    """Matrix products of one step without a cache, see `exact`.
+def forward_flops(config: DenoiserConfig, batch: int, length: int, scored: int) -> int:
+    """Matrix products of one forward over whole sequences, see `exact`.
 
-    The transformer sees prompt and canvas (padding too), the output projection the canvas alone.
+    The transformer sees prompt and canvas (padding too), the output projection what is scored.
     """
-    length = prompt_length + gen_length
-    queries = min(gen_length + config.logits_shift, length)
-    return batch * (_products(config, length, queries, length) + _head(config, gen_length))
+    queries = min(scored + config.logits_shift, length)
+    return batch * (_products(config, length, queries, length) + _head(config, scored))
 
 
 def _head(config: DenoiserConfig, positions: int) -> int:
@@ -101,7 +104,7 @@ def _mlp_width(config: DenoiserConfig, has_experts: bool) -> int:
 
 
 def compiled(
-    config: DenoiserConfig, settings: RolloutSettings, prompt_length: int
+    config: DenoiserConfig, settings: RolloutSettings, prompt_length: int, scored: int
 ) -> RolloutFlops | None:
     """What the compiler counts in the programs of the steps (`cost_analysis`), for one row.
 
@@ -114,6 +117,7 @@ def compiled(
         config: the denoiser; its layers must all be of one kind.
         settings: shape of the rollout.
         prompt_length: prompt tokens.
+        scored: as of `exact`.
 
     Returns:
         None where the compiler does not count, or layers differ.
@@ -123,11 +127,13 @@ def compiled(
     cache = settings.cache
 
     def flops(step: Step) -> int | None:
-        one, two = (_count(_resized(config, n), settings, prompt_length, step) for n in (1, 2))
+        one, two = (
+            _count(_resized(config, n), settings, prompt_length, scored, step) for n in (1, 2)
+        )
         if one is None or two is None:
             return None
         if step == "cached":
-            head = _count(config, settings, prompt_length, "cached", head_only=True)
+            head = _count(config, settings, prompt_length, scored, "cached", head_only=True)
             return None if head is None else round(one + (config.num_layers - 1) * (one - head))
         return round(one + (config.num_layers - 1) * (two - one))
 
@@ -151,6 +157,7 @@ def _count(
     config: DenoiserConfig,
     settings: RolloutSettings,
     prompt_length: int,
+    scored: int,
     step: Step,
     *,
     head_only: bool = False,
@@ -174,8 +181,9 @@ def _count(
     def run(params: Any, tokens: Any, store: Any, keys: Any) -> Any:
         real = jnp.ones(tokens.shape, bool)
         if step == "plain":
+            start = jnp.full(1, prompt_length) if scored < settings.gen_length else None
             hidden = denoiser.apply(
-                {"params": params}, tokens, real, last=settings.gen_length, method="hidden"
+                {"params": params}, tokens, real, last=scored, start=start, method="hidden"
             )
             return score(params, hidden, keys)
         if step == "cached":

@@ -18,7 +18,14 @@ from jax_unmask.benchmarks.hardware import MatmulPeak
 from jax_unmask.benchmarks.reference import Comparison, Reference, compare
 from jax_unmask.benchmarks.subjects import Subject
 from jax_unmask.policies.base import Params, Policy
-from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys
+from jax_unmask.rollout import (
+    Prompts,
+    RolloutSettings,
+    Trajectory,
+    rollout,
+    row_keys,
+    scored_positions,
+)
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.runtime.compilation import CompileTimes
 
@@ -170,7 +177,10 @@ def measure_speed(
     median = statistics.median(seconds)
     done = jax.device_get(filled.done)
     kinds, forwards = done.by_kind, int(done.forwards)
-    products = flops.exact(subject.denoiser.config, settings, prompt_length).executed(done)
+    counted = flops.exact(
+        subject.denoiser.config, settings, prompt_length, scored_positions(policy, settings)
+    )
+    products = counted.executed(done)
     tflops = products / median / 1e12
     return Speed(
         batch_size=batch,

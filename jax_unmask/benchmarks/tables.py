@@ -12,6 +12,7 @@ from jax_unmask.benchmarks.speed import Speed
 from jax_unmask.benchmarks.subjects import Subject
 from jax_unmask.report.tables import text_table
 from jax_unmask.rollout import RolloutSettings
+from jax_unmask.rollout.caching import NONE
 
 
 def rollouts_text(
@@ -81,6 +82,7 @@ def rollouts_text(
         + ("; counted: all operations, by the compiler." if has_counts else "."),
     ]
     if comparisons:
+        compared = [row for row in rows if row.cache == NONE]
         table = [
             [
                 *("batch", "reference s/rollout", "sequences/s", "ours is faster by"),
@@ -100,7 +102,7 @@ def rollouts_text(
                 f"{100 * other.rows_equal:.1f}",
                 f"{100 * other.positions_equal:.2f}",
             ]
-            for row, other in zip(rows, comparisons, strict=True)
+            for row, other in zip(compared, comparisons, strict=True)
         ]
         parts.append(text_table(table))
     return "\n\n".join(parts)

@@ -110,7 +110,7 @@ def rollout(
     if settings.cache is not None:
         return cached_rollout(mdp, policy_params, prompts, keys, watch)
 
-    width = length if policy.needs.canvas else min(settings.block_length, length)
+    width = mdp.scored
 
     def last_hidden(tokens: Int[Array, "S P"], held: Held, start: Array | None) -> Array:
         tokens = jnp.concatenate([tokens, held.rows.canvas], axis=1)

@@ -63,6 +63,11 @@ class Mdp:
         return self.denoiser.config.attention_block is not None
 
     @property
+    def scored(self) -> int:
+        """How many canvas positions a forward without a cache scores, see `scored_positions`."""
+        return scored_positions(self.policy, self.settings)
+
+    @property
     def num_blocks(self) -> int:
         """Number of blocks of a canvas; a row in this block is done."""
         # Blocks that are counted from the start of the text may be cut at both ends of the canvas.
@@ -214,6 +219,11 @@ class Mdp:
             post_steps=jnp.where(next_block, 0, post_steps),
         )
         return new, Records(obs, action, active)
+
+
+def scored_positions(policy: Policy, settings: RolloutSettings) -> int:
+    """How many canvas positions a forward without a cache scores: the canvas or a block of it."""
+    return settings.gen_length if policy.needs.canvas else settings.block_length
 
 
 def for_rollouts(denoiser: Denoiser, block_length: int) -> Denoiser:

@@ -372,19 +372,21 @@ def test_flops_are_those_of_the_program():
     tokens = jax.ShapeDtypeStruct((batch, prompt + canvas), jnp.int32)
     lowered = jax.jit(forward).lower(denoisers.abstract_params(config), tokens)
     counted = lowered.cost_analysis()["flops"]
-    ours = flops.forward_flops(config, batch, prompt, canvas)
+    ours = flops.forward_flops(config, batch, prompt + canvas, canvas)
     assert ours <= counted <= 1.05 * ours
 
 
-@pytest.mark.parametrize("cache", ["none", "dual", "block"])
-def test_flops_of_every_step_are_those_of_its_program(cache):
+@pytest.mark.parametrize(
+    ("cache", "scored"), [("none", 32), ("none", 16), ("dual", 32), ("block", 32)]
+)
+def test_flops_of_every_step_are_those_of_its_program(cache, scored):
     """The compiler counts all operations, and a loop's body once: see `flops.compiled`."""
     cache = parse_cache(cache)
     config = subjects._llada("float32", 512, (2, 1, 0), 128, 4, 4, 384)
     if cache is not None and cache.kind == "block":
         config = dataclasses.replace(config, attention_block=16)
     settings = RolloutSettings(gen_length=32, block_length=16, cache=cache)
-    ours, counted = flops.exact(config, settings, 24), flops.compiled(config, settings, 24)
+    ours, counted = (count(config, settings, 24, scored) for count in (flops.exact, flops.compiled))
     assert ours.full <= counted.full <= 1.06 * ours.full
     assert ours.cached <= counted.cached <= 1.06 * ours.cached
     assert (ours.cached == 0) == (cache is None)
@@ -396,9 +398,9 @@ def test_the_dual_cache_saves_three_of_four_operations(preset):
     shape = subjects.find_preset(preset)
     length, block = shape.gen_length, 32
     settings = RolloutSettings(gen_length=length, block_length=block)
-    plain = flops.exact(shape.config, settings, shape.prompt_length).full * length
+    plain = flops.exact(shape.config, settings, shape.prompt_length, block).full * length
     settings = dataclasses.replace(settings, cache=Cache("dual"))
-    cached = flops.exact(shape.config, settings, shape.prompt_length)
+    cached = flops.exact(shape.config, settings, shape.prompt_length, block)
     blocks = length // block
     assert plain > 4 * (blocks * cached.full + (length - blocks) * cached.cached)
 
@@ -417,14 +419,23 @@ def test_caches_are_measured_beside_each_other(model, capsys, tmp_path):
     assert (dual["full_forwards"], dual["full_rows"], dual["cached_forwards"]) == (4, 1, 2)
     assert dual["cost_mean"] == pytest.approx(2 + 2 * 2 / 7)
     assert dual["useful_forward_fraction"] == 1
-    assert dual["flops_per_rollout"] < plain["flops_per_rollout"]
+    # Four forwards of two rows without a cache, which score a block of 2.
+    config = denoisers.from_pretrained(model)[0].config
+    assert plain["flops_per_rollout"] == 8 * flops.forward_flops(config, 1, 7, 2)
+    assert dual["flops_per_rollout"] != plain["flops_per_rollout"]
     assert dual["compiled_flops_per_rollout"] is None
     assert "dual" in text
 
 
-def test_a_reference_is_compared_without_a_cache(model, capsys, reference_file):
-    arguments = (f"--model={model}", f"--reference={reference_file}", *SHAPE)
+def test_a_reference_is_compared_without_a_cache(model, capsys, reference_file, tmp_path):
+    arguments = (f"--model={model}", f"--reference={reference_file}", "--repeats=1", *SHAPE)
     assert "leave out --cache" in fails(capsys, *arguments, "--cache=dual")
+    record, text = run(
+        capsys, tmp_path, *arguments, "--cache=dual", "--cache=none", "--batch_sizes=1,2"
+    )
+    assert [row["cache"] for row in record["rollouts"]] == ["dual", "none"] * 2
+    assert [each["batch_size"] for each in record["comparisons"]] == [1, 2]
+    assert "dual" in text
 
 
 def test_a_cache_must_fit_the_model(model, capsys):
@@ -435,7 +446,7 @@ def test_a_cache_must_fit_the_model(model, capsys):
 def test_flops_of_grouped_attention():
     full = subjects._llada("float32", 512, (2, 1, 0), 128, 3, 4, 384)
     grouped = dataclasses.replace(full, num_kv_heads=2)
-    saved = flops.forward_flops(full, 2, 8, 8) - flops.forward_flops(grouped, 2, 8, 8)
+    saved = flops.forward_flops(full, 2, 16, 8) - flops.forward_flops(grouped, 2, 16, 8)
     # Key and value projections of half the width, in 3 layers, for 32 tokens.
     assert saved == 2 * 3 * 32 * 2 * (128 * 64)
 
