@@ -25,6 +25,7 @@ from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
 from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
 from jax_unmask.runtime.preemption import Preemption
 from jax_unmask.runtime.progress import Progress, Timer
+from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
 from jax_unmask.tasks.data import BatchIterator
 
 logger = logging.getLogger("jax_unmask.train")  # __name__ is "__main__" for a command.
@@ -95,12 +96,17 @@ def _run(
             workdir, resume_step=done, tensorboard=config.log.tensorboard, sinks=sinks
         ) as writer,
         Progress(total, initial=done, title=config.recipe) as progress,
+        Heartbeat(workdir, config.watch.stall_seconds, ends=config.watch.end_stalled) as heartbeat,
+        Profile(workdir, config.watch.profile_steps) as profile,
     ):
-        timer = Timer()
+        timer = Timer(on_phase=heartbeat.enter)
+        reported = done
         for step in range(done + 1, total + 1):
-            with timer.measure("data"):
-                batch = next(data)
-            state, metrics = recipe.step(state, batch, timer)
+            heartbeat.begin(step)
+            with profile.step(step):
+                with timer.measure("data"):
+                    batch = next(data)
+                state, metrics = recipe.step(state, batch, timer)
             stop = preemption.requested(step)
             save = step % config.checkpoint.every == 0 or step == total or stop
             # A signal saves, but writes no line that an undisturbed run would not have.
@@ -124,7 +130,11 @@ def _run(
                         metrics=values,
                     )
             if log:
-                writer.write_timings(step, timer.report())
+                timings = timer.report()
+                flops = recipe.flops(values) * (step - reported)
+                timings |= utilisation(flops, timings["seconds/total"]) | memory()
+                writer.write_timings(step, timings)
+                reported = step
             if stop and step < total:
                 checkpoints.wait()  # Within the grace period, as the saving is.
                 return None

@@ -21,7 +21,7 @@ from jax_unmask.recipes.tracerl import SURROGATES
 from jax_unmask.runtime import config as check
 from jax_unmask.tasks import rewards
 
-EXEMPT = ("log.*", "checkpoint.*", "eval.*", "mesh.*", "rollout.slots")
+EXEMPT = ("log.*", "watch.*", "checkpoint.*", "eval.*", "mesh.*", "rollout.slots")
 """Keys that may change when a run is resumed: they do not touch what is trained, but for the
 rounding of sums that are taken over other shapes."""
 
@@ -57,6 +57,7 @@ def validate(config: ConfigDict) -> None:
     check.positive(config, "checkpoint.keep_latest")
     check.non_negative(config, "checkpoint.keep_best", "checkpoint.grace_seconds", "seed")
     check.one_of(config, "checkpoint.best_mode", ("max", "min"))
+    check.non_negative(config, "watch.stall_seconds", "watch.profile_steps")
     for key in ("model.dtype", "model.param_dtype"):
         check.one_of(config, key, ("float32", "bfloat16"))
     _optimizer(config)

@@ -45,6 +45,17 @@ def common(recipe: str) -> ConfigDict:
             "grace_seconds": 0.0,
         }
     )
+    config.watch = ConfigDict(
+        {
+            # A phase of a step that takes longer, compilation included, is reported with the
+            # process that hangs and the stacks of all. 0: never.
+            "stall_seconds": 1800.0,
+            # End the processes then (status 124), for launchers that start them again.
+            "end_stalled": False,
+            # Steps to trace for TensorBoard, from the third of this process on.
+            "profile_steps": 0,
+        }
+    )
     config.log = ConfigDict({"every": 1, "tensorboard": True, "wandb": False})
     return config
 

@@ -62,6 +62,17 @@ class Recipe(Protocol):
         """
         ...
 
+    def flops(self, metrics: Mapping[str, float]) -> float:
+        """Matrix products that the maths of a step needs, over all devices, in operations.
+
+        A forward that a row needs counts once, a forward with its gradient three times; what is
+        computed again to save memory, or for rows that are done, counts nothing.
+
+        Args:
+            metrics: the metrics of that step, on the host.
+        """
+        ...
+
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         """Exports what was trained, and evaluates it where the config asks for that."""
         ...
@@ -73,6 +84,12 @@ def build_optimizer(config: ConfigDict, steps_per_iteration: int = 1) -> Any:
         total_steps=config.train.steps * steps_per_iteration,
         **dict(config.optimizer),
     )
+
+
+def row_flops(config: ConfigDict, denoiser: DenoiserConfig) -> int:
+    """Matrix products of one forward over a prompt and its canvas, in operations."""
+    lengths = config.data if "data" in config else config.rollout
+    return forward_flops(denoiser, 1, config.task.prompt_length, lengths.gen_length)
 
 
 def check_fits(denoiser: DenoiserConfig, prompt_length: int, gen_length: int) -> None:

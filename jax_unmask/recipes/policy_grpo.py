@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from jax_unmask.recipes.base import (
     build_cache,
     build_optimizer,
     check_fits,
+    row_flops,
     training_batches,
 )
 from jax_unmask.report.model_card import write_policy_card
@@ -286,6 +287,14 @@ class PolicyGrpo:
             **({} if imitated is None else {"imitated": imitated_share}),
             **metrics,
         }
+
+    def flops(self, metrics: Mapping[str, float]) -> float:
+        # Of the policy's rollouts alone: its own network is small beside the denoiser, and the
+        # forwards of experts are in no metric.
+        config = self._config
+        rows = config.rollout.prompts_per_step * config.rollout.group_size
+        forwards = rows * metrics.get("cost", metrics["nfe"])
+        return forwards * row_flops(config, self._bundle.denoiser.config)
 
     def _imitation(self, state: TrainState) -> Any:
         """Weight of the likelihood of right expert rollouts at this step; None where it is never

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,13 @@ from jax_unmask.evaluation.bundle import Bundle, load_bundle, load_task
 from jax_unmask.learners.corruption import Masking
 from jax_unmask.learners.sft import SftBatch, SftLearner
 from jax_unmask.learners.state import TrainState
-from jax_unmask.recipes.base import Metrics, build_optimizer, check_fits, training_batches
+from jax_unmask.recipes.base import (
+    Metrics,
+    build_optimizer,
+    check_fits,
+    row_flops,
+    training_batches,
+)
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data
@@ -118,6 +125,9 @@ class Sft:
     def _trained(self, state: TrainState) -> denoisers.Params:
         """The denoiser's parameters, as they are exported."""
         return state.params if state.ema is None else state.ema
+
+    def flops(self, metrics: Mapping[str, float]) -> float:
+        return 3.0 * self._config.data.batch_size * row_flops(self._config, self._denoiser.config)
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         params = self._trained(state)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -21,7 +22,7 @@ from jax_unmask.learners.surrogates import (
 from jax_unmask.learners.trace import Responses
 from jax_unmask.learners.trace_forward import AttentionBlocks
 from jax_unmask.learners.tracerl import TraceLearner
-from jax_unmask.recipes.base import Metrics, build_optimizer
+from jax_unmask.recipes.base import Metrics, build_optimizer, row_flops
 from jax_unmask.recipes.sft import Sft
 from jax_unmask.rollout import RolloutSettings, rollout, row_keys
 from jax_unmask.runtime.config import ConfigError
@@ -116,6 +117,10 @@ class StateSft(Sft):
             )
         # The loss of reinforcement is -1 per token at a ratio of 1; what falls is the surprise.
         return state, {name: found[name] for name in _METRICS} | {"loss": found["surprise"]}
+
+    def flops(self, metrics: Mapping[str, float]) -> float:
+        # Rollouts that only find the states of given responses are no part of it.
+        return 3.0 * metrics["states"] * row_flops(self._config, self._denoiser.config)
 
     def _steps(self, responses: Responses) -> Any:
         """The steps in which the denoiser that training started from would write the responses.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -26,6 +27,7 @@ from jax_unmask.recipes.base import (
     build_cache,
     build_optimizer,
     check_fits,
+    row_flops,
     training_batches,
 )
 from jax_unmask.recipes.process import build_process_rewards
@@ -268,6 +270,14 @@ class TraceRl:
             **judged,
             **metrics,
         }
+
+    def flops(self, metrics: Mapping[str, float]) -> float:
+        config = self._config
+        rows = metrics["rounds"] * config.rollout.prompts_per_step * self._group
+        # With a value model, of the same size if not of the same family, each state counts twice.
+        models = 2 if config.value.enabled else 1
+        trained = 3 * models * config.learner.passes * metrics["states"]
+        return (rows * metrics["nfe"] + trained) * row_flops(config, self._bundle.denoiser.config)
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         bundle, params = self._bundle, state.params["denoiser"]

@@ -105,10 +105,17 @@ class Timer:
         with timer.measure("rollout"):
             trajectory = jax.block_until_ready(rollout(...))
         writer.write_timings(step, timer.report())
+
+    Args:
+        clock: seconds, for tests.
+        on_phase: told the name of each phase as it begins.
     """
 
-    def __init__(self, clock: Clock = time.monotonic) -> None:
+    def __init__(
+        self, clock: Clock = time.monotonic, on_phase: Callable[[str], None] | None = None
+    ) -> None:
         self._clock = clock
+        self._on_phase = on_phase
         self._seconds: dict[str, float] = {}
         self._since = clock()
 
@@ -116,6 +123,8 @@ class Timer:
     def measure(self, phase: str) -> Iterator[None]:
         """Adds the time of the block to a phase, also where the block raises."""
         start = self._clock()
+        if self._on_phase is not None:
+            self._on_phase(phase)
         try:
             yield
         finally:

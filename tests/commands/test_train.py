@@ -20,6 +20,7 @@ from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
 from jax_unmask import denoisers, policies, train
+from jax_unmask.benchmarks import flops
 from jax_unmask.recipes import RECIPES
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import Checkpoints
@@ -182,7 +183,8 @@ class TestPolicyRuns:
         return found, policy, params
 
     def test_additive_reward(self, tiny_config, tmp_path):
-        found, policy, _ = self.run(tiny_config(log__tensorboard=True), tmp_path)
+        config = tiny_config(log__tensorboard=True)
+        found, policy, _ = self.run(config, tmp_path)
         # The denoiser is wrong all the time: what is left is the charge for the steps.
         assert all(line["accuracy"] == 0 for line in found)
         for line in found:
@@ -192,6 +194,11 @@ class TestPolicyRuns:
         assert list((tmp_path / "tensorboard").iterdir())
         timings = json.loads((tmp_path / "timings.jsonl").read_text().splitlines()[0])
         assert {"seconds/rollout", "seconds/reward", "seconds/update"} <= set(timings)
+        assert timings["memory/host_peak"] > 0
+        needed = timings["model_flops_per_second"] * timings["seconds/total"]
+        denoiser = denoisers.from_pretrained(config.model.path)[0].config
+        rows = found[0]["nfe"] * 4  # 2 prompts in groups of 2
+        assert needed == pytest.approx(rows * flops.forward_flops(denoiser, 1, 17, 16), rel=1e-5)
 
     def test_expert_steering(self, tiny_config, tmp_path):
         config = tiny_config(

@@ -1,0 +1,284 @@
+"""Noticing that training stands still, and saying which process it waits for."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import faulthandler
+import json
+import logging
+import os
+import pathlib
+import resource
+import socket
+import sys
+import threading
+import time
+
+import jax
+
+from jax_unmask.runtime import accelerators
+from jax_unmask.runtime.closing import Closing
+from jax_unmask.runtime.files import atomic_write
+
+DIRECTORY = "heartbeats"
+STALLED = 124
+"""Status of a process that left because training stood still; what `timeout` uses."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Beat:
+    """Where a process is, as it tells the others.
+
+    Attributes:
+        step: the step that it is in.
+        phases: phases of that step that it has entered.
+        phase: the last of them.
+        seconds: for how long it has been there.
+        beats: how often it has said so.
+        host: name of its machine.
+        pid: its number there.
+    """
+
+    step: int
+    phases: int
+    phase: str
+    seconds: float
+    beats: int
+    host: str
+    pid: int
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """How far it has got; all processes go through the same phases."""
+        return self.step, self.phases
+
+
+class Heartbeat(Closing):
+    """Tells the other processes where this one is, and speaks up when it does not get on.
+
+    In a run of several processes all wait for the slowest at the next collective, so that all of
+    them stand still and none of them looks guilty. But each enters the phases of a step one after
+    the other: the one that is behind is the one that hangs. A process whose thread does not write
+    any more is stopped, gone, or stuck where Python cannot run.
+
+    A thread writes `workdir/heartbeats/N.json`, whatever the main thread is at. When there was no
+    new phase for `stall_seconds`, each process appends the stacks of all of its threads to
+    `workdir/heartbeats/N.stacks.txt`, and the first that still answers names the one that hangs.
+
+    Args:
+        workdir: directory of the run, that all processes see.
+        stall_seconds: how long a phase may take; 0 never speaks up. The first step of a process,
+            which compiles, may take as long too.
+        ends: end the process then, with status `STALLED`, for launchers that start it again.
+        process: number of this process.
+        count: how many there are.
+        interval: seconds between two beats.
+    """
+
+    def __init__(
+        self,
+        workdir: str | os.PathLike[str],
+        stall_seconds: float,
+        *,
+        ends: bool = False,
+        process: int | None = None,
+        count: int | None = None,
+        interval: float = 10.0,
+    ) -> None:
+        self._directory = pathlib.Path(workdir) / DIRECTORY
+        self._stall_seconds = stall_seconds
+        self._ends = ends
+        self._process = jax.process_index() if process is None else process
+        self._count = jax.process_count() if count is None else count
+        self._interval = min(interval, stall_seconds / 4) if stall_seconds else interval
+        self._step, self._phases, self._phase = 0, 0, "start"
+        self._since = time.monotonic()
+        self._beats = 0
+        self._reported: tuple[int, int] | None = None
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
+        self._thread.start()
+
+    def begin(self, step: int) -> None:
+        """A step begins."""
+        self._since = time.monotonic()
+        self._step, self._phases, self._phase = step, 0, "begin"
+
+    def enter(self, phase: str) -> None:
+        """A phase of the step begins."""
+        self._since = time.monotonic()
+        self._phases, self._phase = self._phases + 1, phase
+
+    def close(self) -> None:
+        """Ends the thread."""
+        self._closed.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        while not self._closed.wait(self._interval):
+            beat = self._beat()
+            stalled = 0 < self._stall_seconds <= beat.seconds
+            # A full disk, or a workdir that is gone, must not end the watch.
+            with contextlib.suppress(OSError):
+                self._write(beat)
+                if stalled and self._reported != beat.position:
+                    self._reported = beat.position
+                    self._report(beat)
+            if stalled and self._ends:
+                os._exit(STALLED)
+
+    def _beat(self) -> Beat:
+        self._beats += 1
+        return Beat(
+            step=self._step,
+            phases=self._phases,
+            phase=self._phase,
+            seconds=round(time.monotonic() - self._since, 1),
+            beats=self._beats,
+            host=socket.gethostname(),
+            pid=os.getpid(),
+        )
+
+    def _write(self, beat: Beat) -> None:
+        path = self._directory / f"{self._process}.json"
+        atomic_write(path, json.dumps(dataclasses.asdict(beat)))
+
+    def _report(self, beat: Beat) -> None:
+        stacks = self._directory / f"{self._process}.stacks.txt"
+        with stacks.open("a") as file:
+            file.write(f"step {beat.step}, phase {beat.phase!r}, for {beat.seconds:.0f} s\n")
+            file.flush()
+            faulthandler.dump_traceback(file)
+        # Beats of before the stall look alike on a process that is gone and on one that waits.
+        first = self._others()
+        self._closed.wait(3 * self._interval)
+        second = self._others()
+        now = dataclasses.replace(beat, beats=beat.beats + 1)
+        beats = second | {self._process: now}
+        silent = [
+            n for n in range(self._count) if n != self._process and first.get(n) == second.get(n)
+        ]
+        answering = sorted(beats.keys() - set(silent))
+        if answering[0] != self._process or self._closed.is_set():
+            return
+        logger.error(
+            "%s Stacks: %s", verdict(beats, silent, beat), stacks.with_name("*.stacks.txt")
+        )
+        sys.stderr.flush()
+
+    def _others(self) -> dict[int, Beat]:
+        """What the other processes said last."""
+        found = {}
+        for number in range(self._count):
+            path = self._directory / f"{number}.json"
+            if number != self._process and path.exists():
+                found[number] = Beat(**json.loads(path.read_text()))
+        return found
+
+
+def verdict(beats: dict[int, Beat], silent: list[int], own: Beat) -> str:
+    """Says which process hangs.
+
+    Args:
+        beats: the last beat of each process.
+        silent: processes that do not answer.
+        own: the beat of the process that speaks.
+    """
+    text = f"Training has stood still for {own.seconds:.0f} s in step {own.step}."
+    if silent:
+        names = ", ".join(_name(number, beats.get(number)) for number in silent)
+        return f"{text} No sign of life from {names}."
+    last = min(beat.position for beat in beats.values())
+    behind = {number: beat for number, beat in beats.items() if beat.position == last}
+    if len(beats) == 1:
+        return f"{text} It is in phase {own.phase!r}."
+    if len(behind) == len(beats):
+        return f"{text} All {len(beats)} processes are in phase {own.phase!r}."
+    names = ", ".join(
+        f"{_name(number, beat)} in phase {beat.phase!r} of step {beat.step}"
+        for number, beat in sorted(behind.items())
+    )
+    return f"{text} The others wait for {names}."
+
+
+def _name(number: int, beat: Beat | None) -> str:
+    if beat is None:
+        return f"process {number} (which never gave any)"
+    return f"process {number} (host {beat.host}, pid {beat.pid})"
+
+
+class Profile(Closing):
+    """Traces some steps for TensorBoard and xprof, into `workdir/profile`.
+
+    Args:
+        workdir: directory of the run.
+        steps: how many steps to trace; 0 none. The first two steps of a process, which compile, are
+            left out.
+    """
+
+    SKIPPED = 2
+
+    def __init__(self, workdir: str | os.PathLike[str], steps: int) -> None:
+        self._directory = pathlib.Path(workdir) / "profile"
+        self._steps = steps
+        self._seen = 0
+        self._is_tracing = False
+
+    def step(self, number: int) -> contextlib.AbstractContextManager[object]:
+        """To be entered around each step."""
+        if self._steps and self._seen == self.SKIPPED:
+            jax.profiler.start_trace(str(self._directory))
+            self._is_tracing = True
+        if self._seen == self.SKIPPED + self._steps:
+            self.close()
+        self._seen += 1
+        if not self._is_tracing:
+            return contextlib.nullcontext()
+        return jax.profiler.StepTraceAnnotation("train", step_num=number)
+
+    def close(self) -> None:
+        """Writes the trace, if one is being made."""
+        if self._is_tracing:
+            self._is_tracing = False
+            jax.profiler.stop_trace()
+            logger.info("Profile of %d steps: %s", self._steps, self._directory)
+
+
+def memory() -> dict[str, int]:
+    """Bytes that this process holds and has held, for `MetricWriter.write_timings`.
+
+    Returns:
+        "memory/host_peak", and where the backend tells (CPUs do not), of the device that has most,
+        "memory/device" and "memory/device_peak".
+    """
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    found = {"memory/host_peak": kilobytes * (1 if sys.platform == "darwin" else 1024)}
+    known = [stats for device in jax.local_devices() if (stats := device.memory_stats())]
+    for name, key in (("device", "bytes_in_use"), ("device_peak", "peak_bytes_in_use")):
+        values = [stats[key] for stats in known if key in stats]
+        if values:
+            found[f"memory/{name}"] = max(values)
+    return found
+
+
+def utilisation(flops: float, seconds: float) -> dict[str, float]:
+    """How much of the devices the model used, for `MetricWriter.write_timings`.
+
+    Args:
+        flops: operations that the model needed, over all devices.
+        seconds: wall time.
+
+    Returns:
+        "model_flops_per_second", and "mfu", its part of what the devices can do (bfloat16, by
+        their data sheets), where the table of `accelerators` has them.
+    """
+    if flops <= 0 or seconds <= 0:
+        return {}
+    found = {"model_flops_per_second": flops / seconds}
+    device = accelerators.here()
+    if device is not None:
+        found["mfu"] = flops / seconds / (device.flops * jax.device_count())
+    return found

@@ -1,0 +1,169 @@
+from __future__ import annotations
+
+import logging
+import time
+
+import jax
+import pytest
+
+from jax_unmask.runtime import accelerators, watch
+from jax_unmask.runtime.watch import Beat, Heartbeat, Profile, verdict
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def start(workdir, process, count=2, **options):
+    return Heartbeat(workdir, 0.4, process=process, count=count, interval=0.05, **options)
+
+
+def test_names_the_process_that_the_others_wait_for(tmp_path, caplog):
+    with start(tmp_path, 0) as first, start(tmp_path, 1) as second:
+        for beat in (first, second):
+            beat.begin(3)
+            beat.enter("rollout")
+        first.enter("reward")
+        first.enter("update")
+        second.enter("reward")
+        wait_for(lambda: "stood still" in caplog.text)
+    (record,) = caplog.records
+    assert "in step 3. The others wait for process 1 (host" in record.message
+    assert record.message.count("in phase 'reward' of step 3") == 1
+    for process in range(2):
+        stacks = (tmp_path / "heartbeats" / f"{process}.stacks.txt").read_text()
+        assert "test_watch.py" in stacks
+
+
+def test_names_a_process_that_gives_no_sign_of_life(tmp_path, caplog):
+    # Of processes 0 and 2 one never came, the other went.
+    start(tmp_path, 2, count=3).close()
+    with start(tmp_path, 1, count=3) as alive:
+        alive.begin(5)
+        wait_for(lambda: "stood still" in caplog.text)
+    assert "No sign of life from process 0 (which never gave any), process 2 (" in caplog.text
+
+
+def test_says_nothing_while_there_is_progress(tmp_path, caplog):
+    with start(tmp_path, 0, count=1) as beat:
+        for step in range(16):
+            beat.begin(step)
+            beat.enter("update")
+            time.sleep(0.05)
+    assert not caplog.records
+    assert not (tmp_path / "heartbeats" / "0.stacks.txt").exists()
+
+
+def test_each_stall_is_reported_once_and_the_next_again(tmp_path, caplog):
+    with start(tmp_path, 0, count=1) as beat:
+        for step in (1, 2):
+            beat.begin(step)
+            wait_for(lambda step=step: len(caplog.records) == step)
+            time.sleep(0.3)
+    assert [record.levelno for record in caplog.records] == [logging.ERROR] * 2
+    assert "in step 2. It is in phase 'begin'." in caplog.records[1].message
+
+
+def test_ends_the_process_where_that_is_asked_for(tmp_path, monkeypatch):
+    statuses: list[int] = []
+    monkeypatch.setattr("os._exit", statuses.append)
+    with start(tmp_path, 0, count=1, ends=True):
+        wait_for(lambda: statuses)
+    assert set(statuses) == {124}
+
+
+def test_is_off_at_zero(tmp_path, monkeypatch):
+    with Heartbeat(tmp_path, 0.0, process=0, count=1, interval=0.01, ends=True):
+        wait_for((tmp_path / "heartbeats" / "0.json").exists)
+
+
+def test_verdict_on_equal_processes():
+    own = Beat(step=4, phases=2, phase="update", seconds=9.0, beats=3, host="h", pid=1)
+    text = verdict({0: own, 1: own}, [], own)
+    assert text.endswith("All 2 processes are in phase 'update'.")
+
+
+def test_profile_leaves_out_the_steps_that_compile(tmp_path, monkeypatch):
+    calls: list[str] = []
+    monkeypatch.setattr("jax.profiler.start_trace", lambda path: calls.append(path))
+    monkeypatch.setattr("jax.profiler.stop_trace", lambda: calls.append("stop"))
+    with Profile(tmp_path, 2) as profile:
+        for step in range(7, 13):
+            with profile.step(step):
+                calls.append(str(step))
+    assert calls == ["7", "8", str(tmp_path / "profile"), "9", "10", "stop", "11", "12"]
+
+
+def test_profile_of_a_run_that_ends_early_is_written(tmp_path):
+    with Profile(tmp_path, 5) as profile:
+        for step in range(3):
+            with profile.step(step):
+                jax.block_until_ready(jax.numpy.ones(3) + 1)
+    assert list((tmp_path / "profile").glob("plugins/profile/*/*.xplane.pb"))
+
+
+def test_utilisation_is_known_where_the_device_is(monkeypatch):
+    assert watch.utilisation(1e12, 2.0) == {"model_flops_per_second": 5e11}
+    assert watch.utilisation(0.0, 2.0) == {}
+    (v5e,) = [each for each in accelerators.ACCELERATORS if each.name == "v5e"]
+    monkeypatch.setattr(accelerators, "here", lambda: v5e)
+    found = watch.utilisation(v5e.flops, 4.0)
+    assert found["mfu"] == pytest.approx(0.25 / jax.device_count())
+
+
+def test_memory_of_this_process():
+    assert 50e6 < watch.memory()["memory/host_peak"] < 1e12
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "count"),
+    [
+        ("h100x8", "h100", 8),
+        ("v5e-16", "v5e", 16),
+        ("v5litepod-256", "v5e", 256),
+        ("v5p-64", "v5p", 32),
+        ("V6E-256", "v6e", 256),
+        ("a100-80gx4", "a100-80g", 4),
+        ("v4x4", "v4", 4),
+    ],
+)
+def test_devices_by_name(text, name, count):
+    found, number = accelerators.parse(text)
+    assert (found.name, number) == (name, count)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("v5e", "give a name and a number"),
+        ("tpu-8", "known are v4, v5e"),
+        ("v5p-5", "counts cores, 2 to a device"),
+        ("h100x0", "at least one"),
+    ],
+)
+def test_devices_that_there_are_not(text, words):
+    with pytest.raises(ValueError, match=words):
+        accelerators.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"),
+    [
+        ("TPU v4", "v4"),
+        ("TPU v5 lite", "v5e"),
+        ("TPU v5", "v5p"),
+        ("TPU v6 lite", "v6e"),
+        ("NVIDIA H100 80GB HBM3", "h100"),
+        ("NVIDIA A100-SXM4-80GB", "a100-80g"),
+        ("NVIDIA A100-SXM4-40GB", "a100"),
+    ],
+)
+def test_devices_by_what_jax_calls_them(kind, name, monkeypatch):
+    class Device:
+        device_kind = kind
+
+    monkeypatch.setattr("jax.local_devices", lambda: [Device()])
+    assert accelerators.here().name == name
