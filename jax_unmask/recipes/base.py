@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import jax
 from ml_collections import ConfigDict
 
+from jax_unmask.benchmarks.flops import forward_flops
 from jax_unmask.denoisers import DenoiserConfig, Tokenizer
 from jax_unmask.learners import optim
 from jax_unmask.learners.state import TrainState
