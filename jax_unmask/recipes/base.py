@@ -87,10 +87,16 @@ def build_optimizer(config: ConfigDict, steps_per_iteration: int = 1) -> Any:
     )
 
 
-def row_flops(config: ConfigDict, denoiser: DenoiserConfig) -> int:
-    """Matrix products of one forward over a prompt and its canvas, in operations."""
-    lengths = config.data if "data" in config else config.rollout
-    return forward_flops(denoiser, 1, config.task.prompt_length, lengths.gen_length)
+def row_flops(config: ConfigDict, denoiser: DenoiserConfig, scored: int | None = None) -> int:
+    """Matrix products of one forward over a prompt and its canvas, in operations.
+
+    Args:
+        config: gives their lengths.
+        denoiser: the denoiser.
+        scored: canvas positions that are scored; the canvas by default.
+    """
+    gen_length = (config.data if "data" in config else config.rollout).gen_length
+    return forward_flops(denoiser, 1, config.task.prompt_length + gen_length, scored or gen_length)
 
 
 def check_fits(denoiser: DenoiserConfig, prompt_length: int, gen_length: int) -> None:

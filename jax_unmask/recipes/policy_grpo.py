@@ -38,6 +38,7 @@ from jax_unmask.rollout import (
     never_filled,
     rollout,
     row_keys,
+    scored_positions,
     trimmed,
 )
 from jax_unmask.runtime.config import ConfigError
@@ -294,7 +295,8 @@ class PolicyGrpo:
         config = self._config
         rows = config.rollout.prompts_per_step * config.rollout.group_size
         forwards = rows * metrics.get("cost", metrics["nfe"])
-        return forwards * row_flops(config, self._bundle.denoiser.config)
+        scored = scored_positions(self._parts.policy, self._parts.settings)
+        return forwards * row_flops(config, self._bundle.denoiser.config, scored)
 
     def _imitation(self, state: TrainState) -> Any:
         """Weight of the likelihood of right expert rollouts at this step; None where it is never

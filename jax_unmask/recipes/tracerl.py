@@ -31,7 +31,14 @@ from jax_unmask.recipes.base import (
     training_batches,
 )
 from jax_unmask.recipes.process import build_process_rewards
-from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys, trimmed
+from jax_unmask.rollout import (
+    Prompts,
+    RolloutSettings,
+    rollout,
+    row_keys,
+    scored_positions,
+    trimmed,
+)
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
@@ -277,7 +284,10 @@ class TraceRl:
         # With a value model, of the same size if not of the same family, each state counts twice.
         models = 2 if config.value.enabled else 1
         trained = 3 * models * config.learner.passes * metrics["states"]
-        return (rows * metrics["nfe"] + trained) * row_flops(config, self._bundle.denoiser.config)
+        denoiser = self._bundle.denoiser.config
+        scored = scored_positions(self._policy, self._settings)
+        forwards = rows * metrics["nfe"] * row_flops(config, denoiser, scored)
+        return forwards + trained * row_flops(config, denoiser)
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         bundle, params = self._bundle, state.params["denoiser"]
