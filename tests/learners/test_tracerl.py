@@ -256,7 +256,7 @@ class TestUpdate:
         assert int(new.step) == 1
 
     def test_reference(self, params, responses):
-        learner = make_learner(beta=0.0, reference_beta=1.0)
+        learner = make_learner(beta=0.0, reference_beta=1.0, optimizer=optax.sgd(0.05))
         reference = jax.tree.map(lambda leaf: leaf + 0.1, params)
         state = learner.init(params, jax.random.key(7))
         new, metrics = learner.update(state, responses, 0 * REWARDS, KEPT, reference)
