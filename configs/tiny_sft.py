@@ -28,6 +28,14 @@ def get_config(task: str = "sudoku"):
         config.train.steps = 12000
         config.masking.suffix_fraction = 0.5
         config.masking.suffix_block_length = 8
+    elif task == "countdown":
+        config.task.prompt_length = 8
+        config.data.gen_length = 12
+        config.data.batch_size = 128
+        config.model.update(hidden_size=128, num_layers=4, intermediate_size=256, rope_theta=100.0)
+        config.train.steps = 6000
+        config.masking.suffix_fraction = 0.25
+        config.masking.suffix_block_length = 6
     else:
         raise ValueError(f"tiny_sft.py:{task} is unknown; use :sudoku or :arithmetic")
     config.checkpoint.every = 500

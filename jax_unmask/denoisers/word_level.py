@@ -10,16 +10,17 @@ BOS, EOS, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"
 """Special tokens, spelled as LLaDA spells them; EOS pads, as in LLaDA."""
 
 # A number, a word or a run of punctuation, each with the space before it. A number without a space
-# is cut into digits.
-_PATTERN = r" \d+|\d| ?[A-Za-z]+| ?#+| ?[^\sA-Za-z\d#]"
+# is cut into digits, unless it is a token of its own.
+_PATTERN = r" \d+|{numbers}\d| ?[A-Za-z]+| ?#+| ?[^\sA-Za-z\d#]"
 
 
 def save_word_level(directory: str | pathlib.Path, vocabulary: Sequence[str]) -> dict[str, int]:
     """Writes `tokenizer.json` and `tokenizer_config.json` for a closed vocabulary.
 
     Text is cut into numbers, words and punctuation marks, each with the space before it, so
-    decoding is plain concatenation. A number without a space before it is cut into digits. Text
-    outside the vocabulary is an error when it is encoded, never an unknown token.
+    decoding is plain concatenation. A number without a space before it is one token where the
+    vocabulary holds it, else it is cut into digits. Text outside the vocabulary is an error when it
+    is encoded, never an unknown token.
 
     Args:
         directory: where to write; must exist.
@@ -40,7 +41,10 @@ def save_word_level(directory: str | pathlib.Path, vocabulary: Sequence[str]) ->
         raise ValueError("vocabulary holds a token twice, or one of the special tokens")
     # A word-level model without an unknown token raises on text that it cannot encode.
     tokenizer = tokenizers.Tokenizer(models.WordLevel(ids))
-    tokenizer.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex(_PATTERN), "isolated")
+    numbers = [token for token in vocabulary if token.isdecimal() and len(token) > 1]
+    whole = rf"(?<!\d)(?:{'|'.join(numbers)})(?!\d)|" if numbers else ""
+    pattern = tokenizers.Regex(_PATTERN.format(numbers=whole))
+    tokenizer.pre_tokenizer = pre_tokenizers.Split(pattern, "isolated")
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([BOS, EOS, MASK])
     directory = pathlib.Path(directory)

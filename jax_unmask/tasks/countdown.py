@@ -18,7 +18,8 @@ from jax_unmask.tasks.generated import GeneratedSource
 
 Style = Literal["equations", "chat"]
 
-_LARGEST = 99
+# Largest given number of a generated problem, and the largest result of a step towards its target.
+_LARGEST, _LARGEST_DRAWN = 99, 199
 _REQUEST = """{format}
 Using only the numbers {numbers}, create an arithmetic expression that evaluates to exactly \
 {target}. You must use all numbers from the list, and each number must be used exactly once. You \
@@ -51,7 +52,7 @@ class Countdown:
     """
 
     name = "countdown"
-    vocabulary = (*"0123456789", ",", "=", ":", "+", "-", "*", "/")
+    vocabulary = (*map(str, range(_LARGEST_DRAWN + 1)), ",", "=", ":", "+", "-", "*", "/")
 
     def __init__(
         self,
@@ -110,20 +111,28 @@ class Countdown:
 
     def _draw(self, generator: np.random.Generator) -> Example:
         while True:
-            numbers = [int(n) for n in generator.integers(1, _LARGEST + 1, self._count)]
-            values, steps = list(numbers), []
-            while len(values) > 1:
-                first, second = generator.permutation(len(values))[:2].tolist()
-                a, b = values[first], values[second]
-                sign = "+-*/"[generator.integers(4)]
-                result = _apply(a, sign, b)
-                if result is None:
-                    break
-                steps.append(f"{a}{sign}{b}={result}")
-                rest = [v for k, v in enumerate(values) if k not in (first, second)]
-                values = [*rest, result]
-            if len(values) == 1 and 1 <= values[0] <= _LARGEST + 1:
-                return _example(numbers, values[0], ",".join(steps))
+            # Few attempts give a problem; numbers are drawn for many at a time, which is cheaper.
+            for draws in generator.integers(2**32, size=(32, 4 * self._count)).tolist():
+                example = self._attempt(draws)
+                if example is not None:
+                    return example
+
+    def _attempt(self, draws: list[int]) -> Example | None:
+        """Joins random numbers by random steps; None if that gives no problem."""
+        numbers = [1 + draws.pop() % _LARGEST for _ in range(self._count)]
+        values, steps = list(numbers), []
+        while len(values) > 1:
+            a = values.pop(draws.pop() % len(values))
+            b = values.pop(draws.pop() % len(values))
+            sign = "+-*/"[draws.pop() % 4]
+            result = _apply(a, sign, b)
+            if result is None or result > _LARGEST_DRAWN:
+                return None
+            steps.append(f"{a}{sign}{b}={result}")
+            values.append(result)
+        if not 1 <= values[0] <= _LARGEST + 1:
+            return None
+        return _example(numbers, values[0], ",".join(steps))
 
     def _verify(self, example: Example) -> None:
         found = _parse(example)
