@@ -33,6 +33,7 @@ def get_config(task: str = "sudoku"):
         config.data.gen_length = 12
         config.data.batch_size = 128
         config.model.update(hidden_size=128, num_layers=4, intermediate_size=256, rope_theta=100.0)
+        config.model.number_embeddings = True
         config.train.steps = 6000
         config.masking.suffix_fraction = 0.25
         config.masking.suffix_block_length = 6

@@ -26,6 +26,9 @@ def sft() -> ConfigDict:
             "intermediate_size": 176,
             "rope_theta": 10000.0,
             "norm_eps": 1e-5,
+            # Embeddings of number tokens begin with what the numbers are worth, not at random
+            # (only where `path` is None).
+            "number_embeddings": False,
             # Block-causal attention in blocks of so many positions (only where `path` is None, and
             # for recipe state_sft); 0 for full attention.
             "attention_block": 0,

@@ -10,7 +10,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jax_unmask import denoisers
-from jax_unmask.denoisers import word_level
+from jax_unmask.denoisers import number_embeddings, word_level
 from jax_unmask.evaluation.bundle import Bundle, load_bundle, load_task
 from jax_unmask.learners.corruption import Masking
 from jax_unmask.learners.sft import SftBatch, SftLearner
@@ -48,7 +48,7 @@ class Sft:
         if config.model.path is None:
             self._task = load_task(config)
             self._denoiser, self._tokenizer = self._from_scratch(workdir / "tokenizer")
-            self._params = denoisers.init_params(self._denoiser.config, jax.random.key(config.seed))
+            self._params = self._initial_params()
         else:
             bundle = load_bundle(config)
             self._task, self._tokenizer = bundle.task, bundle.tokenizer
@@ -102,6 +102,16 @@ class Sft:
             param_dtype=model.param_dtype,
         )
         return denoisers.Denoiser(denoiser_config), denoisers.load_tokenizer(directory)
+
+    def _initial_params(self) -> denoisers.Params:
+        config = self._config
+        key = jax.random.key(config.seed)
+        params = denoisers.init_params(self._denoiser.config, key)
+        if not config.model.number_embeddings:
+            return params
+        tokens = [token for token in self._task.vocabulary if token.isdecimal()]
+        numbers = {self._tokenizer.encode(token)[0]: int(token) for token in tokens}
+        return number_embeddings.with_values(params, numbers, jax.random.fold_in(key, 1))
 
     def init(self) -> TrainState:
         return self._learner.init(self._params, jax.random.key(self._config.seed + 1))
