@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Float
 
-ScheduleName = Literal["cosine", "constant"]
+ScheduleName = Literal["cosine", "constant", "stable"]
+
+# Share of a "stable" run in which the rate falls.
+_DECAY = 0.25
 
 # Ends of the names of leaves that weight decay leaves alone: biases and normalisation gains.
 _NOT_DECAYED = ("bias", "scale")
@@ -26,22 +29,24 @@ def make_schedule(
 
     Warm-up is linear from `lr / warmup_steps` at step 0 to `lr` at step `warmup_steps - 1` (no
     step is spent at a rate of zero). Then "constant" stays at `lr`, and "cosine" falls from `lr`
-    to `final_fraction * lr`, reached at `total_steps` and kept.
+    to `final_fraction * lr`, reached at `total_steps` and kept. "stable" stays at `lr` for three
+    quarters of the run and falls linearly in the last one (arXiv 2404.06395), so a longer run
+    begins with the same steps and can go on from a shorter one's checkpoints.
 
     Args:
         lr: peak learning rate.
         warmup_steps: steps of warm-up, 0 for none.
         total_steps: optimiser steps of the whole run, warm-up included.
-        schedule: "cosine" or "constant".
-        final_fraction: final learning rate of "cosine" as a fraction of the peak.
+        schedule: "cosine", "constant" or "stable".
+        final_fraction: final learning rate, except of "constant", as a fraction of the peak.
 
     Raises:
         ValueError: a value makes no sense; the message names it.
     """
     if lr <= 0:
         raise ValueError(f"lr={lr} must be positive")
-    if schedule not in ("cosine", "constant"):
-        raise ValueError(f"schedule={schedule!r} is unknown; choose 'cosine' or 'constant'")
+    if schedule not in get_args(ScheduleName):
+        raise ValueError(f"schedule={schedule!r} is unknown; choose one of {get_args(ScheduleName)}")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps={warmup_steps} must not be negative")
     if total_steps < 1:
@@ -59,6 +64,9 @@ def make_schedule(
         warmup = (count + 1.0) / max(warmup_steps, 1)
         if schedule == "constant":
             after = jnp.ones_like(count)
+        elif schedule == "stable":
+            left = jnp.clip((total_steps - count) / (_DECAY * total_steps), 0.0, 1.0)
+            after = final_fraction + (1.0 - final_fraction) * left
         else:
             progress = jnp.clip((count - warmup_steps) / (total_steps - warmup_steps), 0.0, 1.0)
             cosine = 0.5 * (1.0 + jnp.cos(jnp.pi * progress))

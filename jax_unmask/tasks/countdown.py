@@ -125,6 +125,8 @@ class Countdown:
             a = values.pop(draws.pop() % len(values))
             b = values.pop(draws.pop() % len(values))
             sign = "+-*/"[draws.pop() % 4]
+            if sign in "+*":  # One way to write a sum or a product: there are enough solutions.
+                a, b = max(a, b), min(a, b)
             result = _apply(a, sign, b)
             if result is None or result > _LARGEST_DRAWN:
                 return None
