@@ -12,6 +12,7 @@ from jax_unmask import policies, tasks
 from jax_unmask.denoisers import quantization
 from jax_unmask.evaluation import axes
 from jax_unmask.evaluation.candidates import candidates
+from jax_unmask.learners.optim import ScheduleName
 from jax_unmask.learners.surrogates import Threshold
 from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
 from jax_unmask.recipes.base import build_cache
@@ -73,7 +74,7 @@ def _optimizer(config: ConfigDict) -> None:
     check.positive(config, "optimizer.lr", "optimizer.grad_clip")
     check.non_negative(config, "optimizer.warmup_steps", "optimizer.weight_decay")
     check.within(config, "optimizer.final_fraction", 0.0, 1.0)
-    check.one_of(config, "optimizer.schedule", ("cosine", "constant"))
+    check.one_of(config, "optimizer.schedule", get_args(ScheduleName))
     for key in ("optimizer.b1", "optimizer.b2"):
         check.within(config, key, 0.0, 1.0 - 1e-9)
     steps = config.train.steps
