@@ -46,7 +46,8 @@ def make_schedule(
     if lr <= 0:
         raise ValueError(f"lr={lr} must be positive")
     if schedule not in get_args(ScheduleName):
-        raise ValueError(f"schedule={schedule!r} is unknown; choose one of {get_args(ScheduleName)}")
+        known = get_args(ScheduleName)
+        raise ValueError(f"schedule={schedule!r} is unknown; choose one of {known}")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps={warmup_steps} must not be negative")
     if total_steps < 1:

@@ -42,8 +42,8 @@ class Countdown:
     Args:
         path: test file, or a directory with `cd3_test.jsonl`, `cd4_test.jsonl`, ...
         numbers: how many numbers a problem has.
-        style: "equations": prompt `15,44,79:50=`, response `44-15=29,79-29=50`, a closed
-            vocabulary for small denoisers. "chat": d1's prompt, and an expression as answer.
+        style: "equations": prompt `79,44,15:50=`, the largest number first, response
+            `44-15=29,79-29=50`, a closed vocabulary for small denoisers. "chat": d1's prompt, and an expression as answer.
         reference_compat: with style "chat", d1's published reward: 1 for a right expression, 0.1
             for any other answer within tags, 0 without one.
 
@@ -172,7 +172,8 @@ def _parse(example: Example) -> Example:
 
 
 def _example(numbers: list[int], target: int, steps: str) -> Example:
-    prompt = f"{','.join(map(str, numbers))}:{target}="
+    ordered = sorted(numbers, reverse=True)  # A problem has one prompt, hence lies in one split.
+    prompt = f"{','.join(map(str, ordered))}:{target}="
     return {"prompt": prompt, "numbers": numbers, "target": target, "steps": steps}
 
 
