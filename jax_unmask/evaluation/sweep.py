@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import logging
 import pathlib
@@ -12,13 +11,13 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-import numpy as np
 from ml_collections import ConfigDict
 
 from jax_unmask.evaluation import candidates as candidates_lib
 from jax_unmask.evaluation import reporting, viewing
 from jax_unmask.evaluation.bundle import Bundle, load_task
 from jax_unmask.evaluation.candidates import Candidate, gen_length
+from jax_unmask.evaluation.identity import digest, essence, tree_hash
 from jax_unmask.evaluation.measure import MOST_ROWS, measure
 from jax_unmask.evaluation.problems import (
     Measured,
@@ -34,7 +33,6 @@ from jax_unmask.rollout.caching import NONE
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.tasks.base import Task
 
-_HASH_LENGTH = 16
 _HASHED = ("model.path", "task.path", "task.tfds_data_dir")
 """Keys of paths: rows know what lies there by its hash."""
 
@@ -101,7 +99,7 @@ def measure_all(
         count = config.eval.validation_problems
         splits.append(load_problems(config, bundle, task, "validation", count))
     store = ResultStore(workdir)
-    denoiser_hash = _tree_hash(bundle.params, first_rows_only=True)
+    denoiser_hash = tree_hash(bundle.params, first_rows_only=True)
     plan = [
         dataclasses.replace(item, cache=cache)
         for cache in caches
@@ -185,9 +183,9 @@ def _identify(
         "prompt_style": config.eval.prompt_style,
         "seed": item.seed,
         "n": len(problems.examples),
-        "policy_hash": _digest(repr(candidate.policy).encode(), _tree_hash(candidate.params)),
-        "denoiser_hash": _digest(repr(bundle.denoiser).encode(), denoiser_hash),
-        "prompts_hash": _tree_hash([problems.prompts.tokens, problems.prompts.mask]),
+        "policy_hash": digest(essence(candidate.policy), tree_hash(candidate.params)),
+        "denoiser_hash": digest(essence(bundle.denoiser), denoiser_hash),
+        "prompts_hash": tree_hash([problems.prompts.tokens, problems.prompts.mask]),
     }
     if varied:
         row["axes"] = {key: value for key, value in varied.items() if key not in _HASHED}
@@ -199,7 +197,7 @@ def _identify(
     }
     # Only where they differ from what there was before there were options: rows keep their keys.
     identity |= {name: value for name, value in options.items() if value not in (NONE, False)}
-    return {"key": _digest(json.dumps(identity, sort_keys=True)), **row, **options}
+    return {"key": digest(json.dumps(identity, sort_keys=True)), **row, **options}
 
 
 def _measure(
@@ -260,28 +258,3 @@ def _log(row: Row, index: int, total: int, seconds: float) -> None:
         100 * row["accuracy"],
         row["nfe_mean"],
     )
-
-
-def _tree_hash(tree: Any, *, first_rows_only: bool = False) -> str:
-    """Digest of arrays, their names and types.
-
-    Args:
-        tree: a pytree of arrays.
-        first_rows_only: read only the first row of each array: enough to tell denoisers apart,
-            because training changes every tensor, and quick at any size.
-    """
-    parts = []
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        part = leaf[(0,) * (leaf.ndim - 1)] if first_rows_only else leaf
-        parts.append(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        parts.append(np.asarray(part).tobytes())
-    return _digest(*parts)
-
-
-def _digest(*parts: bytes | str) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        data = part.encode() if isinstance(part, str) else part
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
-    return digest.hexdigest()[:_HASH_LENGTH]

@@ -43,7 +43,8 @@ class Countdown:
         path: test file, or a directory with `cd3_test.jsonl`, `cd4_test.jsonl`, ...
         numbers: how many numbers a problem has.
         style: "equations": prompt `79,44,15:50=`, the largest number first, response
-            `44-15=29,79-29=50`, a closed vocabulary for small denoisers. "chat": d1's prompt, and an expression as answer.
+            `44-15=29,79-29=50`, a closed vocabulary for small denoisers. "chat": d1's prompt, and
+            an expression as answer.
         reference_compat: with style "chat", d1's published reward: 1 for a right expression, 0.1
             for any other answer within tags, 0 without one.
 

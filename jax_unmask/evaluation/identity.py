@@ -1,0 +1,66 @@
+"""What a result row was measured on, in digests that stay what they are when code grows."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from typing import Any
+
+import jax
+import numpy as np
+
+_LENGTH = 16
+
+
+def essence(value: Any) -> str:
+    """Text of a configuration by its fields, in alphabetical order, without those at their default.
+
+    A field that is added later, with the default that says "as before", changes no text. Fields
+    that take no part in `repr` are left out, and so are the parent and the name that linen modules
+    have; values that are no dataclasses stand as `repr` shows them.
+    """
+    if isinstance(value, tuple):
+        return f"({', '.join(map(essence, value))})"
+    if not dataclasses.is_dataclass(value) or isinstance(value, type):
+        return repr(value)
+    said = []
+    for field in sorted(dataclasses.fields(value), key=lambda field: field.name):
+        content = getattr(value, field.name)
+        if not field.repr or field.name in ("parent", "name") or _is_default(field, content):
+            continue
+        said.append(f"{field.name}={essence(content)}")
+    return f"{type(value).__name__}({', '.join(said)})"
+
+
+def _is_default(field: dataclasses.Field[Any], content: Any) -> bool:
+    if field.default is not dataclasses.MISSING:
+        return bool(content == field.default)
+    if field.default_factory is not dataclasses.MISSING:
+        return bool(content == field.default_factory())
+    return False
+
+
+def tree_hash(tree: Any, *, first_rows_only: bool = False) -> str:
+    """Digest of arrays, their names and types.
+
+    Args:
+        tree: a pytree of arrays.
+        first_rows_only: read only the first row of each array: enough to tell denoisers apart,
+            because training changes every tensor, and quick at any size.
+    """
+    parts = []
+    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+        part = leaf[(0,) * (leaf.ndim - 1)] if first_rows_only else leaf
+        parts.append(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
+        parts.append(np.asarray(part).tobytes())
+    return digest(*parts)
+
+
+def digest(*parts: bytes | str) -> str:
+    """16 hexadecimal digits of SHA-256 over parts and their lengths."""
+    found = hashlib.sha256()
+    for part in parts:
+        data = part.encode() if isinstance(part, str) else part
+        found.update(len(data).to_bytes(8, "little"))
+        found.update(data)
+    return found.hexdigest()[:_LENGTH]
