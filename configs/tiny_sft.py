@@ -36,8 +36,8 @@ def get_config(task: str = "sudoku"):
         config.model.number_embeddings = True
         config.train.steps = 10000
         config.optimizer.update(schedule="stable", lr=2e-3)
-        config.masking.suffix_fraction = 0.25
-        config.masking.suffix_block_length = 6
+        config.masking.suffix_fraction = 0.6
+        config.masking.suffix_block_length = 3
     else:
         raise ValueError(f"tiny_sft.py:{task} is unknown; use :sudoku or :arithmetic")
     config.checkpoint.every = 500
