@@ -96,6 +96,7 @@ def test_mathematics(equivalence):
         ("\\text{(C)}", "C"),
         ("12", "12 \\text{ cm}"),
         ("\\$36", "36.00"),
+        ("x \\in [-2,7]", "[-2, 7]"),
     ],
 )
 def test_other_forms_of_the_right_answer(right, answer):
