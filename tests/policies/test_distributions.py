@@ -24,6 +24,7 @@ bernoulli_probs = jax.jit(distributions.bernoulli_probs)
 bernoulli_sample = jax.jit(distributions.bernoulli_sample)
 dpls_entropy = jax.jit(distributions.dpls_entropy)
 dpls_log_prob = jax.jit(distributions.dpls_log_prob)
+dpls_probs = jax.jit(distributions.dpls_probs)
 dpls_sample = jax.jit(distributions.dpls_sample)
 plackett_luce_log_prob = jax.jit(distributions.plackett_luce_log_prob)
 with_argmax_fallback = jax.jit(distributions.with_argmax_fallback)
@@ -146,7 +147,10 @@ def test_dpls_sums_to_one_over_all_ordered_outcomes(row, stop_logit):
     possible = ~((outcomes > 0) & ~legal).any(-1)
     shape = (len(outcomes), 1)
     logs = dpls_log_prob(np.tile(logits, shape), np.tile(legal, shape), outcomes, stop_logit)
-    assert np.exp(logs)[possible].sum() == pytest.approx(1, abs=1e-5)
+    probs = np.exp(logs)[possible]
+    assert probs.sum() == pytest.approx(1, abs=1e-5)
+    filled = probs @ (outcomes[possible] > 0)
+    np.testing.assert_allclose(dpls_probs(logits, legal, stop_logit), filled, atol=1e-5)
 
 
 def test_scale_multiplies_probabilities_up_to_one():
