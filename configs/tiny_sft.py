@@ -30,14 +30,14 @@ def get_config(task: str = "sudoku"):
         config.masking.suffix_block_length = 8
     elif task == "countdown":
         config.task.prompt_length = 8
-        config.data.gen_length = 12
+        config.data.gen_length = 8
         config.data.batch_size = 64
         config.model.update(hidden_size=128, num_layers=4, intermediate_size=256, rope_theta=100.0)
         config.model.number_embeddings = True
         config.train.steps = 10000
         config.optimizer.update(schedule="stable", lr=2e-3)
-        config.masking.suffix_fraction = 0.6
-        config.masking.suffix_block_length = 3
+        config.masking.suffix_fraction = 0.25
+        config.masking.suffix_block_length = 4
     else:
         raise ValueError(f"tiny_sft.py:{task} is unknown; use :sudoku or :arithmetic")
     config.checkpoint.every = 500

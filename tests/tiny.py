@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import jax
 
 from jax_unmask import denoisers
+from jax_unmask.denoisers.families import llada
 from jax_unmask.denoisers.word_level import save_word_level
 
 
@@ -59,3 +61,39 @@ def save_model(
     params = jax.tree.map(lambda leaf: sharpness * leaf, params)
     tokenizer = denoisers.load_tokenizer(directory)
     denoisers.save_pretrained(directory, denoisers.Denoiser(config), params, tokenizer)
+
+
+def save_weights(directory: pathlib.Path, vocab_size: int, *, mask: int, eos: int) -> None:
+    """Writes random weights and config.json of up to 256 positions; the tokenizer is not ours."""
+    config = denoiser_config(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        head_dim=16,
+        intermediate_size=32,
+        max_length=256,
+        mask_token_id=mask,
+        eos_token_id=eos,
+        pad_token_id=eos,
+    )
+    params = denoisers.init_params(config, jax.random.key(0))
+    denoisers.save_pretrained(directory, denoisers.Denoiser(config), params)
+
+
+def save_byte_model(directory: pathlib.Path) -> None:
+    """Writes a denoiser that reads bytes, with LLaDA's special tokens and no chat template."""
+    import tokenizers
+    from tokenizers import decoders, models, pre_tokenizers
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = tokenizers.Tokenizer(
+        models.BPE(vocab={character: k for k, character in enumerate(alphabet)}, merges=[])
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<|endoftext|>", "<|mdm_mask|>", *llada.SPECIAL_TOKENS])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {"eos_token": "<|endoftext|>", "mask_token": "<|mdm_mask|>"}
+    (directory / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings})
+    )
+    save_weights(directory, tokenizer.get_vocab_size(), mask=257, eos=256)

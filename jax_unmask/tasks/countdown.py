@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 from collections import Counter
@@ -16,7 +17,7 @@ from jax_unmask.tasks.base import Example, Source, Split
 from jax_unmask.tasks.checkers import answers, expressions
 from jax_unmask.tasks.generated import GeneratedSource
 
-Style = Literal["equations", "chat"]
+Style = Literal["expression", "equations", "chat"]
 
 # Largest given number of a generated problem, and the largest result of a step towards its target.
 _LARGEST, _LARGEST_DRAWN = 99, 199
@@ -42,9 +43,9 @@ class Countdown:
     Args:
         path: test file, or a directory with `cd3_test.jsonl`, `cd4_test.jsonl`, ...
         numbers: how many numbers a problem has.
-        style: "equations": prompt `79,44,15:50=`, the largest number first, response
-            `44-15=29,79-29=50`, a closed vocabulary for small denoisers. "chat": d1's prompt, and
-            an expression as answer.
+        style: "expression": prompt `79,44,15:50=`, the largest number first, response `79-44+15`,
+            a closed vocabulary for small denoisers. "equations": the same prompt, and steps as
+            response: `44-15=29,79-29=50`. "chat": d1's prompt, and an expression within tags.
         reference_compat: with style "chat", d1's published reward: 1 for a right expression, 0.1
             for any other answer within tags, 0 without one.
 
@@ -53,14 +54,14 @@ class Countdown:
     """
 
     name = "countdown"
-    vocabulary = (*map(str, range(_LARGEST_DRAWN + 1)), ",", "=", ":", "+", "-", "*", "/")
+    vocabulary = (*map(str, range(_LARGEST_DRAWN + 1)), ",", "=", ":", *"+-*/()")
 
     def __init__(
         self,
         path: str | os.PathLike[str] | None = None,
         *,
         numbers: int = 3,
-        style: Style = "equations",
+        style: Style = "expression",
         reference_compat: bool = False,
     ) -> None:
         if numbers not in (3, 4, 5):
@@ -84,7 +85,7 @@ class Countdown:
 
     def prompt(self, example: Example) -> str | prompts.Messages:
         """The problem, as text or as d1's message."""
-        if self._style == "equations":
+        if self._style != "chat":
             return example["prompt"]
         request = _REQUEST.format(format=prompts.TRAINING_FORMAT, **example)
         return [{"role": "user", "content": request}]
@@ -95,6 +96,8 @@ class Countdown:
         if self._style == "equations":
             return steps
         expression = _as_expression(steps)
+        if self._style == "expression":
+            return expression
         return prompts.worked_response(steps.replace(",", "\n"), expression, "training")
 
     def check(self, example: Example, response: str) -> float:
@@ -102,6 +105,8 @@ class Countdown:
         numbers, target = example["numbers"], example["target"]
         if self._style == "equations":
             return float(_steps_are_right(response.strip(), numbers, target))
+        if self._style == "expression":
+            return float(_makes(response, numbers, target))
         if self._reference_compat:
             return _published_reward(response, numbers, target)
         return float(_expression_is_right(response, numbers, target))
@@ -126,8 +131,6 @@ class Countdown:
             a = values.pop(draws.pop() % len(values))
             b = values.pop(draws.pop() % len(values))
             sign = "+-*/"[draws.pop() % 4]
-            if sign in "+*":  # One way to write a sum or a product: there are enough solutions.
-                a, b = max(a, b), min(a, b)
             result = _apply(a, sign, b)
             if result is None or result > _LARGEST_DRAWN:
                 return None
@@ -203,24 +206,52 @@ def _solve(numbers: Sequence[int], target: int) -> list[str] | None:
     return None
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sum:
+    """A sum of terms without parentheses around it: each has a sign and is a product."""
+
+    terms: tuple[tuple[str, str], ...]
+
+    def __str__(self) -> str:
+        # A positive number has a positive term; written first, it needs no sign.
+        first = next(k for k, (sign, _) in enumerate(self.terms) if sign == "+")
+        rest = (*self.terms[:first], *self.terms[first + 1 :])
+        return self.terms[first][1] + "".join(sign + text for sign, text in rest)
+
+    def joined(self, sign: str, other: _Sum) -> _Sum:
+        """This sum and another one, by an operation; no more parentheses than it needs."""
+        if sign == "+":
+            return _Sum(self.terms + other.terms)
+        if sign == "-":
+            turned = tuple(("-" if each == "+" else "+", text) for each, text in other.terms)
+            return _Sum(self.terms + turned)
+        left, right = self._factor(), other._factor()
+        if sign == "/" and len(other.terms) == 1 and not right.isdecimal():
+            right = f"({right})"
+        return _Sum((("+", left + sign + right),))
+
+    def _factor(self) -> str:
+        return f"({self})" if len(self.terms) > 1 else self.terms[0][1]
+
+
 def _as_expression(steps: str) -> str:
     """One expression for a chain of steps; each result stands for the step that made it."""
-    made: list[tuple[str, str]] = []
+    made: list[tuple[str, _Sum]] = []
     for step in steps.split(","):
         match = _STEP.fullmatch(step)
         if match is None:
             raise ValueError(f"not a step: {step!r}")
         a, sign, b, result = match.groups()
-        made.append((result, f"({_take(made, a)}{sign}{_take(made, b)})"))
-    return made[-1][1].removeprefix("(").removesuffix(")")
+        made.append((result, _take(made, a).joined(sign, _take(made, b))))
+    return str(made[-1][1])
 
 
-def _take(made: list[tuple[str, str]], number: str) -> str:
-    for k, (result, text) in enumerate(made):
+def _take(made: list[tuple[str, _Sum]], number: str) -> _Sum:
+    for k, (result, expression) in enumerate(made):
         if result == number:
             del made[k]
-            return text
-    return number
+            return expression
+    return _Sum((("+", number),))
 
 
 def _steps_are_right(response: str, numbers: Sequence[int], target: int) -> bool:
@@ -246,6 +277,10 @@ def _expression_is_right(response: str, numbers: Sequence[int], target: int) -> 
     expression, equals, claimed = expressions.plain(answer).partition("=")
     if equals and expressions.evaluate(claimed) != target:
         return False
+    return _makes(expression, numbers, target)
+
+
+def _makes(expression: str, numbers: Sequence[int], target: int) -> bool:
     if expressions.integers(expression) != sorted(numbers):
         return False
     return expressions.evaluate(expression) == Fraction(target)

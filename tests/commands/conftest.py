@@ -90,6 +90,14 @@ def tiny_model_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 
 @pytest.fixture(scope="session")
+def byte_model(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A denoiser that reads bytes, with LLaDA's special tokens and without a chat template."""
+    directory = tmp_path_factory.mktemp("bytes")
+    tiny.save_byte_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
 def tiny_settings(tiny_model_dir):
     """Settings (flat) of a tiny experiment of a recipe, with changes."""
 

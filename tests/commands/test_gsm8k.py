@@ -14,58 +14,17 @@ import runpy
 import shutil
 import signal
 
-import jax
 import numpy as np
 import pytest
 
 import tiny
 from jax_unmask import denoisers, train
-from jax_unmask.denoisers.families import llada
 from jax_unmask.recipes import RECIPES
 from jax_unmask.tasks import gsm8k
 from jax_unmask.tasks.sources import prepare_gsm8k_tfds
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, SAVED = 4, 2
-
-
-def save_denoiser(directory: pathlib.Path, vocab_size: int, *, mask: int, eos: int) -> None:
-    """Writes random weights and config.json; the tokenizer is there already."""
-    config = tiny.denoiser_config(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        head_dim=16,
-        intermediate_size=32,
-        max_length=256,
-        mask_token_id=mask,
-        eos_token_id=eos,
-        pad_token_id=eos,
-    )
-    params = denoisers.init_params(config, jax.random.key(0))
-    denoisers.save_pretrained(directory, denoisers.Denoiser(config), params)
-
-
-@pytest.fixture(scope="module")
-def byte_model(tmp_path_factory) -> pathlib.Path:
-    """A denoiser that reads bytes, with LLaDA's special tokens and without a chat template."""
-    import tokenizers
-    from tokenizers import decoders, models, pre_tokenizers
-
-    directory = tmp_path_factory.mktemp("bytes")
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = tokenizers.Tokenizer(
-        models.BPE(vocab={character: k for k, character in enumerate(alphabet)}, merges=[])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|mdm_mask|>", *llada.SPECIAL_TOKENS])
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"eos_token": "<|endoftext|>", "mask_token": "<|mdm_mask|>"}
-    (directory / "tokenizer_config.json").write_text(
-        json.dumps({"tokenizer_class": "PreTrainedTokenizerFast", **settings})
-    )
-    save_denoiser(directory, tokenizer.get_vocab_size(), mask=257, eos=256)
-    return directory
 
 
 @pytest.fixture
@@ -166,7 +125,7 @@ def test_on_the_real_problems_with_a_real_tokenizer(config, shared_data_dir, tmp
     )
     for name in ("tokenizer_config.json", "chat_template.jinja"):
         shutil.copyfile(source / name, model / name)
-    save_denoiser(model, 151_936, mask=151_669, eos=151_643)
+    tiny.save_weights(model, 151_936, mask=151_669, eos=151_643)
     config.model.path = str(model)
     config.task.path = str(shared_data_dir / "gsm8k")
     rows = trains_and_resumes(config, tmp_path, monkeypatch)

@@ -1,0 +1,117 @@
+"""Training with code rewards, killed: nothing is lost, nothing is done twice, nobody is left."""
+
+from __future__ import annotations
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jax_unmask.tasks import sandbox
+
+ROOT = pathlib.Path(__file__).parents[2]
+STEPS = 6
+EXPERIMENT = """
+from jax_unmask import config as defaults
+
+
+def get_config():
+    config = defaults.policy_grpo()
+    config.task.update(name="kodcode", path={path!r})
+    config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
+    config.rollout.update(gen_length=16, block_length=8, prompts_per_step=2, group_size=2)
+    config.policy.network.update(hidden_dim=8, feedforward_dim=8, time_embed_dim=8)
+    config.policy.network.initial_bias = 0.0
+    # Wrong programs are charged for their steps, so that a random denoiser gives a signal.
+    config.reward.kind = "additive"
+    config.optimizer.update(lr=1e-2, warmup_steps=1)
+    config.train.steps, config.checkpoint.every, config.log.tensorboard = {steps}, 1, False
+    config.eval.after_training = False
+    return config
+"""
+
+
+def start(experiment: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen[bytes]:
+    command = [sys.executable, "-m", "jax_unmask.train", f"--config={experiment}"]
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    return subprocess.Popen([*command, f"--workdir={workdir}"], cwd=ROOT, **quiet)
+
+
+def descendants(ancestor: int) -> set[tuple[int, str]]:
+    """Processes that stem from one, each with the time at which it started: ids are used again."""
+    parents, begun = {}, {}
+    for directory in pathlib.Path("/proc").iterdir():
+        if directory.name.isdecimal():
+            try:
+                fields = (directory / "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue  # It has ended meanwhile.
+            parents[int(directory.name)], begun[int(directory.name)] = int(fields[1]), fields[19]
+    found, rest = {ancestor}, set()
+    while found != rest:
+        rest = found
+        found = rest | {pid for pid, parent in parents.items() if parent in rest}
+    return {(pid, begun[pid]) for pid in found - {ancestor}}
+
+
+def alive(process: tuple[int, str]) -> bool:
+    pid, begun = process
+    try:
+        fields = pathlib.Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return False
+    return fields[19] == begun and fields[0] != "Z"
+
+
+def wait_until(condition, what: str) -> None:
+    deadline = time.monotonic() + 600
+    while not condition():
+        assert time.monotonic() < deadline, what
+        time.sleep(0.02)
+
+
+@pytest.mark.slow
+def test_kill_9_in_training_with_code_rewards(byte_model, fixtures_dir, tmp_path):
+    try:
+        sandbox.shared()
+    except sandbox.SandboxUnavailable as error:
+        pytest.skip(str(error))
+    experiment = tmp_path / "experiment.py"
+    samples = fixtures_dir / "samples" / "kodcode"
+    experiment.write_text(EXPERIMENT.format(path=str(samples), model=str(byte_model), steps=STEPS))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert start(experiment, whole).wait(timeout=600) == 0
+
+    rows = killed / "metrics.jsonl"
+    for count in (1, 3, 4):
+        process = start(experiment, killed)
+        wait_until(
+            lambda count=count: rows.exists() and rows.read_bytes().count(b"\n") >= count,
+            f"no {count} rows",
+        )
+        assert process.poll() is None
+        children = descendants(process.pid)
+        # The boxes, and in them the first processes that run the programs.
+        assert len(children) >= 2
+        process.kill()
+        process.wait(timeout=60)
+        wait_until(lambda children=children: not any(map(alive, children)), "a child lives on")
+    assert start(experiment, killed).wait(timeout=600) == 0
+
+    metrics = [json.loads(line) for line in rows.read_text().splitlines()]
+    assert [row["step"] for row in metrics] == list(range(1, STEPS + 1))
+    for name in ("metrics.jsonl", "policy/model.safetensors", "policy/policy_config.json"):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
+    mine = descendants(os.getpid())
+    assert not [pid for pid, _ in mine if b"jax_unmask.train" in _command(pid)]
+
+
+def _command(pid: int) -> bytes:
+    try:
+        return pathlib.Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""
