@@ -1,4 +1,4 @@
-"""Trains a small denoiser that ships with the package: `:sudoku` or `:arithmetic`."""
+"""Trains a small denoiser that ships with the package: `:sudoku`, `:arithmetic`, `:countdown`."""
 
 from jax_unmask import config as defaults
 
@@ -39,7 +39,7 @@ def get_config(task: str = "sudoku"):
         config.masking.suffix_fraction = 0.25
         config.masking.suffix_block_length = 4
     else:
-        raise ValueError(f"tiny_sft.py:{task} is unknown; use :sudoku or :arithmetic")
+        raise ValueError(f"tiny_sft.py:{task} is unknown; use :sudoku, :arithmetic or :countdown")
     config.checkpoint.every = 500
     config.log.every = 20
     return config

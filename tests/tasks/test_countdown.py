@@ -1,5 +1,7 @@
 import math
 import pathlib
+import re
+from collections import Counter
 
 import pytest
 from hypothesis import given
@@ -9,11 +11,11 @@ from jax_unmask.tasks.checkers import expressions
 from jax_unmask.tasks.countdown import Countdown
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples" / "countdown"
-EXAMPLE = {"prompt": "15,44,79:50=", "numbers": [15, 44, 79], "target": 50, "steps": ""}
+EXAMPLE = {"prompt": "79,44,15:50=", "numbers": [15, 44, 79], "target": 50, "steps": ""}
 
 
 @pytest.mark.parametrize("numbers", [3, 4, 5])
-@pytest.mark.parametrize("style", ["equations", "chat"])
+@pytest.mark.parametrize("style", ["expression", "equations", "chat"])
 def test_generated_problems_are_solved(numbers, style):
     task = Countdown(numbers=numbers, style=style)
     source = task.source("train", seed=3)
@@ -21,7 +23,8 @@ def test_generated_problems_are_solved(numbers, style):
         example = source[index]
         assert len(example["numbers"]) == numbers
         assert task.check(example, task.target(example)) == 1
-        assert set(example["prompt"] + example["steps"]) <= set(task.vocabulary)
+        texts = [task.prompt(example), task.target(example)]
+        assert style == "chat" or set("".join(texts)) <= set(task.vocabulary)
 
 
 def test_public_files_of_both_forms():
@@ -48,7 +51,59 @@ def test_public_files_of_both_forms():
     ],
 )
 def test_equations(response, score):
+    assert Countdown(style="equations").check(EXAMPLE, response) == score
+
+
+@pytest.mark.parametrize(
+    ("response", "score"),
+    [
+        ("79-44+15", 1),
+        ("(79+15)-44", 1),
+        ("79-(44-15)", 1),
+        ("-44+79+15", 1),
+        ("79-44-15", 0),
+        ("79-44+15+0", 0),
+        ("79-44", 0),
+        ("50", 0),
+        ("79-44+15=50", 0),
+        ("79-44+15)", 0),
+        ("79/0-44+15", 0),
+        ("", 0),
+        ("79" * 500 + "-44+15", 0),
+    ],
+)
+def test_expressions(response, score):
     assert Countdown().check(EXAMPLE, response) == score
+
+
+@pytest.mark.parametrize(
+    ("steps", "expression"),
+    [
+        ("44-15=29,79-29=50", "79-44+15"),
+        ("79-44=35,35+15=50", "79-44+15"),
+        ("79-44=35,15+35=50", "15+79-44"),
+        ("2+4=6,5*6=30", "5*(2+4)"),
+        ("8/4=2,6*2=12,12/3=4", "6*8/4/3"),
+        ("50-20=30,30/30=1,6/1=6", "6/((50-20)/30)"),
+        ("3*5=15,60/15=4", "60/(3*5)"),
+        ("9-3=6,12/6=2", "12/(9-3)"),
+        ("9-3=6,8-2=6,6+6=12", "9-3+8-2"),
+    ],
+)
+def test_steps_as_one_expression(steps, expression):
+    numbers = Counter(int(number) for number in re.findall(r"\d+", expression))
+    target = int(steps.rpartition("=")[2])
+    example = {"prompt": "", "numbers": [*numbers.elements()], "target": target, "steps": steps}
+    assert Countdown().target(example) == expression
+    assert Countdown().check(example, expression) == 1
+
+
+def test_a_problem_has_one_prompt_however_its_numbers_are_ordered():
+    first, second = (Countdown().source("train", seed=seed)[0]["prompt"] for seed in (0, 1))
+    assert first != second
+    for prompt in (first, second):
+        numbers = [int(number) for number in prompt.partition(":")[0].split(",")]
+        assert numbers == sorted(numbers, reverse=True)
 
 
 @pytest.mark.parametrize(
