@@ -1,4 +1,4 @@
-"""Trains an unmasking policy against a shipped small denoiser: `:sudoku` or `:arithmetic`."""
+"""Trains an unmasking policy against a shipped denoiser: `:sudoku`, `:arithmetic`, `:countdown`."""
 
 from jax_unmask import config as defaults
 from jax_unmask.shipped import shipped_lengths, shipped_models
@@ -28,7 +28,7 @@ def get_config(task: str = "sudoku"):
     config.task.truncate_prompts = False
     config.model.update(path=task, dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=length, block_length=length)
-    config.rollout.update(prompts_per_step=64 if task == "sudoku" else 24, group_size=8)
+    config.rollout.update(prompts_per_step=24 if task == "arithmetic" else 64, group_size=8)
     config.rollout.slots = 64
     # Beyond the published observations: the network also sees the runner-up's probability, the
     # entropy, which token is proposed, where in the canvas a position lies, and its place in the
@@ -42,6 +42,9 @@ def get_config(task: str = "sudoku"):
     config.learner.updates_per_batch = 1
     config.optimizer.update(lr=2e-3, warmup_steps=10, final_fraction=0.1, grad_clip=1.0)
     config.optimizer.weight_decay = 0.0
+    if task == "countdown":
+        config.policy.network.token_buckets = 256  # A token for each number.
+        config.eval.seeds = (0, 1, 2)
     if task == "arithmetic":
         # Hardly any answer of an untrained policy is right, so groups need a member that is.
         config.expert.update(count=1, policy="entropy_bounded:gamma=0.1", block_length=block)

@@ -34,7 +34,7 @@ def get_config(task: str = "sudoku"):
         config.data.batch_size = 64
         config.model.update(hidden_size=128, num_layers=4, intermediate_size=256, rope_theta=100.0)
         config.model.number_embeddings = True
-        config.train.steps = 10000
+        config.train.steps = 8000
         config.optimizer.update(schedule="stable", lr=2e-3)
         config.masking.suffix_fraction = 0.25
         config.masking.suffix_block_length = 4

@@ -3,7 +3,7 @@
 # alpha 1 in full diffusion from scratch, then other alphas and blocks from it, three to ten minutes
 # each on two CPU cores.
 #
-#   launch/tiny_policies.sh TASK SEED [RUNS_DIR]      TASK is sudoku or arithmetic
+#   launch/tiny_policies.sh TASK SEED [RUNS_DIR]      TASK is sudoku, arithmetic or countdown
 #
 # Policies land in RUNS_DIR/TASK-MODE-alphaA-seedS/policy (MODE: full or semi diffusion). A script
 # that was killed goes on where it stopped.
@@ -13,7 +13,8 @@ task=$1 seed=$2 runs=${3:-runs}
 case $task in
     sudoku) block=4 alphas="3 10" ;;
     arithmetic) block=8 alphas="0.1 0.3 3" ;;
-    *) echo "TASK=$task is unknown; use sudoku or arithmetic" >&2; exit 1 ;;
+    countdown) block=4 alphas="0.3 3" ;;
+    *) echo "TASK=$task is unknown; use sudoku, arithmetic or countdown" >&2; exit 1 ;;
 esac
 
 train() { # NAME, then settings

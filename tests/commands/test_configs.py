@@ -22,7 +22,7 @@ EXPERIMENTS = (
     *(
         f"{name}:{task}"
         for name in ("tiny_sft", "tiny_policy", "tracerl")
-        for task in ("sudoku", "arithmetic")
+        for task in ("sudoku", "arithmetic", *(() if name == "tracerl" else ("countdown",)))
     ),
     *(f"published:{name}" for name in EXPERIMENTS_OF_PAPER),
     "published:all",
