@@ -10,7 +10,7 @@ from jax_unmask.shipped import assets, resolve_model, shipped_lengths, shipped_m
 
 
 def test_models_are_named_after_their_tasks():
-    assert {"sudoku", "arithmetic"} <= set(shipped_models()) <= set(tasks.names())
+    assert {"sudoku", "arithmetic", "countdown"} <= set(shipped_models()) <= set(tasks.names())
     assert shipped_lengths("arithmetic") == (17, 32, 8)
 
 

@@ -1,4 +1,4 @@
-"""The optimiser of all learners: AdamW, warm-up, cosine or constant, clipping by global norm."""
+"""The optimiser of all learners: AdamW, warm-up and a schedule, clipping by global norm."""
 
 from __future__ import annotations
 

@@ -79,3 +79,11 @@ def test_bad_settings_are_named(settings, message):
     good = {"lr": 1e-3, "warmup_steps": 0, "total_steps": 10}
     with pytest.raises(ValueError, match=message):
         make_optimizer(**{**good, **settings})
+
+
+def test_stable_schedule_of_a_longer_run_begins_with_the_same_steps():
+    short = make_schedule(2.0, 2, 8, "stable", final_fraction=0.5)
+    long = make_schedule(2.0, 2, 16, "stable", final_fraction=0.5)
+    np.testing.assert_allclose([short(k) for k in range(9)], [1, 2, 2, 2, 2, 2, 2, 1.5, 1])
+    np.testing.assert_allclose([long(k) for k in range(13)], [1, *[2] * 12])
+    np.testing.assert_allclose([long(k) for k in (14, 16, 20)], [1.5, 1, 1])

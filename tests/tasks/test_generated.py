@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_unmask.denoisers import load_tokenizer, word_level
-from jax_unmask.tasks import arithmetic, sudoku
+from jax_unmask.tasks import arithmetic, countdown, sudoku
 from jax_unmask.tasks.generated import GeneratedSource, split_of
 
-TASKS = [sudoku.Sudoku(), arithmetic.Arithmetic()]
+TASKS = [sudoku.Sudoku(), arithmetic.Arithmetic(), countdown.Countdown()]
 INDICES = st.integers(0, 2**31 - 2)
 
 
@@ -51,6 +51,18 @@ def test_the_tokenizer_of_a_task_writes_its_texts_exactly(task, tmp_path):
             ids = tokenizer.encode(text)
             assert tokenizer.decode([*ids, special["eos"], 7]) == text
             assert len(ids) <= len(text)
+
+
+def test_a_number_is_one_token_where_the_vocabulary_has_it(tmp_path):
+    word_level.save_word_level(tmp_path, (*"0123456789", "10", "105", "42", "+", " 42"))
+    tokenizer = load_tokenizer(tmp_path)
+    for text, pieces in (
+        ("42+105", ["42", "+", "105"]),
+        ("10+106", ["10", "+", "1", "0", "6"]),
+        ("1042", ["1", "0", "4", "2"]),
+        ("10 42", ["10", " 42"]),
+    ):
+        assert [tokenizer.decode([k]) for k in tokenizer.encode(text)] == pieces
 
 
 def test_text_outside_the_vocabulary_is_an_error_not_an_unknown_token(tmp_path):
