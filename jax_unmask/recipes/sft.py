@@ -107,7 +107,7 @@ class Sft:
         config = self._config
         key = jax.random.key(config.seed)
         params = denoisers.init_params(self._denoiser.config, key)
-        if not config.model.number_embeddings:
+        if not (config.model.number_embeddings and isinstance(self._task, ClosedVocabulary)):
             return params
         tokens = [token for token in self._task.vocabulary if token.isdecimal()]
         numbers = {self._tokenizer.encode(token)[0]: int(token) for token in tokens}
