@@ -18,12 +18,13 @@ EXPERIMENTS_OF_PAPER = tuple(
     for block in ("32", "full")
 )
 EXPERIMENTS = (
-    *("quickstart", "gsm8k", "gsm8k_math", "block_scaling"),
+    *("quickstart", "gsm8k", "gsm8k_math", "block_scaling", "tiny_block_sft"),
     *(
         f"{name}:{task}"
-        for name in ("tiny_sft", "tiny_policy", "tracerl")
-        for task in ("sudoku", "arithmetic", *(() if name == "tracerl" else ("countdown",)))
+        for name in ("tiny_sft", "tiny_policy")
+        for task in ("sudoku", "arithmetic", "countdown")
     ),
+    *("tracerl:full", "tracerl:block"),
     *(f"published:{name}" for name in EXPERIMENTS_OF_PAPER),
     "published:all",
     *(
