@@ -124,7 +124,7 @@ class TestCandidates:
         assert found[0].params["temperature"] == jnp.float32(0.5)
 
     def test_shipped_policies_by_pattern(self, config, tmp_path, monkeypatch):
-        monkeypatch.setattr(bundle_lib, "assets", lambda: tmp_path)
+        monkeypatch.setattr("jax_unmask.shipped.assets", lambda: tmp_path)
         monkeypatch.setattr("jax_unmask.policies.spec.SHIPPED", tmp_path / "policies")
         for name in ("sudoku-a-seed0", "sudoku-b-seed0", "arithmetic-a-seed0"):
             save_policy(tmp_path / "policies" / name)
