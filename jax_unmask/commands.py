@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import app, flags
 from ml_collections import config_flags
 
+from jax_unmask.runtime import distributed
+
 # What wrong input shows as: `ConfigError` and `CheckpointError` are ValueErrors, paths that do not
 # fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers end training
 # with a FloatingPointError. Anything else is a defect and keeps its traceback.
@@ -72,6 +74,36 @@ def set_up_logging() -> None:
     """Sends the package's messages to standard error as they are; libraries only warn."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("jax_unmask").setLevel(logging.INFO)
+
+
+def define_process_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Flags that join several processes into one run; see `runtime.distributed.initialize`."""
+    flags.DEFINE_string(
+        "coordinator",
+        None,
+        f"Of a run of several processes: HOST:PORT of process 0 (default: ${distributed.ADDRESS}, "
+        "or what the cluster says).",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, f"How many (default: ${distributed.COUNT}).", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "process_id",
+        None,
+        f"Number of this one, from 0 (default: ${distributed.INDEX}).",
+        flag_values=values,
+    )
+
+
+def join_processes() -> None:
+    """Joins the processes that flags, environment or cluster tell of. Before any use of JAX.
+
+    Raises:
+        ValueError: what they tell makes no sense.
+    """
+    values = flags.FLAGS
+    distributed.initialize(values.coordinator, values.num_processes, values.process_id)
 
 
 def default_workdir(config_flag: str) -> pathlib.Path:

@@ -172,6 +172,7 @@ def main(argv: list[str]) -> None:
     compilation.enable_cache()
     start = time.perf_counter()
     with commands.clear_errors():
+        commands.join_processes()
         is_finished = train(flags.FLAGS.config, workdir)
     logger.info("%s: %.0f s.", workdir, time.perf_counter() - start)
     if not is_finished:
@@ -192,6 +193,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "Exit status of a run that SIGTERM ended early, for schedulers that take 0 for finished.",
         flag_values=values,
     )
+    commands.define_process_flags(values)
     flags.mark_flag_as_required("config", flag_values=values)
 
 

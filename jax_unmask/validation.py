@@ -20,6 +20,7 @@ from jax_unmask.recipes.process import JUDGES
 from jax_unmask.recipes.state_sft import METHODS
 from jax_unmask.recipes.tracerl import SURROGATES
 from jax_unmask.runtime import config as check
+from jax_unmask.runtime import placement as placements
 from jax_unmask.tasks import rewards
 
 EXEMPT = ("log.*", "watch.*", "checkpoint.*", "eval.*", "mesh.*", "rollout.slots")
@@ -64,9 +65,7 @@ def validate(config: ConfigDict) -> None:
     _optimizer(config)
     checks = {"policy_grpo": _policy_grpo, "sft": _sft, "state_sft": _state_sft}
     (checks | {"tracerl": _tracerl})[config.recipe](config)
-    _divides_among_processes(
-        config, "data.batch_size" if "data" in config else "rollout.prompts_per_step"
-    )
+    _mesh(config)
     _evaluation(config)
 
 
@@ -330,12 +329,42 @@ def _evaluation(config: ConfigDict) -> None:
         candidates(config)  # Finds the mistakes that would else show after hours of training.
 
 
-def _divides_among_processes(config: ConfigDict, key: str) -> None:
-    count = jax.process_count()
-    check.require(
-        check.get(config, key) % count == 0,
-        config,
-        key,
-        f"it does not divide among the {count} processes of this run",
-        f"Give a multiple of {count}",
-    )
+def _mesh(config: ConfigDict) -> None:
+    """The mesh fits the devices, and what is cut into parts divides among them."""
+    placement = placements.from_config(config)
+    parts, feeds = placement.parts, placement.feeds
+    where = f"mesh.data x mesh.fsdp = {parts} parts"
+
+    def divides(key: str, count: int, by: int, what: str, unless: bool = False) -> None:
+        check.require(
+            unless or count % by == 0,
+            config,
+            key,
+            f"{what} do not divide among {by} {'feeding processes' if by == feeds else where}",
+            f"Give a multiple, or another mesh (data={config.mesh.data}, fsdp={config.mesh.fsdp}, "
+            f"tensor={config.mesh.tensor})",
+        )
+
+    if "data" in config:
+        size = config.data.batch_size
+        divides("data.batch_size", size, feeds, f"its {size} rows")
+        divides("data.batch_size", size, parts, f"its {size} rows")
+    else:
+        rollout = config.rollout
+        prompts, pieces = rollout.prompts_per_step, rollout.get("parts", 1)
+        rows = prompts * rollout.group_size // pieces
+        divides("rollout.prompts_per_step", prompts, feeds, f"its {prompts} prompts")
+        divides("rollout.prompts_per_step", rows, parts, f"the {rows} rows of a rollout")
+        divides("rollout.slots", rollout.slots, parts, "they", unless=not rollout.slots)
+        if "expert" in config and config.expert.count:
+            rows = prompts * config.expert.count // pieces
+            divides("expert.count", rows, parts, f"the {rows} expert rows of a rollout")
+        check.require(
+            pieces == 1 or feeds == 1,
+            config,
+            "rollout.parts",
+            "several processes cannot roll out in parts",
+            "Give 1",
+        )
+    if config.recipe in ("tracerl", "state_sft"):
+        divides("learner.chunk_size", config.learner.chunk_size, parts, "its states")

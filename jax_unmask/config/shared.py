@@ -32,6 +32,10 @@ def common(recipe: str) -> ConfigDict:
             "truncate_prompts": True,
         }
     )
+    # Devices: copies of the model, parts of its weights (each of them also with its part of the
+    # batch), and parts of single matrix products. Their product is the number of devices of all
+    # processes; -1 stands for what the others leave.
+    config.mesh = ConfigDict({"data": -1, "fsdp": 1, "tensor": 1})
     config.checkpoint = ConfigDict(
         {
             "every": 100,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import pathlib
 from typing import Any
@@ -10,7 +11,12 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, tasks
+from jax_unmask.denoisers import hub, sharding
+from jax_unmask.denoisers.pretrained import read_config
+from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.mesh import param_shardings
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.shipped import resolve_model, shipped_models
 from jax_unmask.tasks.base import Task
 
@@ -25,6 +31,7 @@ class Bundle:
         tokenizer: its tokenizer.
         task: where prompts come from and who checks responses.
         name: how result rows call the denoiser, e.g. "sudoku" or "GSAI-ML/LLaDA-8B-Instruct".
+        placement: the devices, over which the parameters are laid out.
     """
 
     denoiser: denoisers.Denoiser
@@ -32,6 +39,7 @@ class Bundle:
     tokenizer: denoisers.Tokenizer
     task: Task
     name: str = ""
+    placement: Placement = dataclasses.field(default_factory=Placement)
 
 
 def load_bundle(config: ConfigDict) -> Bundle:
@@ -54,16 +62,17 @@ def load_bundle(config: ConfigDict) -> Bundle:
             f"Give one of the shipped models ({', '.join(shipped_models())}), a directory or a "
             "hub name",
         )
-    task = load_task(config)
+    task, placement = load_task(config), placements.from_config(config)
     quantization = config.model.get("quantization")  # Models that are trained have no such key.
     denoiser, params, tokenizer = load_model(
         config.model.path,
         dtype=config.model.dtype,
         param_dtype=config.model.param_dtype,
         quantization=quantization,
+        placement=placement,
     )
     name = str(config.model.path) + (f" {quantization}" if quantization else "")
-    return Bundle(denoiser, params, tokenizer, task, name)
+    return Bundle(denoiser, params, tokenizer, task, name, placement)
 
 
 def load_model(
@@ -72,15 +81,25 @@ def load_model(
     dtype: str | None = None,
     param_dtype: str | None = None,
     quantization: str | None = None,
+    placement: Placement | None = None,
 ) -> tuple[denoisers.Denoiser, denoisers.Params, denoisers.Tokenizer]:
     """Loads a denoiser and its tokenizer; `path` as in `load_bundle`.
 
-    The tokenizer comes first: it is quick to load and most mistakes show there.
+    The tokenizer comes first: it is quick to load and most mistakes show there. With a placement
+    the weights are read straight into their places.
     """
-    directory = resolve_model(path)
+    directory, shardings = resolve_model(path), None
     tokenizer = denoisers.load_tokenizer(directory)
+    mesh = None if placement is None else placement.mesh
+    if mesh is not None:
+        sharding.check_mesh(read_config(hub.local_directory(directory)), mesh)
+        shardings = functools.partial(param_shardings, rules=sharding.RULES, mesh=mesh)
     denoiser, params = denoisers.from_pretrained(
-        directory, dtype=dtype, param_dtype=param_dtype, quantization=quantization
+        directory,
+        dtype=dtype,
+        param_dtype=param_dtype,
+        quantization=quantization,
+        shardings=shardings,
     )
     if tokenizer.mask_id != denoiser.config.mask_token_id:
         raise ValueError(

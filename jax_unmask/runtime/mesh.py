@@ -1,19 +1,35 @@
-"""Device meshes, and the rules that lay parameters out on them."""
+"""Device meshes, what the axes of arrays mean on them, and the rules for parameters.
+
+Code that runs inside `jax.jit` asks for the mesh that `jax.set_mesh` has put around it. Without
+one, or with one of a single device, nothing here adds anything to a program.
+"""
 
 from __future__ import annotations
 
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 Params = Any
 Rules = Sequence[tuple[str, PartitionSpec]]
+Tree = TypeVar("Tree")
 
 AXES = ("data", "fsdp", "tensor")
+BATCH = ("data", "fsdp")
+"""Axes that rows of a batch are spread over."""
+
+LOGICAL: dict[str, str | tuple[str, ...]] = {
+    "batch": BATCH,
+    "embed": "fsdp",  # Of parameters: the width of the residual stream. Activations have it whole.
+    "heads": "tensor",
+    "mlp": "tensor",
+    "vocab": "tensor",
+}
+"""What the named dimensions of all arrays are spread over; those without a name are whole."""
 
 
 def make_mesh(
@@ -53,14 +69,69 @@ def make_mesh(
             f"mesh {asked} does not fit {len(used)} devices: the sizes multiply to {fixed}, which "
             + ("must divide that number" if open_axes else "must equal that number (or set one -1)")
         )
-    return jax.make_mesh(
-        tuple(sizes.values()), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=used
-    )
+    shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
+    mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=used)
+    # A process feeds one run of rows, but the order of devices that suits the network may scatter
+    # its devices over the batch. Then the parts of the batch go by process.
+    parts = mesh.devices.reshape(-1, sizes["tensor"])
+    order = sorted(range(len(parts)), key=lambda i: min(d.process_index for d in parts[i]))
+    return Mesh(parts[order].reshape(shape), AXES, axis_types=types)
+
+
+def spec(*names: str | None) -> PartitionSpec:
+    """The `PartitionSpec` of an array whose dimensions have these names in `LOGICAL`."""
+    return PartitionSpec(*(None if name is None else LOGICAL[name] for name in names))
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
     """Rows of a batch [B, ...] spread over the data and fsdp axes, whole on the tensor axis."""
-    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+    return NamedSharding(mesh, spec("batch"))
+
+
+def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+    """Parts that a batch is cut into."""
+    return math.prod(mesh.shape[axis] for axis in BATCH)
+
+
+def active() -> AbstractMesh | None:
+    """The mesh around this code, if it spreads anything and no `shard_map` has taken it apart."""
+    mesh = jax.sharding.get_abstract_mesh()
+    if mesh.empty or mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto}:
+        return None
+    return mesh
+
+
+def active_over(rows: int) -> AbstractMesh | None:
+    """`active`, but None too where so many rows cannot be spread: initialisation traces one."""
+    mesh = active()
+    return None if mesh is None or rows % batch_parts(mesh) else mesh
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Says how the dimensions of an array are spread, where XLA might choose otherwise.
+
+    Args:
+        x: any array, also of typed PRNG keys.
+        names: of its first dimensions, see `LOGICAL`; the others are whole. A dimension that its
+            axes do not divide stays whole too.
+    """
+    mesh = active()
+    if mesh is None:
+        return x
+    axes = []
+    for size, axis in zip(x.shape, spec(*names), strict=False):
+        group = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+        parts = math.prod(mesh.shape[name] for name in group)
+        axes.append(axis if size % parts == 0 else None)
+    return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def by_rows(tree: Tree, axis: int = 0) -> Tree:
+    """`constrain` for arrays that all have the rows of a batch along one axis."""
+    if active() is None:
+        return tree
+    names = (*(None for _ in range(axis)), "batch")
+    return jax.tree.map(lambda x: constrain(x, *names), tree)
 
 
 def param_shardings(params: Params, rules: Rules, mesh: Mesh) -> Params:

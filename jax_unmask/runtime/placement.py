@@ -1,0 +1,181 @@
+"""Where the arrays of a run are: its mesh, and the ways between it and the hosts."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from jax_unmask.runtime import mesh as meshes
+from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.mesh import Params, Rules
+
+Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """A mesh and the hosts around it.
+
+    With several processes, those that hold the same rows (because the tensor axis goes across them)
+    form a feed. Each feed reads its own run of the rows of every batch, of the same length.
+
+    Attributes:
+        mesh: the devices of all processes; None for the first device alone, where arrays are left
+            to JAX and programs are what they would be if there were no meshes.
+    """
+
+    mesh: Mesh | None = None
+
+    @classmethod
+    def of(cls, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Placement:
+        """The placement on all devices with a mesh of these sizes, see `mesh.make_mesh`.
+
+        Raises:
+            ValueError: the sizes do not fit the devices.
+        """
+        mesh = meshes.make_mesh(data, fsdp, tensor)
+        return cls(None if mesh.size == 1 else mesh)
+
+    @contextlib.contextmanager
+    def active(self) -> Iterator[None]:
+        """Within it, programs are compiled for the mesh."""
+        if self.mesh is None:
+            yield
+            return
+        with jax.set_mesh(self.mesh):
+            yield
+
+    @property
+    def parts(self) -> int:
+        """Parts that a batch is cut into; must divide its rows."""
+        return 1 if self.mesh is None else meshes.batch_parts(self.mesh)
+
+    @property
+    def feed(self) -> int:
+        """Which run of the rows of a batch this process reads, of `feeds`."""
+        return self._feeds().index(self._holders()[self._own_part()])
+
+    @property
+    def feeds(self) -> int:
+        """Number of runs that the rows of a batch are read in."""
+        return len(self._feeds())
+
+    def shardings(self, tree: Params, rules: Rules) -> Params | None:
+        """A sharding for each leaf; None where there is no mesh."""
+        return None if self.mesh is None else meshes.param_shardings(tree, rules, self.mesh)
+
+    def make(self, function: Callable[..., Tree], *arguments: Any, rules: Rules) -> Tree:
+        """What a function of arrays returns, each leaf where the rules want it from the start."""
+        if self.mesh is None:
+            return function(*arguments)
+        with self.active():
+            shardings = self.shardings(jax.eval_shape(function, *arguments), rules)
+            return jax.jit(function, out_shardings=shardings)(*arguments)
+
+    def everywhere(self, tree: Tree) -> Tree:
+        """Arrays that all processes have alike, whole on every device."""
+        return self._put(tree, PartitionSpec(), own=False)
+
+    def rows(self, tree: Tree) -> Tree:
+        """A batch [B, ...], from the rows of each process's feed: NumPy arrays [B / feeds, ...]."""
+        return self._put(tree, meshes.spec("batch"), own=True)
+
+    def global_rows(self, tree: Tree) -> Tree:
+        """A batch [B, ...], from all of its rows, which all processes have alike."""
+        return self._put(tree, meshes.spec("batch"), own=False)
+
+    def fetch(self, tree: Tree) -> Tree:
+        """Of batches [B, ...] on the devices the rows of this process's feed, as NumPy arrays."""
+        if self.feeds == 1:
+            return jax.device_get(tree)
+        return jax.tree.map(self._fetch, tree)
+
+    def gather(self, tree: Tree) -> Tree:
+        """The rows of all feeds, in order, from those of each process's own: NumPy arrays [B, ...].
+
+        All processes get what the first process of each feed has: what was computed on hosts, such
+        as the score of a program that timed out, must be one thing everywhere.
+        """
+        if self.feeds == 1 and jax.process_count() == 1:
+            return tree
+        firsts = [min(holders) for holders in self._feeds()]
+
+        def gather(leaf: np.ndarray) -> np.ndarray:
+            every = np.asarray(multihost_utils.process_allgather(np.asarray(leaf)))
+            return np.concatenate([every[first] for first in firsts])
+
+        return jax.tree.map(gather, tree)
+
+    def fetch_all(self, tree: Tree) -> Tree:
+        """Of batches [B, ...] on the devices all rows, as NumPy arrays."""
+        return self.gather(self.fetch(tree))
+
+    def _put(self, tree: Tree, spec: PartitionSpec, *, own: bool) -> Tree:
+        if self.mesh is None:
+            return jax.tree.map(jax.numpy.asarray, tree)
+        sharding = NamedSharding(self.mesh, spec)
+
+        def put(leaf: Any) -> jax.Array:
+            if isinstance(leaf, jax.Array) and jax.process_count() == 1:
+                return jax.device_put(leaf, sharding)
+            value = np.asarray(leaf)
+            count, first = len(value) if value.ndim else 1, 0
+            if own:
+                first = self.feed * count
+            shape = (count * self.feeds if own else count, *value.shape[1:])
+            shape = shape if value.ndim else ()
+
+            def part(index: tuple[slice, ...] | None) -> np.ndarray:
+                if index is None or not own:
+                    return value[index or ()]
+                start, stop, _ = index[0].indices(shape[0])
+                return value[start - first : stop - first]
+
+            return jax.make_array_from_callback(shape, sharding, part)
+
+        return jax.tree.map(put, tree)
+
+    def _fetch(self, array: jax.Array) -> np.ndarray:
+        """The rows of an array that this process's devices hold."""
+        parts: dict[int, Any] = {}
+        for shard in array.addressable_shards:
+            parts.setdefault(shard.index[0].indices(array.shape[0])[0], shard)
+        return np.concatenate([np.asarray(parts[start].data) for start in sorted(parts)])
+
+    def _holders(self) -> list[frozenset[int]]:
+        """The processes that hold each part of a batch."""
+        if self.mesh is None:
+            return [frozenset({jax.process_index()})]
+        devices = self.mesh.devices.reshape(self.parts, -1)
+        return [frozenset(device.process_index for device in part) for part in devices]
+
+    def _feeds(self) -> list[frozenset[int]]:
+        """The feeds in the order of their rows."""
+        return list(dict.fromkeys(self._holders()))
+
+    def _own_part(self) -> int:
+        me = jax.process_index()
+        return next(i for i, holders in enumerate(self._holders()) if me in holders)
+
+
+def from_config(config: ConfigDict) -> Placement:
+    """The placement that `config.mesh` asks for.
+
+    Raises:
+        ConfigError: it does not fit the devices.
+    """
+    try:
+        return Placement.of(**config.mesh)
+    except ValueError as error:
+        text = ", ".join(f"{axis}={size}" for axis, size in config.mesh.items())
+        problem = str(error).removeprefix("mesh ").removeprefix(f"{text} ").removeprefix(": ")
+        remedy = "Change config.mesh.data, .fsdp and .tensor, or the devices that the run may see"
+        raise ConfigError("mesh", text, problem, remedy) from error
