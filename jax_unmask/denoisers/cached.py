@@ -18,12 +18,14 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask.denoisers.attention import Beside, rotary_table
 from jax_unmask.denoisers.config import DenoiserConfig, LayerRun
 from jax_unmask.denoisers.positions import block_causal, default_positions, unshift
+from jax_unmask.denoisers.sharding import look_up
 from jax_unmask.denoisers.transformer import (
     Block,
     Params,
     RMSNorm,
     Table,
 )
+from jax_unmask.runtime.mesh import constrain
 
 Put = Callable[[Array, Array], Array]
 """Writes new rows [F, ...] into those of an array [B, ...] that they belong to."""
@@ -46,7 +48,10 @@ def empty_cache(config: DenoiserConfig, rows: int, length: int) -> KeyValueCache
     def zeros() -> tuple[Array, ...]:
         shape = (rows, config.num_kv_heads, length, config.head_dim)
         return tuple(
-            jnp.zeros((run.stop - run.start, *shape), config.dtype) for run in config.layer_runs
+            constrain(
+                jnp.zeros((run.stop - run.start, *shape), config.dtype), None, "batch", "heads"
+            )
+            for run in config.layer_runs
         )
 
     return KeyValueCache(keys=zeros(), values=zeros())
@@ -224,7 +229,7 @@ def _table(config: DenoiserConfig, positions: Int[Array, "B S"]) -> Table:
 
 
 def _embed(config: DenoiserConfig, params: Params, tokens: Array) -> Float[Array, "BS D"]:
-    return jnp.take(params["embedding"], tokens.reshape(-1), axis=0).astype(config.dtype)
+    return look_up(params["embedding"], tokens.reshape(-1)).astype(config.dtype)
 
 
 def _normed(config: DenoiserConfig, params: Params, x: Array) -> Array:

@@ -17,7 +17,9 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.sampling import PLAIN, Sampling, filtered
-from jax_unmask.denoisers.transformer import Denoiser, Params, output_table, project
+from jax_unmask.denoisers.sharding import look_up
+from jax_unmask.denoisers.table_parts import TablePart, over_table
+from jax_unmask.denoisers.transformer import Denoiser, Params, output_table
 
 
 @struct.dataclass
@@ -56,7 +58,7 @@ def score_targets(
     table = output_table(denoiser.config, params)
 
     def logit(tokens: Int[Array, "B L"]) -> Float[Array, "B L"]:
-        rows = table[tokens].astype(hidden.dtype)
+        rows = look_up(table, tokens.reshape(-1)).reshape(hidden.shape).astype(hidden.dtype)
         return jnp.sum(rows.astype(jnp.float32) * hidden.astype(jnp.float32), axis=-1)
 
     # Relative to the candidate: the sum over the vocabulary is known through its confidence.
@@ -139,7 +141,6 @@ def score_candidates(
         raise ValueError(f"temperature={temperature} must not be negative")
     if chunk < 1:
         raise ValueError(f"vocab_chunk={vocab_chunk} must be at least 1, or None for one slice")
-    table = output_table(cfg, params)
     forbidden = None if allow_mask_token else cfg.mask_token_id
     if sampling.changes(temperature):
         draw = functools.partial(
@@ -150,28 +151,51 @@ def score_candidates(
             top_k=top_k,
             entropy=entropy,
         )
-        return _by_position(draw, table, hidden, keys, max(chunk * hidden.shape[1] // vocab, 1))
+        width = max(chunk * hidden.shape[1] // vocab, 1)
 
-    def reduce(logits: Float[Array, "B L C"], ids: Int[Array, " C"]) -> _Partial:
-        noise = None
+        def score(whole: TablePart, hidden: Array, keys: Array) -> Scores:
+            return _by_position(draw, whole, hidden, keys, width)
+    else:
+
+        def score(part: TablePart, hidden: Array, keys: Array) -> Scores:
+            seen = _seen(part, hidden, keys, chunk, temperature, top_k, forbidden)
+            return _finish(part.over_all(seen, functools.partial(_merge, top_k=top_k)), entropy)
+
+    return over_table(score, output_table(cfg, params), hidden, keys)
+
+
+def _seen(
+    part: TablePart,
+    hidden: Float[Array, "B L D"],
+    keys: Array,
+    chunk: int,
+    temperature: float,
+    top_k: int,
+    forbidden: int | None,
+) -> _Partial:
+    """The reduction of a part of the vocabulary, `chunk` tokens at a time."""
+    size = part.size
+    chunk = min(chunk, size)
+
+    def reduce(first: Array | int, start: Array | int) -> _Partial:
+        place = first + jnp.arange(chunk)
+        ids, noise = part.first + place, None
+        logits = part.logits(hidden, first, chunk)
+        if chunk < size:
+            logits = jnp.where(place >= start, logits, -jnp.inf)
         if temperature > 0:
             noise = temperature * gumbel_noise(keys, ids, hidden.shape[1])
         return _reduce(logits, ids, noise, top_k, forbidden)
 
-    if chunk >= vocab:
-        return _finish(reduce(project(table, hidden), jnp.arange(vocab)), entropy)
+    if chunk == size:
+        return reduce(0, 0)
 
     def step(seen: _Partial, start: Int[Array, ""]) -> tuple[_Partial, None]:
-        # The last slice is moved back to end with the vocabulary; what it repeats is masked out.
-        first = jnp.minimum(start, vocab - chunk)
-        ids = first + jnp.arange(chunk)
-        logits = project(jax.lax.dynamic_slice_in_dim(table, first, chunk), hidden)
-        logits = jnp.where(ids >= start, logits, -jnp.inf)
-        return _merge(seen, reduce(logits, ids), top_k), None
+        # The last slice is moved back to end with the part; what it repeats is masked out.
+        return _merge(seen, reduce(jnp.minimum(start, size - chunk), start), top_k), None
 
     nothing = _nothing(hidden.shape[:2], top_k)
-    seen, _ = jax.lax.scan(step, nothing, jnp.arange(0, vocab, chunk))
-    return _finish(seen, entropy)
+    return jax.lax.scan(step, nothing, jnp.arange(0, size, chunk))[0]
 
 
 def gumbel_noise(keys: Array, ids: Int[Array, " C"], length: int) -> Float[Array, "B L C"]:
@@ -193,7 +217,11 @@ def gumbel_noise(keys: Array, ids: Int[Array, " C"], length: int) -> Float[Array
 
 
 def _by_position(
-    draw: Callable[[Array, Array], Scores], table: Array, hidden: Array, keys: Array, width: int
+    draw: Callable[[Array, Array], Scores],
+    table: TablePart,
+    hidden: Array,
+    keys: Array,
+    width: int,
 ) -> Scores:
     """Scores of all positions, the logits of `width` positions of every row at a time."""
     batch, length = hidden.shape[:2]
@@ -203,7 +231,7 @@ def _by_position(
     def some(start: Array) -> Scores:
         # The last slice is moved back to end with the canvas; what it repeats is the same again.
         first = jnp.minimum(start, length - width)
-        logits = project(table, jax.lax.dynamic_slice_in_dim(hidden, first, width, axis=1))
+        logits = table.all_logits(jax.lax.dynamic_slice_in_dim(hidden, first, width, axis=1))
         positions = first + jnp.arange(width)
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
         return draw(logits, fold(keys, positions))

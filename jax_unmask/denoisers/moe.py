@@ -15,9 +15,12 @@ from flax import linen as nn
 from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
-from jax_unmask.denoisers.quantization import ragged_matmul
+from jax_unmask.denoisers.quantization import is_quantized, ragged_matmul
+from jax_unmask.runtime.mesh import active_over, spec
 
 _expert_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=(0,))
+_NAMES = ((None, "embed", "mlp"), (None, "embed", "mlp"), (None, "mlp", "embed"))
+"""Names of the dimensions of gate, up and down, see `runtime.mesh.LOGICAL`."""
 
 
 class Experts(nn.Module):
@@ -55,24 +58,87 @@ class Experts(nn.Module):
         )
         chosen, weights = route(logits, bias, moe)
 
-        # One row per (token, expert) pair, those of an expert beside each other.
-        pairs = chosen.reshape(-1)
-        order = jnp.argsort(pairs, stable=True)
-        sizes = jnp.bincount(pairs, length=count).astype(jnp.int32)
-        grouped, experts = jnp.take(x, order // moe.per_token, axis=0), jnp.take(pairs, order)
-
         # The layer's output joins the residual stream; see `Block` for the scale.
         out_init = nn.initializers.variance_scaling(
             1.0 / (2 * cfg.num_layers), "fan_in", "normal", batch_axis=(0,)
         )
-        gate = ragged_matmul(grouped, stacked("gate", width, moe.size), sizes, experts)
-        up = ragged_matmul(grouped, stacked("up", width, moe.size), sizes, experts)
-        down = stacked("down", moe.size, width, out_init)
-        out = ragged_matmul(nn.silu(gate) * up, down, sizes, experts)
+        kernels = (
+            stacked("gate", width, moe.size),
+            stacked("up", width, moe.size),
+            stacked("down", moe.size, width, out_init),
+        )
+        return _spread(x, chosen, weights, kernels).astype(cfg.dtype)
 
-        # Back in the order of the tokens, so that a token's experts are added in a fixed order.
-        out = jnp.take(out, jnp.argsort(order), axis=0).reshape(-1, moe.per_token, width)
-        return (out * weights[..., None]).sum(axis=1).astype(cfg.dtype)
+
+def _spread(
+    x: Float[Array, "T D"],
+    chosen: Int[Array, "T k"],
+    weights: Float[Array, "T k"],
+    kernels: tuple[Any, Any, Any],
+) -> Float[Array, "T D"]:
+    """`_mix`; on a mesh each device sorts and sends its own tokens, through its part of every
+    expert."""
+    mesh = active_over(x.shape[0])
+    if mesh is None:
+        return _mix(x, chosen, weights, kernels)
+
+    def of_part(x: Array, chosen: Array, weights: Array, *kernels: Any) -> Array:
+        whole = (_whole(kernel, names) for kernel, names in zip(kernels, _NAMES, strict=True))
+        return jax.lax.psum(_mix(x, chosen, weights, tuple(whole)), "tensor")
+
+    rows = spec("batch")
+    parts = tuple(_part_specs(*pair) for pair in zip(kernels, _NAMES, strict=True))
+    split = jax.shard_map(of_part, in_specs=(rows, rows, rows, *parts), out_specs=rows)
+    return split(x, chosen, weights, *kernels)
+
+
+def _part_specs(kernel: Any, names: tuple[str | None, ...]) -> Any:
+    """How a stack of matrices is cut; the scales of a quantised one only along its outputs."""
+    if not is_quantized(kernel):
+        return spec(*names)
+    outputs = None if names[-1] == "embed" else names[-1]
+    return jax.tree.map(
+        lambda leaf: spec(*names) if leaf is kernel.qvalue else spec(None, None, outputs), kernel
+    )
+
+
+def _whole(kernel: Any, names: tuple[str | None, ...]) -> Any:
+    """A stack of matrices whole along the fsdp axis."""
+    axis = names.index("embed")
+
+    def gather(leaf: Array) -> Array:
+        return jax.lax.all_gather(leaf, "fsdp", axis=axis, tiled=True)
+
+    return kernel.replace(qvalue=gather(kernel.qvalue)) if is_quantized(kernel) else gather(kernel)
+
+
+def _mix(
+    x: Float[Array, "T D"],
+    chosen: Int[Array, "T k"],
+    weights: Float[Array, "T k"],
+    kernels: tuple[Any, Any, Any],
+) -> Float[Array, "T D"]:
+    """Weighted sums of what each token's experts make of it.
+
+    Args:
+        x: tokens.
+        chosen: their experts.
+        weights: of these.
+        kernels: gate and up [E, D, F], and down [E, F, D], quantised or not.
+    """
+    gate, up, down = kernels
+    count, per_token = gate.shape[0], chosen.shape[1]
+    # One row per (token, expert) pair, those of an expert beside each other.
+    pairs = chosen.reshape(-1)
+    order = jnp.argsort(pairs, stable=True)
+    sizes = jnp.bincount(pairs, length=count).astype(jnp.int32)
+    grouped, experts = jnp.take(x, order // per_token, axis=0), jnp.take(pairs, order)
+    gated = nn.silu(ragged_matmul(grouped, gate, sizes, experts))
+    inner = gated * ragged_matmul(grouped, up, sizes, experts)
+    out = ragged_matmul(inner, down, sizes, experts)
+    # Back in the order of the tokens, so that a token's experts are added in a fixed order.
+    out = jnp.take(out, jnp.argsort(order), axis=0).reshape(-1, per_token, x.shape[-1])
+    return (out * weights[..., None]).sum(axis=1)
 
 
 def route(

@@ -1,4 +1,4 @@
-"""The rules that lay the parameters of every denoiser out on a mesh.
+"""The rules that lay the parameters of every denoiser out on a mesh, and how they are used there.
 
 One table for all families: layers are stacked, so each parameter has its layer first. What is
 derived from parameters has their names at the end of its path, and so follows them: optimiser
@@ -7,14 +7,20 @@ moments, averages, the value model, what the rollouts are given.
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Iterator
+from typing import Any
 
+import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh, PartitionSpec
+from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.quantization import is_quantized
 from jax_unmask.runtime.config import ConfigError
-from jax_unmask.runtime.mesh import Rules, spec
+from jax_unmask.runtime.mesh import Rules, active, active_over, constrain, spec
 
 Names = tuple[str | None, str | None]
 
@@ -50,6 +56,68 @@ def _rules() -> Iterator[tuple[str, PartitionSpec]]:
 
 
 RULES: Rules = tuple(_rules())
+
+
+def gathered(kernel: Any, names: Names) -> Any:
+    """A matrix as a product wants it: whole along the fsdp axis, in parts along the tensor axis.
+
+    Its gradient goes straight to the parts that the parameter is stored in.
+
+    Args:
+        kernel: an array [I, O], or a quantised one.
+        names: of its dimensions, see `LINEAR`.
+    """
+    if active() is None:
+        return kernel
+    if is_quantized(kernel):  # Its scales are small, and follow by themselves.
+        return kernel.replace(qvalue=_whole(kernel.qvalue, names))
+    return _gathered(kernel, names)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _gathered(kernel: Array, names: Names) -> Array:
+    return _whole(kernel, names)
+
+
+def _whole(kernel: Array, names: Names) -> Array:
+    return constrain(kernel, *(None if name == "embed" else name for name in names))
+
+
+_gathered.defvjp(
+    lambda kernel, names: (_whole(kernel, names), None),
+    lambda names, _, gradient: (constrain(gradient, *names),),
+)
+
+
+def look_up(table: Float[Array, "V D"], tokens: Int[Array, " N"]) -> Float[Array, "N D"]:
+    """Rows of an embedding table, `table[tokens]`.
+
+    On a mesh every device looks its group's tokens up in its own part of the table; what travels
+    are rows, not the table.
+    """
+    mesh = active_over(tokens.shape[0])
+    if mesh is None:
+        return jnp.take(table, tokens, axis=0)
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+
+    def of_part(table: Array, tokens: Array) -> Array:
+        if fsdp > 1:
+            tokens = jax.lax.all_gather(tokens, "fsdp", tiled=True)
+        if tensor > 1:
+            tokens = tokens - jax.lax.axis_index("tensor") * table.shape[0]
+            is_here = (tokens >= 0) & (tokens < table.shape[0])
+            rows = jnp.take(table, jnp.where(is_here, tokens, 0), axis=0)
+            rows = jnp.where(is_here[:, None], rows, 0)
+        else:
+            rows = jnp.take(table, tokens, axis=0)
+        rows = jax.lax.psum(rows, "tensor")
+        if fsdp > 1:
+            rows = jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=1, tiled=True)
+        return rows
+
+    return jax.shard_map(
+        of_part, in_specs=(spec("vocab", "embed"), spec("batch")), out_specs=spec("batch")
+    )(table, tokens)
 
 
 def check_mesh(config: DenoiserConfig, mesh: Mesh | None) -> None:

@@ -23,6 +23,8 @@ from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.moe import Experts
 from jax_unmask.denoisers.positions import block_causal, default_positions, unshift, window_of
 from jax_unmask.denoisers.quantization import matmul
+from jax_unmask.denoisers.sharding import gathered, linear_axes, look_up
+from jax_unmask.runtime.mesh import constrain
 
 Params = dict[str, Any]
 Table = tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
@@ -74,8 +76,9 @@ class Linear(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "*B I"]) -> Float[Array, "*B O"]:
         """Products are in the compute type."""
-        cfg, shape = self.config, (x.shape[-1], self.features)
-        out = matmul(x, self.param("kernel", self.kernel_init, shape, cfg.param_dtype))
+        cfg, shape, axes = self.config, (x.shape[-1], self.features), linear_axes(self.name or "")
+        kernel = self.param("kernel", self.kernel_init, shape, cfg.param_dtype)
+        out = matmul(x, gathered(kernel, axes))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), cfg.param_dtype)
             out = out + bias.astype(cfg.dtype)
@@ -83,6 +86,7 @@ class Linear(nn.Module):
             return out
         a: Array = self.get_variable("params", "lora_a")
         b: Array = self.get_variable("params", "lora_b")
+        a, b = gathered(a, (axes[0], None)), gathered(b, (None, axes[1]))
         return out + (x @ a.astype(cfg.dtype)) @ b.astype(cfg.dtype)
 
 
@@ -133,7 +137,8 @@ class Block(nn.Module):
 
         def heads(name: str, count: int, h: Array) -> Float[Array, "B S H d"]:
             out = dense(name, count * cfg.head_dim, bias=cfg.qkv_bias)(h)
-            return out.reshape(batch, -1, count, cfg.head_dim)
+            out = out.reshape(batch, -1, count, cfg.head_dim)
+            return constrain(out, "batch", None, "heads")
 
         def turned(name: str, count: int, h: Array, table: Table) -> Float[Array, "B S H d"]:
             out = heads(name, count, h)
@@ -160,20 +165,21 @@ class Block(nn.Module):
         attended = attended.reshape(x.shape[0], -1)
         kept = KeysAndValues(key, value) if keep else None
         out = dense("attention_out", cfg.hidden_size, residual_init, cfg.out_bias)
-        x = x + out(attended)
+        x = constrain(x + out(attended), "batch")
 
         def mlp(prefix: str, size: int) -> Float[Array, "BS D"]:
             gate = dense(f"{prefix}gate", size)(h)
             up = dense(f"{prefix}up", size)(h)
-            return dense(f"{prefix}down", cfg.hidden_size, residual_init)(nn.silu(gate) * up)
+            inner = constrain(nn.silu(gate) * up, "batch", "mlp")
+            return dense(f"{prefix}down", cfg.hidden_size, residual_init)(inner)
 
         h = RMSNorm(cfg, name="mlp_norm")(x)
         if not self.has_experts or cfg.experts is None:
-            return x + mlp("", cfg.intermediate_size), kept
+            return constrain(x + mlp("", cfg.intermediate_size), "batch"), kept
         mixed = Experts(cfg, name="experts")(h)
         if cfg.experts.shared_size:
             mixed = mixed + mlp("shared_", cfg.experts.shared_size)
-        return x + mixed, kept
+        return constrain(x + mixed, "batch"), kept
 
 
 class Denoiser(nn.Module):
@@ -282,7 +288,7 @@ class Denoiser(nn.Module):
         table = rotary_table(positions, cfg.rotary_dim or cfg.head_dim, cfg.rope_theta)
         if not cfg.rotary_in_float32:
             table = (table[0].astype(cfg.dtype), table[1].astype(cfg.dtype))
-        x = jnp.take(self.embedding, tokens.reshape(-1), axis=0).astype(cfg.dtype)
+        x = look_up(self.embedding, tokens.reshape(-1)).astype(cfg.dtype)
         # A state that was moved to the next position comes from one position before.
         window = None if last is None else min(last + cfg.logits_shift, length)
         if last is not None and window is not None and start is not None:
@@ -336,10 +342,11 @@ def project(table: Float[Array, "V D"], hidden: Float[Array, "*B D"]) -> Float[A
     flat = hidden.reshape(-1, hidden.shape[-1])
     logits = jax.lax.dot_general(
         flat,
-        table.astype(hidden.dtype),
+        gathered(table, ("vocab", "embed")).astype(hidden.dtype),
         (((1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )
+    logits = constrain(logits, "batch", "vocab")
     return logits.reshape(*hidden.shape[:-1], -1)
 
 

@@ -1,0 +1,100 @@
+"""The output projection where its vocabulary is spread over devices."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import TypeVar
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from jax_unmask.denoisers.transformer import project
+from jax_unmask.runtime.mesh import active_over, spec
+
+Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class TablePart:
+    """What one device has of an output projection, inside `over_table`; or all of it.
+
+    Attributes:
+        table: its rows, in parts along the fsdp axis if there is one.
+        first: the token of the first row.
+        fsdp: devices that share the width of these rows.
+        tensor: devices that share the vocabulary.
+    """
+
+    table: Float[Array, "C D"]
+    first: Int[Array, ""] | int = 0
+    fsdp: int = 1
+    tensor: int = 1
+
+    @property
+    def size(self) -> int:
+        """Tokens of this part."""
+        return self.table.shape[0]
+
+    def whole(self, table: Float[Array, "c d"]) -> Float[Array, "c D"]:
+        """Some of the rows, whole along the fsdp axis."""
+        if self.fsdp == 1:
+            return table
+        return jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
+
+    def logits(
+        self, hidden: Float[Array, "*B D"], first: Array | int, count: int
+    ) -> Float[Array, "*B c"]:
+        """Logits of `count` tokens of this part, from `first` on."""
+        table = self.table
+        if count < self.size:
+            table = jax.lax.dynamic_slice_in_dim(table, first, count)
+        return project(self.whole(table), hidden)
+
+    def all_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Logits of the whole vocabulary."""
+        logits = self.logits(hidden, 0, self.size)
+        if self.tensor == 1:
+            return logits
+        return jax.lax.all_gather(logits, "tensor", axis=logits.ndim - 1, tiled=True)
+
+    def over_all(self, reduced: Tree, merge: Callable[[Tree, Tree], Tree]) -> Tree:
+        """The reduction of the whole vocabulary from that of each part, merged in order."""
+        if self.tensor == 1:
+            return reduced
+        parts = jax.tree.map(lambda x: jax.lax.all_gather(x, "tensor"), reduced)
+        each = [jax.tree.map(lambda x, k=k: x[k], parts) for k in range(self.tensor)]
+        return functools.reduce(merge, each)
+
+
+def over_table(
+    function: Callable[..., Tree], table: Float[Array, "V D"], *rows: Float[Array, "B ..."]
+) -> Tree:
+    """function(part, *rows), on each device with its part of the table and its rows.
+
+    Args:
+        function: must return the same on devices that hold different parts of the vocabulary.
+        table: output projection.
+        rows: arrays with the rows of a batch, in parts over the data and fsdp axes.
+    """
+    mesh = active_over(rows[0].shape[0])
+    if mesh is None:
+        return function(TablePart(table), *rows)
+    fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+
+    def of_part(table: Array, *rows: Array) -> Tree:
+        first = 0
+        if tensor > 1:
+            first = jax.lax.axis_index("tensor") * jnp.int32(table.shape[0])
+        return function(TablePart(table, first, fsdp, tensor), *rows)
+
+    # What comes out is the same along the tensor axis: gathers, not sums, make it so, and types
+    # do not tell. Nothing is differentiated through it.
+    return jax.shard_map(
+        of_part,
+        in_specs=(spec("vocab", "embed"), *(spec("batch") for _ in rows)),
+        out_specs=spec("batch"),
+        check_vma=False,
+    )(table, *rows)
