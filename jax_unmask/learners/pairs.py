@@ -12,6 +12,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from jax_unmask.learners.parts import Parts
+
 
 @struct.dataclass
 class Pairs:
@@ -54,6 +56,53 @@ def pack(wanted: Bool[Array, "T B"], key: Array | None = None) -> Pairs:
     else:
         order = jnp.lexsort((jax.random.uniform(key, unwanted.shape), unwanted))
     return Pairs(order=order.astype(jnp.int32), count=jnp.sum(wanted, dtype=jnp.int32))
+
+
+@struct.dataclass
+class Hand:
+    """The pairs of one optimiser step, of all that were dealt out; see `deal`.
+
+    Attributes:
+        bounds: first of its places among the packed pairs (of this part), and the end of them.
+        count: how many pairs it has, in all parts.
+    """
+
+    bounds: Int[Array, "*H 2"]
+    count: Int[Array, "*H"]
+
+
+def deal(
+    wanted: Bool[Array, "T B"], hands: int, key: Array | None, parts: Parts
+) -> tuple[Pairs, Hand]:
+    """Deals the wanted pairs out to hands of equal size.
+
+    Args:
+        wanted: which pairs of this part of the batch.
+        hands: number of hands (static).
+        key: typed PRNG key of a random order, the same for any number of parts; None keeps that of
+            the grid.
+        parts: the parts of the batch.
+
+    Returns:
+        The pairs of this part, packed, those of a hand together; and the hands, stacked.
+    """
+    rows = wanted.shape[1]
+    edge = jnp.arange(hands + 1)
+    if not parts.axes or key is None:
+        pairs = pack(wanted, key)
+        edges = (edge * pairs.count) // hands
+        count = parts.sum(edges[1:] - edges[:-1])
+        return pairs, Hand(jnp.stack([edges[:-1], edges[1:]], axis=1), count)
+    every = parts.joined(wanted, axis=1)
+    whole = pack(every, key)
+    edges = (edge * whole.count) // hands
+    rank = jnp.zeros_like(whole.order).at[whole.order].set(jnp.arange(every.size, dtype=jnp.int32))
+    # Unwanted pairs come behind all wanted ones, in this part as in the whole.
+    rank = parts.own(rank.reshape(every.shape), 1, rows).reshape(-1)
+    order = jnp.argsort(rank).astype(jnp.int32)
+    own = jnp.searchsorted(rank[order], edges).astype(jnp.int32)
+    pairs = Pairs(order=order, count=jnp.sum(wanted, dtype=jnp.int32))
+    return pairs, Hand(jnp.stack([own[:-1], own[1:]], axis=1), edges[1:] - edges[:-1])
 
 
 def take_chunk(

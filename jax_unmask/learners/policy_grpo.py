@@ -12,7 +12,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.learners.pairs import Chunk, Pairs, pack, take_chunk
+from jax_unmask.learners.pairs import Chunk, Hand, Pairs, deal, pack, take_chunk
+from jax_unmask.learners.parts import Parts, over_rows
 from jax_unmask.learners.policy_loss import clipped_objective, mixture_log_prob, step_weights
 from jax_unmask.learners.policy_sums import Metrics, Sums
 from jax_unmask.learners.state import Params, TrainState, zero_step
@@ -157,21 +158,26 @@ class PolicyLearner:
             (pairs per pass) and `skipped` (0 or 1). A skipped batch has zeros.
         """
         self._check(records, advantages, is_expert, imitated)
-        if is_expert is not None:
-            scored = self.log_prob(
-                state.params, records, jnp.broadcast_to(is_expert, records.active.shape)
-            )
-            old = jnp.where(is_expert, scored, records.action.log_prob)
+        rows = _Rows(advantages, is_expert, imitated)
+        return over_rows(self._update, state, records=records, rows=rows)
+
+    def _update(
+        self, parts: Parts, state: TrainState, records: Records, rows: _Rows
+    ) -> tuple[TrainState, Metrics]:
+        """`update` with one part of the rows, beside devices that have the others."""
+        if rows.is_expert is not None:
+            wanted = jnp.broadcast_to(rows.is_expert, records.active.shape)
+            scored = self._log_prob(state.params, records, wanted)
+            old = jnp.where(rows.is_expert, scored, records.action.log_prob)
             action = dataclasses.replace(records.action, log_prob=old)
             records = dataclasses.replace(records, action=action)
-        rows = _Rows(advantages, is_expert, imitated)
-        learn = functools.partial(self._learn, records, rows)
+        learn = functools.partial(self._learn, parts, records, rows)
 
         def skip(state: TrainState) -> tuple[Params, optax.OptState, Sums, Array, Array]:
             zero = jnp.zeros((), jnp.float32)
             return state.params["network"], state.opt_state, Sums.zero(), zero, zero
 
-        signal = jnp.any(rows.teach())
+        signal = parts.any(rows.teach())
         network, opt_state, sums, grad_norm, steps = jax.lax.cond(signal, learn, skip, state)
         state = dataclasses.replace(
             state,
@@ -207,10 +213,10 @@ class PolicyLearner:
             The gradient, and `loss`, `entropy`, `clip_fraction`, `approx_kl` and `ratio_max`.
         """
         self._check(records, advantages, is_expert)
-        rows = _Rows(advantages, is_expert)
+        rows, parts = _Rows(advantages, is_expert), Parts()
         pairs = pack(self._carries_gradient(records, rows))
-        bounds = (jnp.zeros((), jnp.int32), pairs.count)
-        grads, sums = self._accumulate(params, records, rows, pairs, bounds)
+        bounds, one = jnp.stack([jnp.zeros((), jnp.int32), pairs.count]), jnp.ones(())
+        grads, sums = self._accumulate(parts, params, records, rows, pairs, bounds, one)
         return grads, sums.metrics()
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -227,6 +233,11 @@ class PolicyLearner:
         Returns:
             Log-probabilities, 0 where a pair is not active or not wanted.
         """
+        return self._log_prob(params, records, wanted)
+
+    def _log_prob(
+        self, params: Params, records: Records, wanted: Bool[Array, "T B"] | None
+    ) -> Float[Array, "T B"]:
         wanted = records.active if wanted is None else records.active & wanted
         steps, rows = records.active.shape
         pairs = pack(wanted)
@@ -279,37 +290,31 @@ class PolicyLearner:
         return records.active & rows.teach()
 
     def _learn(
-        self,
-        records: Records,
-        rows: _Rows,
-        state: TrainState,
+        self, parts: Parts, records: Records, rows: _Rows, state: TrainState
     ) -> tuple[Params, optax.OptState, Sums, Array, Array]:
         """All optimiser steps of one batch."""
         wanted = self._carries_gradient(records, rows)
 
-        def step(pairs: Pairs, carry: Any, bounds: Array) -> tuple[Any, None]:
-            def apply(carry: Any) -> Any:
-                network, opt_state, sums, norm, steps = carry
-                params = {**state.params, "network": network}
-                part = (bounds[0], bounds[1])
-                grads, new = self._accumulate(params, records, rows, pairs, part)
-                updates, opt_state = self.optimizer.update(grads, opt_state, network)
-                network = optax.apply_updates(network, updates)
-                norm += optax.tree.norm(grads)
-                return network, opt_state, sums + new, norm, steps + 1.0
-
-            # A part is empty only if there are fewer pairs than parts.
-            return jax.lax.cond(bounds[1] > bounds[0], apply, lambda c: c, carry), None
-
         def one_pass(carry: Any, index: Array) -> tuple[Any, None]:
-            key = None
-            if self.minibatches > 1:
-                key = jax.random.fold_in(state.step_key(), index)
-            pairs = pack(wanted, key)
-            part = jnp.arange(self.minibatches + 1)
-            edges = (part * pairs.count) // self.minibatches
-            bounds = jnp.stack([edges[:-1], edges[1:]], axis=1)
-            return jax.lax.scan(functools.partial(step, pairs), carry, bounds)
+            key = jax.random.fold_in(state.step_key(), index) if self.minibatches > 1 else None
+            pairs, hands = deal(wanted, self.minibatches, key, parts)
+
+            def step(carry: Any, hand: Hand) -> tuple[Any, None]:
+                def apply(carry: Any) -> Any:
+                    network, opt_state, sums, norm, steps = carry
+                    params = {**state.params, "network": network}
+                    scale = hands.count.sum() / jnp.maximum(hand.count, 1)
+                    own = (pairs, hand.bounds, scale)
+                    grads, new = self._accumulate(parts, params, records, rows, *own)
+                    updates, opt_state = self.optimizer.update(grads, opt_state, network)
+                    network = optax.apply_updates(network, updates)
+                    norm += optax.tree.norm(grads)
+                    return network, opt_state, sums + new, norm, steps + 1.0
+
+                # A hand is empty only if there are fewer pairs than hands.
+                return jax.lax.cond(hand.count > 0, apply, lambda c: c, carry), None
+
+            return jax.lax.scan(step, carry, hands)
 
         zero = jnp.zeros((), jnp.float32)
         carry = (state.params["network"], state.opt_state, Sums.zero(), zero, zero)
@@ -318,18 +323,19 @@ class PolicyLearner:
 
     def _accumulate(
         self,
+        parts: Parts,
         params: Params,
         records: Records,
         rows: _Rows,
         pairs: Pairs,
-        bounds: tuple[Int[Array, ""], Int[Array, ""]],
+        bounds: Int[Array, " 2"],
+        scale: Float[Array, ""],
     ) -> tuple[Params, Sums]:
-        """Gradient and sums over the packed pairs in `bounds`, scaled to stand for all of them."""
-        start, stop = bounds
+        """Gradient and sums over the packed pairs in `bounds`, and those of the other parts."""
+        start, stop = bounds[0], bounds[1]
         num_rows = records.active.shape[1]
         size = min(self.chunk_size, records.active.size)
-        weights = step_weights(records.active)
-        scale = pairs.count / jnp.maximum(stop - start, 1)
+        weights = step_weights(records.active, parts.sum)
 
         def chunk_loss(network: Params, at: Chunk) -> tuple[Array, Sums]:
             now, valid = {**params, "network": network}, at.valid
@@ -383,7 +389,8 @@ class PolicyLearner:
 
         zeros = jax.tree.map(jnp.zeros_like, params["network"])
         _, grads, sums = jax.lax.while_loop(condition, body, (start, zeros, Sums.zero()))
-        return grads, sums
+        # Once, behind the loop: what the devices add up on the way is their own.
+        return parts.sum(grads), sums.over(parts)
 
 
 def _take(records: Records, at: Chunk) -> tuple[Observation, Action]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
@@ -68,7 +69,9 @@ def mixture_log_prob(
     return jnp.logaddexp(math.log(group_size / total) + log_prob, math.log(1.0 / total))
 
 
-def step_weights(active: Bool[Array, "T B"]) -> Float[Array, "T B"]:
+def step_weights(
+    active: Bool[Array, "T B"], total: Callable[[Array], Array] | None = None
+) -> Float[Array, "T B"]:
     """Weight of each step such that a weighted sum is a mean over rows of means over active steps.
 
     w[t, b] = active[t, b] / (n_b * B'), with n_b the active steps of row b and B' the rows that
@@ -76,9 +79,11 @@ def step_weights(active: Bool[Array, "T B"]) -> Float[Array, "T B"]:
 
     Args:
         active: the row still had a position to fill at this step.
+        total: where these are a part of the rows, sums a number over all parts.
     """
     steps = jnp.sum(active, axis=0)
     rows = jnp.sum(steps > 0)
+    rows = rows if total is None else total(rows)
     scale = jnp.maximum(steps, 1) * jnp.maximum(rows, 1)
     return jnp.where(active, 1.0 / scale.astype(jnp.float32), 0.0)
 

@@ -10,6 +10,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Float
 
+from jax_unmask.learners.parts import Parts
+
 
 @struct.dataclass
 class Totals:
@@ -29,3 +31,7 @@ class Totals:
     def __add__(self, other: Self) -> Self:
         total = jax.tree.map(jnp.add, self, other)
         return dataclasses.replace(total, ratio_max=jnp.maximum(self.ratio_max, other.ratio_max))
+
+    def over(self, parts: Parts) -> Self:
+        """What all parts of a batch add up to that is spread over devices."""
+        return dataclasses.replace(parts.sum(self), ratio_max=parts.max(self.ratio_max))

@@ -7,7 +7,6 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 
-import jax
 from ml_collections import ConfigDict
 
 from jax_unmask.benchmarks.flops import forward_flops
@@ -16,6 +15,7 @@ from jax_unmask.learners import optim
 from jax_unmask.learners.state import TrainState
 from jax_unmask.rollout import Cache, parse_cache
 from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks.base import Task
 from jax_unmask.tasks.data import BatchIterator
@@ -143,6 +143,7 @@ def training_batches(
     tokenizer: Tokenizer,
     *,
     batch_size: int,
+    placement: Placement,
     **settings: Any,
 ) -> BatchIterator:
     """This process's part of the batches of a task's training split, without end.
@@ -156,6 +157,7 @@ def training_batches(
         task: the task.
         tokenizer: the denoiser's tokenizer.
         batch_size: examples of a batch, over all processes.
+        placement: tells which of them this process reads.
         **settings: more arguments of the pipeline.
 
     Raises:
@@ -171,6 +173,6 @@ def training_batches(
     return make_batches(
         batch_size=batch_size,
         seed=config.seed,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
+        shard_index=placement.feed,
+        shard_count=placement.feeds,
     )

@@ -41,6 +41,7 @@ from jax_unmask.rollout import (
     scored_positions,
     trimmed,
 )
+from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
@@ -81,12 +82,13 @@ class Parts:
     expert_settings: RolloutSettings
 
 
-def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = ()) -> Parts:
+def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = (), slot_groups: int = 1) -> Parts:
     """Builds the parts from a validated config.
 
     Args:
         config: the config.
         stop_ids: tokens that end a text, for `rollout.stop_at_end`.
+        slot_groups: parts that the mesh cuts a batch into.
 
     Raises:
         ValueError: a value makes no sense; the message names it.
@@ -99,6 +101,7 @@ def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = ()) -> Parts:
         record=True,
         vocab_chunk=config.rollout.vocab_chunk,
         slots=config.rollout.slots or None,
+        slot_groups=slot_groups,
         cache=build_cache(config.rollout.cache, "rollout.cache"),
         stop_ids=stop_ids if config.rollout.stop_at_end else (),
     )
@@ -144,7 +147,8 @@ class PolicyGrpo:
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
         del workdir
         self._config = config
-        self._parts = build_parts(config)
+        self._placement = placements.from_config(config)
+        self._parts = build_parts(config, slot_groups=self._placement.parts)
         self._given = self._load_policy() if config.policy.init_from else None
         self._group = config.rollout.group_size
         self._experts = config.expert.count
@@ -152,7 +156,8 @@ class PolicyGrpo:
         self._bundle = load_bundle(config)  # Last: the weights take longest.
         self._check_denoiser(self._bundle.denoiser.config)
         if config.rollout.stop_at_end:
-            self._parts = build_parts(config, self._bundle.tokenizer.stop_ids)
+            stop_ids = self._bundle.tokenizer.stop_ids
+            self._parts = build_parts(config, stop_ids, self._placement.parts)
 
     def _load_policy(self) -> Any:
         """Weights of a saved policy, which must have the network of this config."""
@@ -200,7 +205,8 @@ class PolicyGrpo:
         key, params = jax.random.key(self._config.seed), self._given
         if params is None:
             params = self._parts.policy.init_params(key, self._config.rollout.gen_length)
-        return self._parts.learner.init(params, jax.random.fold_in(key, 1))
+        state = self._parts.learner.init(params, jax.random.fold_in(key, 1))
+        return self._placement.everywhere(state)
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
@@ -211,10 +217,11 @@ class PolicyGrpo:
             bundle.tokenizer,
             batch_size=config.rollout.prompts_per_step,
             truncate=config.task.truncate_prompts,
+            placement=self._placement,
         )
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
-        parts, key = self._parts, state.step_key()
+        parts, key, placement = self._parts, state.step_key(), self._placement
         with timer.measure("rollout"):
             policy_parts = self._roll_out(
                 parts.policy, state.params, parts.settings, batch, self._group, key
@@ -236,13 +243,27 @@ class PolicyGrpo:
                 rolled.append(self._fetch(expert_parts, batch.examples, self._experts))
             trajectory = joined(policy_parts)
         with timer.measure("reward"):
-            correct = [
+            scores = [
                 np.asarray([score for scores in each.checks for score in scores()], np.float32)
                 for each in rolled
             ]
+            missing = never_filled(
+                rolled[0].tokens,
+                self._bundle.denoiser.config.mask_token_id,
+                parts.settings.stop_ids,
+            )
+            # What a host finds out of its own rows, all others need to know too.
+            correct, nfe, unfinished, cost = placement.gather(
+                (
+                    scores,
+                    [each.nfe for each in rolled],
+                    missing.any(axis=1),
+                    None if trajectory.by_kind is None else placement.fetch(trajectory.cost),
+                )
+            )
             value = [
-                self._reward(right, each.nfe, parts.settings.gen_length, self._config.reward.alpha)
-                for right, each in zip(correct, rolled, strict=True)
+                self._reward(right, steps, parts.settings.gen_length, self._config.reward.alpha)
+                for right, steps in zip(correct, nfe, strict=True)
             ]
         with timer.measure("update"):
             records, is_expert, group_rewards = trajectory.records, None, value[0]
@@ -265,24 +286,18 @@ class PolicyGrpo:
             advantages = group_advantages(
                 jnp.asarray(group_rewards, jnp.float32), self._group + self._experts
             )
-            state, metrics = parts.learner.update(
-                state, records, advantages.advantages, is_expert, imitated
-            )
+            of_rows = placement.global_rows((advantages.advantages, is_expert, imitated))
+            with placement.active():
+                state, metrics = parts.learner.update(state, records, *of_rows)
             jax.block_until_ready(state.params)
         return state, {
             "reward": np.mean(value[0]),
             "accuracy": np.mean(correct[0]),
-            "nfe": np.mean(rolled[0].nfe),
-            "nfe_max": np.max(rolled[0].nfe),
+            "nfe": np.mean(nfe[0]),
+            "nfe_max": np.max(nfe[0]),
             "useful_forwards": trajectory.useful_forward_fraction,
-            "unfinished": np.mean(
-                never_filled(
-                    rolled[0].tokens,
-                    self._bundle.denoiser.config.mask_token_id,
-                    parts.settings.stop_ids,
-                ).any(axis=1)
-            ),
-            **({"cost": np.mean(trajectory.cost)} if trajectory.by_kind is not None else {}),
+            "unfinished": np.mean(unfinished),
+            **({"cost": np.mean(cost)} if trajectory.by_kind is not None else {}),
             "groups_with_signal": advantages.signal_fraction,
             **({"expert_reward": np.mean(value[1])} if self._experts else {}),
             **({} if imitated is None else {"imitated": imitated_share}),
@@ -330,21 +345,25 @@ class PolicyGrpo:
 
         Waits for nothing: the device takes one part after the other.
         """
-        bundle, prompts = self._bundle, trimmed(batch.prompts, self._config.task.prompt_buckets)
+        bundle, placement = self._bundle, self._placement
+        prompts = trimmed(batch.prompts, self._config.task.prompt_buckets)
         prompts = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), prompts)
-        rows = np.arange(len(prompts.tokens))
-        return [
-            rollout(
-                bundle.denoiser,
-                bundle.params,
-                policy,
-                params,
-                jax.tree.map(lambda leaf, part=part: leaf[part], prompts),
-                row_keys(key, jnp.asarray(part)),
-                settings,
-            )
-            for part in np.split(rows, self._config.rollout.parts)
-        ]
+        count = len(prompts.tokens)
+        # A row draws the same whichever process has it.
+        identities = placement.feed * count + np.arange(count)
+        with placement.active():
+            return [
+                rollout(
+                    bundle.denoiser,
+                    bundle.params,
+                    policy,
+                    params,
+                    placement.rows(jax.tree.map(lambda leaf, part=part: leaf[part], prompts)),
+                    row_keys(key, placement.rows(identities[part])),
+                    settings,
+                )
+                for part in np.split(np.arange(count), self._config.rollout.parts)
+            ]
 
     def _fetch(
         self, parts: Sequence[Trajectory], examples: Sequence[Example], size: int
@@ -353,7 +372,7 @@ class PolicyGrpo:
         tokens, nfe, checks = [], [], []
         per_part = len(examples) // len(parts)
         for index, part in enumerate(parts):
-            canvas, steps = jax.device_get((part.tokens, part.nfe))
+            canvas, steps = self._placement.fetch((part.tokens, part.nfe))
             tokens.append(canvas)
             nfe.append(steps)
             own = examples[index * per_part : (index + 1) * per_part]

@@ -29,6 +29,7 @@ from jax_unmask.policies.base import select_settings
 from jax_unmask.rollout.mdp import Held, Mdp, Rows
 from jax_unmask.rollout.slots import Chosen, Slots
 from jax_unmask.rollout.trajectory import Forwards, Prompts, Records, Trajectory, Watcher
+from jax_unmask.runtime.mesh import by_rows
 
 
 class _Own(NamedTuple):
@@ -138,7 +139,7 @@ class _CachedRollout:
         state = jax.lax.while_loop(self._is_unfinished, self._iterate, self._first())
         records = state.records
         if records is not None:
-            records = jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), records)
+            records = by_rows(jax.tree.map(lambda x: jnp.swapaxes(x, 0, 1), records), axis=1)
         rows, own = state.rows, state.own
         return Trajectory(
             prompts=self.prompts,
@@ -177,7 +178,7 @@ class _CachedRollout:
             own=_Own(written=count - 1 if self.is_exact else count, full=count, cached=count),
             slots=Slots.first(self.batch, slots, settings.slot_groups),
             cache=transformer.empty_cache(self.config, slots, self.length),
-            seen=_Seen(scores, hidden),
+            seen=by_rows(_Seen(scores, hidden)),
             full_executed=zero,
             cached_executed=zero,
             records=None,
@@ -188,7 +189,7 @@ class _CachedRollout:
         shapes = jax.eval_shape(self._read, state)[1]
         room = (self.batch, self.mdp.most_steps)
         records = jax.tree.map(lambda x: jnp.zeros((*room, *x.shape[1:]), x.dtype), shapes)
-        return state._replace(records=records)
+        return state._replace(records=by_rows(records))
 
     def _is_unfinished(self, state: _State) -> Bool[Array, ""]:
         return (state.rows.block < self.mdp.num_blocks).any()
@@ -207,7 +208,7 @@ class _CachedRollout:
 
     def _phase(self, state: _State) -> tuple[Bool[Array, " S"], Bool[Array, " S"]]:
         """Slots whose row needs a forward over its whole sequence, and those that can read."""
-        rows, own = state.slots.take((state.rows, state.own))
+        rows, own = by_rows(state.slots.take((state.rows, state.own)))
         alive = rows.block < self.mdp.num_blocks
         if self.is_exact:
             needs = own.written < 0
@@ -231,7 +232,7 @@ class _CachedRollout:
         waiting, _ = self._phase(state)
         chosen = Chosen.first(waiting, self.per_group, state.slots)
         slots, is_served = chosen.of(state.slots), chosen.take(waiting)
-        held, own = Held(*slots.take((state.rows, self.prompts, self.keys))), state.own
+        held, own = self._held(slots, state), state.own
         mine = slots.take(own)
 
         def put(values: Array, new: Array) -> Array:
@@ -262,7 +263,7 @@ class _CachedRollout:
         """A forward over the window of every slot, and a step of the rows that can take one."""
         _, ready = self._phase(state)
         slots = state.slots
-        held, mine = Held(*slots.take((state.rows, self.prompts, self.keys))), slots.take(state.own)
+        held, mine = self._held(slots, state), slots.take(state.own)
         block = mine.written if self.is_exact else held.rows.block
         # A row that has finished a block first writes it, and fills nothing meanwhile.
         acting = ready & (block == held.rows.block)
@@ -310,13 +311,17 @@ class _CachedRollout:
         records = state.records
         if records is not None:
             records = slots.note(records, held.rows.step, happened.active, happened)
-        state = state._replace(rows=slots.put(state.rows, rows), records=records)
+        state = state._replace(rows=by_rows(slots.put(state.rows, rows)), records=records)
         if self.watch is not None:
             canvas, step_map = state.rows.canvas, state.rows.step_map
             io_callback(self.watch, None, canvas, step_map, ordered=True)
         done = state.slots.take(state.rows.block) >= self.mdp.num_blocks
         iteration = state.full_executed + state.cached_executed
         return state._replace(slots=state.slots.refill(done, iteration)), happened
+
+    def _held(self, slots: Slots, state: _State) -> Held:
+        """Everything of the rows in (some of the) slots."""
+        return by_rows(Held(*slots.take((state.rows, self.prompts, self.keys))))
 
     def _sequence(self, held: Held) -> tuple[Int[Array, "S K"], Bool[Array, "S K"]]:
         """Tokens of prompt and canvas, and which of them are no padding."""

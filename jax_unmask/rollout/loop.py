@@ -35,6 +35,7 @@ from jax_unmask.rollout.trajectory import (
     Trajectory,
     Watcher,
 )
+from jax_unmask.runtime.mesh import by_rows, constrain
 
 
 class _State(NamedTuple):
@@ -122,7 +123,7 @@ def rollout(
         hidden = mdp.denoiser.apply(
             variables, tokens, attention_mask, last=width, start=start, method="hidden"
         )
-        return cast(Array, hidden)
+        return constrain(cast(Array, hidden), "batch")
 
     def observe(held: Held, step_keys: Array) -> Observation:
         start, targets = None, held.prompts.targets
@@ -151,7 +152,7 @@ def rollout(
     def serve(state: _State) -> tuple[Rows, Records]:
         """One step of the rows that sit in the slots."""
         slots = state.slots
-        held = Held(*slots.take((state.rows, prompts, keys)))
+        held = by_rows(Held(*slots.take((state.rows, prompts, keys))))
         own = policy_params
         if not slots.is_static:
             own = select_settings(policy_params, slots.take, batch)
@@ -160,7 +161,7 @@ def rollout(
     def iterate(state: _State) -> _State:
         rows, happened = serve(state)
         forwards = state.forwards + 1
-        all_rows = state.slots.put(state.rows, rows)
+        all_rows = by_rows(state.slots.put(state.rows, rows))
         if watch is not None:
             io_callback(watch, None, all_rows.canvas, all_rows.step_map, ordered=True)
         return _State(
@@ -180,9 +181,8 @@ def rollout(
         # The most iterations that there can be: every round of rows takes all steps.
         most = mdp.most_steps * -(-batch // settings.num_slots(batch))
         shapes = jax.eval_shape(serve, state)[1]
-        state = state._replace(
-            records=jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
-        )
+        records = jax.tree.map(lambda x: jnp.zeros((most, *x.shape), x.dtype), shapes)
+        state = state._replace(records=by_rows(records, axis=1))
     state = jax.lax.while_loop(lambda s: (s.rows.block < mdp.num_blocks).any(), iterate, state)
     rows = state.rows
     return Trajectory(
@@ -193,7 +193,7 @@ def rollout(
         nfe=rows.step,
         forwards=state.forwards,
         slots=settings.num_slots(batch),
-        records=state.slots.by_row(state.records, rows.step, mdp.most_steps),
+        records=by_rows(state.slots.by_row(state.records, rows.step, mdp.most_steps), axis=1),
     )
 
 

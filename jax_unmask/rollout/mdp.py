@@ -19,6 +19,7 @@ from jax_unmask.denoisers.head import Scores, score_candidates, score_targets
 from jax_unmask.denoisers.transformer import Denoiser, Params
 from jax_unmask.policies.base import Observation, Policy
 from jax_unmask.rollout.trajectory import Prompts, Records, RolloutSettings
+from jax_unmask.runtime.mesh import by_rows
 
 
 class Rows(NamedTuple):
@@ -94,7 +95,7 @@ class Mdp:
         first = count
         if present is not None:
             first = jnp.where(present, 0, self.num_blocks).astype(jnp.int32)
-        return Rows(
+        rows = Rows(
             canvas=jnp.full((batch, length), self.mask_id, jnp.int32),
             step_map=jnp.full((batch, length), -1, jnp.int32),
             confidence=jnp.zeros((batch, length), jnp.float32),
@@ -103,6 +104,7 @@ class Mdp:
             step_in_block=count,
             post_steps=count,
         )
+        return by_rows(rows)
 
     def before(self, held: Held) -> Int[Array, " S"]:
         """Positions of a row's first block that its prompt has taken."""

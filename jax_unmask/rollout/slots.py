@@ -16,6 +16,8 @@ import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
 
+from jax_unmask.runtime.mesh import by_rows
+
 Tree = TypeVar("Tree")
 
 
@@ -43,12 +45,13 @@ class Slots:
     def first(cls, rows: int, slots: int, groups: int) -> Slots:
         """The first rows in the slots, in order; the others wait."""
         size, each = rows // groups, slots // groups
-        return cls(
+        first = cls(
             row=jnp.tile(jnp.arange(each, dtype=jnp.int32), (groups, 1)),
             waiting=jnp.full(groups, each, jnp.int32),
             start=jnp.zeros((groups, size), jnp.int32),
             place=jnp.tile(jnp.arange(size, dtype=jnp.int32), (groups, 1)),
         )
+        return by_rows(first)
 
     @property
     def is_static(self) -> bool:
@@ -196,8 +199,8 @@ def per_group(function: Callable[..., Array], index: Int[Array, "G F"], *trees: 
     groups = index.shape[0]
 
     def apply(*leaves: Array) -> Array:
-        split = [x.reshape(groups, -1, *x.shape[1:]) for x in leaves]
-        out = jax.vmap(function)(*split, index)
+        split = by_rows([x.reshape(groups, -1, *x.shape[1:]) for x in leaves])
+        out = by_rows(jax.vmap(function)(*split, index))
         return out.reshape(-1, *out.shape[2:])
 
     return jax.tree.map(apply, *trees)

@@ -1,0 +1,72 @@
+"""An update whose rows are spread over devices: each works on its own, and says what it found."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Bool
+
+from jax_unmask.runtime.mesh import BATCH, active_over, spec
+
+Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class Parts:
+    """The devices that have one part of a batch each.
+
+    Attributes:
+        axes: axes of the mesh that the parts are spread over; none where there is one part.
+    """
+
+    axes: tuple[str, ...] = ()
+
+    def sum(self, tree: Tree) -> Tree:
+        """Sums over the parts."""
+        return jax.lax.psum(tree, self.axes) if self.axes else tree
+
+    def max(self, tree: Tree) -> Tree:
+        """Largest values of all parts."""
+        return jax.lax.pmax(tree, self.axes) if self.axes else tree
+
+    def any(self, flags: Bool[Array, "*N"]) -> Bool[Array, ""]:
+        """Whether any flag of any part is set."""
+        return self.sum(jnp.any(flags).astype(jnp.int32)) > 0 if self.axes else jnp.any(flags)
+
+    def joined(self, x: Array, axis: int) -> Array:
+        """The whole array, of which each part has a piece along an axis."""
+        return jax.lax.all_gather(x, self.axes, axis=axis, tiled=True) if self.axes else x
+
+    def own(self, x: Array, axis: int, size: int) -> Array:
+        """This part's piece, of that size, of a whole array."""
+        if not self.axes:
+            return x
+        first = jax.lax.axis_index(self.axes) * size
+        return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
+
+
+def over_rows(function: Callable[..., Tree], whole: Any, *, records: Any, rows: Any) -> Tree:
+    """function(parts, whole, records, rows), on each device with its own rows.
+
+    Args:
+        function: must return the same on all devices; that is what `parts` is for.
+        whole: arrays that every device has.
+        records: arrays [T, B, ...].
+        rows: arrays [B, ...].
+    """
+    batch = jax.tree.leaves(rows)[0].shape[0]
+    if active_over(batch) is None:
+        return function(Parts(), whole, records, rows)
+
+    def of_part(whole: Any, records: Any, rows: Any) -> Tree:
+        return function(Parts(BATCH), whole, records, rows)
+
+    # Loops and branches differ from device to device, which is why types do not track it.
+    specs = (PartitionSpec(), spec(None, "batch"), spec("batch"))
+    split = jax.shard_map(of_part, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    return split(whole, records, rows)
