@@ -366,5 +366,13 @@ def _mesh(config: ConfigDict) -> None:
             "several processes cannot roll out in parts",
             "Give 1",
         )
+    if config.recipe == "tracerl":
+        check.require(
+            config.process.judge == "none" or feeds == 1,
+            config,
+            "process.judge",
+            "several processes cannot judge together",
+            "Give 'none', or run one process",
+        )
     if config.recipe in ("tracerl", "state_sft"):
         divides("learner.chunk_size", config.learner.chunk_size, parts, "its states")

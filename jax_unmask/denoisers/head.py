@@ -153,8 +153,8 @@ def score_candidates(
         )
         width = max(chunk * hidden.shape[1] // vocab, 1)
 
-        def score(whole: TablePart, hidden: Array, keys: Array) -> Scores:
-            return _by_position(draw, whole, hidden, keys, width)
+        def score(part: TablePart, hidden: Array, keys: Array) -> Scores:
+            return _by_position(draw, part, hidden, keys, width)
     else:
 
         def score(part: TablePart, hidden: Array, keys: Array) -> Scores:

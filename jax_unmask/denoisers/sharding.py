@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,17 @@ from jaxtyping import Array, Float, Int
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.quantization import is_quantized
 from jax_unmask.runtime.config import ConfigError
-from jax_unmask.runtime.mesh import Rules, active, active_over, constrain, spec
+from jax_unmask.runtime.mesh import (
+    Rules,
+    active,
+    active_over,
+    constrain,
+    param_shardings,
+    spec,
+)
 
 Names = tuple[str | None, str | None]
+Tree = TypeVar("Tree")
 
 LINEAR: dict[str, Names] = {
     r"(query|key|value)": ("embed", "heads"),
@@ -56,6 +64,18 @@ def _rules() -> Iterator[tuple[str, PartitionSpec]]:
 
 
 RULES: Rules = tuple(_rules())
+
+
+def keep(tree: Tree) -> Tree:
+    """Holds what has parameters in it where `RULES` want it; inside `jax.jit`.
+
+    What one step returns is thereby laid out as what the next one takes.
+    """
+    mesh = active()
+    if mesh is None:
+        return tree
+    shardings = param_shardings(tree, RULES, mesh)
+    return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 
 def gathered(kernel: Any, names: Names) -> Any:

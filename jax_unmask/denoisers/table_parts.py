@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -26,21 +26,29 @@ class TablePart:
         first: the token of the first row.
         fsdp: devices that share the width of these rows.
         tensor: devices that share the vocabulary.
+        spread: whether there are other devices at all.
+        is_whole: the rows are whole along the fsdp axis already.
     """
 
     table: Float[Array, "C D"]
     first: Int[Array, ""] | int = 0
     fsdp: int = 1
     tensor: int = 1
+    spread: bool = False
+    is_whole: bool = False
 
     @property
     def size(self) -> int:
         """Tokens of this part."""
         return self.table.shape[0]
 
+    def gathered(self) -> TablePart:
+        """This part with its rows whole along the fsdp axis, for several uses."""
+        return dataclasses.replace(self, table=self.whole(self.table), is_whole=True)
+
     def whole(self, table: Float[Array, "c d"]) -> Float[Array, "c D"]:
         """Some of the rows, whole along the fsdp axis."""
-        if self.fsdp == 1:
+        if self.fsdp == 1 or self.is_whole:
             return table
         return jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
 
@@ -60,6 +68,31 @@ class TablePart:
             return logits
         return jax.lax.all_gather(logits, "tensor", axis=logits.ndim - 1, tiled=True)
 
+    def picked(self, logits: Float[Array, "*B c"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
+        """The logits of the labels, from all tokens of this part; 0 for those of other parts."""
+        place = labels - self.first
+        if self.tensor == 1:
+            return jnp.take_along_axis(logits, place[..., None], axis=-1)[..., 0]
+        is_here = (place >= 0) & (place < self.size)
+        at = jnp.where(is_here, place, 0)
+        return jnp.where(is_here, jnp.take_along_axis(logits, at[..., None], axis=-1)[..., 0], 0.0)
+
+    def sum(self, x: Array) -> Array:
+        """Sum over the parts of the vocabulary."""
+        return x if self.tensor == 1 else jax.lax.psum(x, "tensor")
+
+    def max(self, x: Array) -> Array:
+        """Largest value of all parts of the vocabulary."""
+        return x if self.tensor == 1 else jax.lax.pmax(x, "tensor")
+
+    def own(self, gradient: Float[Array, "C D"]) -> Float[Array, "C d"]:
+        """What `table` has of a gradient of its whole rows, summed over all rows of the batch."""
+        if not self.spread:
+            return gradient
+        if self.fsdp > 1:
+            gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=1, tiled=True)
+        return jax.lax.psum(gradient, "data")
+
     def over_all(self, reduced: Tree, merge: Callable[[Tree, Tree], Tree]) -> Tree:
         """The reduction of the whole vocabulary from that of each part, merged in order."""
         if self.tensor == 1:
@@ -70,31 +103,36 @@ class TablePart:
 
 
 def over_table(
-    function: Callable[..., Tree], table: Float[Array, "V D"], *rows: Float[Array, "B ..."]
-) -> Tree:
+    function: Callable[..., Any],
+    table: Float[Array, "V D"],
+    *rows: Array,
+    names: Any = ("batch",),
+) -> Any:
     """function(part, *rows), on each device with its part of the table and its rows.
 
     Args:
-        function: must return the same on devices that hold different parts of the vocabulary.
+        function: must return the same on devices that hold different parts of the vocabulary,
+            where that is no dimension of what it returns.
         table: output projection.
         rows: arrays with the rows of a batch, in parts over the data and fsdp axes.
+        names: of the dimensions of what it returns, see `runtime.mesh.LOGICAL`; or a list of such.
     """
     mesh = active_over(rows[0].shape[0])
     if mesh is None:
         return function(TablePart(table), *rows)
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
 
-    def of_part(table: Array, *rows: Array) -> Tree:
-        first = 0
+    def of_part(table: Array, *rows: Array) -> Any:
+        first: Array | int = 0
         if tensor > 1:
             first = jax.lax.axis_index("tensor") * jnp.int32(table.shape[0])
-        return function(TablePart(table, first, fsdp, tensor), *rows)
+        return function(TablePart(table, first, fsdp, tensor, spread=True), *rows)
 
     # What comes out is the same along the tensor axis: gathers, not sums, make it so, and types
-    # do not tell. Nothing is differentiated through it.
+    # do not tell. Derivatives are up to the caller.
     return jax.shard_map(
         of_part,
         in_specs=(spec("vocab", "embed"), *(spec("batch") for _ in rows)),
-        out_specs=spec("batch"),
+        out_specs=tuple(spec(*each) for each in names) if isinstance(names, list) else spec(*names),
         check_vma=False,
     )(table, *rows)

@@ -12,6 +12,7 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_unmask.denoisers.sharding import keep
 from jax_unmask.learners.corruption import Corruption, Masking, corrupt
 from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.rollout.trajectory import Prompts
@@ -170,8 +171,10 @@ class SftLearner:
         if self.ema_decay:
             decay = jnp.minimum(self.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update(params, ema, 1.0 - decay)
-        new_state = dataclasses.replace(
-            state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+        new_state = keep(
+            dataclasses.replace(
+                state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
+            )
         )
         metrics = {
             "loss": loss,

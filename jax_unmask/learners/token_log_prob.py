@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_unmask.denoisers.table_parts import TablePart, over_table
 from jax_unmask.denoisers.transformer import project
 
 
@@ -37,16 +39,8 @@ def token_log_prob(
     Returns:
         Float32 log-probabilities, differentiable in `table` and `hidden`.
     """
-    size = min(positions_per_chunk, wanted.shape[0])
-    order, count = _pack(wanted)
-
-    def body(start: Array, out: Array) -> Array:
-        place, target = _chunk(order, count, start * size, size)
-        scores = _log_prob(table, hidden[place], labels[place], temperature)
-        return out.at[target].set(scores, mode="drop")
-
-    zeros = jnp.zeros(wanted.shape, jnp.float32)
-    return jax.lax.fori_loop(0, (count + size - 1) // size, body, zeros)
+    static = (positions_per_chunk, temperature)
+    return _forward(table, hidden, labels, wanted, *static)[0]
 
 
 def _pack(wanted: Bool[Array, " N"]) -> tuple[Int[Array, " N"], Int[Array, ""]]:
@@ -60,15 +54,12 @@ def _chunk(order: Array, count: Array, start: Array, size: int) -> tuple[Array, 
     return index, jnp.where(place < count, index, order.shape[0])
 
 
-def _log_prob(
-    table: Float[Array, "V D"],
-    hidden: Float[Array, "C D"],
-    labels: Int[Array, " C"],
-    temperature: float,
-) -> Float[Array, " C"]:
-    logits = project(table, hidden) / temperature
-    chosen = jnp.take_along_axis(logits, labels[:, None], axis=-1)[:, 0]
-    return chosen - jax.nn.logsumexp(logits, axis=-1)
+class _Softmax(NamedTuple):
+    """What is kept of each position's logits: largest one, sum of exp(logit - largest), chosen."""
+
+    largest: Float[Array, " N"]
+    mass: Float[Array, " N"]
+    chosen: Float[Array, " N"]
 
 
 def _forward(
@@ -79,32 +70,70 @@ def _forward(
     positions_per_chunk: int,
     temperature: float,
 ) -> tuple[Array, tuple[Array, ...]]:
-    out = token_log_prob(table, hidden, labels, wanted, positions_per_chunk, temperature)
-    return out, (table, hidden, labels, wanted)
+    def of_part(part: TablePart, hidden: Array, labels: Array, wanted: Array) -> tuple[Array, ...]:
+        size = min(positions_per_chunk, wanted.shape[0])
+        order, count = _pack(wanted)
+        part = part.gathered()
+
+        def body(start: Array, out: _Softmax) -> _Softmax:
+            place, target = _chunk(order, count, start * size, size)
+            logits = part.logits(hidden[place], 0, part.size) / temperature
+            largest = jnp.max(logits, axis=-1)
+            mass = jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1)
+            new = _Softmax(largest, mass, part.picked(logits, labels[place]))
+            return jax.tree.map(lambda x, y: x.at[target].set(y, mode="drop"), out, new)
+
+        zeros = jnp.zeros(wanted.shape, jnp.float32)
+        start = _Softmax(zeros, zeros + 1.0, zeros)
+        own = jax.lax.fori_loop(0, (count + size - 1) // size, body, start)
+        # Once for all positions: what a loop with sums in it would wait for at every chunk.
+        largest = part.max(own.largest)
+        mass = own.mass
+        if part.tensor > 1:
+            mass = part.sum(mass * jnp.exp(own.largest - largest))
+        scores = part.sum(own.chosen) - (jnp.log(mass) + largest)
+        return jnp.where(wanted, scores, 0.0), largest, mass
+
+    rows = [("batch",)] * 3
+    scores, largest, mass = over_table(of_part, table, hidden, labels, wanted, names=rows)
+    return scores, (table, hidden, labels, wanted, largest, mass)
 
 
 def _backward(
     positions_per_chunk: int, temperature: float, saved: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, Array, None, None]:
-    table, hidden, labels, wanted = saved
-    size = min(positions_per_chunk, wanted.shape[0])
-    order, count = _pack(wanted)
+    def of_part(part: TablePart, *rows: Array) -> tuple[Array, Array]:
+        hidden, labels, wanted, largest, mass, cotangent = rows
+        size = min(positions_per_chunk, wanted.shape[0])
+        order, count = _pack(wanted)
+        part = part.gathered()
 
-    def body(start: Array, grads: tuple[Array, Array]) -> tuple[Array, Array]:
-        of_table, of_hidden = grads
-        place, target = _chunk(order, count, start * size, size)
-        chosen = labels[place]
-        _, pull = jax.vjp(lambda t, h: _log_prob(t, h, chosen, temperature), table, hidden[place])
-        weight = jnp.where(target < wanted.shape[0], cotangent[place], 0.0)
-        new_table, new_hidden = pull(weight)
-        return (
-            of_table + new_table.astype(jnp.float32),
-            of_hidden.at[target].set(new_hidden, mode="drop"),
-        )
+        def body(start: Array, grads: tuple[Array, Array]) -> tuple[Array, Array]:
+            of_table, of_hidden = grads
+            place, target = _chunk(order, count, start * size, size)
+            chosen, offset = labels[place], largest[place][:, None]
 
-    zeros = (jnp.zeros(table.shape, jnp.float32), jnp.zeros_like(hidden))
-    of_table, of_hidden = jax.lax.fori_loop(0, (count + size - 1) // size, body, zeros)
-    return of_table.astype(table.dtype), of_hidden, None, None
+            def softmax(table: Array, hidden: Array) -> tuple[Array, Array]:
+                logits = project(table, hidden) / temperature
+                own_mass = jnp.sum(jnp.exp(logits - offset), axis=-1)
+                return part.picked(logits, chosen), own_mass
+
+            _, pull = jax.vjp(softmax, part.table, hidden[place])
+            weight = jnp.where(target < wanted.shape[0], cotangent[place], 0.0)
+            new_table, new_hidden = pull((weight, -weight / mass[place]))
+            return (
+                of_table + new_table.astype(jnp.float32),
+                of_hidden.at[target].set(new_hidden, mode="drop"),
+            )
+
+        zeros = (jnp.zeros(part.table.shape, jnp.float32), jnp.zeros_like(hidden))
+        of_table, of_hidden = jax.lax.fori_loop(0, (count + size - 1) // size, body, zeros)
+        return part.own(of_table).astype(part.table.dtype), part.sum(of_hidden)
+
+    table, *rows = saved
+    names = [("vocab", "embed"), ("batch",)]
+    of_table, of_hidden = over_table(of_part, table, *rows, cotangent, names=names)
+    return of_table, of_hidden, None, None
 
 
 token_log_prob.defvjp(_forward, _backward)

@@ -36,6 +36,7 @@ from jax_unmask.learners.trace_passes import (
 )
 from jax_unmask.learners.trace_settings import TraceSettings
 from jax_unmask.learners.value_model import token_values
+from jax_unmask.runtime.mesh import by_rows, constrain
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -95,7 +96,7 @@ class TraceBatch:
 
     def states(self, key: Array, at: Chunk) -> States:
         """States of a chunk; those that do not count train nothing."""
-        states = self.learner.surrogate.states(self.canvas, key, at.step, at.row)
+        states = by_rows(self.learner.surrogate.states(self.canvas, key, at.step, at.row))
         return dataclasses.replace(states, trained=states.trained & at.valid[:, None])
 
     def wanted(self, key: Array) -> Bool[Array, "N B"]:
@@ -122,7 +123,7 @@ class TraceBatch:
 
     def take(self, at: Chunk) -> tuple[Any, Array]:
         """Prompts and tokens of a chunk."""
-        of_rows = jax.tree.map(lambda leaf: leaf[at.row], self.responses)
+        of_rows = by_rows(jax.tree.map(lambda leaf: leaf[at.row], self.responses))
         return of_rows.prompts, of_rows.tokens
 
     def score(self, params: Params, at: Chunk, states: States) -> Float[Array, "C L"]:
@@ -138,7 +139,7 @@ class TraceBatch:
             learner.positions_per_chunk,
             learner.temperature,
         )
-        return scores.reshape(tokens.shape)
+        return constrain(scores.reshape(tokens.shape), "batch")
 
     def log_probs(self, params: Params, key: Array) -> Float[Array, "slots B L"]:
         """`TraceLearner.log_probs`; `key` is that of the pass."""

@@ -11,9 +11,11 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_unmask.denoisers.sharding import keep
 from jax_unmask.learners.pairs import Chunk, Pairs, take_chunk
 from jax_unmask.learners.state import Params
 from jax_unmask.learners.totals import Totals
+from jax_unmask.runtime.mesh import constrain
 
 Carry = TypeVar("Carry")
 
@@ -113,7 +115,7 @@ def accumulate(
         new_grads, new_sums = gradient(params, at)
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, new_grads), sums + new_sums
 
-    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params)
+    zeros = keep(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params))
     grads, sums = over_chunks(body, (zeros, Sums.zero()), pairs, chunk_size, rows)
     return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params), sums
 
@@ -136,7 +138,9 @@ def gather_slots(
 
     def body(out: Array, at: Chunk) -> Array:
         values, slot, counts = scores(at)
-        return out.at[slot, at.row].add(jnp.where(counts & at.valid[:, None], values, 0.0))
+        # Whole on every device: others may have the tokens in their next chunk.
+        values = constrain(jnp.where(counts & at.valid[:, None], values, 0.0))
+        return out.at[slot, at.row].add(values)
 
     return over_chunks(body, jnp.zeros(shape, jnp.float32), pairs, chunk_size, shape[1])
 

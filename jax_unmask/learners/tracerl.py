@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jax_unmask.denoisers.sharding import keep
 from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.learners.trace import Responses, outcome_rewards
 from jax_unmask.learners.trace_batch import Metrics, TraceBatch
@@ -121,8 +122,8 @@ class TraceLearner(TraceSettings):
             params["denoiser"], opt_state["denoiser"], advantages, key, reference
         )
         params["denoiser"], opt_state["denoiser"], sums, norm, steps = policy
-        new_state = dataclasses.replace(
-            state, step=state.step + 1, params=params, opt_state=opt_state
+        new_state = keep(
+            dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         )
         return new_state, metrics | {
             "loss": sums.loss / jnp.maximum(steps, 1.0),

@@ -297,7 +297,7 @@ class PolicyGrpo:
             "nfe_max": np.max(nfe[0]),
             "useful_forwards": trajectory.useful_forward_fraction,
             "unfinished": np.mean(unfinished),
-            **({"cost": np.mean(cost)} if trajectory.by_kind is not None else {}),
+            **({} if cost is None else {"cost": np.mean(cost)}),
             "groups_with_signal": advantages.signal_fraction,
             **({"expert_reward": np.mean(value[1])} if self._experts else {}),
             **({} if imitated is None else {"imitated": imitated_share}),
@@ -372,7 +372,7 @@ class PolicyGrpo:
         tokens, nfe, checks = [], [], []
         per_part = len(examples) // len(parts)
         for index, part in enumerate(parts):
-            canvas, steps = self._placement.fetch((part.tokens, part.nfe))
+            canvas, steps = map(np.asarray, self._placement.fetch((part.tokens, part.nfe)))
             tokens.append(canvas)
             nfe.append(steps)
             own = examples[index * per_part : (index + 1) * per_part]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +12,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import denoisers
 from jax_unmask.denoisers import number_embeddings, word_level
+from jax_unmask.denoisers.sharding import RULES, check_mesh
 from jax_unmask.evaluation.bundle import Bundle, load_bundle, load_task
 from jax_unmask.learners.corruption import Masking
 from jax_unmask.learners.sft import SftBatch, SftLearner
@@ -22,6 +24,7 @@ from jax_unmask.recipes.base import (
     row_flops,
     training_batches,
 )
+from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data
@@ -46,11 +49,14 @@ class Sft:
         self._config = config
         self._directory = pathlib.Path(config.export or workdir / "model")
         if config.model.path is None:
+            self._placement = placements.from_config(config)
             self._task = load_task(config)
             self._denoiser, self._tokenizer = self._from_scratch(workdir / "tokenizer")
-            self._params = self._initial_params()
+            check_mesh(self._denoiser.config, self._placement.mesh)
+            self._params = self._placement.make(self._initial_params, rules=RULES)
         else:
             bundle = load_bundle(config)
+            self._placement = bundle.placement
             self._task, self._tokenizer = bundle.task, bundle.tokenizer
             self._denoiser, self._params = bundle.denoiser, bundle.params
         check_fits(self._denoiser.config, config.task.prompt_length, config.data.gen_length)
@@ -114,7 +120,8 @@ class Sft:
         return number_embeddings.with_values(params, numbers, jax.random.fold_in(key, 1))
 
     def init(self) -> TrainState:
-        return self._learner.init(self._params, jax.random.key(self._config.seed + 1))
+        key = jax.random.key(self._config.seed + 1)
+        return self._placement.make(self._learner.init, self._params, key, rules=RULES)
 
     def data(self) -> data.BatchIterator:
         config = self._config
@@ -124,13 +131,17 @@ class Sft:
             self._task,
             self._tokenizer,
             batch_size=config.data.batch_size,
+            placement=self._placement,
             gen_length=config.data.gen_length,
             truncate=config.task.truncate_prompts,
         )
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
-        with timer.measure("update"):
-            return self._learner.step(state, SftBatch(batch.prompts, batch.responses))
+        rows = SftBatch(batch.prompts, batch.responses)
+        if self._placement.mesh is not None:
+            rows = self._placement.rows(rows)
+        with timer.measure("update"), self._placement.active():
+            return self._learner.step(state, rows)
 
     def _trained(self, state: TrainState) -> denoisers.Params:
         """The denoiser's parameters, as they are exported."""
@@ -145,5 +156,10 @@ class Sft:
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
 
-            bundle = Bundle(self._denoiser, params, self._tokenizer, self._task)
+            bundle = self._bundle(params)
             sweep.run(self._config, bundle, workdir)
+
+    def _bundle(self, params: Any) -> Bundle:
+        """What was trained, for evaluation."""
+        parts = (self._denoiser, params, self._tokenizer, self._task)
+        return Bundle(*parts, placement=self._placement)

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 
 from jax_unmask import denoisers, policies
 from jax_unmask.learners.state import TrainState
@@ -98,23 +98,24 @@ class StateSft(Sft):
             positions_per_chunk=learner.positions_per_chunk,
         )
 
-    def init(self) -> TrainState:
-        return self._learner.init(self._params, jax.random.key(self._config.seed + 1))
-
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
-        rows = len(batch.responses)
-        responses = Responses(
-            prompts=jax.tree.map(jnp.asarray, batch.prompts),
-            tokens=jnp.asarray(batch.responses),
-            step_map=jnp.zeros(batch.responses.shape, jnp.int32),
+        placement = self._placement
+        prompts, targets = placement.gather((batch.prompts, batch.responses))
+        no_steps: Any = np.zeros(targets.shape, np.int32)
+        # Small enough to be everywhere: a device takes what it works on out of all rows.
+        responses, rewards, kept = placement.everywhere(
+            (
+                Responses(prompts, targets, no_steps),
+                np.ones(len(targets), np.float32),
+                np.ones(len(targets), bool),
+            )
         )
         if self._config.learner.method == "trace":
             with timer.measure("rollout"):
-                responses = dataclasses.replace(responses, step_map=self._steps(responses))
-        with timer.measure("update"):
-            state, found = self._learner.update(
-                state, responses, jnp.ones(rows), jnp.ones(rows, bool)
-            )
+                step_map = placement.everywhere(self._steps(batch))
+                responses = dataclasses.replace(responses, step_map=step_map)
+        with timer.measure("update"), placement.active():
+            state, found = self._learner.update(state, responses, rewards, kept)
         # The loss of reinforcement is -1 per token at a ratio of 1; what falls is the surprise.
         return state, {name: found[name] for name in _METRICS} | {"loss": found["surprise"]}
 
@@ -122,24 +123,28 @@ class StateSft(Sft):
         # Rollouts that only find the states of given responses are no part of it.
         return 3.0 * metrics["states"] * row_flops(self._config, self._denoiser.config)
 
-    def _steps(self, responses: Responses) -> Any:
+    def _steps(self, batch: Any) -> Any:
         """The steps in which the denoiser that training started from would write the responses.
 
         Static decoding of the most probable target tokens (arXiv 2509.06949, appendix B.1). The
         denoiser is frozen, so what a step of training learns depends on nothing but its batch.
         """
-        learner, length = self._config.learner, responses.tokens.shape[1]
+        learner, placement, length = self._config.learner, self._placement, batch.responses.shape[1]
         has_blocks = self._denoiser.config.attention_block is not None
-        trajectory = rollout(
-            self._denoiser,
-            self._params,
-            policies.TopConfidence(),
-            policies.TopConfidence().params(tokens_per_step=learner.tokens_per_step),
-            dataclasses.replace(responses.prompts, targets=responses.tokens),
-            row_keys(jax.random.key(0), len(responses.tokens)),
-            RolloutSettings(length, learner.block_length if has_blocks else length),
-        )
-        return trajectory.step_map
+        prompts = dataclasses.replace(batch.prompts, targets=batch.responses)
+        count = len(batch.responses)
+        identities = placement.feed * count + np.arange(count)
+        with placement.active():
+            trajectory = rollout(
+                self._denoiser,
+                self._params,
+                policies.TopConfidence(),
+                policies.TopConfidence().params(tokens_per_step=learner.tokens_per_step),
+                placement.rows(prompts),
+                row_keys(jax.random.key(0), placement.rows(identities)),
+                RolloutSettings(length, learner.block_length if has_blocks else length),
+            )
+        return placement.fetch_all(trajectory.step_map)
 
     def _trained(self, state: TrainState) -> denoisers.Params:
         return state.params["denoiser"]

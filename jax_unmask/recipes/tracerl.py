@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -13,7 +14,8 @@ from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, policies
-from jax_unmask.evaluation.bundle import Bundle, load_bundle
+from jax_unmask.denoisers.sharding import RULES
+from jax_unmask.evaluation.bundle import load_bundle
 from jax_unmask.learners.advantages import group_advantages, group_z_scores, kept_groups
 from jax_unmask.learners.process_rewards import chunk_rewards
 from jax_unmask.learners.state import TrainState
@@ -171,6 +173,7 @@ class TraceRl:
             config.reward.advantage
         ]
         self._bundle = load_bundle(config)  # Last: the weights take longest.
+        self._placement = self._bundle.placement
         check_fits(
             self._bundle.denoiser.config, config.task.prompt_length, config.rollout.gen_length
         )
@@ -181,6 +184,7 @@ class TraceRl:
             temperature=config.rollout.temperature,
             vocab_chunk=config.rollout.vocab_chunk,
             slots=config.rollout.slots or None,
+            slot_groups=self._placement.parts,
             sampling=denoisers.families.sampling(
                 self._bundle.denoiser.config.family, config.rollout.top_k, config.rollout.top_p
             ),
@@ -200,7 +204,8 @@ class TraceRl:
             adapters = denoisers.init_adapters(
                 denoiser, jax.random.fold_in(key, 1), lora.rank, lora.targets, lora.scale
             )
-        return self._learner.init(self._bundle.params, key, adapters)
+        make, params = self._learner.init, self._bundle.params
+        return self._placement.make(make, params, key, adapters, rules=RULES)
 
     def _check_targets(self) -> None:
         """Refuses adapters of what the denoiser does not have."""
@@ -227,6 +232,7 @@ class TraceRl:
             bundle.task,
             bundle.tokenizer,
             batch_size=config.rollout.prompts_per_step,
+            placement=self._placement,
             # A prompt over its budget must not end a run: `_roll_out` decides what becomes of it.
             truncate=True,
         )
@@ -234,7 +240,7 @@ class TraceRl:
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         config, key = self._config, state.step_key()
-        wanted, rounds = len(batch.examples), []
+        wanted, rounds = config.rollout.prompts_per_step, []
         for number in range(config.filter.rounds):
             if number:
                 assert self._batches is not None  # The loop took `batch` from it.
@@ -297,7 +303,7 @@ class TraceRl:
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
 
-            trained = Bundle(bundle.denoiser, params, bundle.tokenizer, bundle.task)
+            trained = dataclasses.replace(bundle, params=params, name="")
             sweep.run(self._config, trained, workdir)
 
     def _roll_out(self, params: Any, batch: Any, key: Any, timer: Timer) -> dict[str, np.ndarray]:
@@ -306,23 +312,26 @@ class TraceRl:
         Returns:
             Per row `example`, `prompt`, `prompt_mask`, `tokens`, `step_map`, `nfe`, `length`
             (filled tokens before the first end, and that end), `correct` and `reward`; per prompt
-            `over_budget` and `kept`.
+            `over_budget` and `kept`. Of all processes, but for `example`.
         """
-        config, bundle = self._config, self._bundle
+        config, bundle, placement = self._config, self._bundle, self._placement
         prompts: Prompts = jax.tree.map(
             lambda leaf: np.repeat(leaf, self._group, axis=0), batch.prompts
         )
-        with timer.measure("rollout"):
+        count = len(prompts.tokens)
+        # A row draws the same whichever process has it.
+        identities = placement.feed * count + np.arange(count)
+        with timer.measure("rollout"), placement.active():
             trajectory = rollout(
                 bundle.denoiser,
                 params,
                 self._policy,
                 self._policy_params,
-                trimmed(prompts, config.task.prompt_buckets),
-                row_keys(key, prompts.tokens.shape[0]),
+                placement.rows(trimmed(prompts, config.task.prompt_buckets)),
+                row_keys(key, placement.rows(identities)),
                 self._settings,
             )
-            tokens, step_map, nfe = jax.device_get(
+            tokens, step_map, nfe = placement.fetch(
                 (trajectory.tokens, trajectory.step_map, trajectory.nfe)
             )
         with timer.measure("reward"):
@@ -342,19 +351,24 @@ class TraceRl:
         ) & (grouped.max(axis=1) > grouped.min(axis=1))
         if not config.task.truncate_prompts:
             kept &= ~over_budget
-        return {
-            "example": np.fromiter(repeated, dtype=object, count=len(repeated)),
-            "prompt": prompts.tokens,
-            "prompt_mask": prompts.mask,
-            "tokens": tokens,
-            "step_map": step_map,
-            "nfe": nfe,
-            "length": _text_lengths(tokens, step_map, self._ends),
-            "correct": correct,
-            "reward": reward,
-            "over_budget": over_budget,
-            "kept": kept,
-        }
+        # Which groups are trained is decided over all of them, so all processes know all rows.
+        rolled = placement.gather(
+            {
+                "prompt": prompts.tokens,
+                "prompt_mask": prompts.mask,
+                "tokens": tokens,
+                "step_map": step_map,
+                "nfe": nfe,
+                "length": _text_lengths(tokens, step_map, self._ends),
+                "correct": correct,
+                "reward": reward,
+                "over_budget": over_budget,
+                "kept": kept,
+            }
+        )
+        if self._process is not None:  # In one process; problems are no arrays.
+            rolled["example"] = np.fromiter(repeated, dtype=object, count=len(repeated))
+        return rolled
 
     def _take(self, rolled: dict[str, np.ndarray], chosen: _Chosen) -> dict[str, np.ndarray]:
         """The rows of the chosen groups, and which of them are `kept`."""
@@ -362,14 +376,15 @@ class TraceRl:
         taken = {name: leaf[rows] for name, leaf in rolled.items() if name != "over_budget"}
         return taken | {"kept": np.repeat(chosen.kept, self._group)}
 
-    def _update(
-        self, state: TrainState, taken: dict[str, np.ndarray]
-    ) -> tuple[TrainState, Metrics]:
+    def _update(self, state: TrainState, taken: dict[str, Any]) -> tuple[TrainState, Metrics]:
         """One update with the chosen rows."""
-        responses = Responses(
-            prompts=Prompts(jnp.asarray(taken["prompt"]), jnp.asarray(taken["prompt_mask"])),
-            tokens=jnp.asarray(taken["tokens"]),
-            step_map=jnp.asarray(taken["step_map"]),
+        # Small enough to be everywhere: a device takes what it works on out of all rows.
+        responses = self._placement.everywhere(
+            Responses(
+                prompts=Prompts(taken["prompt"], taken["prompt_mask"]),
+                tokens=taken["tokens"],
+                step_map=taken["step_map"],
+            )
         )
         if "chunks" in taken:
             canvas = describe(self._learner, responses)
@@ -384,8 +399,11 @@ class TraceRl:
         else:
             advantages = self._advantages(jnp.asarray(taken["reward"]), self._group).advantages
         reference = self._bundle.params if self._config.learner.reference_beta > 0 else None
-        kept = jnp.asarray(taken["kept"])
+        kept, advantages = self._placement.everywhere((taken["kept"], advantages))
         base = self._bundle.params if self._lora else None
-        state, metrics = self._learner.update(state, responses, advantages, kept, reference, base)
+        with self._placement.active():
+            state, metrics = self._learner.update(
+                state, responses, advantages, kept, reference, base
+            )
         jax.block_until_ready(state.params)
         return state, metrics

@@ -134,7 +134,7 @@ def by_rows(tree: Tree, axis: int = 0) -> Tree:
     return jax.tree.map(lambda x: constrain(x, *names), tree)
 
 
-def param_shardings(params: Params, rules: Rules, mesh: Mesh) -> Params:
+def param_shardings(params: Params, rules: Rules, mesh: Mesh | AbstractMesh) -> Params:
     """A sharding for each leaf, by the first rule whose pattern is found in the leaf's path.
 
     Args:
@@ -169,7 +169,11 @@ def shard_params(params: Params, rules: Rules, mesh: Mesh) -> Params:
 
 
 def _check(
-    name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec, mesh: Mesh
+    name: str,
+    shape: tuple[int, ...],
+    pattern: str,
+    spec: PartitionSpec,
+    mesh: Mesh | AbstractMesh,
 ) -> None:
     where = f"sharding rule {pattern!r} -> {spec} on parameter {name} of shape {tuple(shape)}"
     if len(spec) > len(shape):

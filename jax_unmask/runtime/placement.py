@@ -80,25 +80,25 @@ class Placement:
             shardings = self.shardings(jax.eval_shape(function, *arguments), rules)
             return jax.jit(function, out_shardings=shardings)(*arguments)
 
-    def everywhere(self, tree: Tree) -> Tree:
+    def everywhere(self, tree: Any) -> Any:
         """Arrays that all processes have alike, whole on every device."""
         return self._put(tree, PartitionSpec(), own=False)
 
-    def rows(self, tree: Tree) -> Tree:
+    def rows(self, tree: Any) -> Any:
         """A batch [B, ...], from the rows of each process's feed: NumPy arrays [B / feeds, ...]."""
         return self._put(tree, meshes.spec("batch"), own=True)
 
-    def global_rows(self, tree: Tree) -> Tree:
+    def global_rows(self, tree: Any) -> Any:
         """A batch [B, ...], from all of its rows, which all processes have alike."""
         return self._put(tree, meshes.spec("batch"), own=False)
 
-    def fetch(self, tree: Tree) -> Tree:
+    def fetch(self, tree: Any) -> Any:
         """Of batches [B, ...] on the devices the rows of this process's feed, as NumPy arrays."""
         if jax.process_count() == 1:
             return jax.device_get(tree)
         return jax.tree.map(self._fetch, tree)
 
-    def gather(self, tree: Tree) -> Tree:
+    def gather(self, tree: Any) -> Any:
         """The rows of all feeds, in order, from those of each process's own: NumPy arrays [B, ...].
 
         All processes get what the first process of each feed has: what was computed on hosts, such
@@ -114,11 +114,11 @@ class Placement:
 
         return jax.tree.map(gather, tree)
 
-    def fetch_all(self, tree: Tree) -> Tree:
+    def fetch_all(self, tree: Any) -> Any:
         """Of batches [B, ...] on the devices all rows, as NumPy arrays."""
         return self.gather(self.fetch(tree))
 
-    def _put(self, tree: Tree, spec: PartitionSpec, *, own: bool) -> Tree:
+    def _put(self, tree: Any, spec: PartitionSpec, *, own: bool) -> Any:
         if self.mesh is None:
             return jax.tree.map(jax.numpy.asarray, tree)
         sharding = NamedSharding(self.mesh, spec)
