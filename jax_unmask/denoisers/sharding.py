@@ -50,8 +50,6 @@ def linear_axes(name: str) -> Names:
 
 
 def _rules() -> Iterator[tuple[str, PartitionSpec]]:
-    # The head of a value model is a vector, and shares its name with the output projection.
-    yield r"(^|/)value/(.*/)?head$", spec()
     yield r"(^|/)(embedding|head)$", spec("vocab", "embed")
     for pattern, (inputs, outputs) in LINEAR.items():
         yield rf"(^|/)experts/{pattern}$", spec(None, None, inputs, outputs)

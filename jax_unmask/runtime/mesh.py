@@ -137,6 +137,8 @@ def by_rows(tree: Tree, axis: int = 0) -> Tree:
 def param_shardings(params: Params, rules: Rules, mesh: Mesh | AbstractMesh) -> Params:
     """A sharding for each leaf, by the first rule whose pattern is found in the leaf's path.
 
+    Rules with more dimensions than the leaf are for others of that name, and are passed over.
+
     Args:
         params: nested dict of arrays or `jax.ShapeDtypeStruct`.
         rules: ordered pairs of a regular expression, searched for in paths such as
@@ -145,16 +147,19 @@ def param_shardings(params: Params, rules: Rules, mesh: Mesh | AbstractMesh) -> 
         mesh: a mesh that has the axes that the rules name.
 
     Raises:
-        ValueError: no rule matches a path, a rule has more dimensions than its leaf or names an
-            axis that the mesh lacks, or a dimension is not divisible by its axes (all named).
+        ValueError: no rule matches a path, all that do have more dimensions than the leaf, a rule
+            names an axis that the mesh lacks, or a dimension is not divisible by its axes (all
+            named).
     """
 
     def choose(path: jax.tree_util.KeyPath, leaf: Any) -> NamedSharding:
         name = jax.tree_util.keystr(path, simple=True, separator="/")
-        for pattern, spec in rules:
-            if re.search(pattern, name):
-                _check(name, leaf.shape, pattern, spec, mesh)
-                return NamedSharding(mesh, spec)
+        found = [(pattern, spec) for pattern, spec in rules if re.search(pattern, name)]
+        # A vector may share the name of a matrix: the head of a value model that of a denoiser.
+        fitting = [rule for rule in found if len(rule[1]) <= len(leaf.shape)] or found
+        for pattern, spec in fitting:
+            _check(name, leaf.shape, pattern, spec, mesh)
+            return NamedSharding(mesh, spec)
         raise ValueError(
             f"no sharding rule matches parameter {name} of shape {tuple(leaf.shape)}; "
             "end the rules with ('.*', PartitionSpec()) to replicate what no other rule names"
