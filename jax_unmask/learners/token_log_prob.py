@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -54,14 +53,6 @@ def _chunk(order: Array, count: Array, start: Array, size: int) -> tuple[Array, 
     return index, jnp.where(place < count, index, order.shape[0])
 
 
-class _Softmax(NamedTuple):
-    """What is kept of each position's logits: largest one, sum of exp(logit - largest), chosen."""
-
-    largest: Float[Array, " N"]
-    mass: Float[Array, " N"]
-    chosen: Float[Array, " N"]
-
-
 def _forward(
     table: Array,
     hidden: Array,
@@ -75,52 +66,50 @@ def _forward(
         order, count = _pack(wanted)
         part = part.gathered()
 
-        def body(start: Array, out: _Softmax) -> _Softmax:
+        def body(start: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
             place, target = _chunk(order, count, start * size, size)
             logits = part.logits(hidden[place], 0, part.size) / temperature
-            largest = jnp.max(logits, axis=-1)
-            mass = jnp.sum(jnp.exp(logits - largest[:, None]), axis=-1)
-            new = _Softmax(largest, mass, part.picked(logits, labels[place]))
+            score, total = part.picked(logits, labels[place]), jax.nn.logsumexp(logits, axis=-1)
+            if part.tensor == 1:
+                score = score - total
+            new = score, total
             return jax.tree.map(lambda x, y: x.at[target].set(y, mode="drop"), out, new)
 
         zeros = jnp.zeros(wanted.shape, jnp.float32)
-        start = _Softmax(zeros, zeros + 1.0, zeros)
-        own = jax.lax.fori_loop(0, (count + size - 1) // size, body, start)
-        # Once for all positions: what a loop with sums in it would wait for at every chunk.
-        largest = part.max(own.largest)
-        mass = own.mass
-        if part.tensor > 1:
-            mass = part.sum(mass * jnp.exp(own.largest - largest))
-        scores = part.sum(own.chosen) - (jnp.log(mass) + largest)
-        return jnp.where(wanted, scores, 0.0), largest, mass
+        scores, total = jax.lax.fori_loop(0, (count + size - 1) // size, body, (zeros, zeros))
+        if part.tensor > 1:  # Once for all positions, and not a chunk at a time.
+            largest = part.max(total)
+            total = largest + jnp.log(part.sum(jnp.exp(total - largest)))
+            scores = jnp.where(wanted, part.sum(scores) - total, 0.0)
+        return scores, total
 
-    rows = [("batch",)] * 3
-    scores, largest, mass = over_table(of_part, table, hidden, labels, wanted, names=rows)
-    return scores, (table, hidden, labels, wanted, largest, mass)
+    names = [("batch",), ("batch",)]
+    scores, total = over_table(of_part, table, hidden, labels, wanted, names=names)
+    return scores, (table, hidden, labels, wanted, total)
 
 
 def _backward(
     positions_per_chunk: int, temperature: float, saved: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, Array, None, None]:
     def of_part(part: TablePart, *rows: Array) -> tuple[Array, Array]:
-        hidden, labels, wanted, largest, mass, cotangent = rows
+        hidden, labels, wanted, total, cotangent = rows
         size = min(positions_per_chunk, wanted.shape[0])
         order, count = _pack(wanted)
         part = part.gathered()
 
+        def log_prob(table: Array, hidden: Array, place: Array) -> Array:
+            logits = project(table, hidden) / temperature
+            normaliser = jax.nn.logsumexp(logits, axis=-1)
+            if part.tensor > 1:  # The total is that of all parts; its derivatives are these.
+                normaliser = jnp.sum(jnp.exp(logits - total[place][:, None]), axis=-1)
+            return part.picked(logits, labels[place]) - normaliser
+
         def body(start: Array, grads: tuple[Array, Array]) -> tuple[Array, Array]:
             of_table, of_hidden = grads
             place, target = _chunk(order, count, start * size, size)
-            chosen, offset = labels[place], largest[place][:, None]
-
-            def softmax(table: Array, hidden: Array) -> tuple[Array, Array]:
-                logits = project(table, hidden) / temperature
-                own_mass = jnp.sum(jnp.exp(logits - offset), axis=-1)
-                return part.picked(logits, chosen), own_mass
-
-            _, pull = jax.vjp(softmax, part.table, hidden[place])
+            _, pull = jax.vjp(lambda t, h: log_prob(t, h, place), part.table, hidden[place])
             weight = jnp.where(target < wanted.shape[0], cotangent[place], 0.0)
-            new_table, new_hidden = pull((weight, -weight / mass[place]))
+            new_table, new_hidden = pull(weight)
             return (
                 of_table + new_table.astype(jnp.float32),
                 of_hidden.at[target].set(new_hidden, mode="drop"),
