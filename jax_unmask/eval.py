@@ -123,11 +123,9 @@ def main(argv: list[str]) -> None:
     compilation.enable_cache()
     checkpoint = None if _CHECKPOINT.value is None else pathlib.Path(_CHECKPOINT.value)
     with commands.clear_errors():
-        commands.join_processes()
         evaluate(_CONFIG.value, pathlib.Path(str(_WORKDIR.value)), checkpoint)
 
 
 if __name__ == "__main__":
-    commands.define_process_flags()
     flags.mark_flags_as_required(["config", "workdir"])
     commands.run(main)

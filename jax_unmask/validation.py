@@ -323,6 +323,13 @@ def _evaluation(config: ConfigDict) -> None:
         "after training there is one model and one task",
         "Leave it empty, and run jax_unmask.eval with it afterwards",
     )
+    check.require(
+        not config.eval.after_training or jax.process_count() == 1,
+        config,
+        "eval.after_training",
+        "evaluations run in one process, on all of its devices",
+        "Set False, and run jax_unmask.eval afterwards",
+    )
     for text in config.eval.caches:
         build_cache(text, "eval.caches")
     if config.eval.after_training:

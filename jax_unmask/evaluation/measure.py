@@ -24,6 +24,7 @@ from jax_unmask.rollout import (
     rollout,
     row_keys,
 )
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.tasks.base import Example, Task, start_checks
 
 MOST_ROWS = 4096
@@ -103,6 +104,7 @@ def measure(
     batch_size: int,
     rows: int | None = None,
     buckets: Sequence[int] = (),
+    placement: Placement | None = None,
 ) -> Measurement:
     """Measures a policy on problems.
 
@@ -128,6 +130,8 @@ def measure(
             the program of those on as many: the rows that they lack cost nothing.
         buckets: lengths below P to which the prompts that fit are padded instead; each has its own
             program.
+        placement: where the denoiser is; the first device by default. Rows and batch sizes that its
+            parts do not divide are rounded up.
 
     Raises:
         ValueError: there are no problems, or their number is not that of the prompts.
@@ -142,8 +146,12 @@ def measure(
     for name, value in (("batch_size", batch_size), ("rows", size)):
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
+    places = Placement() if placement is None else placement
+    size, batch_size = (-(-number // places.parts) * places.parts for number in (size, batch_size))
     batch_size = min(batch_size, size)
-    settings = dataclasses.replace(settings, record=False, slots=batch_size, slot_groups=1)
+    settings = dataclasses.replace(
+        settings, record=False, slots=batch_size, slot_groups=places.parts
+    )
     params = jax.tree.map(_strong, policy_params)
     key = jax.random.key(seed)
 
@@ -156,17 +164,20 @@ def measure(
     def arguments(width: int, members: Int[np.ndarray, " m"]) -> tuple[Any, ...]:
         index = np.arange(size)
         row = members[np.minimum(index, len(members) - 1)]
-        batch = Prompts(
-            tokens=jnp.asarray(prompts.tokens[row, -width:]),
-            mask=jnp.asarray(prompts.mask[row, -width:]),
-            present=jnp.asarray(index < len(members)),
+        batch = places.global_rows(
+            Prompts(
+                tokens=prompts.tokens[row, -width:],
+                mask=prompts.mask[row, -width:],
+                present=index < len(members),
+            )
         )
-        keys = row_keys(key, jnp.asarray(row))
+        keys = row_keys(key, places.global_rows(row))
         return denoiser, denoiser_params, policy, params, batch, keys, settings
 
     def dispatch(width: int, members: Int[np.ndarray, " m"]) -> tuple[jax.Array, ...]:
-        done = rollout(*arguments(width, members))
-        return done.tokens, done.nfe, done.forwards, done.cost, done.executed_cost
+        with places.active():
+            done = rollout(*arguments(width, members))
+            return done.tokens, done.nfe, done.cost, done.forwards, done.executed_cost
 
     def check(
         members: Int[np.ndarray, " m"], tokens: np.ndarray
@@ -177,7 +188,8 @@ def measure(
     began = time.perf_counter()
     # The call below finds this program in JAX's cache; so do later calls with other settings.
     for width in {width: None for width, _ in jobs}:
-        rollout.lower(*arguments(width, jobs[0][1])).compile()
+        with places.active():
+            rollout.lower(*arguments(width, jobs[0][1])).compile()
     compile_seconds = time.perf_counter() - began
 
     canvases, nfes, costs, checks = [], [], [], []
@@ -189,7 +201,7 @@ def measure(
             current = pending
             if index + 1 < len(jobs):
                 pending = dispatch(*jobs[index + 1])
-            tokens, nfe, executed, cost, of_all = jax.device_get(current)
+            tokens, nfe, cost, executed, of_all = jax.device_get(current)
             real = len(members)
             canvases.append(tokens[:real])
             nfes.append(nfe[:real])

@@ -217,6 +217,7 @@ def _measure(
         batch_size=config.eval.batch_size,
         rows=_rows_per_rollout(config),
         buckets=config.task.prompt_buckets,
+        placement=bundle.placement,
     )
     row = {
         **row,

@@ -1,0 +1,145 @@
+"""What the devices of a compiled program say to each other: which collectives, of how many bytes.
+
+Read from the text of the optimised program. A collective inside a loop is counted once: what it
+costs is per iteration, and `Collective.loops` tells how many loops are around it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import re
+from collections.abc import Iterable
+
+KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
+
+_BITS = {"pred": 8, "bf16": 16}
+_OPERATION = re.compile(rf"= (?P<result>.*?) (?P<kind>{'|'.join(KINDS)})(?:-start)?\(")
+_ARRAY = re.compile(r"(?P<type>[a-z]+[0-9]*[a-z0-9]*)\[(?P<shape>[0-9,]*)\]")
+_HEADER = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
+_CALLED = re.compile(r"(body|condition|to_apply|calls|\w+_computation)=%?([\w.\-]+)")
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_GROUPS = re.compile(r"replica_groups=(\{\{.*?\}\}|\[[0-9,]+\]<=|mesh\[.*?\] \{.*?\})")
+_AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")
+_NAME = re.compile(r'op_name="([^"]*)"')
+
+
+@dataclasses.dataclass(frozen=True, order=True)
+class Collective:
+    """One collective of a program.
+
+    Attributes:
+        kind: one of `KINDS`.
+        arrays: types and shapes of what it gives each device, such as "f32[8,64]".
+        bytes: size of that.
+        group: devices that take part in one exchange.
+        loops: loops that it is inside of; 0 for once per call of the program.
+        name: where in the source it comes from, as far as the compiler knows.
+    """
+
+    loops: int
+    kind: str
+    arrays: tuple[str, ...]
+    bytes: int
+    group: int
+    name: str = dataclasses.field(default="", compare=False)
+
+    def __str__(self) -> str:
+        depth = f" in {self.loops} loops" if self.loops else ""
+        return f"{self.kind} {' '.join(self.arrays)} among {self.group}{depth}"
+
+
+def collectives(text: str) -> list[Collective]:
+    """The collectives of an optimised program.
+
+    Args:
+        text: `jax.stages.Compiled.as_text()`.
+
+    Returns:
+        All that more than one device takes part in, sorted; those of a computation that is called
+        from several places once for each.
+    """
+    computations, entry = _computations(text)
+    found: list[Collective] = []
+
+    def walk(name: str, loops: int) -> None:
+        for line in computations.get(name, ()):
+            found.extend(_read(line, loops))
+            for role, called in _CALLED.findall(line):
+                walk(called, loops + (role in ("body", "condition")))
+            for branches in _BRANCHES.findall(line):
+                for called in branches.split(","):
+                    walk(called.strip().lstrip("%"), loops)
+
+    walk(entry, 0)
+    return sorted(found)
+
+
+def bytes_per_call(found: Iterable[Collective]) -> dict[int, int]:
+    """Bytes that a device receives, by the number of loops around: each per iteration."""
+    total: dict[int, int] = {}
+    for each in found:
+        total[each.loops] = total.get(each.loops, 0) + each.bytes
+    return dict(sorted(total.items()))
+
+
+def table(found: Iterable[Collective]) -> str:
+    """The collectives as text: equal ones together, those in the innermost loops last."""
+    counts: dict[Collective, int] = {}
+    for each in found:
+        counts[each] = counts.get(each, 0) + 1
+    lines = [f"{count:>4} x {each.bytes:>12,} B  {each}" for each, count in sorted(counts.items())]
+    return "\n".join(lines)
+
+
+def _computations(text: str) -> tuple[dict[str, list[str]], str]:
+    """The lines of each computation, and the name of the one that is the program."""
+    computations: dict[str, list[str]] = {}
+    entry, lines = "", None
+    for line in text.splitlines():
+        header = _HEADER.match(line)
+        if header:
+            lines = computations.setdefault(header["name"], [])
+            if line.startswith("ENTRY"):
+                entry = header["name"]
+        elif lines is not None and line.startswith("  "):
+            lines.append(line)
+    if not entry:
+        raise ValueError("this is not the text of a compiled program: it has no entry computation")
+    return computations, entry
+
+
+def _read(line: str, loops: int) -> list[Collective]:
+    """The collective of a line, if it is one among several devices."""
+    match = _OPERATION.search(line)
+    if match is None:
+        return []
+    arrays = tuple(f"{a['type']}[{a['shape']}]" for a in _ARRAY.finditer(match["result"]))
+    if match["kind"] == "all-gather" and "-start(" in line:
+        arrays = arrays[len(arrays) // 2 :]  # Its operands come before its results.
+    groups = _GROUPS.search(line)
+    size = _group_size(groups[1]) if groups else 2
+    if size < 2:
+        return []
+    name = _NAME.search(line)
+    kind, total = match["kind"], sum(map(_size, arrays))
+    return [Collective(loops, kind, arrays, total, size, name[1] if name else "")]
+
+
+def _group_size(groups: str) -> int:
+    """Devices per group, from "{{0,1},{2,3}}", "[2,2]<=[4]" or "mesh['a'=2,'b'=2] {'a'}"."""
+    if groups.startswith("mesh"):
+        sizes = dict(re.findall(r"'(\w+)'=(\d+)", groups))
+        used = _AXIS.findall(groups.rpartition("{")[2])
+        return math.prod(int(part or sizes[axis]) for axis, part in used)
+    if groups.startswith("{{"):
+        return groups[2:].split("}")[0].count(",") + 1
+    return int(groups[1:].split("]")[0].split(",")[-1])
+
+
+def _size(array: str) -> int:
+    """Bytes of "f32[8,64]"."""
+    kind, _, shape = array.rstrip("]").partition("[")
+    digits = re.search(r"[0-9]+", kind)
+    bits = _BITS.get(kind) or (int(digits[0]) if digits else 0)
+    return math.prod(int(size) for size in shape.split(",") if size) * bits // 8
