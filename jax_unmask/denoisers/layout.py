@@ -7,8 +7,10 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
+from jax.experimental import multihost_utils
 
 from jax_unmask.denoisers import families
 from jax_unmask.denoisers.config import DenoiserConfig
@@ -16,6 +18,7 @@ from jax_unmask.denoisers.families import TensorSpec
 from jax_unmask.denoisers.transformer import abstract_params
 
 Path = tuple[str, ...]
+Index = tuple[slice, ...]
 
 
 class Layout:
@@ -43,25 +46,35 @@ class Layout:
     def read(
         self,
         path: Path,
-        tensor: Callable[[str], np.ndarray],
+        tensor: Callable[[str, Index], np.ndarray],
         dtype: np.dtype,
+        index: Index | None = None,
     ) -> np.ndarray:
-        """Assembles a parameter.
+        """Assembles a parameter, or a part of one, from as much of the tensors as it needs.
 
         Args:
             path: the parameter.
-            tensor: reads a tensor of the file by name.
+            tensor: reads a part of a tensor of the file, by name and index.
             dtype: type of the parameter.
+            index: the part, one slice per dimension; None for all of it.
         """
-        array = np.empty(self._parameters[path].shape, dtype)
+        shape = self._parameters[path].shape
+        whole = tuple(slice(0, size) for size in shape)
+        part = whole if index is None else tuple(map(_bounded, index, shape))
+        array = np.empty([each.stop - each.start for each in part], dtype)
         for spec in self._by_path[path]:
-            value = tensor(spec.name)
+            lead = len(spec.index)
+            place = tuple(at - each.start for at, each in zip(spec.index, part[:lead], strict=True))
+            if any(not 0 <= at < size for at, size in zip(place, array.shape, strict=False)):
+                continue
+            stored = part[lead:][::-1] if spec.transpose else part[lead:]
             parts = self._by_name[spec.name]
             if len(parts) > 1:
-                start = sum(self._part(part)[0] for part in parts[: parts.index(spec)])
-                value = value[start : start + self._part(spec)[0]]
+                first = sum(self._part(other)[0] for other in parts[: parts.index(spec)])
+                stored = (slice(stored[0].start + first, stored[0].stop + first), *stored[1:])
+            value = tensor(spec.name, stored)
             # `...` rather than a new array: the cast and the transpose happen in the copy.
-            array[spec.index or ...] = value.T if spec.transpose else value
+            array[place or ...] = value.T if spec.transpose else value
         return array
 
     def write(self, name: str, flat: Mapping[Path, Any]) -> np.ndarray:
@@ -73,7 +86,7 @@ class Layout:
         """
         values = []
         for spec in self._by_name[name]:
-            value = np.asarray(flat[spec.path][spec.index] if spec.index else flat[spec.path])
+            value = on_host(flat[spec.path][spec.index] if spec.index else flat[spec.path])
             values.append(value.T if spec.transpose else value)
         return np.ascontiguousarray(values[0] if len(values) == 1 else np.concatenate(values))
 
@@ -86,6 +99,10 @@ class Layout:
         """All parameters."""
         return list(self._by_path)
 
+    def parameter_shape(self, path: Path) -> tuple[int, ...]:
+        """Shape of a parameter."""
+        return tuple(self._parameters[path].shape)
+
     def stored_as(self, path: Path) -> list[str]:
         """Names of the tensors that hold a parameter."""
         return [spec.name for spec in self._by_path[path]]
@@ -97,3 +114,15 @@ class Layout:
     def _shape(self, parts: list[TensorSpec]) -> tuple[int, ...]:
         shapes = [self._part(part) for part in parts]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def on_host(array: Any) -> np.ndarray:
+    """An array as the host has it; one that is spread over processes, all of them must ask for."""
+    if isinstance(array, jax.Array) and not array.is_fully_addressable:
+        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
+    return np.asarray(array)
+
+
+def _bounded(part: slice, size: int) -> slice:
+    start, stop, _ = part.indices(size)
+    return slice(start, stop)

@@ -8,6 +8,7 @@ weights, either as safetensors under the family's tensor names or as an Orbax ch
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
@@ -22,7 +23,7 @@ from jax.typing import DTypeLike
 from jax_unmask.denoisers import families, hub
 from jax_unmask.denoisers import quantization as quantized
 from jax_unmask.denoisers.config import DenoiserConfig
-from jax_unmask.denoisers.layout import Layout, Path
+from jax_unmask.denoisers.layout import Index, Layout, Path
 from jax_unmask.denoisers.orbax_files import (
     ORBAX_ITEM,
     has_orbax_files,
@@ -54,8 +55,8 @@ def from_pretrained(
     """Loads a denoiser.
 
     The weights are read one tensor at a time into the stacked arrays of their parameter, so host
-    memory needs room for one parameter beside the model. Quantised, each parameter is as soon as it
-    is read.
+    memory needs room for one parameter beside the model; with `shardings` for the part of one that
+    one device holds. Quantised, each parameter is as soon as it is read.
 
     Args:
         path: a directory with `config.json` and safetensors or Orbax weights, or a hub name.
@@ -67,8 +68,8 @@ def from_pretrained(
             `jax_unmask.denoisers.quantization`.
         shardings: gives the sharding of each parameter from their shapes, such as
             `lambda params: mesh.param_shardings(params, rules, mesh)` with `runtime.mesh`. Each is
-            laid out as soon as it is read, so no device ever holds more than its parts. By default
-            all go to the first device.
+            laid out as soon as it is read, so no device ever holds more than its parts, and a
+            process reads only what its own devices hold. By default all go to the first device.
 
     Returns:
         The denoiser and its parameters.
@@ -121,8 +122,14 @@ def save_pretrained(
     flat = flatten_dict(params)
     config = dataclasses.replace(config, param_dtype=_param_dtype(flat, layout))
 
-    directory = hub.begin_saving(directory)
+    directory = hub.begin_saving(directory) if jax.process_index() == 0 else pathlib.Path()
     sizes = {name: layout.nbytes(name, flat) for name in layout.shapes}
+    if jax.process_index():
+        for (
+            name
+        ) in sizes:  # What is spread over processes, all of them give to the one that writes.
+            layout.write(name, flat)
+        return
     write_tensor_files(directory, sizes, lambda name: layout.write(name, flat), max_shard_bytes)
     _finish_save(directory, config, tokenizer)
 
@@ -203,7 +210,9 @@ def _load_tensors(
 
     params = {}
     for path in layout.paths:
-        value = _place(layout.read(path, files.read, dtype_of(path)), places.get(path))
+        read = functools.partial(layout.read, path, files.read, dtype_of(path))
+        shape = layout.parameter_shape(path)
+        value = _spread(read, shape, places[path]) if path in places else jnp.asarray(read())
         params[path] = quantized.quantize(path, value, quantization) if quantization else value
     return unflatten_dict(params), config
 
@@ -226,11 +235,24 @@ def _load_orbax(
     return quantized.quantize_params(params, quantization) if quantization else params, config
 
 
-def _place(value: np.ndarray, sharding: jax.sharding.Sharding | None) -> jax.Array:
-    """An array on the devices; of several processes each gives the parts that are its own."""
-    if sharding is None:
-        return jnp.asarray(value)
-    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+def _spread(
+    read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: jax.sharding.Sharding
+) -> jax.Array:
+    """An array on the devices of a sharding, of which this process reads what its own hold.
+
+    One part after the other: the host has one of them at a time, however many its devices have.
+    """
+    holders: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
+    for device, index in sharding.addressable_devices_indices_map(shape).items():
+        assert index is not None
+        bounds = tuple(part.indices(size) for part, size in zip(index, shape, strict=True))
+        holders.setdefault(bounds, []).append(device)
+    arrays = []
+    for bounds, devices in holders.items():
+        part = read(tuple(slice(*each) for each in bounds))
+        arrays += jax.block_until_ready([jax.device_put(part, device) for device in devices])
+        del part
+    return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
 def _check_params(params: Params, config: DenoiserConfig) -> None:

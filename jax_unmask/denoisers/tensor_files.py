@@ -50,9 +50,12 @@ class TensorFiles:
         for path, promised in _files(directory).items():
             self._open(path, promised)
 
-    def read(self, name: str) -> np.ndarray:
-        """One tensor, as stored."""
-        return self._handles[name].get_tensor(name)
+    def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
+        """A tensor as stored, or a part of it: one slice per dimension. Nothing else is read."""
+        whole = tuple(slice(0, size) for size in self.shapes[name])
+        if index is None or index == whole:
+            return self._handles[name].get_tensor(name)
+        return self._handles[name].get_slice(name)[index]
 
     def _open(self, path: pathlib.Path, promised: set[str] | None) -> None:
         if not path.is_file():

@@ -323,6 +323,8 @@ class PolicyGrpo:
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         directory, policy = workdir / "policy", self._parts.policy
+        if jax.process_index():
+            return
         policies.save_policy(directory, policy, state.params)
         settings = policies.settings_of(policy, state.params)
         write_policy_card(directory, self._config, settings, workdir)

@@ -82,7 +82,9 @@ class Sft:
                 "Give a pretrained model, with its tokenizer",
             )
         directory.mkdir(parents=True, exist_ok=True)
+        # All processes write the same; none may read what another is about to replace.
         special = word_level.save_word_level(directory, self._task.vocabulary)
+        self._placement.meet("tokenizer")
         blocks = model.attention_block
         denoiser_config = denoisers.DenoiserConfig(
             # Families whose files can hold these shapes.

@@ -118,6 +118,11 @@ class Placement:
         """Of batches [B, ...] on the devices all rows, as NumPy arrays."""
         return self.gather(self.fetch(tree))
 
+    def meet(self, name: str) -> None:
+        """Waits until all processes have come to this point."""
+        if jax.process_count() > 1:
+            multihost_utils.sync_global_devices(name)
+
     def _put(self, tree: Any, spec: PartitionSpec, *, own: bool) -> Any:
         if self.mesh is None:
             return jax.tree.map(jax.numpy.asarray, tree)
