@@ -7,6 +7,12 @@ import subprocess
 import sys
 
 
+def environment(count: int) -> dict[str, str]:
+    """The variables of a process that sees `count` CPU devices."""
+    flags = f"--xla_force_host_platform_device_count={count}"
+    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+
+
 def run_on_devices(count: int, program: str, *arguments: object) -> str:
     """What a Python program prints on `count` virtual devices.
 
@@ -17,10 +23,9 @@ def run_on_devices(count: int, program: str, *arguments: object) -> str:
         program: its source.
         *arguments: its `sys.argv[1:]`.
     """
-    flags = f"--xla_force_host_platform_device_count={count}"
     result = subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
-        env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags},
+        env=environment(count),
         capture_output=True,
         text=True,
         timeout=500,

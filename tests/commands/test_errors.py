@@ -10,15 +10,20 @@ import os
 import shutil
 import subprocess
 import sys
+import types
 
 import jax
 import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+import tiny
 from jax_unmask import commands, policies, train
+from jax_unmask.denoisers.sharding import check_mesh
 from jax_unmask.recipes import policy_grpo, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
+from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.placement import Placement
 
 RIGHT = json.dumps({"question": "1 + 1?", "answer": "It is 2.\n#### 2"})
 
@@ -321,13 +326,36 @@ def test_whole_texts_are_not_for_block_attention(tiny_config, message):
 
 
 @pytest.mark.parametrize(
-    ("recipe", "key"), [("policy_grpo", "rollout.prompts_per_step"), ("sft", "data.batch_size")]
+    ("recipe", "feeds", "parts", "expected"),
+    [
+        ("policy_grpo", 3, 1, "prompts_per_step = 2: its 2 prompts do not divide among 3 feeding"),
+        ("policy_grpo", 1, 8, "the 4 rows of a rollout do not divide among mesh.data x mesh.fsdp"),
+        ("sft", 3, 3, "config.data.batch_size = 4: its 4 rows do not divide among 3"),
+        ("tracerl", 1, 3, "do not divide among mesh.data x mesh.fsdp = 3 parts"),
+    ],
 )
-def test_batch_that_does_not_divide_among_processes(recipe, key, tiny_config, message, monkeypatch):
-    monkeypatch.setattr(jax, "process_count", lambda: 3)
+def test_batch_that_a_mesh_does_not_divide(
+    recipe, feeds, parts, expected, tiny_config, message, monkeypatch
+):
+    monkeypatch.setattr(Placement, "feeds", feeds)
+    monkeypatch.setattr(Placement, "parts", parts)
     text = message(tiny_config(recipe))
-    assert f"config.{key} = " in text
-    assert "it does not divide among the 3 processes of this run. Give a multiple of 3." in text
+    assert expected in text
+    assert "Give a multiple, or another mesh (data=-1, fsdp=1, tensor=1)." in text
+
+
+def test_mesh_of_another_machine(tiny_config, message):
+    text = message(tiny_config(mesh__fsdp=3))
+    assert "config.mesh = 'data=-1, fsdp=3, tensor=1'" in text
+    assert "does not fit 1 devices" in text
+
+
+@pytest.mark.parametrize(("axis", "dimension"), [("tensor", "num_heads"), ("fsdp", "hidden_size")])
+def test_mesh_that_does_not_divide_the_denoiser(axis, dimension):
+    sizes = dict.fromkeys(("data", "fsdp", "tensor"), 1) | {axis: 3}
+    mesh = types.SimpleNamespace(shape=sizes)
+    with pytest.raises(ConfigError, match=rf"mesh.{axis} = 3: it does not divide .* {dimension} ="):
+        check_mesh(tiny.denoiser_config(), mesh)
 
 
 def test_unknown_and_missing_keys(tiny_config, message):

@@ -1,0 +1,136 @@
+"""A few steps of a recipe on a mesh, as a program: `mesh_runs.py`, with the run as JSON.
+
+Run by tests that need more devices or processes than they have.
+"""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import sys
+import tempfile
+from typing import Any
+
+import jax
+import numpy as np
+
+from jax_unmask import config as defaults
+from jax_unmask import validation
+from jax_unmask.recipes import RECIPES
+from jax_unmask.runtime import collectives, distributed
+from jax_unmask.runtime.progress import Timer
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "policy_grpo": {
+        "task.name": "sudoku",
+        "task.prompt_length": 17,
+        "model.dtype": "float32",
+        "model.param_dtype": "float32",
+        "rollout.gen_length": 16,
+        "rollout.block_length": 16,
+        "rollout.prompts_per_step": 8,
+        "rollout.group_size": 2,
+        # Half as many slots as rows: rows move in and out.
+        "rollout.slots": 8,
+        "policy.network.hidden_dim": 8,
+        "policy.network.feedforward_dim": 8,
+        "policy.network.time_embed_dim": 8,
+        "policy.network.initial_bias": 0.0,
+        # Wrong answers are charged for their steps too, so that a random denoiser gives a signal.
+        "reward.kind": "additive",
+        "learner.minibatches": 2,
+        "learner.chunk_size": 16,
+        "optimizer.lr": 1e-3,
+        "optimizer.warmup_steps": 1,
+        "train.steps": 20,
+    },
+    "tracerl": {
+        "task.name": "sudoku",
+        "task.prompt_length": 17,
+        "model.dtype": "float32",
+        "rollout.gen_length": 16,
+        "rollout.block_length": 16,
+        "rollout.policy": "random:tokens_per_step=4",
+        "rollout.prompts_per_step": 4,
+        "rollout.group_size": 4,
+        "rollout.slots": 8,
+        "filter.low": 0.0,
+        "filter.rounds": 1,
+        "reward.kind": "additive",
+        "reward.alpha": 1.0,
+        "learner.shrink": 2,
+        "learner.minibatches": 2,
+        "learner.chunk_size": 8,
+        "optimizer.lr": 1e-3,
+        "value.enabled": True,
+        "value.lr": 1e-3,
+        "train.steps": 20,
+    },
+}
+
+
+def make_recipe(name: str, mesh: list[int], **changes: Any) -> Any:
+    """A recipe of `SETTINGS`, with changes, on a mesh of these sizes (data, fsdp, tensor)."""
+    config = getattr(defaults, name)()
+    config.update_from_flattened_dict(SETTINGS[name] | changes)
+    config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
+    validation.validate(config)
+    return RECIPES[name](config, pathlib.Path(tempfile.mkdtemp()))
+
+
+def steps(recipe: Any, count: int) -> list[dict[str, float]]:
+    """The metrics of so many steps, but for those that tell how well slots were used."""
+    data, state, found = recipe.data(), recipe.init(), []
+    for _ in range(count):
+        state, metrics = recipe.step(state, next(data), Timer())
+        found.append({name: float(value) for name, value in metrics.items()})
+    return [
+        {name: value for name, value in each.items() if name != "useful_forwards"} for each in found
+    ]
+
+
+def compiled_collectives(recipe: Any) -> dict[str, list[str]]:
+    """The collectives of the programs of policy GRPO: rollout and update."""
+    placement, parts, state = recipe._placement, recipe._parts, recipe.init()
+    found, batch = {}, next(recipe.data())
+    (trajectory,) = recipe._roll_out(
+        parts.policy, state.params, parts.settings, batch, recipe._group, state.step_key()
+    )
+    from jax_unmask.rollout import rollout, row_keys
+
+    prompts = jax.tree.map(lambda x: np.repeat(x, recipe._group, axis=0), batch.prompts)
+    keys = placement.rows(np.arange(len(prompts.tokens)))
+    advantages = placement.global_rows(np.ones(len(prompts.tokens), np.float32))
+    bundle = recipe._bundle
+    with placement.active():
+        programs = {
+            "rollout": rollout.lower(
+                bundle.denoiser,
+                bundle.params,
+                parts.policy,
+                state.params,
+                placement.rows(prompts),
+                row_keys(state.step_key(), keys),
+                parts.settings,
+            ),
+            "update": type(parts.learner).update.lower(
+                parts.learner, state, trajectory.records, advantages
+            ),
+        }
+        for name, program in programs.items():
+            text = program.compile().as_text()
+            found[name] = collectives.table(collectives.collectives(text)).splitlines()
+    return found
+
+
+def main(run: dict[str, Any]) -> None:
+    distributed.initialize()
+    recipe = make_recipe(run["recipe"], run["mesh"], **run["changes"])
+    if run.get("collectives"):
+        print(json.dumps(compiled_collectives(recipe)))
+        return
+    print(json.dumps(steps(recipe, run["steps"])))
+
+
+if __name__ == "__main__":
+    main(json.loads(sys.argv[1]))

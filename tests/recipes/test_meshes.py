@@ -1,0 +1,124 @@
+"""Recipes on meshes: the numbers of one device, and no collective that they do not need."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import socket
+import subprocess
+import sys
+
+import pytest
+
+import devices
+import mesh_runs
+import tiny
+
+PROGRAM = pathlib.Path(mesh_runs.__file__)
+EXPECTED = PROGRAM.parent / "recipes" / "policy_grpo_collectives.json"
+MESHES = {"data": [8, 1, 1], "fsdp": [1, 8, 1], "tensor": [4, 1, 2], "all": [2, 2, 2]}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    """A random denoiser that every axis divides: 10 tokens, 2 heads, widths of 16."""
+    directory = tmp_path_factory.mktemp("models") / "even"
+    tiny.save_model(directory, ["1", "2", "3", "4", ".", "=", "+"])
+    return directory
+
+
+def run(count, processes=1, **settings):
+    """Runs `mesh_runs` on so many devices of each process; what each of them printed."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for process in range(processes):
+        environment = devices.environment(count)
+        if processes > 1:
+            environment |= {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(process),
+            }
+        command = [sys.executable, PROGRAM, json.dumps(settings)]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=environment, **pipes))
+    try:
+        outputs = [process.communicate(timeout=1500) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, outputs, strict=True):
+        assert process.returncode == 0, errors[-4000:]
+    return [json.loads(output.splitlines()[-1]) for output, _ in outputs]
+
+
+@pytest.fixture(scope="module")
+def alone(model):
+    """Metrics of the same steps on one device, by recipe and changes; in this process."""
+    found = {}
+
+    def of(recipe, steps, **changes):
+        key = json.dumps([recipe, changes])
+        if len(found.get(key, [])) < steps:
+            changes = {"model.path": str(model)} | changes
+            found[key] = mesh_runs.steps(mesh_runs.make_recipe(recipe, [1, 1, 1], **changes), steps)
+        return found[key][:steps]
+
+    return of
+
+
+def check_equal(found, expected):
+    assert len(found) == len(expected)
+    for step, (ours, theirs) in enumerate(zip(found, expected, strict=True)):
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-4), step
+        assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5), step
+
+
+def test_two_processes_and_all_axes(model, alone):
+    """Processes feed their own prompts; each has a part of every axis but the first."""
+    changes = {"model.path": str(model)}
+    found = run(4, 2, recipe="policy_grpo", mesh=[2, 2, 2], changes=changes, steps=3)
+    assert found[0] == found[1]
+    check_equal(found[0], alone("policy_grpo", 3))
+
+
+def test_no_other_collectives(model):
+    """A change of the program that makes devices talk more has to change this list."""
+    changes = {"model.path": str(model)}
+    (found,) = run(
+        8, recipe="policy_grpo", mesh=[2, 2, 2], changes=changes, steps=0, collectives=True
+    )
+    assert found == json.loads(EXPECTED.read_text())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", MESHES)
+@pytest.mark.parametrize("recipe", ["policy_grpo", "tracerl"])
+def test_twenty_steps(model, alone, recipe, mesh):
+    changes = {"model.path": str(model)}
+    (found,) = run(8, recipe=recipe, mesh=MESHES[mesh], changes=changes, steps=20)
+    check_equal(found, alone(recipe, 20))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["policy_grpo", "tracerl"])
+def test_twenty_steps_in_two_processes(model, alone, recipe):
+    changes = {"model.path": str(model)}
+    found = run(4, 2, recipe=recipe, mesh=[2, 2, 2], changes=changes, steps=20)
+    assert found[0] == found[1]
+    check_equal(found[0], alone(recipe, 20))
+
+
+@pytest.mark.slow
+def test_adapters(model, alone):
+    changes = {"lora.rank": 2, "value.enabled": False}
+    (found,) = run(
+        8,
+        recipe="tracerl",
+        mesh=[2, 2, 2],
+        changes={"model.path": str(model)} | changes,
+        steps=20,
+    )
+    check_equal(found, alone("tracerl", 20, **changes))
