@@ -164,11 +164,12 @@ def measure(
     def arguments(width: int, members: Int[np.ndarray, " m"]) -> tuple[Any, ...]:
         index = np.arange(size)
         row = members[np.minimum(index, len(members) - 1)]
+        present: Any = index < len(members)
         batch = places.global_rows(
             Prompts(
                 tokens=prompts.tokens[row, -width:],
                 mask=prompts.mask[row, -width:],
-                present=index < len(members),
+                present=present,
             )
         )
         keys = row_keys(key, places.global_rows(row))

@@ -179,12 +179,8 @@ class PolicyLearner:
 
         signal = parts.any(rows.teach())
         network, opt_state, sums, grad_norm, steps = jax.lax.cond(signal, learn, skip, state)
-        state = dataclasses.replace(
-            state,
-            step=state.step + 1,
-            params={**state.params, "network": network},
-            opt_state=opt_state,
-        )
+        params = {**state.params, "network": network}
+        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         metrics = sums.metrics(steps) | {
             "grad_norm": grad_norm / jnp.maximum(steps, 1.0),
             "pairs": sums.pairs / self.updates_per_batch,

@@ -5,12 +5,11 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Bool, Int
 from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, policies
@@ -32,6 +31,7 @@ from jax_unmask.recipes.base import (
     row_flops,
     training_batches,
 )
+from jax_unmask.recipes.groups import Chosen, choose_groups, text_lengths
 from jax_unmask.recipes.process import build_process_rewards
 from jax_unmask.rollout import (
     Prompts,
@@ -49,33 +49,6 @@ SURROGATES = ("trace", "random_masking", "coupled", "diffu_grpo", "espo")
 
 # Streams of a step's key: the learner takes 0 and 1, the rounds of rollouts those from here on.
 _FIRST_ROUND = 2
-
-
-class _Chosen(NamedTuple):
-    """The groups of an update, always the same number of them.
-
-    Attributes:
-        group: which groups, of all that were rolled out.
-        kept: False where too few were kept; such a group counts for nothing.
-    """
-
-    group: Int[np.ndarray, " P"]
-    kept: Bool[np.ndarray, " P"]
-
-
-def _choose(kept: Bool[np.ndarray, " N"], wanted: int) -> _Chosen:
-    """The first `wanted` groups that are kept, filled up with others."""
-    order = np.argsort(~kept, kind="stable")[:wanted]
-    return _Chosen(order, kept[order])
-
-
-def _text_lengths(
-    tokens: Int[np.ndarray, "B L"], step_map: Int[np.ndarray, "B L"], end_ids: tuple[int, ...]
-) -> Int[np.ndarray, " B"]:
-    """Filled tokens of each text, its end included."""
-    ends: Bool[np.ndarray, "B L"] = np.isin(tokens, end_ids)
-    before_end = np.cumsum(ends, axis=1) - ends == 0
-    return (before_end & (step_map >= 0)).sum(axis=1)
 
 
 def build_surrogate(config: ConfigDict) -> Surrogate:
@@ -251,7 +224,7 @@ class TraceRl:
             if sum(int(each["kept"].sum()) for each in rounds) >= wanted:
                 break
         rolled = {name: np.concatenate([each[name] for each in rounds]) for name in rounds[0]}
-        chosen = _choose(rolled.pop("kept"), wanted)
+        chosen = choose_groups(rolled.pop("kept"), wanted)
         taken = self._take(rolled, chosen)
         judged: Metrics = {}
         if self._process is not None:
@@ -359,7 +332,7 @@ class TraceRl:
                 "tokens": tokens,
                 "step_map": step_map,
                 "nfe": nfe,
-                "length": _text_lengths(tokens, step_map, self._ends),
+                "length": text_lengths(tokens, step_map, self._ends),
                 "correct": correct,
                 "reward": reward,
                 "over_budget": over_budget,
@@ -370,7 +343,7 @@ class TraceRl:
             rolled["example"] = np.fromiter(repeated, dtype=object, count=len(repeated))
         return rolled
 
-    def _take(self, rolled: dict[str, np.ndarray], chosen: _Chosen) -> dict[str, np.ndarray]:
+    def _take(self, rolled: dict[str, np.ndarray], chosen: Chosen) -> dict[str, np.ndarray]:
         """The rows of the chosen groups, and which of them are `kept`."""
         rows = (chosen.group[:, None] * self._group + np.arange(self._group)).reshape(-1)
         taken = {name: leaf[rows] for name, leaf in rolled.items() if name != "over_budget"}

@@ -7,14 +7,15 @@ import pytest
 
 from jax_unmask import config as defaults
 from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Trace
-from jax_unmask.recipes.tracerl import _choose, _text_lengths, build_surrogate
+from jax_unmask.recipes.groups import choose_groups, text_lengths
+from jax_unmask.recipes.tracerl import build_surrogate
 
 
 def test_kept_groups_come_first_and_others_fill_up():
-    chosen = _choose(np.asarray([False, True, False, True]), 3)
+    chosen = choose_groups(np.asarray([False, True, False, True]), 3)
     assert chosen.group.tolist() == [1, 3, 0]
     assert chosen.kept.tolist() == [True, True, False]
-    chosen = _choose(np.asarray([True, True, True]), 2)
+    chosen = choose_groups(np.asarray([True, True, True]), 2)
     assert chosen.group.tolist() == [0, 1]
     assert chosen.kept.all()
 
@@ -22,7 +23,7 @@ def test_kept_groups_come_first_and_others_fill_up():
 def test_text_lengths():
     tokens = np.asarray([[1, 2, 0, 0], [1, 2, 3, 4], [0, 1, 1, 1], [1, 9, 0, 0]])
     steps = np.asarray([[0, 1, 2, 3], [3, 2, 1, 0], [0, 0, 0, 0], [0, -1, 1, 2]])
-    assert _text_lengths(tokens, steps, end_ids=(0, 7)).tolist() == [3, 4, 1, 2]
+    assert text_lengths(tokens, steps, end_ids=(0, 7)).tolist() == [3, 4, 1, 2]
 
 
 @pytest.mark.parametrize(

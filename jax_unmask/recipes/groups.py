@@ -1,0 +1,35 @@
+"""Which of the groups that were rolled out are trained, and how long their texts are."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+
+class Chosen(NamedTuple):
+    """The groups of an update, always the same number of them.
+
+    Attributes:
+        group: which groups, of all that were rolled out.
+        kept: False where too few were kept; such a group counts for nothing.
+    """
+
+    group: Int[np.ndarray, " P"]
+    kept: Bool[np.ndarray, " P"]
+
+
+def choose_groups(kept: Bool[np.ndarray, " N"], wanted: int) -> Chosen:
+    """The first `wanted` groups that are kept, filled up with others."""
+    order = np.argsort(~kept, kind="stable")[:wanted]
+    return Chosen(order, kept[order])
+
+
+def text_lengths(
+    tokens: Int[np.ndarray, "B L"], step_map: Int[np.ndarray, "B L"], end_ids: tuple[int, ...]
+) -> Int[np.ndarray, " B"]:
+    """Filled tokens of each text, its end included."""
+    ends: Bool[np.ndarray, "B L"] = np.isin(tokens, end_ids)
+    before_end = np.cumsum(ends, axis=1) - ends == 0
+    return (before_end & (step_map >= 0)).sum(axis=1)
