@@ -347,7 +347,7 @@ def _mesh(config: ConfigDict) -> None:
             unless or count % by == 0,
             config,
             key,
-            f"{what} do not divide among {by} {'feeding processes' if by == feeds else where}",
+            f"{what} do not divide among {where if by == parts else f'{by} feeding processes'}",
             f"Give a multiple, or another mesh (data={config.mesh.data}, fsdp={config.mesh.fsdp}, "
             f"tensor={config.mesh.tensor})",
         )

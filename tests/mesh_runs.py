@@ -20,6 +20,9 @@ from jax_unmask.recipes import RECIPES
 from jax_unmask.runtime import collectives, distributed
 from jax_unmask.runtime.progress import Timer
 
+RESULT = "result: "
+"""Begins the line of the output that holds it."""
+
 SETTINGS: dict[str, dict[str, Any]] = {
     "policy_grpo": {
         "task.name": "sudoku",
@@ -127,9 +130,10 @@ def main(run: dict[str, Any]) -> None:
     distributed.initialize()
     recipe = make_recipe(run["recipe"], run["mesh"], **run["changes"])
     if run.get("collectives"):
-        print(json.dumps(compiled_collectives(recipe)))
-        return
-    print(json.dumps(steps(recipe, run["steps"])))
+        found: Any = compiled_collectives(recipe)
+    else:
+        found = steps(recipe, run["steps"])
+    print(RESULT + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

@@ -131,6 +131,9 @@ class Placement:
         def put(leaf: Any) -> jax.Array:
             if isinstance(leaf, jax.Array) and jax.process_count() == 1:
                 return jax.device_put(leaf, sharding)
+            if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+                data = put(jax.random.key_data(leaf))
+                return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
             value = np.asarray(leaf)
             count, first = len(value) if value.ndim else 1, 0
             if own:

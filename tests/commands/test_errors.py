@@ -330,7 +330,7 @@ def test_whole_texts_are_not_for_block_attention(tiny_config, message):
     [
         ("policy_grpo", 3, 1, "prompts_per_step = 2: its 2 prompts do not divide among 3 feeding"),
         ("policy_grpo", 1, 8, "the 4 rows of a rollout do not divide among mesh.data x mesh.fsdp"),
-        ("sft", 3, 3, "config.data.batch_size = 4: its 4 rows do not divide among 3"),
+        ("sft", 3, 6, "config.data.batch_size = 4: its 4 rows do not divide among 3 feeding"),
         ("tracerl", 1, 3, "do not divide among mesh.data x mesh.fsdp = 3 parts"),
     ],
 )
