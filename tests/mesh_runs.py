@@ -129,10 +129,9 @@ def compiled_collectives(recipe: Any) -> dict[str, list[str]]:
 def main(run: dict[str, Any]) -> None:
     distributed.initialize()
     recipe = make_recipe(run["recipe"], run["mesh"], **run["changes"])
+    found: dict[str, Any] = {"metrics": steps(recipe, run["steps"])}
     if run.get("collectives"):
-        found: Any = compiled_collectives(recipe)
-    else:
-        found = steps(recipe, run["steps"])
+        found["collectives"] = compiled_collectives(recipe)
     print(RESULT + json.dumps(found), flush=True)
 
 
