@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
@@ -125,13 +126,13 @@ class Placement:
 
     def _put(self, tree: Any, spec: PartitionSpec, *, own: bool) -> Any:
         if self.mesh is None:
-            return jax.tree.map(jax.numpy.asarray, tree)
+            return jax.tree.map(jnp.asarray, tree)
         sharding = NamedSharding(self.mesh, spec)
 
         def put(leaf: Any) -> jax.Array:
             if isinstance(leaf, jax.Array) and jax.process_count() == 1:
                 return jax.device_put(leaf, sharding)
-            if jax.dtypes.issubdtype(getattr(leaf, "dtype", None), jax.dtypes.prng_key):
+            if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 data = put(jax.random.key_data(leaf))
                 return jax.random.wrap_key_data(data, impl=jax.random.key_impl(leaf))
             value = np.asarray(leaf)
