@@ -42,9 +42,6 @@ def get_config(task: str = "sudoku"):
     config.learner.updates_per_batch = 1
     config.optimizer.update(lr=2e-3, warmup_steps=10, final_fraction=0.1, grad_clip=1.0)
     config.optimizer.weight_decay = 0.0
-    if task == "countdown":
-        config.policy.network.token_buckets = 256  # A token for each number.
-        config.eval.seeds = (0, 1, 2)
     if task == "arithmetic":
         # Hardly any answer of an untrained policy is right, so groups need a member that is.
         config.expert.update(count=1, policy="entropy_bounded:gamma=0.1", block_length=block)
@@ -55,4 +52,7 @@ def get_config(task: str = "sudoku"):
     config.eval.update(num_problems=2000, batch_size=64, block_lengths=(length, block))
     config.eval.update(trained=("distribution=bernoulli_argmax", "distribution=threshold"))
     config.eval.validation_problems = 500
+    if task == "countdown":
+        config.policy.network.token_buckets = 256  # A token for each number.
+        config.eval.update(shipped=(f"{task}-full-*",), seeds=(0, 1, 2))
     return config

@@ -13,7 +13,7 @@ task=$1 seed=$2 runs=${3:-runs}
 case $task in
     sudoku) block=4 alphas="3 10" ;;
     arithmetic) block=8 alphas="0.1 0.3 3" ;;
-    countdown) block=4 alphas="0.3 3" ;;
+    countdown) block="" alphas="0.3" ;;
     *) echo "TASK=$task is unknown; use sudoku, arithmetic or countdown" >&2; exit 1 ;;
 esac
 
@@ -41,4 +41,6 @@ if [ "$task" = arithmetic ]; then
         --config.expert.count=4 --config.expert.imitation=1 --config.expert.imitation_steps=45 \
         --config.learner.minibatches=8
 fi
-go_on "$task-semi-alpha1-seed$seed" --config.rollout.block_length="$block"
+if [ -n "$block" ]; then
+    go_on "$task-semi-alpha1-seed$seed" --config.rollout.block_length="$block"
+fi
