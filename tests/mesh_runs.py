@@ -53,7 +53,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "model.dtype": "float32",
         "rollout.gen_length": 16,
         "rollout.block_length": 16,
-        "rollout.policy": "random:tokens_per_step=4",
+        "rollout.policy": "threshold:threshold=0.2",
         "rollout.prompts_per_step": 4,
         "rollout.group_size": 4,
         "rollout.slots": 8,
