@@ -5,6 +5,8 @@ Run by tests that need more devices or processes than they have.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import json
 import pathlib
 import sys
@@ -18,6 +20,7 @@ from jax_unmask import config as defaults
 from jax_unmask import validation
 from jax_unmask.recipes import RECIPES
 from jax_unmask.runtime import collectives, distributed
+from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.progress import Timer
 
 RESULT = "result: "
@@ -126,10 +129,34 @@ def compiled_collectives(recipe: Any) -> dict[str, list[str]]:
     return found
 
 
+def carried_over(recipe: Any, restore: str | None, save: str) -> dict[str, str]:
+    """Digests of a state that is restored, or made, and then saved."""
+    state = recipe.init()
+    if restore is None:
+        # No seed gives this state, so what is restored comes from the file.
+        state = dataclasses.replace(state, params=jax.tree.map(lambda x: 3 * x, state.params))
+    else:
+        with Checkpoints(restore) as checkpoints:
+            found = checkpoints.restore(state.params, dataclasses.replace(state, params=None))
+        assert found is not None
+        wanted = [leaf.sharding for leaf in jax.tree.leaves(state.params)]
+        assert [leaf.sharding for leaf in jax.tree.leaves(found.params)] == wanted
+        state = dataclasses.replace(found.state, params=found.params)
+    with Checkpoints(save) as checkpoints:
+        rest = dataclasses.replace(state, params=None)
+        checkpoints.save(1, params=state.params, state=rest, data={})
+    return {
+        jax.tree_util.keystr(path): hashlib.sha256(np.asarray(leaf).tobytes()).hexdigest()
+        for path, leaf in jax.tree_util.tree_leaves_with_path((state.params, state.opt_state))
+    }
+
+
 def main(run: dict[str, Any]) -> None:
     distributed.initialize()
     recipe = make_recipe(run["recipe"], run["mesh"], **run["changes"])
-    found: dict[str, Any] = {"metrics": steps(recipe, run["steps"])}
+    found: dict[str, Any] = {"metrics": steps(recipe, run.get("steps", 0))}
+    if "save" in run:
+        found["digests"] = carried_over(recipe, run.get("restore"), run["save"])
     if run.get("collectives"):
         found["collectives"] = compiled_collectives(recipe)
     print(RESULT + json.dumps(found), flush=True)

@@ -121,3 +121,19 @@ def test_adapters(model, alone):
         steps=20,
     )
     check_equal(found["metrics"], alone("tracerl", 20, **changes))
+
+
+@pytest.mark.slow
+def test_checkpoints_of_other_topologies(model, tmp_path):
+    """Saved on 8 devices, restored on 4, on 1 and on 8 again: bit for bit the same."""
+    found, last = [], None
+    for number, (count, mesh) in enumerate(
+        [(8, [2, 2, 2]), (4, [1, 4, 1]), (1, [1] * 3), (8, [1, 4, 2])]
+    ):
+        directory = str(tmp_path / str(number))
+        settings = {"recipe": "tracerl", "mesh": mesh, "changes": {"model.path": str(model)}}
+        if last is not None:
+            settings["restore"] = last
+        found += run(count, save=directory, **settings)
+        last = directory
+    assert len({json.dumps(each["digests"]) for each in found}) == 1
