@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import contextlib
 import dataclasses
 import json
 import logging
@@ -84,6 +85,7 @@ class _Watched:
         self.process = process
         self._workdir = workdir
         self._began = self._moved = time.monotonic()
+        self._started = time.time()
         self.step_seconds = 0.0
         # A resumed run cuts off the lines behind its checkpoint; it trains once it writes on.
         self._lowest = self._last = self.step()
@@ -101,8 +103,14 @@ class _Watched:
         return self._last > self._lowest
 
     def half_written(self) -> list[pathlib.Path]:
-        """Checkpoints that are not committed."""
-        return list((self._workdir / DIRECTORY).glob("*.orbax-checkpoint-tmp*"))
+        """Checkpoints that this process began and has not committed."""
+        found = []
+        for path in (self._workdir / DIRECTORY).glob("*.orbax-checkpoint-tmp*"):
+            with contextlib.suppress(FileNotFoundError):  # Committed at this moment.
+                # Those of the process before lie there until this one is under way.
+                if path.stat().st_mtime > self._started:
+                    found.append(path)
+        return found
 
     def age(self) -> float:
         """Seconds since it was started."""
