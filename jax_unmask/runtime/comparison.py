@@ -6,6 +6,7 @@ import os
 import pathlib
 from typing import Any
 
+import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
@@ -79,7 +80,10 @@ def contents(workdir: str | os.PathLike[str]) -> dict[str, Any]:
     found["data"] = [path.read_bytes() for path in sorted(position)]
     with ocp.StandardCheckpointer() as reader:
         for item in ("params", "state"):
-            arrays = bits(reader.restore(directory / item))
+            # As NumPy arrays, because the devices that the run had need not be here.
+            shapes = reader.metadata(directory / item).item_metadata.tree
+            like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
+            arrays = bits(reader.restore(directory / item, like))
             found |= {f"{item}/{name}": value for name, value in arrays.items()}
     return found
 
