@@ -1,17 +1,16 @@
 """Says what a training run needs, without its weights: `python -m jax_unmask.plan --config=...`.
 
-Counts parameters and bytes from shapes alone, and traces the rollout and the update of the config
-at full size. With --compile they are compiled ahead of time as well, on the device at hand, which
-tells the memory of their temporaries. Nothing of the model's size is ever allocated.
+Counts parameters and bytes from shapes alone, and traces the programs of a step at full size, laid
+out on the mesh of the config. With --devices (v5e-16, h100x8, ...) that mesh is one of so many
+devices, which need not be there: CPUs stand in for them. With --compile the programs are compiled
+ahead of time as well, which tells the memory of their temporaries and the bytes that devices send
+each other. Nothing of the model's size is ever allocated.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import math
 import pathlib
-import time
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,107 +18,131 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import commands, denoisers, validation
-from jax_unmask.denoisers import families
+from jax_unmask.denoisers import families, sharding
 from jax_unmask.denoisers.pretrained import read_config
-from jax_unmask.denoisers.quantization import quantize_params
-from jax_unmask.learners.experts import with_experts
+from jax_unmask.planning import collectives, estimate
+from jax_unmask.planning.layout import Layout, bytes_per_device
+from jax_unmask.planning.programs import RECIPES, Program
 from jax_unmask.recipes.base import check_fits
-from jax_unmask.recipes.policy_grpo import Parts, build_parts
-from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
-from jax_unmask.runtime import compilation
+from jax_unmask.runtime import accelerators, compilation
+from jax_unmask.runtime import placement as placements
+from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.shipped import resolve_model
 
-
-@dataclasses.dataclass(frozen=True)
-class Program:
-    """One compiled program of a training step.
-
-    Attributes:
-        name: what it does.
-        lowered: the traced program (`jax.stages.Lowered`).
-        temporary_bytes: memory beside arguments and results while it runs; None unless compiled.
-        seconds_to_compile: wall time of compiling; None unless compiled.
-    """
-
-    name: str
-    lowered: Any
-    temporary_bytes: int | None = None
-    seconds_to_compile: float | None = None
+USABLE = 0.92
+"""Part of a device's memory that programs get; the runtime has the rest, and gaps."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one training step needs on its device.
+    """What one training step needs of each device.
 
     Attributes:
         config: the config planned for.
         denoiser: the denoiser.
-        denoiser_parameters: number of its parameters.
-        policy_parameters: number of trained parameters.
-        weights_bytes: size of the denoiser's parameters.
-        state_bytes: size of the training state: policy, optimiser, counters, keys.
-        records_bytes: size of what the rollouts of a step record for the learner; with experts
-            their rows count twice, by themselves and merged into the groups.
-        programs: the policy's rollout, the experts' (if any), and the update.
+        devices: how many devices.
+        device: what they are; None for those at hand.
+        denoiser_parameters: number of the denoiser's parameters.
+        trained_parameters: number of trained parameters.
+        lasting_bytes: what a device holds from step to step, by name.
+        records_bytes: what a device holds between the programs of a step; with experts their rows
+            count twice, by themselves and merged into the groups.
+        programs: the programs of a step.
+        work: its matrix products.
     """
 
     config: ConfigDict
     denoiser: denoisers.DenoiserConfig
+    devices: int
+    device: Accelerator | None
     denoiser_parameters: int
-    policy_parameters: int
-    weights_bytes: int
-    state_bytes: int
+    trained_parameters: int
+    lasting_bytes: dict[str, int]
     records_bytes: int
     programs: tuple[Program, ...]
+    work: estimate.Work
 
     @property
     def rows(self) -> int:
-        """Rows of the policy's rollout."""
+        """Rows of a step, those of experts apart."""
+        if "data" in self.config:
+            return self.config.data.batch_size
         return self.config.rollout.prompts_per_step * self.config.rollout.group_size
 
     @property
     def widened_bytes(self) -> int:
-        """Float32 copies of bfloat16 weights among the temporaries of a rollout.
+        """Float32 copies of bfloat16 weights among the temporaries of each program.
 
         XLA has no bfloat16 matrix products for CPUs, and converts all matrices before the loop over
         the steps; other devices make no such copies.
         """
-        is_narrow = jnp.dtype(self.denoiser.dtype).itemsize < 4
-        if jax.default_backend() != "cpu" or not is_narrow:
+        if not self._is_widened:
             return 0
-        table = 0 if self.denoiser.tie_embeddings else _table_size(self.denoiser)
-        return 4 * (self.denoiser_parameters - table)
+        table = 0
+        if not self.denoiser.tie_embeddings:
+            table = self.denoiser.vocab_size * self.denoiser.hidden_size
+        return 4 * (self.denoiser_parameters - table) // self.weight_parts
+
+    @property
+    def _is_widened(self) -> bool:
+        is_narrow = jnp.dtype(self.denoiser.param_dtype).itemsize < 4
+        return jax.default_backend() == "cpu" and is_narrow
+
+    @property
+    def weight_parts(self) -> int:
+        """Parts that the denoiser's matrices are cut into."""
+        mesh = placements.from_config(self.config).mesh
+        return 1 if mesh is None else mesh.shape["fsdp"] * mesh.shape["tensor"]
 
     @property
     def peak_bytes(self) -> int | None:
-        """Most memory that a step needs at one time; None unless compiled."""
+        """Most memory that a step needs on a device at one time; None unless compiled."""
         temporaries = [program.temporary_bytes for program in self.programs]
         if any(size is None for size in temporaries):
             return None
-        lasting = self.weights_bytes + self.state_bytes + self.records_bytes
+        lasting = sum(self.lasting_bytes.values()) + self.records_bytes
         return lasting + max(size for size in temporaries if size is not None)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether that fits the devices; None where that is not known."""
+        if self.device is None or self.peak_bytes is None:
+            return None
+        return self.peak_bytes - self.widened_bytes <= USABLE * self.device.memory_bytes
 
     def table(self) -> str:
         """The plan as text."""
+        return "\n".join([*self._what(), "", *self._memory(), "", *self._traffic(), *self._time()])
+
+    def _what(self) -> list[str]:
         config, denoiser = self.config, self.denoiser
-        canvas, device = config.rollout.gen_length, jax.devices()[0]
-        logits = 4 * self.rows * canvas * denoiser.vocab_size
-        lines = [
+        length = (config.data if "data" in config else config.rollout).gen_length
+        rows = f"step      {self.rows} rows of {config.task.prompt_length} + {length} tokens"
+        if "rollout" in config:
+            rows += f", blocks of {config.rollout.block_length}"
+        if "expert" in config:
+            rows += f", {config.expert.count} experts per group"
+        name = jax.devices()[0].device_kind if self.device is None else self.device.name
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self._mesh().items())
+        return [
             f"denoiser  {config.model.path}: {denoiser.num_layers} layers, width "
             f"{denoiser.hidden_size}, {denoiser.vocab_size:,} tokens, "
             f"{jnp.dtype(denoiser.param_dtype).name}",
             f"          {self.denoiser_parameters:,} parameters",
-            f"policy    {self.policy_parameters:,} parameters",
-            f"step      {self.rows} rows ({config.rollout.prompts_per_step} prompts x "
-            f"{config.rollout.group_size}) of {config.task.prompt_length} + {canvas} tokens, "
-            f"blocks of {config.rollout.block_length}, {config.expert.count} experts per group",
-            "",
-            f"memory on one device ({device.platform}: {device.device_kind})",
-            _line("denoiser weights", self.weights_bytes),
-            _line("policy and optimiser", self.state_bytes),
-            _line("records of the rollouts", self.records_bytes),
+            f"trained   {self.trained_parameters:,} parameters ({config.recipe})",
+            rows,
+            f"devices   {self.devices} x {name}: mesh {mesh}",
         ]
+
+    def _mesh(self) -> dict[str, int]:
+        mesh = placements.from_config(self.config).mesh
+        return dict(mesh.shape) if mesh is not None else {"data": 1, "fsdp": 1, "tensor": 1}
+
+    def _memory(self) -> list[str]:
+        lines = ["memory on each device"]
+        lines += [_line(name, size) for name, size in self.lasting_bytes.items()]
+        lines.append(_line("between rollout and update", self.records_bytes))
         for program in self.programs:
             if program.temporary_bytes is None:
                 continue
@@ -128,60 +151,91 @@ class Plan:
         if self.peak_bytes is None:
             names = ", ".join(program.name for program in self.programs)
             lines.append(f"  {names}: traced without error; --compile measures their temporaries")
-        else:
-            lines.append(_line("peak", self.peak_bytes))
-            if self.widened_bytes:
+            return lines
+        lines.append(_line("peak", self.peak_bytes))
+        if self.widened_bytes:
+            lines.append(_line("  of it float32 copies of weights, CPUs only", self.widened_bytes))
+        if self.device is not None:
+            needed = self.peak_bytes - self.widened_bytes
+            share = needed / self.device.memory_bytes
+            verdict = "fits" if self.fits else "DOES NOT FIT"
+            size = self.device.memory_bytes / accelerators.GB
+            lines.append(f"  {verdict}: {share:.0%} of the {size:.0f} GB of a {self.device.name}")
+        return lines
+
+    def _traffic(self) -> list[str]:
+        if self.devices == 1 or self.peak_bytes is None:
+            return []
+        lines = ["collectives, bytes on each device"]
+        for program in self.programs:
+            found = program.collectives or ()
+            what = "per forward" if "rollout" in program.name else "per chunk of states"
+            for name, looping in ((what, True), ("once", False)):
                 lines.append(
-                    _line("  of it float32 copies of weights, CPUs only", self.widened_bytes)
+                    _line(f"{program.name}, {name}", collectives.total(found, looping=looping))
                 )
-            per_row = ((self.programs[0].temporary_bytes or 0) - self.widened_bytes) / self.rows
-            lines.append(_line("temporaries of one row of the rollout", per_row))
-        lines.append(_line("for comparison: logits of all canvases", logits))
-        return "\n".join(lines)
+                wide = collectives.widened(found, looping=looping) // 2 if self._is_widened else 0
+                if wide:
+                    lines.append(_line("  of it float32 instead of bfloat16, CPUs only", wide))
+        return [*lines, ""]
+
+    def _time(self) -> list[str]:
+        if self.device is None:
+            return []
+        rollout, update = self.work.seconds(self.device, self.devices)
+        lines = [f"time of a step at {estimate.ASSUMED_UTILISATION:.0%} of the peak, an estimate"]
+        if self.work.nfe:
+            lines.append(f"  rollout, {self.work.nfe} forwards per row {_seconds(rollout):>24}")
+        if self.work.update:
+            lines.append(f"  update {_seconds(update):>48}")
+        return lines
 
 
-def plan(config: ConfigDict, *, compile_programs: bool = False) -> Plan:
-    """Plans a training step from shapes.
+def plan(
+    config: ConfigDict,
+    *,
+    compile_programs: bool = False,
+    device: Accelerator | None = None,
+    nfe: int | None = None,
+) -> Plan:
+    """Plans a training step from shapes, for a mesh over all devices that JAX shows.
 
     Args:
-        config: a full config of recipe policy_grpo, see `jax_unmask.config`.
-        compile_programs: compile rollout and update for the default device.
+        config: a full config, see `jax_unmask.config`.
+        compile_programs: compile the programs of a step for these devices.
+        device: what they stand for; None for themselves.
+        nfe: forwards that a row is assumed to need, for the estimate of time.
 
     Raises:
         ConfigError: the config makes no sense, or the shape of its model is not known.
         ValueError: the model's config.json is not supported.
     """
     validation.validate(config)
-    if config.recipe != "policy_grpo":
+    if config.recipe not in RECIPES:
+        known = ", ".join(RECIPES)
         raise ConfigError(
-            "recipe", config.recipe, "only policy_grpo can be planned", "Give such a config"
+            "recipe", config.recipe, "it cannot be planned", f"Give a config of {known}"
         )
     shape = denoiser_config(config)
-    check_fits(shape, config.task.prompt_length, config.rollout.gen_length)
-    parts = build_parts(config)
-    weights = denoisers.abstract_params(shape)
-    if config.model.quantization is not None:
-        weights = jax.eval_shape(
-            lambda params: quantize_params(params, config.model.quantization), weights
-        )
-    state = jax.eval_shape(
-        lambda key: parts.learner.init(
-            parts.policy.init_params(key, config.rollout.gen_length), key
-        ),
-        jax.random.key(0),
-    )
-    programs, records_bytes = _programs(config, denoisers.Denoiser(shape), weights, parts, state)
+    length = (config.data if "data" in config else config.rollout).gen_length
+    check_fits(shape, config.task.prompt_length, length)
+    placement = placements.from_config(config)
+    sharding.check_mesh(shape, placement.mesh)
+    blueprint = RECIPES[config.recipe](config, shape, Layout(placement))
+    programs = blueprint.programs
     if compile_programs:
-        programs = tuple(_compile(program) for program in programs)
+        programs = tuple(program.compiled() for program in programs)
     return Plan(
         config=config,
         denoiser=shape,
+        devices=jax.device_count(),
+        device=device,
         denoiser_parameters=denoisers.count_params(shape),
-        policy_parameters=_count(state.params["network"]),
-        weights_bytes=_bytes(weights),
-        state_bytes=_bytes(state),
-        records_bytes=records_bytes,
+        trained_parameters=sum(leaf.size for leaf in jax.tree.leaves(blueprint.trained)),
+        lasting_bytes={name: bytes_per_device(tree) for name, tree in blueprint.lasting.items()},
+        records_bytes=bytes_per_device(blueprint.passing),
         programs=programs,
+        work=estimate.work(config, shape, nfe),
     )
 
 
@@ -192,6 +246,13 @@ def denoiser_config(config: ConfigDict) -> denoisers.DenoiserConfig:
         ConfigError: it is neither a directory nor a known hub name.
     """
     path = config.model.path
+    if path is None:
+        raise ConfigError(
+            "model.path",
+            path,
+            "the shape of a model from scratch follows from its task's vocabulary",
+            "Give a model's directory, or a hub name",
+        )
     directory = pathlib.Path(resolve_model(path)).expanduser()
     if directory.is_dir():
         shape = read_config(directory)
@@ -209,84 +270,25 @@ def denoiser_config(config: ConfigDict) -> denoisers.DenoiserConfig:
     )
 
 
-def _programs(
-    config: ConfigDict, denoiser: denoisers.Denoiser, weights: Any, parts: Parts, state: Any
-) -> tuple[tuple[Program, ...], int]:
-    """The traced programs of a step, and the size of the records that pass between them."""
+def stand_in(text: str) -> Accelerator:
+    """Makes as many CPU devices as `--devices` asks for. To be called before JAX is used.
 
-    def roll_out(name: str, size: int, policy: Any, params: Any, settings: RolloutSettings) -> Any:
-        rows = config.rollout.prompts_per_step * size
-        tokens = jax.ShapeDtypeStruct((rows, config.task.prompt_length), jnp.int32)
-        mask = jax.ShapeDtypeStruct(tokens.shape, jnp.bool_)
-        prompts: Any = Prompts(tokens=tokens, mask=mask)  # type: ignore[arg-type]
-        keys = jax.eval_shape(lambda key: row_keys(key, rows), jax.random.key(0))
-        return Program(
-            name,
-            rollout.lower(denoiser, weights, policy, params, prompts, keys, settings),
-        )
-
-    group, experts = config.rollout.group_size, config.expert.count
-    programs = [roll_out("rollout", group, parts.policy, state.params, parts.settings)]
-    records = _records(programs[0])
-    size, is_expert = _bytes(records), None
-    if experts:
-        expert = roll_out(
-            "expert rollout", experts, parts.expert, parts.expert_params, parts.expert_settings
-        )
-        programs.append(expert)
-        merged, is_expert = jax.eval_shape(
-            lambda ours, theirs: with_experts(ours, theirs, group, experts),
-            records,
-            _records(expert),
-        )
-        size += _bytes(_records(expert)) + _bytes(merged)
-        records = merged
-    rows = records.active.shape[1]
-    advantages = jax.ShapeDtypeStruct((rows,), jnp.float32)
-    update = type(parts.learner).update
-    lowered = update.lower(parts.learner, state, records, advantages, is_expert)
-    programs.append(Program("update", lowered))
-    return tuple(programs), size
-
-
-def _records(program: Program) -> Any:
-    """Abstract records of a traced rollout."""
-    records = program.lowered.out_info.records
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), records)
-
-
-def _compile(program: Program) -> Program:
-    start = time.perf_counter()
-    memory = program.lowered.compile().memory_analysis()
-    return dataclasses.replace(
-        program,
-        temporary_bytes=memory.temp_size_in_bytes,
-        seconds_to_compile=time.perf_counter() - start,
-    )
-
-
-def _bytes(tree: Any) -> int:
-    """Size of abstract arrays."""
-
-    def size(leaf: Any) -> int:
-        if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
-            leaf = jax.eval_shape(jax.random.key_data, leaf)
-        return math.prod(leaf.shape) * leaf.dtype.itemsize
-
-    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
-
-
-def _table_size(denoiser: denoisers.DenoiserConfig) -> int:
-    return denoiser.vocab_size * denoiser.hidden_size
-
-
-def _count(tree: Any) -> int:
-    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(tree))
+    Raises:
+        ValueError: there is no such accelerator.
+    """
+    device, count = accelerators.parse(text)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+    return device
 
 
 def _line(name: str, size: float) -> str:
     unit, scale = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
     return f"  {name:<46}{size / scale:>9.2f} {unit}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
 
 
 def main(argv: list[str]) -> None:
@@ -295,12 +297,17 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
     commands.set_up_logging()
     compilation.enable_cache()
+    values = flags.FLAGS
     with commands.clear_errors():
-        print(plan(flags.FLAGS.config, compile_programs=flags.FLAGS.compile).table())
+        device = stand_in(values.devices) if values.devices else None
+        found = plan(values.config, compile_programs=values.compile, device=device, nfe=values.nfe)
+        print(found.table())
 
 
 if __name__ == "__main__":
     config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
-    flags.DEFINE_bool("compile", False, "Compile rollout and update, and measure temporaries.")
+    flags.DEFINE_string("devices", None, "What to plan for, such as v5e-16 or h100x8.")
+    flags.DEFINE_bool("compile", False, "Compile the programs of a step, and measure them.")
+    flags.DEFINE_integer("nfe", None, "Forwards per row for the estimate of time.", 1)
     flags.mark_flag_as_required("config")
     commands.run(main)

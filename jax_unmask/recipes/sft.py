@@ -30,6 +30,16 @@ from jax_unmask.tasks import data
 from jax_unmask.tasks.generated import ClosedVocabulary
 
 
+def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> SftLearner:
+    """What updates the denoiser."""
+    return SftLearner(
+        denoiser=denoiser,
+        optimizer=build_optimizer(config),
+        masking=Masking(**dict(config.masking)),
+        ema_decay=config.learner.ema_decay,
+    )
+
+
 class Sft:
     """Trains a denoiser from random weights, or goes on from given ones.
 
@@ -62,12 +72,7 @@ class Sft:
         self._learner = self._build_learner()
 
     def _build_learner(self) -> Any:
-        return SftLearner(
-            denoiser=self._denoiser,
-            optimizer=build_optimizer(self._config),
-            masking=Masking(**dict(self._config.masking)),
-            ema_decay=self._config.learner.ema_decay,
-        )
+        return build_learner(self._config, self._denoiser)
 
     def _from_scratch(
         self, directory: pathlib.Path

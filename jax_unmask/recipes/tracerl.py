@@ -125,6 +125,38 @@ def build_learner(
     )
 
 
+def build_settings(
+    config: ConfigDict,
+    denoiser: denoisers.DenoiserConfig,
+    end_ids: tuple[int, ...],
+    slot_groups: int = 1,
+) -> RolloutSettings:
+    """The rollouts of a validated config.
+
+    Args:
+        config: the config.
+        denoiser: the denoiser.
+        end_ids: tokens that end a text.
+        slot_groups: parts that the mesh cuts a batch into.
+
+    Raises:
+        ConfigError: the cache does not fit the denoiser.
+    """
+    return RolloutSettings(
+        gen_length=config.rollout.gen_length,
+        block_length=config.rollout.block_length,
+        temperature=config.rollout.temperature,
+        vocab_chunk=config.rollout.vocab_chunk,
+        slots=config.rollout.slots or None,
+        slot_groups=slot_groups,
+        sampling=denoisers.families.sampling(
+            denoiser.family, config.rollout.top_k, config.rollout.top_p
+        ),
+        stop_ids=end_ids if config.rollout.stop_at_end else (),
+        cache=build_cache(config.rollout.cache, "rollout.cache", denoiser),
+    )
+
+
 class TraceRl:
     """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949).
 
@@ -151,18 +183,8 @@ class TraceRl:
             self._bundle.denoiser.config, config.task.prompt_length, config.rollout.gen_length
         )
         self._ends = self._bundle.tokenizer.stop_ids
-        self._settings = RolloutSettings(
-            gen_length=config.rollout.gen_length,
-            block_length=config.rollout.block_length,
-            temperature=config.rollout.temperature,
-            vocab_chunk=config.rollout.vocab_chunk,
-            slots=config.rollout.slots or None,
-            slot_groups=self._placement.parts,
-            sampling=denoisers.families.sampling(
-                self._bundle.denoiser.config.family, config.rollout.top_k, config.rollout.top_p
-            ),
-            stop_ids=self._ends if config.rollout.stop_at_end else (),
-            cache=build_cache(config.rollout.cache, "rollout.cache", self._bundle.denoiser.config),
+        self._settings = build_settings(
+            config, self._bundle.denoiser.config, self._ends, self._placement.parts
         )
         self._learner = build_learner(config, self._bundle.denoiser, self._ends)
         if self._lora:

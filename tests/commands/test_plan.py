@@ -29,10 +29,11 @@ def published(request):
 class TestLLaDA8B:
     def test_counts(self, published):
         assert published.denoiser_parameters == 8_015_581_184
-        assert published.policy_parameters == 331_265
-        assert published.weights_bytes == 2 * 8_015_581_184
+        assert published.trained_parameters == 331_265
+        assert published.lasting_bytes["denoiser"] == 2 * 8_015_581_184
         # Weights and two moments in float32, and a few counters.
-        assert 0 < published.state_bytes - 3 * 4 * 331_265 < 100
+        state = published.lasting_bytes["policy and optimiser"]
+        assert 0 < state - 3 * 4 * 331_265 < 100
         assert published.rows == 128
 
     def test_step_is_traced_at_full_size(self, published):
@@ -71,7 +72,7 @@ class TestLLaDA8B:
     def test_table(self, published):
         table = published.table()
         assert "8,015,581,184 parameters" in table
-        assert re.search(r"denoiser weights +16\.03 GB", table)
+        assert re.search(r"denoiser +16\.03 GB", table)
         assert "temporaries of rollout" in table
 
 
@@ -92,7 +93,7 @@ def test_compiled_programs_tell_their_memory(tiny_plan):
         "update",
     ]
     assert all(program.temporary_bytes > 0 for program in tiny_plan.programs)
-    lasting = tiny_plan.weights_bytes + tiny_plan.state_bytes + tiny_plan.records_bytes
+    lasting = sum(tiny_plan.lasting_bytes.values()) + tiny_plan.records_bytes
     most = max(program.temporary_bytes for program in tiny_plan.programs)
     assert tiny_plan.peak_bytes == lasting + most
     table = tiny_plan.table()
@@ -107,6 +108,17 @@ def test_without_compiling_it_traces_the_programs(tiny_config):
     assert "rollout, update: traced without error" in traced.table()
 
 
+def test_traces_the_other_recipes(tiny_config, tiny_model_dir):
+    traced = plan(tiny_config("tracerl"))
+    assert [program.name for program in traced.programs] == ["rollout", "update"]
+    # Parameters, two moments of each, and the same of the value model.
+    weights = traced.lasting_bytes["denoiser as loaded"]
+    assert 5 * weights < traced.lasting_bytes["trained parameters and optimiser"] < 6.5 * weights
+    traced = plan(tiny_config("sft", model__path=str(tiny_model_dir)))
+    assert [program.name for program in traced.programs] == ["update"]
+    assert traced.trained_parameters == traced.denoiser_parameters
+
+
 def test_reads_the_shape_of_a_model_at_hand(tiny_config):
     shape = denoiser_config(tiny_config(model__dtype="bfloat16"))
     assert (shape.hidden_size, shape.vocab_size) == (16, 9)
@@ -117,7 +129,9 @@ def test_reads_the_shape_of_a_model_at_hand(tiny_config):
 def test_says_what_it_cannot_plan(tiny_config):
     with pytest.raises(ConfigError, match=r"its shape is not known here.*GSAI-ML/LLaDA-8B-Instr"):
         plan(tiny_config(model__path="GSAI-ML/LLaDA-9B"))
-    with pytest.raises(ConfigError, match="only policy_grpo can be planned"):
+    with pytest.raises(ConfigError, match=r"cannot be planned.*policy_grpo, tracerl, sft"):
+        plan(tiny_config("state_sft"))
+    with pytest.raises(ConfigError, match="follows from its task's vocabulary"):
         plan(tiny_config("sft"))
     with pytest.raises(ConfigError, match="more than the 64 that the denoiser was made for"):
         plan(tiny_config(task__prompt_length=60))

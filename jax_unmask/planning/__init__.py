@@ -1,0 +1,1 @@
+"""What a training run needs of its devices, from shapes alone."""

@@ -1,0 +1,66 @@
+"""Plans for devices that are not there, in a process of their own."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+PROGRAM = """
+import json, runpy, sys
+from jax_unmask.plan import plan, stand_in
+device = stand_in("v5e-4")
+found = []
+for name, sizes in (("quickstart", (2, 2, 1)), ("quickstart", (1, 4, 1)), ("tiny_sft", (1, 4, 1))):
+    config = runpy.run_path(f"{sys.argv[1]}/configs/{name}.py")["get_config"]()
+    config.mesh.update(dict(zip(("data", "fsdp", "tensor"), sizes)))
+    if name == "tiny_sft":
+        config.model.path = "sudoku"
+    planned = plan(config, compile_programs=len(found) == 0, device=device)
+    found.append({
+        "lasting": list(planned.lasting_bytes.values()),
+        "parameters": planned.denoiser_parameters,
+        "fits": planned.fits,
+        "table": planned.table(),
+        "collectives": [len(p.collectives or ()) for p in planned.programs],
+    })
+print(json.dumps(found))
+"""
+
+
+@pytest.fixture(scope="module")
+def planned():
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, str(ROOT)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=560,
+    )
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def test_a_device_holds_its_part(planned):
+    by_rows, by_weights, sft = planned
+    # Norms alone are whole everywhere.
+    for found, parts in ((by_rows, 2), (by_weights, 4), (sft, 4)):
+        assert found["lasting"][0] == pytest.approx(4 * found["parameters"] / parts, rel=0.02)
+    # The policy is everywhere.
+    assert by_rows["lasting"][1] == by_weights["lasting"][1]
+    # What SFT trains is the denoiser: it, and two moments, beside the loaded one.
+    assert sft["lasting"][1] >= 2.9 * sft["lasting"][0]
+
+
+def test_compiled_programs_tell_what_devices_send(planned):
+    compiled = planned[0]
+    assert compiled["fits"] is True
+    assert all(count > 0 for count in compiled["collectives"])
+    assert "devices   4 x v5e: mesh data 2 x fsdp 2 x tensor 1" in compiled["table"]
+    assert "rollout, per forward" in compiled["table"]
+    assert "rollout, 8 forwards per row" in compiled["table"]
+    assert planned[1]["fits"] is None
