@@ -20,13 +20,14 @@ from ml_collections import ConfigDict, config_flags
 from jax_unmask import commands, denoisers, validation
 from jax_unmask.denoisers import families, sharding
 from jax_unmask.denoisers.pretrained import read_config
-from jax_unmask.planning import collectives, estimate
+from jax_unmask.planning import estimate
 from jax_unmask.planning.layout import Layout, bytes_per_device
 from jax_unmask.planning.programs import RECIPES, Program
 from jax_unmask.recipes.base import check_fits
 from jax_unmask.runtime import accelerators, compilation
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.accelerators import Accelerator
+from jax_unmask.runtime.collectives import Collective, bytes_per_round
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.shipped import resolve_model
 
@@ -169,14 +170,14 @@ class Plan:
         lines = ["collectives, bytes on each device"]
         for program in self.programs:
             found = program.collectives or ()
+            # On CPUs what is gathered of bfloat16 weights is gathered in float32.
+            wide = [each for each in found if self._is_widened and _is_gathered_wide(each)]
             what = "per forward" if "rollout" in program.name else "per chunk of states"
-            for name, looping in ((what, True), ("once", False)):
-                lines.append(
-                    _line(f"{program.name}, {name}", collectives.total(found, looping=looping))
-                )
-                wide = collectives.widened(found, looping=looping) // 2 if self._is_widened else 0
-                if wide:
-                    lines.append(_line("  of it float32 instead of bfloat16, CPUs only", wide))
+            for index, name in enumerate(("once", what)):
+                size, double = bytes_per_round(found)[index], bytes_per_round(wide)[index]
+                lines.append(_line(f"{program.name}, {name}", size))
+                if double:
+                    lines.append(_line("  of it float32 for bfloat16, CPUs only", double // 2))
         return [*lines, ""]
 
     def _time(self) -> list[str]:
@@ -280,6 +281,10 @@ def stand_in(text: str) -> Accelerator:
     jax.config.update("jax_platforms", "cpu")
     jax.config.update("jax_num_cpu_devices", count)
     return device
+
+
+def _is_gathered_wide(each: Collective) -> bool:
+    return each.kind == "all-gather" and all(array.startswith("f32") for array in each.arrays)
 
 
 def _line(name: str, size: float) -> str:

@@ -21,6 +21,7 @@ _CALLED = re.compile(r"(body|condition|to_apply|calls|\w+_computation)=%?([\w.\-
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(\{\{.*?\}\}|\[[0-9,]+\]<=|mesh\[.*?\] \{.*?\})")
 _AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")
+_ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _NAME = re.compile(r'op_name="([^"]*)"')
 
 
@@ -35,6 +36,10 @@ class Collective:
         group: devices that take part in one exchange.
         loops: loops that it is inside of; 0 for once per call of the program.
         name: where in the source it comes from, as far as the compiler knows.
+        open_loops: those of the loops whose number of rounds is not known before, such as that
+            over the steps of a rollout.
+        times: how often the others, such as that over the layers, let it run: in the whole program,
+            or in one round of the innermost open loop.
     """
 
     loops: int
@@ -43,6 +48,8 @@ class Collective:
     bytes: int
     group: int
     name: str = dataclasses.field(default="", compare=False)
+    open_loops: int = dataclasses.field(default=0, compare=False)
+    times: int = dataclasses.field(default=1, compare=False)
 
     def __str__(self) -> str:
         depth = f" in {self.loops} loops" if self.loops else ""
@@ -62,16 +69,23 @@ def collectives(text: str) -> list[Collective]:
     computations, entry = _computations(text)
     found: list[Collective] = []
 
-    def walk(name: str, loops: int) -> None:
+    def walk(name: str, loops: int, open_loops: int, times: int) -> None:
         for line in computations.get(name, ()):
-            found.extend(_read(line, loops))
+            for each in _read(line, loops):
+                found.append(dataclasses.replace(each, open_loops=open_loops, times=times))
+            rounds = _ROUNDS.search(line)
             for role, called in _CALLED.findall(line):
-                walk(called, loops + (role in ("body", "condition")))
+                if role not in ("body", "condition"):
+                    walk(called, loops, open_loops, times)
+                elif rounds:
+                    walk(called, loops + 1, open_loops, times * int(rounds[1]))
+                else:
+                    walk(called, loops + 1, open_loops + 1, 1)
             for branches in _BRANCHES.findall(line):
                 for called in branches.split(","):
-                    walk(called.strip().lstrip("%"), loops)
+                    walk(called.strip().lstrip("%"), loops, open_loops, times)
 
-    walk(entry, 0)
+    walk(entry, 0, 0, 1)
     return sorted(found)
 
 
@@ -81,6 +95,17 @@ def bytes_per_call(found: Iterable[Collective]) -> dict[int, int]:
     for each in found:
         total[each.loops] = total.get(each.loops, 0) + each.bytes
     return dict(sorted(total.items()))
+
+
+def bytes_per_round(found: Iterable[Collective]) -> tuple[int, int]:
+    """Bytes that a device receives once per call, and in one round of each open loop."""
+    once = looping = 0
+    for each in found:
+        if each.open_loops:
+            looping += each.bytes * each.times
+        else:
+            once += each.bytes * each.times
+    return once, looping
 
 
 def table(found: Iterable[Collective]) -> str:
