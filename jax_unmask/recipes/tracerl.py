@@ -271,6 +271,7 @@ class TraceRl:
             "response_length": np.mean(rolled["length"]),
             "tokens_per_step": np.sum(rolled["length"]) / np.sum(rolled["nfe"]),
             "without_end": np.mean(rolled["length"] == filled.shape[1]),
+            "useful_forwards": np.mean(rolled["useful"]),
             "unfinished": np.mean(~filled.all(axis=1)),
             "prompts_over_budget": np.mean(rolled["over_budget"]),
             "groups_kept": chosen.kept.sum() / wanted,
@@ -306,7 +307,8 @@ class TraceRl:
 
         Returns:
             Per row `example`, `prompt`, `prompt_mask`, `tokens`, `step_map`, `nfe`, `length`
-            (filled tokens before the first end, and that end), `correct` and `reward`; per prompt
+            (filled tokens before the first end, and that end), `correct`, `reward` and `useful`
+            (part of the executed forwards that rows needed, the same for all of them); per prompt
             `over_budget` and `kept`. Of all processes, but for `example`.
         """
         config, bundle, placement = self._config, self._bundle, self._placement
@@ -329,6 +331,7 @@ class TraceRl:
             tokens, step_map, nfe = placement.fetch(
                 (trajectory.tokens, trajectory.step_map, trajectory.nfe)
             )
+            useful = float(trajectory.useful_forward_fraction)
         with timer.measure("reward"):
             responses = bundle.tokenizer.decode_batch(tokens)
             repeated = [example for example in batch.examples for _ in range(self._group)]
@@ -359,6 +362,7 @@ class TraceRl:
                 "reward": reward,
                 "over_budget": over_budget,
                 "kept": kept,
+                "useful": np.full(count, useful, np.float32),
             }
         )
         if self._process is not None:  # In one process; problems are no arrays.

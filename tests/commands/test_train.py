@@ -315,6 +315,7 @@ class TestTraceRuns:
             assert 1 <= line["nfe"] <= 16
             assert line["accuracy"] == 0
             assert 0 < line["tokens_per_step"] <= 16
+            assert 0 < line["useful_forwards"] <= 1
         return found
 
     def test_fills_the_batch_from_further_rounds(self, tiny_config, tmp_path):
