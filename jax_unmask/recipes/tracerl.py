@@ -133,12 +133,6 @@ def build_settings(
 ) -> RolloutSettings:
     """The rollouts of a validated config.
 
-    Args:
-        config: the config.
-        denoiser: the denoiser.
-        end_ids: tokens that end a text.
-        slot_groups: parts that the mesh cuts a batch into.
-
     Raises:
         ConfigError: the cache does not fit the denoiser.
     """
