@@ -275,12 +275,10 @@ class TraceRl:
         }
 
     def flops(self, metrics: Mapping[str, float]) -> float:
-        config = self._config
+        config, denoiser = self._config, self._bundle.denoiser.config
         rows = metrics["rounds"] * config.rollout.prompts_per_step * self._group
-        # With a value model, of the same size if not of the same family, each state counts twice.
-        models = 2 if config.value.enabled else 1
+        models = 2 if config.value.enabled else 1  # A value model is as large.
         trained = 3 * models * config.learner.passes * metrics["states"]
-        denoiser = self._bundle.denoiser.config
         scored = scored_positions(self._policy, self._settings)
         forwards = rows * metrics["nfe"] * row_flops(config, denoiser, scored)
         return forwards + trained * row_flops(config, denoiser)
