@@ -14,6 +14,7 @@ import time
 
 import jax
 from absl import app, flags
+from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import commands, curriculum, validation
@@ -87,6 +88,9 @@ def _run(
         state = dataclasses.replace(restored.state, params=restored.params)
         data.set_state(restored.data)
         logger.info("Continuing %s at step %d of %d.", workdir, done, total)
+    if jax.process_count() > 1:
+        # Who was slow to load is waited for here: collectives of programs have less patience.
+        multihost_utils.sync_global_devices("training begins")
     sinks: tuple[WeightsAndBiases, ...] = ()
     if config.log.wandb:
         sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=config.to_dict()),)

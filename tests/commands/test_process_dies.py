@@ -58,7 +58,7 @@ def experiment(tmp_path_factory, write_experiment):
         "sft",
         train__steps=200,
         checkpoint__every=5,
-        mesh__fsdp=2,
+        mesh__fsdp=4,
     )
 
 
