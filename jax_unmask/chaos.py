@@ -204,7 +204,7 @@ class Killer:
         until = None
         for step in watched.alive():
             if moment == "start":
-                if watched.age() >= share * self._starting_seconds:
+                if watched.trains() or watched.age() >= share * self._starting_seconds:
                     return True
                 continue
             if not watched.trains():

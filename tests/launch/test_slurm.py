@@ -94,7 +94,7 @@ def run(fakes, tmp_path, srun: str):
 @pytest.mark.parametrize("status", [0, 3])
 def test_ends_with_the_status_of_training(fakes, tmp_path, status):
     process = run(fakes, tmp_path, f'[[ $5 == "--config=a b" ]] && exit {status}; exit 99')
-    process.communicate(timeout=60)
+    process.communicate(timeout=300)
     assert process.returncode == status
     assert fakes.calls(tmp_path / "bin") == [
         "srun --kill-on-bad-exit=1 /venv/bin/python -m jax_unmask.train --config=a b "
@@ -116,7 +116,7 @@ def test_sigterm_lets_training_save_and_queues_the_job_again(fakes, tmp_path, st
         assert time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGTERM)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=300)
     assert saved.exists(), "it did not wait for training to save"
     assert process.returncode == status
     assert fakes.calls(tmp_path / "bin")[-1] == "scontrol requeue 17"
@@ -125,6 +125,6 @@ def test_sigterm_lets_training_save_and_queues_the_job_again(fakes, tmp_path, st
 
 def test_without_arguments_it_explains_itself(fakes, tmp_path):
     process = fakes.start("slurm.sh", path=tmp_path, environment={})
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate(timeout=300)
     assert process.returncode == 2
     assert "usage: sbatch" in errors

@@ -18,7 +18,7 @@ def wait_for(condition) -> None:
 
 
 def start(workdir, process, count=2, **options):
-    return Heartbeat(workdir, 0.4, process=process, count=count, interval=0.05, **options)
+    return Heartbeat(workdir, 0.8, process=process, count=count, interval=0.2, **options)
 
 
 def test_names_the_process_that_the_others_wait_for(tmp_path, caplog):
