@@ -24,14 +24,18 @@ def record(
     settings: RolloutSettings,
     watch: Watcher | None = None,
 ) -> tuple[Trajectory, Float[Array, "T B L"] | None]:
-    """Rolls out with records of the whole canvas; arguments as `rollout.rollout`.
+    """Rolls out as `rollout.rollout` with the same arguments does, with records.
+
+    At temperature 0 they hold what the denoiser says of the whole canvas, otherwise of what the
+    policy reads.
 
     Returns:
         (the trajectory, the policy's probability of filling each position at each step), as NumPy
         arrays; no probabilities for policies that have none.
     """
     settings = dataclasses.replace(settings, record=True)
-    watched = Observing(policy, Needs(canvas=True))
+    # Which tokens are drawn depends on which positions are scored: those that the policy reads.
+    watched = policy if settings.temperature > 0 else Observing(policy, Needs(canvas=True))
     trajectory = rollout(
         denoiser, denoiser_params, watched, policy_params, prompts, keys, settings, watch
     )
