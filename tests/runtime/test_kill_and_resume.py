@@ -85,8 +85,8 @@ def test_ended_at_random_moments(tmp_path, finished_run, undisturbed):
         ("step", "SIGTERM"),
         ("save", "SIGKILL"),
     ]
-    assert 0 <= kills[0].step <= kills[1].step <= kills[2].step < STEPS
-    assert kills[1].step > 0
+    # The first comes before or as training begins.
+    assert kills[0].step < kills[1].step < kills[2].step < STEPS
     text = chaos.summary(kills, different, tmp_path)
     assert text.startswith("kills       3: ")
     assert text.endswith("identical")
