@@ -1,4 +1,4 @@
-"""A small denoiser with block attention, as SDAR's, for worked arithmetic in blocks of 8.
+"""A small denoiser with block attention, as SDAR's, for worked arithmetic in blocks of 4.
 
     python -m jax_unmask.train --config=configs/tiny_block_sft.py --workdir=runs/block_arithmetic
 
@@ -12,7 +12,8 @@ from jax_unmask.shipped import shipped_lengths
 
 
 def get_config():
-    prompt_length, length, block = shipped_lengths("arithmetic")
+    prompt_length, length, _ = shipped_lengths("arithmetic")
+    block = 4
     config = defaults.state_sft()
     config.task.update(name="arithmetic", prompt_length=prompt_length)
     config.data.update(gen_length=length, batch_size=64)

@@ -49,10 +49,12 @@ def get_config(task: str = "sudoku"):
     config.checkpoint.every = 10
     config.eval.policies = HEURISTICS
     config.eval.shipped = (f"{task}-full-*", f"{task}-semi-*@{block}")
-    config.eval.update(num_problems=2000, batch_size=64, block_lengths=(length, block))
+    config.eval.update(
+        num_problems=2000, batch_size=64, block_lengths=(length, block), seeds=(0, 1, 2)
+    )
     config.eval.update(trained=("distribution=bernoulli_argmax", "distribution=threshold"))
     config.eval.validation_problems = 500
     if task == "countdown":
         config.policy.network.token_buckets = 256  # A token for each number.
-        config.eval.update(shipped=(f"{task}-full-*",), seeds=(0, 1, 2))
+        config.eval.shipped = (f"{task}-full-*",)
     return config

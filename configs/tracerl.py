@@ -6,7 +6,7 @@ differ in how much they write, and tokens that are drawn in one step disagree ab
 
     python -m jax_unmask.train --config=configs/tracerl.py --workdir=runs/tracerl
 
-With block attention the start is an early training state, in blocks of 8:
+With block attention the start is an early training state, in blocks of 4:
 
     python -m jax_unmask.train --config=configs/tiny_block_sft.py --workdir=runs/block_arithmetic
     python -m jax_unmask.train --config=configs/tracerl.py:block --workdir=runs/tracerl_block
@@ -24,9 +24,8 @@ from jax_unmask.shipped import shipped_lengths
 def get_config(attention: str = "full"):
     if attention not in ("full", "block"):
         raise ValueError(f"tracerl.py:{attention} is unknown; use :full or :block")
-    prompt_length, length, block = shipped_lengths("arithmetic")
-    if attention == "full":
-        block = length
+    prompt_length, length, _ = shipped_lengths("arithmetic")
+    block = length if attention == "full" else 4
     config = defaults.tracerl()
     config.task.update(name="arithmetic", prompt_length=prompt_length, truncate_prompts=False)
     config.model.path = "arithmetic" if attention == "full" else "runs/block_arithmetic/model"
