@@ -48,8 +48,9 @@ class Result:
         training_seed: seed of the training run, None where it does not apply or was averaged over.
         training_seeds: number of training runs that were averaged.
         sampling_seeds: number of rows that were averaged.
-        seconds_per_sequence: mean wall time.
-        tokens_per_second: mean throughput.
+        seconds_per_sequence: wall time, the least of the sampling seeds: they do the same work, and
+            other programs on the machine only add to it.
+        tokens_per_second: throughput, the largest likewise.
         still_masked: mean fraction of canvas positions that were never filled.
         cache: cache of the rollouts, "none" for none.
         cost: mean cost of a sequence's forwards, in forwards over the whole sequence.
@@ -144,8 +145,8 @@ def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result
         training_seed=first.get("training_seed"),
         training_seeds=1,
         sampling_seeds=len(rows),
-        seconds_per_sequence=mean("seconds_per_sequence"),
-        tokens_per_second=mean("tokens_per_second"),
+        seconds_per_sequence=min(row["seconds_per_sequence"] for row in rows),
+        tokens_per_second=max(row["tokens_per_second"] for row in rows),
         still_masked=mean("still_masked"),
         cache=_cache(first),
         cost=mean("cost_mean") if "cost_mean" in first else point.nfe,

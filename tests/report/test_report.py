@@ -56,6 +56,14 @@ def test_sampling_seeds_cluster_by_problem():
     assert found.point.accuracy_se == pytest.approx(frontier.standard_error(per_problem))
 
 
+def test_other_programs_on_the_machine_do_not_slow_a_method_down():
+    rows = [row("heuristic", "random", [1, 0], 4, seed=seed) for seed in range(3)]
+    rows[1] |= {"seconds_per_sequence": 0.04, "tokens_per_second": 25.0}
+    (found,) = collect(*rows)
+    assert found.seconds_per_sequence == pytest.approx(0.01)
+    assert found.tokens_per_second == pytest.approx(100.0)
+
+
 def test_refuses_rows_of_different_size():
     other = {**HEURISTICS[0], "n": 9}
     with pytest.raises(ValueError, match="differ in their number of problems"):
