@@ -4,7 +4,7 @@
 
 Trained from random weights in the states of block-wise sampling, all blocks of a response at once.
 With fewer steps than the shipped models have it solves its task in part: `configs/tracerl.py:block`
-goes on from there.
+and `configs/tiny_block_scaling.py`, from blocks of 4 to blocks of 8, go on from there.
 """
 
 from jax_unmask import config as defaults

@@ -35,7 +35,9 @@ def get_config(attention: str = "full"):
     config.rollout.update(prompts_per_step=32, group_size=8, slots=64)
     config.filter.update(low=0.05, high=0.95, rounds=1)
     # The canvas ends in padding, whose first token is the end of the text.
-    config.learner.update(shrink=2, num_pads=1, minibatches=1, chunk_size=64)
+    config.learner.update(num_pads=1, minibatches=1, chunk_size=64)
+    # A response has three to five steps, a block of four has two.
+    config.learner.shrink = 2 if attention == "full" else 1
     config.value.lr = 5e-4
     config.optimizer.update(lr=1e-4, schedule="cosine", final_fraction=0.1, b2=0.99)
     config.train.steps = 60

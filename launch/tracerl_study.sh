@@ -1,32 +1,76 @@
 #!/usr/bin/env bash
-# Trains what docs/experiments/tracerl compares, one run after another, four minutes each on two CPU
-# cores: TraceRL, random masking and coupled masks at the same number of states per response; other
-# shrinkages; a value model beside.
+# Trains what docs/experiments/tracerl compares, one run after another, three to five minutes each on
+# two CPU cores:
 #
-#   launch/tracerl_study.sh [ATTENTION] [RUNS_DIR]     ATTENTION is full (default) or block
+#   launch/tracerl_study.sh full [RUNS_DIR]      TraceRL, random masking and coupled masks at the same
+#                                                number of states per response; other shrinkages; a
+#                                                value model beside
+#   launch/tracerl_study.sh block [RUNS_DIR]     the same methods with block attention
+#   launch/tracerl_study.sh scaling [RUNS_DIR]   from blocks of 4 to blocks of 8, in two stages
+#   launch/tracerl_study.sh sft [RUNS_DIR]       supervised training in the states of the denoiser's
+#                                                own traces, of block-wise decoding, and of random
+#                                                masks, with full and with block attention
 #
-# Runs land in RUNS_DIR/tracerl-ATTENTION/NAME-SEED. A script that was killed goes on where it
-# stopped. With block attention, train the start first: see configs/tracerl.py.
+# Runs land in RUNS_DIR/tracerl-STUDY/NAME-SEED. What they start from is trained first unless it is
+# there. A script that was killed goes on where it stopped. SEEDS="0 1 2" says which seeds.
 set -euo pipefail
 
-attention=${1:-full} runs=${2:-runs}
-case $attention in
+study=${1:-full} runs=${2:-runs} seeds=${SEEDS:-0 1 2}
+start=
+case $study in
     full) variants="trace random coupled shrink1 shrink4 shrink16 value" ;;
-    block) variants="trace random coupled" ;;
-    *) echo "ATTENTION=$attention is unknown; use full or block" >&2; exit 1 ;;
+    block) variants="trace random coupled value" ;;
+    scaling) variants="4to8" ;;
+    sft) variants="full-trace full-semi_ar full-random4 full-random1
+                   block-trace block-block2 block-block1" ;;
+    *) echo "STUDY=$study is unknown; use full, block, scaling or sft" >&2; exit 1 ;;
 esac
 
+train() { # CONFIG WORKDIR, then settings
+    local config=$1 workdir=$2
+    shift 2
+    python -m jax_unmask.train --config="configs/$config" --workdir="$workdir" "$@"
+}
+begin() { # CONFIG NAME, then settings: trains $start unless it is there
+    local config=$1
+    start=$runs/$2/model
+    [ -e "$start" ] || train "$config" "$runs/$2" "${@:3}"
+}
+
 for variant in $variants; do
-    case $variant in
-        trace) settings=() ;;
+    kind=${variant%%-*}
+    case $study-$kind in
+        full-*) config=tracerl.py:full start=arithmetic ;;
+        scaling-*) begin tiny_block_sft.py block_arithmetic ;;
+        sft-full)
+            config=tiny_state_sft.py:full
+            begin tiny_sft.py:arithmetic early_arithmetic --config.train.steps=3000
+            ;;
+        *)
+            config=$([ "$study" = sft ] && echo tiny_state_sft.py:block || echo tracerl.py:block)
+            begin tiny_block_sft.py block_arithmetic
+            ;;
+    esac
+    case ${variant#*-} in
         random) settings=(--config.learner.surrogate=random_masking --config.learner.draws=2) ;;
         coupled) settings=(--config.learner.surrogate=coupled --config.learner.draws=1) ;;
         shrink*) settings=(--config.learner.shrink="${variant#shrink}") ;;
         value) settings=(--config.value.enabled=True) ;;
+        semi_ar) settings=(--config.learner.method=semi_ar) ;;
+        random? | block?) # States per response.
+            method=${variant#*-}
+            draws=${method: -1}
+            settings=(--config.learner.method="${method%?}" --config.learner.draws="$draws")
+            ;;
+        *) settings=() ;;
     esac
-    for seed in 0 1 2; do
-        python -m jax_unmask.train --config="configs/tracerl.py:$attention" \
-            --workdir="$runs/tracerl-$attention/$variant-$seed" --config.seed="$seed" \
-            "${settings[@]}"
+    for seed in $seeds; do
+        workdir=$runs/tracerl-$study/$variant-$seed
+        if [ "$study" = scaling ]; then
+            train "tiny_block_scaling.py:$seed,$start" "$workdir"
+        else
+            train "$config" "$workdir" --config.model.path="$start" --config.seed="$seed" \
+                "${settings[@]}"
+        fi
     done
 done

@@ -59,6 +59,14 @@ class AttentionBlocks:
         return blocks - blocks[:, :1]
 
 
+def in_blocks(denoiser: Any, blocks: AttentionBlocks | None) -> Any:
+    """The denoiser as training in these blocks leaves it: what is saved names their length."""
+    if blocks is None:
+        return denoiser
+    config = dataclasses.replace(denoiser.config, attention_block=blocks.length)
+    return denoiser.clone(config=config)
+
+
 def canvas_hidden(
     denoiser: Any,
     params: Params,

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import pathlib
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, policies
 from jax_unmask.learners.state import TrainState
@@ -20,7 +22,7 @@ from jax_unmask.learners.surrogates import (
     Trace,
 )
 from jax_unmask.learners.trace import Responses
-from jax_unmask.learners.trace_forward import AttentionBlocks
+from jax_unmask.learners.trace_forward import AttentionBlocks, in_blocks
 from jax_unmask.learners.tracerl import TraceLearner
 from jax_unmask.recipes.base import Metrics, build_optimizer, row_flops
 from jax_unmask.recipes.sft import Sft
@@ -45,6 +47,10 @@ class StateSft(Sft):
     """
 
     shown: tuple[str, ...] = ("loss", "trained_tokens")
+
+    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        super().__init__(config, workdir)
+        self._denoiser = in_blocks(self._denoiser, self._learner.blocks)
 
     def _surrogate(self) -> Surrogate:
         learner = self._config.learner

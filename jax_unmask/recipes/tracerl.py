@@ -21,7 +21,7 @@ from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Surrogate, Trace
 from jax_unmask.learners.trace import Responses
 from jax_unmask.learners.trace_batch import describe
-from jax_unmask.learners.trace_forward import AttentionBlocks
+from jax_unmask.learners.trace_forward import AttentionBlocks, in_blocks
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.recipes.base import (
     Metrics,
@@ -287,7 +287,8 @@ class TraceRl:
         bundle, params = self._bundle, state.params["denoiser"]
         if self._lora:
             params = denoisers.merge_adapters(bundle.params, params)
-        denoisers.save_pretrained(self._directory, bundle.denoiser, params, bundle.tokenizer)
+        denoiser = in_blocks(bundle.denoiser, self._learner.blocks)
+        denoisers.save_pretrained(self._directory, denoiser, params, bundle.tokenizer)
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
 

@@ -18,7 +18,8 @@ EXPERIMENTS_OF_PAPER = tuple(
     for block in ("32", "full")
 )
 EXPERIMENTS = (
-    *("quickstart", "gsm8k", "gsm8k_math", "block_scaling", "tiny_block_sft"),
+    *("quickstart", "gsm8k", "gsm8k_math", "block_scaling", "tiny_block_scaling:1"),
+    *("tiny_block_sft", "tiny_state_sft:full", "tiny_state_sft:block"),
     *(
         f"{name}:{task}"
         for name in ("tiny_sft", "tiny_policy")
@@ -71,7 +72,11 @@ def test_all_of_them_are_tested():
 
 
 @pytest.mark.parametrize(
-    "name", ["tiny_sft", "tiny_policy", "tracerl", "tracerl_large", "published"]
+    "name",
+    [
+        *("tiny_sft", "tiny_policy", "tracerl", "tracerl_large", "published"),
+        *("tiny_block_scaling", "tiny_state_sft"),
+    ],
 )
 def test_an_unknown_choice_is_refused_with_those_that_there_are(name):
     make = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]

@@ -411,7 +411,7 @@ class TestTraceRuns:
         # At most eight states hold all steps of a response.
         assert all(line["states"] <= 8 * 4 for line in found)
         trained, _ = denoisers.from_pretrained(tmp_path / "run" / "model")
-        assert trained.config.attention_block == 4
+        assert trained.config.attention_block == 8
 
 
 @pytest.mark.parametrize(("method", "blocks"), [("block", 4), ("semi_ar", 0), ("trace", 4)])

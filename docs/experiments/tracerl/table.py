@@ -2,8 +2,9 @@
 
     python docs/experiments/tracerl/table.py RUNS_DIR/tracerl-full START_DIR --picture=curves.png
 
-START_DIR holds the evaluation (results.jsonl) of the model that the runs start from. Accuracies are
-means over the seeds; their errors are standard errors over seeds and problems together.
+START_DIR holds the evaluation (results.jsonl) of the model that the runs start from; there may be
+several. Of a curriculum each stage has its row. Accuracies are means over the seeds; their errors
+are standard errors over seeds and problems together.
 """
 
 import argparse
@@ -21,12 +22,34 @@ def rows_of(path):
 
 
 def results_of(directory):
-    """{policy: (accuracy, its standard error, NFE)} of the test problems."""
+    """{policy@block length: (accuracy, its standard error, NFE)} of the test problems."""
     return {
-        row["policy"]: (row["accuracy"], row["accuracy_se"], row["nfe_mean"])
+        f"{row['policy']}@{row['block_length']}": (
+            row["accuracy"],
+            row["accuracy_se"],
+            row["nfe_mean"],
+        )
         for row in rows_of(directory / "results.jsonl")
         if row["split"] == "test"
     }
+
+
+def seconds_of(directory):
+    """Seconds per step, of each line of the timings."""
+    rows = rows_of(directory / "timings.jsonl")
+    before = [0, *(row["step"] for row in rows)]
+    return [row["seconds/total"] / (row["step"] - b) for row, b in zip(rows, before, strict=False)]
+
+
+def groups_of(runs):
+    """{name: directories} of runs that differ in their seed alone."""
+    groups = collections.defaultdict(list)
+    for path in sorted(runs.glob("*/results.jsonl")):
+        groups[path.parent.name.rpartition("-")[0]].append(path.parent)
+    for path in sorted(runs.glob("*/*-*/results.jsonl")):  # Stages of a curriculum.
+        name = path.parent.parent.name.rpartition("-")[0]
+        groups[f"{name}, stage {int(path.parent.name[:2])}"].append(path.parent)
+    return groups
 
 
 def mean(values):
@@ -49,37 +72,41 @@ def cell(accuracy, error, nfe):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("runs", type=pathlib.Path)
-    parser.add_argument("start", type=pathlib.Path)
+    parser.add_argument("starts", type=pathlib.Path, nargs="*")
     parser.add_argument("--picture", type=pathlib.Path)
     args = parser.parse_args()
-    groups = collections.defaultdict(list)
-    for directory in sorted(args.runs.iterdir()):
-        if (directory / "results.jsonl").exists():
-            groups[directory.name.rpartition("-")[0]].append(directory)
-    start = results_of(args.start)
-    policies = sorted(start)
+    groups = groups_of(args.runs)
+    starts = {directory.name: results_of(directory) for directory in args.starts}
+    results = {name: [results_of(each) for each in found] for name, found in groups.items()}
+    measured = [*starts.values(), *(one for several in results.values() for one in several)]
+    policies = sorted({policy for one in measured for policy in one})
     print("| training | seeds |", " | ".join(policies), "| tokens per step | states | s per step |")
     print("|---|--:|" + "--:|" * (len(policies) + 3))
-    print("| start | |", " | ".join(cell(*start[policy]) for policy in policies), "| | | |")
+    for name, found in starts.items():
+        cells = [cell(*found[policy]) if policy in found else "" for policy in policies]
+        print(f"| {name} | |", " | ".join(cells), "| | | |")
     curves = {}
     for name, directories in groups.items():
-        found = [results_of(directory) for directory in directories]
-        cells = [cell(*over_seeds([each[policy] for each in found])) for policy in policies]
+        found = results[name]
+        cells = [
+            cell(*over_seeds([each[policy] for each in found])) if policy in found[0] else ""
+            for policy in policies
+        ]
         metrics = [rows_of(directory / "metrics.jsonl") for directory in directories]
         last = [row for rows in metrics for row in rows[-10:]]
-        timings = sorted(
-            row["seconds/total"]
-            for directory in directories
-            for row in rows_of(directory / "timings.jsonl")
-        )
+        timings = sorted(second for each in directories for second in seconds_of(each))
         print(
             f"| {name} | {len(directories)} |",
             " | ".join(cells),
-            f"| {mean([row['tokens_per_step'] for row in last]):.2f}",
+            # Supervised training writes nothing.
+            f"| {mean([row['tokens_per_step'] for row in last]):.2f}"
+            if "tokens_per_step" in last[0]
+            else "| ",
             f"| {mean([row['states'] for rows in metrics for row in rows]):.0f}",
             f"| {timings[len(timings) // 2]:.1f} |",
         )
-        curves[name] = [[row["accuracy"] for row in rows] for rows in metrics]
+        if "accuracy" in last[0]:
+            curves[name] = [[row["accuracy"] for row in rows] for rows in metrics]
         norms = [row["grad_norm"] for rows in metrics for row in rows[len(rows) // 2 :]]
         spread = math.sqrt(mean([(x - mean(norms)) ** 2 for x in norms]))
         print(f"<!-- {name}: gradient norm {mean(norms):.2f}, spread {spread:.2f} -->")
