@@ -31,7 +31,8 @@ def get_config(attention: str = "full"):
     config.model.path = "arithmetic" if attention == "full" else "runs/block_arithmetic/model"
     config.model.update(dtype="float32", param_dtype="float32", remat=False)
     config.rollout.update(gen_length=length, block_length=block, temperature=1.0)
-    config.rollout.policy = "threshold:threshold=0.5"
+    threshold = 0.5 if attention == "full" else 0.3
+    config.rollout.policy = f"threshold:threshold={threshold}"
     config.rollout.update(prompts_per_step=32, group_size=8, slots=64)
     config.filter.update(low=0.05, high=0.95, rounds=1)
     # The canvas ends in padding, whose first token is the end of the text.
@@ -45,6 +46,6 @@ def get_config(attention: str = "full"):
     config.eval.update(after_training=True, num_problems=1000, validation_problems=0)
     config.eval.batch_size = 250
     config.eval.block_lengths = (block,)
-    config.eval.policies = ("threshold:threshold=0.5|0.9",)
+    config.eval.policies = (f"threshold:threshold={threshold}|0.9",)
     config.eval.trained = ()
     return config
