@@ -16,7 +16,7 @@ from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 from jax_unmask.denoisers.quantization import is_quantized, ragged_matmul
-from jax_unmask.runtime.mesh import active_over, spec
+from jax_unmask.runtime.mesh import active_over, on_each_device, spec
 
 _expert_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=(0,))
 _NAMES = ((None, "embed", "mlp"), (None, "embed", "mlp"), (None, "mlp", "embed"))
@@ -88,7 +88,7 @@ def _spread(
 
     rows = spec("batch")
     parts = tuple(_part_specs(*pair) for pair in zip(kernels, _NAMES, strict=True))
-    split = jax.shard_map(of_part, in_specs=(rows, rows, rows, *parts), out_specs=rows)
+    split = on_each_device(of_part, (rows, rows, rows, *parts), rows)
     return split(x, chosen, weights, *kernels)
 
 

@@ -25,6 +25,7 @@ from jax_unmask.runtime.mesh import (
     active,
     active_over,
     constrain,
+    on_each_device,
     param_shardings,
     spec,
 )
@@ -133,9 +134,8 @@ def look_up(table: Float[Array, "V D"], tokens: Int[Array, " N"]) -> Float[Array
             rows = jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=1, tiled=True)
         return rows
 
-    return jax.shard_map(
-        of_part, in_specs=(spec("vocab", "embed"), spec("batch")), out_specs=spec("batch")
-    )(table, tokens)
+    split = on_each_device(of_part, (spec("vocab", "embed"), spec("batch")), spec("batch"))
+    return split(table, tokens)
 
 
 def check_mesh(config: DenoiserConfig, mesh: Mesh | None) -> None:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.transformer import project
-from jax_unmask.runtime.mesh import active_over, spec
+from jax_unmask.runtime.mesh import active_over, free_axes, on_each_device, spec
 
 Tree = TypeVar("Tree")
 
@@ -26,7 +26,8 @@ class TablePart:
         first: the token of the first row.
         fsdp: devices that share the width of these rows.
         tensor: devices that share the vocabulary.
-        spread: whether there are other devices at all.
+        copies: axes of the devices that have the same part of the table and other rows, beside
+            fsdp. None inside of a `shard_map` over them, which sums over them itself.
         is_whole: the rows are whole along the fsdp axis already.
     """
 
@@ -34,7 +35,7 @@ class TablePart:
     first: Int[Array, ""] | int = 0
     fsdp: int = 1
     tensor: int = 1
-    spread: bool = False
+    copies: tuple[str, ...] = ()
     is_whole: bool = False
 
     @property
@@ -87,11 +88,9 @@ class TablePart:
 
     def own(self, gradient: Float[Array, "C D"]) -> Float[Array, "C d"]:
         """What `table` has of a gradient of its whole rows, summed over all rows of the batch."""
-        if not self.spread:
-            return gradient
         if self.fsdp > 1:
             gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=1, tiled=True)
-        return jax.lax.psum(gradient, "data")
+        return jax.lax.psum(gradient, self.copies) if self.copies else gradient
 
     def over_all(self, reduced: Tree, merge: Callable[[Tree, Tree], Tree]) -> Tree:
         """The reduction of the whole vocabulary from that of each part, merged in order."""
@@ -121,18 +120,20 @@ def over_table(
     if mesh is None:
         return function(TablePart(table), *rows)
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
+    copies = tuple(axis for axis in free_axes(mesh) if axis == "data" and mesh.shape[axis] > 1)
 
     def of_part(table: Array, *rows: Array) -> Any:
         first: Array | int = 0
         if tensor > 1:
             first = jax.lax.axis_index("tensor") * jnp.int32(table.shape[0])
-        return function(TablePart(table, first, fsdp, tensor, spread=True), *rows)
+        return function(TablePart(table, first, fsdp, tensor, copies), *rows)
 
     # What comes out is the same along the tensor axis: gathers, not sums, make it so, and types
     # do not tell. Derivatives are up to the caller.
-    return jax.shard_map(
+    split = on_each_device(
         of_part,
-        in_specs=(spec("vocab", "embed"), *(spec("batch") for _ in rows)),
-        out_specs=tuple(spec(*each) for each in names) if isinstance(names, list) else spec(*names),
+        (spec("vocab", "embed"), *(spec("batch") for _ in rows)),
+        tuple(spec(*each) for each in names) if isinstance(names, list) else spec(*names),
         check_vma=False,
-    )(table, *rows)
+    )
+    return split(table, *rows)

@@ -9,9 +9,9 @@ from typing import Any, TypeVar
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec
-from jaxtyping import Array, Bool
+from jaxtyping import Array, Bool, Int
 
-from jax_unmask.runtime.mesh import BATCH, active_over, spec
+from jax_unmask.runtime.mesh import BATCH, active, active_over, spec
 
 Tree = TypeVar("Tree")
 
@@ -25,6 +25,16 @@ class Parts:
     """
 
     axes: tuple[str, ...] = ()
+
+    @property
+    def count(self) -> int:
+        """How many parts there are."""
+        return jax.lax.axis_size(self.axes) if self.axes else 1
+
+    @property
+    def index(self) -> Int[Array, ""] | int:
+        """Which of them this is."""
+        return jax.lax.axis_index(self.axes) if self.axes else 0
 
     def sum(self, tree: Tree) -> Tree:
         """Sums over the parts."""
@@ -46,7 +56,7 @@ class Parts:
         """This part's piece, of that size, of a whole array."""
         if not self.axes:
             return x
-        first = jax.lax.axis_index(self.axes) * size
+        first = self.index * size
         return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
 
 
@@ -70,3 +80,30 @@ def over_rows(function: Callable[..., Tree], whole: Any, *, records: Any, rows: 
     specs = (PartitionSpec(), spec(None, "batch"), spec("batch"))
     split = jax.shard_map(of_part, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
     return split(whole, records, rows)
+
+
+def over_copies(function: Callable[..., Tree], *whole: Any) -> Tree:
+    """function(parts, *whole), on each copy of the model: a part of the data axis.
+
+    Within a copy the compiler goes on to spread arrays over the other axes.
+
+    Args:
+        function: must return the same on all copies; that is what `parts` is for.
+        whole: arrays that every copy has, such as its parameters; nothing that was computed outside
+            may come in by another way.
+    """
+    mesh = active()
+    if mesh is None or mesh.shape["data"] == 1:
+        return function(Parts(), *whole)
+
+    def of_copy(*whole: Any) -> Tree:
+        return function(Parts(("data",)), *whole)
+
+    split = jax.shard_map(
+        of_copy,
+        in_specs=PartitionSpec(),
+        out_specs=PartitionSpec(),
+        axis_names={"data"},
+        check_vma=False,
+    )
+    return split(*whole)

@@ -14,6 +14,7 @@ from jax_unmask.denoisers.adapters import with_adapters
 from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.gae import trace_gae
 from jax_unmask.learners.pairs import Chunk, Pairs, pack
+from jax_unmask.learners.parts import Parts
 from jax_unmask.learners.state import Params
 from jax_unmask.learners.surrogates import Canvas, States, Trace
 from jax_unmask.learners.token_log_prob import token_log_prob
@@ -67,7 +68,8 @@ def describe(settings: TraceSettings, responses: Responses) -> Canvas:
 class TraceBatch:
     """One batch under one learner, inside a trace of `jax.jit`.
 
-    Where only adapters are trained, `base` holds the frozen parameters below them.
+    Where only adapters are trained, `base` holds the frozen parameters below them. With several
+    `parts`, each works on its part of every chunk.
     """
 
     learner: TraceSettings
@@ -75,6 +77,7 @@ class TraceBatch:
     canvas: Canvas
     kept: Bool[Array, " B"]
     base: Params | None = None
+    parts: Parts = Parts()
 
     @classmethod
     def of(
@@ -83,8 +86,10 @@ class TraceBatch:
         responses: Responses,
         kept: Array,
         base: Params | None = None,
+        parts: Parts | None = None,
     ) -> TraceBatch:
-        return cls(learner, responses, describe(learner, responses), kept, base)
+        canvas = describe(learner, responses)
+        return cls(learner, responses, canvas, kept, base, Parts() if parts is None else parts)
 
     def whole(self, params: Params) -> Params:
         """All parameters of a denoiser, from those that are trained."""
@@ -112,7 +117,7 @@ class TraceBatch:
         # One state index at a time: [N, B, L] would be the largest array of an update.
         return jax.lax.map(of_index, jnp.arange(self.learner.num_states(length)))
 
-    def parts(self, key: Array, index: Array) -> list[Pairs]:
+    def dealt(self, key: Array, index: Array) -> list[Pairs]:
         """The states of each optimiser step of a pass."""
         learner = self.learner
         wanted = self.wanted(self.pass_key(key, index))
@@ -152,7 +157,7 @@ class TraceBatch:
             return self.score(params, at, states), slot, states.trained
 
         shape = (learner.surrogate.num_slots, batch, length)
-        return gather_slots(scores, shape, pack(self.wanted(key)), learner.chunk_size)
+        return gather_slots(self.parts, scores, shape, pack(self.wanted(key)), learner.chunk_size)
 
     def all_log_probs(self, params: Params, key: Array) -> Float[Array, "sets slots B L"]:
         """Log-probabilities for every pass, or one set for all where nothing is drawn anew."""
@@ -204,7 +209,7 @@ class TraceBatch:
 
         return optimise(
             gradient,
-            functools.partial(self.parts, key),
+            functools.partial(self.dealt, key),
             learner.optimizer,
             params,
             opt_state,
@@ -229,7 +234,7 @@ class TraceBatch:
             return values_of(params, at, states), jnp.zeros_like(at.step), states.trained
 
         pairs = pack(self.wanted(first_key))
-        old = gather_slots(scores, (1, batch, length), pairs, learner.chunk_size)[0]
+        old = gather_slots(self.parts, scores, (1, batch, length), pairs, learner.chunk_size)[0]
         counted = self.canvas.trainable & self.kept[:, None]
         returns, advantages = trace_gae(
             rewards, old, self.canvas.time, counted, settings.gamma, settings.lam
@@ -245,11 +250,11 @@ class TraceBatch:
                 total = jnp.sum(weight * per_token) / pairs.count
                 return total, dataclasses.replace(Sums.zero(), loss=jax.lax.stop_gradient(total))
 
-            return accumulate(loss, params, pairs, learner.chunk_size, batch)
+            return accumulate(self.parts, loss, params, pairs, learner.chunk_size, batch)
 
         params, opt_state, sums, norm, steps = optimise(
             gradient,
-            functools.partial(self.parts, key),
+            functools.partial(self.dealt, key),
             settings.optimizer,
             params,
             opt_state,
@@ -313,7 +318,7 @@ class StepLoss:
             return total, jax.lax.stop_gradient(sums)
 
         rows = self.advantages.shape[0]
-        return accumulate(loss, params, self.pairs, learner.chunk_size, rows)
+        return accumulate(self.batch.parts, loss, params, self.pairs, learner.chunk_size, rows)
 
     def sequence_gradient(self, params: Params) -> tuple[Params, Sums]:
         """Gradient of the mean over responses, where each response has one ratio.
@@ -337,7 +342,8 @@ class StepLoss:
             return ratios, anchors
 
         zeros = (jnp.zeros(batch), jnp.zeros(batch))
-        ratios, anchors = over_chunks(add, zeros, self.pairs, learner.chunk_size, batch)
+        parts, size = self.batch.parts, learner.chunk_size
+        ratios, anchors = parts.sum(over_chunks(parts, add, zeros, self.pairs, size, batch))
 
         def unit_losses(ratios: Array, anchors: Array) -> tuple[Array, Sums]:
             zero, limit = jnp.zeros(batch), learner.ratio_limit
@@ -357,7 +363,7 @@ class StepLoss:
             total = jnp.sum(weight * new * slope[at.row][:, None])
             return total, jax.lax.stop_gradient(_with_tokens(Sums.zero(), states.trained, new))
 
-        grads, tokens = accumulate(loss, params, self.pairs, learner.chunk_size, batch)
+        grads, tokens = accumulate(self.batch.parts, loss, params, self.pairs, learner.chunk_size, batch)
         return grads, sums + tokens
 
     def sums(

@@ -13,6 +13,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sharding import keep
 from jax_unmask.learners.pairs import Chunk, Pairs, take_chunk
+from jax_unmask.learners.parts import Parts
 from jax_unmask.learners.state import Params
 from jax_unmask.learners.totals import Totals
 from jax_unmask.runtime.mesh import constrain
@@ -70,29 +71,37 @@ def split(
 
 
 def over_chunks(
-    body: Callable[[Carry, Chunk], Carry], start: Carry, pairs: Pairs, chunk_size: int, rows: int
+    parts: Parts,
+    body: Callable[[Carry, Chunk], Carry],
+    start: Carry,
+    pairs: Pairs,
+    chunk_size: int,
+    rows: int,
 ) -> Carry:
     """Applies `body` to one chunk of (state, response) pairs after the other.
 
     Args:
+        parts: the parts that chunks are cut into; what they add up to is their caller's.
         body: carry and chunk to the next carry.
         start: the first carry.
         pairs: the pairs.
-        chunk_size: pairs per chunk (static).
+        chunk_size: pairs per chunk, of all parts together (static).
         rows: number of responses B (static).
     """
-    size = min(chunk_size, pairs.order.shape[0])
+    size = -(-min(chunk_size, pairs.order.shape[0]) // parts.count)
 
     def step(carry: tuple[Array, Carry]) -> tuple[Array, Carry]:
         begin, inner = carry
-        at = take_chunk(pairs, begin, pairs.count, size, rows)
-        return begin + size, body(inner, at)
+        # All parts take the same number of chunks, the last of which may be empty for some.
+        at = take_chunk(pairs, begin + parts.index * size, pairs.count, size, rows)
+        return begin + parts.count * size, body(inner, at)
 
     first = jnp.zeros((), jnp.int32)
     return jax.lax.while_loop(lambda carry: carry[0] < pairs.count, step, (first, start))[1]
 
 
 def accumulate(
+    parts: Parts,
     loss: Callable[[Params, Chunk], tuple[Array, Sums]],
     params: Params,
     pairs: Pairs,
@@ -102,6 +111,7 @@ def accumulate(
     """Gradient of the sum of the chunks' losses, added up in float32, and their sums.
 
     Args:
+        parts: the parts that chunks are cut into.
         loss: parameters and chunk to the chunk's loss and sums.
         params: where to differentiate.
         pairs: the pairs to go over.
@@ -116,11 +126,14 @@ def accumulate(
         return jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, new_grads), sums + new_sums
 
     zeros = keep(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params))
-    grads, sums = over_chunks(body, (zeros, Sums.zero()), pairs, chunk_size, rows)
+    grads, sums = over_chunks(parts, body, (zeros, Sums.zero()), pairs, chunk_size, rows)
+    # Once, behind the loop: what the parts add up on the way is their own.
+    grads, sums = parts.sum(grads), sums.over(parts)
     return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params), sums
 
 
 def gather_slots(
+    parts: Parts,
     scores: Callable[[Chunk], tuple[Array, Array, Array]],
     shape: tuple[int, int, int],
     pairs: Pairs,
@@ -129,6 +142,7 @@ def gather_slots(
     """Collects per-token numbers of all states; states of one slot concern different tokens.
 
     Args:
+        parts: the parts that chunks are cut into.
         scores: chunk to its numbers [C, L] (0 where they do not count), slots [C] and tokens that
             count [C, L].
         shape: (slots, B, L).
@@ -142,7 +156,8 @@ def gather_slots(
         values = constrain(jnp.where(counts & at.valid[:, None], values, 0.0))
         return out.at[slot, at.row].add(values)
 
-    return over_chunks(body, jnp.zeros(shape, jnp.float32), pairs, chunk_size, shape[1])
+    zeros = jnp.zeros(shape, jnp.float32)
+    return parts.sum(over_chunks(parts, body, zeros, pairs, chunk_size, shape[1]))
 
 
 def optimise(

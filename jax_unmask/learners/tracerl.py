@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_unmask.denoisers.sharding import keep
+from jax_unmask.learners.parts import Parts, over_copies
 from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.learners.trace import Responses, outcome_rewards
 from jax_unmask.learners.trace_batch import Metrics, TraceBatch
@@ -71,7 +73,11 @@ class TraceLearner(TraceSettings):
             key: typed PRNG key of the pass, for surrogates that draw.
             base: frozen parameters below, where `params` are adapters.
         """
-        return TraceBatch.of(self, responses, kept, base).log_probs(params, key)
+
+        def of_copy(parts: Parts, params: Params, key: Array, *given: Any) -> Array:
+            return TraceBatch.of(self, *given, parts=parts).log_probs(params, key)
+
+        return over_copies(of_copy, params, key, responses, kept, base)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def update(
@@ -107,7 +113,20 @@ class TraceLearner(TraceSettings):
             ValueError: rewards, or the reference, do not fit the settings.
         """
         self._check(responses, rewards, reference)
-        batch = TraceBatch.of(self, responses, kept, base)
+        return over_copies(self._learn, state, responses, rewards, kept, reference, base)
+
+    def _learn(
+        self,
+        parts: Parts,
+        state: TrainState,
+        responses: Responses,
+        rewards: Array,
+        kept: Array,
+        reference: Params | None,
+        base: Params | None,
+    ) -> tuple[TrainState, Metrics]:
+        """`update`, on one copy of the model."""
+        batch = TraceBatch.of(self, responses, kept, base, parts)
         key, params, opt_state = state.step_key(), dict(state.params), dict(state.opt_state)
         metrics: Metrics = {}
         if self.value is None:

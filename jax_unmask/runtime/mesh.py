@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -89,14 +89,20 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Parts that a batch is cut into."""
-    return math.prod(mesh.shape[axis] for axis in BATCH)
+    """Parts that a batch is cut into, or what one device has of it inside of a `shard_map`."""
+    return math.prod(mesh.shape[axis] for axis in BATCH if axis in free_axes(mesh))
+
+
+def free_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
+    """The axes of a mesh that no `shard_map` around this code has taken."""
+    types = zip(mesh.axis_names, mesh.axis_types, strict=True)
+    return tuple(axis for axis, kind in types if kind == AxisType.Auto)
 
 
 def active() -> AbstractMesh | None:
-    """The mesh around this code, if it spreads anything and no `shard_map` has taken it apart."""
+    """The mesh around this code, if an axis that no `shard_map` has taken spreads anything."""
     mesh = jax.sharding.get_abstract_mesh()
-    if mesh.empty or mesh.size == 1 or set(mesh.axis_types) != {AxisType.Auto}:
+    if mesh.empty or all(mesh.shape[axis] == 1 for axis in free_axes(mesh)):
         return None
     return mesh
 
@@ -119,11 +125,33 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
     if mesh is None:
         return x
     axes = []
-    for size, axis in zip(x.shape, spec(*names), strict=False):
-        group = () if axis is None else axis if isinstance(axis, tuple) else (axis,)
+    for size, group in zip(x.shape, map(_group, _free(spec(*names), mesh)), strict=False):
         parts = math.prod(mesh.shape[name] for name in group)
-        axes.append(axis if size % parts == 0 else None)
+        axes.append(group if size % parts == 0 else None)
     return jax.lax.with_sharding_constraint(x, PartitionSpec(*axes))
+
+
+def on_each_device(
+    function: Callable[..., Any], in_specs: Any, out_specs: Any, *, check_vma: bool = True
+) -> Callable[..., Any]:
+    """`jax.shard_map` of the mesh around this code, over the axes that none around it has taken."""
+    mesh = active()
+    assert mesh is not None
+
+    def free(specs: Any) -> Any:
+        return jax.tree.map(
+            lambda each: _free(each, mesh),
+            specs,
+            is_leaf=lambda each: isinstance(each, PartitionSpec),
+        )
+
+    return jax.shard_map(
+        function,
+        in_specs=free(in_specs),
+        out_specs=free(out_specs),
+        axis_names=set(free_axes(mesh)),
+        check_vma=check_vma,
+    )
 
 
 def by_rows(tree: Tree, axis: int = 0) -> Tree:
@@ -173,6 +201,18 @@ def shard_params(params: Params, rules: Rules, mesh: Mesh) -> Params:
     return jax.device_put(params, param_shardings(params, rules, mesh))
 
 
+def _group(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """The axes that one dimension is spread over."""
+    return () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+
+
+def _free(spec: PartitionSpec, mesh: AbstractMesh) -> PartitionSpec:
+    """A spec without the axes that a `shard_map` has taken: there, dimensions are in parts."""
+    free = free_axes(mesh)
+    kept = (tuple(axis for axis in _group(axes) if axis in free) for axes in spec)
+    return PartitionSpec(*(group or None for group in kept))
+
+
 def _check(
     name: str,
     shape: tuple[int, ...],
@@ -184,7 +224,7 @@ def _check(
     if len(spec) > len(shape):
         raise ValueError(f"{where}: the rule has {len(spec)} dimensions")
     for dimension, axes in enumerate(spec):
-        names = () if axes is None else axes if isinstance(axes, tuple) else (axes,)
+        names = _group(axes)
         unknown = [axis for axis in names if axis not in mesh.shape]
         if unknown:
             raise ValueError(f"{where}: the mesh has no axis {unknown[0]!r}, only {AXES}")
