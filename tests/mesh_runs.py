@@ -1,4 +1,4 @@
-"""A few steps of a recipe on a mesh, as a program: `mesh_runs.py`, with the run as JSON.
+"""A few steps of recipes on a mesh, as a program: `mesh_runs.py`, with the runs as JSON.
 
 Run by tests that need more devices or processes than they have.
 """
@@ -6,11 +6,13 @@ Run by tests that need more devices or processes than they have.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import pathlib
 import sys
 import tempfile
+import unittest.mock
 from typing import Any
 
 import jax
@@ -72,7 +74,48 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "value.lr": 1e-3,
         "train.steps": 20,
     },
+    "sft": {
+        "task.prompt_length": 17,
+        "data.batch_size": 16,
+        "optimizer.warmup_steps": 1,
+        "train.steps": 20,
+    },
+    "state_sft": {
+        "task.prompt_length": 17,
+        "data.batch_size": 16,
+        "learner.method": "trace",
+        "learner.chunk_size": 8,
+        "optimizer.warmup_steps": 1,
+        "train.steps": 20,
+    },
 }
+
+
+class Programs:
+    """A jitted function that compiles each of its programs once, so that tests can read them.
+
+    Attributes:
+        compiled: the programs, by their static arguments.
+    """
+
+    def __init__(self, function: Any, static: tuple[int, ...]) -> None:
+        self._function, self._static = function, static
+        self.compiled: dict[Any, Any] = {}
+
+    def __call__(self, *arguments: Any) -> Any:
+        key = tuple(arguments[index] for index in self._static)
+        if key not in self.compiled:
+            self.compiled[key] = self._function.lower(*arguments).compile()
+        given = [each for index, each in enumerate(arguments) if index not in self._static]
+        return self.compiled[key](*given)
+
+    def __get__(self, instance: Any, owner: Any = None) -> Any:
+        return functools.partial(self, instance)
+
+    def collectives(self) -> list[str]:
+        """Those of the only program that was run, equal ones in one line."""
+        (program,) = self.compiled.values()
+        return collectives.table(collectives.collectives(program.as_text())).splitlines()
 
 
 def make_recipe(name: str, mesh: list[int], **changes: Any) -> Any:
@@ -95,38 +138,22 @@ def steps(recipe: Any, count: int) -> list[dict[str, float]]:
     ]
 
 
-def compiled_collectives(recipe: Any) -> dict[str, list[str]]:
-    """The collectives of the programs of policy GRPO: rollout and update."""
-    placement, parts, state = recipe._placement, recipe._parts, recipe.init()
-    found, batch = {}, next(recipe.data())
-    (trajectory,) = recipe._roll_out(
-        parts.policy, state.params, parts.settings, batch, recipe._group, state.step_key()
-    )
-    from jax_unmask.rollout import rollout, row_keys
-
-    prompts = jax.tree.map(lambda x: np.repeat(x, recipe._group, axis=0), batch.prompts)
-    keys = placement.rows(np.arange(len(prompts.tokens)))
-    advantages = placement.global_rows(np.ones(len(prompts.tokens), np.float32))
-    bundle = recipe._bundle
-    with placement.active():
-        programs = {
-            "rollout": rollout.lower(
-                bundle.denoiser,
-                bundle.params,
-                parts.policy,
-                state.params,
-                placement.rows(prompts),
-                row_keys(state.step_key(), keys),
-                parts.settings,
-            ),
-            "update": type(parts.learner).update.lower(
-                parts.learner, state, trajectory.records, advantages
-            ),
-        }
-        for name, program in programs.items():
-            text = program.compile().as_text()
-            found[name] = collectives.table(collectives.collectives(text)).splitlines()
-    return found
+def steps_and_collectives(recipe: Any, count: int) -> dict[str, Any]:
+    """The metrics of so many steps, and the collectives of their programs."""
+    learner = type(recipe._parts.learner if hasattr(recipe, "_parts") else recipe._learner)
+    name = "step" if hasattr(learner, "step") else "update"
+    update = Programs(getattr(learner, name), (0,))
+    programs = {"update": update}
+    module = sys.modules[type(recipe).__module__]
+    with unittest.mock.patch.object(learner, name, update):
+        if not hasattr(module, "rollout"):
+            metrics = steps(recipe, count)
+        else:
+            programs["rollout"] = Programs(module.rollout, (0, 2, 6))
+            with unittest.mock.patch.object(module, "rollout", programs["rollout"]):
+                metrics = steps(recipe, count)
+    found = {name: each.collectives() for name, each in programs.items() if each.compiled}
+    return {"metrics": metrics, "collectives": found}
 
 
 def carried_over(recipe: Any, restore: str | None, save: str) -> dict[str, str]:
@@ -151,14 +178,20 @@ def carried_over(recipe: Any, restore: str | None, save: str) -> dict[str, str]:
     }
 
 
-def main(run: dict[str, Any]) -> None:
-    distributed.initialize()
+def carry_out(run: dict[str, Any]) -> dict[str, Any]:
+    """One run, as JSON asks for it."""
     recipe = make_recipe(run["recipe"], run["mesh"], **run["changes"])
+    if run.get("collectives"):
+        return steps_and_collectives(recipe, run["steps"])
     found: dict[str, Any] = {"metrics": steps(recipe, run.get("steps", 0))}
     if "save" in run:
         found["digests"] = carried_over(recipe, run.get("restore"), run["save"])
-    if run.get("collectives"):
-        found["collectives"] = compiled_collectives(recipe)
+    return found
+
+
+def main(runs: dict[str, Any]) -> None:
+    distributed.initialize()
+    found = {name: carry_out(run) for name, run in runs.items()}
     print(RESULT + json.dumps(found), flush=True)
 
 

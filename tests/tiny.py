@@ -37,7 +37,7 @@ def denoiser_config(**changes: Any) -> denoisers.DenoiserConfig:
 
 
 def save_model(
-    directory: pathlib.Path, vocabulary: Sequence[str], *, sharpness: float = 1.0
+    directory: pathlib.Path, vocabulary: Sequence[str], *, sharpness: float = 1.0, **changes: Any
 ) -> None:
     """Writes a denoiser of up to 64 positions with a tokenizer of whole words.
 
@@ -46,6 +46,7 @@ def save_model(
         vocabulary: the words.
         sharpness: factor of the weights; confidences differ more between positions where it is
             larger than 1.
+        **changes: of its config, see `denoiser_config`.
     """
     directory.mkdir(parents=True, exist_ok=True)
     special = save_word_level(directory, vocabulary)
@@ -56,6 +57,7 @@ def save_model(
         eos_token_id=special["eos"],
         pad_token_id=special["pad"],
         bos_token_id=special["bos"],
+        **changes,
     )
     params = denoisers.init_params(config, jax.random.key(1))
     params = jax.tree.map(lambda leaf: sharpness * leaf, params)

@@ -60,6 +60,10 @@ class Parts:
         return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
 
 
+ALONE = Parts()
+"""The only part there is."""
+
+
 def over_rows(function: Callable[..., Tree], whole: Any, *, records: Any, rows: Any) -> Tree:
     """function(parts, whole, records, rows), on each device with its own rows.
 
@@ -71,7 +75,7 @@ def over_rows(function: Callable[..., Tree], whole: Any, *, records: Any, rows: 
     """
     batch = jax.tree.leaves(rows)[0].shape[0]
     if active_over(batch) is None:
-        return function(Parts(), whole, records, rows)
+        return function(ALONE, whole, records, rows)
 
     def of_part(whole: Any, records: Any, rows: Any) -> Tree:
         return function(Parts(BATCH), whole, records, rows)
@@ -94,7 +98,7 @@ def over_copies(function: Callable[..., Tree], *whole: Any) -> Tree:
     """
     mesh = active()
     if mesh is None or mesh.shape["data"] == 1:
-        return function(Parts(), *whole)
+        return function(ALONE, *whole)
 
     def of_copy(*whole: Any) -> Tree:
         return function(Parts(("data",)), *whole)

@@ -14,7 +14,7 @@ from jax_unmask.denoisers.adapters import with_adapters
 from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.gae import trace_gae
 from jax_unmask.learners.pairs import Chunk, Pairs, pack
-from jax_unmask.learners.parts import Parts
+from jax_unmask.learners.parts import ALONE, Parts
 from jax_unmask.learners.state import Params
 from jax_unmask.learners.surrogates import Canvas, States, Trace
 from jax_unmask.learners.token_log_prob import token_log_prob
@@ -77,7 +77,7 @@ class TraceBatch:
     canvas: Canvas
     kept: Bool[Array, " B"]
     base: Params | None = None
-    parts: Parts = Parts()
+    parts: Parts = ALONE
 
     @classmethod
     def of(
@@ -86,10 +86,9 @@ class TraceBatch:
         responses: Responses,
         kept: Array,
         base: Params | None = None,
-        parts: Parts | None = None,
+        parts: Parts = ALONE,
     ) -> TraceBatch:
-        canvas = describe(learner, responses)
-        return cls(learner, responses, canvas, kept, base, Parts() if parts is None else parts)
+        return cls(learner, responses, describe(learner, responses), kept, base, parts)
 
     def whole(self, params: Params) -> Params:
         """All parameters of a denoiser, from those that are trained."""
@@ -363,7 +362,7 @@ class StepLoss:
             total = jnp.sum(weight * new * slope[at.row][:, None])
             return total, jax.lax.stop_gradient(_with_tokens(Sums.zero(), states.trained, new))
 
-        grads, tokens = accumulate(self.batch.parts, loss, params, self.pairs, learner.chunk_size, batch)
+        grads, tokens = accumulate(parts, loss, params, self.pairs, size, batch)
         return grads, sums + tokens
 
     def sums(

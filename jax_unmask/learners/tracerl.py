@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -74,10 +73,17 @@ class TraceLearner(TraceSettings):
             base: frozen parameters below, where `params` are adapters.
         """
 
-        def of_copy(parts: Parts, params: Params, key: Array, *given: Any) -> Array:
-            return TraceBatch.of(self, *given, parts=parts).log_probs(params, key)
+        def of_copy(
+            parts: Parts,
+            params: Params,
+            responses: Responses,
+            kept: Array,
+            key: Array,
+            base: Params | None,
+        ) -> Array:
+            return TraceBatch.of(self, responses, kept, base, parts).log_probs(params, key)
 
-        return over_copies(of_copy, params, key, responses, kept, base)
+        return over_copies(of_copy, params, responses, kept, key, base)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def update(

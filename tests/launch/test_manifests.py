@@ -169,6 +169,8 @@ def test_jobset_makes_sense(jobset):
     chips = int(topology[0]) * int(topology[1])
     assert job["parallelism"] == job["completions"]
     assert job["parallelism"] * container["resources"]["limits"]["google.com/tpu"] == chips
+    # The weights of the model are more than one chip of this kind can hold.
+    assert f"--config.mesh.fsdp={chips}" in container["args"]
     # A pod that fails fails the job, and that restarts all of them.
     assert job["backoffLimit"] == 0
     assert pod["restartPolicy"] == "Never"

@@ -13,21 +13,40 @@ import pytest
 import devices
 import mesh_runs
 import tiny
+from jax_unmask.denoisers.config import ExpertsConfig
 
 PROGRAM = pathlib.Path(mesh_runs.__file__)
-EXPECTED = PROGRAM.parent / "recipes" / "policy_grpo_collectives.json"
+EXPECTED = PROGRAM.parent / "recipes" / "collectives.json"
 MESHES = {"data": [8, 1, 1], "fsdp": [1, 8, 1], "tensor": [4, 1, 2], "all": [2, 2, 2]}
+VOCABULARY = ["1", "2", "3", "4", ".", "=", "+"]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A random denoiser that every axis divides: 10 tokens, 2 heads, widths of 16."""
-    directory = tmp_path_factory.mktemp("models") / "even"
-    tiny.save_model(directory, ["1", "2", "3", "4", ".", "=", "+"])
+def models(tmp_path_factory):
+    """Random denoisers that every axis divides: 10 tokens, 2 heads, widths of 16."""
+    directory = tmp_path_factory.mktemp("models")
+    experts = ExpertsConfig(num_experts=4, per_token=2, size=8, layers=(True,))
+    shapes = {
+        "even": {},
+        "blocks": {"family": "sdar", "qk_norm": True, "attention_block": 4},
+        "experts": {"family": "llada_moe", "experts": experts},
+    }
+    for name, changes in shapes.items():
+        tiny.save_model(directory / name, VOCABULARY, **changes)
     return directory
 
 
+@pytest.fixture(scope="module")
+def model(models):
+    return models / "even"
+
+
 def run(count, processes=1, **settings):
+    """`run_all` with one run."""
+    return [each["run"] for each in run_all(count, processes, run=settings)]
+
+
+def run_all(count, processes=1, **runs):
     """Runs `mesh_runs` on so many devices of each process; what each of them printed."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -42,7 +61,7 @@ def run(count, processes=1, **settings):
                 "JAX_NUM_PROCESSES": str(processes),
                 "JAX_PROCESS_ID": str(process),
             }
-        command = [sys.executable, PROGRAM, json.dumps(settings)]
+        command = [sys.executable, PROGRAM, json.dumps(runs)]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         started.append(subprocess.Popen(command, env=environment, **pipes))
     try:
@@ -82,14 +101,46 @@ def check_equal(found, expected):
         assert ours["loss"] == pytest.approx(theirs["loss"], abs=1e-5), step
 
 
-def test_three_steps_and_no_other_collectives(model, alone):
+LISTED = {
+    "policy_grpo": ("policy_grpo", "all", {}),
+    "tracerl": ("tracerl", "all", {"value.enabled": False}),
+    "tracerl on copies": ("tracerl", "data", {"value.enabled": False}),
+    "sft": ("sft", "all", {}),
+}
+"""What has a list of its collectives: recipe, mesh and changes."""
+
+
+@pytest.fixture(scope="module")
+def listed(model):
+    """A few steps of each of them on eight devices, and the collectives of their programs."""
+    runs = {
+        name: {
+            "recipe": recipe,
+            "mesh": MESHES[mesh],
+            "changes": {"model.path": str(model)} | changes,
+            "steps": 3,
+            "collectives": True,
+        }
+        for name, (recipe, mesh, changes) in LISTED.items()
+    }
+    (found,) = run_all(8, **runs)
+    return found
+
+
+@pytest.mark.parametrize("name", LISTED)
+def test_three_steps_and_no_other_collectives(listed, alone, name):
     """A change of the program that makes devices talk more has to change the list."""
-    changes = {"model.path": str(model)}
-    (found,) = run(
-        8, recipe="policy_grpo", mesh=[2, 2, 2], changes=changes, steps=3, collectives=True
-    )
-    check_equal(found["metrics"], alone("policy_grpo", 3))
-    assert found["collectives"] == json.loads(EXPECTED.read_text())
+    recipe, _, changes = LISTED[name]
+    check_equal(listed[name]["metrics"], alone(recipe, 3, **changes))
+    assert listed[name]["collectives"] == json.loads(EXPECTED.read_text())[name]
+
+
+def test_copies_of_a_model_sum_gradients_once_per_optimiser_step(listed):
+    """The walk over chunks of states is the second loop, that over optimiser steps the first."""
+    update = listed["tracerl on copies"]["collectives"]["update"]
+    assert not [line for line in update if "in 2 loops" in line]
+    sums = [line for line in update if "all-reduce" in line and line.count("f32[") > 12]
+    assert len(sums) == 1 and sums[0].endswith("in 1 loops"), update
 
 
 @pytest.mark.slow
