@@ -169,6 +169,7 @@ def _tracerl(config: ConfigDict) -> None:
         "value.clip",
     )
     check.divides(config, "rollout.block_length", "rollout.gen_length")
+    check.divides(config, "rollout.parts", "rollout.prompts_per_step")
     check.non_negative(config, "rollout.temperature", "rollout.slots", "reward.alpha")
     check.non_negative(config, "rollout.top_k")
     check.within(config, "rollout.top_p", 1e-9, 1.0)
@@ -358,7 +359,7 @@ def _mesh(config: ConfigDict) -> None:
         divides("data.batch_size", size, parts, f"its {size} rows")
     else:
         rollout = config.rollout
-        prompts, pieces = rollout.prompts_per_step, rollout.get("parts", 1)
+        prompts, pieces = rollout.prompts_per_step, rollout.parts
         rows = prompts * rollout.group_size // pieces
         divides("rollout.prompts_per_step", prompts, feeds, f"its {prompts} prompts")
         divides("rollout.prompts_per_step", rows, parts, f"the {rows} rows of a rollout")

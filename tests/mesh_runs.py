@@ -20,7 +20,7 @@ import numpy as np
 
 from jax_unmask import config as defaults
 from jax_unmask import validation
-from jax_unmask.recipes import RECIPES
+from jax_unmask.recipes import RECIPES, rollouts
 from jax_unmask.runtime import collectives, distributed
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.progress import Timer
@@ -144,7 +144,7 @@ def steps_and_collectives(recipe: Any, count: int) -> dict[str, Any]:
     name = "step" if hasattr(learner, "step") else "update"
     update = Programs(getattr(learner, name), (0,))
     programs = {"update": update}
-    module = sys.modules[type(recipe).__module__]
+    module = rollouts if hasattr(recipe, "_rollouts") else sys.modules[type(recipe).__module__]
     with unittest.mock.patch.object(learner, name, update):
         if not hasattr(module, "rollout"):
             metrics = steps(recipe, count)

@@ -38,6 +38,9 @@ def tracerl() -> ConfigDict:
             "group_size": 8,
             "slots": 0,
             "vocab_chunk": 16384,
+            # Parts of a batch of prompts, as in recipe policy_grpo: slow checks of one run beside
+            # the rollout of the next.
+            "parts": 1,
             "cache": "none",
             # End a row with the block that holds the end of its text (for block attention, where
             # the blocks behind are not seen).

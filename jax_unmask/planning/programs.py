@@ -154,9 +154,11 @@ def of_tracerl(config: ConfigDict, shape: denoisers.DenoiserConfig, layout: Layo
         acting = layout.parameters(jax.eval_shape(denoisers.with_adapters, weights, acting))
     rows, length = config.rollout.prompts_per_step * config.rollout.group_size, settings.gen_length
     with layout.placement.active():
-        prompts, keys = _inputs(layout, rows, config.task.prompt_length)
+        part = rows // config.rollout.parts
+        asked, keys = _inputs(layout, part, config.task.prompt_length)
         params = layout.everywhere(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, policy_params)))
-        rolled = rollout.lower(denoiser, acting, policy, params, prompts, keys, settings)
+        rolled = rollout.lower(denoiser, acting, policy, params, asked, keys, settings)
+        prompts, _ = _inputs(layout, rows, config.task.prompt_length)
         canvas = jax.ShapeDtypeStruct((rows, length), jnp.int32)
         given = (
             Responses(prompts=prompts, tokens=canvas, step_map=canvas),  # type: ignore[arg-type]

@@ -5,13 +5,12 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from jax_unmask import policies
@@ -30,22 +29,13 @@ from jax_unmask.recipes.base import (
     row_flops,
     training_batches,
 )
+from jax_unmask.recipes.rollouts import Rollouts
 from jax_unmask.report.model_card import write_policy_card
-from jax_unmask.rollout import (
-    RolloutSettings,
-    Trajectory,
-    joined,
-    never_filled,
-    rollout,
-    row_keys,
-    scored_positions,
-    trimmed,
-)
+from jax_unmask.rollout import RolloutSettings, joined, never_filled, scored_positions
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
-from jax_unmask.tasks.base import Example, start_checks
 
 _ONLY_AT_INIT = ("initial_bias",)
 
@@ -126,14 +116,6 @@ def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = (), slot_groups:
     return Parts(policy, settings, learner, expert, expert_params, expert_settings)
 
 
-class _Fetched(NamedTuple):
-    """What the host has of rollouts: canvases, forwards, and the scores to come, part by part."""
-
-    tokens: Int[np.ndarray, "B L"]
-    nfe: Int[np.ndarray, " B"]
-    checks: list[Callable[[], list[float]]]
-
-
 class PolicyGrpo:
     """GRPO of an unmasking policy (Jazbec et al., arXiv 2512.09106).
 
@@ -154,6 +136,7 @@ class PolicyGrpo:
         self._experts = config.expert.count
         self._reward = rewards.REWARDS[config.reward.kind]
         self._bundle = load_bundle(config)  # Last: the weights take longest.
+        self._rollouts = Rollouts.of(config, self._bundle)
         self._check_denoiser(self._bundle.denoiser.config)
         if config.rollout.stop_at_end:
             stop_ids = self._bundle.tokenizer.stop_ids
@@ -222,31 +205,35 @@ class PolicyGrpo:
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         parts, key, placement = self._parts, state.step_key(), self._placement
+        rollouts, denoiser = self._rollouts, self._bundle.params
         with timer.measure("rollout"):
-            policy_parts = self._roll_out(
-                parts.policy, state.params, parts.settings, batch, self._group, key
+            policy_parts = rollouts.start(
+                denoiser,
+                parts.policy,
+                state.params,
+                batch.prompts,
+                self._group,
+                key,
+                parts.settings,
             )
             if self._experts:
                 # Another stream than the policy's rows; it matters to experts that draw.
                 expert_key = jax.random.fold_in(key, 2**31)
-                expert_parts = self._roll_out(
+                expert_parts = rollouts.start(
+                    denoiser,
                     parts.expert,
                     parts.expert_params,
-                    parts.expert_settings,
-                    batch,
+                    batch.prompts,
                     self._experts,
                     expert_key,
+                    parts.expert_settings,
                 )
-            # Slow checks of a part's responses run while the device is at the next part.
-            rolled = [self._fetch(policy_parts, batch.examples, self._group)]
+            rolled = [rollouts.fetch(policy_parts, batch.examples, self._group)]
             if self._experts:
-                rolled.append(self._fetch(expert_parts, batch.examples, self._experts))
+                rolled.append(rollouts.fetch(expert_parts, batch.examples, self._experts))
             trajectory = joined(policy_parts)
         with timer.measure("reward"):
-            scores = [
-                np.asarray([score for scores in each.checks for score in scores()], np.float32)
-                for each in rolled
-            ]
+            scores = [each.scores() for each in rolled]
             missing = never_filled(
                 rolled[0].tokens,
                 self._bundle.denoiser.config.mask_token_id,
@@ -333,58 +320,3 @@ class PolicyGrpo:
 
             sweep.run(self._config, self._bundle, workdir, trained=directory)
             write_policy_card(directory, self._config, settings, workdir)
-
-    def _roll_out(
-        self,
-        policy: Any,
-        params: Any,
-        settings: RolloutSettings,
-        batch: Any,
-        size: int,
-        key: Any,
-    ) -> list[Trajectory]:
-        """Rolls out `size` rows per prompt, in parts; those of one prompt are next to each other.
-
-        Waits for nothing: the device takes one part after the other.
-        """
-        bundle, placement = self._bundle, self._placement
-        prompts = trimmed(batch.prompts, self._config.task.prompt_buckets)
-        prompts = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), prompts)
-        count = len(prompts.tokens)
-        # A row draws the same whichever process has it.
-        identities = placement.feed * count + np.arange(count)
-        with placement.active():
-            return [
-                rollout(
-                    bundle.denoiser,
-                    bundle.params,
-                    policy,
-                    params,
-                    placement.rows(jax.tree.map(lambda leaf, part=part: leaf[part], prompts)),
-                    row_keys(key, placement.rows(identities[part])),
-                    settings,
-                )
-                for part in np.split(np.arange(count), self._config.rollout.parts)
-            ]
-
-    def _fetch(
-        self, parts: Sequence[Trajectory], examples: Sequence[Example], size: int
-    ) -> _Fetched:
-        """Waits for each part, and begins to score it while the device is at the next."""
-        tokens, nfe, checks = [], [], []
-        per_part = len(examples) // len(parts)
-        for index, part in enumerate(parts):
-            canvas, steps = map(np.asarray, self._placement.fetch((part.tokens, part.nfe)))
-            tokens.append(canvas)
-            nfe.append(steps)
-            own = examples[index * per_part : (index + 1) * per_part]
-            checks.append(self._start_checks(own, canvas, size))
-        return _Fetched(np.concatenate(tokens), np.concatenate(nfe), checks)
-
-    def _start_checks(
-        self, examples: Sequence[Example], tokens: np.ndarray, size: int
-    ) -> Callable[[], list[float]]:
-        """Begins to score the rows of each example's `size` rollouts: [len(examples) * size]."""
-        responses = self._bundle.tokenizer.decode_batch(tokens)
-        repeated = [example for example in examples for _ in range(size)]
-        return start_checks(self._bundle.task, repeated, responses)

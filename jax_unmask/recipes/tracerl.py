@@ -33,14 +33,8 @@ from jax_unmask.recipes.base import (
 )
 from jax_unmask.recipes.groups import Chosen, choose_groups, text_lengths
 from jax_unmask.recipes.process import build_process_rewards
-from jax_unmask.rollout import (
-    Prompts,
-    RolloutSettings,
-    rollout,
-    row_keys,
-    scored_positions,
-    trimmed,
-)
+from jax_unmask.recipes.rollouts import Rollouts
+from jax_unmask.rollout import Prompts, RolloutSettings, joined, scored_positions
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
@@ -173,6 +167,7 @@ class TraceRl:
         ]
         self._bundle = load_bundle(config)  # Last: the weights take longest.
         self._placement = self._bundle.placement
+        self._rollouts = Rollouts.of(config, self._bundle)
         check_fits(
             self._bundle.denoiser.config, config.task.prompt_length, config.rollout.gen_length
         )
@@ -304,35 +299,27 @@ class TraceRl:
             (part of the executed forwards that rows needed, the same for all of them); per prompt
             `over_budget` and `kept`. Of all processes, but for `example`.
         """
-        config, bundle, placement = self._config, self._bundle, self._placement
-        prompts: Prompts = jax.tree.map(
-            lambda leaf: np.repeat(leaf, self._group, axis=0), batch.prompts
-        )
-        count = len(prompts.tokens)
-        # A row draws the same whichever process has it.
-        identities = placement.feed * count + np.arange(count)
-        with timer.measure("rollout"), placement.active():
-            trajectory = rollout(
-                bundle.denoiser,
+        config, bundle = self._config, self._bundle
+        with timer.measure("rollout"):
+            parts = self._rollouts.start(
                 params,
                 self._policy,
                 self._policy_params,
-                placement.rows(trimmed(prompts, config.task.prompt_buckets)),
-                row_keys(key, placement.rows(identities)),
+                batch.prompts,
+                self._group,
+                key,
                 self._settings,
             )
-            tokens, step_map, nfe = placement.fetch(
-                (trajectory.tokens, trajectory.step_map, trajectory.nfe)
-            )
-            useful = float(trajectory.useful_forward_fraction)
-        with timer.measure("reward"):
-            responses = bundle.tokenizer.decode_batch(tokens)
-            repeated = [example for example in batch.examples for _ in range(self._group)]
-            correct = np.asarray(bundle.task.check_batch(repeated, responses), np.float32)
+            # While the device is busy.
             lengths = [
                 len(bundle.tokenizer.encode_prompt(bundle.task.prompt(example)))
                 for example in batch.examples
             ]
+            fetched = self._rollouts.fetch(parts, batch.examples, self._group)
+            useful = float(joined(parts).useful_forward_fraction)
+        with timer.measure("reward"):
+            correct = fetched.scores()
+        tokens, step_map, nfe = fetched.tokens, fetched.step_map, fetched.nfe
         reward = self._reward(correct, nfe, self._settings.gen_length, config.reward.alpha)
         reward = np.asarray(reward, np.float32)
         over_budget = np.asarray(lengths) > config.task.prompt_length
@@ -343,10 +330,10 @@ class TraceRl:
         if not config.task.truncate_prompts:
             kept &= ~over_budget
         # Which groups are trained is decided over all of them, so all processes know all rows.
-        rolled = placement.gather(
+        rolled = self._placement.gather(
             {
-                "prompt": prompts.tokens,
-                "prompt_mask": prompts.mask,
+                "prompt": np.repeat(batch.prompts.tokens, self._group, axis=0),
+                "prompt_mask": np.repeat(batch.prompts.mask, self._group, axis=0),
                 "tokens": tokens,
                 "step_map": step_map,
                 "nfe": nfe,
@@ -355,10 +342,11 @@ class TraceRl:
                 "reward": reward,
                 "over_budget": over_budget,
                 "kept": kept,
-                "useful": np.full(count, useful, np.float32),
+                "useful": np.full(len(tokens), useful, np.float32),
             }
         )
         if self._process is not None:  # In one process; problems are no arrays.
+            repeated = [example for example in batch.examples for _ in range(self._group)]
             rolled["example"] = np.fromiter(repeated, dtype=object, count=len(repeated))
         return rolled
 

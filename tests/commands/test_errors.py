@@ -20,7 +20,7 @@ from ml_collections import ConfigDict, config_flags
 import tiny
 from jax_unmask import commands, policies, train
 from jax_unmask.denoisers.sharding import check_mesh
-from jax_unmask.recipes import policy_grpo, sft, tracerl
+from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.placement import Placement
@@ -33,10 +33,9 @@ def nothing_is_compiled(monkeypatch):
     def refuse(*arguments, **settings):
         raise AssertionError("the program was about to be compiled")
 
-    monkeypatch.setattr(policy_grpo, "rollout", refuse)
+    monkeypatch.setattr(rollouts, "rollout", refuse)
     monkeypatch.setattr(policy_grpo.PolicyLearner, "update", refuse)
     monkeypatch.setattr(sft.SftLearner, "step", refuse)
-    monkeypatch.setattr(tracerl, "rollout", refuse)
     monkeypatch.setattr(tracerl.TraceLearner, "update", refuse)
 
 
@@ -273,6 +272,12 @@ def test_impossible_settings_of_sft(tiny_config, message):
         ({"learner__num_pads": -2}, "config.learner.num_pads = -2: it is a number of tokens"),
         ({"learner__block_length": 8}, "family 'llada', has full attention. Leave it out"),
         ({"learner__draws": 0}, "config.learner.draws = 0: it must be positive"),
+        ({"rollout__parts": 0}, "config.rollout.parts = 0: it must be positive"),
+        (
+            {"rollout__parts": 4, "rollout__prompts_per_step": 6},
+            "config.rollout.parts = 4: it must divide config.rollout.prompts_per_step = 6. Change "
+            "one of them; with rollout.parts = 4, rollout.prompts_per_step could be 4 or 8",
+        ),
         ({"learner__kl": "k4"}, "config.learner.kl = 'k4': there is no such choice"),
         ({"reward__advantage": "centered"}, "did you mean 'centred'?"),
         ({"value__gamma": 1.5}, "config.value.gamma = 1.5: it must lie between 0.0 and 1.0"),

@@ -328,13 +328,23 @@ class TestTraceRuns:
             filter__rounds=6,
             learner__reference_beta=0.1,
         )
-        found = self.run(config, tmp_path)
+        found = self.run(config, tmp_path / "one")
         assert any(line["rounds"] > 1 for line in found)
         assert all(line["groups_kept"] == 1 or line["rounds"] == 6 for line in found)
         assert all({"value_loss", "kl", "trained_tokens", "states"} <= set(line) for line in found)
         assert any(line["skipped"] == 0 and line["grad_norm"] > 0 for line in found)
-        _, params = denoisers.from_pretrained(tmp_path / "model")
+        _, params = denoisers.from_pretrained(tmp_path / "one" / "model")
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
+
+        # Parts that are rolled out one after the other change nothing but how slots are used.
+        config.rollout.parts = 2
+        train.train(config, tmp_path / "two")
+        assert lines(tmp_path / "two") == [
+            line | {"useful_forwards": other["useful_forwards"]}
+            for line, other in zip(found, lines(tmp_path / "two"), strict=True)
+        ]
+        weights = [tmp_path / name / EXPORTED["tracerl"] for name in ("one", "two")]
+        assert weights[0].read_bytes() == weights[1].read_bytes()
 
     @pytest.mark.parametrize("surrogate", ["coupled", "espo"])
     def test_other_methods_are_one_line(self, tiny_config, tmp_path, surrogate):

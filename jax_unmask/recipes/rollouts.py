@@ -1,0 +1,126 @@
+"""Rollouts of a training step, in parts: what the host does with one runs beside the next."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Float, Int
+from ml_collections import ConfigDict
+
+from jax_unmask.evaluation.bundle import Bundle
+from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys, trimmed
+from jax_unmask.tasks.base import Example, start_checks
+
+
+class Fetched(NamedTuple):
+    """What the host has of the rows of rollouts, those of this process's feed.
+
+    Attributes:
+        tokens: final canvases.
+        step_map: step that filled each position, -1 if none did.
+        nfe: forwards of each row.
+        checks: gives the scores of each part, once they are there.
+    """
+
+    tokens: Int[np.ndarray, "B L"]
+    step_map: Int[np.ndarray, "B L"]
+    nfe: Int[np.ndarray, " B"]
+    checks: list[Callable[[], list[float]]]
+
+    def scores(self) -> Float[np.ndarray, " B"]:
+        """Waits for the scores of all rows."""
+        return np.asarray([score for scores in self.checks for score in scores()], np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Rolls out batches of prompts, several rows per prompt.
+
+    What a row gets does not depend on the number of parts.
+
+    Attributes:
+        bundle: denoiser, tokenizer, task, devices.
+        parts: parts of a batch, one after the other on the device; their prompts are alike in
+            number.
+        buckets: shorter lengths that prompts may be padded to.
+    """
+
+    bundle: Bundle
+    parts: int = 1
+    buckets: tuple[int, ...] = ()
+
+    @classmethod
+    def of(cls, config: ConfigDict, bundle: Bundle) -> Rollouts:
+        """The rollouts of a validated config."""
+        return cls(bundle, config.rollout.parts, tuple(config.task.prompt_buckets))
+
+    def start(
+        self,
+        params: Any,
+        policy: Any,
+        policy_params: Any,
+        prompts: Prompts,
+        size: int,
+        key: Any,
+        settings: RolloutSettings,
+    ) -> list[Trajectory]:
+        """Begins to roll out `size` rows per prompt; those of one prompt are next to each other.
+
+        Waits for nothing: the device takes one part after the other.
+
+        Args:
+            params: parameters of the denoiser.
+            policy: the policy.
+            policy_params: its parameters.
+            prompts: prompts of this process's feed, NumPy arrays.
+            size: rows per prompt.
+            key: typed PRNG key of the batch.
+            settings: shape of the rollouts.
+
+        Returns:
+            The trajectories of each part.
+        """
+        placement = self.bundle.placement
+        rows = jax.tree.map(
+            lambda leaf: np.repeat(leaf, size, axis=0), trimmed(prompts, self.buckets)
+        )
+        count = len(rows.tokens)
+        # A row draws the same whichever process, and whichever part, has it.
+        identities = placement.feed * count + np.arange(count)
+        with placement.active():
+            return [
+                rollout(
+                    self.bundle.denoiser,
+                    params,
+                    policy,
+                    policy_params,
+                    placement.rows(jax.tree.map(lambda leaf, part=part: leaf[part], rows)),
+                    row_keys(key, placement.rows(identities[part])),
+                    settings,
+                )
+                for part in np.split(np.arange(count), self.parts)
+            ]
+
+    def fetch(self, parts: Sequence[Trajectory], examples: Sequence[Example], size: int) -> Fetched:
+        """Waits for each part, and begins to score it while the device is at the next.
+
+        Args:
+            parts: what `start` returned.
+            examples: the problems of this process's feed.
+            size: rows per problem.
+        """
+        bundle = self.bundle
+        repeated = [example for example in examples for _ in range(size)]
+        canvases, checks = [], []
+        for index, part in enumerate(parts):
+            wanted = (part.tokens, part.step_map, part.nfe)
+            tokens, step_map, nfe = map(np.asarray, bundle.placement.fetch(wanted))
+            canvases.append((tokens, step_map, nfe))
+            own = repeated[index * len(tokens) : (index + 1) * len(tokens)]
+            checks.append(start_checks(bundle.task, own, bundle.tokenizer.decode_batch(tokens)))
+        tokens, step_map, nfe = map(np.concatenate, zip(*canvases, strict=True))
+        return Fetched(tokens, step_map, nfe, checks)
