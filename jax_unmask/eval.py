@@ -1,7 +1,8 @@
 """Measures policies on held-out problems: `python -m jax_unmask.eval --config=... --workdir=DIR`.
 
 Prints a table and writes results.jsonl, summary.md, frontier.png and report.html. Running the same
-command again measures only what is missing.
+command again measures only what is missing. Several processes are joined as those of training are:
+`launch/local.py -n 2 -- python -m jax_unmask.eval ...`.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from jax_unmask import commands, policies, validation
 from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.evaluation import axes, candidates, reporting, sweep
 from jax_unmask.evaluation.bundle import load_bundle
+from jax_unmask.planning.layout import Layout
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.report.results import Result
 from jax_unmask.runtime import compilation
+from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.checkpoints import Checkpoints
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "Experiment file.", lock_config=True)
@@ -80,7 +83,8 @@ def _sweep_axes(
         swept.append(
             sweep.measure_all(each.config, bundle, workdir, trained=trained, varied=each.values)
         )
-    reporting.write(swept, workdir, curve_files)
+    if not jax.process_index():
+        reporting.write(swept, workdir, curve_files)
     return [result for part in swept for result in part.results]
 
 
@@ -100,18 +104,20 @@ def policy_directory(
     run, step = checkpoint, None
     if checkpoint.name.isdecimal() and has_orbax_files(checkpoint):
         run, step = checkpoint.absolute().parents[1], int(checkpoint.name)
-    metric = config.checkpoint.best_metric or None
+    metric, placement = config.checkpoint.best_metric or None, placements.from_config(config)
     with Checkpoints(
         run, best_metric=metric, best_mode=config.checkpoint.best_mode, read_only=True
     ) as checkpoints:
         which = step if step is not None else "best" if metric else "latest"
         policy = build_policy(config)
-        like = jax.eval_shape(policy.init_params, jax.random.key(0))
+        like = Layout(placement).everywhere(jax.eval_shape(policy.init_params, jax.random.key(0)))
         step, params = checkpoints.restore_params(which, like=like)
     logger.info("Took the policy of step %d of %s.", step, run)
     directory = workdir / "policy"
-    policies.save_policy(directory, policy, params)
-    write_policy_card(directory, config, policies.settings_of(policy, params), run)
+    if not jax.process_index():
+        policies.save_policy(directory, policy, params)
+        write_policy_card(directory, config, policies.settings_of(policy, params), run)
+    placement.meet("policy")  # All are going to read it.
     return directory
 
 
@@ -123,9 +129,11 @@ def main(argv: list[str]) -> None:
     compilation.enable_cache()
     checkpoint = None if _CHECKPOINT.value is None else pathlib.Path(_CHECKPOINT.value)
     with commands.clear_errors():
+        commands.join_processes()
         evaluate(_CONFIG.value, pathlib.Path(str(_WORKDIR.value)), checkpoint)
 
 
 if __name__ == "__main__":
+    commands.define_process_flags()
     flags.mark_flags_as_required(["config", "workdir"])
     commands.run(main)

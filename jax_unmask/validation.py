@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import get_args
 
-import jax
 from ml_collections import ConfigDict
 
 from jax_unmask import config as defaults
@@ -48,13 +47,6 @@ def validate(config: ConfigDict) -> None:
         "task.prompt_buckets",
         "it must hold lengths in tokens",
         "Give whole numbers below task.prompt_length, such as (96, 128, 160)",
-    )
-    check.require(
-        not config.task.prompt_buckets or jax.process_count() == 1,
-        config,
-        "task.prompt_buckets",
-        "several processes would choose several lengths for one batch",
-        "Leave it empty, or run one process",
     )
     check.positive(config, "checkpoint.keep_latest")
     check.non_negative(config, "checkpoint.keep_best", "checkpoint.grace_seconds", "seed")
@@ -324,13 +316,6 @@ def _evaluation(config: ConfigDict) -> None:
         "after training there is one model and one task",
         "Leave it empty, and run jax_unmask.eval with it afterwards",
     )
-    check.require(
-        not config.eval.after_training or jax.process_count() == 1,
-        config,
-        "eval.after_training",
-        "evaluations run in one process, on all of its devices",
-        "Set False, and run jax_unmask.eval afterwards",
-    )
     for text in config.eval.caches:
         build_cache(text, "eval.caches")
     if config.eval.after_training:
@@ -368,19 +353,12 @@ def _mesh(config: ConfigDict) -> None:
             rows = prompts * config.expert.count // pieces
             divides("expert.count", rows, parts, f"the {rows} expert rows of a rollout")
         check.require(
-            pieces == 1 or feeds == 1,
+            prompts % (feeds * pieces) == 0,
             config,
             "rollout.parts",
-            "several processes cannot roll out in parts",
-            "Give 1",
-        )
-    if config.recipe == "tracerl":
-        check.require(
-            config.process.judge == "none" or feeds == 1,
-            config,
-            "process.judge",
-            "several processes cannot judge together",
-            "Give 'none', or run one process",
+            f"the {prompts // feeds} prompts of each of {feeds} feeding processes do not divide "
+            "into them",
+            "Give a divisor",
         )
     if config.recipe in ("tracerl", "state_sft"):
         divides("learner.chunk_size", config.learner.chunk_size, parts, "its states")

@@ -7,7 +7,8 @@ import hashlib
 from typing import Any
 
 import jax
-import numpy as np
+
+from jax_unmask.runtime.placement import to_host
 
 _LENGTH = 16
 
@@ -41,7 +42,7 @@ def _is_default(field: dataclasses.Field[Any], content: Any) -> bool:
 
 
 def tree_hash(tree: Any, *, first_rows_only: bool = False) -> str:
-    """Digest of arrays, their names and types.
+    """Digest of arrays, their names and types; the same wherever their parts are.
 
     Args:
         tree: a pytree of arrays.
@@ -52,7 +53,7 @@ def tree_hash(tree: Any, *, first_rows_only: bool = False) -> str:
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         part = leaf[(0,) * (leaf.ndim - 1)] if first_rows_only else leaf
         parts.append(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype}".encode())
-        parts.append(np.asarray(part).tobytes())
+        parts.append(to_host(part).tobytes())
     return digest(*parts)
 
 

@@ -147,6 +147,7 @@ def measure(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     places = Placement() if placement is None else placement
+    # Every process has all problems, and looks after its own rows of each rollout.
     size, batch_size = (-(-number // places.parts) * places.parts for number in (size, batch_size))
     batch_size = min(batch_size, size)
     settings = dataclasses.replace(
@@ -154,6 +155,8 @@ def measure(
     )
     params = jax.tree.map(_strong, policy_params)
     key = jax.random.key(seed)
+    own_size = size // places.feeds
+    own_rows = slice(places.feed * own_size, (places.feed + 1) * own_size)
 
     jobs = [
         (width, members[start : start + size])
@@ -193,7 +196,7 @@ def measure(
             rollout.lower(*arguments(width, jobs[0][1])).compile()
     compile_seconds = time.perf_counter() - began
 
-    canvases, nfes, costs, checks = [], [], [], []
+    own, checks = [], []
     forwards, executed_cost = 0, 0.0
     with ThreadPoolExecutor(max_workers=1) as checker:
         began = time.perf_counter()
@@ -202,24 +205,30 @@ def measure(
             current = pending
             if index + 1 < len(jobs):
                 pending = dispatch(*jobs[index + 1])
-            tokens, nfe, cost, executed, of_all = jax.device_get(current)
-            real = len(members)
-            canvases.append(tokens[:real])
-            nfes.append(nfe[:real])
-            costs.append(cost[:real].astype(np.float64))
+            *of_rows, executed, of_all = current
+            own.append(places.fetch(of_rows))
             forwards += int(executed)
             executed_cost += float(of_all)
-            checks.append(checker.submit(check, members, tokens[:real]))
+            mine = members[own_rows]
+            checks.append(checker.submit(check, mine, own[-1][0][: len(mine)]))
         seconds = time.perf_counter() - began
         started = [future.result() for future in checks]
-    checked = [(responses, scores()) for responses, scores in started]
+    canvases, nfes, costs, scores, texts = [], [], [], [], []
+    for (_, members), of_rows, (responses, found) in zip(jobs, own, started, strict=True):
+        score = np.zeros(own_size, np.float32)
+        score[: len(responses)] = found()
+        every = places.gather((*of_rows, score))
+        canvas, nfe, cost, score = (rows[: len(members)] for rows in every)
+        canvases.append(canvas)
+        nfes.append(nfe)
+        costs.append(cost.astype(np.float64))
+        scores.append(score)
+        texts += responses if own_size == size else tokenizer.decode_batch(canvas)
     canvas = np.concatenate(canvases)
     # Back in the order of the problems.
     order = np.argsort(np.concatenate([members for _, members in jobs]))
-    scores = np.array([score for _, scores in checked for score in scores], np.float32)
-    texts = [text for texts, _ in checked for text in texts]
     return Measurement(
-        correct=scores[order],
+        correct=np.concatenate(scores)[order],
         nfe=np.concatenate(nfes)[order],
         responses=[texts[k] for k in order],
         seconds=seconds,

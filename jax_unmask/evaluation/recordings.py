@@ -12,6 +12,7 @@ from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.policies import LearnedPolicy
 from jax_unmask.policies.base import Needs, Observing, Policy
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, Watcher, rollout
+from jax_unmask.runtime.placement import to_host
 
 
 def record(
@@ -46,4 +47,4 @@ def record(
         probability = jax.jit(
             lambda params, obs: jax.lax.map(lambda o: policy.fill_probabilities(params, o), obs)
         )(policy_params, trajectory.records.obs)
-    return jax.device_get((trajectory, probability))
+    return to_host((trajectory, probability))

@@ -52,7 +52,7 @@ def run(
     length, split and seed), outcomes/ (what happened on each problem), summary.md, frontier.png and
     report.html. Rows that are there already are not measured again; they are recognised by what
     was measured (weights, prompts, settings), not by names, so that a policy that was trained on is
-    measured afresh.
+    measured afresh. With several processes each looks after its own rows, and the first one writes.
 
     Args:
         config: a full, validated config.
@@ -70,7 +70,8 @@ def run(
     """
     curve_files = reporting.curve_files(config, pathlib.Path(workdir))
     swept = measure_all(config, bundle, workdir, trained=trained)
-    reporting.write([swept], pathlib.Path(workdir), curve_files)
+    if not jax.process_index():
+        reporting.write([swept], pathlib.Path(workdir), curve_files)
     return swept.results
 
 
@@ -98,7 +99,9 @@ def measure_all(
     if config.eval.validation_problems and config.eval.split != "validation":
         count = config.eval.validation_problems
         splits.append(load_problems(config, bundle, task, "validation", count))
-    store = ResultStore(workdir)
+    # What is measured and what is there is the same for all processes; the first one has the files.
+    store = None if jax.process_index() else ResultStore(workdir)
+    known = bundle.placement.of_first({} if store is None else dict(store.rows))
     denoiser_hash = tree_hash(bundle.params, first_rows_only=True)
     plan = [
         dataclasses.replace(item, cache=cache)
@@ -109,10 +112,11 @@ def measure_all(
     began = time.monotonic()
     for index, item in enumerate(plan, start=1):
         row = _identify(config, bundle, task, item, denoiser_hash, varied or {})
-        if row["key"] in store.rows:
-            rows.append(store.rows[row["key"]])
+        if row["key"] in known:
+            rows.append(known[row["key"]])
             continue
         rows.append(_measure(config, bundle, task, item, row, store))
+        known[row["key"]] = rows[-1]
         _log(rows[-1], index, len(plan), time.monotonic() - began)
     # The viewer shows one environment, the first.
     pairs = [(item, row) for item, row in zip(plan, rows, strict=True) if item.cache == caches[0]]
@@ -201,7 +205,12 @@ def _identify(
 
 
 def _measure(
-    config: ConfigDict, bundle: Bundle, task: Task, item: Measured, row: Row, store: ResultStore
+    config: ConfigDict,
+    bundle: Bundle,
+    task: Task,
+    item: Measured,
+    row: Row,
+    store: ResultStore | None,
 ) -> Row:
     measurement = measure(
         bundle.denoiser,
@@ -226,7 +235,7 @@ def _measure(
         "batch_size": measurement.batch_size,
         "device": jax.devices()[0].device_kind,
     }
-    return store.append(row, measurement.correct, measurement.nfe)
+    return row if store is None else store.append(row, measurement.correct, measurement.nfe)
 
 
 def _rows_per_rollout(config: ConfigDict) -> int:
@@ -247,6 +256,8 @@ def _denoiser_name(config: ConfigDict, bundle: Bundle) -> str:
 
 
 def _log(row: Row, index: int, total: int, seconds: float) -> None:
+    if jax.process_index():
+        return
     logger.info(
         "[%d/%d, %.0f s] %s: %s, block length %d%s: accuracy %.1f %%, NFE %.2f",
         index,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -103,7 +102,10 @@ def record_problems(
     count = min(config.eval.examples, len(problems.examples))
     if not shown or not count:
         return []
-    picked = pick_problems([s.correct for s in shown], len(problems.examples), count)
+    # Outcomes are known to the process that has the files.
+    picked = bundle.placement.of_first(
+        pick_problems([s.correct for s in shown], len(problems.examples), count)
+    )
     examples = [problems.examples[index] for index in picked]
     by_policy = [_record(config, bundle, task, problems, picked, policy, cache) for policy in shown]
     return [
@@ -175,17 +177,16 @@ def _record(
     """The traces of one policy on the picked problems."""
     candidate = shown.candidate
     settings = rollout_settings(config, bundle, shown.block_length, cache)
-    tokenizer, found = bundle.tokenizer, []
+    tokenizer, places, found = bundle.tokenizer, bundle.placement, []
     # Records of hidden states are large: those are rolled out one by one.
     size = 1 if candidate.policy.needs.hidden else len(picked)
-    params = jax.tree.map(jnp.asarray, candidate.params)
+    params = places.everywhere(candidate.params)
     for start in range(0, len(picked), size):
         rows = np.asarray(picked[start : start + size])
-        prompts = Prompts(
-            tokens=jnp.asarray(problems.prompts.tokens[rows]),
-            mask=jnp.asarray(problems.prompts.mask[rows]),
+        prompts = places.everywhere(
+            Prompts(tokens=problems.prompts.tokens[rows], mask=problems.prompts.mask[rows])
         )
-        keys = row_keys(jax.random.key(shown.seed), jnp.asarray(rows))
+        keys = row_keys(jax.random.key(shown.seed), places.everywhere(rows))
         trajectory, probability = record(
             bundle.denoiser, bundle.params, candidate.policy, params, prompts, keys, settings
         )

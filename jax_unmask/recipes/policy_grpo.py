@@ -231,7 +231,7 @@ class PolicyGrpo:
             rolled = [rollouts.fetch(policy_parts, batch.examples, self._group)]
             if self._experts:
                 rolled.append(rollouts.fetch(expert_parts, batch.examples, self._experts))
-            trajectory = joined(policy_parts)
+            trajectory = joined(policy_parts, placement.feeds)
         with timer.measure("reward"):
             scores = [each.scores() for each in rolled]
             missing = never_filled(
@@ -257,7 +257,7 @@ class PolicyGrpo:
             imitated = None
             assert records is not None  # The settings ask for them.
             if self._experts:
-                expert_records = joined(expert_parts).records
+                expert_records = joined(expert_parts, placement.feeds).records
                 assert expert_records is not None
                 records, is_expert = with_experts(
                     records, expert_records, self._group, self._experts
@@ -310,13 +310,14 @@ class PolicyGrpo:
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         directory, policy = workdir / "policy", self._parts.policy
-        if jax.process_index():
-            return
-        policies.save_policy(directory, policy, state.params)
-        settings = policies.settings_of(policy, state.params)
-        write_policy_card(directory, self._config, settings, workdir)
+        settings, is_first = policies.settings_of(policy, state.params), not jax.process_index()
+        if is_first:
+            policies.save_policy(directory, policy, state.params)
+            write_policy_card(directory, self._config, settings, workdir)
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
 
+            self._placement.meet("policy")  # All are going to read it.
             sweep.run(self._config, self._bundle, workdir, trained=directory)
-            write_policy_card(directory, self._config, settings, workdir)
+            if is_first:
+                write_policy_card(directory, self._config, settings, workdir)

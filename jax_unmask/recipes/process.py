@@ -12,8 +12,10 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from jax_unmask.denoisers import Tokenizer
+from jax_unmask.evaluation.bundle import Bundle
 from jax_unmask.learners.process_rewards import chunk_z_scores
 from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.tasks.base import Example, Task
 from jax_unmask.tasks.judges import Judge, LanguageModelJudge, Solution, StepJudge
 
@@ -40,15 +42,23 @@ class ProcessRewards:
         task: poses the problems.
         tokenizer: turns tokens into text.
         chunk_length: tokens per chunk.
+        placement: with several processes, each has the responses to its own problems judged.
     """
 
-    def __init__(self, judge: Judge, task: Task, tokenizer: Tokenizer, chunk_length: int) -> None:
+    def __init__(
+        self,
+        judge: Judge,
+        task: Task,
+        tokenizer: Tokenizer,
+        chunk_length: int,
+        placement: Placement,
+    ) -> None:
         self._judge, self._task, self._tokenizer = judge, task, tokenizer
-        self.chunk_length = chunk_length
+        self.chunk_length, self._placement = chunk_length, placement
 
     def __call__(
         self,
-        examples: Sequence[Example],
+        examples: Sequence[Example | None],
         tokens: Int[np.ndarray, "B L"],
         length: Int[np.ndarray, " B"],
         right: Bool[np.ndarray, " B"],
@@ -58,27 +68,28 @@ class ProcessRewards:
         """Scores of the chunks of each response.
 
         Args:
-            examples: problem of each response.
+            examples: problem of each response; None where another process knows it.
             tokens: responses.
             length: tokens of each up to its end.
             right: whether the checker accepts it.
             wanted: the responses to judge; the others get zeros, and cost nothing.
             group_size: responses per prompt, next to each other.
         """
+        own = [(k, each) for k, each in enumerate(examples) if each is not None and wanted[k]]
+        if not self._placement.leads:  # Of processes that share their rows, one has to ask.
+            own = []
         solutions = [
-            self._solution(example, row[:end], bool(ok))
-            for example, row, end, ok, want in zip(
-                examples, tokens, length, right, wanted, strict=True
-            )
-            if want
+            self._solution(each, tokens[k][: length[k]], bool(right[k])) for k, each in own
         ]
-        found = iter(self._judge.judge(solutions))
         most = -(-tokens.shape[1] // self.chunk_length)
         scores = np.zeros((len(tokens), most), np.float32)
         present = np.zeros((len(tokens), most), bool)
-        for row in np.flatnonzero(wanted):
-            each = next(found)
+        for (row, _), each in zip(own, self._judge.judge(solutions), strict=True):
             scores[row, : len(each)], present[row, : len(each)] = each, True
+        # A response has scores in one process, and zeros in all others.
+        every = self._placement.gather((scores, present))
+        scores, present = (x.reshape(-1, *scores.shape).sum(axis=0) for x in every)
+        present = present > 0
         mean = float(scores[present].mean()) if present.any() else 0.0
         return Judged(chunk_z_scores(scores, present, group_size), mean)
 
@@ -99,10 +110,8 @@ class ProcessRewards:
         )
 
 
-def build_process_rewards(
-    config: ConfigDict, task: Task, tokenizer: Tokenizer
-) -> ProcessRewards | None:
-    """What `config.process` asks for; None for nothing.
+def build_process_rewards(config: ConfigDict, bundle: Bundle) -> ProcessRewards | None:
+    """What `config.process` asks for, of a bundle's task; None for nothing.
 
     Raises:
         ConfigError: the task has no steps to verify, or the server's key is missing.
@@ -113,7 +122,7 @@ def build_process_rewards(
     judge: Judge
     if process.judge == "steps":
         try:
-            judge = StepJudge(task)
+            judge = StepJudge(bundle.task)
         except ValueError as error:
             remedy = "Choose process.judge = 'model', or another task"
             raise ConfigError("process.judge", process.judge, str(error), remedy) from error
@@ -137,4 +146,6 @@ def build_process_rewards(
             workers=process.workers,
             api_key=key,
         )
-    return ProcessRewards(judge, task, tokenizer, process.chunk_length)
+    return ProcessRewards(
+        judge, bundle.task, bundle.tokenizer, process.chunk_length, bundle.placement
+    )

@@ -85,9 +85,8 @@ class Rollouts:
             The trajectories of each part.
         """
         placement = self.bundle.placement
-        rows = jax.tree.map(
-            lambda leaf: np.repeat(leaf, size, axis=0), trimmed(prompts, self.buckets)
-        )
+        prompts = trimmed(prompts, self.buckets, placement)
+        rows = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), prompts)
         count = len(rows.tokens)
         # A row draws the same whichever process, and whichever part, has it.
         identities = placement.feed * count + np.arange(count)

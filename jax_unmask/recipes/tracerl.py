@@ -178,7 +178,7 @@ class TraceRl:
         self._learner = build_learner(config, self._bundle.denoiser, self._ends)
         if self._lora:
             self._check_targets()
-        self._process = build_process_rewards(config, self._bundle.task, self._bundle.tokenizer)
+        self._process = build_process_rewards(config, self._bundle)
         self._batches: data.BatchIterator | None = None
 
     def init(self) -> TrainState:
@@ -345,9 +345,11 @@ class TraceRl:
                 "useful": np.full(len(tokens), useful, np.float32),
             }
         )
-        if self._process is not None:  # In one process; problems are no arrays.
+        if self._process is not None:  # Problems are no arrays: each process knows its own.
+            own = self._placement.feed * len(tokens) + np.arange(len(tokens))
             repeated = [example for example in batch.examples for _ in range(self._group)]
-            rolled["example"] = np.fromiter(repeated, dtype=object, count=len(repeated))
+            rolled["example"] = np.full(len(rolled["tokens"]), None, dtype=object)
+            rolled["example"][own] = np.fromiter(repeated, dtype=object, count=len(own))
         return rolled
 
     def _take(self, rolled: dict[str, np.ndarray], chosen: Chosen) -> dict[str, np.ndarray]:

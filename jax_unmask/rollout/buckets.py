@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from jax_unmask.rollout.trajectory import Prompts
+from jax_unmask.runtime.placement import Placement
 
 
 def by_length(
@@ -30,13 +31,17 @@ def by_length(
     return [(int(ladder[k]), np.flatnonzero(step == k)) for k in np.unique(step)]
 
 
-def trimmed(prompts: Prompts, buckets: Sequence[int]) -> Prompts:
+def trimmed(prompts: Prompts, buckets: Sequence[int], placement: Placement) -> Prompts:
     """The batch, all of it padded to the shortest length that holds its longest prompt.
 
     Args:
-        prompts: left-padded prompts, NumPy arrays [B, P].
+        prompts: left-padded prompts, NumPy arrays [B, P]; of this process.
         buckets: lengths beside P.
+        placement: knows the other processes, whose prompts count too.
     """
+    if not buckets:
+        return prompts
     width = by_length(np.asarray(prompts.mask), buckets)[-1][0]
+    width = int(placement.gather(np.asarray([width])).max())
     tokens, mask = prompts.tokens[:, -width:], prompts.mask[:, -width:]
     return dataclasses.replace(prompts, tokens=tokens, mask=mask)

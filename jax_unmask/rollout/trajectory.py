@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 
 import jax
@@ -239,13 +240,27 @@ class Trajectory:
         return jnp.sum(self.cost) / self.executed_cost
 
 
-def joined(parts: Sequence[Trajectory]) -> Trajectory:
-    """Rollouts of one shape as if they were one: their rows one after the other."""
+def joined(parts: Sequence[Trajectory], feeds: int = 1) -> Trajectory:
+    """Rollouts of one shape as if they were one: their rows one after the other.
+
+    Args:
+        parts: the rollouts.
+        feeds: how many processes gave rows to each, one behind the other; all rows of a process,
+            from all rollouts, come before those of the next.
+    """
     if len(parts) == 1:
         return parts[0]
+
+    def join(*leaves: Array, axis: int = 0) -> Array:
+        if feeds == 1:
+            return jnp.concatenate(leaves, axis=axis)
+        before, rest = leaves[0].shape[:axis], leaves[0].shape[axis + 1 :]
+        split = [leaf.reshape(*before, feeds, -1, *rest) for leaf in leaves]
+        return jnp.concatenate(split, axis=axis + 1).reshape(*before, -1, *rest)
+
     records, kinds = [part.records for part in parts], [part.by_kind for part in parts]
     by_row = jax.tree.map(
-        lambda *leaves: jnp.concatenate(leaves),
+        join,
         *(
             dataclasses.replace(part, records=None, by_kind=None, forwards=None)  # type: ignore[arg-type]
             for part in parts
@@ -253,10 +268,7 @@ def joined(parts: Sequence[Trajectory]) -> Trajectory:
     )
     one = kinds[0]
     if one is not None:
-        rows = {
-            name: jnp.concatenate([getattr(each, name) for each in kinds])
-            for name in ("full", "cached")
-        }
+        rows = {name: join(*(getattr(each, name) for each in kinds)) for name in ("full", "cached")}
         executed = {
             name: sum(getattr(each, name) for each in kinds)
             for name in ("full_executed", "cached_executed")
@@ -264,6 +276,6 @@ def joined(parts: Sequence[Trajectory]) -> Trajectory:
         one = dataclasses.replace(one, **rows, **executed)  # type: ignore[arg-type]
     joined_records = None
     if records[0] is not None:
-        joined_records = jax.tree.map(lambda *x: jnp.concatenate(x, axis=1), *records)
+        joined_records = jax.tree.map(functools.partial(join, axis=1), *records)
     forwards = jnp.asarray(sum(part.forwards for part in parts))
     return dataclasses.replace(by_row, records=joined_records, by_kind=one, forwards=forwards)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -19,6 +20,7 @@ from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.mesh import Params, Rules
 
 Tree = TypeVar("Tree")
+Json = Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,6 +71,11 @@ class Placement:
         """Number of runs that the rows of a batch are read in."""
         return len(self._feeds())
 
+    @property
+    def leads(self) -> bool:
+        """Whether this process is the first of those that read the same rows."""
+        return jax.process_index() == min(self._feeds()[self.feed])
+
     def shardings(self, tree: Params, rules: Rules) -> Params | None:
         """A sharding for each leaf; None where there is no mesh."""
         return None if self.mesh is None else meshes.param_shardings(tree, rules, self.mesh)
@@ -118,6 +125,16 @@ class Placement:
     def fetch_all(self, tree: Any) -> Any:
         """Of batches [B, ...] on the devices all rows, as NumPy arrays."""
         return self.gather(self.fetch(tree))
+
+    def of_first(self, value: Json) -> Json:
+        """A value of process 0, which all others get; what they give is not looked at."""
+        if jax.process_count() == 1:
+            return value
+        text = np.frombuffer(json.dumps(value).encode(), np.uint8)
+        length = int(multihost_utils.broadcast_one_to_all(np.int32(len(text))))
+        room = np.zeros(length, np.uint8)
+        room[: len(text)] = text[:length]
+        return json.loads(np.asarray(multihost_utils.broadcast_one_to_all(room)).tobytes())
 
     def meet(self, name: str) -> None:
         """Waits until all processes have come to this point."""
@@ -173,6 +190,17 @@ class Placement:
     def _own_part(self) -> int:
         me = jax.process_index()
         return next(i for i, holders in enumerate(self._holders()) if me in holders)
+
+
+def to_host(tree: Any) -> Any:
+    """Whole arrays as NumPy arrays, wherever their parts are; all processes must ask for them."""
+
+    def whole(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return jax.device_get(leaf)
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.tree.map(whole, tree)
 
 
 def from_config(config: ConfigDict) -> Placement:

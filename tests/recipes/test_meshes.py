@@ -110,34 +110,60 @@ LISTED = {
 """What has a list of its collectives: recipe, mesh and changes."""
 
 
+OTHERS = {
+    "supervised states, experts": ("state_sft", "experts", {"learner.method": "random"}),
+    "blocks, adapters": (
+        "tracerl",
+        "blocks",
+        {"rollout.block_length": 4, "value.enabled": False, "lora.rank": 2},
+    ),
+}
+"""What else takes a few steps on eight devices: recipe, model and changes."""
+
+
 @pytest.fixture(scope="module")
-def listed(model):
-    """A few steps of each of them on eight devices, and the collectives of their programs."""
+def on_eight(models):
+    """A few steps of each of these on eight devices, and the collectives of those with a list."""
     runs = {
         name: {
             "recipe": recipe,
             "mesh": MESHES[mesh],
-            "changes": {"model.path": str(model)} | changes,
+            "changes": {"model.path": str(models / "even")} | changes,
             "steps": 3,
             "collectives": True,
         }
         for name, (recipe, mesh, changes) in LISTED.items()
+    } | {
+        name: {
+            "recipe": recipe,
+            "mesh": MESHES["all"],
+            "changes": {"model.path": str(models / model)} | changes,
+            "steps": 2,
+        }
+        for name, (recipe, model, changes) in OTHERS.items()
     }
     (found,) = run_all(8, **runs)
     return found
 
 
 @pytest.mark.parametrize("name", LISTED)
-def test_three_steps_and_no_other_collectives(listed, alone, name):
+def test_three_steps_and_no_other_collectives(on_eight, alone, name):
     """A change of the program that makes devices talk more has to change the list."""
     recipe, _, changes = LISTED[name]
-    check_equal(listed[name]["metrics"], alone(recipe, 3, **changes))
-    assert listed[name]["collectives"] == json.loads(EXPECTED.read_text())[name]
+    check_equal(on_eight[name]["metrics"], alone(recipe, 3, **changes))
+    assert on_eight[name]["collectives"] == json.loads(EXPECTED.read_text())[name]
 
 
-def test_copies_of_a_model_sum_gradients_once_per_optimiser_step(listed):
+@pytest.mark.parametrize("name", OTHERS)
+def test_two_steps(models, on_eight, alone, name):
+    recipe, model, changes = OTHERS[name]
+    expected = alone(recipe, 2, **{"model.path": str(models / model)} | changes)
+    check_equal(on_eight[name]["metrics"], expected)
+
+
+def test_copies_of_a_model_sum_gradients_once_per_optimiser_step(on_eight):
     """The walk over chunks of states is the second loop, that over optimiser steps the first."""
-    update = listed["tracerl on copies"]["collectives"]["update"]
+    update = on_eight["tracerl on copies"]["collectives"]["update"]
     assert not [line for line in update if "in 2 loops" in line]
     sums = [line for line in update if "all-reduce" in line and line.count("f32[") > 12]
     assert len(sums) == 1 and sums[0].endswith("in 1 loops"), update
@@ -161,17 +187,29 @@ def test_twenty_steps_in_two_processes(model, alone, recipe):
     check_equal(found[0]["metrics"], alone(recipe, 20))
 
 
+LONGER = {
+    "adapters": ("tracerl", "even", {"lora.rank": 2, "value.enabled": False}),
+    "blocks": ("tracerl", "blocks", {"rollout.block_length": 4}),
+    "one ratio per response": (
+        "tracerl",
+        "even",
+        {"learner.surrogate": "espo", "value.enabled": False},
+    ),
+    "experts": ("tracerl", "experts", {}),
+    "supervised": ("sft", "even", {}),
+    "supervised states": ("state_sft", "even", {}),
+    "supervised states, blocks": ("state_sft", "blocks", {"learner.block_length": 4}),
+    "rollouts of experts": ("policy_grpo", "experts", {}),
+}
+
+
 @pytest.mark.slow
-def test_adapters(model, alone):
-    changes = {"lora.rank": 2, "value.enabled": False}
-    (found,) = run(
-        8,
-        recipe="tracerl",
-        mesh=[2, 2, 2],
-        changes={"model.path": str(model)} | changes,
-        steps=20,
-    )
-    check_equal(found["metrics"], alone("tracerl", 20, **changes))
+@pytest.mark.parametrize("name", LONGER)
+def test_twenty_steps_of_others(models, alone, name):
+    recipe, model, changes = LONGER[name]
+    changes = {"model.path": str(models / model)} | changes
+    (found,) = run(8, recipe=recipe, mesh=MESHES["all"], changes=changes, steps=20)
+    check_equal(found["metrics"], alone(recipe, 20, **changes))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from jax_unmask.rollout import Prompts, by_length, trimmed
+from jax_unmask.runtime.placement import Placement
 
 
 def padded(*lengths, width=10):
@@ -24,8 +25,8 @@ def test_every_prompt_goes_to_the_shortest_length_that_holds_it():
 
 
 def test_a_batch_is_as_long_as_its_longest_prompt_needs():
-    prompts = trimmed(padded(3, 5, 1), (4, 6, 8))
+    prompts = trimmed(padded(3, 5, 1), (4, 6, 8), Placement())
     assert prompts.tokens.shape == (3, 6)
     np.testing.assert_array_equal(prompts.mask.sum(axis=1), [3, 5, 1])
     assert prompts.tokens[1].tolist() == [0, 6, 7, 8, 9, 10]
-    assert trimmed(padded(3, 9), (4, 6)).tokens.shape == (2, 10)
+    assert trimmed(padded(3, 9), (4, 6), Placement()).tokens.shape == (2, 10)

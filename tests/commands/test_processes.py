@@ -1,0 +1,86 @@
+"""Commands in two processes, started by the local launcher: what one process would have found."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import tiny
+from jax_unmask import eval as eval_command
+from jax_unmask.denoisers.config import ExpertsConfig
+from jax_unmask.evaluation.store import read_outcomes, read_rows
+
+ROOT = pathlib.Path(__file__).parents[2]
+TIMINGS = {"seconds_per_sequence", "tokens_per_second", "compile_seconds"}
+EVALUATION = {
+    "task__prompt_length": 17,
+    "eval__num_problems": 10,
+    "eval__batch_size": 4,
+    "eval__block_lengths": (16,),
+    "eval__policies": ("threshold:threshold=0.2|0.9",),
+    "eval__examples": 2,
+}
+
+
+def launch(module, *arguments):
+    """Runs a command as two processes of four devices each; what both wrote."""
+    done = subprocess.run(
+        [
+            *(sys.executable, str(ROOT / "launch" / "local.py"), "-n", "2", "--cpu_devices=4"),
+            *("--", sys.executable, "-m", module, *map(str, arguments)),
+        ],
+        cwd=ROOT,
+        # Compiling is most of what these programs do.
+        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return done.stdout + done.stderr
+
+
+def check_same_rows(directory, expected):
+    """The rows of two workdirs, but for how long they took, and what happened on each problem."""
+    rows, others = (read_rows(each / "results.jsonl") for each in (directory, expected))
+    assert len(rows) == len(others)
+    for row, other in zip(rows, others, strict=True):
+        assert row.keys() == other.keys()
+        kept = row.keys() - TIMINGS - {"useful_forward_fraction"}
+        assert {key: row[key] for key in kept} == {key: other[key] for key in kept}
+        for ours, theirs in zip(
+            read_outcomes(directory, row), read_outcomes(expected, other), strict=True
+        ):
+            assert ours.tolist() == theirs.tolist()
+
+
+@pytest.fixture(scope="module")
+def experts(tmp_path_factory):
+    """A random mixture of experts that every axis divides."""
+    directory = tmp_path_factory.mktemp("models") / "experts"
+    moe = ExpertsConfig(num_experts=4, per_token=2, size=8, layers=(True,))
+    vocabulary = ["1", "2", "3", "4", ".", "=", "+"]
+    tiny.save_model(directory, vocabulary, family="llada_moe", experts=moe)
+    return directory
+
+
+def test_two_processes_evaluate_what_one_does(experts, write_experiment, tiny_config, tmp_path):
+    settings = EVALUATION | {"model__path": str(experts)}
+    mesh = {"mesh__fsdp": 2, "mesh__tensor": 2}
+    experiment = write_experiment(tmp_path / "experiment.py", **settings | mesh)
+    directory, alone = tmp_path / "two", tmp_path / "one"
+    arguments = (f"--config={experiment}", f"--workdir={directory}")
+    output = launch("jax_unmask.eval", *arguments)
+    eval_command.evaluate(tiny_config(**settings), alone)
+    check_same_rows(directory, alone)
+    # The first process writes the report, with the same generations.
+    assert output.count("Wrote results.jsonl") == 1
+    assert (directory / "frontier.png").is_file()
+    problems = [
+        (each / "report.html").read_text().partition('"problems"')[2] for each in (directory, alone)
+    ]
+    assert problems[0] and problems[0] == problems[1]
