@@ -7,15 +7,14 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import jax
 import numpy as np
 from flax.traverse_util import flatten_dict
-from jax.experimental import multihost_utils
 
 from jax_unmask.denoisers import families
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families import TensorSpec
 from jax_unmask.denoisers.transformer import abstract_params
+from jax_unmask.runtime.placement import to_host
 
 Path = tuple[str, ...]
 Index = tuple[slice, ...]
@@ -86,7 +85,7 @@ class Layout:
         """
         values = []
         for spec in self._by_name[name]:
-            value = on_host(flat[spec.path][spec.index] if spec.index else flat[spec.path])
+            value = to_host(flat[spec.path][spec.index] if spec.index else flat[spec.path])
             values.append(value.T if spec.transpose else value)
         return np.ascontiguousarray(values[0] if len(values) == 1 else np.concatenate(values))
 
@@ -114,13 +113,6 @@ class Layout:
     def _shape(self, parts: list[TensorSpec]) -> tuple[int, ...]:
         shapes = [self._part(part) for part in parts]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
-
-
-def on_host(array: Any) -> np.ndarray:
-    """An array as the host has it; one that is spread over processes, all of them must ask for."""
-    if isinstance(array, jax.Array) and not array.is_fully_addressable:
-        return np.asarray(multihost_utils.process_allgather(array, tiled=True))
-    return np.asarray(array)
 
 
 def _bounded(part: slice, size: int) -> slice:

@@ -25,6 +25,10 @@ def enable_cache() -> pathlib.Path | None:
     that belongs to this kind of CPU, because programs for one CPU may crash on another that shares
     the home directory. `JAX_ENABLE_COMPILATION_CACHE=false` switches it off.
 
+    JAX does not write entries atomically. One that a killed process left half written cannot be
+    decompressed: JAX warns and compiles, in every run until that file, which the warning does not
+    name, is deleted. Deleting the whole directory is always safe.
+
     Returns:
         The directory, or None where the cache is off.
     """

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import subprocess
 import sys
 
+import jax
+import numpy as np
 import pytest
 
 import tiny
+from jax_unmask import denoisers, train
 from jax_unmask import eval as eval_command
 from jax_unmask.denoisers.config import ExpertsConfig
 from jax_unmask.evaluation.store import read_outcomes, read_rows
+from jax_unmask.shipped import shipped_lengths
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMINGS = {"seconds_per_sequence", "tokens_per_second", "compile_seconds"}
@@ -84,3 +89,91 @@ def test_two_processes_evaluate_what_one_does(experts, write_experiment, tiny_co
         (each / "report.html").read_text().partition('"problems"')[2] for each in (directory, alone)
     ]
     assert problems[0] and problems[0] == problems[1]
+
+
+def arithmetic(**changes):
+    """A shipped model that gets some problems right, whose prompts differ in length."""
+    prompt_length, length, _ = shipped_lengths("arithmetic")
+    return {
+        "model__path": "arithmetic",
+        "task__name": "arithmetic",
+        "task__prompt_length": prompt_length,
+        "task__prompt_buckets": (prompt_length - 6, prompt_length - 3),
+        "rollout__gen_length": length,
+        "rollout__block_length": length,
+        "rollout__prompts_per_step": 8,
+        "rollout__group_size": 4,
+        "train__steps": 2,
+        "checkpoint__every": 2,
+        **changes,
+    }
+
+
+def check_same_metrics(directory, expected):
+    for ours, theirs in zip(
+        *(
+            [json.loads(line) for line in (each / "metrics.jsonl").read_text().splitlines()]
+            for each in (directory, expected)
+        ),
+        strict=True,
+    ):
+        for each in (ours, theirs):
+            each.pop("useful_forwards")  # Slots share rows within a part of the batch.
+        assert ours == pytest.approx(theirs, abs=1e-5, rel=1e-4)
+
+
+@pytest.mark.slow
+def test_two_processes_roll_out_in_parts_and_evaluate(write_experiment, tiny_config, tmp_path):
+    settings = arithmetic(
+        rollout__parts=2,
+        learner__minibatches=2,
+        eval__after_training=True,
+        eval__num_problems=10,
+        eval__batch_size=4,
+        eval__policies=("threshold:threshold=0.5",),
+        eval__examples=2,
+    )
+    settings["eval__block_lengths"] = (settings["rollout__gen_length"],)
+    experiment = write_experiment(
+        tmp_path / "experiment.py", **settings | {"mesh__fsdp": 2, "mesh__tensor": 2}
+    )
+    directory, alone = tmp_path / "two", tmp_path / "one"
+    launch("jax_unmask.train", f"--config={experiment}", f"--workdir={directory}")
+    assert train.train(tiny_config(**settings), alone)
+    check_same_metrics(directory, alone)
+    rows = [read_rows(each / "results.jsonl") for each in (directory, alone)]
+    for ours, theirs in zip(*rows, strict=True):
+        # What was trained differs by rounding, and so its hash does.
+        assert ours["policy_hash"] == theirs["policy_hash"] or ours["label"] == "trained here"
+        for name in ("accuracy", "nfe_mean", "n"):
+            assert ours[name] == theirs[name]
+    assert (directory / "report.html").is_file()
+    assert (directory / "policy" / "README.md").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_judge_together_and_export_one_model(write_experiment, tiny_config, tmp_path):
+    settings = arithmetic(
+        rollout__policy="threshold:threshold=0.5",
+        rollout__temperature=1.0,
+        reward__kind="multiplicative",
+        reward__alpha=0.0,
+        process__judge="steps",
+        process__chunk_length=8,
+        optimizer__lr=1e-4,
+    )
+    experiment = write_experiment(
+        tmp_path / "experiment.py", "tracerl", **settings | {"mesh__fsdp": 8}
+    )
+    directory, alone = tmp_path / "two", tmp_path / "one"
+    launch("jax_unmask.train", f"--config={experiment}", f"--workdir={directory}")
+    assert train.train(tiny_config("tracerl", **settings), alone)
+    check_same_metrics(directory, alone)
+    (_, ours), (_, theirs) = (
+        denoisers.from_pretrained(each / "model") for each in (directory, alone)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), ours, theirs)
+    names = [
+        sorted(path.name for path in (each / "model").iterdir()) for each in (directory, alone)
+    ]
+    assert names[0] == names[1]
