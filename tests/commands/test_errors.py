@@ -349,6 +349,13 @@ def test_batch_that_a_mesh_does_not_divide(
     assert "Give a multiple, or another mesh (data=-1, fsdp=1, tensor=1)." in text
 
 
+@pytest.mark.parametrize("recipe", ["policy_grpo", "tracerl"])
+def test_parts_that_the_prompts_of_a_process_do_not_fill(recipe, tiny_config, message, monkeypatch):
+    monkeypatch.setattr(Placement, "feeds", 2)
+    text = message(tiny_config(recipe, rollout__prompts_per_step=6, rollout__parts=2))
+    assert "config.rollout.parts = 2: the 3 prompts of each of 2 feeding processes do not" in text
+
+
 def test_mesh_of_another_machine(tiny_config, message):
     text = message(tiny_config(mesh__fsdp=3))
     assert "config.mesh = 'data=-1, fsdp=3, tensor=1'" in text

@@ -103,6 +103,7 @@ def arithmetic(**changes):
         "rollout__block_length": length,
         "rollout__prompts_per_step": 8,
         "rollout__group_size": 4,
+        "rollout__parts": 2,
         "train__steps": 2,
         "checkpoint__every": 2,
         **changes,
@@ -125,7 +126,6 @@ def check_same_metrics(directory, expected):
 @pytest.mark.slow
 def test_two_processes_roll_out_in_parts_and_evaluate(write_experiment, tiny_config, tmp_path):
     settings = arithmetic(
-        rollout__parts=2,
         learner__minibatches=2,
         eval__after_training=True,
         eval__num_problems=10,
