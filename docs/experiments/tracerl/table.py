@@ -16,6 +16,8 @@ import pathlib
 # Iterations that make one point of a curve.
 WINDOW = 5
 
+LABELS = {"trace": "TraceRL", "random": "random masking", "coupled": "coupled masks"}
+
 
 def rows_of(path):
     return [json.loads(line) for line in path.read_text().splitlines()]
@@ -74,6 +76,7 @@ def main():
     parser.add_argument("runs", type=pathlib.Path)
     parser.add_argument("starts", type=pathlib.Path, nargs="*")
     parser.add_argument("--picture", type=pathlib.Path)
+    parser.add_argument("--drawn", nargs="*", help="what the picture shows (default: everything)")
     args = parser.parse_args()
     groups = groups_of(args.runs)
     starts = {directory.name: results_of(directory) for directory in args.starts}
@@ -111,26 +114,29 @@ def main():
         spread = math.sqrt(mean([(x - mean(norms)) ** 2 for x in norms]))
         print(f"<!-- {name}: gradient norm {mean(norms):.2f}, spread {spread:.2f} -->")
     if args.picture:
-        draw(curves, args.picture)
+        draw({name: curves[name] for name in args.drawn or curves}, args.picture)
 
 
 def draw(curves, path):
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(8, 4), layout="constrained")
     axes = figure.subplots()
     colours = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
-    for (name, runs), colour in zip(curves.items(), colours, strict=False):
+    marks = "osD^vPX"
+    for (name, runs), colour, mark in zip(curves.items(), colours, marks, strict=False):
         for number, accuracies in enumerate(runs):
             points = [
                 (start + (WINDOW - 1) / 2 + 1, 100 * mean(accuracies[start : start + WINDOW]))
                 for start in range(0, len(accuracies) - WINDOW + 1, WINDOW)
             ]
-            axes.plot(*zip(*points, strict=True), color=colour, label=name if not number else None)
+            label = None if number else LABELS.get(name, name)
+            places, heights = zip(*points, strict=True)
+            axes.plot(places, heights, color=colour, marker=mark, markersize=4, label=label)
     axes.set_xlabel("iteration")
     axes.set_ylabel("accuracy of the rollouts (%)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    figure.legend(loc="outside right upper", title="a line per seed")
     figure.savefig(path, dpi=120)
 
 
