@@ -5,8 +5,9 @@ MODEL is llada, dream, sdar-4b or sdar-8b; TASK is gsm8k, math or code (KodCode'
     python -m jax_unmask.train --config=configs/tracerl_large.py:sdar-4b,math --config.task.path=DIR
 
 Values are those of arXiv 2509.06949 (sections 5.1 and appendix B.3) and its public configurations.
-`value.enabled=True` adds the value model at its published learning rate; `lora.rank=32` with
-`model.param_dtype=bfloat16` trains on one device of 80 GB.
+`value.enabled=True` adds the value model at its published learning rate. `lora.rank=32` with
+`model.param_dtype=bfloat16` and `rollout.slots=64` trains on one device of 80 GB; docs/scaling has
+what other choices need.
 """
 
 from jax_unmask import config as defaults

@@ -91,6 +91,11 @@ class Plan:
         return jax.default_backend() == "cpu" and is_narrow
 
     @property
+    def _is_computed_wide(self) -> bool:
+        is_narrow = jnp.dtype(self.denoiser.dtype).itemsize < 4
+        return jax.default_backend() == "cpu" and is_narrow
+
+    @property
     def weight_parts(self) -> int:
         """Parts that the denoiser's matrices are cut into."""
         mesh = placements.from_config(self.config).mesh
@@ -99,18 +104,27 @@ class Plan:
     @property
     def peak_bytes(self) -> int | None:
         """Most memory that a step needs on a device at one time; None unless compiled."""
-        temporaries = [program.temporary_bytes for program in self.programs]
-        if any(size is None for size in temporaries):
-            return None
-        lasting = sum(self.lasting_bytes.values()) + self.records_bytes
-        return lasting + max(size for size in temporaries if size is not None)
+        return self._most(0)
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """The same without the float32 copies that only CPUs make."""
+        return self._most(self.widened_bytes)
+
+    def _most(self, copies: int) -> int | None:
+        temporaries = []
+        for program in self.programs:
+            if program.temporary_bytes is None:
+                return None
+            temporaries.append(program.temporary_bytes - copies * program.has_denoiser)
+        return sum(self.lasting_bytes.values()) + self.records_bytes + max(temporaries)
 
     @property
     def fits(self) -> bool | None:
         """Whether that fits the devices; None where that is not known."""
-        if self.device is None or self.peak_bytes is None:
+        if self.device is None or self.needed_bytes is None:
             return None
-        return self.peak_bytes - self.widened_bytes <= USABLE * self.device.memory_bytes
+        return self.needed_bytes <= USABLE * self.device.memory_bytes
 
     def table(self) -> str:
         """The plan as text."""
@@ -149,16 +163,16 @@ class Plan:
                 continue
             line = _line(f"temporaries of {program.name}", program.temporary_bytes)
             lines.append(f"{line}   compiled in {program.seconds_to_compile:.1f} s")
-        if self.peak_bytes is None:
+        if self.peak_bytes is None or self.needed_bytes is None:
             names = ", ".join(program.name for program in self.programs)
             lines.append(f"  {names}: traced without error; --compile measures their temporaries")
             return lines
         lines.append(_line("peak", self.peak_bytes))
-        if self.widened_bytes:
-            lines.append(_line("  of it float32 copies of weights, CPUs only", self.widened_bytes))
+        copies = self.peak_bytes - self.needed_bytes
+        if copies:
+            lines.append(_line("  of it float32 copies of weights, CPUs only", copies))
         if self.device is not None:
-            needed = self.peak_bytes - self.widened_bytes
-            share = needed / self.device.memory_bytes
+            share = self.needed_bytes / self.device.memory_bytes
             verdict = "fits" if self.fits else "DOES NOT FIT"
             size = self.device.memory_bytes / accelerators.GB
             lines.append(f"  {verdict}: {share:.0%} of the {size:.0f} GB of a {self.device.name}")
@@ -170,8 +184,8 @@ class Plan:
         lines = ["collectives, bytes on each device"]
         for program in self.programs:
             found = program.collectives or ()
-            # On CPUs what is gathered of bfloat16 weights is gathered in float32.
-            wide = [each for each in found if self._is_widened and _is_gathered_wide(each)]
+            # Weights are gathered in the type of the products; on CPUs that is float32.
+            wide = [each for each in found if self._is_computed_wide and _is_gathered_wide(each)]
             what = "per forward" if "rollout" in program.name else "per chunk of states"
             for index, name in enumerate(("once", what)):
                 size, double = bytes_per_round(found)[index], bytes_per_round(wide)[index]

@@ -77,25 +77,27 @@ def keep(tree: Tree) -> Tree:
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 
-def gathered(kernel: Any, names: Names) -> Any:
+def gathered(kernel: Any, names: Names, dtype: Any) -> Any:
     """A matrix as a product wants it: whole along the fsdp axis, in parts along the tensor axis.
 
-    Its gradient goes straight to the parts that the parameter is stored in.
+    What travels has the type of the product. Its gradient goes straight to the parts that the
+    parameter is stored in.
 
     Args:
-        kernel: an array [I, O], or a quantised one.
+        kernel: an array [I, O], or a quantised one, which stays that.
         names: of its dimensions, see `LINEAR`.
+        dtype: type of the product.
     """
     if active() is None:
-        return kernel
+        return kernel if is_quantized(kernel) else kernel.astype(dtype)
     if is_quantized(kernel):  # Its scales are small, and follow by themselves.
         return kernel.replace(qvalue=_whole(kernel.qvalue, names))
-    return _gathered(kernel, names)
+    return _gathered(kernel, names, jnp.dtype(dtype), kernel.dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def _gathered(kernel: Array, names: Names) -> Array:
-    return _whole(kernel, names)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2, 3))
+def _gathered(kernel: Array, names: Names, dtype: Any, stored: Any) -> Array:
+    return _whole(kernel.astype(dtype), names)
 
 
 def _whole(kernel: Array, names: Names) -> Array:
@@ -103,8 +105,8 @@ def _whole(kernel: Array, names: Names) -> Array:
 
 
 _gathered.defvjp(
-    lambda kernel, names: (_whole(kernel, names), None),
-    lambda names, _, gradient: (constrain(gradient, *names),),
+    lambda kernel, names, dtype, stored: (_whole(kernel.astype(dtype), names), None),
+    lambda names, dtype, stored, _, gradient: (constrain(gradient.astype(stored), *names),),
 )
 
 

@@ -43,9 +43,9 @@ class TablePart:
         """Tokens of this part."""
         return self.table.shape[0]
 
-    def gathered(self) -> TablePart:
-        """This part with its rows whole along the fsdp axis, for several uses."""
-        return dataclasses.replace(self, table=self.whole(self.table), is_whole=True)
+    def gathered(self, dtype: Any) -> TablePart:
+        """This part with its rows whole along the fsdp axis, for several uses in that type."""
+        return dataclasses.replace(self, table=self.whole(self.table.astype(dtype)), is_whole=True)
 
     def whole(self, table: Float[Array, "c d"]) -> Float[Array, "c D"]:
         """Some of the rows, whole along the fsdp axis."""
@@ -60,7 +60,8 @@ class TablePart:
         table = self.table
         if count < self.size:
             table = jax.lax.dynamic_slice_in_dim(table, first, count)
-        return project(self.whole(table), hidden)
+        # What travels has the type of the product.
+        return project(self.whole(table.astype(hidden.dtype)), hidden)
 
     def all_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Logits of the whole vocabulary."""

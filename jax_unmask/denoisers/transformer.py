@@ -78,7 +78,7 @@ class Linear(nn.Module):
         """Products are in the compute type."""
         cfg, shape, axes = self.config, (x.shape[-1], self.features), linear_axes(self.name or "")
         kernel = self.param("kernel", self.kernel_init, shape, cfg.param_dtype)
-        out = matmul(x, gathered(kernel, axes))
+        out = matmul(x, gathered(kernel, axes, x.dtype))
         if self.use_bias:
             bias = self.param("bias", nn.initializers.zeros, (self.features,), cfg.param_dtype)
             out = out + bias.astype(cfg.dtype)
@@ -86,8 +86,8 @@ class Linear(nn.Module):
             return out
         a: Array = self.get_variable("params", "lora_a")
         b: Array = self.get_variable("params", "lora_b")
-        a, b = gathered(a, (axes[0], None)), gathered(b, (None, axes[1]))
-        return out + (x @ a.astype(cfg.dtype)) @ b.astype(cfg.dtype)
+        a = gathered(a, (axes[0], None), cfg.dtype)
+        return out + (x @ a) @ gathered(b, (None, axes[1]), cfg.dtype)
 
 
 class Block(nn.Module):
@@ -342,7 +342,7 @@ def project(table: Float[Array, "V D"], hidden: Float[Array, "*B D"]) -> Float[A
     flat = hidden.reshape(-1, hidden.shape[-1])
     logits = jax.lax.dot_general(
         flat,
-        gathered(table, ("vocab", "embed")).astype(hidden.dtype),
+        gathered(table, ("vocab", "embed"), hidden.dtype),
         (((1,), (1,)), ((), ())),
         preferred_element_type=jnp.float32,
     )

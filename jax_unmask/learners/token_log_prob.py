@@ -64,7 +64,7 @@ def _forward(
     def of_part(part: TablePart, hidden: Array, labels: Array, wanted: Array) -> tuple[Array, ...]:
         size = min(positions_per_chunk, wanted.shape[0])
         order, count = _pack(wanted)
-        part = part.gathered()
+        part = part.gathered(hidden.dtype)
 
         def body(start: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
             place, target = _chunk(order, count, start * size, size)
@@ -95,7 +95,7 @@ def _backward(
         hidden, labels, wanted, total, cotangent = rows
         size = min(positions_per_chunk, wanted.shape[0])
         order, count = _pack(wanted)
-        part = part.gathered()
+        part = part.gathered(hidden.dtype)
 
         def log_prob(table: Array, hidden: Array, place: Array) -> Array:
             logits = project(table, hidden) / temperature
@@ -117,7 +117,7 @@ def _backward(
 
         zeros = (jnp.zeros(part.table.shape, jnp.float32), jnp.zeros_like(hidden))
         of_table, of_hidden = jax.lax.fori_loop(0, (count + size - 1) // size, body, zeros)
-        return part.own(of_table).astype(part.table.dtype), part.sum(of_hidden)
+        return part.own(of_table).astype(table.dtype), part.sum(of_hidden)
 
     table, *rows = saved
     names = [("vocab", "embed"), ("batch",)]

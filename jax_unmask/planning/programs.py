@@ -31,6 +31,7 @@ class Program:
     Attributes:
         name: what it does.
         lowered: the traced program (`jax.stages.Lowered`).
+        has_denoiser: it runs the denoiser.
         temporary_bytes: memory of each device beside arguments and results while it runs; None
             unless compiled, like the rest.
         collectives: what devices send each other.
@@ -39,6 +40,7 @@ class Program:
 
     name: str
     lowered: Any
+    has_denoiser: bool = True
     temporary_bytes: int | None = None
     collectives: tuple[Collective, ...] | None = None
     seconds_to_compile: float | None = None
@@ -124,7 +126,7 @@ def of_policy_grpo(
         advantages = layout.rows(jax.ShapeDtypeStruct((records.active.shape[1],), jnp.float32))
         update = type(parts.learner).update
         lowered = update.lower(parts.learner, state, records, advantages, is_expert)
-    programs.append(Program("update", lowered))
+    programs.append(Program("update", lowered, has_denoiser=False))
     return Blueprint(
         {"denoiser": weights, "policy and optimiser": state},
         passing,
