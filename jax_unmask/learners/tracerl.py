@@ -112,8 +112,9 @@ class TraceLearner(TraceSettings):
             each): `kl` to the old parameters, `reference_kl`, `clip_fraction`; `surprise`, -log p
             of the trained tokens; `ratio_max`; `loss` and `grad_norm` (before clipping), means over
             optimiser steps; `trained_tokens` and `states` per pass; `skipped`, 1 if nothing was
-            kept (then nothing changes). With a value model `value_loss`, `value_grad_norm`,
-            `value_error` (root mean square of V - R before the update) and `return_deviation`.
+            there to train, because nothing was kept or texts were empty (then nothing changes).
+            With a value model `value_loss`, `value_grad_norm`, `value_error` (root mean square of
+            V - R before the update) and `return_deviation`.
 
         Raises:
             ValueError: rewards, or the reference, do not fit the settings.
@@ -160,7 +161,7 @@ class TraceLearner(TraceSettings):
             "grad_norm": norm / jnp.maximum(steps, 1.0),
             "trained_tokens": sums.tokens / self.passes,
             "states": jnp.sum(batch.wanted(batch.pass_key(key, 0)), dtype=jnp.float32),
-            "skipped": 1.0 - jnp.any(kept).astype(jnp.float32),
+            "skipped": (steps == 0).astype(jnp.float32),
         }
 
     def _check(self, responses: Responses, rewards: Array, reference: Params | None) -> None:

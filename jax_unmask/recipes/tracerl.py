@@ -43,6 +43,8 @@ SURROGATES = ("trace", "random_masking", "coupled", "diffu_grpo", "espo")
 
 # Streams of a step's key: the learner takes 0 and 1, the rounds of rollouts those from here on.
 _FIRST_ROUND = 2
+# Of what is known about a rollout, that which is known of each prompt instead of each row.
+_OF_PROMPTS = ("over_budget", "alike")
 
 
 def build_surrogate(config: ConfigDict) -> Surrogate:
@@ -263,6 +265,7 @@ class TraceRl:
             "useful_forwards": np.mean(rolled["useful"]),
             "unfinished": np.mean(~filled.all(axis=1)),
             "prompts_over_budget": np.mean(rolled["over_budget"]),
+            "groups_alike": np.mean(rolled["alike"]),
             "groups_kept": chosen.kept.sum() / wanted,
             "rounds": len(rounds),
             **judged,
@@ -297,7 +300,8 @@ class TraceRl:
             Per row `example`, `prompt`, `prompt_mask`, `tokens`, `step_map`, `nfe`, `length`
             (filled tokens before the first end, and that end), `correct`, `reward` and `useful`
             (part of the executed forwards that rows needed, the same for all of them); per prompt
-            `over_budget` and `kept`. Of all processes, but for `example`.
+            `over_budget`, `alike` (all of its rewards are equal) and `kept`. Of all processes, but
+            for `example`.
         """
         config, bundle = self._config, self._bundle
         with timer.measure("rollout"):
@@ -324,9 +328,9 @@ class TraceRl:
         reward = np.asarray(reward, np.float32)
         over_budget = np.asarray(lengths) > config.task.prompt_length
         grouped = reward.reshape(-1, self._group)
-        kept = kept_groups(
-            correct.reshape(-1, self._group).mean(axis=1), config.filter.low, config.filter.high
-        ) & (grouped.max(axis=1) > grouped.min(axis=1))
+        alike = grouped.max(axis=1) == grouped.min(axis=1)
+        right = correct.reshape(-1, self._group).mean(axis=1)
+        kept = kept_groups(right, config.filter.low, config.filter.high) & ~alike
         if not config.task.truncate_prompts:
             kept &= ~over_budget
         # Which groups are trained is decided over all of them, so all processes know all rows.
@@ -341,6 +345,7 @@ class TraceRl:
                 "correct": correct,
                 "reward": reward,
                 "over_budget": over_budget,
+                "alike": alike,
                 "kept": kept,
                 "useful": np.full(len(tokens), useful, np.float32),
             }
@@ -355,7 +360,7 @@ class TraceRl:
     def _take(self, rolled: dict[str, np.ndarray], chosen: Chosen) -> dict[str, np.ndarray]:
         """The rows of the chosen groups, and which of them are `kept`."""
         rows = (chosen.group[:, None] * self._group + np.arange(self._group)).reshape(-1)
-        taken = {name: leaf[rows] for name, leaf in rolled.items() if name != "over_budget"}
+        taken = {name: leaf[rows] for name, leaf in rolled.items() if name not in _OF_PROMPTS}
         return taken | {"kept": np.repeat(chosen.kept, self._group)}
 
     def _update(self, state: TrainState, taken: dict[str, Any]) -> tuple[TrainState, Metrics]:

@@ -10,7 +10,17 @@ from typing import Any
 
 from jax_unmask.tasks.base import Example, Source, Split, Task
 
-__all__ = ["Example", "Source", "Split", "Task", "create", "names", "posable", "settings"]
+__all__ = [
+    "Example",
+    "Source",
+    "Split",
+    "Task",
+    "create",
+    "names",
+    "posable",
+    "register",
+    "settings",
+]
 
 # Imported when first asked for, so that a task costs nothing to those who do not use it.
 _TASKS = {
@@ -30,6 +40,22 @@ _TASKS = {
     "sudoku": ("jax_unmask.tasks.sudoku", "Sudoku"),
     "sudoku_puzzles": ("jax_unmask.tasks.sudoku_puzzles", "SudokuPuzzles"),
 }
+
+
+def register(name: str, module: str, attribute: str) -> None:
+    """Makes a task of one's own known to `create`, and so to every config, within this process.
+
+    Args:
+        name: what `task.name` calls it.
+        module: the module to import.
+        attribute: its class there; keyword arguments are the task's settings.
+
+    Raises:
+        ValueError: there is another task of that name.
+    """
+    if _TASKS.get(name, (module, attribute)) != (module, attribute):
+        raise ValueError(f"there is a task {name!r} already; choose another name")
+    _TASKS[name] = (module, attribute)
 
 
 def names() -> list[str]:

@@ -20,19 +20,39 @@ from jax_unmask import config as defaults
 
 
 def get_config():
-    config = defaults.policy_grpo()
-    config.task.update(name="kodcode", path={path!r})
+    config = defaults.{recipe}()
+    config.task.update(name="kodcode", path={path!r}, prompt_length=200)
     config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
-    config.rollout.update(gen_length=16, block_length=8, prompts_per_step=2, group_size=2)
-    config.policy.network.update(hidden_dim=8, feedforward_dim=8, time_embed_dim=8)
-    config.policy.network.initial_bias = 0.0
+    config.rollout.update(gen_length=16, block_length=8, prompts_per_step=2, group_size=2, parts=2)
     # Wrong programs are charged for their steps, so that a random denoiser gives a signal.
-    config.reward.kind = "additive"
-    config.optimizer.update(lr=1e-2, warmup_steps=1)
+    config.reward.update(kind="additive", alpha=1.0)
+    config.optimizer.lr = 1e-2
     config.train.steps, config.checkpoint.every, config.log.tensorboard = {steps}, 1, False
     config.eval.after_training = False
+    {settings}
     return config
 """
+RECIPES = {
+    "policy_grpo": (
+        """
+    config.policy.network.update(hidden_dim=8, feedforward_dim=8, time_embed_dim=8)
+    config.policy.network.initial_bias = 0.0
+    config.optimizer.warmup_steps = 1
+""",
+        ("policy/model.safetensors", "policy/policy_config.json"),
+    ),
+    "tracerl": (
+        """
+    config.model.remat = False
+    # About two of 260 bytes per step. A second round of rollouts where groups teach nothing.
+    config.rollout.update(policy="threshold:threshold=0.0085", temperature=1.0)
+    config.filter.update(low=0.0, rounds=2)
+    config.learner.update(shrink=2, minibatches=2, chunk_size=8)
+    config.value.enabled = True
+""",
+        ("model/model.safetensors", "model/config.json"),
+    ),
+}
 
 
 def start(experiment: pathlib.Path, workdir: pathlib.Path) -> subprocess.Popen[bytes]:
@@ -75,14 +95,24 @@ def wait_until(condition, what: str) -> None:
 
 
 @pytest.mark.slow
-def test_kill_9_in_training_with_code_rewards(byte_model, fixtures_dir, tmp_path):
+@pytest.mark.parametrize("recipe", RECIPES)
+def test_kill_9_in_training_with_code_rewards(recipe, byte_model, fixtures_dir, tmp_path):
     try:
         sandbox.shared()
     except sandbox.SandboxUnavailable as error:
         pytest.skip(str(error))
     experiment = tmp_path / "experiment.py"
     samples = fixtures_dir / "samples" / "kodcode"
-    experiment.write_text(EXPERIMENT.format(path=str(samples), model=str(byte_model), steps=STEPS))
+    settings, exported = RECIPES[recipe]
+    experiment.write_text(
+        EXPERIMENT.format(
+            recipe=recipe,
+            path=str(samples),
+            model=str(byte_model),
+            steps=STEPS,
+            settings=settings.strip(),
+        )
+    )
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert start(experiment, whole).wait(timeout=600) == 0
 
@@ -104,7 +134,8 @@ def test_kill_9_in_training_with_code_rewards(byte_model, fixtures_dir, tmp_path
 
     metrics = [json.loads(line) for line in rows.read_text().splitlines()]
     assert [row["step"] for row in metrics] == list(range(1, STEPS + 1))
-    for name in ("metrics.jsonl", "policy/model.safetensors", "policy/policy_config.json"):
+    assert any(row["skipped"] == 0 and row["grad_norm"] > 0 for row in metrics)
+    for name in ("metrics.jsonl", *exported):
         assert (killed / name).read_bytes() == (whole / name).read_bytes(), name
     mine = descendants(os.getpid())
     assert not [pid for pid, _ in mine if b"jax_unmask.train" in _command(pid)]

@@ -391,13 +391,27 @@ class TestTraceRuns:
         assert "seconds/process" in json.loads((tmp_path / "timings.jsonl").read_text())
 
     def test_nothing_to_learn_and_prompts_over_their_budget(self, tiny_config, tmp_path):
-        # No answer is right, so no group lies between the bounds; and no prompt fits.
-        config = tiny_config("tracerl", filter__low=0.2, task__prompt_length=16)
-        for line in self.run(config, tmp_path):
-            assert line["groups_kept"] == 0
-            assert line["skipped"] == 1
-            assert line["rounds"] == config.filter.rounds
-            assert line["prompts_over_budget"] == 1
+        # No prompt fits. No answer is right, so no group lies between the bounds; where only right
+        # answers earn, all earn the same; and prompts that may not be cut are left out.
+        reasons = {
+            "bounds": {"filter__low": 0.2},
+            "rewards": {"reward__kind": "multiplicative"},
+            "budget": {
+                "task__truncate_prompts": False,
+                "rollout__policy": "threshold:threshold=0.4",
+            },
+        }
+        for name, changes in reasons.items():
+            settings = {"task__prompt_length": 16, "filter__rounds": 2}
+            config = tiny_config("tracerl", **settings, **changes)
+            for line in self.run(config, tmp_path / name):
+                assert line["groups_kept"] == 0
+                assert line["skipped"] == 1
+                assert line["states"] == line["grad_norm"] == line["value_grad_norm"] == 0
+                assert line["rounds"] == 2
+                assert line["prompts_over_budget"] == 1
+                assert 0 < line["without_end"] <= 1
+                assert line["groups_alike"] == 1 if name == "rewards" else line["groups_alike"] < 1
 
     def test_block_attention_learns_longer_blocks(self, tiny_config, tiny_model_dir, tmp_path):
         # The same small vocabulary for a block-causal denoiser: rollout in blocks of 4, training

@@ -33,6 +33,16 @@ def test_every_task_serves_every_split_and_knows_a_right_response(name, request)
             assert task.check_batch([example, example], [task.target(example), ""]) == [1, 0]
 
 
+def test_a_task_of_ones_own(monkeypatch):
+    monkeypatch.setattr(tasks, "_TASKS", dict(tasks._TASKS))
+    for _ in range(2):  # The same again is no mistake.
+        tasks.register("sums", "jax_unmask.tasks.arithmetic", "Arithmetic")
+    assert "sums" in tasks.names()
+    assert tasks.create("sums", max_operations=2).source("train")[0]
+    with pytest.raises(ValueError, match="there is a task 'sudoku' already"):
+        tasks.register("sudoku", "jax_unmask.tasks.arithmetic", "Arithmetic")
+
+
 def test_names_are_sorted_and_complete():
     assert tasks.names() == sorted(tasks.names())
     assert {"math500", "mbpp", "mixture", "sudoku"} <= set(tasks.names())
