@@ -192,6 +192,13 @@ def _tracerl(config: ConfigDict) -> None:
     )
     check.non_negative(config, "lora.rank")
     check.positive(config, "lora.scale")
+    check.require(
+        config.lora.rank > 0 or config.model.param_dtype == "float32",
+        config,
+        "model.param_dtype",
+        "steps of reinforcement are too small for weights of 16 bits, which would not move",
+        "Set float32, or lora.rank above 0: adapters are float32 beside frozen weights",
+    )
     check.one_of(config, "process.judge", JUDGES)
     check.positive(
         config, "process.chunk_length", "process.votes", "process.timeout", "process.workers"
@@ -284,6 +291,17 @@ def _state_sft(config: ConfigDict) -> None:
     for key in ("learner.mask_low", "learner.mask_high"):
         check.within(config, key, 0.0, 1.0)
     check.at_most(config, "learner.mask_low", "learner.mask_high")
+    block = 1 if config.learner.method in ("random", "ar") else config.learner.block_length
+    check.require(
+        all(
+            isinstance(size, int) and size > 0 and size % block == 0
+            for size in config.data.length_buckets
+        ),
+        config,
+        "data.length_buckets",
+        "it must hold lengths in tokens" + (f", multiples of {block}" if block > 1 else ""),
+        "Give whole numbers below data.gen_length",
+    )
 
 
 def _denoiser_and_data(config: ConfigDict) -> None:

@@ -25,6 +25,7 @@ from jax_unmask import denoisers, policies, tasks, validation
 from jax_unmask.evaluation import measure
 from jax_unmask.recipes import RECIPES
 from jax_unmask.rollout import RolloutSettings, trimmed
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.shipped import assets
 from jax_unmask.tasks.arithmetic import Arithmetic
@@ -151,11 +152,11 @@ def buckets(repeats):
         print(f"| {text} | {one:.2f} | {useful:.0f} | {seconds[0] / one:.2f} |")
     rng = np.random.default_rng(0)
     for size in (4, 16):
-        batches = [rng.choice(len(examples), size, replace=False) for _ in range(200)]
-        widths = [
-            trimmed(jax.tree.map(lambda x, rows=rows: x[rows], prompts), BUCKETS).tokens.shape[1]
-            for rows in batches
-        ]
+        widths = []
+        for _ in range(200):
+            rows = rng.choice(len(examples), size, replace=False)
+            batch = jax.tree.map(lambda x, rows=rows: x[rows], prompts)
+            widths.append(trimmed(batch, BUCKETS, Placement()).tokens.shape[1])
         print(f"\nTraining, {size} prompts per step: padded to {np.mean(widths):.0f} on average.")
 
 

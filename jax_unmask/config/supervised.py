@@ -70,6 +70,9 @@ def state_sft() -> ConfigDict:
     config = sft()
     config.recipe = "state_sft"
     del config.masking
+    # Shorter canvases to which a batch is cut where all of its responses fit, with their ends (and
+    # task.prompt_buckets for its prompts). Every length compiles its own program.
+    config.data.length_buckets = ()
     config.model.remat = False
     config.learner = ConfigDict(
         {

@@ -12,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, policies
+from jax_unmask.benchmarks.flops import forward_flops
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.surrogates import (
     Autoregressive,
@@ -24,11 +25,12 @@ from jax_unmask.learners.surrogates import (
 from jax_unmask.learners.trace import Responses
 from jax_unmask.learners.trace_forward import AttentionBlocks, in_blocks
 from jax_unmask.learners.tracerl import TraceLearner
-from jax_unmask.recipes.base import Metrics, build_optimizer, row_flops
+from jax_unmask.recipes.base import Metrics, build_optimizer
 from jax_unmask.recipes.sft import Sft
-from jax_unmask.rollout import RolloutSettings, rollout, row_keys
+from jax_unmask.rollout import RolloutSettings, by_length, rollout, row_keys, trimmed
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
+from jax_unmask.tasks.data import SftBatch
 
 METHODS = ("random", "semi_ar", "block", "trace", "ar")
 # Of the metrics of reinforcement learning, those that mean something here.
@@ -105,29 +107,57 @@ class StateSft(Sft):
         )
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
-        placement = self._placement
+        placement, learner = self._placement, self._config.learner
+        batch = self._fitted(batch)
         prompts, targets = placement.gather((batch.prompts, batch.responses))
+        # A token weighs the same whatever its batch was cut to.
+        is_by_length = learner.normaliser == "length"
+        weight = targets.shape[1] / self._config.data.gen_length if is_by_length else 1.0
         no_steps: Any = np.zeros(targets.shape, np.int32)
         # Small enough to be everywhere: a device takes what it works on out of all rows.
         responses, rewards, kept = placement.everywhere(
             (
                 Responses(prompts, targets, no_steps),
-                np.ones(len(targets), np.float32),
+                np.full(len(targets), weight, np.float32),
                 np.ones(len(targets), bool),
             )
         )
-        if self._config.learner.method == "trace":
+        if learner.method == "trace":
             with timer.measure("rollout"):
                 step_map = placement.everywhere(self._steps(batch))
                 responses = dataclasses.replace(responses, step_map=step_map)
         with timer.measure("update"), placement.active():
             state, found = self._learner.update(state, responses, rewards, kept)
         # The loss of reinforcement is -1 per token at a ratio of 1; what falls is the surprise.
-        return state, {name: found[name] for name in _METRICS} | {"loss": found["surprise"]}
+        return state, {name: found[name] for name in _METRICS} | {
+            "loss": found["surprise"],
+            "prompt_length": prompts.tokens.shape[1],
+            "canvas_length": targets.shape[1],
+        }
 
     def flops(self, metrics: Mapping[str, float]) -> float:
         # Rollouts that only find the states of given responses are no part of it.
-        return 3.0 * metrics["states"] * row_flops(self._config, self._denoiser.config)
+        canvas = int(metrics["canvas_length"])
+        length = int(metrics["prompt_length"]) + canvas
+        return 3.0 * metrics["states"] * forward_flops(self._denoiser.config, 1, length, canvas)
+
+    def _fitted(self, batch: SftBatch) -> SftBatch:
+        """The batch, cut to the shortest lengths that hold its prompts and its responses.
+
+        A response is its text, and the padding behind it that is trained: its end at least.
+        """
+        config, placement = self._config, self._placement
+        prompts = trimmed(batch.prompts, config.task.prompt_buckets, placement)
+        responses, buckets = batch.responses, config.data.length_buckets
+        if buckets:
+            is_text = responses != self._tokenizer.eos_id
+            behind = np.cumsum(is_text[:, ::-1], axis=1)[:, ::-1] == 0
+            ends = max(config.learner.num_pads, 1)
+            wanted = ~behind | (np.cumsum(behind, axis=1) <= ends)
+            width = by_length(wanted, buckets)[-1][0]
+            width = int(placement.gather(np.asarray([width])).max())
+            responses = responses[:, :width]
+        return dataclasses.replace(batch, prompts=prompts, responses=responses)
 
     def _steps(self, batch: Any) -> Any:
         """The steps in which the denoiser that training started from would write the responses.

@@ -283,6 +283,11 @@ def test_impossible_settings_of_sft(tiny_config, message):
         ({"value__gamma": 1.5}, "config.value.gamma = 1.5: it must lie between 0.0 and 1.0"),
         ({"lora__rank": -1}, "config.lora.rank = -1"),
         (
+            {"model__param_dtype": "bfloat16"},
+            "config.model.param_dtype = 'bfloat16': steps of reinforcement are too small for "
+            "weights of 16 bits",
+        ),
+        (
             {"lora__rank": 2, "lora__targets": ("q",)},
             "('q',): target 'q' is no linear",
         ),
@@ -318,6 +323,10 @@ def test_impossible_settings_of_tracerl(tiny_config, message, changes, expected)
         ({"learner__method": "ar"}, "logits of family 'llada' are not shifted"),
         ({"learner__method": "block"}, "family 'llada', has full attention. Choose 'random'"),
         ({"model__attention_block": 4}, "family 'sdar', has block attention. Choose 'block'"),
+        (
+            {"learner__method": "semi_ar", "data__length_buckets": (8, 20)},
+            "config.data.length_buckets = (8, 20): it must hold lengths in tokens, multiples of 16",
+        ),
     ],
 )
 def test_impossible_settings_of_state_sft(tiny_config, message, changes, expected):

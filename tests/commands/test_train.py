@@ -455,3 +455,37 @@ def test_supervised_training_in_states(tiny_config, tmp_path, method, blocks):
     assert all(line["trained_tokens"] > 0 for line in found)
     trained, _ = denoisers.from_pretrained(tmp_path / "model")
     assert trained.config.attention_block == (blocks or None)
+
+
+def test_supervised_training_on_shorter_canvases(tiny_config, tmp_path):
+    # With block attention, padding behind the end changes nothing of what comes before.
+    found, weights = [], []
+    for name, buckets in (("whole", ()), ("cut", (12, 20, 28))):
+        config = tiny_config(
+            "state_sft",
+            task__name="arithmetic",
+            model__attention_block=4,
+            model__remat=True,
+            data__gen_length=32,
+            data__length_buckets=buckets,
+            task__prompt_buckets=(12,) if buckets else (),
+            learner__method="trace",
+            learner__block_length=4,
+            learner__num_pads=1,
+            learner__normaliser="length",
+            optimizer__lr=1e-3,
+            train__steps=2,
+        )
+        train.train(config, tmp_path / name)
+        found.append(lines(tmp_path / name))
+        weights.append(load_file(tmp_path / name / "model" / "model.safetensors"))
+    whole, cut = found
+    assert [line["canvas_length"] for line in whole] == [32, 32]
+    assert all(line["canvas_length"] in (20, 28) for line in cut), cut
+    for one, other in zip(whole, cut, strict=True):
+        assert other["trained_tokens"] == one["trained_tokens"]
+        assert other["states"] == one["states"]
+        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(weights[1][name], value, atol=2e-5)
