@@ -37,6 +37,8 @@ def get_config(choice: str = "sdar-4b,math"):
         config.rollout.update(gen_length=2000, block_length=4, temperature=1.0, stop_at_end=True)
         config.rollout.policy = "dynamic:threshold=0.9,steps=4"
         config.rollout.update(prompts_per_step=128, group_size=32)
+        # Exact with block attention; the published engine serves 256 texts at one time too.
+        config.rollout.update(cache="block", slots=256)
         config.learner.update(shrink=1, normaliser="length")
         config.train.steps = 80
         # 256 states per optimiser step.
