@@ -74,10 +74,10 @@ def test_each_training_is_valid_and_comes_after_its_start(
         )
         if config.recipe == curriculum.RECIPE:
             config, *later = [stage.config for stage in curriculum.stages(config, workdir)]
-            assert config.rollout.block_length == 4
+            lengths = [(each.rollout.block_length, each.learner.block_length) for each in later]
+            assert lengths == [(4, 8), (8, None)]
             assert config.learner.block_length == 8
-            assert [each.rollout.block_length for each in later] == [8]
-            assert len({config.seed, *(each.seed for each in later)}) == 2
+            assert len({config.seed, *(each.seed for each in later)}) == 3
         else:
             validation.validate(config)
         assert config.model.path is None or config.model.path in there
