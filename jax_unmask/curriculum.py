@@ -23,11 +23,13 @@ import shlex
 from collections.abc import Callable
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from jax_unmask import validation
 from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
 from jax_unmask.runtime.files import atomic_write
+from jax_unmask.runtime.placement import Placement
 
 RECIPE = "curriculum"
 # Where a stage finds the denoiser or the policy of the stage before it.
@@ -117,7 +119,9 @@ def run(
         logger.info("Stage %d of %d: %s.", number, len(todo), stage.name)
         if not train(stage.config, workdir / stage.name):
             return False
-        atomic_write(marker, "")
+        if not jax.process_index():
+            atomic_write(marker, "")
+        Placement().meet(stage.name)  # All see the same stages finished.
     return True
 
 

@@ -14,7 +14,6 @@ import time
 
 import jax
 from absl import app, flags
-from jax.experimental import multihost_utils
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import commands, curriculum, validation
@@ -24,6 +23,7 @@ from jax_unmask.runtime import compilation
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
 from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
 from jax_unmask.runtime.progress import Progress, Timer
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
@@ -68,6 +68,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     if state is None:
         return False
     recipe.finish(state, workdir)
+    Placement().meet("finished")  # The first process writes what others may be about to read.
     return True
 
 
@@ -88,9 +89,8 @@ def _run(
         state = dataclasses.replace(restored.state, params=restored.params)
         data.set_state(restored.data)
         logger.info("Continuing %s at step %d of %d.", workdir, done, total)
-    if jax.process_count() > 1:
-        # Who was slow to load is waited for here: collectives of programs have less patience.
-        multihost_utils.sync_global_devices("training begins")
+    # Who was slow to load is waited for here: collectives of programs have less patience.
+    Placement().meet("training begins")
     sinks: tuple[WeightsAndBiases, ...] = ()
     if config.log.wandb:
         sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=config.to_dict()),)

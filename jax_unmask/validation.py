@@ -302,6 +302,13 @@ def _state_sft(config: ConfigDict) -> None:
         "it must hold lengths in tokens" + (f", multiples of {block}" if block > 1 else ""),
         "Give whole numbers below data.gen_length",
     )
+    check.require(
+        not config.data.length_buckets or config.learner.num_pads >= 0,
+        config,
+        "data.length_buckets",
+        "learner.num_pads = -1 trains all padding, which shorter lengths would cut off",
+        "Set learner.num_pads = 1 (the end of a text), or leave the lengths out",
+    )
 
 
 def _denoiser_and_data(config: ConfigDict) -> None:

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
-# Trains what docs/experiments/tracerl compares, one run after another, three to five minutes each on
-# two CPU cores:
+# Trains what docs/experiments/tracerl compares, one run after another, a few minutes each on two CPU
+# cores (the start of block attention, once, about twenty):
 #
 #   launch/tracerl_study.sh full [RUNS_DIR]      TraceRL, random masking and coupled masks at the same
 #                                                number of states per response; other shrinkages; a
 #                                                value model beside
 #   launch/tracerl_study.sh block [RUNS_DIR]     the same methods with block attention
-#   launch/tracerl_study.sh scaling [RUNS_DIR]   from blocks of 4 to blocks of 8, in two stages
+#   launch/tracerl_study.sh scaling [RUNS_DIR]   from blocks of 4 to blocks of 8: supervised, then
+#                                                TraceRL in two stages
 #   launch/tracerl_study.sh sft [RUNS_DIR]       supervised training in the states of the denoiser's
 #                                                own traces, of block-wise decoding, and of random
 #                                                masks, with full and with block attention

@@ -159,6 +159,7 @@ class Sft:
     def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
         params = self._trained(state)
         denoisers.save_pretrained(self._directory, self._denoiser, params, self._tokenizer)
+        self._placement.meet("model")
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
 

@@ -287,10 +287,11 @@ class TraceRl:
             params = denoisers.merge_adapters(bundle.params, params)
         denoiser = in_blocks(bundle.denoiser, self._learner.blocks)
         denoisers.save_pretrained(self._directory, denoiser, params, bundle.tokenizer)
+        self._placement.meet("model")
         if self._config.eval.after_training:
             from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
 
-            trained = dataclasses.replace(bundle, params=params, name="")
+            trained = dataclasses.replace(bundle, denoiser=denoiser, params=params, name="")
             sweep.run(self._config, trained, workdir)
 
     def _roll_out(self, params: Any, batch: Any, key: Any, timer: Timer) -> dict[str, np.ndarray]:

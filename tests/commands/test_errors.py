@@ -327,6 +327,10 @@ def test_impossible_settings_of_tracerl(tiny_config, message, changes, expected)
             {"learner__method": "semi_ar", "data__length_buckets": (8, 20)},
             "config.data.length_buckets = (8, 20): it must hold lengths in tokens, multiples of 16",
         ),
+        (
+            {"learner__method": "random", "data__length_buckets": (8,)},
+            "config.data.length_buckets = (8,): learner.num_pads = -1 trains all padding",
+        ),
     ],
 )
 def test_impossible_settings_of_state_sft(tiny_config, message, changes, expected):

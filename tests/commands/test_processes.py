@@ -177,3 +177,40 @@ def test_two_processes_judge_together_and_export_one_model(write_experiment, tin
         sorted(path.name for path in (each / "model").iterdir()) for each in (directory, alone)
     ]
     assert names[0] == names[1]
+
+
+@pytest.mark.slow
+def test_a_curriculum_hands_models_on_between_processes(write_experiment, tmp_path):
+    # The second stage loads what the first process has just written.
+    first = write_experiment(
+        tmp_path / "first.py",
+        "sft",
+        train__steps=1,
+        data__batch_size=8,
+        optimizer__warmup_steps=0,
+        mesh__fsdp=8,
+    )
+    second = write_experiment(
+        tmp_path / "second.py",
+        "tracerl",
+        train__steps=1,
+        optimizer__warmup_steps=0,
+        value__enabled=False,
+        rollout__prompts_per_step=4,
+        rollout__group_size=2,
+        learner__chunk_size=8,
+        mesh__fsdp=8,
+    )
+    experiment = tmp_path / "experiment.py"
+    experiment.write_text(
+        "from jax_unmask import config as defaults\n\n\n"
+        "def get_config():\n"
+        "    config = defaults.curriculum()\n"
+        f"    config.stages = ({str(first)!r}, {str(second)!r})\n"
+        "    return config\n"
+    )
+    workdir = tmp_path / "two"
+    launch("jax_unmask.train", f"--config={experiment}", f"--workdir={workdir}")
+    for name in ("01-sft", "02-tracerl"):
+        assert (workdir / name / "finished").is_file()
+        denoisers.from_pretrained(workdir / name / "model")

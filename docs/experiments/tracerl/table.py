@@ -3,7 +3,8 @@
     python docs/experiments/tracerl/table.py RUNS_DIR/tracerl-full START_DIR --picture=curves.png
 
 START_DIR holds the evaluation (results.jsonl) of the model that the runs start from; there may be
-several. Of a curriculum each stage has its row. Accuracies are means over the seeds; their errors
+several. Of a curriculum each stage that was
+measured has its row. Accuracies are means over the seeds; their errors
 are standard errors over seeds and problems together.
 """
 
