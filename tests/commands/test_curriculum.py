@@ -11,6 +11,7 @@ import pytest
 from jax_unmask import config as defaults
 from jax_unmask import curriculum, denoisers, train
 from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.placement import Placement
 
 
 def config_of(*stages):
@@ -76,6 +77,21 @@ def test_an_interrupted_stage_is_gone_on_with_and_finished_ones_are_not_repeated
     names = [name for name, _ in trained]
     assert names == ["01-sft", "02-sft", "02-sft", "03-sft"]
     assert trained[-1][1] == str(workdir / "02-sft" / "model")
+
+
+@pytest.mark.parametrize("process", [0, 1])
+def test_the_first_process_says_that_a_stage_is_finished_and_all_wait_for_it(
+    files, tmp_path, monkeypatch, process
+):
+    # A process that went on before could skip, or load, what is half written.
+    marker = tmp_path / "run" / "01-sft" / "finished"
+    there_at_meeting = []
+    monkeypatch.setattr(jax, "process_index", lambda: process)
+    monkeypatch.setattr(
+        Placement, "meet", lambda self, name: there_at_meeting.append(marker.is_file())
+    )
+    assert curriculum.run(config_of(files["sft"]), tmp_path / "run", lambda *_: True)
+    assert there_at_meeting == [process == 0]
 
 
 def test_a_stage_may_say_where_it_starts(files, tmp_path):
