@@ -34,7 +34,7 @@ from jax_unmask.recipes.base import (
 from jax_unmask.recipes.groups import Chosen, choose_groups, text_lengths
 from jax_unmask.recipes.process import build_process_rewards
 from jax_unmask.recipes.rollouts import Rollouts
-from jax_unmask.rollout import Prompts, RolloutSettings, joined, scored_positions
+from jax_unmask.rollout import Prompts, RolloutSettings, scored_positions
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
@@ -321,7 +321,8 @@ class TraceRl:
                 for example in batch.examples
             ]
             fetched = self._rollouts.fetch(parts, batch.examples, self._group)
-            useful = float(joined(parts).useful_forward_fraction)
+            executed = sum(part.executed_cost for part in parts)
+            useful = float(sum(jnp.sum(part.cost) for part in parts) / executed)
         with timer.measure("reward"):
             correct = fetched.scores()
         tokens, step_map, nfe = fetched.tokens, fetched.step_map, fetched.nfe
