@@ -1,0 +1,345 @@
+"""The notation of everything that configs and commands name by a string, and tables of names.
+
+    NAME                                  threshold
+    NAME:SETTING=VALUE,SETTING=VALUE      dual:refresh_every=8,extra_tokens=16
+    NAME:TARGET,SETTING=VALUE             learned:DIR,temperature=0.5
+
+NAME is an alias from a table of `Names`, or an import path, `package.module.Name`. A sweep may give
+several values, and end with the only block lengths to measure:
+
+    SETTING=A|B                           threshold:threshold=0.5|0.7|0.9
+    SETTING=LOW..HIGH/STEP                threshold:threshold=0.5..0.9/0.1   (both ends)
+    ...@LENGTH|LENGTH                     threshold:threshold=0.9@16|32
+    KEY=A,OTHER=B|KEY=C,OTHER=D           task.name=gsm8k,task.path=/a|task.name=math,task.path=/b
+
+A value has the type that the setting declares.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import decimal
+import difflib
+import importlib
+import inspect
+import itertools
+import re
+import types
+import typing
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Literal
+
+_BLOCKS = re.compile(r"(?P<rest>.*)@(?P<blocks>\d+(\|\d+)*)")
+_RANGE = re.compile(r"(?P<low>[\d.]+?)\.\.(?P<high>[\d.]+)/(?P<step>[\d.]+)")
+_MAX_RANGE = 1000
+# "dual:refresh_every=8" is a value, "task.path=/data" a key with one.
+_ASSIGNMENT = re.compile(r"\s*(?P<key>[\w.]+)\s*=(?P<value>.*)", re.DOTALL)
+_PLAIN = (bool, int, float, str)
+
+
+class NotationError(ValueError):
+    """A string of the notation cannot be read, or names something that does not exist."""
+
+    def __init__(self, text: str, problem: str) -> None:
+        super().__init__(f"{text!r}: {problem}")
+
+
+@dataclasses.dataclass(frozen=True)
+class Spec:
+    """A name with its settings, as written.
+
+    Attributes:
+        name: what stands before the first colon, e.g. "threshold" or "learned".
+        target: what the name is applied to, such as the directory of "learned:DIR"; "" for none.
+        settings: pairs of a setting's name and the text of its value.
+        block_lengths: the only block lengths to measure it at; empty for all.
+    """
+
+    name: str
+    target: str = ""
+    settings: tuple[tuple[str, str], ...] = ()
+    block_lengths: tuple[int, ...] = ()
+
+    @property
+    def text(self) -> str:
+        """The notation, without the block lengths.
+
+        >>> Spec("learned", "DIR", (("temperature", "0.5"),)).text
+        'learned:DIR,temperature=0.5'
+        """
+        parts = [self.target] if self.target else []
+        parts += [f"{name}={value}" for name, value in self.settings]
+        return f"{self.name}:{','.join(parts)}" if parts else self.name
+
+    def arguments(self, kinds: Mapping[str, Any]) -> dict[str, Any]:
+        """The settings as values.
+
+        Args:
+            kinds: type of each setting that there is.
+
+        Raises:
+            NotationError: there is no such setting, or a value is not of its type.
+        """
+        values = {}
+        for name, text in self.settings:
+            if name not in kinds:
+                raise NotationError(self.text, f"no setting {name!r}{suggestion(name, kinds)}")
+            try:
+                values[name] = convert(text, kinds[name])
+            except ValueError as error:
+                raise NotationError(self.text, f"{name}={text} {error}") from error
+        return values
+
+
+def parse(text: str) -> Spec:
+    """Reads NAME, NAME:SETTING=VALUE,... or NAME:TARGET,SETTING=VALUE,...
+
+    >>> parse("learned:DIR,temperature=0.5")
+    Spec(name='learned', target='DIR', settings=(('temperature', '0.5'),), block_lengths=())
+
+    Raises:
+        NotationError: the text cannot be read.
+    """
+    name, _, rest = text.partition(":")
+    if not name.strip():
+        raise NotationError(text, "no name; write NAME:SETTING=VALUE, e.g. threshold:threshold=0.9")
+    pieces, target = [piece.strip() for piece in rest.split(",") if piece.strip()], ""
+    if pieces and "=" not in pieces[0]:
+        target = pieces.pop(0)
+    return Spec(name.strip(), target, tuple(pairs(pieces, text).items()))
+
+
+def expand(text: str) -> list[Spec]:
+    """Every setting that a line of the notation stands for, the last setting varying fastest.
+
+    >>> [spec.text for spec in expand("threshold:threshold=0.5..0.7/0.1|0.95")][1:]
+    ['threshold:threshold=0.6', 'threshold:threshold=0.7', 'threshold:threshold=0.95']
+
+    Raises:
+        NotationError: the text cannot be read.
+    """
+    blocks: tuple[int, ...] = ()
+    rest = text.strip()
+    if match := _BLOCKS.fullmatch(rest):
+        rest = match["rest"]
+        blocks = tuple(int(block) for block in match["blocks"].split("|"))
+    spec = parse(rest)
+    choices = [alternatives(values, text) for _, values in spec.settings]
+    names = [name for name, _ in spec.settings]
+    return [
+        Spec(spec.name, spec.target, tuple(zip(names, values, strict=True)), blocks)
+        for values in itertools.product(*choices)
+    ]
+
+
+def pairs(words: Iterable[str], text: str) -> dict[str, str]:
+    """Reads words of the form SETTING=VALUE; `text` is what they are part of, for errors.
+
+    Raises:
+        NotationError: one has another form, or a setting is given twice.
+    """
+    found: dict[str, str] = {}
+    for word in words:
+        name, _, value = (piece.strip() for piece in word.partition("="))
+        if not name or not value:
+            raise NotationError(text, f"{word!r} is not of the form SETTING=VALUE")
+        if name in found:
+            raise NotationError(text, f"{name} is given twice")
+        found[name] = value
+    return found
+
+
+def assignments(line: str) -> list[dict[str, str]]:
+    """The alternatives of KEY=A|B, or of several keys together, KEY=A,OTHER=B|KEY=C,OTHER=D.
+
+    >>> assignments("task.name=math,task.path=/a|task.name=gsm8k,task.path=/b")[1]
+    {'task.name': 'gsm8k', 'task.path': '/b'}
+
+    Raises:
+        NotationError: the line cannot be read, or its alternatives set different keys.
+    """
+    first = _ASSIGNMENT.fullmatch(line)
+    if first is None:
+        raise NotationError(line, "write KEY=A|B, such as rollout.gen_length=256|512")
+    found: list[dict[str, str]] = []
+    for choice in alternatives(first["value"], line):
+        words = [word.strip() for word in choice.split(",")]
+        if not _ASSIGNMENT.match(words[0]):
+            words[0] = f"{first['key']}={words[0]}"
+        found.append(pairs(words, line))
+        if found[-1].keys() != found[0].keys():
+            raise NotationError(line, f"{choice!r} does not set {', '.join(found[0])}")
+    return found
+
+
+def alternatives(values: str, text: str | None = None) -> list[str]:
+    """The values of A|B|LOW..HIGH/STEP; `text` is what they are part of, for errors.
+
+    >>> alternatives("0.1..0.3/0.1|0.95")
+    ['0.1', '0.2', '0.3', '0.95']
+
+    Raises:
+        NotationError: a value is empty, or a range has no or too many values.
+    """
+    text = values if text is None else text
+    found: list[str] = []
+    for piece in (piece.strip() for piece in values.split("|")):
+        match = _RANGE.fullmatch(piece)
+        if not piece:
+            raise NotationError(text, f"an empty value in {values!r}")
+        found += [piece] if match is None else _range(text, match)
+    return found
+
+
+def _range(text: str, match: re.Match[str]) -> list[str]:
+    problem = NotationError(
+        text,
+        f"{match[0]!r} must be LOW..HIGH/STEP with HIGH above LOW, a positive STEP and at most "
+        f"{_MAX_RANGE} values",
+    )
+    # Decimal, so that 0.1 + 0.1 + 0.1 is written 0.3.
+    try:
+        low, high, step = (decimal.Decimal(match[name]) for name in ("low", "high", "step"))
+    except decimal.InvalidOperation:
+        raise problem from None
+    if step <= 0 or high < low or (high - low) / step > _MAX_RANGE:
+        raise problem
+    return [str(low + k * step) for k in range(int((high - low) / step) + 1)]
+
+
+def convert(text: str, kind: Any) -> Any:
+    """The value that a text stands for where a type is declared.
+
+    >>> convert("true", bool), convert("1e-3", float), convert("none", int | None)
+    (True, 0.001, None)
+
+    Args:
+        text: the text.
+        kind: bool, int, float, str, a Literal, or a union of these with each other or None. With
+            any other type the text is read as a Python literal, or taken as it is.
+
+    Raises:
+        ValueError: it does not fit; the message is the end of a sentence about it.
+    """
+    if kind is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError("must be true or false")
+        return text.lower() == "true"
+    if kind is int or kind is float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ValueError(f"is not a {'whole ' if kind is int else ''}number") from None
+    if kind is str:
+        return text
+    if typing.get_origin(kind) is Literal:
+        choices = {str(choice): choice for choice in typing.get_args(kind)}
+        if text not in choices:
+            raise ValueError(f"must be one of {', '.join(choices)}{suggestion(text, choices)}")
+        return choices[text]
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return _convert_union(text, typing.get_args(kind))
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def _convert_union(text: str, kinds: tuple[Any, ...]) -> Any:
+    if type(None) in kinds and text.lower() in ("none", "null"):
+        return None
+    errors = []
+    for kind in sorted((kind for kind in kinds if is_plain(kind)), key=lambda kind: kind is str):
+        try:
+            return convert(text, kind)
+        except ValueError as error:
+            errors.append(error)
+    if errors:
+        raise errors[-1]
+    return convert(text, Any)
+
+
+def is_plain(kind: Any) -> bool:
+    """Whether a type is bool, int, float, str, a Literal, or a union of some of these and None."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return all(k is type(None) or is_plain(k) for k in typing.get_args(kind))
+    return kind in _PLAIN or typing.get_origin(kind) is Literal
+
+
+def parameters(function: Any) -> dict[str, inspect.Parameter]:
+    """The parameters of a function or class by name; `annotation` holds types, not their texts."""
+    of = function.__init__ if isinstance(function, type) else function
+    try:
+        hints = typing.get_type_hints(of)
+    except NameError:  # A type that is imported for type checkers only.
+        hints = {}
+    signature = inspect.signature(function)
+    return {
+        name: parameter.replace(annotation=hints.get(name, Any))
+        for name, parameter in signature.parameters.items()
+    }
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """The end of an error about an unknown name: names that are close, or all that are known."""
+    known = list(known)
+    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+    if close:
+        return f"; did you mean {' or '.join(close)}?"
+    return f"; known: {', '.join(known) or 'none'}"
+
+
+class Names:
+    """What a config may name where it wants one kind of thing.
+
+    Args:
+        kind: the kind, as errors call it: "policy", "task".
+        aliases: short names of what the package has, with their import paths.
+    """
+
+    def __init__(self, kind: str, aliases: Mapping[str, str]) -> None:
+        self.kind, self._aliases = kind, dict(aliases)
+
+    def __iter__(self) -> Iterator[str]:
+        """The short names."""
+        return iter(self._aliases)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._aliases
+
+    def __call__(self, name: str) -> Any:
+        """What a short name or an import path, `package.module.Name`, stands for.
+
+        Raises:
+            NotationError: there is no such name, or its module cannot be imported.
+        """
+        path = self._aliases.get(name, name)
+        module_name, dot, attribute = path.rpartition(".")
+        if not dot or not module_name:
+            raise NotationError(
+                name,
+                f"there is no such {self.kind}{suggestion(name, self)} (Or give the import path "
+                "of one of your own, package.module.Name)",
+            )
+        try:
+            module = importlib.import_module(module_name)
+        except Exception as error:
+            if name in self._aliases:
+                raise
+            what = f"{type(error).__name__}: {error}"
+            raise NotationError(
+                name,
+                f"importing {module_name} for this {self.kind} failed ({what}); modules are looked "
+                "for in the current directory, PYTHONPATH and the installed packages",
+            ) from error
+        if not hasattr(module, attribute):
+            known = [each for each in vars(module) if not each.startswith("_")]
+            problem = f"{module_name} has no {attribute}{suggestion(attribute, known)}"
+            raise NotationError(name, problem)
+        return getattr(module, attribute)
+
+    def name_of(self, thing: Any) -> str:
+        """The short name of a class or function, or its import path."""
+        path = f"{thing.__module__}.{thing.__qualname__}"
+        return next((name for name, each in self._aliases.items() if each == path), path)
