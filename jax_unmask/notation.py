@@ -269,7 +269,7 @@ def is_plain(kind: Any) -> bool:
 
 def parameters(function: Any) -> dict[str, inspect.Parameter]:
     """The parameters of a function or class by name; `annotation` holds types, not their texts."""
-    of = function.__init__ if isinstance(function, type) else function
+    of = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(of)
     except NameError:  # A type that is imported for type checkers only.
