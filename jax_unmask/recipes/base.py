@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any, Protocol
 
 from ml_collections import ConfigDict
@@ -17,8 +17,8 @@ from jax_unmask.rollout import Cache, parse_cache
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
+from jax_unmask.tasks import data
 from jax_unmask.tasks.base import Task
-from jax_unmask.tasks.data import BatchIterator
 
 Metrics = Mapping[str, Any]
 
@@ -42,7 +42,7 @@ class Recipe(Protocol):
         """The state before the first step."""
         ...
 
-    def data(self) -> BatchIterator:
+    def data(self) -> data.BatchIterator:
         """Training batches from the start; its position can be saved and set.
 
         Raises:
@@ -137,42 +137,28 @@ def build_cache(text: str, key: str, denoiser: DenoiserConfig | None = None) -> 
 
 
 def training_batches(
-    config: ConfigDict,
-    pipeline: Callable[..., BatchIterator],
-    task: Task,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    placement: Placement,
-    **settings: Any,
-) -> BatchIterator:
-    """This process's part of the batches of a task's training split, without end.
+    task: Task, tokenizer: Tokenizer, settings: data.BatchSettings, placement: Placement
+) -> data.BatchIterator:
+    """This process's shard of the batches of a task's training split, without end.
 
     Every example is encoded once before, so that one over its budget stops no run half-way. Of a
     task that generates its problems, the first ones stand for all.
 
     Args:
-        config: gives the prompts' budget and the seed of their order.
-        pipeline: `tasks.data.prompt_batches` or `sft_batches`.
         task: the task.
         tokenizer: the denoiser's tokenizer.
-        batch_size: examples of a batch, over all processes.
-        placement: tells which of them this process reads.
-        **settings: more arguments of the pipeline.
+        settings: shapes and order of the batches, over all processes.
+        placement: tells which rows of them this process reads.
 
     Raises:
         ValueError: an example does not fit; the message names it.
     """
-    make_batches = functools.partial(
-        pipeline, task, "train", tokenizer, prompt_length=config.task.prompt_length, **settings
-    )
-    examples = len(task.source("train"))
+    examples = len(task.source("train", seed=settings.seed))
     limit = examples if examples <= _SCANNED_WHOLE else _SCANNED_ELSE
-    for _ in make_batches(batch_size=128, num_epochs=1, shuffle=False, limit=limit or None):
-        pass
-    return make_batches(
-        batch_size=batch_size,
-        seed=config.seed,
-        shard_index=placement.feed,
-        shard_count=placement.feeds,
+    once = dataclasses.replace(
+        settings, batch_size=128, num_epochs=1, shuffle=False, limit=limit or None
     )
+    for _ in data.batches(task, "train", tokenizer, once):
+        pass
+    shard = dataclasses.replace(settings, shard_index=placement.feed, shard_count=placement.feeds)
+    return data.batches(task, "train", tokenizer, shard)

@@ -193,15 +193,13 @@ class PolicyGrpo:
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
-        return training_batches(
-            config,
-            data.prompt_batches,
-            bundle.task,
-            bundle.tokenizer,
+        settings = data.BatchSettings(
             batch_size=config.rollout.prompts_per_step,
+            prompt_length=config.task.prompt_length,
+            seed=config.seed,
             truncate=config.task.truncate_prompts,
-            placement=self._placement,
         )
+        return training_batches(bundle.task, bundle.tokenizer, settings, self._placement)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         parts, key, placement = self._parts, state.step_key(), self._placement

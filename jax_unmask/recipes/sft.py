@@ -131,16 +131,14 @@ class Sft:
 
     def data(self) -> data.BatchIterator:
         config = self._config
-        return training_batches(
-            config,
-            data.sft_batches,
-            self._task,
-            self._tokenizer,
+        settings = data.BatchSettings(
             batch_size=config.data.batch_size,
-            placement=self._placement,
+            prompt_length=config.task.prompt_length,
             gen_length=config.data.gen_length,
+            seed=config.seed,
             truncate=config.task.truncate_prompts,
         )
+        return training_batches(self._task, self._tokenizer, settings, self._placement)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         rows = SftBatch(batch.prompts, batch.responses)

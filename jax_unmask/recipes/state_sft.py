@@ -30,7 +30,7 @@ from jax_unmask.recipes.sft import Sft
 from jax_unmask.rollout import RolloutSettings, by_length, rollout, row_keys, trimmed
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.tasks.data import SftBatch
+from jax_unmask.tasks.data import Batch
 
 METHODS = ("random", "semi_ar", "block", "trace", "ar")
 # Of the metrics of reinforcement learning, those that mean something here.
@@ -141,7 +141,7 @@ class StateSft(Sft):
         length = int(metrics["prompt_length"]) + canvas
         return 3.0 * metrics["states"] * forward_flops(self._denoiser.config, 1, length, canvas)
 
-    def _fitted(self, batch: SftBatch) -> SftBatch:
+    def _fitted(self, batch: Batch) -> Batch:
         """The batch, cut to the shortest lengths that hold its prompts and its responses.
 
         A response is its text, and the padding behind it that is trained: its end at least.

@@ -212,16 +212,14 @@ class TraceRl:
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
-        self._batches = training_batches(
-            config,
-            data.prompt_batches,
-            bundle.task,
-            bundle.tokenizer,
+        settings = data.BatchSettings(
             batch_size=config.rollout.prompts_per_step,
-            placement=self._placement,
+            prompt_length=config.task.prompt_length,
+            seed=config.seed,
             # A prompt over its budget must not end a run: `_roll_out` decides what becomes of it.
             truncate=True,
         )
+        self._batches = training_batches(bundle.task, bundle.tokenizer, settings, self._placement)
         return self._batches
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:

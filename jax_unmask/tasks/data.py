@@ -1,4 +1,4 @@
-"""Batches of prompts, and of prompts with responses, whose position can be saved and restored.
+"""Batches of prompts, with target responses if wanted, whose position can be saved and restored.
 
 The order of the examples depends on the seed and on the step only: not on the number of hosts that
 share a batch, nor on where a run was interrupted. Shuffling computes each position when it is asked
@@ -8,8 +8,8 @@ for (grain's index shuffle), so the 2**31 examples of a generated task cost noth
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, TypeVar
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -27,7 +27,7 @@ _ENDLESS = 2**62
 
 
 class Tokenizer(Protocol):
-    """What batches need of a tokenizer."""
+    """The methods of a tokenizer that batches need."""
 
     eos_id: int
 
@@ -41,36 +41,81 @@ class Tokenizer(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class PromptBatch:
-    """B examples with their prompts.
+class BatchSettings:
+    """Shapes, order and share of batches.
+
+    Attributes:
+        batch_size: rows of a global batch.
+        prompt_length: prompt budget P in tokens.
+        gen_length: canvas length L of the target responses, which are filled up with EOS; 0 makes
+            batches of prompts alone.
+        seed: order of the examples; for tasks that generate their problems, the problems too.
+        num_epochs: passes over the split; None is without end. A batch may hold the end of one
+            epoch and the beginning of the next.
+        shuffle: shuffle anew in each epoch.
+        truncate: cut prompts over the budget at their start (as the published experiments do)
+            instead of raising.
+        limit: use only so many examples of the split, its first ones.
+        shard_index: this host's shard of every batch; shard i of n holds the rows
+            `i * batch_size / n` up to `(i + 1) * batch_size / n`.
+        shard_count: number of shards n (hosts); must divide `batch_size`.
+
+    Raises:
+        ValueError: a setting is out of its range; the message names it.
+    """
+
+    batch_size: int
+    prompt_length: int
+    gen_length: int = 0
+    seed: int = 0
+    num_epochs: int | None = None
+    shuffle: bool = True
+    truncate: bool = False
+    limit: int | None = None
+    shard_index: int = 0
+    shard_count: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "prompt_length", "num_epochs", "limit", "shard_count"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name}={value} must be at least 1")
+        if self.gen_length < 0:
+            raise ValueError(f"gen_length={self.gen_length} must not be negative")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError(f"seed={self.seed} must be in 0..2**32 - 1")
+        if not 0 <= self.shard_index < self.shard_count:
+            raise ValueError(
+                f"shard_index={self.shard_index} must be in 0..shard_count - 1 = "
+                f"{self.shard_count - 1}"
+            )
+        if self.batch_size % self.shard_count:
+            raise ValueError(
+                f"batch_size={self.batch_size} is not divisible by shard_count={self.shard_count}; "
+                "choose a batch size that divides evenly among the hosts"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """B examples with their prompts and, if asked for, their target responses.
 
     Attributes:
         examples: the task's examples, for `Task.check_batch`.
         prompts: left-padded prompts, tokens and mask [B, P] as NumPy arrays.
+        responses: target tokens, filled up with EOS tokens that count as response; L is 0 in
+            batches of prompts alone.
         valid: False in the rows that only fill up the last batch of the last epoch; they repeat
             the last example and must not be counted.
     """
 
     examples: list[Example]
     prompts: Prompts
+    responses: Int[np.ndarray, "B L"]
     valid: Bool[np.ndarray, " B"]
 
 
-@dataclasses.dataclass(frozen=True)
-class SftBatch(PromptBatch):
-    """B examples with their prompts and right responses.
-
-    Attributes:
-        responses: target tokens, filled up with EOS tokens that count as response.
-    """
-
-    responses: Int[np.ndarray, "B L"]
-
-
-Batch = TypeVar("Batch", bound=PromptBatch)
-
-
-class BatchIterator(Generic[Batch]):
+class BatchIterator:
     """Iterator over batches that knows its position.
 
     `get_state` gives a small JSON-able dict. `set_state` continues from it, in another process or
@@ -88,7 +133,7 @@ class BatchIterator(Generic[Batch]):
         return next(self._batches)
 
     def get_state(self) -> State:
-        """The position: what the next batch will be."""
+        """The position of the next batch."""
         return {**self._identity, "position": self._batches.get_state()}
 
     def set_state(self, state: State) -> None:
@@ -106,248 +151,127 @@ class BatchIterator(Generic[Batch]):
         self._batches.set_state(state["position"])
 
 
+def batches(
+    task: Task, split: Split, tokenizer: Tokenizer, settings: BatchSettings
+) -> BatchIterator:
+    """Batches of a task's split.
+
+    Args:
+        task: the task.
+        split: the split.
+        tokenizer: encodes prompts and responses, and pads the prompts.
+        settings: shapes and order.
+
+    Raises:
+        ValueError: for an empty split; when iterating, for a prompt over the budget without
+            `truncate` and for a target of more than `gen_length` tokens (the message names the
+            example).
+    """
+    import grain  # Slow to import; the tasks themselves do without it.
+
+    source = task.source(split, seed=settings.seed)
+    length = len(source) if settings.limit is None else min(settings.limit, len(source))
+    if length < 1:
+        raise ValueError(f"task {task.name!r} has no examples in split {split!r}")
+    rows = grain.MapDataset.source(_Numbered(source, length))
+    if settings.shuffle:
+        rows = rows.shuffle(seed=settings.seed)
+    rows = _ShardRows(rows.repeat(settings.num_epochs), settings)
+    collate = _Collate(task, split, tokenizer, settings)
+    collated = grain.MapDataset.source(rows).batch(rows.local_size, batch_fn=collate)
+    in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+    identity = {
+        "task": task.name,
+        "split": split,
+        "examples": length,
+        "batch_size": settings.batch_size,
+        "seed": settings.seed,
+        "shuffle": settings.shuffle,
+    }
+    return BatchIterator(iter(collated.to_iter_dataset(in_this_thread)), identity)
+
+
 class _Row(NamedTuple):
     number: int
     example: Example
     valid: bool
 
 
-def prompt_batches(
-    task: Task,
-    split: Split,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    prompt_length: int,
-    seed: int = 0,
-    num_epochs: int | None = None,
-    shuffle: bool = True,
-    truncate: bool = False,
-    limit: int | None = None,
-    shard_index: int = 0,
-    shard_count: int = 1,
-    prefetch: int = 0,
-) -> BatchIterator[PromptBatch]:
-    """Batches of prompts of a task's split.
-
-    Args:
-        task: the task.
-        split: the split.
-        tokenizer: encodes and pads the prompts.
-        batch_size: rows of a global batch.
-        prompt_length: prompt budget P in tokens.
-        seed: order of the examples; for tasks that generate their problems, the problems too.
-        num_epochs: passes over the split; None goes on forever. A batch may hold the end of one
-            epoch and the beginning of the next.
-        shuffle: shuffle anew in each epoch.
-        truncate: cut prompts over the budget at their start (as the published experiments do)
-            instead of raising.
-        limit: use only so many examples of the split, its first ones.
-        shard_index: which part of every batch to give; part i of n holds the rows
-            `i * batch_size / n` up to `(i + 1) * batch_size / n`.
-        shard_count: number of parts n (hosts); must divide `batch_size`.
-        prefetch: batches to prepare ahead in a background thread; 0 works in the caller's.
-
-    Raises:
-        ValueError: for impossible settings or an empty split; when iterating, for a prompt over
-            the budget without `truncate` (the message names the example).
-    """
-
-    def collate(rows: Sequence[_Row]) -> PromptBatch:
-        return PromptBatch(
-            examples=[row.example for row in rows],
-            prompts=_encode_prompts(task, split, tokenizer, rows, prompt_length, truncate),
-            valid=np.array([row.valid for row in rows]),
-        )
-
-    order = _Order(batch_size, seed, num_epochs, shuffle, limit, shard_index, shard_count, prefetch)
-    return _batches(task, split, order, prompt_length, collate)
-
-
-def sft_batches(
-    task: Task,
-    split: Split,
-    tokenizer: Tokenizer,
-    *,
-    batch_size: int,
-    prompt_length: int,
-    gen_length: int,
-    seed: int = 0,
-    num_epochs: int | None = None,
-    shuffle: bool = True,
-    truncate: bool = False,
-    limit: int | None = None,
-    shard_index: int = 0,
-    shard_count: int = 1,
-    prefetch: int = 0,
-) -> BatchIterator[SftBatch]:
-    """Batches of prompts and right responses of a task's split.
-
-    Args: as of `prompt_batches`, and
-
-        gen_length: canvas length L; shorter targets are filled up with EOS.
-
-    Raises:
-        ValueError: as `prompt_batches`, and for a target of more than `gen_length` tokens (the
-            message names the example).
-    """
-    if gen_length < 1:
-        raise ValueError(f"gen_length={gen_length} must be at least 1")
-
-    def collate(rows: Sequence[_Row]) -> SftBatch:
-        return SftBatch(
-            examples=[row.example for row in rows],
-            prompts=_encode_prompts(task, split, tokenizer, rows, prompt_length, truncate),
-            valid=np.array([row.valid for row in rows]),
-            responses=_encode_responses(task, split, tokenizer, rows, gen_length),
-        )
-
-    order = _Order(batch_size, seed, num_epochs, shuffle, limit, shard_index, shard_count, prefetch)
-    return _batches(task, split, order, prompt_length, collate)
-
-
-def _encode_prompts(
-    task: Task,
-    split: Split,
-    tokenizer: Tokenizer,
-    rows: Sequence[_Row],
-    prompt_length: int,
-    truncate: bool,
-) -> Prompts:
-    encoded = [tokenizer.encode_prompt(task.prompt(row.example)) for row in rows]
-    for row, ids in zip(rows, encoded, strict=True):
-        if len(ids) > prompt_length and not truncate:
-            raise ValueError(
-                f"prompt of {_describe(task, split, row)} has {len(ids)} tokens, more than "
-                f"prompt_length={prompt_length}; raise prompt_length, or set truncate=True to cut "
-                "prompts at their start"
-            )
-    return tokenizer.pad_prompts(encoded, prompt_length, truncate=truncate)
-
-
-def _encode_responses(
-    task: Task, split: Split, tokenizer: Tokenizer, rows: Sequence[_Row], gen_length: int
-) -> Int[np.ndarray, "B L"]:
-    responses = np.full((len(rows), gen_length), tokenizer.eos_id, np.int32)
-    for response, row in zip(responses, rows, strict=True):
-        ids = tokenizer.encode(task.target(row.example))
-        if len(ids) > gen_length:
-            raise ValueError(
-                f"target of {_describe(task, split, row)} has {len(ids)} tokens, more than "
-                f"gen_length={gen_length}; raise gen_length or leave the example out"
-            )
-        response[: len(ids)] = ids
-    return responses
-
-
-def _describe(task: Task, split: Split, row: _Row) -> str:
-    return f"task {task.name!r}, split {split!r}, example {row.number} ({str(row.example)[:80]}...)"
-
-
 @dataclasses.dataclass(frozen=True)
-class _Order:
-    """Which rows come when, and on which shard."""
-
-    batch_size: int
-    seed: int
-    num_epochs: int | None
-    shuffle: bool
-    limit: int | None
-    shard_index: int
-    shard_count: int
-    prefetch: int
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "num_epochs", "limit", "shard_count"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if not 0 <= self.seed < 2**32:
-            raise ValueError(f"seed={self.seed} must be in 0..2**32 - 1")
-        if not 0 <= self.shard_index < self.shard_count:
-            raise ValueError(
-                f"shard_index={self.shard_index} must be in 0..shard_count - 1 = "
-                f"{self.shard_count - 1}"
-            )
-        if self.batch_size % self.shard_count:
-            raise ValueError(
-                f"batch_size={self.batch_size} is not divisible by shard_count={self.shard_count}; "
-                "choose a batch size that divides evenly among the hosts"
-            )
-        if self.prefetch < 0:
-            raise ValueError(f"prefetch={self.prefetch} must not be negative")
-
-
 class _Numbered:
     """Examples with their index in the split, for messages."""
 
-    def __init__(self, source: Source, length: int) -> None:
-        self._source = source
-        self._length = length
+    source: Source
+    length: int
 
     def __len__(self) -> int:
-        return self._length
+        return self.length
 
     def __getitem__(self, index: int) -> tuple[int, Example]:
-        return int(index), self._source[int(index)]
+        return int(index), self.source[int(index)]
 
 
 class _ShardRows:
     """One shard's rows of every global batch, batch after batch; the last batch is filled up."""
 
-    def __init__(self, rows: Any, order: _Order) -> None:
+    def __init__(self, rows: Any, settings: BatchSettings) -> None:
+        self.local_size = settings.batch_size // settings.shard_count
         self._rows = rows
-        self._batch_size = order.batch_size
-        self._local_size = order.batch_size // order.shard_count
-        self._first = order.shard_index * self._local_size
+        self._batch_size = settings.batch_size
+        self._first = settings.shard_index * self.local_size
 
     def __len__(self) -> int:
         steps = -(-len(self._rows) // self._batch_size)
-        return min(steps * self._local_size, _ENDLESS)
+        return min(steps * self.local_size, _ENDLESS)
 
     def __getitem__(self, index: int) -> _Row:
-        step, row = divmod(int(index), self._local_size)
+        step, row = divmod(int(index), self.local_size)
         position = step * self._batch_size + self._first + row
         last = len(self._rows) - 1
         number, example = self._rows[min(position, last)]
         return _Row(number, example, valid=position <= last)
 
 
-def _batches(
-    task: Task,
-    split: Split,
-    order: _Order,
-    prompt_length: int,
-    collate: Callable[[Sequence[_Row]], Batch],
-) -> BatchIterator[Batch]:
-    import grain  # Slow to import; the tasks themselves do without it.
+@dataclasses.dataclass(frozen=True)
+class _Collate:
+    """Turns rows into a batch."""
 
-    if prompt_length < 1:
-        raise ValueError(f"prompt_length={prompt_length} must be at least 1")
-    source = task.source(split, seed=order.seed)
-    length = len(source) if order.limit is None else min(order.limit, len(source))
-    if length < 1:
-        raise ValueError(f"task {task.name!r} has no examples in split {split!r}")
-    rows = grain.MapDataset.source(_Numbered(source, length))
-    if order.shuffle:
-        rows = rows.shuffle(seed=order.seed)
-    rows = rows.repeat(order.num_epochs)
-    local_size = order.batch_size // order.shard_count
-    batches = (
-        grain.MapDataset.source(_ShardRows(rows, order))
-        .batch(local_size, batch_fn=collate)
-        .to_iter_dataset(
-            grain.ReadOptions(
-                num_threads=min(order.prefetch, 1), prefetch_buffer_size=order.prefetch
-            )
+    task: Task
+    split: Split
+    tokenizer: Tokenizer
+    settings: BatchSettings
+
+    def __call__(self, rows: Sequence[_Row]) -> Batch:
+        length, cut = self.settings.prompt_length, self.settings.truncate
+        prompts = [self._prompt(row) for row in rows]
+        responses = [self._response(row) for row in rows]
+        return Batch(
+            examples=[row.example for row in rows],
+            prompts=self.tokenizer.pad_prompts(prompts, length, truncate=cut),
+            responses=np.array(responses, np.int32),
+            valid=np.array([row.valid for row in rows]),
         )
-    )
-    identity = {
-        "task": task.name,
-        "split": split,
-        "examples": length,
-        "batch_size": order.batch_size,
-        "seed": order.seed,
-        "shuffle": order.shuffle,
-    }
-    return BatchIterator(iter(batches), identity)
+
+    def _prompt(self, row: _Row) -> list[int]:
+        ids = self.tokenizer.encode_prompt(self.task.prompt(row.example))
+        if len(ids) > self.settings.prompt_length and not self.settings.truncate:
+            raise ValueError(
+                f"prompt of {self._describe(row)} has {len(ids)} tokens, more than "
+                f"prompt_length={self.settings.prompt_length}; raise prompt_length, or set "
+                "truncate=True to cut prompts at their start"
+            )
+        return ids
+
+    def _response(self, row: _Row) -> list[int]:
+        length = self.settings.gen_length
+        ids = self.tokenizer.encode(self.task.target(row.example)) if length else []
+        if len(ids) > length:
+            raise ValueError(
+                f"target of {self._describe(row)} has {len(ids)} tokens, more than "
+                f"gen_length={length}; raise gen_length or leave the example out"
+            )
+        return ids + [self.tokenizer.eos_id] * (length - len(ids))
+
+    def _describe(self, row: _Row) -> str:
+        example = f"example {row.number} ({str(row.example)[:80]}...)"
+        return f"task {self.task.name!r}, split {self.split!r}, {example}"

@@ -89,14 +89,12 @@ def main():
     for run in args.runs:
         with Checkpoints(run, read_only=True) as checkpoints:
             _, params = checkpoints.restore_params()
-        batches = data.prompt_batches(
-            bundle.task,
-            "train",
-            bundle.tokenizer,
+        batch_settings = data.BatchSettings(
             batch_size=config.rollout.prompts_per_step,
             prompt_length=config.task.prompt_length,
             seed=1_000,  # Problems that the run has not seen in this order.
         )
+        batches = data.batches(bundle.task, "train", bundle.tokenizer, batch_settings)
         found = {name: [] for name in learners}
         errors = []
         for number in range(args.batches):
