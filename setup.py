@@ -26,6 +26,7 @@ REQUIRES = [
     "array_record>=0.8",
     "flax>=0.12.8,<0.13",
     "grain>=0.2.18,<0.3",
+    "httpx2>=2.16,<3",
     "importlib_resources>=6",  # TensorFlow Datasets needs it for builders defined in a package.
     "jax>=0.10.2,<0.13",
     "jaxtyping>=0.3",

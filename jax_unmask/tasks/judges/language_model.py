@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
+import collections
 import concurrent.futures
+import dataclasses
+import datetime
+import email.utils
 import json
 import logging
 import re
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Sequence
 from typing import Any
+
+import httpx2
 
 from jax_unmask.tasks.judges.base import Solution
 
 logger = logging.getLogger(__name__)
+# It reports every request, with the address in full.
+logging.getLogger("httpx2").setLevel(logging.WARNING)
 
 _PROMPT = """\
 A problem, its right answer, and a solution that is {verdict} as a whole. Judge one part of the \
@@ -33,108 +39,130 @@ Solution:
 End your reply with \\boxed{{1}} if the part is sound, or \\boxed{{-1}} if it is not."""
 
 _BOXED = re.compile(r"\\boxed\{\s*([+-]?1)\s*\}")
+_HEADER_VALUE = re.compile(r"[!-~]*")  # Visible ASCII; a line end would begin another header.
 # Answers that say "try again": too many requests, and trouble of the server's own.
-_PASSING = frozenset({408, 409, 429, 500, 502, 503, 504})
+_PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
+_MAX_REPLY_BYTES = 4 * 2**20
+_MAX_WAIT_SECONDS = 60.0
+_GIVE_UP_AFTER = 8
 
 
 class JudgeError(RuntimeError):
     """The server refuses the requests, so that no further one can succeed."""
 
 
+class _NoReply(Exception):
+    """One attempt failed; another one may succeed after at least `wait` seconds."""
+
+    def __init__(self, problem: str, wait: float = 0.0) -> None:
+        super().__init__(problem)
+        self.wait = wait
+
+
+@dataclasses.dataclass(frozen=True)
 class LanguageModelJudge:
     """Asks a model about each chunk, several times, and takes what all votes agree on.
 
     Where the votes of a chunk differ, or none can be read, the chunk gets the outcome of the whole
     solution: 1 or -1 (arXiv 2509.06949, appendix; its public code shows the judge everything up to
     the end of the chunk and calls that an excerpt; here the judge sees the whole, with the chunk
-    marked). A server that does not answer in time costs the votes that it owes, not the run.
+    marked).
 
-    Args:
+    A server that fails costs votes, not the run: it is too slow, cannot be reached, or its reply is
+    malformed or too long. Once 8 requests in a row (and as many as there are workers) have failed,
+    the rest of a call of `judge` goes without votes. Redirects are not followed, so that the key
+    goes to no other host.
+
+    Attributes:
         url: base of the server's address, such as "http://localhost:8000/v1".
         model: name of the model that it serves.
         votes: replies per chunk.
-        timeout: seconds that one request may take.
-        retries: further attempts after time-outs and passing failures of the server.
+        timeout: seconds that one request may take, from the connection to the reply's last byte.
+        retries: further attempts after failures that may pass.
         workers: requests under way at one time.
         temperature: of the model's replies.
         top_p: of the model's replies.
         max_tokens: longest reply, in tokens.
-        api_key: sent as a bearer token if given.
-        wait: seconds before the first further attempt; doubled for each one after it.
+        api_key: sent as a bearer token if given; no message shows it.
+        wait: seconds before the first further attempt, doubled for each one after it; at most 60,
+            and what the server's `Retry-After` says if that is longer.
+        counts: number of attempts so far by what came of them: "answered", "status 503",
+            "malformed reply", "ReadError", ...
 
     Raises:
         ValueError: a setting makes no sense; the message names it.
     """
 
-    def __init__(
-        self,
-        url: str,
-        model: str,
-        *,
-        votes: int = 3,
-        timeout: float = 120.0,
-        retries: int = 3,
-        workers: int = 16,
-        temperature: float = 0.6,
-        top_p: float = 0.95,
-        max_tokens: int = 10_000,
-        api_key: str | None = None,
-        wait: float = 1.0,
-    ) -> None:
-        if not url.startswith(("http://", "https://")):
+    url: str
+    model: str
+    votes: int = 3
+    timeout: float = 120.0
+    retries: int = 3
+    workers: int = 16
+    temperature: float = 0.6
+    top_p: float = 0.95
+    max_tokens: int = 10_000
+    api_key: str | None = dataclasses.field(default=None, repr=False)
+    wait: float = 1.0
+    counts: collections.Counter[str] = dataclasses.field(
+        default_factory=collections.Counter, init=False, compare=False
+    )
+
+    def __post_init__(self) -> None:
+        try:
+            is_address = self._address.scheme in ("http", "https") and self._address.host
+        except httpx2.InvalidURL:
+            is_address = False
+        if not is_address:
             raise ValueError(
-                f"url={url!r} is no address; give one such as http://localhost:8000/v1"
+                f"url={self.url!r} is no address; give one such as http://localhost:8000/v1"
             )
-        if not model:
-            raise ValueError(f"model={model!r} names no model; give the name that the server knows")
-        for name, value in (("votes", votes), ("workers", workers), ("max_tokens", max_tokens)):
-            if value < 1:
-                raise ValueError(f"{name}={value} must be at least 1")
-        if timeout <= 0 or retries < 0:
+        if not self.model:
             raise ValueError(
-                f"timeout={timeout} must be positive and retries={retries} not negative"
+                f"model={self.model!r} names no model; give the name that the server knows"
             )
-        self._url = url.rstrip("/") + "/chat/completions"
-        self._votes, self._timeout, self._retries, self._wait = votes, timeout, retries, wait
-        self._workers = workers
-        self._body = {
-            "model": model,
-            "temperature": temperature,
-            "top_p": top_p,
-            "max_tokens": max_tokens,
-        }
-        self._headers = {"Content-Type": "application/json"}
-        if api_key:
-            self._headers["Authorization"] = f"Bearer {api_key}"
+        for name in ("votes", "workers", "max_tokens"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.timeout <= 0 or self.retries < 0:
+            raise ValueError(
+                f"timeout={self.timeout} must be positive and retries={self.retries} not negative"
+            )
+        if not _HEADER_VALUE.fullmatch(self.api_key or ""):
+            raise ValueError(
+                "api_key holds a line end, a space or another character that a key cannot have; "
+                "give the key alone (a file that ends in a line end is a common cause)"
+            )
 
     def judge(self, solutions: Sequence[Solution]) -> list[list[float]]:
         """Scores of all chunks; see `Judge`.
 
         Raises:
-            JudgeError: the server refuses the requests.
+            JudgeError: the server refuses the requests, and has never answered one.
         """
-        questions = [
-            (row, self._ask(solution, k))
-            for row, solution in enumerate(solutions)
-            for k in range(len(solution.chunks))
-        ]
-        with concurrent.futures.ThreadPoolExecutor(self._workers) as pool:
-            replies = [
-                [pool.submit(self._request, body) for _ in range(self._votes)]
-                for _, body in questions
-            ]
-            scores: list[list[float]] = [[] for _ in solutions]
-            try:
-                for (row, _), votes in zip(questions, replies, strict=True):
-                    found = {_verdict(vote.result()) for vote in votes}
-                    agreed = found.pop() if len(found) == 1 else None
-                    scores[row].append(solutions[row].outcome if agreed is None else agreed)
-            except JudgeError:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        chunks = [(row, k) for row, each in enumerate(solutions) for k in range(len(each.chunks))]
+        bodies = [self._body(solutions[row], k) for row, k in chunks]
+        # In a thread of its own, since the caller's may run an event loop already.
+        with concurrent.futures.ThreadPoolExecutor(1) as thread:
+            replies = thread.submit(asyncio.run, _Call(self).replies(bodies)).result()
+        scores: list[list[float]] = [[] for _ in solutions]
+        for (row, _), votes in zip(chunks, replies, strict=True):
+            found = set(map(_verdict, votes))
+            agreed = found.pop() if len(found) == 1 else None
+            scores[row].append(solutions[row].outcome if agreed is None else agreed)
         return scores
 
-    def _ask(self, solution: Solution, k: int) -> bytes:
+    @property
+    def _address(self) -> httpx2.URL:
+        return httpx2.URL(self.url.rstrip("/") + "/chat/completions")
+
+    @property
+    def _headers(self) -> dict[str, str]:
+        # A compressed body could be small and unpack to more than fits.
+        headers = {"Content-Type": "application/json", "Accept-Encoding": "identity"}
+        return headers | ({"Authorization": f"Bearer {self.api_key}"} if self.api_key else {})
+
+    def _body(self, solution: Solution, k: int) -> bytes:
         """The request about a chunk."""
         content = _PROMPT.format(
             verdict="right" if solution.right else "wrong",
@@ -144,47 +172,137 @@ class LanguageModelJudge:
             part=solution.chunks[k],
             after="".join(solution.chunks[k + 1 :]),
         )
-        return json.dumps(
-            self._body | {"messages": [{"role": "user", "content": content}]}
-        ).encode()
+        sampling = {name: getattr(self, name) for name in ("temperature", "top_p", "max_tokens")}
+        messages = [{"role": "user", "content": content}]
+        return json.dumps({"model": self.model, **sampling, "messages": messages}).encode()
 
-    def _request(self, body: bytes) -> str | None:
-        """The reply to a request, or None where the server gives none."""
-        request = urllib.request.Request(self._url, data=body, headers=self._headers)
-        for attempt in range(self._retries + 1):
-            if attempt:
-                time.sleep(self._wait * 2 ** (attempt - 1))
-            try:
-                with urllib.request.urlopen(request, timeout=self._timeout) as response:
-                    return _content(json.load(response))
-            except urllib.error.HTTPError as error:
-                if error.code not in _PASSING:
-                    raise JudgeError(
-                        f"the judge at {self._url} answers {error.code} {error.reason}: "
-                        f"{error.read(300).decode(errors='replace')}; correct its address, model "
-                        "or key"
-                    ) from error
-                problem: Exception = error
-            except (OSError, ValueError) as error:  # No connection, a time-out, or no JSON.
-                problem = error
-        logger.warning("no reply of the judge at %s: %s", self._url, problem)
+
+class _Call:
+    """The requests of one call of `judge`."""
+
+    def __init__(self, judge: LanguageModelJudge) -> None:
+        self._judge = judge
+        self._free = asyncio.Semaphore(judge.workers)
+        self._failed_in_a_row = 0
+
+    async def replies(self, bodies: Sequence[bytes]) -> list[list[str | None]]:
+        """The votes on each body; None where the server gives none."""
+        judge, before = self._judge, self._judge.counts.copy()
+        limits = httpx2.Limits(max_connections=judge.workers)
+        try:
+            async with (
+                httpx2.AsyncClient(headers=judge._headers, limits=limits, timeout=None) as client,
+                asyncio.TaskGroup() as group,
+            ):
+                votes = [
+                    [group.create_task(self._vote(client, body)) for _ in range(judge.votes)]
+                    for body in bodies
+                ]
+        except BaseExceptionGroup as errors:  # Of a refusal, and of nothing else.
+            raise errors.exceptions[0] from None
+        counted = judge.counts - before
+        if set(counted) - {"answered"}:
+            logger.warning("attempts at the judge at %s: %s", self._place(), dict(counted))
+        return [[vote.result() for vote in each] for each in votes]
+
+    async def _vote(self, client: httpx2.AsyncClient, body: bytes) -> str | None:
+        judge = self._judge
+        async with self._free:
+            for attempt in range(judge.retries + 1):
+                if self._failed_in_a_row >= max(judge.workers, _GIVE_UP_AFTER):
+                    return None
+                try:
+                    reply = await self._attempt(client, body)
+                except _NoReply as error:
+                    judge.counts[str(error)] += 1
+                    wait = max(error.wait, judge.wait * 2**attempt)
+                    if attempt < judge.retries:
+                        await asyncio.sleep(min(wait, _MAX_WAIT_SECONDS))
+                else:
+                    judge.counts["answered"] += 1
+                    self._failed_in_a_row = 0
+                    return reply
+            self._failed_in_a_row += 1
         return None
 
+    async def _attempt(self, client: httpx2.AsyncClient, body: bytes) -> str:
+        """The text of the reply to one request.
 
-def _content(reply: Any) -> str:
+        Raises:
+            _NoReply: there is none.
+            JudgeError: the server refuses it, and has never answered another one.
+        """
+        try:
+            async with (
+                asyncio.timeout(self._judge.timeout),
+                client.stream("POST", self._judge._address, content=body) as response,
+            ):
+                received = bytearray()
+                async for piece in response.aiter_raw():
+                    received += piece
+                    if len(received) > _MAX_REPLY_BYTES:
+                        raise _NoReply("reply too long")
+        except (httpx2.HTTPError, httpx2.StreamError, OSError, ValueError) as error:
+            raise _NoReply(type(error).__name__) from error
+        status = response.status_code
+        if status == 200:
+            return _content(received)
+        if status not in _PASSING and not self._judge.counts["answered"]:
+            raise JudgeError(self._refusal(response, received))
+        raise _NoReply(f"status {status}", _retry_after(response.headers.get("Retry-After", "")))
+
+    def _refusal(self, response: httpx2.Response, received: bytearray) -> str:
+        says = received[:300].decode(errors="replace")
+        if response.is_redirect:
+            says = f"see {response.headers.get('Location', '')}; redirects are not followed"
+        message = (
+            f"the judge at {self._place()} answers {response.status_code} "
+            f"{response.reason_phrase}: {says}; correct its address, model or key"
+        )
+        key = self._judge.api_key
+        return message.replace(key, "[key]") if key else message
+
+    def _place(self) -> str:
+        """The address without what may be secret of it."""
+        address = self._judge._address
+        return f"{address.scheme}://{address.netloc.decode()}{address.path}"
+
+
+def _content(body: bytes | bytearray) -> str:
     """The text of a chat completion.
 
     Raises:
-        ValueError: it is none.
+        _NoReply: the body is none.
     """
     try:
-        content = reply["choices"][0]["message"]["content"]
-    except (KeyError, IndexError, TypeError) as error:
-        raise ValueError(f"no chat completion: {str(reply)[:200]}") from error
+        content = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, LookupError, TypeError, RecursionError) as error:
+        raise _NoReply("malformed reply") from error
+    if content is not None and not isinstance(content, str):
+        raise _NoReply("malformed reply")
     return content or ""
 
 
+def _retry_after(value: str) -> float:
+    """Seconds that a `Retry-After` header asks to wait: a number, or a date; 0 for anything else.
+
+    >>> _retry_after("7"), _retry_after("soon"), _retry_after("Fri, 31 Dec 1999 23:59:59 GMT")
+    (7.0, 0.0, 0.0)
+    """
+    if value.isascii() and value.isdecimal():
+        return float(value[:9])
+    try:
+        date = email.utils.parsedate_to_datetime(value)
+        return max(0.0, (date - datetime.datetime.now(datetime.UTC)).total_seconds())
+    except (TypeError, ValueError, OverflowError):
+        return 0.0
+
+
 def _verdict(reply: str | None) -> float | None:
-    """What a reply says last in a box, or None."""
-    found = _BOXED.findall(reply or "")
+    r"""The last verdict that a reply puts in a box, or None.
+
+    >>> _verdict(r"First \boxed{1}? No: \boxed{ -1 }"), _verdict("Hm."), _verdict(None)
+    (-1.0, None, None)
+    """
+    found: list[Any] = _BOXED.findall(reply or "")
     return float(found[-1]) if found else None
