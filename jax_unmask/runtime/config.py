@@ -19,6 +19,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jax_unmask.runtime import files
+from jax_unmask.settings import ConfigError as ConfigError
 
 RECORD = "config.json"
 
@@ -31,16 +32,6 @@ _ACCEPTS: dict[type, tuple[type, ...]] = {
     tuple: (tuple, list),
     list: (tuple, list),
 }
-
-
-class ConfigError(ValueError):
-    """A configuration cannot be run as it stands. The message is meant for the user."""
-
-    def __init__(self, key: str, value: object, problem: str, remedy: str) -> None:
-        name = key if key.startswith("--") else f"config.{key}"
-        end = "" if remedy.endswith("?") else "."
-        super().__init__(f"{name} = {value!r}: {problem}. {remedy}{end}")
-        self.key = key
 
 
 def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,544 @@
+"""Settings: their name, type, default, range and meaning, declared once beside the code.
+
+A component declares its settings as fields of a frozen dataclass:
+
+    @dataclasses.dataclass(frozen=True)
+    class Reward(Settings):
+        kind: Literal["multiplicative", "additive"] = setting("multiplicative", "Form.")
+        alpha: float = setting(1.0, "Exponent of the price of forwards.", ge=0)
+
+and is built from them; a recipe's config is a dataclass of such groups. From the declaration come
+the `ConfigDict` that users edit (`to_config`), the checked dataclass that is made of it
+(`from_config`), errors, help and the reference page. Imports neither JAX nor ml_collections.
+"""
+
+from __future__ import annotations
+
+import collections.abc
+import dataclasses
+import difflib
+import functools
+import inspect
+import math
+import re
+import struct
+import sys
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Literal, TypeVar
+
+T = TypeVar("T")
+
+_DECLARATION = "setting"
+_MAX_INT = 2**31 - 1
+
+
+class SettingError(ValueError):
+    """A setting has a value that it cannot have.
+
+    Args:
+        key: name of the setting.
+        value: its value.
+        problem: what is wrong with it. Names of other settings in backticks are completed, as the
+            key is, where the error is about a config.
+        remedy: what to do.
+    """
+
+    def __init__(self, key: str, value: object, problem: str, remedy: str) -> None:
+        self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
+        end = "" if remedy.endswith(("?", ".")) else "."
+        text = f"{problem}. {remedy}{end}"
+        super().__init__(f"{self._name(key)} = {value!r}: {self._completed(text)}")
+
+    @staticmethod
+    def _name(key: str) -> str:
+        return key
+
+    def _completed(self, text: str) -> str:
+        return re.sub(r"`([\w.]+)`", lambda match: self._name(match[1]), text)
+
+    def within(self, group: str) -> ConfigError:
+        """The same about the setting of a group of a config."""
+        prefix = f"{group}." if group else ""
+        problem, remedy = (
+            re.sub(r"`([\w.]+)`", rf"`{prefix}\1`", text) for text in (self.problem, self.remedy)
+        )
+        return ConfigError(prefix + self.key, self.value, problem, remedy)
+
+
+class ConfigError(SettingError):
+    """A config cannot be run as it stands. The message names the full key, the value, a remedy."""
+
+    @staticmethod
+    def _name(key: str) -> str:
+        return key if key.startswith("--") else f"config.{key}"
+
+
+@dataclasses.dataclass(frozen=True)
+class Setting:
+    """The declaration of a setting.
+
+    Attributes:
+        key: dotted name, such as "rollout.gen_length".
+        default: default value, as a config holds it.
+        help: one sentence: what it is, its unit, its source.
+        kind: type of the value, or of the elements of a tuple.
+        is_tuple: the value is a tuple of such elements, and the range that of each element.
+        is_optional: the value may be None.
+        ge, gt, le, lt: bounds of the value: at least, above, at most, below.
+        choices: all values that there are; empty where bounds say it.
+        is_exempt: may change when a run is resumed, since it does not touch what is trained.
+        parse: makes the dataclass's value of a config's text; None where both are the same.
+    """
+
+    key: str
+    default: Any
+    help: str
+    kind: type
+    is_tuple: bool = False
+    is_optional: bool = False
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[Any, ...] = ()
+    is_exempt: bool = False
+    parse: Callable[[str], Any] | None = None
+
+    @property
+    def type_name(self) -> str:
+        """The type, as documentation writes it."""
+        name = f"tuple of {self.kind.__name__}" if self.is_tuple else self.kind.__name__
+        return f"{name} or None" if self.is_optional else name
+
+    @property
+    def range_text(self) -> str:
+        """The range in words; empty where the type says it all."""
+        if self.choices:
+            return "one of " + ", ".join(map(repr, self.choices))
+        bounds = (
+            ("at least", self.ge),
+            ("above", self.gt),
+            ("at most", self.le),
+            ("below", self.lt),
+        )
+        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+
+    def check(self, value: object) -> None:
+        """Checks type, range and choices of a value that stands in a config.
+
+        Raises:
+            SettingError: it is not one of those that the setting can have.
+        """
+        if value is None:
+            if not self.is_optional:
+                self._refuse(value, f"it needs a value of type {self.type_name}")
+        elif self.is_tuple:
+            if not isinstance(value, (tuple, list)):
+                self._refuse(value, f"a {self.type_name} is needed")
+            for index, element in enumerate(typing.cast(Sequence[Any], value)):
+                dataclasses.replace(self, key=f"{self.key}[{index}]")._check_one(element)
+        else:
+            self._check_one(value)
+
+    def _check_one(self, value: Any) -> None:
+        accepted = (int, float) if self.kind is float else (self.kind,)
+        if not isinstance(value, accepted) or (isinstance(value, bool) and self.kind is not bool):
+            self._refuse(value, f"it is of type {type(value).__name__}, not {self.kind.__name__}")
+        self.check_range(value)
+
+    def check_range(self, value: Any) -> None:
+        """Checks range and choices of one value. Bounds hold for its nearest float32 too.
+
+        Raises:
+            SettingError: it lies outside.
+        """
+        if self.choices:
+            if value not in self.choices:
+                close = difflib.get_close_matches(str(value), list(map(str, self.choices)), n=1)
+                remedy = f"Choose {self.range_text}"
+                if close:
+                    remedy = f"Did you mean {close[0]!r}? {remedy}"
+                raise SettingError(self.key, value, "there is no such choice", remedy)
+        elif self.kind in (int, float):
+            rounded = _float32(value) if self.kind is float else value
+            if not math.isfinite(rounded):
+                self._refuse(value, "it must be a finite number (of 32 bits)")
+            if self.kind is int and not -_MAX_INT <= value <= max(_MAX_INT, self.lt or 0):
+                self._refuse(value, "it must be a number of 32 bits")
+            for number in (value, rounded):
+                if (
+                    (self.ge is not None and number < self.ge)
+                    or (self.gt is not None and number <= self.gt)
+                    or (self.le is not None and number > self.le)
+                    or (self.lt is not None and number >= self.lt)
+                ):
+                    self._refuse(value, f"it must be {self.range_text}")
+
+    def _refuse(self, value: object, problem: str) -> typing.NoReturn:
+        remedy = f"The default is {self.default!r}"
+        if self.range_text and self.range_text not in problem:
+            remedy = f"Give a value {self.range_text}; the default is {self.default!r}"
+        raise SettingError(self.key, value, problem, remedy)
+
+
+def setting(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: Sequence[Any] = (),
+    exempt: bool = False,
+    parse: Callable[[str], Any] | None = None,
+) -> Any:
+    """A field of a dataclass that is a setting; its name and type are those of the field.
+
+    Types are bool, int, float, str, tuples of one of these (`tuple[int, ...]`), `Literal`s of them
+    (whose values are the choices) and each of these or None. Floats must be finite as float32.
+
+    Args:
+        default: the default value; with `parse`, the default text.
+        help: one sentence: what it is, its unit, its source.
+        ge: smallest value.
+        gt: bound that values lie above.
+        le: largest value.
+        lt: bound that values lie below.
+        choices: all values that there are, if they are few.
+        exempt: may change when a run is resumed.
+        parse: makes the field's value of the text that a config has; ValueErrors are reported. The
+            text of a value is `str` of it, that of None is "none".
+    """
+    declaration = {
+        "help": help,
+        "choices": tuple(choices),
+        "is_exempt": exempt,
+        "parse": parse,
+        "ge": ge,
+        "gt": gt,
+        "le": le,
+        "lt": lt,
+    }
+    if parse is not None:
+        default = parse(default)
+    return dataclasses.field(default=default, metadata={_DECLARATION: declaration})
+
+
+def given() -> Any:
+    """A field that code fills in (`dataclasses.replace`), beside those that are settings."""
+    return dataclasses.field(default=None)
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """Base of dataclasses with settings: a value out of its range is a `SettingError`.
+
+    Subclasses check relations between their settings in `check`.
+    """
+
+    is_exempt: ClassVar[bool] = False
+    """All settings may change when a run is resumed."""
+
+    def __post_init__(self) -> None:
+        for declaration in _own(type(self)):
+            value = getattr(self, declaration.key)
+            if declaration.is_tuple and value is not None:
+                object.__setattr__(self, declaration.key, tuple(value))  # Hashable.
+                for element in value:
+                    declaration.check_range(element)
+            elif value is not None and declaration.parse is None:
+                declaration.check_range(value)
+        self.check()
+
+    def check(self) -> None:
+        """Checks relations between settings; see `require`.
+
+        Raises:
+            SettingError: two of them do not go together.
+        """
+
+    def require(self, condition: bool, key: str, problem: str, remedy: str) -> None:
+        """Raises a `SettingError` about a setting unless the condition holds."""
+        if not condition:
+            raise SettingError(key, get(self, key), problem, remedy)
+
+    def require_divides(self, divisor: str, dividend: str) -> None:
+        """One setting must divide another; both are positive."""
+        small, large = get(self, divisor), get(self, dividend)
+        below, above = large // small * small, (large // small + 1) * small
+        fitting = " or ".join(str(number) for number in (below, above) if number)
+        self.require(
+            large % small == 0,
+            divisor,
+            f"it must divide `{dividend}` = {large}",
+            f"Change one of them; with {small}, `{dividend}` could be {fitting}",
+        )
+
+    def require_at_most(self, smaller: str, larger: str) -> None:
+        """One setting must not exceed another."""
+        self.require(
+            get(self, smaller) <= get(self, larger),
+            smaller,
+            f"it must not exceed `{larger}` = {get(self, larger)!r}",
+            "Change one of them",
+        )
+
+
+S = TypeVar("S", bound=Settings)
+
+
+def get(instance: Any, key: str) -> Any:
+    """The value under a dotted key."""
+    return functools.reduce(getattr, key.split("."), instance)
+
+
+def replace(instance: S, changes: Mapping[str, Any]) -> S:
+    """The settings with some values changed, by dotted keys.
+
+    >>> replace(some, {"rollout.gen_length": 64})  # doctest: +SKIP
+    """
+    groups: dict[str, dict[str, Any]] = {}
+    values = {}
+    for key, value in changes.items():
+        name, dot, rest = key.partition(".")
+        if dot:
+            groups.setdefault(name, {})[rest] = value
+        else:
+            values[name] = value
+    nested = {name: replace(getattr(instance, name), inner) for name, inner in groups.items()}
+    return dataclasses.replace(instance, **nested, **values)
+
+
+def declared(instance: Settings) -> list[Setting]:
+    """Every setting under its full key, in order of declaration; defaults are the instance's."""
+    found = []
+    for name, value in _members(instance):
+        if isinstance(value, Settings):
+            found += [
+                dataclasses.replace(
+                    each,
+                    key=f"{name}.{each.key}",
+                    is_exempt=each.is_exempt or value.is_exempt,
+                )
+                for each in declared(value)
+            ]
+        else:
+            found.append(value)
+    return found
+
+
+def flat(instance: Settings) -> dict[str, Any]:
+    """The values of all settings under their full keys, as a config holds them."""
+    return {each.key: each.default for each in declared(instance)}
+
+
+def values_of(instance: Settings, kind: type[Settings]) -> dict[str, Any]:
+    """Of an instance, the values of the settings that `kind` declares, by name."""
+    return {each.key: getattr(instance, each.key) for each in _own(kind)}
+
+
+def to_config(instance: Settings) -> Any:
+    """The `ConfigDict` of the settings, for users to edit."""
+    from ml_collections import ConfigDict
+    from ml_collections.config_dict import placeholder
+
+    config = ConfigDict()
+    for name, value in _members(instance):
+        if isinstance(value, Settings):
+            config[name] = to_config(value)
+        elif value.default is None:
+            config[name] = placeholder(tuple if value.is_tuple else value.kind)
+        else:
+            config[name] = value.default
+    return config
+
+
+def from_config(instance: S, config: Any) -> S:
+    """The settings of a config that was made by `to_config`, and edited since.
+
+    Args:
+        instance: settings that have the names and types; of its values nothing but fields that are
+            no settings are kept.
+        config: a `ConfigDict`, or nested mappings.
+
+    Raises:
+        ConfigError: a key that there is not, or is missing; a value of another type or out of its
+            range; two values that do not go together. The message has the full key.
+    """
+    return _from_config(instance, config, "", [each.key for each in declared(instance)])
+
+
+def _from_config(instance: S, config: Any, prefix: str, known: Sequence[str]) -> S:
+    members = dict(_members(instance))
+    for name in config:
+        if name not in members:
+            hint = suggestion(prefix + name, known)
+            raise ConfigError(prefix + name, _plain(config[name]), "there is no such key", hint)
+    values = {}
+    for name, member in members.items():
+        key = prefix + name
+        is_group = isinstance(member, Settings)
+        if name not in config:
+            default = "a group of keys" if is_group else repr(member.default)
+            raise ConfigError(key, None, "the key is missing", f"Its default is {default}")
+        value = config[name]
+        if isinstance(value, collections.abc.Mapping) or hasattr(value, "to_dict"):
+            if not is_group:
+                raise ConfigError(key, _plain(value), "it is a single value", "Give one")
+            values[name] = _from_config(member, value, f"{key}.", known)
+        elif is_group:
+            names = ", ".join(inner for inner, _ in _members(member))
+            raise ConfigError(key, value, "it is a group of keys", f"Set one of {names}")
+        else:
+            values[name] = _value(dataclasses.replace(member, key=key), value)
+    try:
+        return dataclasses.replace(instance, **values)
+    except ConfigError:
+        raise
+    except SettingError as error:
+        raise error.within(prefix.rstrip(".")) from error
+
+
+def _value(declaration: Setting, value: Any) -> Any:
+    """A value of a config as the dataclass has it."""
+    try:
+        declaration.check(value)
+    except SettingError as error:
+        raise error.within("") from error
+    if declaration.parse is not None:
+        try:
+            return declaration.parse(value)
+        except (ValueError, OSError) as error:
+            text = str(error).rstrip(".")
+            raise ConfigError(declaration.key, value, text, "Correct it") from error
+    if value is None:
+        return None
+    make = float if declaration.kind is float else declaration.kind
+    return tuple(map(make, value)) if declaration.is_tuple else make(value)
+
+
+def suggestion(key: str, known: Sequence[str]) -> str:
+    """A remedy for a key that there is not: the nearest keys, or those of its group."""
+    groups = [other[:i] for other in known for i, c in enumerate(other) if c == "."]
+    every = list(dict.fromkeys([*known, *groups]))
+    group, _, name = key.rpartition(".")
+    beside = [other.rpartition(".")[2] for other in every if other.rpartition(".")[0] == group]
+    near = difflib.get_close_matches(name, beside, n=1, cutoff=0.6)
+    close = [f"{group}.{near[0]}" if group else near[0]] if near else []
+    close += [other for other in every if other.rpartition(".")[2] == name]
+    close = close or difflib.get_close_matches(key, every, n=1, cutoff=0.7)
+    if close:
+        return "Did you mean " + " or ".join(dict.fromkeys(close)) + "?"
+    return f"Known {f'in {group}' if beside and group else 'here'} are: " + ", ".join(
+        sorted(beside) or sorted({other.partition(".")[0] for other in every})
+    )
+
+
+def exempt_keys(instance: Settings) -> frozenset[str]:
+    """Keys of the settings that may change when a run is resumed."""
+    return frozenset(each.key for each in declared(instance) if each.is_exempt)
+
+
+def reference(instance: Settings) -> str:
+    """The settings as a Markdown table: key, default, range, meaning."""
+    lines = ["| key | default | values | meaning |", "|---|---|---|---|"]
+    for each in declared(instance):
+        values = f"{each.type_name}, {each.range_text}" if each.range_text else each.type_name
+        cells = (f"`{each.key}`", f"`{each.default!r}`", values, each.help)
+        lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def help_text(instance: Settings, flag: str = "--config") -> str:
+    """The settings as lines of a command's help."""
+    lines = []
+    for each in declared(instance):
+        values = f"; {each.range_text}" if each.range_text else ""
+        lines.append(f"  {flag}.{each.key}: {each.help}")
+        lines.append(f"    (default: {each.default!r}; {each.type_name}{values})")
+    return "\n".join(lines) + "\n"
+
+
+def _members(instance: Settings) -> Iterator[tuple[str, Any]]:
+    """Groups (instances of `Settings`) and declarations (`Setting`) of an instance, by name."""
+    own = {each.key: each for each in _own(type(instance))}
+    for field in dataclasses.fields(instance):
+        value = getattr(instance, field.name)
+        if field.name in own:
+            declaration = own[field.name]
+            yield field.name, dataclasses.replace(declaration, default=_text(declaration, value))
+        elif isinstance(field.default, Settings):
+            yield field.name, value
+
+
+def _text(declaration: Setting, value: Any) -> Any:
+    """A value as a config holds it."""
+    if declaration.parse is not None:
+        return "none" if value is None else str(value)
+    if declaration.kind is float and value is not None:
+        return tuple(map(float, value)) if declaration.is_tuple else float(value)
+    return value
+
+
+def _read_declarations(kind: Any) -> tuple[Setting, ...]:
+    """The settings that a class declares, those of groups apart; keys are names."""
+    found = []
+    for field in dataclasses.fields(kind):
+        declaration = field.metadata.get(_DECLARATION)
+        if declaration is not None:
+            found.append(_declaration(kind, field, declaration))
+    return tuple(found)
+
+
+_own: Callable[[type], tuple[Setting, ...]] = functools.cache(_read_declarations)
+
+
+def _declaration(kind: type, field: dataclasses.Field[Any], declaration: dict[str, Any]) -> Setting:
+    """The declaration of a field, whose annotation says the type."""
+    annotation: Any = field.type
+    if isinstance(annotation, str):
+        owner = next(c for c in kind.__mro__ if field.name in inspect.get_annotations(c))
+        annotation = eval(annotation, vars(sys.modules[owner.__module__]))
+    is_optional = is_tuple = False
+    choices = declaration["choices"]
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        arguments = [each for each in typing.get_args(annotation) if each is not type(None)]
+        is_optional = len(arguments) < len(typing.get_args(annotation))
+        annotation = arguments[0]
+    if typing.get_origin(annotation) is tuple:
+        is_tuple, annotation = True, typing.get_args(annotation)[0]
+    if typing.get_origin(annotation) is Literal:
+        choices = choices or typing.get_args(annotation)
+        annotation = type(choices[0])
+    if declaration["parse"] is not None:
+        annotation, is_optional, is_tuple = str, False, False
+    if annotation not in (bool, int, float, str):
+        raise TypeError(f"{kind.__name__}.{field.name}: a setting cannot be of type {annotation!r}")
+    default = field.default
+    values = {key: value for key, value in declaration.items() if key != "choices"}
+    return Setting(
+        key=field.name,
+        default=default,
+        kind=annotation,
+        is_tuple=is_tuple,
+        is_optional=is_optional,
+        choices=choices,
+        **values,
+    )
+
+
+def _float32(value: float) -> float:
+    """The nearest float32; infinite where there is none."""
+    try:
+        rounded: float = struct.unpack("f", struct.pack("f", value))[0]
+    except OverflowError:
+        return math.inf
+    return rounded
+
+
+def _plain(value: Any) -> Any:
+    """A group of a config as a plain dict."""
+    return value.to_dict() if hasattr(value, "to_dict") else value
