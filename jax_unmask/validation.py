@@ -11,9 +11,9 @@ from jax_unmask import policies, tasks
 from jax_unmask.denoisers import quantization
 from jax_unmask.evaluation import axes
 from jax_unmask.evaluation.candidates import candidates
+from jax_unmask.learners.losses import KlEstimator, Normaliser
 from jax_unmask.learners.optim import ScheduleName
-from jax_unmask.learners.surrogates import Threshold
-from jax_unmask.learners.trace_loss import KlEstimator, Normaliser
+from jax_unmask.learners.states.surrogates import Threshold
 from jax_unmask.recipes.base import build_cache
 from jax_unmask.recipes.process import JUDGES
 from jax_unmask.recipes.state_sft import METHODS

@@ -20,7 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.denoisers.transformer import output_table
-from jax_unmask.learners.token_log_prob import token_log_prob
+from jax_unmask.learners.states.token_log_prob import token_log_prob
 
 _POSITIONS_PER_CHUNK = 256
 _WIDTH = 32

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 
 class GroupAdvantages(NamedTuple):
@@ -96,3 +97,152 @@ def kept_groups(
     """
     # Shares of small groups meet the bounds exactly up to rounding: 0.8 of five is 4 / 5.
     return (accuracy >= low - 1e-6) & (accuracy <= high + 1e-6)
+
+
+class TokenReturns(NamedTuple):
+    """What a value model is trained on, and what the denoiser is trained with.
+
+    Attributes:
+        returns: R_j, the discounted reward from each token on; 0 where nothing is trained.
+        advantages: A_j; 0 where nothing is trained.
+    """
+
+    returns: Float[Array, "B L"]
+    advantages: Float[Array, "B L"]
+
+
+def trace_gae(
+    rewards: Float[Array, "B L"],
+    values: Float[Array, "B L"],
+    time: Int[Array, "B L"],
+    trained: Bool[Array, "B L"],
+    gamma: float,
+    lam: float,
+) -> TokenReturns:
+    """Generalised advantage estimation over the steps of a trace: arXiv 2509.06949, section 4.2.
+
+    The tokens of a step are filled in together, so a step has the mean reward r* and the mean
+    value V* of its tokens; over steps,
+
+        R*_t = r*_t + gamma R*_{t+1}
+        A*_t = r*_t - V*_t + gamma V*_{t+1} + gamma lambda A*_{t+1}
+
+    with zeros behind the last. A token j of step t has its own reward and value, and the future of
+    its step:
+
+        R_j = r_j + gamma R*_{t+1}
+        A_j = r_j - V_j + gamma V*_{t+1} + gamma lambda A*_{t+1}
+
+    Args:
+        rewards: reward of each token.
+        values: value of each token, read where the token was still masked.
+        time: step of each token in 0 .. L - 1; steps without a trained token are skipped.
+        trained: the tokens that count; what stands elsewhere is ignored.
+        gamma: discount per step.
+        lam: lambda of GAE.
+    """
+    rewards = jnp.where(trained, rewards, 0.0)
+    values = jnp.where(trained, values, 0.0)
+    batch, steps = time.shape
+
+    def per_step(of_tokens: Float[Array, "B L"]) -> Float[Array, "B L"]:
+        rows = jnp.arange(batch)[:, None]
+        return jnp.zeros((batch, steps)).at[rows, time].add(of_tokens)
+
+    count = per_step(trained.astype(jnp.float32))
+    mean_reward = per_step(rewards) / jnp.maximum(count, 1.0)
+    mean_value = per_step(values) / jnp.maximum(count, 1.0)
+
+    def backward(after: Array, now: tuple[Array, ...]) -> tuple[Array, Array]:
+        reward, value, exists = now
+        later_return, later_value, later_advantage = after
+        advantage = reward - value + gamma * later_value + gamma * lam * later_advantage
+        here = jnp.stack([reward + gamma * later_return, value, advantage])
+        # What a token of this step needs is what comes after it.
+        return jnp.where(exists, here, after), after
+
+    start = jnp.zeros((3, batch))
+    _, after = jax.lax.scan(
+        backward, start, (mean_reward.T, mean_value.T, count.T > 0), reverse=True
+    )
+    # [L, 3, B] over steps becomes, for each token, what comes after its own step.
+    later = jnp.take_along_axis(after.transpose(1, 2, 0), time[None], axis=-1)
+    later_return, later_value, later_advantage = later
+    returns = rewards + gamma * later_return
+    advantages = rewards - values + gamma * later_value + gamma * lam * later_advantage
+    return TokenReturns(
+        returns=jnp.where(trained, returns, 0.0), advantages=jnp.where(trained, advantages, 0.0)
+    )
+
+
+def outcome_rewards(
+    reward: Float[Array, " B"], time: Int[Array, "B L"], trained: Bool[Array, "B L"]
+) -> Float[Array, "B L"]:
+    """Puts the reward of a whole response on all trained tokens of its last step, 0 elsewhere.
+
+    With gamma = lambda = 1 every token's return is then that reward.
+
+    Args:
+        reward: one number per response.
+        time: step of each token, see `merged_steps`.
+        trained: the tokens that count.
+    """
+    last = jnp.max(jnp.where(trained, time, -1), axis=-1, keepdims=True)
+    return jnp.where(trained & (time == last), reward[:, None], 0.0)
+
+
+def chunk_z_scores(
+    scores: Float[np.ndarray, "B K"], present: Bool[np.ndarray, "B K"], group_size: int
+) -> Float[np.ndarray, "B K"]:
+    """Scores relative to those of the same chunk of the group's other responses.
+
+    Args:
+        scores: score of chunk k of each response.
+        present: the response has that chunk; what stands elsewhere is ignored.
+        group_size: responses per prompt, next to each other.
+
+    Returns:
+        (score - mean) / deviation over the group's responses that have the chunk; 0 where they do
+        not differ, and where there is no chunk.
+    """
+    shape = (-1, group_size, scores.shape[1])
+    values, there = scores.reshape(shape).astype(np.float32), present.reshape(shape)
+    count = np.maximum(there.sum(axis=1, keepdims=True), 1)
+    mean = np.where(there, values, 0.0).sum(axis=1, keepdims=True) / count
+    centred = np.where(there, values - mean, 0.0)
+    deviation = np.sqrt(np.square(centred).sum(axis=1, keepdims=True) / count)
+    scored = np.divide(centred, deviation, out=np.zeros_like(centred), where=deviation > 1e-6)
+    return scored.reshape(scores.shape)
+
+
+def chunk_rewards(
+    scores: Float[Array, "B K"],
+    length: Int[Array, " B"],
+    time: Int[Array, "B L"],
+    trained: Bool[Array, "B L"],
+    chunk_length: int,
+) -> Float[Array, "B L"]:
+    """Puts the score of each chunk on the tokens of the chunk's last step, 0 elsewhere.
+
+    The score of a response's last chunk goes to the last step of the whole response, as the reward
+    of the outcome does. A chunk without a trained token gives its score to nobody.
+
+    Args:
+        scores: scores of the chunks; chunk k covers tokens k * chunk_length and on.
+        length: tokens of each response that are judged.
+        time: step of each token, see `trace.merged_steps`.
+        trained: the tokens that count.
+        chunk_length: tokens per chunk (static).
+    """
+    positions = jnp.arange(time.shape[1])
+    num_chunks = scores.shape[1]
+    last_chunk = (jnp.maximum(length, 1) - 1) // chunk_length
+    chunk = jnp.minimum(positions // chunk_length, num_chunks - 1)
+    judged = trained & (positions < length[:, None])
+    member = (chunk[None, :, None] == jnp.arange(num_chunks)) & judged[..., None]
+    last_of_chunk = jnp.max(jnp.where(member, time[..., None], -1), axis=1)
+    at_end = judged & (time == last_of_chunk[:, chunk])
+    rewards = jnp.where(at_end & (chunk < last_chunk[:, None]), scores[:, chunk], 0.0)
+    last = jnp.max(jnp.where(trained, time, -1), axis=1, keepdims=True)
+    final = jnp.take_along_axis(scores, last_chunk[:, None], axis=1)
+    return rewards + jnp.where(trained & (time == last), final, 0.0)

@@ -12,13 +12,23 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.learners.pairs import Chunk, Hand, Pairs, deal, pack, take_chunk
-from jax_unmask.learners.parts import Parts, over_rows
-from jax_unmask.learners.policy_loss import clipped_objective, mixture_log_prob, step_weights
-from jax_unmask.learners.policy_sums import Metrics, Sums
+from jax_unmask.learners.engine import (
+    Chunk,
+    Hand,
+    Pairs,
+    Parts,
+    Totals,
+    deal,
+    over_rows,
+    pack,
+    take_chunk,
+)
+from jax_unmask.learners.losses import clipped_objective, mixture_log_prob, step_weights
 from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.rollout.trajectory import Records
+
+Metrics = dict[str, Float[Array, ""]]
 
 
 class TrainablePolicy(Protocol):
@@ -33,6 +43,29 @@ class TrainablePolicy(Protocol):
     ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
         """That, and the entropy of each row's action distribution in nats, in one pass."""
         ...
+
+
+@struct.dataclass
+class PolicySums(Totals):
+    """What one pass over pairs adds up."""
+
+    loss: Float[Array, ""]
+    surprise: Float[Array, ""]
+    legal: Float[Array, ""]
+    clipped: Float[Array, ""]
+    kl: Float[Array, ""]
+    kl_pairs: Float[Array, ""]
+    pairs: Float[Array, ""]
+
+    def metrics(self, steps: Float[Array, ""] | float = 1.0) -> Metrics:
+        """Averages over `steps` optimiser steps; see `PolicyLearner.update` for what they are."""
+        return {
+            "loss": self.loss / jnp.maximum(steps, 1.0),
+            "entropy": self.surprise / jnp.maximum(self.legal, 1.0),
+            "clip_fraction": self.clipped / jnp.maximum(self.pairs, 1.0),
+            "approx_kl": self.kl / jnp.maximum(self.kl_pairs, 1.0),
+            "ratio_max": self.ratio_max,
+        }
 
 
 @struct.dataclass
@@ -173,9 +206,9 @@ class PolicyLearner:
             records = dataclasses.replace(records, action=action)
         learn = functools.partial(self._learn, parts, records, rows)
 
-        def skip(state: TrainState) -> tuple[Params, optax.OptState, Sums, Array, Array]:
+        def skip(state: TrainState) -> tuple[Params, optax.OptState, PolicySums, Array, Array]:
             zero = jnp.zeros((), jnp.float32)
-            return state.params["network"], state.opt_state, Sums.zero(), zero, zero
+            return state.params["network"], state.opt_state, PolicySums.zero(), zero, zero
 
         signal = parts.any(rows.teach())
         network, opt_state, sums, grad_norm, steps = jax.lax.cond(signal, learn, skip, state)
@@ -287,7 +320,7 @@ class PolicyLearner:
 
     def _learn(
         self, parts: Parts, records: Records, rows: _Rows, state: TrainState
-    ) -> tuple[Params, optax.OptState, Sums, Array, Array]:
+    ) -> tuple[Params, optax.OptState, PolicySums, Array, Array]:
         """All optimiser steps of one batch."""
         wanted = self._carries_gradient(records, rows)
 
@@ -313,7 +346,7 @@ class PolicyLearner:
             return jax.lax.scan(step, carry, hands)
 
         zero = jnp.zeros((), jnp.float32)
-        carry = (state.params["network"], state.opt_state, Sums.zero(), zero, zero)
+        carry = (state.params["network"], state.opt_state, PolicySums.zero(), zero, zero)
         carry, _ = jax.lax.scan(one_pass, carry, jnp.arange(self.updates_per_batch))
         return carry
 
@@ -326,14 +359,14 @@ class PolicyLearner:
         pairs: Pairs,
         bounds: Int[Array, " 2"],
         scale: Float[Array, ""],
-    ) -> tuple[Params, Sums]:
+    ) -> tuple[Params, PolicySums]:
         """Gradient and sums over the packed pairs in `bounds`, and those of the other parts."""
         start, stop = bounds[0], bounds[1]
         num_rows = records.active.shape[1]
         size = min(self.chunk_size, records.active.size)
         weights = step_weights(records.active, parts.sum)
 
-        def chunk_loss(network: Params, at: Chunk) -> tuple[Array, Sums]:
+        def chunk_loss(network: Params, at: Chunk) -> tuple[Array, PolicySums]:
             now, valid = {**params, "network": network}, at.valid
             obs, action = _take(records, at)
             entropy = None
@@ -360,7 +393,7 @@ class PolicyLearner:
             loss = -jnp.sum(jnp.where(valid, scale * weights[at.step, at.row], 0.0) * objective)
             difference = new - old
             ratio = jnp.exp(difference)
-            sums = Sums(
+            sums = PolicySums(
                 loss=loss,
                 surprise=jnp.sum(jnp.where(by_policy, surprise, 0.0)),
                 legal=jnp.sum(jnp.where(by_policy, legal, 0)).astype(jnp.float32),
@@ -384,7 +417,7 @@ class PolicyLearner:
             return begin + size, jax.tree.map(jnp.add, grads, new_grads), sums + new_sums
 
         zeros = jax.tree.map(jnp.zeros_like, params["network"])
-        _, grads, sums = jax.lax.while_loop(condition, body, (start, zeros, Sums.zero()))
+        _, grads, sums = jax.lax.while_loop(condition, body, (start, zeros, PolicySums.zero()))
         # Once, behind the loop: what the devices add up on the way is their own.
         return parts.sum(grads), sums.over(parts)
 

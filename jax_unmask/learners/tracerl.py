@@ -10,11 +10,11 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
 from jax_unmask.denoisers.sharding import keep
-from jax_unmask.learners.parts import Parts, over_copies
+from jax_unmask.learners.advantages import outcome_rewards
+from jax_unmask.learners.engine import Parts, over_copies
 from jax_unmask.learners.state import Params, TrainState, zero_step
-from jax_unmask.learners.trace import Responses, outcome_rewards
-from jax_unmask.learners.trace_batch import Metrics, TraceBatch
-from jax_unmask.learners.trace_settings import TraceSettings, ValueSettings
+from jax_unmask.learners.states.batch import Metrics, TraceBatch, TraceSettings, ValueSettings
+from jax_unmask.learners.states.responses import Responses
 from jax_unmask.learners.value_model import init_value_model
 
 __all__ = ["TraceLearner", "TraceSettings", "ValueSettings"]

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.transformer import Params
-from jax_unmask.learners.surrogates import States
-from jax_unmask.learners.trace_forward import AttentionBlocks, canvas_hidden
+from jax_unmask.learners.states.forward import AttentionBlocks, canvas_hidden
+from jax_unmask.learners.states.surrogates import States
 from jax_unmask.rollout.trajectory import Prompts
 
 

@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers.quantization import quantize_params
 from jax_unmask.learners.experts import with_experts
-from jax_unmask.learners.sft import SftBatch
-from jax_unmask.learners.trace import Responses
+from jax_unmask.learners.states.responses import Responses
+from jax_unmask.learners.supervised.sft import SftBatch
 from jax_unmask.planning.layout import Layout
 from jax_unmask.recipes import policy_grpo, sft, tracerl
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys

@@ -13,9 +13,9 @@ from jax_unmask import denoisers
 from jax_unmask.denoisers import number_embeddings, word_level
 from jax_unmask.denoisers.sharding import RULES, check_mesh
 from jax_unmask.evaluation.bundle import Bundle, load_bundle, load_task
-from jax_unmask.learners.corruption import Masking
-from jax_unmask.learners.sft import SftBatch, SftLearner
 from jax_unmask.learners.state import TrainState
+from jax_unmask.learners.supervised.corruption import Masking
+from jax_unmask.learners.supervised.sft import SftBatch, SftLearner
 from jax_unmask.recipes.base import (
     Metrics,
     build_optimizer,

@@ -14,7 +14,9 @@ from ml_collections import ConfigDict
 from jax_unmask import denoisers, policies
 from jax_unmask.benchmarks.flops import forward_flops
 from jax_unmask.learners.state import TrainState
-from jax_unmask.learners.surrogates import (
+from jax_unmask.learners.states.forward import AttentionBlocks, in_blocks
+from jax_unmask.learners.states.responses import Responses
+from jax_unmask.learners.states.surrogates import (
     Autoregressive,
     RandomMasking,
     SemiAutoregressive,
@@ -22,8 +24,6 @@ from jax_unmask.learners.surrogates import (
     Threshold,
     Trace,
 )
-from jax_unmask.learners.trace import Responses
-from jax_unmask.learners.trace_forward import AttentionBlocks, in_blocks
 from jax_unmask.learners.tracerl import TraceLearner
 from jax_unmask.recipes.base import Metrics, build_optimizer
 from jax_unmask.recipes.sft import Sft

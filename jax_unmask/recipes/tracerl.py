@@ -15,13 +15,17 @@ from ml_collections import ConfigDict
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.evaluation.bundle import load_bundle
-from jax_unmask.learners.advantages import group_advantages, group_z_scores, kept_groups
-from jax_unmask.learners.process_rewards import chunk_rewards
+from jax_unmask.learners.advantages import (
+    chunk_rewards,
+    group_advantages,
+    group_z_scores,
+    kept_groups,
+)
 from jax_unmask.learners.state import TrainState
-from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Surrogate, Trace
-from jax_unmask.learners.trace import Responses
-from jax_unmask.learners.trace_batch import describe
-from jax_unmask.learners.trace_forward import AttentionBlocks, in_blocks
+from jax_unmask.learners.states.batch import describe
+from jax_unmask.learners.states.forward import AttentionBlocks, in_blocks
+from jax_unmask.learners.states.responses import Responses
+from jax_unmask.learners.states.surrogates import Elbo, FullyMasked, RandomMasking, Surrogate, Trace
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.recipes.base import (
     Metrics,

@@ -13,8 +13,8 @@ import pytest
 import tiny
 from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.experts import merge_groups, with_experts
+from jax_unmask.learners.losses import mixture_log_prob
 from jax_unmask.learners.policy_grpo import PolicyLearner
-from jax_unmask.learners.policy_loss import mixture_log_prob
 from jax_unmask.policies.base import Action, Needs, Observing
 from jax_unmask.policies.learned import LearnedPolicy
 from jax_unmask.policies.network import NetworkConfig

@@ -11,8 +11,8 @@ import optax
 import pytest
 
 from jax_unmask.learners.advantages import group_advantages
+from jax_unmask.learners.losses import policy_loss, step_weights
 from jax_unmask.learners.policy_grpo import PolicyLearner
-from jax_unmask.learners.policy_loss import policy_loss, step_weights
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.distributions import (
     bernoulli_entropy,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unmask.learners.policy_loss import (
+from jax_unmask.learners.losses import (
     clipped_objective,
     mixture_log_prob,
     policy_loss,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
-from jax_unmask.learners.process_rewards import chunk_rewards, chunk_z_scores
+from jax_unmask.learners.advantages import chunk_rewards, chunk_z_scores
 
 
 def test_z_scores_compare_the_same_chunk_within_a_group():

@@ -12,8 +12,8 @@ import pytest
 
 import tiny
 from jax_unmask.denoisers import Denoiser, init_params
-from jax_unmask.learners.surrogates import Autoregressive, Canvas, SemiAutoregressive
-from jax_unmask.learners.trace import Responses
+from jax_unmask.learners.states.responses import Responses
+from jax_unmask.learners.states.surrogates import Autoregressive, Canvas, SemiAutoregressive
 from jax_unmask.learners.tracerl import TraceLearner
 from jax_unmask.rollout import Prompts
 

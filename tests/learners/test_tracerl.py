@@ -13,12 +13,12 @@ from flax.traverse_util import flatten_dict
 
 import tiny
 from jax_unmask.denoisers import Denoiser, init_adapters, init_params
-from jax_unmask.learners.gae import trace_gae
-from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Trace
-from jax_unmask.learners.token_log_prob import token_log_prob
-from jax_unmask.learners.trace import Responses, outcome_rewards, trainable_tokens
-from jax_unmask.learners.trace_batch import describe
-from jax_unmask.learners.trace_loss import clamped_log_ratio, kl_estimate, ratio_objective
+from jax_unmask.learners.advantages import outcome_rewards, trace_gae
+from jax_unmask.learners.losses import clamped_log_ratio, kl_estimate, ratio_objective
+from jax_unmask.learners.states.batch import describe
+from jax_unmask.learners.states.responses import Responses, trainable_tokens
+from jax_unmask.learners.states.surrogates import Elbo, FullyMasked, RandomMasking, Trace
+from jax_unmask.learners.states.token_log_prob import token_log_prob
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.policies import parse_policy
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys

@@ -17,11 +17,11 @@ from safetensors.numpy import load_file
 import tiny
 from jax_unmask.denoisers import Denoiser, from_pretrained, init_params
 from jax_unmask.denoisers.attention import Copies, attention, attention_in_copies
-from jax_unmask.learners.pairs import pack
-from jax_unmask.learners.surrogates import RandomMasking, Trace
-from jax_unmask.learners.trace import Responses
-from jax_unmask.learners.trace_batch import StepLoss, TraceBatch, describe
-from jax_unmask.learners.trace_forward import AttentionBlocks
+from jax_unmask.learners.engine import pack
+from jax_unmask.learners.states.batch import StepLoss, TraceBatch, describe
+from jax_unmask.learners.states.forward import AttentionBlocks
+from jax_unmask.learners.states.responses import Responses
+from jax_unmask.learners.states.surrogates import RandomMasking, Trace
 from jax_unmask.learners.tracerl import TraceLearner
 from jax_unmask.learners.value_model import token_values
 from jax_unmask.policies import parse_policy

@@ -11,16 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_unmask.learners.advantages import group_z_scores, kept_groups
-from jax_unmask.learners.gae import trace_gae
-from jax_unmask.learners.trace import merged_steps, outcome_rewards, trainable_tokens
-from jax_unmask.learners.trace_loss import (
+from jax_unmask.learners.advantages import group_z_scores, kept_groups, outcome_rewards, trace_gae
+from jax_unmask.learners.losses import (
     clamped_log_ratio,
     clipped_value_loss,
     kl_estimate,
     ratio_objective,
     token_weights,
 )
+from jax_unmask.learners.states.responses import merged_steps, trainable_tokens
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "tracerl"
 CASES = {case["name"]: case for case in json.loads((FIXTURES / "meta.json").read_text())["cases"]}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jax_unmask import config as defaults
-from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Trace
+from jax_unmask.learners.states.surrogates import Elbo, FullyMasked, RandomMasking, Trace
 from jax_unmask.recipes.groups import choose_groups, text_lengths
 from jax_unmask.recipes.tracerl import build_surrogate
 

@@ -24,7 +24,7 @@ from jax_unmask import policies, rollout
 from jax_unmask.evaluation.bundle import load_bundle
 from jax_unmask.learners.advantages import group_z_scores, kept_groups
 from jax_unmask.learners.state import TrainState
-from jax_unmask.learners.trace import Responses
+from jax_unmask.learners.states.responses import Responses
 from jax_unmask.recipes.tracerl import build_learner, build_settings
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.tasks import data

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask.denoisers.attention import Copies
 from jax_unmask.denoisers.positions import default_positions
 from jax_unmask.denoisers.transformer import Params
-from jax_unmask.learners.surrogates import States
+from jax_unmask.learners.states.surrogates import States
 from jax_unmask.rollout.trajectory import Prompts
 
 Origin = Literal["text", "response"]

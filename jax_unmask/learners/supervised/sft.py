@@ -13,8 +13,8 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sharding import keep
-from jax_unmask.learners.corruption import Corruption, Masking, corrupt
 from jax_unmask.learners.state import Params, TrainState, zero_step
+from jax_unmask.learners.supervised.corruption import Corruption, Masking, corrupt
 from jax_unmask.rollout.trajectory import Prompts
 
 Metrics = dict[str, Float[Array, ""]]

@@ -7,7 +7,7 @@ import functools
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Int
 
 from jax_unmask.rollout.trajectory import Prompts
 
@@ -111,19 +111,3 @@ def _merged_steps_of_row(
     last = jax.lax.cummin(pair, reverse=True) % jnp.maximum(base, 1)
     place = jnp.zeros_like(order).at[order].set(jnp.arange(length))
     return group[place].astype(jnp.int32), last[place].astype(jnp.int32)
-
-
-def outcome_rewards(
-    reward: Float[Array, " B"], time: Int[Array, "B L"], trained: Bool[Array, "B L"]
-) -> Float[Array, "B L"]:
-    """Puts the reward of a whole response on all trained tokens of its last step, 0 elsewhere.
-
-    With gamma = lambda = 1 every token's return is then that reward.
-
-    Args:
-        reward: one number per response.
-        time: step of each token, see `merged_steps`.
-        trained: the tokens that count.
-    """
-    last = jnp.max(jnp.where(trained, time, -1), axis=-1, keepdims=True)
-    return jnp.where(trained & (time == last), reward[:, None], 0.0)
