@@ -137,13 +137,16 @@ def load_task(config: ConfigDict, *, prompt_style: str = "training") -> Task:
             raise ConfigError(
                 "task.settings", text, f"{owner!r} is no part", f"Choose among {', '.join(weights)}"
             )
-    parts = {name: _task_settings(config, name, prompt_style, part=True) for name in weights}
+    mixed = {
+        name: _create(name, _task_settings(config, name, prompt_style, part=True))
+        for name in weights
+    }
     given = {name: weight for name, weight in weights.items() if weight is not None}
     if given and len(given) < len(weights):
         raise ConfigError(
             "task.mixture", settings.mixture, "only some have weights", "Give all of them, or none"
         )
-    return _create("mixture", {"tasks": parts, "weights": given or None})
+    return _create("mixture", {"tasks": mixed, "weights": given or None})
 
 
 def _create(name: str, arguments: dict[str, Any]) -> Task:

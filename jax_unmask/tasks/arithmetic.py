@@ -8,13 +8,14 @@ widely for one and the same question, as it does in GSM8K, and the rest of the c
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from collections.abc import Sequence
 
 import numpy as np
 
-from jax_unmask.tasks.base import Example, Source, Split
-from jax_unmask.tasks.generated import GeneratedSource
+from jax_unmask.tasks.base import Example
+from jax_unmask.tasks.generated import GeneratedTask
 from jax_unmask.tasks.judges.steps import Step
 
 NAMES = ("Ada", "Ben", "Eva", "Ian", "Leo", "Mia", "Noa", "Tom")
@@ -38,7 +39,8 @@ _LINE = re.compile(
 _EVENT = re.compile(rf", (?:{'|'.join(DAYS)}) (?P<verb>\w+)(?: (?P<amount>\d+))?")
 
 
-class Arithmetic:
+@dataclasses.dataclass(frozen=True)
+class Arithmetic(GeneratedTask):
     """Story problems about a bounded running total (`name = "arithmetic"`).
 
     Example: ` Mia has 9 pens, Mon buys 4, Tue loses 5?` is answered by ` Mon 9 + 4 = 13. then Tue
@@ -46,7 +48,7 @@ class Arithmetic:
     total on, as in a ledger, so no number can be copied from further right. Totals stay within 0
     and 20. A response is right when the number after its last `####` is the total.
 
-    Args:
+    Attributes:
         min_operations: fewest operations of a problem.
         max_operations: most operations of a problem.
     """
@@ -58,34 +60,20 @@ class Arithmetic:
         *(".", ",", "?"),
     )
 
-    def __init__(self, min_operations: int = 2, max_operations: int = 3) -> None:
-        if not 1 <= min_operations <= max_operations <= len(DAYS):
+    min_operations: int = 2
+    max_operations: int = 3
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_operations <= self.max_operations <= len(DAYS):
             raise ValueError(
-                f"min_operations={min_operations}, max_operations={max_operations}: "
+                f"min_operations={self.min_operations}, max_operations={self.max_operations}: "
                 f"need 1 <= min <= max <= {len(DAYS)}"
             )
-        self._operations = (min_operations, max_operations)
-
-    def source(self, split: Split, *, seed: int = 0) -> Source:
-        """An endless stream of problems; no prompt occurs in two splits."""
-        return GeneratedSource(self._draw, split, seed)
-
-    def prompt(self, example: Example) -> str:
-        """The story as text."""
-        return example["prompt"]
-
-    def target(self, example: Example) -> str:
-        """A worked solution by one author."""
-        return example["solution"]
 
     def check(self, example: Example, response: str) -> float:
         """1.0 if the response ends in `#### ` and the right number, else 0.0."""
         found = _ANSWER.search(response)
         return float(found is not None and int(found.group(1)) == example["answer"])
-
-    def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
-        """`check` over a batch."""
-        return [self.check(e, r) for e, r in zip(examples, responses, strict=True)]
 
     def check_steps(self, example: Example, response: str) -> list[Step]:
         """Every line, and the answer, given the story and the total that the line before claims.
@@ -121,14 +109,16 @@ class Arithmetic:
             total, done = claimed, done + len(days)
         return steps
 
-    def _draw(self, generator: np.random.Generator) -> Example:
+    def draw(self, generator: np.random.Generator) -> Example:
+        """A random story with a solution by a random author."""
+
         def pick(options: Sequence[str]) -> str:
             return options[int(generator.integers(len(options)))]
 
         name, item = pick(NAMES), pick(ITEMS)
         total = int(generator.integers(2, 10))
         story, start, operations = [f" {name} has {total} {item}"], total, []
-        count = generator.integers(self._operations[0], self._operations[1] + 1)
+        count = generator.integers(self.min_operations, self.max_operations + 1)
         for day in DAYS[:count]:
             sign, amount, verb = self._operation(generator, total)
             total = _apply(total, sign, amount)

@@ -1,16 +1,19 @@
-"""What a task is: problems, prompts, target responses and a checker."""
+"""Tasks: problems, prompts, target responses and checkers."""
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 Example = dict[str, Any]
 Split = Literal["train", "validation", "test"]
+Prompt = str | list[dict[str, str]]
+"""Plain text, or chat messages for the tokenizer's chat template."""
 
 
 class Source(Protocol):
-    """Random access to a split's examples; what `grain.MapDataset.source` accepts."""
+    """Random access to a split's examples; `grain.MapDataset.source` accepts it."""
 
     def __len__(self) -> int: ...
 
@@ -18,58 +21,73 @@ class Source(Protocol):
 
 
 class Task(Protocol):
-    """One family of problems. Text in, text out: a task knows nothing of models.
+    """One family of problems, text in, text out. A class may inherit `check_batch` from here."""
 
-    Attributes:
-        name: short name, as configs and result rows spell it.
-    """
+    @property
+    def name(self) -> str:
+        """Short name, as configs and result rows spell it."""
+        ...
 
-    name: str
-
+    @abc.abstractmethod
     def source(self, split: Split, *, seed: int = 0) -> Source:
         """Examples of a split. `seed` matters only to tasks that generate their problems."""
         ...
 
-    def prompt(self, example: Example) -> str | list[dict[str, str]]:
-        """The prompt: plain text, or chat messages for the tokenizer's chat template."""
+    @abc.abstractmethod
+    def prompt(self, example: Example) -> Prompt:
+        """The prompt; see `jax_unmask.tasks.prompts` for prompts that open the response."""
         ...
 
+    @abc.abstractmethod
     def target(self, example: Example) -> str:
         """A right response, for supervised training."""
         ...
 
+    @abc.abstractmethod
     def check(self, example: Example, response: str) -> float:
         """Score of a response in [0, 1]; 1 is right. `response` ends before the first EOS."""
         ...
 
     def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
-        """`check` over a batch."""
-        ...
+        """`check` of each response."""
+        return [self.check(*pair) for pair in zip(examples, responses, strict=True)]
 
 
 @runtime_checkable
-class SlowChecks(Protocol):
-    """A task whose checks take long, and run in worker processes meanwhile."""
+class SlowTask(Task, Protocol):
+    """A task whose checks run in worker processes while the caller does other work.
 
+    A class that inherits from here writes `start_checks` and no other check.
+    """
+
+    @abc.abstractmethod
     def start_checks(
         self, examples: Sequence[Example], responses: Sequence[str]
     ) -> Callable[[], list[float]]:
-        """Begins `check_batch`; the function that it returns waits for the scores.
+        """Starts `check_batch`; returns a function that waits for the scores.
 
         May wait itself while the workers have too much to do.
         """
         ...
 
+    def check(self, example: Example, response: str) -> float:
+        """Score of a response in [0, 1]."""
+        return self.check_batch([example], [response])[0]
+
+    def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
+        """`check` of each response."""
+        return self.start_checks(examples, responses)()
+
 
 def start_checks(
     task: Task, examples: Sequence[Example], responses: Sequence[str]
 ) -> Callable[[], list[float]]:
-    """Begins to check responses, beside what the caller does next where the task's checks are slow.
+    """Starts to check responses; a `SlowTask` goes on while the caller does other work.
 
     Returns:
         A function that gives `task.check_batch(examples, responses)`.
     """
-    if isinstance(task, SlowChecks):
+    if isinstance(task, SlowTask):
         return task.start_checks(examples, responses)
     scores = task.check_batch(examples, responses)
     return lambda: scores

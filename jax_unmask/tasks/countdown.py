@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -12,10 +11,10 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from jax_unmask.tasks import files, prompts, sources
-from jax_unmask.tasks.base import Example, Source, Split
+from jax_unmask.tasks import files, prompts
+from jax_unmask.tasks.base import Example, Prompt, Source, Split
 from jax_unmask.tasks.checkers import answers, expressions
-from jax_unmask.tasks.generated import GeneratedSource
+from jax_unmask.tasks.generated import GeneratedTask
 
 Style = Literal["expression", "equations", "chat"]
 
@@ -33,14 +32,15 @@ _STEP = re.compile(r"(\d+)([+\-*/])(\d+)=(\d+)", re.ASCII)
 _ONLY_ARITHMETIC = re.compile(r"^[\d+\-*/().\s]+$")
 
 
-class Countdown:
+@dataclasses.dataclass(frozen=True)
+class Countdown(GeneratedTask):
     """Countdown with 3, 4 or 5 numbers (`name = "countdown"`).
 
     Problems are generated; with a path, the test split is a public file: lines of `input` and
     `output`, where the input is "30,100,93" with the target as output (d1), or "15,44,79,50" with
     the target last and a solution "44-15=29,79-29=50" as output (Dream).
 
-    Args:
+    Attributes:
         path: test file, or a directory with `cd3_test.jsonl`, `cd4_test.jsonl`, ...
         numbers: how many numbers a problem has.
         style: "expression": prompt `79,44,15:50=`, the largest number first, response `79-44+15`,
@@ -56,36 +56,30 @@ class Countdown:
     name = "countdown"
     vocabulary = (*map(str, range(_LARGEST_DRAWN + 1)), ",", "=", ":", *"+-*/()")
 
-    def __init__(
-        self,
-        path: str | os.PathLike[str] | None = None,
-        *,
-        numbers: int = 3,
-        style: Style = "expression",
-        reference_compat: bool = False,
-    ) -> None:
-        if numbers not in (3, 4, 5):
-            raise ValueError(f"numbers={numbers} must be 3, 4 or 5")
-        if style not in get_args(Style):
-            raise ValueError(f"style={style!r} is unknown; choose one of {get_args(Style)}")
-        if reference_compat and style != "chat":
-            raise ValueError(f"reference_compat=True needs style='chat', not {style!r}")
-        self._path = path
-        self._count = numbers
-        self._style = style
-        self._reference_compat = reference_compat
+    path: files.Path | None = None
+    _: dataclasses.KW_ONLY
+    numbers: int = 3
+    style: Style = "expression"
+    reference_compat: bool = False
+
+    def __post_init__(self) -> None:
+        if self.numbers not in (3, 4, 5):
+            raise ValueError(f"numbers={self.numbers} must be 3, 4 or 5")
+        if self.style not in get_args(Style):
+            raise ValueError(f"style={self.style!r} is unknown; choose one of {get_args(Style)}")
+        if self.reference_compat and self.style != "chat":
+            raise ValueError(f"reference_compat=True needs style='chat', not {self.style!r}")
 
     def source(self, split: Split, *, seed: int = 0) -> Source:
-        """An endless stream of problems; no prompt occurs in two splits."""
-        sources.check_split(split)
-        if self._path is None or split != "test":
-            return GeneratedSource(self._draw, split, seed)
-        file = files.test_file(self._path, f"cd{self._count}_test")
-        return _Parsed(files.open_table(file, ("input", "output"), verify=self._verify))
+        """An endless stream of problems, of which no prompt occurs in two splits, or the file."""
+        if self.path is None or split != "test":
+            return super().source(split, seed=seed)
+        file = files.table_file(self.path, f"cd{self.numbers}_test")
+        return files.read_table(file, ("input", "output"), self._parse)
 
-    def prompt(self, example: Example) -> str | prompts.Messages:
+    def prompt(self, example: Example) -> Prompt:
         """The problem, as text or as d1's message."""
-        if self._style != "chat":
+        if self.style != "chat":
             return example["prompt"]
         request = _REQUEST.format(format=prompts.TRAINING_FORMAT, **example)
         return [{"role": "user", "content": request}]
@@ -93,39 +87,36 @@ class Countdown:
     def target(self, example: Example) -> str:
         """A right response."""
         steps = example["steps"] or ",".join(_solve(example["numbers"], example["target"]) or ())
-        if self._style == "equations":
+        if self.style == "equations":
             return steps
         expression = _as_expression(steps)
-        if self._style == "expression":
+        if self.style == "expression":
             return expression
         return prompts.worked_response(steps.replace(",", "\n"), expression, "training")
 
     def check(self, example: Example, response: str) -> float:
         """1 if the response makes the target from the numbers, each used once, else 0."""
         numbers, target = example["numbers"], example["target"]
-        if self._style == "equations":
+        if self.style == "equations":
             return float(_steps_are_right(response.strip(), numbers, target))
-        if self._style == "expression":
+        if self.style == "expression":
             return float(_makes(response, numbers, target))
-        if self._reference_compat:
+        if self.reference_compat:
             return _published_reward(response, numbers, target)
         return float(_expression_is_right(response, numbers, target))
 
-    def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
-        """`check` of each response."""
-        return [self.check(e, r) for e, r in zip(examples, responses, strict=True)]
-
-    def _draw(self, generator: np.random.Generator) -> Example:
+    def draw(self, generator: np.random.Generator) -> Example:
+        """A random problem, with the steps that made its target."""
         while True:
             # Few attempts give a problem; numbers are drawn for many at a time, which is cheaper.
-            for draws in generator.integers(2**32, size=(32, 4 * self._count)).tolist():
+            for draws in generator.integers(2**32, size=(32, 4 * self.numbers)).tolist():
                 example = self._attempt(draws)
                 if example is not None:
                     return example
 
     def _attempt(self, draws: list[int]) -> Example | None:
         """Joins random numbers by random steps; None if that gives no problem."""
-        numbers = [1 + draws.pop() % _LARGEST for _ in range(self._count)]
+        numbers = [1 + draws.pop() % _LARGEST for _ in range(self.numbers)]
         values, steps = list(numbers), []
         while len(values) > 1:
             a = values.pop(draws.pop() % len(values))
@@ -140,25 +131,13 @@ class Countdown:
             return None
         return _example(numbers, values[0], ",".join(steps))
 
-    def _verify(self, example: Example) -> None:
+    def _parse(self, example: Example) -> Example:
         found = _parse(example)
-        if len(found["numbers"]) != self._count:
+        if len(found["numbers"]) != self.numbers:
             raise ValueError(
-                f"field 'input' must hold {self._count} numbers, found {example['input']!r}"
+                f"field 'input' must hold {self.numbers} numbers, found {example['input']!r}"
             )
-
-
-class _Parsed:
-    """Problems of a public file in this task's own form."""
-
-    def __init__(self, source: Source) -> None:
-        self._source = source
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, index: int) -> Example:
-        return _parse(self._source[index])
+        return found
 
 
 def _parse(example: Example) -> Example:

@@ -7,10 +7,9 @@ or the rate at which some model solves it (0.33).
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from typing import Any
-
-import numpy as np
 
 from jax_unmask.tasks import sources
 from jax_unmask.tasks.base import Example, Source
@@ -34,8 +33,8 @@ class Band:
     """
 
     field: str
-    low: float = -np.inf
-    high: float = np.inf
+    low: float = -math.inf
+    high: float = math.inf
     words: tuple[str, ...] = ()
 
     @classmethod
@@ -52,7 +51,7 @@ class Band:
         if not dots:
             return cls(field, words=tuple(word.strip().lower() for word in bounds.split("|")))
         try:
-            band = cls(field, float(low or -np.inf), float(high or np.inf))
+            band = cls(field, float(low or -math.inf), float(high or math.inf))
         except ValueError as error:
             raise ValueError(f"difficulty={text!r} has bounds that are no numbers; {_FORM}") from (
                 error
@@ -84,7 +83,7 @@ class Band:
         Raises:
             ValueError: there are none, or an example has no such field.
         """
-        chosen = [k for k in range(len(source)) if self.holds(source[k])]
+        chosen = sources.select(source, self.holds)
         if not chosen:
             raise ValueError(f"no example is within {self}; widen the difficulty band")
-        return sources.Subset(source, np.array(chosen, np.int64))
+        return chosen

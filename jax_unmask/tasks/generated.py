@@ -7,13 +7,15 @@ can therefore never hold the same prompt, whatever the seeds and however many pr
 
 from __future__ import annotations
 
+import abc
+import dataclasses
 import zlib
 from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
-from jax_unmask.tasks.base import Example, Split
+from jax_unmask.tasks.base import Example, Prompt, Source, Split, Task
 
 
 @runtime_checkable
@@ -41,10 +43,11 @@ def split_of(prompt: str) -> Split:
     raise AssertionError(f"bucket {bucket} belongs to no split")
 
 
+@dataclasses.dataclass(frozen=True)
 class GeneratedSource:
     """Random access to 2**31 - 1 generated problems of one split.
 
-    Args:
+    Attributes:
         draw: maps a NumPy generator to an example that has a "prompt" entry (text).
         split: which prompts to keep.
         seed: seed of the problem sequence, at least 0.
@@ -53,24 +56,43 @@ class GeneratedSource:
         ValueError: for an unknown split or a negative seed.
     """
 
-    def __init__(
-        self, draw: Callable[[np.random.Generator], Example], split: Split, seed: int = 0
-    ) -> None:
-        if split not in _BUCKETS:
-            raise ValueError(f"split={split!r} is unknown; choose one of {sorted(_BUCKETS)}")
-        if seed < 0:
-            raise ValueError(f"seed={seed} must not be negative")
-        self._draw = draw
-        self._split = split
-        self._seed = seed
+    draw: Callable[[np.random.Generator], Example]
+    split: Split
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split not in _BUCKETS:
+            raise ValueError(f"split={self.split!r} is unknown; choose one of {sorted(_BUCKETS)}")
+        if self.seed < 0:
+            raise ValueError(f"seed={self.seed} must not be negative")
 
     def __len__(self) -> int:
         return 2**31 - 1
 
     def __getitem__(self, index: int) -> Example:
-        generator = np.random.Generator(np.random.Philox(key=[self._seed, int(index)]))
+        generator = np.random.Generator(np.random.Philox(key=[self.seed, int(index)]))
         for _ in range(_MAX_DRAWS):
-            example = self._draw(generator)
-            if split_of(example["prompt"]) == self._split:
+            example = self.draw(generator)
+            if split_of(example["prompt"]) == self.split:
                 return example
-        raise RuntimeError(f"no problem of split {self._split!r} in {_MAX_DRAWS} draws")
+        raise RuntimeError(f"no problem of split {self.split!r} in {_MAX_DRAWS} draws")
+
+
+class GeneratedTask(Task):
+    """A task that draws its problems; an example has a "prompt" and a "solution", both text."""
+
+    @abc.abstractmethod
+    def draw(self, generator: np.random.Generator) -> Example:
+        """A random problem."""
+
+    def source(self, split: Split, *, seed: int = 0) -> Source:
+        """An endless stream of problems; no prompt occurs in two splits."""
+        return GeneratedSource(self.draw, split, seed)
+
+    def prompt(self, example: Example) -> Prompt:
+        """The problem as text."""
+        return example["prompt"]
+
+    def target(self, example: Example) -> str:
+        """The solution that the problem was drawn with."""
+        return example["solution"]

@@ -25,10 +25,11 @@ class KodCode(code.CodeTask):
     name = "kodcode"
     fields = ("question", "solution")
 
-    def verify(self, example: Example) -> None:
+    def parse(self, example: Example) -> Example:
         """Refuses examples without tests."""
         if not isinstance(_tests(example), str):
             raise ValueError("field 'test' (or 'test_code') must be text")
+        return example
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The published prompt, with the response opened."""

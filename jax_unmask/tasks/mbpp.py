@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ast
-
-import numpy as np
+import functools
 
 from jax_unmask.tasks import code, files, prompts, sandbox, sources
 from jax_unmask.tasks.base import Example, Source, Split
@@ -36,9 +35,9 @@ class Mbpp(code.CodeTask):
         del seed
         sources.check_split(split)
         source = self._select(_SPLITS[split])
-        return source if self._band is None or split == "test" else self._band.select(source)
+        return source if split == "test" else self._in_band(source)
 
-    def verify(self, example: Example) -> None:
+    def parse(self, example: Example) -> Example:
         """Refuses examples without a text, a task id or tests."""
         if not isinstance(example.get("text", example.get("prompt")), str):
             raise ValueError("field 'text' (sanitized: 'prompt') must be text")
@@ -47,15 +46,19 @@ class Mbpp(code.CodeTask):
         tests = example.get("test_list")
         if not isinstance(tests, list) or not tests or not all(isinstance(t, str) for t in tests):
             raise ValueError(f"field 'test_list' must be a list of tests, found {tests!r}")
+        return example
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The published three-shot prompt in one turn, with the response's fence opened."""
-        shown = self._select(_PROMPT_IDS)
-        shots = [f"{_question(shown[k])}\n{_solution(shown[k])}" for k in range(_SHOTS)]
         return [
-            {"role": "user", "content": "\n\n".join([*shots, _question(example)])},
+            {"role": "user", "content": f"{self._shots}{_question(example)}"},
             {"role": "assistant", "content": f"\n{code.OPEN_FENCE}"},
         ]
+
+    @functools.cached_property
+    def _shots(self) -> str:
+        shown = self._select(_PROMPT_IDS)
+        return "".join(f"{_question(shown[k])}\n{_solution(shown[k])}\n\n" for k in range(_SHOTS))
 
     def target(self, example: Example) -> str:
         """The data set's own solution, and the closing fence."""
@@ -73,9 +76,8 @@ class Mbpp(code.CodeTask):
         )
 
     def _select(self, ids: range) -> Source:
-        source = self._open(files.test_file(self._path, self.test_stem))
-        chosen = [k for k in range(len(source)) if source[k]["task_id"] in ids]
-        return sources.Subset(source, np.array(chosen, np.int64))
+        source = self._read(files.table_file(self.path, self._test_file()))
+        return sources.select(source, lambda example: example["task_id"] in ids)
 
 
 def _question(example: Example) -> str:

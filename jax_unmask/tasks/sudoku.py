@@ -6,14 +6,14 @@ accuracy even with a perfect denoiser: the task where the choice of positions ma
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import itertools
-from collections.abc import Sequence
 
 import numpy as np
 
-from jax_unmask.tasks.base import Example, Source, Split
-from jax_unmask.tasks.generated import GeneratedSource
+from jax_unmask.tasks.base import Example
+from jax_unmask.tasks.generated import GeneratedTask
 
 CELLS = 16
 _EMPTY = "."
@@ -52,13 +52,28 @@ def is_valid(grid: np.ndarray) -> bool:
     return bool((np.sort(grid[UNITS], axis=1) == np.array([1, 2, 3, 4])).all())
 
 
-class Sudoku:
+def solves(puzzle: str, grid: str) -> bool:
+    """Whether a grid of 16 digits keeps the givens of a puzzle (dots are holes) and is valid.
+
+    >>> solves("1.34341..1434.2.=", "1234341221434321"), solves("2" + 15 * ".", "1234341221434321")
+    (True, False)
+    """
+    if len(grid) != CELLS or any(cell not in "1234" for cell in grid):
+        return False
+    if any(given not in (_EMPTY, cell) for given, cell in zip(puzzle, grid, strict=False)):
+        return False
+    return is_valid(np.array([int(cell) for cell in grid]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sudoku(GeneratedTask):
     """Many-solution Sudoku 4x4 (`name = "sudoku"`).
 
     The prompt is the 16 cells, row by row, a dot for a hole, then `=`; the response is the 16
-    digits of a full grid. A response is right when it keeps the givens and obeys the rules.
+    digits of a full grid. A response is right when it keeps the givens and obeys the rules. The
+    target is a uniform draw among the completions.
 
-    Args:
+    Attributes:
         min_holes: fewest holes of a generated puzzle.
         max_holes: most holes of a generated puzzle; with 15 or 16 there are few different puzzles.
     """
@@ -66,42 +81,25 @@ class Sudoku:
     name = "sudoku"
     vocabulary = ("1", "2", "3", "4", _EMPTY, "=")
 
-    def __init__(self, min_holes: int = 8, max_holes: int = 14) -> None:
-        if not 1 <= min_holes <= max_holes <= CELLS:
+    min_holes: int = 8
+    max_holes: int = 14
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.min_holes <= self.max_holes <= CELLS:
             raise ValueError(
-                f"min_holes={min_holes}, max_holes={max_holes}: need 1 <= min <= max <= {CELLS}"
+                f"min_holes={self.min_holes}, max_holes={self.max_holes}: "
+                f"need 1 <= min <= max <= {CELLS}"
             )
-        self._holes = (min_holes, max_holes)
-
-    def source(self, split: Split, *, seed: int = 0) -> Source:
-        """An endless stream of puzzles; no prompt occurs in two splits."""
-        return GeneratedSource(self._draw, split, seed)
-
-    def prompt(self, example: Example) -> str:
-        """The puzzle as text, e.g. `1.3...21...44...=`."""
-        return example["prompt"]
-
-    def target(self, example: Example) -> str:
-        """The grid that the puzzle was made from: a uniform draw among its completions."""
-        return example["solution"]
 
     def check(self, example: Example, response: str) -> float:
         """1.0 if the response is 16 digits that complete the puzzle, else 0.0."""
-        if len(response) != CELLS or any(cell not in "1234" for cell in response):
-            return 0.0
-        givens = example["prompt"][:CELLS]
-        if any(given not in (_EMPTY, cell) for given, cell in zip(givens, response, strict=True)):
-            return 0.0
-        return float(is_valid(np.array([int(cell) for cell in response])))
+        return float(solves(example["prompt"], response))
 
-    def check_batch(self, examples: Sequence[Example], responses: Sequence[str]) -> list[float]:
-        """`check` over a batch."""
-        return [self.check(e, r) for e, r in zip(examples, responses, strict=True)]
-
-    def _draw(self, generator: np.random.Generator) -> Example:
+    def draw(self, generator: np.random.Generator) -> Example:
+        """A random valid grid with random holes."""
         solutions = grids()
         solution = solutions[generator.integers(len(solutions))]
-        holes = generator.integers(self._holes[0], self._holes[1] + 1)
+        holes = generator.integers(self.min_holes, self.max_holes + 1)
         hidden = set(generator.permutation(CELLS)[:holes].tolist())
         cells = "".join(_EMPTY if k in hidden else str(solution[k]) for k in range(CELLS))
         return {"prompt": cells + "=", "solution": "".join(map(str, solution))}

@@ -22,11 +22,9 @@ import tempfile
 import threading
 import time
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import IO, Any
-
-from jax_unmask.runtime.closing import Closing
 
 _LENGTH = struct.Struct("!I")
 _MAX_FRAME = 64 * 2**20
@@ -58,7 +56,7 @@ class _Gone(Exception):
     """The worker has ended."""
 
 
-class WorkerPool(Closing):
+class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
     """Runs jobs in worker processes.
 
     Args:
@@ -123,6 +121,9 @@ class WorkerPool(Closing):
         """Process ids of the workers that run now."""
         running = (worker.process for worker in self._workers)
         return [process.pid for process in running if process is not None]
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Cancels what waits, ends all workers and waits for them."""
@@ -277,10 +278,3 @@ def _exchange(process: subprocess.Popen[bytes], frames: bytes, ended: float) -> 
                     return json.loads(got[_LENGTH.size :])
     except (OSError, ValueError) as error:  # A closed pipe; no JSON.
         raise _Gone from error
-
-
-def gather(
-    futures: Sequence[Future[Answer | Lost]], score: Callable[[Answer | Lost], float]
-) -> list[float]:
-    """Scores of the results of some jobs, in their order."""
-    return [score(future.result()) for future in futures]

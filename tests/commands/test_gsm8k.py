@@ -21,7 +21,7 @@ import tiny
 from jax_unmask import denoisers, train
 from jax_unmask.recipes import RECIPES
 from jax_unmask.tasks import gsm8k
-from jax_unmask.tasks.sources import prepare_gsm8k_tfds
+from jax_unmask.tasks.tfds import prepare_gsm8k
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, SAVED = 4, 2
@@ -103,7 +103,7 @@ def test_on_samples(config, byte_model, fixtures_dir, tmp_path, monkeypatch):
 
 def test_through_tensorflow_datasets(config, byte_model, fixtures_dir, tmp_path):
     pytest.importorskip("tensorflow_datasets")
-    prepare_gsm8k_tfds(fixtures_dir / "samples" / "gsm8k", tmp_path / "tfds")
+    prepare_gsm8k(fixtures_dir / "samples" / "gsm8k", tmp_path / "tfds")
     config.model.path = str(byte_model)
     config.train.steps, config.optimizer.warmup_steps = 1, 1
     config.task.path = str(fixtures_dir / "samples" / "gsm8k")

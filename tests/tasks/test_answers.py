@@ -116,7 +116,6 @@ def test_readers_take_any_text(text):
         read(text)
     published.gsm8k_answer(text)
     published.math_answer_for_evaluation(text)
-    published.xml_answer(text)
 
 
 @given(TEXTS, TEXTS)

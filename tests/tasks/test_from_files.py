@@ -36,7 +36,6 @@ def test_a_task_is_a_class_and_a_line(tmp_path, monkeypatch):
     task = tasks.create("capitals", path=tmp_path)
     assert tasks.settings("capitals") == {
         "path": True,
-        "prompt_style": False,
         "difficulty": False,
     }
     for split, size in {"train": 18, "validation": 2, "test": 20}.items():
@@ -66,7 +65,7 @@ def test_parquet_files(tmp_path):
         task.source("test")
     part.rename(part.with_name("test-00000-of-00002.parquet"))
     part.write_bytes(b"nothing")
-    with pytest.raises(FileNotFoundError, match=r"2 parts test-\*.parquet"):
+    with pytest.raises(FileNotFoundError, match=r"2 files test-\*.parquet"):
         task.source("test")
 
 

@@ -4,20 +4,21 @@ from collections import Counter
 import pytest
 
 from jax_unmask import config as defaults
-from jax_unmask import tasks
 from jax_unmask.evaluation.bundle import load_task
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.tasks import decontamination
 from jax_unmask.tasks.difficulty import Band
+from jax_unmask.tasks.gsm8k import Gsm8k
 from jax_unmask.tasks.kodcode import KodCode
 from jax_unmask.tasks.math import Math
+from jax_unmask.tasks.mixture import Mixture
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples"
-MIXED = {"gsm8k": {"path": SAMPLES / "gsm8k"}, "math": {"path": SAMPLES / "math"}}
+MIXED = {"gsm8k": Gsm8k(SAMPLES / "gsm8k"), "math": Math(SAMPLES / "math")}
 
 
 def shares(weights, split="train"):
-    source = tasks.create("mixture", tasks=MIXED, weights=weights).source(split)
+    source = Mixture(MIXED, weights).source(split)
     return Counter(source[k]["task"] for k in range(len(source)))
 
 
@@ -42,12 +43,12 @@ def test_weights_are_shares_of_a_pass_of_the_same_length():
 )
 def test_bad_weights(weights, message):
     with pytest.raises(ValueError, match=message):
-        tasks.create("mixture", tasks=MIXED, weights=weights)
+        Mixture(MIXED, weights)
 
 
 @pytest.mark.usefixtures("needs_sandbox")
 def test_a_mixture_checks_slow_and_fast_tasks_together():
-    mixture = tasks.create("mixture", tasks={**MIXED, "kodcode": {"path": SAMPLES / "kodcode"}})
+    mixture = Mixture({**MIXED, "kodcode": KodCode(SAMPLES / "kodcode")})
     source = mixture.source("train")
     examples = [source[0], source[len(source) - 1], source[0], source[len(source) - 1]]
     right = [mixture.target(example) for example in examples]

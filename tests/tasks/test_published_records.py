@@ -48,7 +48,6 @@ def correctness(kind, completion, answer):
         ("extract_math_answer", published.math_answer_for_evaluation),
         ("reward_extract_answer_math", published.math_answer),
         ("last_boxed_only_string", published.last_boxed_only_string),
-        ("extract_xml_answer", published.xml_answer),
     ],
 )
 def test_extraction(name, function):

@@ -6,7 +6,7 @@ from jax_unmask.tasks.competitions import Aime24, Amc23, Math500
 from jax_unmask.tasks.sudoku_puzzles import SudokuPuzzles
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples"
-PUZZLE = {"Puzzle": "1034341001434020", "Solution": "1234341221434321"}
+RECORD = {"Puzzle": "1034341001434020", "Solution": "1234341221434321"}
 
 
 def test_puzzles_of_both_forms():
@@ -14,7 +14,6 @@ def test_puzzles_of_both_forms():
     first, second = task.source("test")[0], task.source("test")[1]
     assert task.prompt(first) == "1.34341..1434.2.="
     assert task.prompt(second) == "." * 16 + "="
-    assert (task.solutions(first), task.solutions(second)) == (1, 288)
     assert task.check(second, "1234341221434321") == 1
 
 
@@ -33,8 +32,9 @@ def test_puzzles_of_both_forms():
 def test_chat_and_the_published_reward(response, score, published):
     task = SudokuPuzzles("unused", style="chat")
     compat = SudokuPuzzles("unused", style="chat", reference_compat=True)
-    assert task.check(PUZZLE, response) == score
-    assert compat.check(PUZZLE, response) == pytest.approx(published)
+    puzzle = task.parse(RECORD)
+    assert task.check(puzzle, response) == score
+    assert compat.check(puzzle, response) == pytest.approx(published)
 
 
 def test_answers_of_competitions_may_be_numbers():

@@ -3,9 +3,12 @@ import pathlib
 import pytest
 
 from jax_unmask import tasks
+from jax_unmask.tasks.gsm8k import Gsm8k
+from jax_unmask.tasks.math import Math
+from jax_unmask.tasks.mixture import Mixture
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples"
-MIXED = {"gsm8k": {"path": SAMPLES / "gsm8k"}, "math": {"path": SAMPLES / "math"}}
+MIXED = {"gsm8k": Gsm8k(SAMPLES / "gsm8k"), "math": Math(SAMPLES / "math")}
 SETTINGS = {
     "gsm8k": {"path": SAMPLES / "gsm8k"},
     "math": {"path": SAMPLES / "math"},
@@ -67,10 +70,10 @@ def test_an_unknown_setting_gets_those_that_there_are():
 
 
 def test_a_mixture_holds_all_and_hands_each_example_to_its_own_task():
-    mixture = tasks.create("mixture", tasks=MIXED)
+    mixture = Mixture(MIXED)
     assert mixture.name == "gsm8k_math"
     source = mixture.source("train")
-    parts = [tasks.create(name, **MIXED[name]) for name in ("gsm8k", "math")]
+    parts = list(MIXED.values())
     lengths = [len(part.source("train")) for part in parts]
     assert len(source) == sum(lengths)
     first, last = source[0], source[len(source) - 1]
@@ -84,4 +87,4 @@ def test_a_mixture_holds_all_and_hands_each_example_to_its_own_task():
 
 def test_a_mixture_of_nothing_is_refused():
     with pytest.raises(ValueError, match="at least one task"):
-        tasks.create("mixture", tasks={})
+        Mixture({})

@@ -104,8 +104,3 @@ def math_answer_for_evaluation(text: str) -> str | None:
     answer = math_answer(text)
     tag = None if answer else _TAG.search(text)
     return tag[1].strip() if tag else answer
-
-
-def xml_answer(text: str) -> str:
-    """What follows the last opening answer tag, up to the next closing one."""
-    return text.split("<answer>")[-1].split("</answer>")[0].strip()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
@@ -9,7 +10,6 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
-from jax_unmask.runtime.closing import Closing
 from jax_unmask.tasks.sandbox import boxes
 from jax_unmask.tasks.sandbox.boxes import SandboxUnavailable
 from jax_unmask.tasks.workers import Answer, Lost, WorkerError, WorkerPool
@@ -87,7 +87,7 @@ class Outcome:
         return self.total > 0 and self.passed == self.total
 
 
-class Sandbox(Closing):
+class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
     """Boxes that run one job each at a time.
 
     Args:
@@ -155,6 +155,9 @@ class Sandbox(Closing):
     def processes(self) -> list[int]:
         """Process ids of the boxes that run now."""
         return self._pool.processes()
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends all boxes."""
