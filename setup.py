@@ -57,7 +57,7 @@ TEST = [
     *MATH,
     *QUANTIZATION,
 ]
-DEV = ["mypy>=1.18", "ruff>=0.14"]
+DEV = ["import-linter>=2.5", "mypy>=1.18", "ruff>=0.14"]
 
 setuptools.setup(
     name="jax_unmask",

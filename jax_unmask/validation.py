@@ -9,12 +9,12 @@ from ml_collections import ConfigDict
 from jax_unmask import config as defaults
 from jax_unmask import policies, tasks
 from jax_unmask.denoisers import quantization
+from jax_unmask.environment.bundle import build_cache
 from jax_unmask.evaluation import axes
 from jax_unmask.evaluation.candidates import candidates
 from jax_unmask.learners.losses import KlEstimator, Normaliser
 from jax_unmask.learners.optim import ScheduleName
 from jax_unmask.learners.states.surrogates import Threshold
-from jax_unmask.recipes.base import build_cache
 from jax_unmask.recipes.process import JUDGES
 from jax_unmask.recipes.state_sft import METHODS
 from jax_unmask.recipes.tracerl import SURROGATES

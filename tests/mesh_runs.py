@@ -20,8 +20,9 @@ import numpy as np
 
 from jax_unmask import config as defaults
 from jax_unmask import validation
+from jax_unmask.planning import collectives
 from jax_unmask.recipes import RECIPES, rollouts
-from jax_unmask.runtime import collectives, distributed
+from jax_unmask.runtime import distributed
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.progress import Timer
 

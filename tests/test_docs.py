@@ -12,8 +12,9 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import bench, config, convert, harness, plan, policies, train
-from jax_unmask import eval as evaluate
+from jax_unmask import config, policies
+from jax_unmask.commands import bench, convert, harness, plan, train
+from jax_unmask.commands import eval as evaluate
 from jax_unmask.evaluation import grid
 from jax_unmask.generation import arguments
 from jax_unmask.policies import spec
@@ -171,12 +172,10 @@ def options() -> dict[str, set[str]]:
         }
         for command, parser in parsers.items()
     }
-    values = flags.FlagValues()
-    train.define_flags(values)
-    found["train"] = set(values)
-    for command, module in {"eval": evaluate, "plan": plan}.items():
-        defined = re.findall(r"DEFINE_\w+\(\s*\"(\w+)\"", Path(module.__file__).read_text())
-        found[command] = set(defined)
+    for command, module in {"train": train, "eval": evaluate, "plan": plan}.items():
+        values = flags.FlagValues()
+        module.define_flags(values)
+        found[command] = set(values)
     return found
 
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Int
 
-from jax_unmask.benchmarks import flops, hardware
+from jax_unmask.benchmarks import hardware
 from jax_unmask.benchmarks.hardware import MatmulPeak
 from jax_unmask.benchmarks.reference import Comparison, Reference, compare
 from jax_unmask.benchmarks.subjects import Subject
@@ -27,6 +27,7 @@ from jax_unmask.rollout import (
     scored_positions,
 )
 from jax_unmask.rollout.caching import NONE
+from jax_unmask.rollout.flops import RolloutFlops, rollout_flops
 from jax_unmask.runtime.compilation import CompileTimes
 
 
@@ -67,10 +68,10 @@ class Speed:
         seconds_per_forward: seconds_per_rollout / forwards; so it includes output projection,
             policy and bookkeeping of a step.
         useful_forward_fraction: part of the executed row forwards that a row still needed, by cost.
-        flops_per_rollout: of the executed forwards, see `flops.exact`.
+        flops_per_rollout: of the executed forwards, see `rollout.flops`.
         flops_per_forward: their mean.
         compiled_flops_per_rollout: the same, but all operations, as the compiler counts them; None
-            where it was not asked, or does not tell. See `flops.compiled`.
+            where it was not asked, or does not tell. See `compiled_flops`.
         tflops_per_second: 1e12 such operations per second.
         share_of_matmul_peak: of the peak that was measured in the same run.
         program_bytes: memory of the compiled rollout; None where the backend does not tell.
@@ -116,7 +117,7 @@ def measure_speed(
     peak: MatmulPeak,
     compile_times: CompileTimes,
     reference: Reference | None = None,
-    compiled_flops: flops.RolloutFlops | None = None,
+    compiled_flops: RolloutFlops | None = None,
 ) -> tuple[Speed, Comparison | None]:
     """Times the rollout of one batch.
 
@@ -177,7 +178,7 @@ def measure_speed(
     median = statistics.median(seconds)
     done = jax.device_get(filled.done)
     kinds, forwards = done.by_kind, int(done.forwards)
-    counted = flops.exact(
+    counted = rollout_flops(
         subject.denoiser.config, settings, prompt_length, scored_positions(policy, settings)
     )
     products = counted.executed(done)

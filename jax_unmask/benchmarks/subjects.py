@@ -10,7 +10,7 @@ import numpy as np
 
 from jax_unmask import denoisers, tasks
 from jax_unmask.denoisers import Denoiser, DenoiserConfig, Params, Tokenizer
-from jax_unmask.evaluation.bundle import load_model
+from jax_unmask.environment.bundle import load_model
 from jax_unmask.rollout import Prompts
 from jax_unmask.shipped import resolve_model
 

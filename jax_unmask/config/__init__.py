@@ -29,5 +29,5 @@ __all__ = [
 
 
 def curriculum() -> ConfigDict:
-    """Several trainings in a row; see `jax_unmask.curriculum`."""
+    """Several trainings in a row; see `commands.curriculum`."""
     return ConfigDict({"recipe": "curriculum", "stages": ()})

@@ -6,16 +6,14 @@ import os
 import pathlib
 import shutil
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from jax_unmask.denoisers import families, hub
 from jax_unmask.denoisers.families import Family
-
-if TYPE_CHECKING:
-    from jax_unmask.rollout.trajectory import Prompts
+from jax_unmask.prompts import Prompts
 
 Messages = list[dict[str, str]]
 
@@ -177,9 +175,6 @@ class Tokenizer:
         Raises:
             ValueError: a prompt is longer than the budget and `truncate` is off.
         """
-        # Here, not above: the rollout imports denoisers.
-        from jax_unmask.rollout.trajectory import Prompts
-
         tokens = np.full((len(prompts), length), self.pad_id, np.int32)
         mask = np.zeros((len(prompts), length), bool)
         for row, prompt in enumerate(prompts):

@@ -11,7 +11,7 @@ from lm_eval.api.model import LM
 
 from jax_unmask import policies
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
-from jax_unmask.evaluation.bundle import load_model
+from jax_unmask.environment.bundle import load_model
 from jax_unmask.evaluation.likelihood import Likelihood
 from jax_unmask.rollout import RolloutSettings, rollout, row_keys
 
@@ -85,7 +85,7 @@ class HarnessModel(LM):
 
     @classmethod
     def load(cls, path: str, *, dtype: str | None = None, **settings: Any) -> HarnessModel:
-        """Loads a model; `path` as in `evaluation.bundle.load_model`."""
+        """Loads a model; `path` as in `environment.bundle.load_model`."""
         denoiser, params, tokenizer = load_model(path, dtype=dtype, param_dtype=dtype)
         return cls(denoiser, params, tokenizer, name=path, **settings)
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jax_unmask.evaluation.bundle import Bundle
+from jax_unmask.environment.bundle import Bundle
 from jax_unmask.evaluation.candidates import Candidate, gen_length
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings
 from jax_unmask.runtime.config import ConfigError

@@ -13,9 +13,9 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from jax_unmask.environment.bundle import Bundle, build_cache, load_task
 from jax_unmask.evaluation import candidates as candidates_lib
 from jax_unmask.evaluation import reporting, viewing
-from jax_unmask.evaluation.bundle import Bundle, load_task
 from jax_unmask.evaluation.candidates import Candidate, gen_length
 from jax_unmask.evaluation.identity import digest, essence, tree_hash
 from jax_unmask.evaluation.measure import MOST_ROWS, measure
@@ -26,7 +26,6 @@ from jax_unmask.evaluation.problems import (
     rollout_settings,
 )
 from jax_unmask.evaluation.store import ResultStore, Row, read_outcomes
-from jax_unmask.recipes.base import build_cache
 from jax_unmask.report import results
 from jax_unmask.rollout import Cache
 from jax_unmask.rollout.caching import NONE

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_unmask.evaluation.bundle import Bundle
+from jax_unmask.environment.bundle import Bundle
 from jax_unmask.evaluation.candidates import Candidate, candidates
 from jax_unmask.evaluation.problems import Measured, Problems, rollout_settings
 from jax_unmask.evaluation.recordings import record

@@ -12,7 +12,7 @@ from jax_unmask import policies, tasks
 from jax_unmask.denoisers import DenoiserConfig, Tokenizer, diffusion_gemma, families, hub
 from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.denoisers.sampling import Sampling
-from jax_unmask.evaluation.bundle import load_model
+from jax_unmask.environment.bundle import load_model
 from jax_unmask.generation import canvases
 from jax_unmask.generation.answers import MaskedWriter, Prompt, Writer
 from jax_unmask.rollout import RolloutSettings, parse_cache

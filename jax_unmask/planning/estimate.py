@@ -7,12 +7,12 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from jax_unmask import policies
-from jax_unmask.benchmarks import flops
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.recipes.base import row_flops
 from jax_unmask.recipes.policy_grpo import build_parts
 from jax_unmask.recipes.tracerl import build_settings
 from jax_unmask.rollout import RolloutSettings, scored_positions
+from jax_unmask.rollout.flops import rollout_flops
 from jax_unmask.runtime.accelerators import Accelerator
 
 ASSUMED_UTILISATION = 0.4
@@ -81,7 +81,7 @@ def _row(
 ) -> float:
     """Operations of the rollout of one row."""
     scored = scored_positions(policy, settings)
-    each = flops.exact(denoiser, settings, config.task.prompt_length, scored)
+    each = rollout_flops(denoiser, settings, config.task.prompt_length, scored)
     blocks = settings.gen_length // settings.block_length
     if settings.cache is None:
         return float(nfe * each.full)

@@ -16,10 +16,10 @@ from jax_unmask.denoisers.quantization import quantize_params
 from jax_unmask.learners.experts import with_experts
 from jax_unmask.learners.states.responses import Responses
 from jax_unmask.learners.supervised.sft import SftBatch
+from jax_unmask.planning.collectives import Collective, collectives
 from jax_unmask.planning.layout import Layout
 from jax_unmask.recipes import policy_grpo, sft, tracerl
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
-from jax_unmask.runtime.collectives import Collective, collectives
 
 Abstract = Any
 

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
-from jax_unmask.benchmarks.flops import forward_flops
 from jax_unmask.denoisers import DenoiserConfig, Tokenizer
+from jax_unmask.denoisers.flops import forward_flops
+from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners import optim
 from jax_unmask.learners.state import TrainState
-from jax_unmask.rollout import Cache, parse_cache
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
@@ -74,8 +74,8 @@ class Recipe(Protocol):
         """
         ...
 
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
-        """Exports what was trained, and evaluates it where the config asks for that."""
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
+        """Exports what was trained, and returns it for an evaluation."""
         ...
 
 
@@ -114,26 +114,6 @@ def check_fits(denoiser: DenoiserConfig, prompt_length: int, gen_length: int) ->
             f"{denoiser.max_length} that the denoiser was made for",
             "Lower it or gen_length",
         )
-
-
-def build_cache(text: str, key: str, denoiser: DenoiserConfig | None = None) -> Cache | None:
-    """The cache that a key of the config asks for.
-
-    Args:
-        text: its value, in the notation of `rollout.parse_cache`.
-        key: the key.
-        denoiser: what it must serve; None if that is not known yet.
-
-    Raises:
-        ConfigError: it cannot be read, or does not fit the denoiser's attention.
-    """
-    try:
-        cache = parse_cache(text)
-        if cache is not None and denoiser is not None:
-            cache.check(denoiser)
-    except ValueError as error:
-        raise ConfigError(key, text, str(error), "Correct it, or give 'none'") from error
-    return cache
 
 
 def training_batches(

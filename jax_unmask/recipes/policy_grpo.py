@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import policies
 from jax_unmask.denoisers import DenoiserConfig
-from jax_unmask.evaluation.bundle import load_bundle
+from jax_unmask.environment.bundle import Bundle, build_cache, load_bundle
 from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import merge_groups, with_experts
 from jax_unmask.learners.policy_grpo import PolicyLearner
@@ -23,7 +23,6 @@ from jax_unmask.learners.state import TrainState
 from jax_unmask.policies.base import Observing
 from jax_unmask.recipes.base import (
     Metrics,
-    build_cache,
     build_optimizer,
     check_fits,
     row_flops,
@@ -306,16 +305,9 @@ class PolicyGrpo:
             return None
         return jnp.where(state.step < expert.imitation_steps, expert.imitation, 0.0)
 
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
-        directory, policy = workdir / "policy", self._parts.policy
-        settings, is_first = policies.settings_of(policy, state.params), not jax.process_index()
-        if is_first:
-            policies.save_policy(directory, policy, state.params)
-            write_policy_card(directory, self._config, settings, workdir)
-        if self._config.eval.after_training:
-            from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
-
-            self._placement.meet("policy")  # All are going to read it.
-            sweep.run(self._config, self._bundle, workdir, trained=directory)
-            if is_first:
-                write_policy_card(directory, self._config, settings, workdir)
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
+        directory = workdir / "policy"
+        if not jax.process_index():
+            policies.save_policy(directory, self._parts.policy, state.params)
+            write_policy_card(directory, self._config, workdir)
+        return dataclasses.replace(self._bundle, policy=directory)

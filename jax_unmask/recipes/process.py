@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from ml_collections import ConfigDict
 
 from jax_unmask.denoisers import Tokenizer
-from jax_unmask.evaluation.bundle import Bundle
+from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.advantages import chunk_z_scores
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.placement import Placement

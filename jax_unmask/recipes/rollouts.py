@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 from ml_collections import ConfigDict
 
-from jax_unmask.evaluation.bundle import Bundle
+from jax_unmask.environment.bundle import Bundle
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys, trimmed
 from jax_unmask.tasks.base import Example, start_checks
 

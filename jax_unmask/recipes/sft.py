@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 from jax_unmask import denoisers
 from jax_unmask.denoisers import number_embeddings, word_level
 from jax_unmask.denoisers.sharding import RULES, check_mesh
-from jax_unmask.evaluation.bundle import Bundle, load_bundle, load_task
+from jax_unmask.environment.bundle import Bundle, load_bundle, load_task
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.supervised.corruption import Masking
 from jax_unmask.learners.supervised.sft import SftBatch, SftLearner
@@ -154,15 +154,10 @@ class Sft:
     def flops(self, metrics: Mapping[str, float]) -> float:
         return 3.0 * self._config.data.batch_size * row_flops(self._config, self._denoiser.config)
 
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         params = self._trained(state)
         denoisers.save_pretrained(self._directory, self._denoiser, params, self._tokenizer)
-        self._placement.meet("model")
-        if self._config.eval.after_training:
-            from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
-
-            bundle = self._bundle(params)
-            sweep.run(self._config, bundle, workdir)
+        return self._bundle(params)
 
     def _bundle(self, params: Any) -> Bundle:
         """What was trained, for evaluation."""

@@ -12,7 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, policies
-from jax_unmask.benchmarks.flops import forward_flops
+from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.states.forward import AttentionBlocks, in_blocks
 from jax_unmask.learners.states.responses import Responses

@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers.sharding import RULES
-from jax_unmask.evaluation.bundle import load_bundle
+from jax_unmask.environment.bundle import Bundle, build_cache, load_bundle
 from jax_unmask.learners.advantages import (
     chunk_rewards,
     group_advantages,
@@ -29,7 +29,6 @@ from jax_unmask.learners.states.surrogates import Elbo, FullyMasked, RandomMaski
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.recipes.base import (
     Metrics,
-    build_cache,
     build_optimizer,
     check_fits,
     row_flops,
@@ -283,18 +282,13 @@ class TraceRl:
         forwards = rows * metrics["nfe"] * row_flops(config, denoiser, scored)
         return forwards + trained * row_flops(config, denoiser)
 
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> None:
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         bundle, params = self._bundle, state.params["denoiser"]
         if self._lora:
             params = denoisers.merge_adapters(bundle.params, params)
         denoiser = in_blocks(bundle.denoiser, self._learner.blocks)
         denoisers.save_pretrained(self._directory, denoiser, params, bundle.tokenizer)
-        self._placement.meet("model")
-        if self._config.eval.after_training:
-            from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
-
-            trained = dataclasses.replace(bundle, denoiser=denoiser, params=params, name="")
-            sweep.run(self._config, trained, workdir)
+        return dataclasses.replace(bundle, denoiser=denoiser, params=params, name="")
 
     def _roll_out(self, params: Any, batch: Any, key: Any, timer: Timer) -> dict[str, np.ndarray]:
         """Responses to a batch of prompts, `group_size` each, and what they are worth.

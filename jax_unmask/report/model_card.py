@@ -9,6 +9,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from jax_unmask import policies
 from jax_unmask.report.results import TRAINED
 from jax_unmask.runtime.files import read_json_rows
 
@@ -80,20 +81,18 @@ def policy_card(
     return "\n".join([*lines, *_training(steps), *_measured(results)]) + "\n"
 
 
-def write_policy_card(
-    directory: pathlib.Path, config: ConfigDict, settings: Mapping[str, Any], workdir: pathlib.Path
-) -> None:
+def write_policy_card(directory: pathlib.Path, config: ConfigDict, workdir: pathlib.Path) -> None:
     """Writes the card of a policy directory, from what its run left in `workdir`.
 
     Args:
         directory: the policy's.
         config: see `policy_card`.
-        settings: see `policy_card`.
         workdir: holds `metrics.jsonl` and, after an evaluation, `results.jsonl`.
     """
     steps = read_json_rows(workdir / "metrics.jsonl", "step")
     rows = read_json_rows(workdir / "results.jsonl", "label")
     results = [row for row in rows if row["label"] == TRAINED]
+    settings = policies.settings_of(*policies.load_policy(directory))
     card = policy_card(config, settings, steps, results)
     (directory / CARD).write_text(card, encoding="utf-8")
 

@@ -14,6 +14,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sampling import PLAIN, Sampling
 from jax_unmask.policies.base import Action, Observation
+from jax_unmask.prompts import Prompts as Prompts
 from jax_unmask.rollout.caching import Cache
 
 Watcher = Callable[[np.ndarray, np.ndarray], None]
@@ -99,26 +100,6 @@ class RolloutSettings:
                 "of it"
             )
         return rows if self.slots is None else min(self.slots, rows)
-
-
-@struct.dataclass
-class Prompts:
-    """A batch of left-padded prompts.
-
-    Attributes:
-        tokens: token ids.
-        mask: True where a token is real, False where it is padding (never attended).
-        present: rows that exist; None for all. The others only fill up a batch: they are never
-            rolled out, their canvases stay empty and they cost nothing behind the last row.
-        targets: responses to write, or None. With them the candidate of each position is its
-            target, and its confidence the denoiser's probability of that: such a rollout finds out
-            in which order a policy would write a given response. For temperature 0, no cache.
-    """
-
-    tokens: Int[Array, "B P"]
-    mask: Bool[Array, "B P"]
-    present: Bool[Array, " B"] | None = None
-    targets: Int[Array, "B L"] | None = None
 
 
 @struct.dataclass

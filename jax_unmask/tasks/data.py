@@ -17,7 +17,7 @@ from jaxtyping import Bool, Int
 from jax_unmask.tasks.base import Example, Source, Split, Task
 
 if TYPE_CHECKING:
-    from jax_unmask.rollout.trajectory import Prompts
+    from jax_unmask.prompts import Prompts
 
 State = dict[str, Any]
 

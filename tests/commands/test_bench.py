@@ -14,9 +14,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unmask import bench, commands, denoisers
-from jax_unmask.benchmarks import flops, hardware, reference, speed, subjects
+from jax_unmask import denoisers
+from jax_unmask.benchmarks import hardware, reference, speed, subjects
+from jax_unmask.benchmarks.compiled_flops import compiled_flops
+from jax_unmask.commands import bench
+from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.rollout import Cache, RolloutSettings, parse_cache
+from jax_unmask.rollout.flops import rollout_flops
 
 SHAPE = ("--prompt_length=3", "--gen_length=4", "--block_length=2")
 # Reads the weights that it is given and decodes left to right, one forward per position.
@@ -372,7 +376,7 @@ def test_flops_are_those_of_the_program():
     tokens = jax.ShapeDtypeStruct((batch, prompt + canvas), jnp.int32)
     lowered = jax.jit(forward).lower(denoisers.abstract_params(config), tokens)
     counted = lowered.cost_analysis()["flops"]
-    ours = flops.forward_flops(config, batch, prompt + canvas, canvas)
+    ours = forward_flops(config, batch, prompt + canvas, canvas)
     assert ours <= counted <= 1.05 * ours
 
 
@@ -380,13 +384,15 @@ def test_flops_are_those_of_the_program():
     ("cache", "scored"), [("none", 32), ("none", 16), ("dual", 32), ("block", 32)]
 )
 def test_flops_of_every_step_are_those_of_its_program(cache, scored):
-    """The compiler counts all operations, and a loop's body once: see `flops.compiled`."""
+    """The compiler counts all operations, and a loop's body once: see `compiled_flops`."""
     cache = parse_cache(cache)
     config = subjects._llada("float32", 512, (2, 1, 0), 128, 4, 4, 384)
     if cache is not None and cache.kind == "block":
         config = dataclasses.replace(config, attention_block=16)
     settings = RolloutSettings(gen_length=32, block_length=16, cache=cache)
-    ours, counted = (count(config, settings, 24, scored) for count in (flops.exact, flops.compiled))
+    ours, counted = (
+        count(config, settings, 24, scored) for count in (rollout_flops, compiled_flops)
+    )
     assert ours.full <= counted.full <= 1.06 * ours.full
     assert ours.cached <= counted.cached <= 1.06 * ours.cached
     assert (ours.cached == 0) == (cache is None)
@@ -398,9 +404,9 @@ def test_the_dual_cache_saves_three_of_four_operations(preset):
     shape = subjects.find_preset(preset)
     length, block = shape.gen_length, 32
     settings = RolloutSettings(gen_length=length, block_length=block)
-    plain = flops.exact(shape.config, settings, shape.prompt_length, block).full * length
+    plain = rollout_flops(shape.config, settings, shape.prompt_length, block).full * length
     settings = dataclasses.replace(settings, cache=Cache("dual"))
-    cached = flops.exact(shape.config, settings, shape.prompt_length, block)
+    cached = rollout_flops(shape.config, settings, shape.prompt_length, block)
     blocks = length // block
     assert plain > 4 * (blocks * cached.full + (length - blocks) * cached.cached)
 
@@ -421,7 +427,7 @@ def test_caches_are_measured_beside_each_other(model, capsys, tmp_path):
     assert dual["useful_forward_fraction"] == 1
     # Four forwards of two rows without a cache, which score a block of 2.
     config = denoisers.from_pretrained(model)[0].config
-    assert plain["flops_per_rollout"] == 8 * flops.forward_flops(config, 1, 7, 2)
+    assert plain["flops_per_rollout"] == 8 * forward_flops(config, 1, 7, 2)
     assert dual["flops_per_rollout"] != plain["flops_per_rollout"]
     assert dual["compiled_flops_per_rollout"] is None
     assert "dual" in text
@@ -446,7 +452,7 @@ def test_a_cache_must_fit_the_model(model, capsys):
 def test_flops_of_grouped_attention():
     full = subjects._llada("float32", 512, (2, 1, 0), 128, 3, 4, 384)
     grouped = dataclasses.replace(full, num_kv_heads=2)
-    saved = flops.forward_flops(full, 2, 16, 8) - flops.forward_flops(grouped, 2, 16, 8)
+    saved = forward_flops(full, 2, 16, 8) - forward_flops(grouped, 2, 16, 8)
     # Key and value projections of half the width, in 3 layers, for 32 tokens.
     assert saved == 2 * 3 * 32 * 2 * (128 * 64)
 

@@ -7,7 +7,8 @@ import runpy
 
 import pytest
 
-from jax_unmask import curriculum, validation
+from jax_unmask import validation
+from jax_unmask.commands import curriculum
 from jax_unmask.evaluation import axes, candidates
 
 ROOT = pathlib.Path(__file__).parents[2]

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_unmask import commands, convert, denoisers
+from jax_unmask import denoisers
+from jax_unmask.commands import convert
 from jax_unmask.shipped import assets
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"

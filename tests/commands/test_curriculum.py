@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from jax_unmask import config as defaults
-from jax_unmask import curriculum, denoisers, train
+from jax_unmask import denoisers
+from jax_unmask.commands import curriculum, train
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.placement import Placement
 

@@ -18,7 +18,8 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import tiny
-from jax_unmask import commands, policies, train
+from jax_unmask import policies
+from jax_unmask.commands import command_line, train
 from jax_unmask.denoisers.sharding import check_mesh
 from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
@@ -45,7 +46,7 @@ def message(tmp_path):
 
     def of(config: ConfigDict) -> str:
         workdir = tmp_path / "workdir"
-        with pytest.raises(SystemExit) as stopped, commands.clear_errors():
+        with pytest.raises(SystemExit) as stopped, command_line.clear_errors():
             train.train(config, workdir)
         text = stopped.value.code  # A text is printed to standard error, and the status is 1.
         assert isinstance(text, str)
@@ -404,7 +405,7 @@ def test_policy_of_another_network(tiny_config, message, tmp_path):
 class TestFlags:
     @pytest.fixture
     def parse(self, monkeypatch):
-        """Parses the flags of a command, as `commands.run` does."""
+        """Parses the flags of a command, as `command_line.run` does."""
 
         def parse(*arguments: str) -> str | None:
             values = flags.FlagValues()
@@ -413,7 +414,7 @@ class TestFlags:
             monkeypatch.setattr(flags, "FLAGS", values)
             monkeypatch.setattr(sys, "argv", argv)
             with pytest.raises(SystemExit) as stopped:
-                commands.parse_flags(argv)
+                command_line.parse_flags(argv)
             assert "\n" not in stopped.value.code
             return stopped.value.code
 

@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from jax_unmask import eval as eval_command
 from jax_unmask import policies
+from jax_unmask.commands import eval as eval_command
 from jax_unmask.config import policy_grpo
 from jax_unmask.evaluation import axes
 from jax_unmask.recipes.policy_grpo import build_policy

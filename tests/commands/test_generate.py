@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from jax_unmask import commands, generate
+from jax_unmask.commands import generate
 
 PUZZLE = "1234341221434321="
 

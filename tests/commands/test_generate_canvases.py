@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from jax_unmask import commands, generate
+from jax_unmask.commands import generate
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "diffusion_gemma"
 TEMPLATE = (

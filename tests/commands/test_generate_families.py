@@ -9,7 +9,7 @@ import shutil
 
 import pytest
 
-from jax_unmask import commands, generate
+from jax_unmask.commands import generate
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 SPECIAL = [

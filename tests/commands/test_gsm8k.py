@@ -18,7 +18,8 @@ import numpy as np
 import pytest
 
 import tiny
-from jax_unmask import denoisers, train
+from jax_unmask import denoisers
+from jax_unmask.commands import train
 from jax_unmask.recipes import RECIPES
 from jax_unmask.tasks import gsm8k
 from jax_unmask.tasks.tfds import prepare_gsm8k

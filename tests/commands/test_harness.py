@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jax_unmask import commands, harness
+from jax_unmask.commands import harness
 
 PUZZLE = "1234341221434321="
 GENERATE = """

@@ -9,7 +9,7 @@ import runpy
 import jax.numpy as jnp
 import pytest
 
-from jax_unmask.plan import denoiser_config, plan
+from jax_unmask.commands.plan import denoiser_config, plan
 from jax_unmask.runtime.config import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"

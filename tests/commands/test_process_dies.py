@@ -13,7 +13,7 @@ import time
 
 import pytest
 
-from jax_unmask.runtime import comparison
+import comparison
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCHER = ROOT / "launch" / "local.py"

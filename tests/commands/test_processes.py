@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 import tiny
-from jax_unmask import denoisers, train
-from jax_unmask import eval as eval_command
+from jax_unmask import denoisers
+from jax_unmask.commands import eval as eval_command
+from jax_unmask.commands import train
 from jax_unmask.denoisers.config import ExpertsConfig
 from jax_unmask.evaluation.store import read_outcomes, read_rows
 from jax_unmask.shipped import shipped_lengths

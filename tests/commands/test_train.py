@@ -19,8 +19,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
-from jax_unmask import denoisers, policies, train
-from jax_unmask.benchmarks import flops
+from jax_unmask import denoisers, policies
+from jax_unmask.commands import train
+from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.recipes import RECIPES
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import Checkpoints
@@ -198,9 +199,7 @@ class TestPolicyRuns:
         needed = timings["model_flops_per_second"] * timings["seconds/total"]
         denoiser = denoisers.from_pretrained(config.model.path)[0].config
         rows = found[0]["nfe"] * 4  # 2 prompts in groups of 2
-        assert needed == pytest.approx(
-            rows * flops.forward_flops(denoiser, 1, 17 + 16, 16), rel=1e-5
-        )
+        assert needed == pytest.approx(rows * forward_flops(denoiser, 1, 17 + 16, 16), rel=1e-5)
 
     def test_expert_steering(self, tiny_config, tmp_path):
         config = tiny_config(

@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from jax_unmask.config import policy_grpo
-from jax_unmask.evaluation.bundle import load_bundle
+from jax_unmask.environment.bundle import load_bundle
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jax_unmask import policies
-from jax_unmask.evaluation import bundle as bundle_lib
+from jax_unmask.environment import bundle as bundle_lib
 from jax_unmask.evaluation import candidates, sweep
 from jax_unmask.report import results
 from jax_unmask.runtime.config import ConfigError

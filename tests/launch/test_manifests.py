@@ -15,7 +15,8 @@ import pytest
 import yaml
 from absl import flags
 
-from jax_unmask import train, validation
+from jax_unmask import validation
+from jax_unmask.commands import train
 from jax_unmask.runtime import config as check
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"

@@ -9,7 +9,8 @@ import shlex
 
 import pytest
 
-from jax_unmask import curriculum, validation
+from jax_unmask import validation
+from jax_unmask.commands import curriculum
 
 ROOT = pathlib.Path(__file__).parents[2]
 

@@ -12,7 +12,7 @@ import pytest
 ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import json, runpy, sys
-from jax_unmask.plan import plan, stand_in
+from jax_unmask.commands.plan import plan, stand_in
 device = stand_in("v5e-4")
 found = []
 for name, sizes in (("quickstart", (2, 2, 1)), ("quickstart", (1, 4, 1)), ("tiny_sft", (1, 4, 1))):

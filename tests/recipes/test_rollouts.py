@@ -12,7 +12,7 @@ import pytest
 import tiny
 from jax_unmask import policies
 from jax_unmask.denoisers import Denoiser, init_params
-from jax_unmask.evaluation.bundle import Bundle
+from jax_unmask.environment.bundle import Bundle
 from jax_unmask.recipes.rollouts import Rollouts
 from jax_unmask.rollout import Prompts, RolloutSettings
 from jax_unmask.runtime.placement import Placement

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import shutil
 
 import pytest
 
@@ -58,12 +59,13 @@ def test_a_local_denoiser_is_no_base_model_and_no_steps_are_no_metrics():
 
 
 def test_is_written_from_what_the_run_left(tmp_path):
+    shutil.copytree(POLICIES / shipped_policies()[0], tmp_path, dirs_exist_ok=True)
     lines = [json.dumps(step) for step in STEPS]
     (tmp_path / "metrics.jsonl").write_text("\n".join(lines) + "\n")
     other = ROW | {"label": results.HEURISTIC, "nfe_mean": 99.0}
     rows = [json.dumps(row) for row in (other, ROW)]
     (tmp_path / "results.jsonl").write_text("\n".join(rows) + "\n")
-    write_policy_card(tmp_path, defaults.policy_grpo(), {}, tmp_path)
+    write_policy_card(tmp_path, defaults.policy_grpo(), tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "41.25" in card
     assert "99.00" not in card

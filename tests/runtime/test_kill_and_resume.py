@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_unmask import chaos
+import chaos
 from jax_unmask.runtime.checkpoints import Checkpoints
 
 TRAINER = pathlib.Path(__file__).with_name("tiny_trainer.py")

@@ -4,7 +4,7 @@ from collections import Counter
 import pytest
 
 from jax_unmask import config as defaults
-from jax_unmask.evaluation.bundle import load_task
+from jax_unmask.environment.bundle import load_task
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.tasks import decontamination
 from jax_unmask.tasks.difficulty import Band

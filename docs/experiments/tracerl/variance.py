@@ -21,7 +21,7 @@ import numpy as np
 import optax
 
 from jax_unmask import policies, rollout
-from jax_unmask.evaluation.bundle import load_bundle
+from jax_unmask.environment.bundle import load_bundle
 from jax_unmask.learners.advantages import group_z_scores, kept_groups
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.states.responses import Responses

@@ -1,4 +1,4 @@
-"""What narrower weights change: `python -m jax_unmask.benchmarks.quantization --model=sudoku`.
+"""What narrower weights change: `python docs/quantization/compare.py --model=sudoku`.
 
 Prints, for every type of the weights, what they take, how far the denoiser's predictions move on
 canvases at every stage of decoding, and what becomes of the decoded answers.
@@ -16,9 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_unmask import commands, denoisers, policies, tasks
+from jax_unmask import denoisers, policies, tasks
+from jax_unmask.commands import command_line
 from jax_unmask.denoisers.quantization import TYPES
-from jax_unmask.evaluation.bundle import load_model
+from jax_unmask.environment.bundle import load_model
 from jax_unmask.evaluation.measure import measure
 from jax_unmask.rollout import RolloutSettings
 from jax_unmask.runtime import compilation
@@ -36,7 +37,7 @@ _SPLIT: Any = "test"
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    described = argparse.ArgumentParser(prog="python -m jax_unmask.benchmarks.quantization")
+    described = argparse.ArgumentParser(prog="python docs/quantization/compare.py")
     add = described.add_argument
     add("--model", choices=shipped_models(), required=True, help="a shipped model, on its own task")
     add("--block_length", type=int, help="default: that of the shipped model")
@@ -160,9 +161,9 @@ def _divergence(
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(arguments)
-    commands.set_up_logging()
+    command_line.set_up_logging()
     compilation.enable_cache()
-    with commands.clear_errors():
+    with command_line.clear_errors():
         sys.stdout.write(
             table(compare(args.model, args.policy, args.problems, args.block_length)) + "\n"
         )

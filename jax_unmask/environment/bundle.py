@@ -1,4 +1,4 @@
-"""The parts that training and evaluation share: a denoiser, its tokenizer and a task."""
+"""A denoiser, its tokenizer and a task, as a config names them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from jax_unmask import denoisers, tasks
 from jax_unmask.denoisers import hub, sharding
 from jax_unmask.denoisers.pretrained import read_config
+from jax_unmask.rollout import Cache, parse_cache
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.mesh import param_shardings
@@ -32,6 +33,7 @@ class Bundle:
         task: where prompts come from and who checks responses.
         name: how result rows call the denoiser, e.g. "sudoku" or "GSAI-ML/LLaDA-8B-Instruct".
         placement: the devices, over which the parameters are laid out.
+        policy: directory of a policy that was trained for the denoiser, if any.
     """
 
     denoiser: denoisers.Denoiser
@@ -40,6 +42,7 @@ class Bundle:
     task: Task
     name: str = ""
     placement: Placement = dataclasses.field(default_factory=Placement)
+    policy: pathlib.Path | None = None
 
 
 def load_bundle(config: ConfigDict) -> Bundle:
@@ -107,6 +110,28 @@ def load_model(
             f"config says {denoiser.config.mask_token_id}; they do not belong together"
         )
     return denoiser, params, tokenizer
+
+
+def build_cache(
+    text: str, key: str, denoiser: denoisers.DenoiserConfig | None = None
+) -> Cache | None:
+    """The cache that a key of the config asks for.
+
+    Args:
+        text: its value, in the notation of `rollout.parse_cache`.
+        key: the key.
+        denoiser: what it must serve; None if that is not known yet.
+
+    Raises:
+        ConfigError: it cannot be read, or does not fit the denoiser's attention.
+    """
+    try:
+        cache = parse_cache(text)
+        if cache is not None and denoiser is not None:
+            cache.check(denoiser)
+    except ValueError as error:
+        raise ConfigError(key, text, str(error), "Correct it, or give 'none'") from error
+    return cache
 
 
 def load_task(config: ConfigDict, *, prompt_style: str = "training") -> Task:

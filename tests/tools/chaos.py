@@ -19,8 +19,8 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal
 
-from jax_unmask import commands
-from jax_unmask.runtime import comparison
+import comparison
+from jax_unmask.commands import command_line
 from jax_unmask.runtime.checkpoints import DIRECTORY, QUARANTINE
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.preemption import OUT_OF_TIME
@@ -35,7 +35,7 @@ Compared are metrics.jsonl, exported weights, and the last checkpoint with param
 keys and position of the data, bit by bit. The status is 0 if all are the same.
 
 example:
-  python -m jax_unmask.chaos --workdir=/tmp/chaos --kills=50 --config=configs/quickstart.py \\
+  python tests/tools/chaos.py --workdir=/tmp/chaos --kills=50 --config=configs/quickstart.py \\
     --config.checkpoint.every=1 --config.eval.after_training=False
 """
 Moment = Literal["start", "step", "save"]
@@ -49,7 +49,7 @@ _SIGNALS: dict[str, tuple[signal.Signals, ...]] = {
 _POLL_SECONDS = 0.005
 # Nothing waits longer than this for a process to get on: it must be hanging.
 _PATIENCE_SECONDS = 1800.0
-logger = logging.getLogger("jax_unmask.chaos")  # __name__ is "__main__" for a command.
+logger = logging.getLogger("jax_unmask.chaos")
 
 Start = Callable[[pathlib.Path], subprocess.Popen[bytes]]
 """Starts the program on a workdir."""
@@ -293,7 +293,7 @@ def summary(kills: Sequence[Kill], different: Sequence[str], workdir: pathlib.Pa
 def parser() -> argparse.ArgumentParser:
     """The command line."""
     described = argparse.ArgumentParser(
-        prog="python -m jax_unmask.chaos",
+        prog="python tests/tools/chaos.py",
         description=__doc__,
         epilog=_EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -312,7 +312,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, settings = parser().parse_known_args(arguments)
     if options.kills < 1:
         parser().error(f"--kills={options.kills}: it must be positive")
-    commands.set_up_logging()
+    command_line.set_up_logging()
     command = [sys.executable, "-m", "jax_unmask.train", *settings]
     # Small programs are cached too: most of a start would else be compiling them.
     environment = {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0"} | os.environ
@@ -325,7 +325,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             )
 
     logger.info("%s", shlex.join(command))
-    with commands.clear_errors():
+    with command_line.clear_errors():
         kills, different = torture(
             start,
             options.workdir,

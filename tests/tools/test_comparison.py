@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from comparison import differences
 from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
-from jax_unmask.runtime.comparison import differences
 
 
 def save(workdir, *, step=2, scale=1.0, seed=0, position=4, bias=0.0):

@@ -21,8 +21,12 @@ _EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
 _CONFIG_FLAG = re.compile(r"--?config(?:=(?P<value>.*))?")
 
 
-def run(main: Callable[[list[str]], None]) -> None:
+def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> None:
     """`absl.app.run`, where a mistake in the flags or the config file is one line as well."""
+    others = set(flags.FLAGS)
+    define_flags()
+    for name in set(flags.FLAGS) - others:  # So that `--help` shows them: the program's own.
+        flags.FLAGS.register_key_flag_for_module(sys.argv[0], flags.FLAGS[name])
     app.run(main, flags_parser=parse_flags)
 
 

@@ -1,4 +1,4 @@
-"""Floating-point operations of a rollout's steps: counted from shapes, and by the compiler."""
+"""Floating-point operations of a rollout's steps, as the compiler counts them."""
 
 from __future__ import annotations
 
@@ -11,99 +11,15 @@ import jax.numpy as jnp
 from jax_unmask.denoisers import Denoiser, DenoiserConfig, cached
 from jax_unmask.denoisers.head import score_candidates
 from jax_unmask.denoisers.transformer import abstract_params
-from jax_unmask.rollout import RolloutSettings, Trajectory
+from jax_unmask.rollout import RolloutSettings
+from jax_unmask.rollout.flops import RolloutFlops
 
 Step = Literal["plain", "full", "prompt", "cached"]
 """A step without a cache; one that fills the cache; with cache "block", the forward over the
 prompt; a step that reads the cache."""
 
 
-@dataclasses.dataclass(frozen=True)
-class RolloutFlops:
-    """Operations of one row in one forward of each kind that a rollout has.
-
-    Attributes:
-        full: of a forward over the whole sequence (with cache "block": over the prompt).
-        cached: of a forward that reads the cache; 0 without one.
-    """
-
-    full: int
-    cached: int
-
-    def executed(self, done: Trajectory) -> int:
-        """Operations of all forwards that a rollout executed."""
-        kinds = done.by_kind
-        if kinds is None:
-            return self.full * done.slots * int(done.forwards)
-        full = self.full * kinds.full_rows * int(kinds.full_executed)
-        return full + self.cached * done.slots * int(kinds.cached_executed)
-
-
-def exact(
-    config: DenoiserConfig, settings: RolloutSettings, prompt_length: int, scored: int
-) -> RolloutFlops:
-    """Matrix products of the denoiser, counted exactly from shapes.
-
-    A multiplication and an addition are two operations; norms, softmax, rotations and the policy,
-    which are not matrix products, count nothing. Of positions that are not scored, the last layer
-    computes nothing but keys and values.
-
-    Args:
-        config: the denoiser.
-        settings: shape of the rollout.
-        prompt_length: prompt tokens, padding included.
-        scored: canvas positions that a forward without a cache scores, see
-            `rollout.scored_positions`.
-    """
-    length, cache = settings.gen_length, settings.cache
-    whole = prompt_length + length
-    if cache is None:
-        return RolloutFlops(forward_flops(config, 1, whole, scored), 0)
-    full = forward_flops(config, 1, whole, length)
-    if cache.kind == "block":
-        full = _products(config, prompt_length, 1, prompt_length)
-    window = cache.window(length, settings.block_length)
-    read = _products(config, window, window, window + whole)
-    return RolloutFlops(full, read + _head(config, window))
-
-
-def forward_flops(config: DenoiserConfig, batch: int, length: int, scored: int) -> int:
-    """Matrix products of one forward over whole sequences, see `exact`.
-
-    The transformer sees prompt and canvas (padding too), the output projection what is scored.
-    """
-    queries = min(scored + config.logits_shift, length)
-    return batch * (_products(config, length, queries, length) + _head(config, scored))
-
-
-def _head(config: DenoiserConfig, positions: int) -> int:
-    return 2 * positions * config.hidden_size * config.vocab_size
-
-
-def _products(config: DenoiserConfig, length: int, last: int, keys: int) -> int:
-    """Of the layers, for one row: `length` positions, `last` of them in the last layer."""
-    query = config.num_heads * config.head_dim
-    key_and_value = 2 * config.num_kv_heads * config.head_dim * config.hidden_size
-    # Scores and weighted sum: every query head against every key.
-    attention = 2 * keys * query
-    total = 0
-    for run in config.layer_runs:
-        weights = config.hidden_size * (2 * query + _mlp_width(config, run.has_experts))
-        for layer in range(run.start, run.stop):
-            queries = last if layer == config.num_layers - 1 else length
-            total += length * key_and_value + queries * (weights + attention)
-    return 2 * total
-
-
-def _mlp_width(config: DenoiserConfig, has_experts: bool) -> int:
-    """Width of what a token meets in a layer: of its MLP, or of its router and experts."""
-    moe = config.experts
-    if moe is None or not has_experts:
-        return 3 * config.intermediate_size
-    return moe.num_experts + 3 * (moe.per_token * moe.size + moe.shared_size)
-
-
-def compiled(
+def compiled_flops(
     config: DenoiserConfig, settings: RolloutSettings, prompt_length: int, scored: int
 ) -> RolloutFlops | None:
     """What the compiler counts in the programs of the steps (`cost_analysis`), for one row.
@@ -117,7 +33,7 @@ def compiled(
         config: the denoiser; its layers must all be of one kind.
         settings: shape of the rollout.
         prompt_length: prompt tokens.
-        scored: as of `exact`.
+        scored: as of `rollout.flops.rollout_flops`.
 
     Returns:
         None where the compiler does not count, or layers differ.

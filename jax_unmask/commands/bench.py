@@ -1,0 +1,364 @@
+"""Measures speed: `python -m jax_unmask.bench --preset=tiny --batch_sizes=1,8,64`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import json
+import logging
+import os
+import pathlib
+import shlex
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+from jax_unmask import policies, tasks
+from jax_unmask.benchmarks import (
+    breakdown,
+    hardware,
+    reference,
+    speed,
+    subjects,
+    tables,
+)
+from jax_unmask.benchmarks.compiled_flops import compiled_flops
+from jax_unmask.commands import command_line
+from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache, scored_positions
+from jax_unmask.rollout.caching import NONE
+from jax_unmask.rollout.flops import RolloutFlops
+from jax_unmask.runtime.compilation import CompileTimes
+from jax_unmask.runtime.files import atomic_write
+from jax_unmask.shipped import Lengths, shipped_lengths, shipped_models
+
+_EPILOG = """\
+three things can be measured:
+
+  rollouts (--model or --preset): compile time, time per rollout and per forward, memory, and the
+  share of the peak speed of matrix products, which is measured in the same run. FLOPs are counted
+  exactly from shapes: matrix products of the denoiser only. Times are medians over the repeats,
+  after a rollout that is not counted; in brackets stand the fastest and the slowest. With several
+  --cache, each is measured at every batch size; cost is what a row's forwards cost, in forwards
+  over its whole sequence.
+
+  another implementation beside ours (--reference=FILE.py with --model or --preset): both fill the
+  same canvases with the same weights, in turns, in one process. The file defines
+
+    load(model_dir) -> model
+    generate(model, prompts, *, gen_length, block_length, policy, settings) -> (tokens, nfe)
+
+  where model_dir is a Hugging Face directory, prompts a list of lists of token ids without
+  padding, policy the string of --policy and settings a dict of its numbers; tokens is [B,
+  gen_length] and nfe a number or [B], on the host. On a GPU, JAX then takes memory as it needs
+  it, so that both fit (unless XLA_PYTHON_CLIENT_PREALLOCATE says otherwise).
+
+  a training step (--breakdown --config=configs/NAME.py, --config.KEY=VALUE to change it): shares of
+  rollout, reward and update.
+
+example:
+  python -m jax_unmask.bench --model=sudoku --task=sudoku
+"""
+_RANDOM_PROMPT_LENGTH = 64
+logger = logging.getLogger(__name__)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    described = argparse.ArgumentParser(
+        prog="python -m jax_unmask.bench",
+        description="Measures the speed of rollouts and training steps.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    add = described.add_argument
+    shipped = ", ".join(shipped_models()) or "none"
+    add("--model", help=f"a shipped model ({shipped}), a directory, or a hub name")
+    add("--preset", help=f"random weights of a shape: {', '.join(subjects.PRESETS)}")
+    add("--task", choices=tasks.posable(), help="prompts of its test split; default: random tokens")
+    add("--data", help="directory of the task's data, for tasks that read files")
+    add(
+        "--prompt_length",
+        type=int,
+        help="prompt tokens; default: those of the task's longest prompt, of the preset or the "
+        f"shipped model, or {_RANDOM_PROMPT_LENGTH} random ones",
+    )
+    add("--gen_length", type=int, help="canvas length; default: the preset's or shipped model's")
+    add(
+        "--block_length",
+        type=int,
+        help="block length; default: the preset's or shipped model's",
+    )
+    add(
+        "--policy",
+        default="top_confidence:tokens_per_step=1",
+        help="NAME:SETTING=VALUE,... or learned:DIR; default: %(default)s",
+    )
+    add("--batch_sizes", default="1,8,64", help="rows per rollout; default: %(default)s")
+    add(
+        "--slots",
+        type=int,
+        help="rows that the denoiser serves at one time; a row that is done leaves its slot to one "
+        "that waits; default: all of the batch",
+    )
+    add(
+        "--cache",
+        action="append",
+        help="none, prefix, dual or block, with settings as in dual:refresh_every=8; give it "
+        "several times to compare; default: none",
+    )
+    add(
+        "--count",
+        action="store_true",
+        help="also let the compiler count the operations of a step (compiles a few small programs)",
+    )
+    add(
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="of weights and computation; default: as stored, or the preset's",
+    )
+    add(
+        "--vocab_chunk",
+        type=int,
+        default=16384,
+        help="vocabulary entries whose logits exist at one time; default: %(default)s",
+    )
+    add("--repeats", type=int, default=5, help="timed rollouts; default: %(default)s")
+    add("--seed", type=int, default=0, help="of weights, prompts and draws; default: 0")
+    add("--reference", type=pathlib.Path, help="Python file of another implementation, see below")
+    add("--breakdown", action="store_true", help="time the phases of a training step, see below")
+    add("--config", help="experiment file for --breakdown")
+    add("--steps", type=int, default=5, help="timed training steps; default: %(default)s")
+    add("--json", type=pathlib.Path, help="also write everything to this file")
+    return described
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    args, overrides = parser().parse_known_args(arguments)
+    command_line.set_up_logging()
+    with command_line.clear_errors():
+        _check(args, overrides)
+        record, text = _run(args, overrides)
+        command = shlex.join(["python", "-m", "jax_unmask.bench", *arguments])
+        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+        record = {"command": command, "date": now, "environment": hardware.describe()} | record
+        if args.json is not None:
+            atomic_write(args.json, json.dumps(record, indent=1) + "\n")
+        sys.stdout.write(text + "\n")
+
+
+def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+    for override in overrides:
+        if not (args.breakdown and override.startswith("--config.")):
+            raise ValueError(f"unknown argument {override}; --help lists all")
+    if args.breakdown:
+        if args.config is None:
+            raise ValueError("--breakdown times an experiment: give --config=FILE.py")
+        if args.steps < 1:
+            raise ValueError(f"--steps={args.steps} must be at least 1")
+        for name in ("model", "preset", "reference", "task"):
+            if getattr(args, name) is not None:
+                raise ValueError(f"--{name} does not go with --breakdown; the config says it")
+        return
+    if args.config is not None:
+        raise ValueError("--config is for --breakdown; give both, or --model or --preset")
+    if (args.model is None) == (args.preset is None):
+        raise ValueError("give one of --model=NAME and --preset=NAME (or --breakdown)")
+    lowest_values = {"repeats": 1, "seed": 0, "prompt_length": 1, "vocab_chunk": 1, "slots": 1}
+    for name, lowest in lowest_values.items():
+        value = getattr(args, name)
+        if value is not None and value < lowest:
+            raise ValueError(f"--{name}={value} must be at least {lowest}")
+    if args.task is not None and args.preset is not None:
+        raise ValueError(
+            "--task needs a tokenizer, which a --preset lacks; leave it out, or give --model"
+        )
+    known = args.model is None or args.model in shipped_models()
+    if not known and None in (args.gen_length, args.block_length):
+        raise ValueError(
+            f"--model={args.model} needs --gen_length and --block_length (only presets and shipped "
+            "models have them)"
+        )
+
+
+def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Everything that was measured, as plain values and as text."""
+    if args.breakdown:
+        config = read_config(args.config, overrides)
+        measured = breakdown.measure_breakdown(config, args.steps, CompileTimes())
+        record = {"config": args.config, "breakdown": dataclasses.asdict(measured)}
+        return record, tables.breakdown_text(measured)
+    return _rollouts(args)
+
+
+def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
+    """Reads an experiment file as the `--config` flag of other commands does.
+
+    Args:
+        path: FILE.py, or FILE.py:ARGUMENT.
+        overrides: arguments `--config.KEY=VALUE`.
+
+    Raises:
+        ValueError: the file, or an override, cannot be read.
+    """
+    values = flags.FlagValues()
+    arguments = ["bench", f"--config={path}", *overrides]
+    holder = config_flags.DEFINE_config_file(
+        "config", flag_values=values, sys_argv=arguments, lock_config=True
+    )
+    try:
+        values(arguments)
+    except (flags.Error, AttributeError, KeyError) as error:
+        raise ValueError(f"--config={path}: {error}") from error
+    return holder.value
+
+
+def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+    module = None
+    if args.reference is not None:
+        # Before JAX starts its backend, which would otherwise take most of a GPU's memory.
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
+        module = reference.import_reference(args.reference)
+    batch_sizes = _batch_sizes(args.batch_sizes)
+    caches = [parse_cache(text) for text in args.cache or (NONE,)]
+    if module is not None and None not in caches:
+        raise ValueError(
+            "--reference is compared with rollouts without a cache; add --cache=none, or leave out "
+            "--cache"
+        )
+    policy, policy_params = policies.parse_policy(args.policy)
+    _complete_lengths(args)
+    settings = RolloutSettings(
+        gen_length=args.gen_length,
+        block_length=args.block_length,
+        vocab_chunk=args.vocab_chunk,
+        slots=args.slots,
+    )
+    subject = _subject(args, settings)
+    config = subject.denoiser.config
+    for each in filter(None, caches):
+        each.check(config)
+    prompts = _prompts(args, subject, max(batch_sizes))
+    _check_length(config.max_length, prompts.tokens.shape[1], settings)
+
+    peak = hardware.measure_matmul_peak(config.dtype)
+    compile_times = CompileTimes()
+    rows: list[speed.Speed] = []
+    comparisons: list[reference.Comparison] = []
+    loaded: contextlib.AbstractContextManager[reference.Reference | None] = (
+        contextlib.nullcontext()
+        if module is None
+        else reference.load_reference(args.reference, module, subject, args.policy, policy_params)
+    )
+    counted: dict[Cache | None, RolloutFlops | None] = {}
+    if args.count:
+        prompt_length = prompts.tokens.shape[1]
+        for cache in caches:
+            cached = dataclasses.replace(settings, cache=cache)
+            scored = scored_positions(policy, settings)
+            counted[cache] = compiled_flops(config, cached, prompt_length, scored)
+    with loaded as other:
+        for batch, cache in itertools.product(batch_sizes, caches):
+            row, comparison = speed.measure_speed(
+                subject,
+                policy,
+                policy_params,
+                jax.tree.map(lambda leaf, batch=batch: leaf[:batch], prompts),
+                dataclasses.replace(settings, cache=cache),
+                repeats=args.repeats,
+                seed=args.seed,
+                peak=peak,
+                compile_times=compile_times,
+                reference=other if cache is None else None,
+                compiled_flops=counted.get(cache),
+            )
+            logger.info(
+                "Batch %d, cache %s: %.4g s per rollout", batch, row.cache, row.seconds_per_rollout
+            )
+            rows.append(row)
+            comparisons += [] if comparison is None else [comparison]
+    record = {
+        "model": subject.name,
+        "denoiser": _plain(config),
+        "policy": args.policy,
+        "settings": dataclasses.asdict(settings),
+        "flops": "exact count of the denoiser's matrix products",
+        "matmul_peak": dataclasses.asdict(peak),
+        "rollouts": [dataclasses.asdict(row) for row in rows],
+    }
+    if comparisons:
+        record["reference"] = str(args.reference)
+        record["comparisons"] = [
+            {"batch_size": batch} | dataclasses.asdict(comparison)
+            for batch, comparison in zip(batch_sizes, comparisons, strict=True)
+        ]
+    return record, tables.rollouts_text(args.policy, subject, settings, peak, rows, comparisons)
+
+
+def _complete_lengths(args: argparse.Namespace) -> None:
+    """Fills in the lengths that were not given and that the preset or the model knows."""
+    made_for: subjects.Preset | Lengths
+    if args.preset is not None:
+        made_for = subjects.find_preset(args.preset)
+    elif args.model in shipped_models():
+        made_for = shipped_lengths(args.model)
+    else:
+        return
+    names = ["gen_length", "block_length"]
+    if args.task is None:  # The prompts of a task are as long as they are.
+        names.append("prompt_length")
+    for name in names:
+        if getattr(args, name) is None:
+            setattr(args, name, getattr(made_for, name))
+
+
+def _batch_sizes(text: str) -> list[int]:
+    """Ascending, so that the peak memory of the process is that of the batch just done."""
+    try:
+        sizes = sorted({int(piece) for piece in text.split(",")})
+    except ValueError:
+        raise ValueError(f"--batch_sizes={text} is not a list such as 1,8,64") from None
+    if sizes[0] < 1:
+        raise ValueError(f"--batch_sizes={text} must be at least 1 each")
+    return sizes
+
+
+def _subject(args: argparse.Namespace, settings: RolloutSettings) -> subjects.Subject:
+    if args.model is not None:
+        return subjects.load_subject(args.model, args.dtype, with_tokenizer=args.task is not None)
+    config = subjects.find_preset(args.preset).config
+    if args.dtype is not None:
+        config = dataclasses.replace(config, dtype=args.dtype, param_dtype=args.dtype)
+    _check_length(config.max_length, args.prompt_length, settings)
+    return subjects.random_subject(args.preset, config, seed=args.seed)
+
+
+def _prompts(args: argparse.Namespace, subject: subjects.Subject, count: int) -> Prompts:
+    if subject.tokenizer is not None:
+        return subjects.task_prompts(
+            args.task, subject.tokenizer, count, args.prompt_length, data=args.data
+        )
+    length = _RANDOM_PROMPT_LENGTH if args.prompt_length is None else args.prompt_length
+    return subjects.random_prompts(subject.denoiser.config, count, length, seed=args.seed)
+
+
+def _check_length(longest: int, prompt_length: int, settings: RolloutSettings) -> None:
+    if prompt_length + settings.gen_length > longest:
+        raise ValueError(
+            f"a prompt of {prompt_length} tokens and gen_length={settings.gen_length} do not fit "
+            f"into the model's max_length={longest}; lower --prompt_length or --gen_length"
+        )
+
+
+def _plain(config: Any) -> dict[str, Any]:
+    fields = dataclasses.asdict(config)
+    return fields | {name: str(fields[name]) for name in ("dtype", "param_dtype")}

@@ -1,0 +1,132 @@
+"""Converts a model: `python -m jax_unmask.convert --source=HF_DIR --output=ORBAX_DIR`.
+
+From Hugging Face's layout to Orbax and back, whatever the family, bit for bit unless another type
+is asked for. The tokenizer comes along.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import pathlib
+from collections.abc import Sequence
+
+import jax
+
+from jax_unmask import denoisers
+from jax_unmask.commands import command_line
+from jax_unmask.denoisers import diffusion_gemma, hub
+from jax_unmask.denoisers.orbax_files import has_orbax_files
+from jax_unmask.denoisers.tokenizer import has_tokenizer
+from jax_unmask.shipped import resolve_model, shipped_models
+
+logger = logging.getLogger(__name__)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    described = argparse.ArgumentParser(
+        prog="python -m jax_unmask.convert",
+        description="Writes a model in the other layout; memory holds it once.",
+    )
+    add = described.add_argument
+    add(
+        "--source",
+        required=True,
+        help="a Hugging Face or Orbax directory, a hub name, or a shipped model "
+        f"({', '.join(shipped_models())})",
+    )
+    add("--output", required=True, type=pathlib.Path, help="directory to make")
+    add("--to", choices=("orbax", "hf"), help="default: what the source is not")
+    add("--param_dtype", choices=("float32", "bfloat16"), help="default: as stored")
+    add("--mask_token_id", type=int, help="the mask token, where the source's files name none")
+    add("--max_shard_gb", type=float, default=5.0, help="size of a safetensors file; default: 5")
+    return described
+
+
+def convert(
+    source: str,
+    output: pathlib.Path,
+    *,
+    to: str | None = None,
+    param_dtype: str | None = None,
+    mask_token_id: int | None = None,
+    max_shard_bytes: int = 5_000_000_000,
+) -> str:
+    """Writes a model in another layout.
+
+    Args:
+        source: a directory, or a hub name.
+        output: directory to make; must not exist, or be empty.
+        to: "orbax" or "hf"; by default the one that the source is not.
+        param_dtype: type of the weights; by default as stored.
+        mask_token_id: see `denoisers.from_pretrained`.
+        max_shard_bytes: limit of a safetensors file.
+
+    Returns:
+        The layout that was written.
+
+    Raises:
+        FileExistsError: there is something in `output`.
+        FileNotFoundError: the source is missing, or lacks a file.
+        ValueError: the source's files do not fit together.
+    """
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise FileExistsError(f"{output} is not empty; choose another directory or remove it")
+    if max_shard_bytes < 1:
+        raise ValueError(f"max_shard_bytes={max_shard_bytes} must be at least 1")
+    directory = hub.local_directory(resolve_model(source))
+    if to is None:
+        to = "hf" if has_orbax_files(directory) else "orbax"
+    is_masked = not diffusion_gemma.is_held_by(directory)
+    # The tokenizer comes first: it is quick to load and most mistakes show there.
+    tokenizer = None
+    if has_tokenizer(directory):
+        tokenizer = denoisers.load_tokenizer(directory, needs_mask=is_masked)
+    if not is_masked:
+        loaded = diffusion_gemma.load(directory, param_dtype=param_dtype)
+        if tokenizer is not None:
+            tokenizer.save(output)
+        if to == "orbax":
+            diffusion_gemma.save_orbax(output, loaded)
+        else:
+            diffusion_gemma.save(output, loaded, max_shard_bytes=max_shard_bytes)
+        logger.info("%s: diffusion_gemma, %s", output, loaded.model.config.param_dtype)
+        return to
+    denoiser, params = denoisers.from_pretrained(
+        directory, param_dtype=param_dtype, mask_token_id=mask_token_id
+    )
+    if to == "orbax":
+        denoisers.save_orbax(output, denoiser, params, tokenizer)
+    else:
+        denoisers.save_pretrained(
+            output, denoiser, params, tokenizer, max_shard_bytes=max_shard_bytes
+        )
+    config = denoiser.config
+    logger.info(
+        "%s: %s, %s, %s parameters of type %s%s.",
+        output,
+        {"orbax": "Orbax", "hf": "Hugging Face"}[to],
+        config.family,
+        f"{denoisers.count_params(config):,}",
+        config.param_dtype,
+        "" if tokenizer is not None else "; the source has no tokenizer",
+    )
+    return to
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parser().parse_args(arguments)
+    command_line.set_up_logging()
+    # Nothing is computed, and the memory of the host is the larger one.
+    jax.config.update("jax_platforms", "cpu")
+    with command_line.clear_errors():
+        convert(
+            args.source,
+            args.output,
+            to=args.to,
+            param_dtype=args.param_dtype,
+            mask_token_id=args.mask_token_id,
+            max_shard_bytes=int(args.max_shard_gb * 1e9),
+        )

@@ -1,0 +1,139 @@
+"""Measures policies on held-out problems: `python -m jax_unmask.eval`."""
+
+from __future__ import annotations
+
+import logging
+import pathlib
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from jax_unmask import policies, validation
+from jax_unmask.commands import command_line
+from jax_unmask.denoisers.orbax_files import has_orbax_files
+from jax_unmask.environment.bundle import load_bundle
+from jax_unmask.evaluation import axes, candidates, reporting, sweep
+from jax_unmask.planning.layout import Layout
+from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
+from jax_unmask.recipes.policy_grpo import build_policy
+from jax_unmask.report.model_card import write_policy_card
+from jax_unmask.report.results import Result
+from jax_unmask.runtime import compilation
+from jax_unmask.runtime import placement as placements
+from jax_unmask.runtime.checkpoints import Checkpoints
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(
+    config: ConfigDict, workdir: pathlib.Path, checkpoint: pathlib.Path | None = None
+) -> list[Result]:
+    """Measures the policies of a config, and one that was trained with it.
+
+    Args:
+        config: a full config, see `jax_unmask.config`.
+        workdir: receives results.jsonl, outcomes/, summary.md, frontier.png and report.html; and
+            policy/, if `checkpoint` is a training checkpoint.
+        checkpoint: see the flag of the same name.
+
+    Raises:
+        runtime.config.ConfigError: the config asks for what cannot be measured.
+        ValueError, FileNotFoundError: the checkpoint or the model cannot be read.
+    """
+    validation.validate(config)
+    candidates.candidates(config)  # Mistakes show before anything large is loaded.
+    trained = None
+    if checkpoint is not None and config.recipe in ("sft", "state_sft", "tracerl"):
+        config = config.copy_and_resolve_references()  # The caller keeps its own.
+        config.model.path = str(checkpoint)
+    elif checkpoint is not None:
+        trained = policy_directory(config, checkpoint, workdir)
+        candidates.candidates(config, trained=trained)
+    if not config.eval.axes:
+        return sweep.run(config, load_bundle(config), workdir, trained=trained)
+    return _sweep_axes(config, workdir, trained)
+
+
+def _sweep_axes(
+    config: ConfigDict, workdir: pathlib.Path, trained: pathlib.Path | None
+) -> list[Result]:
+    """Every combination of `eval.axes`, one after the other, into one report."""
+    varied = axes.combinations(config)
+    for each in varied:
+        validation.validate(each.config)
+        candidates.candidates(each.config, trained=trained)
+    curve_files = reporting.curve_files(config, workdir)
+    swept = []
+    for each in varied:
+        bundle = load_bundle(each.config)
+        swept.append(
+            sweep.measure_all(each.config, bundle, workdir, trained=trained, varied=each.values)
+        )
+    if not jax.process_index():
+        reporting.write(swept, workdir, curve_files)
+    return [result for part in swept for result in part.results]
+
+
+def policy_directory(
+    config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
+) -> pathlib.Path:
+    """The policy directory of a checkpoint; a training checkpoint is exported to workdir/policy.
+
+    Raises:
+        FileNotFoundError: there is no such directory.
+        ValueError: it is none of what `--checkpoint` takes, or its policy is not the config's.
+    """
+    if (checkpoint / POLICY_CONFIG).is_file():
+        return checkpoint
+    if not checkpoint.is_dir():
+        raise FileNotFoundError(f"checkpoint {checkpoint} is not a directory")
+    run, step = checkpoint, None
+    if checkpoint.name.isdecimal() and has_orbax_files(checkpoint):
+        run, step = checkpoint.absolute().parents[1], int(checkpoint.name)
+    metric, placement = config.checkpoint.best_metric or None, placements.from_config(config)
+    with Checkpoints(
+        run, best_metric=metric, best_mode=config.checkpoint.best_mode, read_only=True
+    ) as checkpoints:
+        which = step if step is not None else "best" if metric else "latest"
+        policy = build_policy(config)
+        like = Layout(placement).everywhere(jax.eval_shape(policy.init_params, jax.random.key(0)))
+        step, params = checkpoints.restore_params(which, like=like)
+    logger.info("Took the policy of step %d of %s.", step, run)
+    directory = workdir / "policy"
+    if not jax.process_index():
+        policies.save_policy(directory, policy, params)
+        write_policy_card(directory, config, run)
+    placement.meet("policy")  # All are going to read it.
+    return directory
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
+    command_line.set_up_logging()
+    compilation.enable_cache()
+    values = flags.FLAGS
+    checkpoint = None if values.checkpoint is None else pathlib.Path(values.checkpoint)
+    with command_line.clear_errors():
+        command_line.join_processes()
+        evaluate(values.config, pathlib.Path(values.workdir), checkpoint)
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of the command."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment file.", lock_config=True, flag_values=values
+    )
+    flags.DEFINE_string("workdir", None, "Where to write the results.", flag_values=values)
+    flags.DEFINE_string(
+        "checkpoint",
+        None,
+        "What to measure beside the policies of config.eval: a policy directory, the workdir of a "
+        "training run (its best checkpoint if it keeps one, else its latest), or one checkpoint of "
+        "it; with a config of recipe sft, state_sft or tracerl, the directory of a denoiser.",
+        flag_values=values,
+    )
+    command_line.define_process_flags(values)
+    flags.mark_flags_as_required(["config", "workdir"], flag_values=values)

@@ -1,0 +1,131 @@
+"""Runs models and policies on the tasks of EleutherAI's lm-evaluation-harness.
+
+`python -m jax_unmask.harness --model=DIR --policy=threshold:threshold=0.9 --tasks=gsm8k,arc_easy`
+
+Needs the extra: `pip install 'jax_unmask[harness]'`. From Python,
+`evaluation.harness_model.HarnessModel` is a model for `lm_eval.simple_evaluate`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import pathlib
+import sys
+from collections.abc import Sequence
+from typing import Any
+
+from jax_unmask import policies
+from jax_unmask.commands import command_line
+from jax_unmask.runtime import compilation
+from jax_unmask.runtime.files import atomic_write
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    described = argparse.ArgumentParser(
+        prog="python -m jax_unmask.harness",
+        description="Runs a model under an unmasking policy on tasks of lm-evaluation-harness.",
+    )
+    add = described.add_argument
+    add("--model", required=True, help="as for jax_unmask.generate: a shipped name, DIR, hub name")
+    add("--tasks", required=True, help="names of the harness's tasks, separated by commas")
+    add("--policy", default="threshold:threshold=0.9", help="default: %(default)s")
+    add("--gen_length", type=int, default=256, help="canvas length; default: %(default)s")
+    add("--block_length", type=int, default=32, help="default: %(default)s")
+    add("--batch_size", type=int, default=16, help="prompts per rollout; default: %(default)s")
+    add("--mc_draws", type=int, default=128, help="masks per likelihood; default: %(default)s")
+    add("--mc_batch_size", type=int, default=32, help="masks per forward; default: %(default)s")
+    add("--check_greedy", action="store_true", help="also say whether answers are greedy (slow)")
+    add("--chat", action="store_true", help="apply the tokenizer's chat template")
+    add("--num_fewshot", type=int, help="default: the task's own")
+    add("--limit", type=int, help="only the first problems of each task")
+    add("--include_path", help="directory with further tasks (YAML files)")
+    add("--seed", type=int, default=0, help="seed of all that is drawn; default: 0")
+    add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
+    add("--output", metavar="FILE", help="write the results as JSON")
+    return described
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parser().parse_args(arguments)
+    command_line.set_up_logging()
+    compilation.enable_cache()
+    with command_line.clear_errors():
+        results = _run(args)
+        if args.output is not None:
+            atomic_write(args.output, json.dumps(results, indent=2, default=str) + "\n")
+
+
+def _run(args: argparse.Namespace) -> dict[str, Any]:
+    # What can be wrong without the harness and the model comes before both.
+    policies.parse_policy(args.policy)
+    if args.include_path is not None and not pathlib.Path(args.include_path).is_dir():
+        raise FileNotFoundError(f"--include_path={args.include_path} is not a directory")
+    lm_eval = require()
+    from lm_eval.tasks import TaskManager
+    from lm_eval.utils import make_table
+
+    from jax_unmask.evaluation.harness_model import HarnessModel
+
+    manager = TaskManager(include_path=args.include_path)
+    names = [name for name in args.tasks.split(",") if name]
+    unknown = [name for name in names if name not in manager.all_tasks]
+    if unknown:
+        raise ValueError(
+            f"--tasks={args.tasks}: lm-evaluation-harness has no task {', '.join(unknown)}; "
+            "`lm-eval ls tasks` lists them, --include_path adds a directory of your own"
+        )
+    model = HarnessModel.load(
+        args.model,
+        policy=args.policy,
+        gen_length=args.gen_length,
+        block_length=args.block_length,
+        batch_size=args.batch_size,
+        mc_draws=args.mc_draws,
+        mc_batch_size=args.mc_batch_size,
+        check_greedy=args.check_greedy,
+        seed=args.seed,
+        dtype=args.dtype,
+    )
+    found = lm_eval.simple_evaluate(
+        model=model,
+        tasks=names,
+        task_manager=manager,
+        num_fewshot=args.num_fewshot,
+        limit=args.limit,
+        apply_chat_template=args.chat,
+        log_samples=False,
+        bootstrap_iters=0,
+    )
+    assert found is not None  # Only processes other than the first get nothing.
+    sys.stdout.write(make_table(found) + "\n")
+    if model.sequences:
+        sys.stdout.write(
+            f"{model.sequences} texts, {model.forwards / model.sequences:.2f} denoiser forwards "
+            "per text (NFE)\n"
+        )
+    sys.stdout.flush()
+    return {
+        "results": found["results"],
+        "model": args.model,
+        "policy": args.policy,
+        "nfe_mean": model.forwards / model.sequences if model.sequences else None,
+    }
+
+
+def require() -> Any:
+    """The package `lm_eval`.
+
+    Raises:
+        ImportError: it is not installed.
+    """
+    try:
+        import lm_eval
+    except ImportError as error:
+        raise ImportError(
+            "lm-evaluation-harness is not installed: pip install 'jax_unmask[harness]', or "
+            f"pip install lm-eval ({error})"
+        ) from error
+    return lm_eval

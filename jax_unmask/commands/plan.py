@@ -1,0 +1,334 @@
+"""What a training run needs, computed without its weights: `python -m jax_unmask.plan`."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+import jax.numpy as jnp
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from jax_unmask import denoisers, validation
+from jax_unmask.commands import command_line
+from jax_unmask.denoisers import families, sharding
+from jax_unmask.denoisers.pretrained import read_config
+from jax_unmask.planning import estimate
+from jax_unmask.planning.collectives import Collective, bytes_per_round
+from jax_unmask.planning.layout import Layout, bytes_per_device
+from jax_unmask.planning.programs import RECIPES, Program
+from jax_unmask.recipes.base import check_fits
+from jax_unmask.runtime import accelerators, compilation
+from jax_unmask.runtime import placement as placements
+from jax_unmask.runtime.accelerators import Accelerator
+from jax_unmask.runtime.config import ConfigError
+from jax_unmask.shipped import resolve_model
+
+USABLE = 0.92
+"""Part of a device's memory that programs get; the runtime has the rest, and gaps."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What one training step needs of each device.
+
+    Attributes:
+        config: the config planned for.
+        denoiser: the denoiser.
+        devices: how many devices.
+        device: what they are; None for those at hand.
+        denoiser_parameters: number of the denoiser's parameters.
+        trained_parameters: number of trained parameters.
+        lasting_bytes: what a device holds from step to step, by name.
+        records_bytes: what a device holds between the programs of a step; with experts their rows
+            count twice, by themselves and merged into the groups.
+        programs: the programs of a step.
+        work: its matrix products.
+    """
+
+    config: ConfigDict
+    denoiser: denoisers.DenoiserConfig
+    devices: int
+    device: Accelerator | None
+    denoiser_parameters: int
+    trained_parameters: int
+    lasting_bytes: dict[str, int]
+    records_bytes: int
+    programs: tuple[Program, ...]
+    work: estimate.Work
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step, those of experts apart."""
+        if "data" in self.config:
+            return self.config.data.batch_size
+        return self.config.rollout.prompts_per_step * self.config.rollout.group_size
+
+    @property
+    def widened_bytes(self) -> int:
+        """Float32 copies of bfloat16 weights among the temporaries of each program.
+
+        XLA has no bfloat16 matrix products for CPUs, and converts all matrices before the loop over
+        the steps; other devices make no such copies.
+        """
+        if not self._is_widened:
+            return 0
+        table = 0
+        if not self.denoiser.tie_embeddings:
+            table = self.denoiser.vocab_size * self.denoiser.hidden_size
+        return 4 * (self.denoiser_parameters - table) // self.weight_parts
+
+    @property
+    def _is_widened(self) -> bool:
+        is_narrow = jnp.dtype(self.denoiser.param_dtype).itemsize < 4
+        return jax.default_backend() == "cpu" and is_narrow
+
+    @property
+    def _is_computed_wide(self) -> bool:
+        is_narrow = jnp.dtype(self.denoiser.dtype).itemsize < 4
+        return jax.default_backend() == "cpu" and is_narrow
+
+    @property
+    def weight_parts(self) -> int:
+        """Parts that the denoiser's matrices are cut into."""
+        mesh = placements.from_config(self.config).mesh
+        return 1 if mesh is None else mesh.shape["fsdp"] * mesh.shape["tensor"]
+
+    @property
+    def peak_bytes(self) -> int | None:
+        """Most memory that a step needs on a device at one time; None unless compiled."""
+        return self._most(0)
+
+    @property
+    def needed_bytes(self) -> int | None:
+        """The same without the float32 copies that only CPUs make."""
+        return self._most(self.widened_bytes)
+
+    def _most(self, copies: int) -> int | None:
+        temporaries = []
+        for program in self.programs:
+            if program.temporary_bytes is None:
+                return None
+            temporaries.append(program.temporary_bytes - copies * program.has_denoiser)
+        return sum(self.lasting_bytes.values()) + self.records_bytes + max(temporaries)
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether that fits the devices; None where that is not known."""
+        if self.device is None or self.needed_bytes is None:
+            return None
+        return self.needed_bytes <= USABLE * self.device.memory_bytes
+
+    def table(self) -> str:
+        """The plan as text."""
+        return "\n".join([*self._what(), "", *self._memory(), "", *self._traffic(), *self._time()])
+
+    def _what(self) -> list[str]:
+        config, denoiser = self.config, self.denoiser
+        length = (config.data if "data" in config else config.rollout).gen_length
+        rows = f"step      {self.rows} rows of {config.task.prompt_length} + {length} tokens"
+        if "rollout" in config:
+            rows += f", blocks of {config.rollout.block_length}"
+        if "expert" in config:
+            rows += f", {config.expert.count} experts per group"
+        name = jax.devices()[0].device_kind if self.device is None else self.device.name
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self._mesh().items())
+        return [
+            f"denoiser  {config.model.path}: {denoiser.num_layers} layers, width "
+            f"{denoiser.hidden_size}, {denoiser.vocab_size:,} tokens, "
+            f"{jnp.dtype(denoiser.param_dtype).name}",
+            f"          {self.denoiser_parameters:,} parameters",
+            f"trained   {self.trained_parameters:,} parameters ({config.recipe})",
+            rows,
+            f"devices   {self.devices} x {name}: mesh {mesh}",
+        ]
+
+    def _mesh(self) -> dict[str, int]:
+        mesh = placements.from_config(self.config).mesh
+        return dict(mesh.shape) if mesh is not None else {"data": 1, "fsdp": 1, "tensor": 1}
+
+    def _memory(self) -> list[str]:
+        lines = ["memory on each device"]
+        lines += [_line(name, size) for name, size in self.lasting_bytes.items()]
+        lines.append(_line("between rollout and update", self.records_bytes))
+        for program in self.programs:
+            if program.temporary_bytes is None:
+                continue
+            line = _line(f"temporaries of {program.name}", program.temporary_bytes)
+            lines.append(f"{line}   compiled in {program.seconds_to_compile:.1f} s")
+        if self.peak_bytes is None or self.needed_bytes is None:
+            names = ", ".join(program.name for program in self.programs)
+            lines.append(f"  {names}: traced without error; --compile measures their temporaries")
+            return lines
+        lines.append(_line("peak", self.peak_bytes))
+        copies = self.peak_bytes - self.needed_bytes
+        if copies:
+            lines.append(_line("  of it float32 copies of weights, CPUs only", copies))
+        if self.device is not None:
+            share = self.needed_bytes / self.device.memory_bytes
+            verdict = "fits" if self.fits else "DOES NOT FIT"
+            size = self.device.memory_bytes / accelerators.GB
+            lines.append(f"  {verdict}: {share:.0%} of the {size:.0f} GB of a {self.device.name}")
+        return lines
+
+    def _traffic(self) -> list[str]:
+        if self.devices == 1 or self.peak_bytes is None:
+            return []
+        lines = ["collectives, bytes on each device"]
+        for program in self.programs:
+            found = program.collectives or ()
+            # Weights are gathered in the type of the products; on CPUs that is float32.
+            wide = [each for each in found if self._is_computed_wide and _is_gathered_wide(each)]
+            what = "per forward" if "rollout" in program.name else "per chunk of states"
+            for index, name in enumerate(("once", what)):
+                size, double = bytes_per_round(found)[index], bytes_per_round(wide)[index]
+                lines.append(_line(f"{program.name}, {name}", size))
+                if double:
+                    lines.append(_line("  of it float32 for bfloat16, CPUs only", double // 2))
+        return [*lines, ""]
+
+    def _time(self) -> list[str]:
+        if self.device is None:
+            return []
+        rollout, update = self.work.seconds(self.device, self.devices)
+        lines = [f"time of a step at {estimate.ASSUMED_UTILISATION:.0%} of the peak, an estimate"]
+        if self.work.nfe:
+            lines.append(f"  rollout, {self.work.nfe} forwards per row {_seconds(rollout):>24}")
+        if self.work.update:
+            lines.append(f"  update {_seconds(update):>48}")
+        return lines
+
+
+def plan(
+    config: ConfigDict,
+    *,
+    compile_programs: bool = False,
+    device: Accelerator | None = None,
+    nfe: int | None = None,
+) -> Plan:
+    """Plans a training step from shapes, for a mesh over all devices that JAX shows.
+
+    Args:
+        config: a full config, see `jax_unmask.config`.
+        compile_programs: compile the programs of a step for these devices.
+        device: what they stand for; None for themselves.
+        nfe: forwards that a row is assumed to need, for the estimate of time.
+
+    Raises:
+        ConfigError: the config makes no sense, or the shape of its model is not known.
+        ValueError: the model's config.json is not supported.
+    """
+    validation.validate(config)
+    if config.recipe not in RECIPES:
+        known = ", ".join(RECIPES)
+        raise ConfigError(
+            "recipe", config.recipe, "it cannot be planned", f"Give a config of {known}"
+        )
+    shape = denoiser_config(config)
+    length = (config.data if "data" in config else config.rollout).gen_length
+    check_fits(shape, config.task.prompt_length, length)
+    placement = placements.from_config(config)
+    sharding.check_mesh(shape, placement.mesh)
+    blueprint = RECIPES[config.recipe](config, shape, Layout(placement))
+    programs = blueprint.programs
+    if compile_programs:
+        programs = tuple(program.compiled() for program in programs)
+    return Plan(
+        config=config,
+        denoiser=shape,
+        devices=jax.device_count(),
+        device=device,
+        denoiser_parameters=denoisers.count_params(shape),
+        trained_parameters=sum(leaf.size for leaf in jax.tree.leaves(blueprint.trained)),
+        lasting_bytes={name: bytes_per_device(tree) for name, tree in blueprint.lasting.items()},
+        records_bytes=bytes_per_device(blueprint.passing),
+        programs=programs,
+        work=estimate.work(config, shape, nfe),
+    )
+
+
+def denoiser_config(config: ConfigDict) -> denoisers.DenoiserConfig:
+    """Shape of `config.model.path`: of its own config.json, or as published under that hub name.
+
+    Raises:
+        ConfigError: it is neither a directory nor a known hub name.
+    """
+    path = config.model.path
+    if path is None:
+        raise ConfigError(
+            "model.path",
+            path,
+            "the shape of a model from scratch follows from its task's vocabulary",
+            "Give a model's directory, or a hub name",
+        )
+    directory = pathlib.Path(resolve_model(path)).expanduser()
+    if directory.is_dir():
+        shape = read_config(directory)
+    elif path in families.PUBLISHED:
+        shape = families.published_config(path)
+    else:
+        raise ConfigError(
+            "model.path",
+            path,
+            "its shape is not known here",
+            f"Give a directory with its config.json, or one of {', '.join(families.PUBLISHED)}",
+        )
+    return dataclasses.replace(
+        shape, dtype=config.model.dtype, param_dtype=config.model.param_dtype
+    )
+
+
+def stand_in(text: str) -> Accelerator:
+    """Makes as many CPU devices as `--devices` asks for. To be called before JAX is used.
+
+    Raises:
+        ValueError: there is no such accelerator.
+    """
+    device, count = accelerators.parse(text)
+    jax.config.update("jax_platforms", "cpu")
+    jax.config.update("jax_num_cpu_devices", count)
+    return device
+
+
+def _is_gathered_wide(each: Collective) -> bool:
+    return each.kind == "all-gather" and all(array.startswith("f32") for array in each.arrays)
+
+
+def _line(name: str, size: float) -> str:
+    unit, scale = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
+    return f"  {name:<46}{size / scale:>9.2f} {unit}"
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
+    command_line.set_up_logging()
+    compilation.enable_cache()
+    values = flags.FLAGS
+    with command_line.clear_errors():
+        device = stand_in(values.devices) if values.devices else None
+        found = plan(values.config, compile_programs=values.compile, device=device, nfe=values.nfe)
+        print(found.table())
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of the command."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment file.", lock_config=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "devices", None, "What to plan for, such as v5e-16 or h100x8.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "compile", False, "Compile the programs of a step, and measure them.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "nfe", None, "Forwards per row for the estimate of time.", 1, flag_values=values
+    )
+    flags.mark_flag_as_required("config", flag_values=values)

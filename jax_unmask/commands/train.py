@@ -1,0 +1,207 @@
+"""The training loop, and the command `python -m jax_unmask.train` around it."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+import pathlib
+import sys
+import time
+
+import jax
+from absl import app, flags
+from ml_collections import ConfigDict, config_flags
+
+from jax_unmask import validation
+from jax_unmask.commands import command_line, curriculum
+from jax_unmask.learners.state import TrainState
+from jax_unmask.recipes import RECIPES, Recipe
+from jax_unmask.report.model_card import write_policy_card
+from jax_unmask.runtime import compilation
+from jax_unmask.runtime.checkpoints import Checkpoints
+from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
+from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
+from jax_unmask.runtime.placement import Placement
+from jax_unmask.runtime.preemption import Preemption
+from jax_unmask.runtime.progress import Progress, Timer
+from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
+from jax_unmask.tasks.data import BatchIterator
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
+    """Trains to `config.train.steps`, continuing from the workdir's last checkpoint.
+
+    Args:
+        config: a full config, see `jax_unmask.config`.
+        workdir: receives config.json, metrics.jsonl, timings.jsonl, tensorboard/, checkpoints/ and
+            what the recipe exports; that of a curriculum receives a directory per stage.
+
+    Returns:
+        Whether training is finished; False if a signal ended it before.
+
+    Raises:
+        ConfigError: the config makes no sense, or the workdir belongs to another one.
+        ValueError, OSError: the model or the data cannot be used as they are. All of these come
+            before anything is compiled.
+        FloatingPointError: a metric is not finite any more.
+    """
+    if config.get("recipe") == curriculum.RECIPE:
+        return curriculum.run(config, workdir, train)
+    validation.validate(config)
+    check_workdir(workdir, config, exempt=validation.EXEMPT)
+    recipe = RECIPES[config.recipe](config, workdir)
+    data = recipe.data()
+    claim_workdir(workdir, config, exempt=validation.EXEMPT)
+    checkpoint = config.checkpoint
+    with Checkpoints(
+        workdir,
+        keep_latest=checkpoint.keep_latest,
+        keep_best=checkpoint.keep_best if checkpoint.best_metric else 0,
+        best_metric=checkpoint.best_metric or None,
+        best_mode=checkpoint.best_mode,
+    ) as checkpoints:
+        state = _run(config, workdir, recipe, data, checkpoints)
+    if state is None:
+        return False
+    trained = recipe.finish(state, workdir)
+    Placement().meet("exported")  # The first process writes what others may be about to read.
+    if config.eval.after_training:
+        from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
+
+        sweep.run(config, trained, workdir, trained=trained.policy)
+        if trained.policy is not None and not jax.process_index():
+            write_policy_card(trained.policy, config, workdir)
+        Placement().meet("evaluated")
+    return True
+
+
+def _run(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    recipe: Recipe,
+    data: BatchIterator,
+    checkpoints: Checkpoints,
+) -> TrainState | None:
+    """The training loop. Returns the final state, or None if a signal ended it before."""
+    # Bound to its devices, as a restored state is: another binding is another program to compile.
+    state = jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), recipe.init())
+    total, done = config.train.steps, 0
+    restored = checkpoints.restore(state.params, dataclasses.replace(state, params=None))
+    if restored is not None:
+        done = restored.step
+        state = dataclasses.replace(restored.state, params=restored.params)
+        data.set_state(restored.data)
+        logger.info("Continuing %s at step %d of %d.", workdir, done, total)
+    # Who was slow to load is waited for here: collectives of programs have less patience.
+    Placement().meet("training begins")
+    sinks: tuple[WeightsAndBiases, ...] = ()
+    if config.log.wandb:
+        sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=config.to_dict()),)
+    with (
+        Preemption(config.checkpoint.grace_seconds) as preemption,
+        MetricWriter(
+            workdir, resume_step=done, tensorboard=config.log.tensorboard, sinks=sinks
+        ) as writer,
+        Progress(total, initial=done, title=config.recipe) as progress,
+        Heartbeat(workdir, config.watch.stall_seconds, ends=config.watch.end_stalled) as heartbeat,
+        Profile(workdir, config.watch.profile_steps) as profile,
+    ):
+        timer = Timer(on_phase=heartbeat.enter)
+        reported = done
+        for step in range(done + 1, total + 1):
+            heartbeat.begin(step)
+            with profile.step(step):
+                with timer.measure("data"):
+                    batch = next(data)
+                state, metrics = recipe.step(state, batch, timer)
+            stop = preemption.requested(step)
+            save = step % config.checkpoint.every == 0 or step == total or stop
+            # A signal saves, but writes no line that an undisturbed run would not have.
+            log = step % config.log.every == 0 or step == total
+            if save or log:
+                values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+            if log:
+                writer.write(step, values)
+                progress.update(step, {name: values[name] for name in recipe.shown})
+            if save or log:
+                _stop_at_nan(step, values)
+                _require_best_metric(config, values)
+            if save:
+                with timer.measure("checkpoint"):
+                    writer.sync()
+                    checkpoints.save(
+                        step,
+                        params=state.params,
+                        state=dataclasses.replace(state, params=None),
+                        data=data.get_state(),
+                        metrics=values,
+                    )
+            if log:
+                timings = timer.report()
+                flops = recipe.flops(values) * (step - reported)
+                timings |= utilisation(flops, timings["seconds/total"]) | memory()
+                writer.write_timings(step, timings)
+                reported = step
+            if stop and step < total:
+                checkpoints.wait()  # Within the grace period, as the saving is.
+                return None
+    return state
+
+
+def _stop_at_nan(step: int, values: dict[str, float]) -> None:
+    """Ends a run whose numbers are lost, before a checkpoint of them replaces a good one."""
+    broken = [name for name, value in values.items() if not math.isfinite(value)]
+    if broken:
+        raise FloatingPointError(
+            f"step {step}: {', '.join(broken)} is not finite. The last checkpoint is from before; "
+            "continue with a lower optimizer.lr or optimizer.grad_clip in a new workdir."
+        )
+
+
+def _require_best_metric(config: ConfigDict, values: dict[str, float]) -> None:
+    """Refuses to rank checkpoints by what is not measured."""
+    metric = config.checkpoint.best_metric
+    if metric and metric not in values:
+        raise ConfigError(
+            "checkpoint.best_metric",
+            metric,
+            f"recipe {config.recipe!r} has no such metric",
+            f"Choose one of {', '.join(sorted(values))}",
+        )
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
+    command_line.set_up_logging()
+    workdir = pathlib.Path(flags.FLAGS.workdir or command_line.default_workdir("config"))
+    compilation.enable_cache()
+    start = time.perf_counter()
+    with command_line.clear_errors():
+        command_line.join_processes()
+        is_finished = train(flags.FLAGS.config, workdir)
+    logger.info("%s: %.0f s.", workdir, time.perf_counter() - start)
+    if not is_finished:
+        sys.exit(flags.FLAGS.preempted_status)
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of the command."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment file.", lock_config=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir", None, "Directory of the run (default: runs/NAME_OF_CONFIG).", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "preempted_status",
+        0,
+        "Exit status of a run that SIGTERM ended early, for schedulers that take 0 for finished.",
+        flag_values=values,
+    )
+    command_line.define_process_flags(values)
+    flags.mark_flag_as_required("config", flag_values=values)

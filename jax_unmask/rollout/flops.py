@@ -1,0 +1,54 @@
+"""Floating-point operations of a rollout's forwards, counted from shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.flops import forward_flops, head_flops, layer_flops
+from jax_unmask.rollout.trajectory import RolloutSettings, Trajectory
+
+
+@dataclasses.dataclass(frozen=True)
+class RolloutFlops:
+    """Operations of one row in one forward of each kind that a rollout has.
+
+    Attributes:
+        full: of a forward over the whole sequence (with cache "block": over the prompt).
+        cached: of a forward that reads the cache; 0 without one.
+    """
+
+    full: int
+    cached: int
+
+    def executed(self, done: Trajectory) -> int:
+        """Operations of all forwards that a rollout executed."""
+        kinds = done.by_kind
+        if kinds is None:
+            return self.full * done.slots * int(done.forwards)
+        full = self.full * kinds.full_rows * int(kinds.full_executed)
+        return full + self.cached * done.slots * int(kinds.cached_executed)
+
+
+def rollout_flops(
+    config: DenoiserConfig, settings: RolloutSettings, prompt_length: int, scored: int
+) -> RolloutFlops:
+    """Matrix products of the denoiser in the forwards of a rollout; the policy counts nothing.
+
+    Args:
+        config: the denoiser.
+        settings: shape of the rollout.
+        prompt_length: prompt tokens, padding included.
+        scored: canvas positions that a forward without a cache scores, see
+            `rollout.scored_positions`.
+    """
+    length, cache = settings.gen_length, settings.cache
+    whole = prompt_length + length
+    if cache is None:
+        return RolloutFlops(forward_flops(config, 1, whole, scored), 0)
+    full = forward_flops(config, 1, whole, length)
+    if cache.kind == "block":
+        full = layer_flops(config, prompt_length, 1, prompt_length)
+    window = cache.window(length, settings.block_length)
+    read = layer_flops(config, window, window, window + whole)
+    return RolloutFlops(full, read + head_flops(config, window))
