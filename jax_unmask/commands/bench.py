@@ -241,7 +241,7 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         gen_length=args.gen_length,
         block_length=args.block_length,
         vocab_chunk=args.vocab_chunk,
-        slots=args.slots,
+        slots=args.slots or 0,
     )
     subject = _subject(args, settings)
     config = subject.denoiser.config

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, cast, get_args
+from typing import Literal, cast
 
 import jax
 import jax.numpy as jnp
@@ -13,13 +13,14 @@ from jax_unmask.policies import distributions
 from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.network import NetworkConfig, NetworkInputs
+from jax_unmask.settings import Settings, setting
 
 Distribution = Literal["bernoulli", "bernoulli_argmax", "dpls", "threshold"]
 Context = Literal["full", "block"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LearnedPolicy:
+class LearnedPolicy(Settings):
     """Fills positions as a policy network says.
 
     Its params are {"network": weights, "temperature": divides the logits, "scale": multiplies the
@@ -28,36 +29,38 @@ class LearnedPolicy:
     reaches them).
 
     Attributes:
-        network: what the network looks like and reads.
-        distribution: "bernoulli" draws each legal position independently and may draw nothing;
-            "bernoulli_argmax" then fills the position with the largest logit; "dpls" is dynamic
-            Plackett-Luce; "threshold" is deterministic: fill where the (scaled) probability is
-            above one half, else the position with the largest logit.
-        context: "full" shows the network the whole canvas, "block" the current block alone. Either
-            way it acts inside the block only.
-        dpls_stop_logit: logit of STOP in dynamic Plackett-Luce.
-        exact_fallback: score arg-max fallbacks exactly ("bernoulli_argmax"): as the sum over both
-            ways to get {arg max}. False scores every action as a plain Bernoulli draw, as the
-            published code does.
+        network: shape and observations of the network.
     """
 
-    network: NetworkConfig | HiddenNetworkConfig = dataclasses.field(default_factory=NetworkConfig)
-    distribution: Distribution = "bernoulli"
-    context: Context = "full"
-    dpls_stop_logit: float = 0.0
-    exact_fallback: bool = False
+    network: NetworkConfig | HiddenNetworkConfig = NetworkConfig()
+    distribution: Distribution = setting(
+        "bernoulli",
+        "bernoulli draws each legal position independently and may draw nothing; bernoulli_argmax "
+        "then fills the position with the largest logit; dpls is dynamic Plackett-Luce; threshold "
+        "is deterministic: fill where the (scaled) probability is above one half, else the "
+        "position with the largest logit.",
+    )
+    context: Context = setting(
+        "full",
+        "full shows the network the whole canvas, block the current block alone; either way it "
+        "acts inside the block only.",
+    )
+    dpls_stop_logit: float = setting(
+        0.0, "Logit of STOP in dynamic Plackett-Luce.", ge=-1e4, le=1e4
+    )
+    exact_fallback: bool = setting(
+        False,
+        "Score arg-max fallbacks (bernoulli_argmax) by their own likelihood, as the sum over both "
+        "ways to get {arg max}, instead of that of a plain Bernoulli draw, as published.",
+    )
 
-    def __post_init__(self) -> None:
-        for name, kind in (("distribution", Distribution), ("context", Context)):
-            if getattr(self, name) not in get_args(kind):
-                raise ValueError(
-                    f"{name}={getattr(self, name)!r} is unknown; choose one of {get_args(kind)}"
-                )
-        if self.exact_fallback and self.distribution != "bernoulli_argmax":
-            raise ValueError(
-                f"exact_fallback=True has no meaning for distribution={self.distribution!r}; "
-                "use distribution='bernoulli_argmax'"
-            )
+    def check(self) -> None:
+        self.require(
+            not self.exact_fallback or self.distribution == "bernoulli_argmax",
+            "exact_fallback",
+            f"it has no meaning for `distribution` = {self.distribution!r}",
+            "Set `distribution` = 'bernoulli_argmax'",
+        )
 
     @property
     def needs(self) -> Needs:

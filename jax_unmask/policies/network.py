@@ -30,86 +30,95 @@ from jax_unmask.policies.layers import (
     rotate_pairs,
     zero_dense,
 )
+from jax_unmask.settings import Settings, setting
 
 
 @dataclasses.dataclass(frozen=True)
-class NetworkConfig:
-    """Shape and observations of the policy network. The defaults are the published ones.
+class NetworkConfig(Settings):
+    """Shape and observations of the policy network. The defaults are the published ones."""
 
-    Attributes:
-        hidden_dim: width d.
-        feedforward_dim: width of the MLP.
-        num_heads: attention heads; hidden_dim / num_heads must be even (rotary pairs).
-        time_embed_dim: width of the sinusoidal embedding of t.
-        num_blocks: DiT blocks.
-        time_period: longest period of the time embedding; 1 (published) makes all frequencies 1.
-        top_k: how many of the largest probabilities per position are seen.
-        entropy: also see the entropy of the denoiser's distribution (nats).
-        token_buckets: also see the candidate token through a learned embedding with this many
-            entries, indexed by token id modulo `token_buckets` (one entry per token if the
-            vocabulary is no larger); 0 for none.
-        position: also see k / L, the fraction of the canvas left of k that is still masked, and
-            whether k is the leftmost legal position.
-        position_embedding: also see which position it is, through a learned embedding with this
-            many entries, at least the width that the network sees; 0 for none.
-        pair_attention: add a learned scalar per head and pair of positions to the attention
-            logits; entries per side, at least the width that the network sees; 0 for none.
-        rank: also see how many legal positions are more confident, over L, and, with `entropy`,
-            the sum of their entropies (what the entropy-bounded sampler bounds). Of equally
-            confident positions the first counts as more confident.
-        rank_attention: add a learned scalar per head to the attention logits from each position to
-            the legal ones that are more confident; its initial values, one per head, or () for
-            none.
-        candidate_attention: add a learned scalar per head to the attention logits between masked
-            positions that propose the same candidate token (a position and itself included); its
-            initial values, one per head, or () for none.
-        hidden_size: width of the denoiser's last hidden state, of which a linear projection is
-            added to the input; 0 for none.
-        initial_bias: initial bias of the output logit; -2 fills ~12% of the positions per step.
-    """
+    hidden_dim: int = setting(128, "Width d.", ge=1)
+    feedforward_dim: int = setting(512, "Width of the MLP.", ge=1)
+    num_heads: int = setting(
+        2, "Attention heads; hidden_dim / num_heads must be even (rotary pairs).", ge=1
+    )
+    time_embed_dim: int = setting(128, "Width of the sinusoidal embedding of time t.", ge=2)
+    num_blocks: int = setting(1, "DiT blocks.", ge=1)
+    time_period: float = setting(
+        1.0, "Longest period of the time embedding; 1 makes all frequencies 1.", gt=0, le=1e9
+    )
+    top_k: int = setting(1, "How many of the largest probabilities per position are seen.", ge=1)
+    entropy: bool = setting(False, "Also see the entropy of the denoiser's distribution (nats).")
+    token_buckets: int = setting(
+        0,
+        "Also see the candidate token through a learned embedding with this many entries, indexed "
+        "by token id modulo token_buckets; 0 for none.",
+        ge=0,
+    )
+    position: bool = setting(
+        False,
+        "Also see k / L, the fraction of the canvas left of k that is still masked, and whether k "
+        "is the leftmost legal position.",
+    )
+    position_embedding: int = setting(
+        0,
+        "Also see which position it is, through a learned embedding with this many entries, at "
+        "least the width that the network sees; 0 for none.",
+        ge=0,
+    )
+    pair_attention: int = setting(
+        0,
+        "Add a learned scalar per head and pair of positions to the attention logits; entries per "
+        "side, at least the width that the network sees; 0 for none.",
+        ge=0,
+    )
+    rank: bool = setting(
+        False,
+        "Also see how many legal positions are more confident, over L, and, with entropy, the sum "
+        "of their entropies (the entropy-bounded sampler bounds it); ties go to the first.",
+    )
+    rank_attention: tuple[float, ...] = setting(
+        (),
+        "Add a learned scalar per head to the attention logits from each position to the legal "
+        "ones that are more confident; its initial values, one per head, or () for none.",
+        ge=-1e4,
+        le=1e4,
+    )
+    candidate_attention: tuple[float, ...] = setting(
+        (),
+        "Add a learned scalar per head to the attention logits between masked positions that "
+        "propose the same candidate token; its initial values, one per head, or () for none.",
+        ge=-1e4,
+        le=1e4,
+    )
+    hidden_size: int = setting(
+        0,
+        "Width of the denoiser's last hidden state, of which a linear projection is added to the "
+        "input; 0 for none.",
+        ge=0,
+    )
+    initial_bias: float = setting(
+        -2.0,
+        "Initial bias of the output logit; -2 fills about 12 % of the positions per step.",
+        ge=-1e4,
+        le=1e4,
+    )
 
-    hidden_dim: int = 128
-    feedforward_dim: int = 512
-    num_heads: int = 2
-    time_embed_dim: int = 128
-    num_blocks: int = 1
-    time_period: float = 1.0
-    top_k: int = 1
-    entropy: bool = False
-    token_buckets: int = 0
-    position: bool = False
-    position_embedding: int = 0
-    pair_attention: int = 0
-    rank: bool = False
-    rank_attention: tuple[float, ...] = ()
-    candidate_attention: tuple[float, ...] = ()
-    hidden_size: int = 0
-    initial_bias: float = -2.0
-
-    def __post_init__(self) -> None:
-        for name in ("hidden_dim", "feedforward_dim", "num_heads", "num_blocks", "top_k"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("token_buckets", "position_embedding", "pair_attention", "hidden_size"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be 0 (off) or positive")
-        if self.hidden_dim % (2 * self.num_heads):
-            raise ValueError(
-                f"hidden_dim={self.hidden_dim} is not divisible by 2 * num_heads="
-                f"{2 * self.num_heads}; rotary attention needs an even width per head"
-            )
-        if self.time_embed_dim < 2:
-            raise ValueError(f"time_embed_dim={self.time_embed_dim} must be at least 2")
-        if self.time_period <= 0:
-            raise ValueError(f"time_period={self.time_period} must be positive")
+    def check(self) -> None:
+        self.require(
+            self.hidden_dim % (2 * self.num_heads) == 0,
+            "hidden_dim",
+            f"it is not divisible by 2 * `num_heads` = {2 * self.num_heads}; rotary attention "
+            "needs an even width per head",
+            "Change one of them",
+        )
         for name in ("rank_attention", "candidate_attention"):
-            # Lists (from JSON, from a config) become hashable.
-            object.__setattr__(self, name, tuple(getattr(self, name)))
-            if len(getattr(self, name)) not in (0, self.num_heads):
-                raise ValueError(
-                    f"{name}={getattr(self, name)} has {len(getattr(self, name))} values for "
-                    f"num_heads={self.num_heads}; give one per head, or () for none"
-                )
+            self.require(
+                len(getattr(self, name)) in (0, self.num_heads),
+                name,
+                f"there are `num_heads` = {self.num_heads} heads",
+                "Give one value per head, or () for none",
+            )
 
     @property
     def feature_size(self) -> int:
@@ -126,21 +135,6 @@ class NetworkConfig:
     def needs(self) -> Needs:
         """What the rollout must observe for this network."""
         return Needs(top_k=self.top_k, entropy=self.entropy, hidden=self.hidden_size > 0)
-
-    @property
-    def published(self) -> bool:
-        """Whether the network has no observation beyond the published ones."""
-        return not (
-            self.entropy
-            or self.token_buckets
-            or self.position
-            or self.position_embedding
-            or self.pair_attention
-            or self.rank
-            or self.rank_attention
-            or self.candidate_attention
-            or self.hidden_size
-        )
 
     def build(self) -> UnmaskingNetwork:
         """The linen module of this configuration."""

@@ -140,7 +140,7 @@ def build_settings(
         block_length=config.rollout.block_length,
         temperature=config.rollout.temperature,
         vocab_chunk=config.rollout.vocab_chunk,
-        slots=config.rollout.slots or None,
+        slots=config.rollout.slots,
         slot_groups=slot_groups,
         sampling=denoisers.families.sampling(
             denoiser.family, config.rollout.top_k, config.rollout.top_p

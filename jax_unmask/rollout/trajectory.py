@@ -15,78 +15,87 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask.denoisers.sampling import PLAIN, Sampling
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.prompts import Prompts as Prompts
-from jax_unmask.rollout.caching import Cache
+from jax_unmask.rollout.caching import Cache, parse_cache
+from jax_unmask.settings import Settings, setting
 
 Watcher = Callable[[np.ndarray, np.ndarray], None]
 """Gets canvases [B, L] and step maps [B, L] after each iteration, while the rollout runs."""
 
 
 @dataclasses.dataclass(frozen=True)
-class RolloutSettings:
+class RolloutSettings(Settings):
     """The static shape of a rollout.
 
+    With a block-causal denoiser `block_length` is also the length of the blocks that attend to each
+    other, and blocks are counted from the start of the text: a row's first block is what the prompt
+    leaves of one, its last what remains of the canvas.
+
     Attributes:
-        gen_length: canvas length L.
-        block_length: block length BL; L must be a multiple of it. BL = L is full diffusion. With a
-            block-causal denoiser it is also the length of the blocks that attend to each other, and
-            blocks are counted from the start of the text: a row's first block is what the prompt
-            leaves of one, its last what remains of the canvas.
-        temperature: denoiser temperature; 0 takes the arg max, above 0 a Gumbel-max sample.
         record: whether the trajectory keeps each step's observation and action (learners need it,
             evaluation does not).
-        guidance: scale of classifier-free guidance without a trained null prompt (LLaDA, arXiv
-            2502.09992, appendix): above 0 each step runs the denoiser a second time with the prompt
-            masked out. NFE still counts steps.
-        vocab_chunk: vocabulary entries whose logits exist at one time; None for all of them.
-        slots: rows that the denoiser serves at one time; None for all of the batch. With fewer
-            slots than rows, a row that is done leaves its slot to the next one that waits. Rows get
-            the same either way; what differs is time (few forwards are spent on rows that are
-            done) and memory.
         slot_groups: parts into which rows and slots are divided, in order; a slot only ever gets
             rows of its own part. Where the batch is spread over several devices (the data and
             fsdp axes of the mesh), give their number: rows then never move between devices.
         sampling: top-k and top-p of the draw, and what a confidence is.
         stop_ids: tokens that end a text. A row is done with the first block that leaves one of them
             on its canvas; the blocks behind stay masked. Empty: canvases are filled to the end.
-        cache: which keys and values are kept from step to step; None for none: every step is a
-            forward over the whole sequence.
     """
 
-    gen_length: int
-    block_length: int
-    temperature: float = 0.0
+    gen_length: int = setting(256, "Canvas length L in tokens.", ge=1)
+    block_length: int = setting(
+        32, "Block length BL in tokens, a divisor of L; BL = L is full diffusion.", ge=1
+    )
+    temperature: float = setting(
+        0.0,
+        "Denoiser temperature; 0 takes the arg max, above 0 a Gumbel-max sample.",
+        ge=0,
+        le=1e4,
+    )
     record: bool = False
-    guidance: float = 0.0
-    vocab_chunk: int | None = None
-    slots: int | None = None
+    guidance: float = setting(
+        0.0,
+        "Scale of classifier-free guidance without a trained null prompt (LLaDA, arXiv 2502.09992, "
+        "appendix): above 0 each step runs the denoiser a second time with the prompt masked out, "
+        "which NFE does not count.",
+        ge=0,
+        le=1e4,
+    )
+    vocab_chunk: int | None = setting(
+        None, "Vocabulary entries whose logits exist at one time; None for all of them.", ge=1
+    )
+    slots: int = setting(
+        0,
+        "Rows that the denoiser serves at one time, 0 for all: a row that is done leaves its slot "
+        "to one that waits, and any number gives the same rollouts.",
+        ge=0,
+        exempt=True,
+    )
     slot_groups: int = 1
     sampling: Sampling = PLAIN
     stop_ids: tuple[int, ...] = ()
-    cache: Cache | None = None
+    cache: Cache | None = setting(
+        "none",
+        "Keys and values that are kept from step to step: none, prefix, dual or block, with "
+        "settings as in dual:refresh_every=8,extra_tokens=16.",
+        parse=parse_cache,
+    )
 
-    def __post_init__(self) -> None:
-        for name in ("gen_length", "block_length", "slot_groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.gen_length % self.block_length:
-            raise ValueError(
-                f"gen_length={self.gen_length} is not divisible by "
-                f"block_length={self.block_length}; choose a block length that divides it "
-                f"(block_length={self.gen_length} is full diffusion)"
-            )
-        for name in ("temperature", "guidance"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        if self.slots is not None and (self.slots < 1 or self.slots % self.slot_groups):
-            raise ValueError(
-                f"slots={self.slots} must be a positive multiple of slot_groups="
-                f"{self.slot_groups}; give None for one slot per row"
-            )
-        if self.cache is not None and self.guidance > 0:
-            raise ValueError(
-                f"guidance={self.guidance} needs a second forward per step, for which there is no "
-                f"cache; set cache=None (it is {str(self.cache)!r}) or guidance=0"
-            )
+    def check(self) -> None:
+        self.require_divides("block_length", "gen_length")
+        if self.slot_groups < 1:
+            raise ValueError(f"slot_groups={self.slot_groups} must be at least 1")
+        self.require(
+            self.slots % self.slot_groups == 0,
+            "slots",
+            f"it is no multiple of slot_groups={self.slot_groups}",
+            "Give a multiple, or 0 for one slot per row",
+        )
+        self.require(
+            self.cache is None or not self.guidance,
+            "guidance",
+            "it needs a second forward per step, for which there is no `cache`",
+            "Set it to 0, or `cache` to 'none' (None)",
+        )
 
     def num_slots(self, rows: int) -> int:
         """Slots of a rollout of so many rows.
@@ -99,7 +108,7 @@ class RolloutSettings:
                 f"{rows} rows do not divide among slot_groups={self.slot_groups}; give a multiple "
                 "of it"
             )
-        return rows if self.slots is None else min(self.slots, rows)
+        return min(self.slots, rows) if self.slots else rows
 
 
 @struct.dataclass

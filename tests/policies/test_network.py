@@ -289,15 +289,15 @@ def test_missing_observations_are_named(make_observation, config, leaves, messag
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden_dim": 10, "num_heads": 2}, "hidden_dim=10"),
-        ({"num_blocks": 0}, "num_blocks=0"),
-        ({"time_embed_dim": 1}, "time_embed_dim=1"),
-        ({"time_period": 0.0}, r"time_period=0\.0"),
-        ({"token_buckets": -1}, "token_buckets=-1"),
-        ({"position_embedding": -1}, "position_embedding=-1"),
-        ({"pair_attention": -1}, "pair_attention=-1"),
-        ({"rank_attention": (1.0,)}, "1 values"),
-        ({"candidate_attention": (1.0, 2.0, 3.0)}, "3 values for num_heads=2"),
+        ({"hidden_dim": 10, "num_heads": 2}, "hidden_dim = 10"),
+        ({"num_blocks": 0}, "num_blocks = 0"),
+        ({"time_embed_dim": 1}, "time_embed_dim = 1"),
+        ({"time_period": 0.0}, r"time_period = 0\.0"),
+        ({"token_buckets": -1}, "token_buckets = -1"),
+        ({"position_embedding": -1}, "position_embedding = -1"),
+        ({"pair_attention": -1}, "pair_attention = -1"),
+        ({"rank_attention": (1.0,)}, r"rank_attention = \(1\.0,\)"),
+        ({"candidate_attention": (1.0, 2.0, 3.0)}, "candidate_attention = .*num_heads = 2"),
     ],
 )
 def test_impossible_configs_are_refused(changes, message):
@@ -308,5 +308,3 @@ def test_impossible_configs_are_refused(changes, message):
 def test_needs_follow_the_options():
     assert NetworkConfig().needs == Needs()
     assert RICH.needs == Needs(top_k=2, entropy=True, hidden=True)
-    assert NetworkConfig(top_k=3).published
-    assert not RICH.published
