@@ -30,7 +30,7 @@ from typing import Any, ClassVar, Literal, TypeVar
 
 T = TypeVar("T")
 
-_DECLARATION = "setting"
+_DECLARATION, _GIVEN = "setting", "given"
 _MAX_INT = 2**31 - 1
 
 
@@ -227,9 +227,9 @@ def setting(
     return dataclasses.field(default=default, metadata={_DECLARATION: declaration})
 
 
-def given() -> Any:
-    """A field that code fills in (`dataclasses.replace`), beside those that are settings."""
-    return dataclasses.field(default=None)
+def given(default: Any = None) -> Any:
+    """A field that code fills in (`dataclasses.replace`), and that no config has."""
+    return dataclasses.field(default=default, metadata={_GIVEN: True})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -470,7 +470,7 @@ def _members(instance: Settings) -> Iterator[tuple[str, Any]]:
         if field.name in own:
             declaration = own[field.name]
             yield field.name, dataclasses.replace(declaration, default=_text(declaration, value))
-        elif isinstance(field.default, Settings):
+        elif isinstance(value, Settings) and _GIVEN not in field.metadata:
             yield field.name, value
 
 

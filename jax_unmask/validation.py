@@ -13,7 +13,6 @@ from jax_unmask.environment.bundle import build_cache
 from jax_unmask.evaluation import axes
 from jax_unmask.evaluation.candidates import candidates
 from jax_unmask.learners.losses import KlEstimator, Normaliser
-from jax_unmask.learners.optim import ScheduleName
 from jax_unmask.learners.states.surrogates import Threshold
 from jax_unmask.recipes.process import JUDGES
 from jax_unmask.recipes.state_sft import METHODS
@@ -65,7 +64,7 @@ def _optimizer(config: ConfigDict) -> None:
     check.positive(config, "optimizer.lr", "optimizer.grad_clip")
     check.non_negative(config, "optimizer.warmup_steps", "optimizer.weight_decay")
     check.within(config, "optimizer.final_fraction", 0.0, 1.0)
-    check.one_of(config, "optimizer.schedule", get_args(ScheduleName))
+    check.one_of(config, "optimizer.schedule", ("cosine", "constant", "stable"))
     for key in ("optimizer.b1", "optimizer.b2"):
         check.within(config, key, 0.0, 1.0 - 1e-9)
     steps = config.train.steps

@@ -17,8 +17,39 @@ from jaxtyping import Array, Bool, Int
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.order import descending_ranks
 from jax_unmask.rollout.trajectory import Records
+from jax_unmask.settings import Settings, setting
 
 Tree = TypeVar("Tree")
+
+
+@dataclasses.dataclass(frozen=True)
+class ExpertSettings(Settings):
+    """The rollouts of a heuristic that join each group."""
+
+    count: int = setting(0, "Expert rollouts E per group; 0 for none.", ge=0)
+    policy: str = setting("threshold:threshold=0.9", "The policy of the expert.")
+    block_length: int = setting(32, "Block length of its rollouts, in tokens.", ge=1)
+    imitation: float = setting(
+        0.0,
+        "Weight of the log-likelihood of right expert rollouts beside the objective (0 published).",
+        ge=0,
+        le=1e6,
+    )
+    imitation_steps: int = setting(0, "First training steps in which that is added.", ge=0)
+
+    def check(self) -> None:
+        self.require(
+            bool(self.imitation) == bool(self.imitation_steps),
+            "imitation",
+            f"one is nothing without the other, and `imitation_steps` = {self.imitation_steps}",
+            "Set both, or leave both at 0",
+        )
+        self.require(
+            not self.imitation or self.count > 0,
+            "imitation",
+            f"there is no expert to imitate (`count` = {self.count})",
+            "Set `count` to at least 1, or `imitation` and `imitation_steps` to 0",
+        )
 
 
 def merge_groups(

@@ -23,10 +23,12 @@ from jax_unmask.learners.engine import (
     pack,
     take_chunk,
 )
+from jax_unmask.learners.experts import ExpertSettings
 from jax_unmask.learners.losses import clipped_objective, mixture_log_prob, step_weights
 from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.rollout.trajectory import Records
+from jax_unmask.settings import Settings, given, setting
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -83,7 +85,7 @@ class _Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyLearner:
+class PolicyLearner(Settings):
     """Trains a policy's network by GRPO; hashable, so that one instance is one compiled update.
 
     The objective is that of arXiv 2512.09106: group-mean advantages, a clipped ratio per step
@@ -94,37 +96,33 @@ class PolicyLearner:
 
     Attributes:
         policy: the policy to train.
-        optimizer: see `optim.make_optimizer`; it sees `params["network"]` alone.
-        epsilon: clip range of the ratio (0.5 published).
-        updates_per_batch: passes over each batch of rollouts (2 published).
-        minibatches: optimiser steps per pass. Above 1, each pass splits its pairs at random into
-            that many disjoint parts; each part's loss is scaled to estimate the whole without bias.
-        chunk_size: pairs whose activations are alive at once.
-        entropy_coefficient: weight of the entropy bonus, in nats per legal position, averaged like
-            the objective; 0 (published) for none.
+        optimizer: see `optim.OptimizerSettings`; it sees `params["network"]` alone.
         group_size: G, policy rollouts per group; only the mixture likelihood of experts uses it.
-        num_experts: E, expert rollouts per group.
+        expert: the experts of each group, E = `expert.count` rollouts.
     """
 
-    policy: TrainablePolicy
-    optimizer: optax.GradientTransformation
-    epsilon: float = 0.5
-    updates_per_batch: int = 2
-    minibatches: int = 1
-    chunk_size: int = 1024
-    entropy_coefficient: float = 0.0
+    policy: TrainablePolicy = given()
+    optimizer: optax.GradientTransformation = given()
+    clip: float = setting(
+        0.5, "Clip range epsilon of the ratio (0.5 in arXiv 2512.09106).", gt=0, lt=1
+    )
+    updates_per_batch: int = setting(2, "Passes over each batch of rollouts.", ge=1)
+    minibatches: int = setting(
+        1,
+        "Optimiser steps per pass: each pass splits its (step, row) pairs at random into so many "
+        "disjoint minibatches, whose losses estimate the whole without bias.",
+        ge=1,
+    )
+    entropy_coefficient: float = setting(
+        0.0,
+        "Weight of the entropy bonus, in nats per legal position, averaged like the objective; "
+        "0 (published) for none.",
+        ge=0,
+        le=1e6,
+    )
+    chunk_size: int = setting(512, "Pairs whose activations are alive at once.", ge=1)
     group_size: int = 1
-    num_experts: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.epsilon < 1.0:
-            raise ValueError(f"epsilon={self.epsilon} must lie in (0, 1)")
-        for name in ("updates_per_batch", "minibatches", "chunk_size", "group_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("entropy_coefficient", "num_experts"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
+    expert: ExpertSettings = given(ExpertSettings())
 
     @property
     def optimizer_steps(self) -> int:
@@ -303,10 +301,10 @@ class PolicyLearner:
             )
         if is_expert is None:
             return
-        if self.num_experts < 1:
+        if self.expert.count < 1:
             raise ValueError(
-                "is_expert was given, but num_experts=0; the mixture likelihood needs the number "
-                "of experts per group"
+                "is_expert was given, but expert.count = 0; the mixture likelihood needs their "
+                "number per group"
             )
         if is_expert.shape != (batch,):
             raise ValueError(
@@ -380,11 +378,11 @@ class PolicyLearner:
                 expert = rows.is_expert[at.row]
                 by_policy = valid & ~expert
                 mixed = functools.partial(
-                    mixture_log_prob, group_size=self.group_size, num_experts=self.num_experts
+                    mixture_log_prob, group_size=self.group_size, num_experts=self.expert.count
                 )
                 new = jnp.where(expert, mixed(new), new)
                 old = jnp.where(expert, mixed(old), old)
-            objective = clipped_objective(new, old, rows.advantages[at.row], self.epsilon)
+            objective = clipped_objective(new, old, rows.advantages[at.row], self.clip)
             if rows.imitated is not None:
                 objective -= rows.imitated[at.row] * surprise
             legal = jnp.sum(obs.legal, axis=-1)
@@ -397,7 +395,7 @@ class PolicyLearner:
                 loss=loss,
                 surprise=jnp.sum(jnp.where(by_policy, surprise, 0.0)),
                 legal=jnp.sum(jnp.where(by_policy, legal, 0)).astype(jnp.float32),
-                clipped=_count(valid & (jnp.abs(ratio - 1.0) > self.epsilon)),
+                clipped=_count(valid & (jnp.abs(ratio - 1.0) > self.clip)),
                 kl=jnp.sum(jnp.where(by_policy, ratio - 1.0 - difference, 0.0)),
                 kl_pairs=_count(by_policy),
                 pairs=_count(valid),

@@ -81,10 +81,8 @@ class Recipe(Protocol):
 
 def build_optimizer(config: ConfigDict, steps_per_iteration: int = 1) -> Any:
     """The optimiser of `config.optimizer`, with its schedule over the whole run."""
-    return optim.make_optimizer(
-        total_steps=config.train.steps * steps_per_iteration,
-        **dict(config.optimizer),
-    )
+    settings = optim.OptimizerSettings(**dict(config.optimizer))
+    return settings.build(config.train.steps * steps_per_iteration)
 
 
 def row_flops(config: ConfigDict, denoiser: DenoiserConfig, scored: int | None = None) -> int:

@@ -17,7 +17,7 @@ from jax_unmask import policies
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.bundle import Bundle, build_cache, load_bundle
 from jax_unmask.learners.advantages import group_advantages
-from jax_unmask.learners.experts import merge_groups, with_experts
+from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
 from jax_unmask.policies.base import Observing
@@ -99,13 +99,13 @@ def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = (), slot_groups:
         optimizer=build_optimizer(
             config, config.learner.updates_per_batch * config.learner.minibatches
         ),
-        epsilon=config.learner.clip,
+        clip=config.learner.clip,
         updates_per_batch=config.learner.updates_per_batch,
         minibatches=config.learner.minibatches,
         chunk_size=config.learner.chunk_size,
         entropy_coefficient=config.learner.entropy_coefficient,
         group_size=config.rollout.group_size,
-        num_experts=config.expert.count,
+        expert=ExpertSettings(**dict(config.expert)),
     )
     if not config.expert.count:
         return Parts(policy, settings, learner, None, None, settings)

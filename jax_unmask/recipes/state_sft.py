@@ -56,7 +56,7 @@ class StateSft(Sft):
 
     def _surrogate(self) -> Surrogate:
         learner = self._config.learner
-        masks = {"low": learner.mask_low, "high": learner.mask_high}
+        masks = {"mask_low": learner.mask_low, "mask_high": learner.mask_high}
         if learner.method == "semi_ar":
             return SemiAutoregressive(block_length=learner.block_length, **masks)
         if learner.method == "ar":
@@ -64,7 +64,7 @@ class StateSft(Sft):
         if learner.method == "trace":
             return Trace(shrink=learner.shrink)
         threshold: Threshold = "block" if learner.method == "block" else "row"
-        return RandomMasking(draws=learner.draws, threshold=threshold, **masks)
+        return RandomMasking(draws=learner.draws, mask_threshold=threshold, **masks)
 
     def _build_learner(self) -> TraceLearner:
         config, learner = self._config, self._config.learner
@@ -101,7 +101,7 @@ class StateSft(Sft):
             blocks=blocks,
             beta=0.0,
             normaliser=learner.normaliser,
-            num_pads=None if learner.num_pads < 0 else learner.num_pads,
+            num_pads=learner.num_pads,
             chunk_size=learner.chunk_size,
             positions_per_chunk=learner.positions_per_chunk,
         )

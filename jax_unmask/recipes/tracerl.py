@@ -25,7 +25,7 @@ from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.states.batch import describe
 from jax_unmask.learners.states.forward import AttentionBlocks, in_blocks
 from jax_unmask.learners.states.responses import Responses
-from jax_unmask.learners.states.surrogates import Elbo, FullyMasked, RandomMasking, Surrogate, Trace
+from jax_unmask.learners.states.surrogates import SurrogateSettings
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.recipes.base import (
     Metrics,
@@ -42,30 +42,13 @@ from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
 
+_SURROGATE = [field.name for field in dataclasses.fields(SurrogateSettings)]
 SURROGATES = ("trace", "random_masking", "coupled", "diffu_grpo", "espo")
 
 # Streams of a step's key: the learner takes 0 and 1, the rounds of rollouts those from here on.
 _FIRST_ROUND = 2
 # Of what is known about a rollout, that which is known of each prompt instead of each row.
 _OF_PROMPTS = ("over_budget", "alike")
-
-
-def build_surrogate(config: ConfigDict) -> Surrogate:
-    """The states that `config.learner` trains on."""
-    learner = config.learner
-    draws = {} if learner.draws is None else {"draws": learner.draws}
-    masks = {
-        "low": learner.mask_low,
-        "high": learner.mask_high,
-        "threshold": learner.mask_threshold,
-    }
-    if learner.surrogate == "trace":
-        return Trace(shrink=learner.shrink)
-    if learner.surrogate == "diffu_grpo":
-        return FullyMasked(prompt_ratio=learner.prompt_mask_ratio, **draws)
-    if learner.surrogate == "espo":
-        return Elbo(**draws)
-    return RandomMasking(complement=learner.surrogate == "coupled", **masks, **draws)
 
 
 def build_learner(
@@ -90,7 +73,7 @@ def build_learner(
             optimizer=build_optimizer(own, steps),
             gamma=config.value.gamma,
             lam=config.value.lam,
-            epsilon=config.value.clip,
+            clip=config.value.clip,
         )
     blocks = None
     if denoiser.config.attention_block is not None:
@@ -105,16 +88,16 @@ def build_learner(
     return TraceLearner(
         denoiser=denoiser.clone(remat=config.model.remat),
         optimizer=build_optimizer(config, steps),
-        surrogate=build_surrogate(config),
+        surrogate=SurrogateSettings(**{name: learner[name] for name in _SURROGATE}).build(),
         blocks=blocks,
         value=value,
-        epsilon=learner.clip,
+        clip=learner.clip,
         beta=learner.beta,
         reference_beta=learner.reference_beta,
         kl=learner.kl,
         normaliser=learner.normaliser,
         ratio_limit=learner.ratio_limit,
-        num_pads=None if learner.num_pads < 0 else learner.num_pads,
+        num_pads=learner.num_pads,
         end_ids=end_ids,
         temperature=learner.temperature,
         passes=learner.passes,

@@ -96,21 +96,6 @@ def test_rows_do_not_depend_on_the_batch():
         np.testing.assert_array_equal(few, many[:3])
 
 
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"min_ratio": 0.0}, "min_ratio=0.0"),
-        ({"max_weight": 0.5}, "max_weight=0.5"),
-        ({"suffix_fraction": 1.5}, "suffix_fraction=1.5"),
-        ({"suffix_block_length": 0}, "suffix_block_length=0"),
-        ({"suffix_target": "tail"}, "suffix_target='tail'"),
-    ],
-)
-def test_bad_settings_are_named(settings, message):
-    with pytest.raises(ValueError, match=message):
-        Masking(**settings)
-
-
 def test_block_must_divide_the_response():
     with pytest.raises(ValueError, match=r"suffix_block_length=5 does not divide .* 12"):
         draw(Masking(suffix_fraction=0.5, suffix_block_length=5))

@@ -12,7 +12,7 @@ import pytest
 
 import tiny
 from jax_unmask.denoisers import Denoiser, init_params
-from jax_unmask.learners.experts import merge_groups, with_experts
+from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.losses import mixture_log_prob
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.policies.base import Action, Needs, Observing
@@ -123,7 +123,7 @@ def test_an_expert_that_did_better_becomes_likelier(rollouts):
         optimizer=optax.adam(1e-2),
         chunk_size=16,
         group_size=GROUP,
-        num_experts=EXPERTS,
+        expert=ExpertSettings(count=EXPERTS),
     )
     state = learner.init(params, jax.random.key(0))
     advantages = jnp.where(is_expert, 1.0, 0.0)

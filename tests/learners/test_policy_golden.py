@@ -11,6 +11,7 @@ import optax
 import pytest
 from safetensors.numpy import load_file
 
+from jax_unmask.learners.experts import ExpertSettings
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.checkpoint import load_policy
@@ -85,10 +86,10 @@ def test_loss_entropy_and_gradient(case, setting):
     learner = PolicyLearner(
         policy=policy,
         optimizer=optax.sgd(1.0),
-        epsilon=expected["epsilon"],
+        clip=expected["epsilon"],
         chunk_size=expected["timestep_batch_size"] or 1024,
         group_size=sizes[0],
-        num_experts=sizes[1] if expert else 0,
+        expert=ExpertSettings(count=sizes[1] if expert else 0),
     )
     # The two rollouts of the expert case differ in canvas length, so they cannot form one batch;
     # the loss is a mean over rows, so theirs may be averaged.

@@ -24,7 +24,7 @@ def test_semi_autoregressive_states():
     trainable = jnp.arange(8) < jnp.asarray([[8], [6]])
     zeros = jnp.zeros((2, 8), jnp.int32)
     canvas = Canvas(trainable, zeros, zeros, zeros, jnp.ones((2, 3), bool))
-    surrogate = SemiAutoregressive(block_length=3, low=0.3, high=0.9)
+    surrogate = SemiAutoregressive(block_length=3, mask_low=0.3, mask_high=0.9)
     assert surrogate.num_states(8) == 3
     seen = np.zeros((2, 8), bool)
     for seed in range(30):

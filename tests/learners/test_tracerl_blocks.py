@@ -122,7 +122,7 @@ class TestAgainstTheRollout:
         np.testing.assert_array_equal(sum(np.asarray(s) * 1 for s in states), canvas.trainable)
 
     def test_a_mask_ratio_for_each_block(self, trajectory):
-        surrogate = RandomMasking(draws=1, threshold="block", low=0.0, high=1.0)
+        surrogate = RandomMasking(draws=1, mask_threshold="block", mask_low=0.0, mask_high=1.0)
         learner = make_learner(surrogate=surrogate)
         canvas = describe(learner, responses_of(trajectory))
         states = [
@@ -280,7 +280,7 @@ class TestGolden:
         for number, setting in enumerate(case["settings"]):
             learner = dataclasses.replace(
                 plain,
-                epsilon=setting["eps"],
+                clip=setting["eps"],
                 beta=setting["beta"],
                 kl="k3" if setting["k3"] else "k1",
             )

@@ -164,9 +164,5 @@ def test_mistakes_are_named(make_observation):
     policy, params = make(distribution="dpls")
     with pytest.raises(ValueError, match="rank is None"):
         policy.log_prob(params, obs, action)
-    with pytest.raises(ValueError, match="distribution='gauss'"):
-        make(distribution="gauss")
-    with pytest.raises(ValueError, match="context='half'"):
-        make(context="half")
-    with pytest.raises(ValueError, match="exact_fallback=True"):
+    with pytest.raises(ValueError, match="exact_fallback = True"):
         make(exact_fallback=True)

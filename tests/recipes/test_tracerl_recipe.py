@@ -5,10 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jax_unmask import config as defaults
-from jax_unmask.learners.states.surrogates import Elbo, FullyMasked, RandomMasking, Trace
+from jax_unmask.learners.states.surrogates import (
+    Elbo,
+    FullyMasked,
+    RandomMasking,
+    SurrogateSettings,
+    Trace,
+)
 from jax_unmask.recipes.groups import choose_groups, text_lengths
-from jax_unmask.recipes.tracerl import build_surrogate
 
 
 def test_kept_groups_come_first_and_others_fill_up():
@@ -32,12 +36,9 @@ def test_text_lengths():
         ("trace", None, Trace(shrink=8)),
         ("random_masking", None, RandomMasking(draws=25)),
         ("coupled", 3, RandomMasking(draws=3, complement=True)),
-        ("diffu_grpo", None, FullyMasked(draws=1, prompt_ratio=0.15)),
+        ("diffu_grpo", None, FullyMasked(draws=1, prompt_mask_ratio=0.15)),
         ("espo", None, Elbo(draws=2)),
     ],
 )
 def test_methods_differ_in_their_surrogate_alone(name, draws, expected):
-    config = defaults.tracerl()
-    config.learner.surrogate = name
-    config.learner.draws = draws
-    assert build_surrogate(config) == expected
+    assert SurrogateSettings(surrogate=name, draws=draws).build() == expected

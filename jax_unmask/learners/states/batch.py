@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, get_args
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -43,6 +43,7 @@ from jax_unmask.learners.states.surrogates import Autoregressive, Canvas, States
 from jax_unmask.learners.states.token_log_prob import token_log_prob
 from jax_unmask.learners.value_model import token_values
 from jax_unmask.runtime.mesh import by_rows, constrain
+from jax_unmask.settings import Settings, given, setting
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -70,93 +71,100 @@ def describe(settings: TraceSettings, responses: Responses) -> Canvas:
 
 
 @dataclasses.dataclass(frozen=True)
-class ValueSettings:
-    """How the value model is trained; see `value_model`.
+class ValueSettings(Settings):
+    """How a value model is trained beside the denoiser; see `value_model`.
 
     Attributes:
-        optimizer: its own optimiser.
-        gamma: discount per step of a trace.
-        lam: lambda of GAE.
-        epsilon: how far a value may move within a batch while its gradient lasts.
+        optimizer: its own optimiser, at the learning rate `lr`.
     """
 
-    optimizer: optax.GradientTransformation
-    gamma: float = 1.0
-    lam: float = 1.0
-    epsilon: float = 0.2
+    optimizer: optax.GradientTransformation = given()
+    enabled: bool = setting(
+        False, "Train a value model: its advantages replace those of whole responses."
+    )
+    lr: float = setting(5e-6, "Its peak learning rate.", gt=0, le=100)
+    gamma: float = setting(1.0, "Discount per step of a trace.", ge=0, le=1)
+    lam: float = setting(1.0, "Lambda of GAE.", ge=0, le=1)
+    clip: float = setting(
+        0.2,
+        "How far a value may move within a batch while its gradient lasts.",
+        gt=0,
+        le=1e6,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
-class TraceSettings:
+class TokenSettings(Settings):
+    """The tokens of a state that are trained, and how they are walked over."""
+
+    normaliser: Normaliser = setting("step", "Weights of tokens, see losses.token_weights.")
+    num_pads: int = setting(
+        -1, "Padding tokens trained per response, its first ones; -1 for all.", ge=-1
+    )
+    chunk_size: int = setting(64, "States whose activations are alive at once.", ge=1)
+    positions_per_chunk: int = setting(256, "Positions whose logits are alive at once.", ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class LossSettings(TokenSettings):
+    """The loss of an update of `tracerl.TraceLearner`, and its optimiser steps."""
+
+    clip: float = setting(
+        0.2, "Clip range epsilon of the ratio (0.2 in arXiv 2509.06949).", gt=0, lt=1
+    )
+    beta: float = setting(
+        0.01,
+        "Weight of the KL penalty against the parameters that the batch began with.",
+        ge=0,
+        le=1e6,
+    )
+    reference_beta: float = setting(
+        0.0, "Weight of the KL penalty against the weights at the start of the run.", ge=0, le=1e6
+    )
+    kl: KlEstimator = setting("k3", "Estimator of both penalties, see losses.kl_estimate.")
+    ratio_limit: float = setting(10.0, "Largest absolute log ratio.", gt=0, le=80)
+    temperature: float = setting(
+        1.0,
+        "Temperature of the log-probabilities; 1 published, whatever that of the rollout.",
+        gt=0,
+        le=1e4,
+    )
+    passes: int = setting(1, "Passes over each batch.", ge=1)
+    minibatches: int = setting(1, "Optimiser steps per pass.", ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceSettings(LossSettings):
     """Settings of `tracerl.TraceLearner`.
 
     Attributes:
         denoiser: the module to train.
-        optimizer: see `optim.make_optimizer`.
+        optimizer: see `optim.OptimizerSettings`.
         surrogate: the states that stand for a response.
         blocks: the blocks of a block-causal denoiser; None for full attention.
         value: how a value model is trained beside; None for none. Needs `surrogates.Trace`.
-        epsilon: clip range of the ratio (0.2 published).
-        beta: weight of the KL penalty against the parameters that the batch began with (0.01).
-        reference_beta: weight of the KL penalty against frozen reference parameters.
-        kl: estimator of both, see `trace_loss.kl_estimate`.
-        normaliser: weights of tokens, see `trace_loss.token_weights`.
-        ratio_limit: largest absolute log ratio.
-        num_pads: padding tokens trained per response, see `trace.trainable_tokens`.
         end_ids: tokens that end a text; what stands behind counts as padding.
-        temperature: temperature of the log-probabilities; 1 published, whatever the rollout's.
-        passes: passes over each batch.
-        minibatches: optimiser steps per pass.
-        chunk_size: states whose activations are alive at once.
-        positions_per_chunk: positions whose logits are alive at once.
     """
 
+    _: dataclasses.KW_ONLY
     denoiser: Any
     optimizer: optax.GradientTransformation
-    surrogate: Surrogate = dataclasses.field(default_factory=Trace)
+    surrogate: Surrogate = Trace()
     blocks: AttentionBlocks | None = None
     value: ValueSettings | None = None
-    epsilon: float = 0.2
-    beta: float = 0.01
-    reference_beta: float = 0.0
-    kl: KlEstimator = "k3"
-    normaliser: Normaliser = "step"
-    ratio_limit: float = 10.0
-    num_pads: int | None = None
     end_ids: tuple[int, ...] = ()
-    temperature: float = 1.0
-    passes: int = 1
-    minibatches: int = 1
-    chunk_size: int = 64
-    positions_per_chunk: int = 256
 
-    def __post_init__(self) -> None:
-        if not 0.0 < self.epsilon < 1.0:
-            raise ValueError(f"epsilon={self.epsilon} must lie in (0, 1)")
-        for name in ("passes", "minibatches", "chunk_size", "positions_per_chunk"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in ("beta", "reference_beta"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must not be negative")
-        for name in ("ratio_limit", "temperature"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        if self.num_pads is not None and self.num_pads < 0:
-            raise ValueError(f"num_pads={self.num_pads} must not be negative; None trains all")
-        for name, choices in (("kl", KlEstimator), ("normaliser", Normaliser)):
-            if getattr(self, name) not in get_args(choices):
-                listed = " or ".join(map(repr, get_args(choices)))
-                raise ValueError(f"{name}={getattr(self, name)!r} is unknown; choose {listed}")
-        if self.denoiser.config.attention_block is None and self.blocks is not None:
+    def check(self) -> None:
+        family, attention_block = self.denoiser.config.family, self.denoiser.config.attention_block
+        if attention_block is None and self.blocks is not None:
             raise ValueError(
                 f"blocks={self.blocks} are those of a block-causal denoiser, and this one of "
-                f"family {self.denoiser.config.family!r} attends to everything; give None"
+                f"family {family!r} attends to everything; give None"
             )
         causal = isinstance(self.surrogate, Autoregressive)
-        if self.denoiser.config.attention_block is not None and self.blocks is None and not causal:
+        if attention_block is not None and self.blocks is None and not causal:
             raise ValueError(
-                f"the denoiser of family {self.denoiser.config.family!r} is block-causal; give "
+                f"the denoiser of family {family!r} is block-causal; give "
                 "blocks=AttentionBlocks(length) with the block length of the rollout"
             )
         if self.value is not None and not isinstance(self.surrogate, Trace):
@@ -284,7 +292,7 @@ class TraceBatch:
         """Loss, KL and reference KL of each unit from its log ratios, which are clamped."""
         learner = self.learner
         kl = kl_estimate(log_ratio, learner.kl)
-        loss = learner.beta * kl - ratio_objective(log_ratio, advantage, learner.epsilon)
+        loss = learner.beta * kl - ratio_objective(log_ratio, advantage, learner.clip)
         reference_kl = jnp.zeros_like(kl)
         if reference_ratio is not None:
             reference_kl = kl_estimate(reference_ratio, learner.kl)
@@ -356,7 +364,7 @@ class TraceBatch:
             def loss(params: Params, at: Chunk) -> tuple[Array, Sums]:
                 states = self.states(self.pass_key(key, index), at)
                 per_token = clipped_value_loss(
-                    values_of(params, at, states), old[at.row], returns[at.row], settings.epsilon
+                    values_of(params, at, states), old[at.row], returns[at.row], settings.clip
                 )
                 weight = token_weights(states.trained, learner.normaliser)
                 total = jnp.sum(weight * per_token) / pairs.count
@@ -482,13 +490,13 @@ class StepLoss:
         self, loss: Array, log_ratio: Array, kl: Array, reference_kl: Array, units: Array
     ) -> Sums:
         ratio = jnp.exp(log_ratio)
-        epsilon = self.batch.learner.epsilon
+        clip = self.batch.learner.clip
         return dataclasses.replace(
             Sums.zero(),
             loss=loss,
             kl=jnp.sum(jnp.where(units, kl, 0.0)),
             reference_kl=jnp.sum(jnp.where(units, reference_kl, 0.0)),
-            clipped=jnp.sum(units & (jnp.abs(ratio - 1.0) > epsilon), dtype=jnp.float32),
+            clipped=jnp.sum(units & (jnp.abs(ratio - 1.0) > clip), dtype=jnp.float32),
             units=jnp.sum(units, dtype=jnp.float32),
             ratio_max=jnp.max(jnp.where(units, ratio, 0.0)),
         )

@@ -33,7 +33,7 @@ def trainable_tokens(
     tokens: Int[Array, "B L"],
     step_map: Int[Array, "B L"],
     pad_id: int,
-    num_pads: int | None,
+    num_pads: int,
     end_ids: tuple[int, ...] = (),
 ) -> Bool[Array, "B L"]:
     """The tokens that a response is trained on: all that were filled in, but for most padding.
@@ -47,12 +47,12 @@ def trainable_tokens(
         step_map: see `Responses`.
         pad_id: the token that fills up a canvas.
         num_pads: how many padding tokens of each row are trained, its first ones (n_pad of the
-            paper; 1 trains the end of a text where end and padding are one token). None for all.
+            paper; 1 trains the end of a text where end and padding are one token). -1 for all.
         end_ids: tokens that end a text; whatever stands behind the first of them is padding too,
             since no reward depends on it.
     """
     filled = step_map >= 0
-    if num_pads is None:
+    if num_pads < 0:
         return filled
     pads = tokens == pad_id
     if end_ids:

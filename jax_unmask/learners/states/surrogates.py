@@ -8,12 +8,14 @@ KL are the same for all of them; only the states differ (and, for `Elbo`, what a
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import jax
 import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Int
+
+from jax_unmask.settings import Settings, setting
 
 Unit = Literal["token", "sequence"]
 Threshold = Literal["row", "block", "token"]
@@ -138,9 +140,6 @@ class Trace(_OneSlot):
     unit: Unit = dataclasses.field(default="token", init=False)
     redraws: bool = dataclasses.field(default=False, init=False)
 
-    def __post_init__(self) -> None:
-        _at_least(1, shrink=self.shrink)
-
     def num_states(self, length: int) -> int:
         return -(-length // self.shrink)
 
@@ -163,40 +162,31 @@ class RandomMasking(_Drawn):
 
     Attributes:
         draws: masks (or pairs of them) per response; 25 published for full attention.
-        low: smallest mask ratio.
-        high: largest one.
+        mask_low: smallest mask ratio.
+        mask_high: largest one.
         complement: whether masks come in pairs.
-        threshold: what has a mask ratio of its own: a row, a block, or (as the public code of
+        mask_threshold: what has a mask ratio of its own: a row, a block, or (as the public code of
             TraceRL has it for block attention, where ratios are then always near one half) a token.
     """
 
     draws: int = 25
-    low: float = 0.1
-    high: float = 0.9
+    mask_low: float = 0.1
+    mask_high: float = 0.9
     complement: bool = False
-    threshold: Threshold = "row"
+    mask_threshold: Threshold = "row"
     unit: Unit = dataclasses.field(default="token", init=False)
     redraws: bool = dataclasses.field(default=True, init=False)
-
-    def __post_init__(self) -> None:
-        _at_least(1, draws=self.draws)
-        if not 0.0 <= self.low <= self.high <= 1.0:
-            raise ValueError(f"low={self.low} and high={self.high} must be 0 <= low <= high <= 1")
-        if self.threshold not in ("row", "block", "token"):
-            raise ValueError(
-                f"threshold={self.threshold!r} is unknown; choose 'row', 'block' or 'token'"
-            )
 
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
     ) -> States:
         trainable = canvas.trainable[row]
         ratio, token = _uniforms(key, self.slot(index), row, trainable.shape[1], 2)
-        if self.threshold == "row":
+        if self.mask_threshold == "row":
             ratio = ratio[:, :1]
-        elif self.threshold == "block":
+        elif self.mask_threshold == "block":
             ratio = jnp.take_along_axis(ratio, canvas.block_of[row], axis=1)
-        hit = token < self.low + (self.high - self.low) * ratio
+        hit = token < self.mask_low + (self.mask_high - self.mask_low) * ratio
         return _half(hit, trainable, index, self.complement)
 
 
@@ -206,18 +196,13 @@ class FullyMasked:
 
     Attributes:
         draws: prompt masks per response and pass (1 published; the passes have masks of their own).
-        prompt_ratio: probability that a prompt token is masked (0.15 published).
+        prompt_mask_ratio: probability that a prompt token is masked (0.15 published).
     """
 
     draws: int = 1
-    prompt_ratio: float = 0.15
+    prompt_mask_ratio: float = 0.15
     unit: Unit = dataclasses.field(default="token", init=False)
     redraws: bool = dataclasses.field(default=True, init=False)
-
-    def __post_init__(self) -> None:
-        _at_least(1, draws=self.draws)
-        if not 0.0 <= self.prompt_ratio < 1.0:
-            raise ValueError(f"prompt_ratio={self.prompt_ratio} must lie in [0, 1)")
 
     def num_states(self, length: int) -> int:
         del length
@@ -238,7 +223,7 @@ class FullyMasked:
         return States(
             masked=jnp.ones_like(trainable),
             trained=trainable,
-            prompt_masked=prompt & (token < self.prompt_ratio),
+            prompt_masked=prompt & (token < self.prompt_mask_ratio),
         )
 
 
@@ -260,9 +245,6 @@ class Elbo(_Drawn):
     unit: Unit = dataclasses.field(default="sequence", init=False)
     redraws: bool = dataclasses.field(default=True, init=False)
 
-    def __post_init__(self) -> None:
-        _at_least(1, draws=self.draws)
-
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
     ) -> States:
@@ -283,20 +265,15 @@ class SemiAutoregressive(_OneSlot):
 
     Attributes:
         block_length: positions per block, counted from the start of the response.
-        low: smallest mask ratio.
-        high: largest one.
+        mask_low: smallest mask ratio.
+        mask_high: largest one.
     """
 
     block_length: int
-    low: float = 0.1
-    high: float = 0.9
+    mask_low: float = 0.1
+    mask_high: float = 0.9
     unit: Unit = dataclasses.field(default="token", init=False)
     redraws: bool = dataclasses.field(default=True, init=False)
-
-    def __post_init__(self) -> None:
-        _at_least(1, block_length=self.block_length)
-        if not 0.0 <= self.low <= self.high <= 1.0:
-            raise ValueError(f"low={self.low} and high={self.high} must be 0 <= low <= high <= 1")
 
     def num_states(self, length: int) -> int:
         return -(-length // self.block_length)
@@ -307,7 +284,7 @@ class SemiAutoregressive(_OneSlot):
         trainable = canvas.trainable[row]
         length = trainable.shape[1]
         ratio, token = _uniforms(key, index, row, length, 2)
-        hit = token < self.low + (self.high - self.low) * ratio[:, :1]
+        hit = token < self.mask_low + (self.mask_high - self.mask_low) * ratio[:, :1]
         block = jnp.arange(length) // self.block_length
         here, behind = block == index[:, None], block > index[:, None]
         trained = here & hit & trainable
@@ -337,6 +314,57 @@ class Autoregressive(_OneSlot):
         return States(masked=jnp.zeros_like(trainable), trained=trainable)
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskRatios(Settings):
+    """The range of the mask ratios that are drawn."""
+
+    mask_low: float = setting(0.1, "Smallest mask ratio of states that are drawn.", ge=0, le=1)
+    mask_high: float = setting(0.9, "Largest mask ratio of states that are drawn.", ge=0, le=1)
+
+    def check(self) -> None:
+        super().check()
+        self.require_at_most("mask_low", "mask_high")
+
+
+@dataclasses.dataclass(frozen=True)
+class SurrogateSettings(MaskRatios):
+    """The states that reinforcement trains on."""
+
+    surrogate: Literal["trace", "random_masking", "coupled", "diffu_grpo", "espo"] = setting(
+        "trace", "Method whose states stand for a response: TraceRL, or what it is compared with."
+    )
+    shrink: int = setting(8, "Of trace: neighbouring steps s that are merged.", ge=1)
+    draws: int | None = setting(
+        None,
+        "States per response of the other surrogates, pairs for coupled and espo; None for the "
+        "published 25, 25, 1 and 2.",
+        ge=1,
+    )
+    mask_threshold: Threshold = setting(
+        "row", "Of random_masking and coupled: what has a mask ratio of its own."
+    )
+    prompt_mask_ratio: float = setting(
+        0.15, "Of diffu_grpo: probability that a prompt token is masked.", ge=0, lt=1
+    )
+
+    def build(self) -> Surrogate:
+        """The surrogate."""
+        draws: Any = {} if self.draws is None else {"draws": self.draws}
+        if self.surrogate == "trace":
+            return Trace(shrink=self.shrink)
+        if self.surrogate == "diffu_grpo":
+            return FullyMasked(prompt_mask_ratio=self.prompt_mask_ratio, **draws)
+        if self.surrogate == "espo":
+            return Elbo(**draws)
+        return RandomMasking(
+            mask_low=self.mask_low,
+            mask_high=self.mask_high,
+            mask_threshold=self.mask_threshold,
+            complement=self.surrogate == "coupled",
+            **draws,
+        )
+
+
 def _half(hit: Array, trainable: Array, index: Array, complement: bool) -> States:
     """States that hide what was hit, or with complements, at odd indices, what was not."""
     if complement:
@@ -352,9 +380,3 @@ def _uniforms(key: Array, index: Array, row: Array, length: int, count: int) -> 
         return jax.random.uniform(own, (count, length))
 
     return list(jnp.moveaxis(jax.vmap(of_row)(index, row), 1, 0))
-
-
-def _at_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"{name}={value} must be at least {least}")

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-SuffixTarget = Literal["all", "block"]
+from jax_unmask.settings import Settings, setting
 
 
 class Corruption(NamedTuple):
@@ -26,7 +26,7 @@ class Corruption(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
-class Masking:
+class Masking(Settings):
     """How training rows are masked.
 
     Every row is one of two kinds.
@@ -39,44 +39,30 @@ class Masking:
     is masked at a random ratio t, everything to its right is masked, everything to its left is
     clear. Random rows hardly ever look like that, and where a token is repeated further right they
     teach a small model to copy it from there instead of working it out.
-
-    Attributes:
-        min_ratio: smallest t.
-        max_weight: upper limit of the weight 1/t, which has infinite variance without one as
-            min_ratio goes to 0; None for no limit.
-        stratified: spread the t of a batch evenly over their range, t_b = u + b/B (mod 1), which
-            keeps each t uniform and takes variance out of the batch mean (arXiv 2107.00630).
-        suffix_fraction: probability that a row is a suffix row.
-        suffix_block_length: block length of suffix rows; must divide the response length.
-        suffix_target: "all" trains every masked token of a suffix row, each weighing L / (masked
-            tokens of the row), so that a row counts one mean cross-entropy; "block" trains the
-            drawn block alone with weight blocks / t, which is the bound of block diffusion
-            (arXiv 2503.09573).
     """
 
-    min_ratio: float = 1e-3
-    max_weight: float | None = None
-    stratified: bool = True
-    suffix_fraction: float = 0.0
-    suffix_block_length: int = 1
-    suffix_target: SuffixTarget = "all"
-
-    def __post_init__(self) -> None:
-        if not 0.0 < self.min_ratio < 1.0:
-            raise ValueError(f"min_ratio={self.min_ratio} must lie in (0, 1)")
-        if self.max_weight is not None and self.max_weight < 1.0:
-            raise ValueError(
-                f"max_weight={self.max_weight} must be at least 1, the weight of a fully masked "
-                "row; None sets no limit"
-            )
-        if not 0.0 <= self.suffix_fraction <= 1.0:
-            raise ValueError(f"suffix_fraction={self.suffix_fraction} must lie in [0, 1]")
-        if self.suffix_block_length < 1:
-            raise ValueError(f"suffix_block_length={self.suffix_block_length} must be at least 1")
-        if self.suffix_target not in ("all", "block"):
-            raise ValueError(
-                f"suffix_target={self.suffix_target!r} is unknown; choose 'all' or 'block'"
-            )
+    min_ratio: float = setting(1e-3, "Smallest mask ratio t of a random row.", gt=0, lt=1)
+    max_weight: float | None = setting(
+        None,
+        "Upper limit of the weight 1/t, which has infinite variance without one as min_ratio goes "
+        "to 0; None for no limit.",
+        ge=1,
+    )
+    stratified: bool = setting(
+        True,
+        "Spread the t of a batch evenly over their range, t_b = u + b/B (mod 1), which keeps each "
+        "t uniform and takes variance out of the batch mean (arXiv 2107.00630).",
+    )
+    suffix_fraction: float = setting(0.0, "Probability that a row is a suffix row.", ge=0, le=1)
+    suffix_block_length: int = setting(
+        1, "Block length of suffix rows, a divisor of the response length.", ge=1
+    )
+    suffix_target: Literal["all", "block"] = setting(
+        "all",
+        "all trains every masked token of a suffix row, each weighing L / (masked tokens of the "
+        "row), so that a row counts one mean cross-entropy; block trains the drawn block alone "
+        "with weight blocks / t, the bound of block diffusion (arXiv 2503.09573).",
+    )
 
 
 def corrupt(masking: Masking, key: Array, batch: int, length: int) -> Corruption:

@@ -16,6 +16,7 @@ from jax_unmask.denoisers.sharding import keep
 from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.learners.supervised.corruption import Corruption, Masking, corrupt
 from jax_unmask.rollout.trajectory import Prompts
+from jax_unmask.settings import Settings, given, setting
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -101,33 +102,28 @@ def masked_cross_entropy(
 
 
 @dataclasses.dataclass(frozen=True)
-class SftLearner:
+class SftLearner(Settings):
     """Trains a denoiser; hashable, so that one instance is one compiled step.
 
     Attributes:
         denoiser: the module to train.
-        optimizer: see `optim.make_optimizer`.
+        optimizer: see `optim.OptimizerSettings`.
         masking: how rows are masked.
-        ema_decay: decay of the exponential moving average of the parameters, 0 for none. Early on
-            the smaller (1 + step) / (10 + step) is used, so that the average forgets where it
-            started.
-        positions_per_chunk: see `masked_cross_entropy`.
     """
 
-    denoiser: Any
-    optimizer: optax.GradientTransformation
-    masking: Masking = dataclasses.field(default_factory=Masking)
-    ema_decay: float = 0.0
-    positions_per_chunk: int = 0
-
-    def __post_init__(self) -> None:
-        if not 0.0 <= self.ema_decay < 1.0:
-            raise ValueError(f"ema_decay={self.ema_decay} must lie in [0, 1); 0 keeps no average")
-        if self.positions_per_chunk < 0:
-            raise ValueError(
-                f"positions_per_chunk={self.positions_per_chunk} must not be negative; 0 takes "
-                "all positions at once"
-            )
+    denoiser: Any = given()
+    optimizer: optax.GradientTransformation = given()
+    masking: Masking = given(Masking())
+    ema_decay: float = setting(
+        0.998,
+        "Decay of the exponential moving average of the parameters, 0 for none; early on the "
+        "smaller (1 + step) / (10 + step), so that the average forgets where it started.",
+        ge=0,
+        lt=1,
+    )
+    positions_per_chunk: int = setting(
+        0, "Positions whose logits are alive at once; 0 for all.", ge=0
+    )
 
     def init(self, params: Params, key: Array) -> TrainState:
         """The state before the first step.
