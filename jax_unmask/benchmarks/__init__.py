@@ -1,1 +1,1 @@
-"""Speed: rollouts, training steps, and other implementations beside ours."""
+"""Measures speed: rollouts, training steps, and other implementations for comparison."""

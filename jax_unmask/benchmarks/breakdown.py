@@ -1,4 +1,4 @@
-"""Where a training step's time goes: rollout, reward, update."""
+"""Shares of a training step's time: rollout, reward, update."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ prompt; a step that reads the cache."""
 def compiled_flops(
     config: DenoiserConfig, settings: RolloutSettings, prompt_length: int, scored: int
 ) -> RolloutFlops | None:
-    """What the compiler counts in the programs of the steps (`cost_analysis`), for one row.
+    """FLOPs that the compiler counts in the programs of the steps (`cost_analysis`), for one row.
 
     All operations, not matrix products alone. The compiler counts a loop's body once, however often
     it runs, so the steps are compiled with one layer and with two; the difference is a layer. (A

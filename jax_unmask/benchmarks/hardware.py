@@ -23,7 +23,7 @@ _MIN_REPEATS, _MAX_REPEATS = 3, 100
 
 @dataclasses.dataclass(frozen=True)
 class MatmulPeak:
-    """The fastest matrix product that this machine was seen to do.
+    """The fastest matrix product that was measured on this machine.
 
     Attributes:
         size: side of the square matrices.
@@ -66,7 +66,7 @@ def measure_matmul_peak(dtype: DTypeLike) -> MatmulPeak:
 
 
 def peak_bytes() -> int | None:
-    """Most memory that this process held on its first device at one time so far, in bytes.
+    """Peak memory of this process on its first device so far, in bytes.
 
     None where the backend does not tell (CPUs).
     """

@@ -32,7 +32,7 @@ from jax_unmask.runtime.compilation import CompileTimes
 
 
 class Filled(NamedTuple):
-    """What a rollout leaves on the host.
+    """The arrays of a rollout that are copied to the host.
 
     Attributes:
         tokens: final canvases.

@@ -1,4 +1,4 @@
-"""What is timed: a denoiser (trained, or random weights of a known shape) and prompts for it."""
+"""Subjects of a benchmark: a denoiser (trained, or random weights of a known shape) and prompts."""
 
 from __future__ import annotations
 

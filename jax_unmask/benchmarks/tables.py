@@ -23,7 +23,7 @@ def rollouts_text(
     rows: Sequence[Speed],
     comparisons: Sequence[Comparison],
 ) -> str:
-    """What was timed, a line per batch size, the peak; and a line per comparison, if any.
+    """Table of a benchmark: subject, a line per batch size, peak, a line per comparison.
 
     After a median stand the fastest and the slowest in brackets.
     """

@@ -305,7 +305,7 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 
 def _complete_lengths(args: argparse.Namespace) -> None:
-    """Fills in the lengths that were not given and that the preset or the model knows."""
+    """Fills in the lengths that were not given, from the preset or the shipped model."""
     made_for: subjects.Preset | Lengths
     if args.preset is not None:
         made_for = subjects.find_preset(args.preset)

@@ -1,4 +1,4 @@
-"""What the commands share: flags, logging, the default workdir, errors without a traceback."""
+"""Code that all commands share: flags, logging, the default workdir, errors without a traceback."""
 
 from __future__ import annotations
 
@@ -101,7 +101,7 @@ def define_process_flags(values: flags.FlagValues = flags.FLAGS) -> None:
 
 
 def join_processes() -> None:
-    """Joins the processes that flags, environment or cluster tell of. Before any use of JAX.
+    """Joins the processes of a run, found by flags, environment or cluster. Before any use of JAX.
 
     Raises:
         ValueError: what they tell makes no sense.

@@ -1,4 +1,4 @@
-"""What a training run needs, computed without its weights: `python -m jax_unmask.plan`."""
+"""Plans a training run without its weights: `python -m jax_unmask.plan`."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ USABLE = 0.92
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What one training step needs of each device.
+    """Memory, communication and time of one training step on each device.
 
     Attributes:
         config: the config planned for.
@@ -91,7 +91,7 @@ class Plan:
 
     @property
     def weight_parts(self) -> int:
-        """Parts that the denoiser's matrices are cut into."""
+        """Shards of each of the denoiser's matrices."""
         mesh = placements.from_config(self.config).mesh
         return 1 if mesh is None else mesh.shape["fsdp"] * mesh.shape["tensor"]
 
@@ -249,7 +249,7 @@ def plan(
 
 
 def denoiser_config(config: ConfigDict) -> denoisers.DenoiserConfig:
-    """Shape of `config.model.path`: of its own config.json, or as published under that hub name.
+    """Shape of `config.model.path`: from its config.json, or as published under that hub name.
 
     Raises:
         ConfigError: it is neither a directory nor a known hub name.

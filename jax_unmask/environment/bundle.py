@@ -46,7 +46,7 @@ class Bundle:
 
 
 def load_bundle(config: ConfigDict) -> Bundle:
-    """Builds the parts from `config.model` and `config.task`.
+    """Builds a `Bundle` from `config.model` and `config.task`.
 
     Args:
         config: a full config; `model.path` is a shipped name (such as "sudoku"), a local
@@ -182,7 +182,7 @@ def _create(name: str, arguments: dict[str, Any]) -> Task:
 
 
 def _weight(text: str) -> tuple[str, float | None]:
-    """Name and weight of a part of a mixture, such as "gsm8k" or "math=0.5"."""
+    """Name and weight of a task of a mixture, such as "gsm8k" or "math=0.5"."""
     name, equals, weight = text.partition("=")
     if name not in tasks.posable():
         raise ConfigError(

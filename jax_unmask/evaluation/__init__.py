@@ -1,1 +1,1 @@
-"""Measuring policies: accuracy, denoiser forwards and time over held-out problems."""
+"""Measures policies: accuracy, denoiser forwards and time over held-out problems."""

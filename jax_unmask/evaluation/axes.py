@@ -80,7 +80,7 @@ def _axis(config: ConfigDict, line: str) -> list[dict[str, Any]]:
 
 
 def _value(config: ConfigDict, line: str, key: str, text: str) -> Any:
-    """A value as the config's own type of that key."""
+    """A value converted to the type that the config has at that key."""
     flat = config
     *path, name = key.split(".")
     for part in path:

@@ -1,4 +1,4 @@
-"""What an evaluation measures: every policy of a config at every setting."""
+"""The candidates of an evaluation: every policy of a config at every setting."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def gen_length(config: ConfigDict) -> int:
 
 
 def _block_lengths(config: ConfigDict) -> tuple[int, ...]:
-    """Those of `config.eval`, without repetition; 0 stands for the whole canvas."""
+    """Block lengths of `config.eval`, without repetition; 0 stands for the whole canvas."""
     lengths = [block or gen_length(config) for block in config.eval.block_lengths]
     return tuple(dict.fromkeys(lengths))
 

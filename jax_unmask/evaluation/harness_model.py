@@ -91,11 +91,11 @@ class HarnessModel(LM):
 
     @property
     def tokenizer_name(self) -> str:
-        """Part of the key of the harness's request cache."""
+        """Name for the key of the harness's request cache."""
         return self._name.replace("/", "__")
 
     def chat_template(self, chat_template: bool | str = False) -> str:
-        """The harness records it; templates are the tokenizer's own."""
+        """Name that the harness records; conversations use the tokenizer's own template."""
         return "tokenizer" if chat_template else ""
 
     def apply_chat_template(
@@ -123,7 +123,7 @@ class HarnessModel(LM):
     def loglikelihood(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
-        """Log-likelihood of each continuation, and whether it is greedy if that is looked at."""
+        """Log-likelihood of each continuation, and whether it is greedy (with `check_greedy`)."""
         answers = []
         for request in requests:
             context, continuation = request.args

@@ -1,4 +1,4 @@
-"""What a result row was measured on, in digests that stay what they are when code grows."""
+"""Digests of what a result row was measured on; they do not change when new settings are added."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def _is_default(field: dataclasses.Field[Any], content: Any) -> bool:
 
 
 def tree_hash(tree: Any, *, first_rows_only: bool = False) -> str:
-    """Digest of arrays, their names and types; the same wherever their parts are.
+    """Digest of arrays, their names and types; the same for every layout over devices.
 
     Args:
         tree: a pytree of arrays.
@@ -58,7 +58,7 @@ def tree_hash(tree: Any, *, first_rows_only: bool = False) -> str:
 
 
 def digest(*parts: bytes | str) -> str:
-    """16 hexadecimal digits of SHA-256 over parts and their lengths."""
+    """16 hexadecimal digits of SHA-256 over byte strings and their lengths."""
     found = hashlib.sha256()
     for part in parts:
         data = part.encode() if isinstance(part, str) else part

@@ -33,7 +33,7 @@ MOST_ROWS = 4096
 
 @dataclasses.dataclass(frozen=True)
 class Measurement:
-    """What one policy did on n problems.
+    """Results of one policy on n problems.
 
     Attributes:
         correct: score of each problem in [0, 1]; 1 is right.
@@ -243,7 +243,7 @@ def measure(
 
 
 def _strong(leaf: Any) -> jax.Array:
-    """Without weak type, which would be another program than the same setting as an array."""
+    """Arrays without weak types, which would compile another program for the same setting."""
     return jnp.asarray(leaf, jnp.result_type(leaf))
 
 

@@ -1,4 +1,4 @@
-"""What is measured: problems, and a policy on them."""
+"""Problems of a split, and one measurement of a policy on them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Rollouts that are kept step by step, for people to look at."""
+"""Rollouts recorded step by step, for the report's viewer."""
 
 from __future__ import annotations
 

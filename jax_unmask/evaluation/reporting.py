@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Swept:
-    """What was found with one task, denoiser and canvas length.
+    """Results of one task, denoiser and canvas length.
 
     Attributes:
         title: names them.
@@ -106,7 +106,7 @@ def _subtitle(swept: Sequence[Swept]) -> str:
 
 
 def _problems(swept: Sequence[Swept]) -> list[dict[str, Any]]:
-    """The problems of all parts; with several, each says which part it is of."""
+    """The problems of all results; with several tasks or models, each is labelled with its own."""
     if len(swept) == 1:
         problems = swept[0].problems
     else:

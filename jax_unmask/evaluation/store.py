@@ -1,4 +1,4 @@
-"""results.jsonl and the outcomes beside it: appended row by row, never half a row."""
+"""results.jsonl and the outcomes of its rows, appended atomically row by row."""
 
 from __future__ import annotations
 

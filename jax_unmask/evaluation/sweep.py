@@ -82,7 +82,7 @@ def measure_all(
     trained: str | pathlib.Path | None = None,
     varied: Mapping[str, Any] | None = None,
 ) -> reporting.Swept:
-    """`run` without the report: what it would say.
+    """Measures all policies of `config.eval`, without writing the report.
 
     `varied` holds what the axes of a sweep say here, by key; it goes into the rows.
     """
@@ -144,7 +144,7 @@ def _caches(config: ConfigDict, bundle: Bundle) -> list[Cache | None]:
 
 
 def _plan(config: ConfigDict, found: list[Candidate], splits: list[Problems]) -> Iterator[Measured]:
-    """Everything to measure; rows that share a compiled program follow each other."""
+    """All measurements, ordered such that those that share a compiled program are adjacent."""
     temperature = config.rollout.temperature if "rollout" in config else 0.0
     blocks = sorted({block for candidate in found for block in candidate.block_lengths})
     for block in blocks:
@@ -169,7 +169,7 @@ def _identify(
     denoiser_hash: str,
     varied: Mapping[str, Any],
 ) -> Row:
-    """The part of a row that says what was measured, under a key made of all of it."""
+    """The identifying fields of a row, with a key that is a digest of all of them."""
     candidate, problems = item.candidate, item.problems
     row: Row = {
         "task": task.name,
@@ -238,7 +238,7 @@ def _measure(
 
 
 def _rows_per_rollout(config: ConfigDict) -> int:
-    """One number for all splits, so that they share programs."""
+    """Rows per rollout, the same for all splits, so that they share programs."""
     most = max(config.eval.num_problems, config.eval.validation_problems)
     return min(most, MOST_ROWS)
 

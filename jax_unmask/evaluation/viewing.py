@@ -1,4 +1,4 @@
-"""Which policies and problems the report shows in full, and their generations."""
+"""The policies and problems that the report shows in full, and their generations."""
 
 from __future__ import annotations
 
@@ -120,8 +120,8 @@ def record_problems(
 
 
 def pick_problems(correct: Sequence[np.ndarray | None], n: int, count: int) -> list[int]:
-    """Problems that tell policies apart: in turn one on which they disagree, one that all get
-    wrong, one that all get right; without outcomes the first ones.
+    """Chooses varied problems: in turn one on which policies disagree, one that all get wrong, one
+    that all get right; without outcomes the first ones.
 
     Args:
         correct: score of each problem, [n], of each policy.
@@ -149,7 +149,7 @@ def pick_problems(correct: Sequence[np.ndarray | None], n: int, count: int) -> l
 
 
 def _named(config: ConfigDict, longest: int) -> list[Shown]:
-    """The policies of `config.eval.viewer`, at their own block length or the longest."""
+    """The policies of `config.eval.viewer`, at the block length that they name or the longest."""
     only = config.copy_and_resolve_references()  # ConfigDict(config) shares what is nested.
     only.eval.update(policies=config.eval.viewer, shipped=(), block_lengths=(longest,))
     seed = config.eval.seeds[0]

@@ -1,1 +1,1 @@
-"""What `jax_unmask.generate` is made of: arguments, answers, conversations."""
+"""The parts of `jax_unmask.generate`: arguments, answers, conversations."""

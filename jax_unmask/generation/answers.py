@@ -43,7 +43,7 @@ class Writer(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """What came out for one prompt.
+    """The answer to one prompt, with how it was generated.
 
     Attributes:
         prompt: text, or chat messages.

@@ -26,7 +26,7 @@ _DEFAULT_POLICY = "threshold:threshold=0.9"
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is asked.
+    """The problem of `--task`, or the prompt.
 
     Attributes:
         prompt: the prompt; None to converse.
@@ -39,7 +39,7 @@ class Problem:
     example: Example | None = None
 
     def score(self, text: str) -> float | None:
-        """What the task's checker says of an answer, where there is something to check."""
+        """Score that the task's checker gives an answer; None without a task."""
         if self.task is None or self.example is None:
             return None
         return self.task.check(self.example, text)
@@ -146,7 +146,7 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
 
 
 def check(args: argparse.Namespace) -> None:
-    """Refuses what can be told to be wrong before the model is loaded.
+    """Raises for all mistakes in the arguments that show before the model is loaded.
 
     Raises:
         ValueError: names the argument, its value and a remedy.
@@ -163,7 +163,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def problem(args: argparse.Namespace) -> Problem:
-    """What the arguments ask.
+    """The problem that the arguments name.
 
     Raises:
         ValueError: arguments that do not go together, or a problem that does not exist.
@@ -229,7 +229,7 @@ def settings(
     config: DenoiserConfig | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> RolloutSettings:
-    """The rollout's shape; without the model, as far as the arguments alone tell it.
+    """The rollout's settings; without the model, those that follow from the arguments alone.
 
     Raises:
         ValueError: a length or a sampling argument is out of range, or the cache is not for the

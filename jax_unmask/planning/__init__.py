@@ -1,1 +1,1 @@
-"""What a training run needs of its devices, from shapes alone."""
+"""Memory, communication and time that a training run needs, from shapes alone."""

@@ -1,4 +1,4 @@
-"""What the devices of a compiled program say to each other: which collectives, of how many bytes.
+"""The collectives of a compiled program and their bytes.
 
 Read from the text of the optimised program. A collective inside a loop is counted once: what it
 costs is per iteration, and `Collective.loops` tells how many loops are around it.

@@ -1,4 +1,4 @@
-"""How long a step takes: operations, over what devices are assumed to reach."""
+"""Estimated time of a step: its operations, over the speed that devices are assumed to reach."""
 
 from __future__ import annotations
 

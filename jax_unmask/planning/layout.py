@@ -28,7 +28,7 @@ class Layout:
     placement: Placement
 
     def parameters(self, tree: Tree) -> Tree:
-        """Where the sharding rules want parameters, and what is derived from them."""
+        """Shardings of parameters, and of trees derived from them, by the sharding rules."""
         if self.placement.mesh is None:
             return tree
         shardings = param_shardings(tree, RULES, self.placement.mesh)
@@ -59,7 +59,7 @@ class Layout:
 
 
 def bytes_per_device(tree: Tree) -> int:
-    """What one device holds of abstract arrays."""
+    """Bytes of abstract arrays on one device."""
 
     def size(leaf: Any) -> int:
         shape, dtype = leaf.shape, leaf.dtype

@@ -219,7 +219,7 @@ def _inputs(layout: Layout, rows: int, length: int) -> tuple[Any, Any]:
 
 
 def _whole_step(parts: int) -> Callable[[Any], jax.ShapeDtypeStruct]:
-    """Records of all parts of a step, from those of one."""
+    """Records of a whole step, from those of one of its rollouts."""
 
     def join(leaf: Any) -> jax.ShapeDtypeStruct:
         steps, rows, *rest = leaf.shape

@@ -1,4 +1,4 @@
-"""Training curves, from the metrics that training runs leave behind."""
+"""Training curves, from the metrics files of training runs."""
 
 from __future__ import annotations
 

@@ -50,7 +50,7 @@ class Point:
 
     @property
     def identity(self) -> tuple[str, tuple[tuple[str, float | str], ...]]:
-        """What is the same point on another split."""
+        """Key of the point: the same on every split."""
         return self.method, self.settings
 
 
@@ -274,7 +274,7 @@ def over_training_seeds(points: Sequence[Point]) -> Point:
 
 
 def compare_over_training_seeds(comparisons: Sequence[Comparison]) -> Comparison:
-    """The mean gain over training seeds, each compared with the reference at its own NFE.
+    """The mean gain over training seeds, each compared with the reference at that seed's NFE.
 
     The standard error covers training seeds and problems (see `over_training_seeds`). The
     reference has the mean accuracy and NFE of all seeds' references; where these are different

@@ -91,7 +91,7 @@ class LiveCanvas:
     def _frame(
         self, pieces: Sequence[str], tokens: Int[np.ndarray, " L"], steps: Int[np.ndarray, " L"]
     ) -> list[str]:
-        """The lines of a frame: a heading, then as much of the canvas as the terminal holds."""
+        """The lines of a frame: a heading, then as much of the canvas as fits the terminal."""
         last, columns, rows = int(steps.max(initial=-1)), *self._size()
         cells = [
             self._cell(piece, int(token), int(when), last)

@@ -1,4 +1,4 @@
-"""The card of a trained policy: a README with what a model hub reads and what a user must know."""
+"""The card of a trained policy: a README for model hubs and for users."""
 
 from __future__ import annotations
 

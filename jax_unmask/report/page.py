@@ -1,4 +1,4 @@
-"""A page that needs nothing but itself: styles, scripts and data in one HTML file.
+"""A self-contained page: styles, scripts and data in one HTML file.
 
 Nothing in it is fetched, and the browser is told to refuse what would be: its content security
 policy allows the page's own script and style, by their hashes, and nothing else. So text that a

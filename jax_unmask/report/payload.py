@@ -24,7 +24,7 @@ _LABELS = HEADINGS | {HEURISTIC: "heuristics"}
 
 
 def section(results: Sequence[Result], split: str, *, title: str) -> dict[str, Any]:
-    """What was measured in one place, as panels of one block length each.
+    """The results of one task, denoiser and canvas, as panels of one block length each.
 
     Args:
         results: results of all splits of one task, denoiser and canvas length; those of
@@ -140,5 +140,5 @@ def _gain(comparison: frontier.Comparison) -> dict[str, Any]:
 
 
 def _rounded(value: float) -> float | None:
-    """Six digits are more than any of it is known to; JSON has no word for NaN."""
+    """Values rounded to six digits, with None for NaN, which JSON does not have."""
     return float(f"{value:.6g}") if math.isfinite(value) else None

@@ -74,7 +74,7 @@ class Result:
 
     @property
     def series(self) -> tuple[str, str]:
-        """What makes one line in a plot."""
+        """Key of the line in a plot that the point belongs to."""
         return self.label, self.point.method
 
     @property
@@ -102,7 +102,7 @@ def collect(rows: Iterable[Row], outcomes: Callable[[Row], Outcomes | None]) -> 
 
 
 def _cache(row: Row) -> str:
-    """Rows of earlier evaluations say nothing of caches: there were none."""
+    """Name of the row's cache; "none" for rows of earlier versions, which had no caches."""
     return row.get("cache", NO_CACHE)
 
 
@@ -155,7 +155,7 @@ def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result
 
 
 def over_training_seeds(results: Sequence[Result]) -> list[Result]:
-    """Averages results that differ in their training seed alone; others stay as they are."""
+    """Averages results that differ in their training seed only; others stay as they are."""
     return [_average_seeds(same) for same in _by_training_run(results)]
 
 
@@ -177,7 +177,7 @@ def _average_seeds(results: Sequence[Result]) -> Result:
 
 @dataclasses.dataclass(frozen=True)
 class Standing:
-    """How a learned operating point compares with the heuristics at the same block length.
+    """Comparison of a learned operating point with the heuristics at the same block length.
 
     Attributes:
         result: the point, averaged over training seeds.

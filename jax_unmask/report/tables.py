@@ -229,6 +229,6 @@ def _seeds(result: Result) -> str:
 
 
 def _is_numeric(cells: object) -> bool:
-    """Whether a column holds numbers (with errors, or a dash for none)."""
+    """Whether all cells of a column are numbers (with errors, or a dash for none)."""
     texts = [cell for cell in cells if cell and cell != "-"]  # type: ignore[attr-defined]
     return bool(texts) and all(text.lstrip("+-")[:1].isdigit() for text in texts)

@@ -1,1 +1,3 @@
-"""Side effects around training: files, checkpoints, metrics, signals, meshes. Knows no model."""
+"""Side effects around training: files, checkpoints, metrics, signals, meshes. Independent of
+models.
+"""

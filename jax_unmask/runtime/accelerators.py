@@ -1,4 +1,4 @@
-"""What accelerators can do, from their makers' data sheets."""
+"""Speed and memory of accelerators, from their makers' data sheets."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """What a checkpoint held.
+    """The contents of a checkpoint.
 
     Attributes:
         step: the step after which it was saved.
@@ -343,7 +343,9 @@ class Checkpoints(Closing):
         return step, restored.params
 
     def _problem(self, step: int, items: tuple[str, ...]) -> str | None:
-        """What is wrong with a checkpoint's files; all processes give the same verdict."""
+        """Description of what is wrong with a checkpoint's files, or None; the same on all
+        processes.
+        """
         problem = checksums.problem(self.directory / str(step), items=items)
         if jax.process_count() > 1:
             damaged = multihost_utils.process_allgather(np.asarray(problem is not None)).any()
@@ -352,7 +354,7 @@ class Checkpoints(Closing):
         return problem
 
     def _set_aside(self, step: int, problem: str) -> None:
-        """Warns of a damaged checkpoint and moves it to where nobody takes it for a good one."""
+        """Warns of a damaged checkpoint and moves it to the quarantine directory."""
         source = self.directory / str(step)
         target = self._quarantine / str(step)
         while target.exists():

@@ -1,4 +1,4 @@
-"""CRC-32 sums of the files under a directory, kept in a file beside them."""
+"""CRC-32 sums of the files under a directory, stored in a file among them."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ class Closing(abc.ABC):
 
     @abc.abstractmethod
     def close(self) -> None:
-        """Finishes what is under way and releases what is held."""
+        """Finishes pending work and releases resources."""
 
     def __enter__(self) -> Self:
         return self

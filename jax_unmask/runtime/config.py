@@ -72,7 +72,7 @@ def fingerprint(config: ConfigDict | Mapping[str, Any], *, exempt: Sequence[str]
 def check_workdir(
     workdir: str | os.PathLike[str], config: ConfigDict, *, exempt: Sequence[str] = ()
 ) -> None:
-    """Checks that a directory is free, or holds a run of this configuration. Writes nothing.
+    """Checks that a directory is free, or has a run of this configuration. Writes nothing.
 
     Args:
         workdir: directory of the run; need not exist.

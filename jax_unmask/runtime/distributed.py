@@ -1,4 +1,4 @@
-"""Joining the processes of one run: each has its own devices, all of them run one program."""
+"""Joins the processes of one run: each has some of the devices, and all run one program."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def initialize(
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:
-    """The cluster that started this process together with others; None if none did.
+    """The cluster that started this process together with others, or None.
 
     JAX knows how to ask each of them. It is asked only where there is something to join: a shell
     inside an allocation has the allocation's variables, but is one process.

@@ -1,4 +1,4 @@
-"""Files of rows, and writing files such that a reader, or a crash, never meets half of one."""
+"""Files of rows, and atomic writes: readers never see half a file, not even after a crash."""
 
 from __future__ import annotations
 

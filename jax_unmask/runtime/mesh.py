@@ -89,7 +89,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
-    """Parts that a batch is cut into, or what one device has of it inside of a `shard_map`."""
+    """Number of shards of a batch, over the axes that no enclosing `shard_map` has taken."""
     return math.prod(mesh.shape[axis] for axis in BATCH if axis in free_axes(mesh))
 
 
@@ -114,7 +114,7 @@ def active_over(rows: int) -> AbstractMesh | None:
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:
-    """Says how the dimensions of an array are spread, where XLA might choose otherwise.
+    """Constrains the sharding of an array, where XLA might choose another.
 
     Args:
         x: any array, also of typed PRNG keys.
@@ -207,7 +207,7 @@ def _group(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
 
 
 def _free(spec: PartitionSpec, mesh: AbstractMesh) -> PartitionSpec:
-    """A spec without the axes that a `shard_map` has taken: there, dimensions are in parts."""
+    """A spec without the axes of the enclosing `shard_map`, in which arrays are shards already."""
     free = free_axes(mesh)
     kept = (tuple(axis for axis in _group(axes) if axis in free) for axes in spec)
     return PartitionSpec(*(group or None for group in kept))

@@ -1,4 +1,4 @@
-"""The record of a run: metrics.jsonl always, TensorBoard beside it, Weights & Biases when asked.
+"""The record of a run: metrics.jsonl always, TensorBoard, and Weights & Biases when asked.
 
 What a run computes (rewards, losses, NFE) goes to `metrics.jsonl`, which a killed and resumed run
 leaves byte for byte as an undisturbed one. What the machine contributes (seconds, rates) differs
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 class Sink(Protocol):
-    """Anything beside the JSONL files that wants the numbers."""
+    """A receiver of metrics other than the JSONL files."""
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         """Takes the numeric values of one step."""
@@ -189,7 +189,7 @@ class WeightsAndBiases:
         self._run.log(dict(values), step=step)
 
     def flush(self) -> None:
-        """Nothing to do: wandb uploads from a process of its own."""
+        """Does nothing: wandb uploads from another process."""
 
     def close(self) -> None:
         self._run.finish()

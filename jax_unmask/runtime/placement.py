@@ -1,4 +1,4 @@
-"""Where the arrays of a run are: its mesh, and the ways between it and the hosts."""
+"""Placement of a run's arrays on its mesh, and transfers between mesh and hosts."""
 
 from __future__ import annotations
 
@@ -58,12 +58,12 @@ class Placement:
 
     @property
     def parts(self) -> int:
-        """Parts that a batch is cut into; must divide its rows."""
+        """Number of shards of a batch; must divide its rows."""
         return 1 if self.mesh is None else meshes.batch_parts(self.mesh)
 
     @property
     def feed(self) -> int:
-        """Which run of the rows of a batch this process reads, of `feeds`."""
+        """Index of the slice of a batch that this process reads, of `feeds`."""
         return self._feeds().index(self._holders()[self._own_part()])
 
     @property
@@ -81,7 +81,7 @@ class Placement:
         return None if self.mesh is None else meshes.param_shardings(tree, rules, self.mesh)
 
     def make(self, function: Callable[..., Tree], *arguments: Any, rules: Rules) -> Tree:
-        """What a function of arrays returns, each leaf where the rules want it from the start."""
+        """Result of a function of arrays, each leaf created with the sharding of the rules."""
         if self.mesh is None:
             return function(*arguments)
         with self.active():
@@ -107,7 +107,7 @@ class Placement:
         return jax.tree.map(self._fetch, tree)
 
     def gather(self, tree: Any) -> Any:
-        """The rows of all feeds, in order, from those of each process's own: NumPy arrays [B, ...].
+        """The rows of all feeds, in order, gathered from all processes: NumPy arrays [B, ...].
 
         All processes get what the first process of each feed has: what was computed on hosts, such
         as the score of a program that timed out, must be one thing everywhere.
@@ -127,7 +127,7 @@ class Placement:
         return self.gather(self.fetch(tree))
 
     def of_first(self, value: Json) -> Json:
-        """A value of process 0, which all others get; what they give is not looked at."""
+        """The value that process 0 passes, on all processes; those of the others are ignored."""
         if jax.process_count() == 1:
             return value
         text = np.frombuffer(json.dumps(value).encode(), np.uint8)
@@ -177,7 +177,7 @@ class Placement:
         return np.concatenate([np.asarray(parts[start].data) for start in sorted(parts)])
 
     def _holders(self) -> list[frozenset[int]]:
-        """The processes that hold each part of a batch."""
+        """The processes of each shard of a batch."""
         if self.mesh is None:
             return [frozenset({jax.process_index()})]
         devices = self.mesh.devices.reshape(self.parts, -1)
@@ -193,7 +193,7 @@ class Placement:
 
 
 def to_host(tree: Any) -> Any:
-    """Whole arrays as NumPy arrays, wherever their parts are; all processes must ask for them."""
+    """Whole arrays as NumPy arrays, gathered from all shards; all processes must call it."""
 
     def whole(leaf: Any) -> Any:
         if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:

@@ -1,4 +1,4 @@
-"""What a person at the terminal sees of a run, and where its time goes."""
+"""Progress of a run for the terminal, and the time of its phases."""
 
 from __future__ import annotations
 

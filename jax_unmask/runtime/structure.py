@@ -1,4 +1,4 @@
-"""Comparing what a checkpoint holds with what is asked of it."""
+"""Compares the tree of a checkpoint with the tree that is requested."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class CheckpointError(ValueError):
 
 
 def abstract(tree: PyTree) -> PyTree:
-    """What Orbax needs to know of a tree that it is to restore.
+    """Abstract form of a tree that Orbax is to restore: shapes, types and shardings.
 
     Args:
         tree: arrays or `jax.ShapeDtypeStruct`.

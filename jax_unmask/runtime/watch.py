@@ -1,4 +1,4 @@
-"""Noticing that training stands still, and saying which process it waits for."""
+"""Detects a stalled training and names the process that it waits for."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """Where a process is, as it tells the others.
+    """Progress report of one process.
 
     Attributes:
         step: the step that it is in.
@@ -52,12 +52,12 @@ class Beat:
 
     @property
     def position(self) -> tuple[int, int]:
-        """How far it has got; all processes go through the same phases."""
+        """Progress as (step, phases entered); all processes go through the same phases."""
         return self.step, self.phases
 
 
 class Heartbeat(Closing):
-    """Tells the other processes where this one is, and speaks up when it does not get on.
+    """Reports the progress of this process to the others, and logs which process stalls.
 
     In a run of several processes all wait for the slowest at the next collective, so that all of
     them stand still and none of them looks guilty. But each enters the phases of a step one after
@@ -173,7 +173,7 @@ class Heartbeat(Closing):
         sys.stderr.flush()
 
     def _others(self) -> dict[int, Beat]:
-        """What the other processes said last."""
+        """The latest reports of the other processes."""
         found = {}
         for number in range(self._count):
             path = self._directory / f"{number}.json"
@@ -183,7 +183,7 @@ class Heartbeat(Closing):
 
 
 def verdict(beats: dict[int, Beat], silent: list[int], own: Beat) -> str:
-    """Says which process hangs.
+    """The message that names the process that hangs.
 
     Args:
         beats: the last beat of each process.
@@ -251,7 +251,7 @@ class Profile(Closing):
 
 
 def memory() -> dict[str, int]:
-    """Bytes that this process holds and has held, for `MetricWriter.write_timings`.
+    """Current and peak memory of this process in bytes, for `MetricWriter.write_timings`.
 
     Returns:
         "memory/host_peak", and where the backend tells (CPUs do not), of the device that has most,
@@ -268,7 +268,7 @@ def memory() -> dict[str, int]:
 
 
 def utilisation(flops: float, seconds: float) -> dict[str, float]:
-    """How much of the devices the model used, for `MetricWriter.write_timings`.
+    """Share of the devices' peak speed that the model used, for `MetricWriter.write_timings`.
 
     Args:
         flops: operations that the model needed, over all devices.
