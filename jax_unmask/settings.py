@@ -243,14 +243,7 @@ class Settings:
     """All settings may change when a run is resumed."""
 
     def __post_init__(self) -> None:
-        for declaration in _own(type(self)):
-            value = getattr(self, declaration.key)
-            if declaration.is_tuple and value is not None:
-                object.__setattr__(self, declaration.key, tuple(value))  # Hashable.
-                for element in value:
-                    declaration.check_range(element)
-            elif value is not None and declaration.parse is None:
-                declaration.check_range(value)
+        check_ranges(self)
         self.check()
 
     def check(self) -> None:
@@ -285,6 +278,22 @@ class Settings:
             f"it must not exceed `{larger}` = {get(self, larger)!r}",
             "Change one of them",
         )
+
+
+def check_ranges(instance: Any) -> None:
+    """Checks the settings of a frozen dataclass, one by one; makes tuples of sequences.
+
+    Raises:
+        SettingError: a value is out of its range.
+    """
+    for declaration in _own(type(instance)):
+        value = getattr(instance, declaration.key)
+        if declaration.is_tuple and value is not None:
+            object.__setattr__(instance, declaration.key, tuple(value))  # Hashable.
+            for element in value:
+                declaration.check_range(element)
+        elif value is not None and declaration.parse is None:
+            declaration.check_range(value)
 
 
 S = TypeVar("S", bound=Settings)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.generated import GeneratedTask
 from jax_unmask.tasks.judges.steps import Step
@@ -47,10 +48,6 @@ class Arithmetic(GeneratedTask):
     - 5 = 8 pens. #### 8`, or, by a terse author, ` Mon Tue 9 + 4 - 5 = 8. #### 8`. Lines carry the
     total on, as in a ledger, so no number can be copied from further right. Totals stay within 0
     and 20. A response is right when the number after its last `####` is the total.
-
-    Attributes:
-        min_operations: fewest operations of a problem.
-        max_operations: most operations of a problem.
     """
 
     name = "arithmetic"
@@ -60,14 +57,14 @@ class Arithmetic(GeneratedTask):
         *(".", ",", "?"),
     )
 
-    min_operations: int = 2
-    max_operations: int = 3
+    min_operations: int = setting(2, "Fewest operations of a problem.", ge=1, le=len(DAYS))
+    max_operations: int = setting(3, "Most operations of a problem.", ge=1, le=len(DAYS))
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_operations <= self.max_operations <= len(DAYS):
+        check_ranges(self)
+        if self.min_operations > self.max_operations:
             raise ValueError(
-                f"min_operations={self.min_operations}, max_operations={self.max_operations}: "
-                f"need 1 <= min <= max <= {len(DAYS)}"
+                f"min_operations={self.min_operations} is over max_operations={self.max_operations}"
             )
 
     def check(self, example: Example, response: str) -> float:

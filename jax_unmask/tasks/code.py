@@ -22,7 +22,8 @@ class CodeTask(SlowTask, FileTask):
         box: where programs run; None is one sandbox that all tasks of this process share.
     """
 
-    box: sandbox.Sandbox | None = dataclasses.field(default=None, kw_only=True)
+    _: dataclasses.KW_ONLY
+    box: sandbox.Sandbox | None = None
 
     @abc.abstractmethod
     def job(self, example: Example, response: str) -> sandbox.Job:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from jax_unmask.settings import setting
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.math import Equivalence, Math
 
@@ -19,7 +20,10 @@ class Competition(Math):
     fields = ()
     test_only = True
 
-    equivalence: Equivalence = "symbolic"
+    equivalence: Equivalence = setting(
+        "symbolic",
+        "Answers are equal in their normal form, or in their value too (symbolic: math-verify).",
+    )
 
     def parse(self, example: Example) -> Example:
         """The record in the form of task `math`; refuses those without a problem or an answer."""

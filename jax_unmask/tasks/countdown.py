@@ -7,10 +7,11 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
-from typing import Literal, get_args
+from typing import Literal
 
 import numpy as np
 
+from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks import files, prompts
 from jax_unmask.tasks.base import Example, Prompt, Source, Split
 from jax_unmask.tasks.checkers import answers, expressions
@@ -40,17 +41,14 @@ class Countdown(GeneratedTask):
     `output`, where the input is "30,100,93" with the target as output (d1), or "15,44,79,50" with
     the target last and a solution "44-15=29,79-29=50" as output (Dream).
 
+    Prompts are `79,44,15:50=`, the largest number first, in a closed vocabulary for small
+    denoisers; responses are an expression, `79-44+15`, or equations, `44-15=29,79-29=50`. In style
+    "chat" prompts are d1's and responses an expression within tags. The published reward
+    (`reference_compat`) is 1 for a right expression, 0.1 for any other answer within tags, 0
+    without one.
+
     Attributes:
         path: test file, or a directory with `cd3_test.jsonl`, `cd4_test.jsonl`, ...
-        numbers: how many numbers a problem has.
-        style: "expression": prompt `79,44,15:50=`, the largest number first, response `79-44+15`,
-            a closed vocabulary for small denoisers. "equations": the same prompt, and steps as
-            response: `44-15=29,79-29=50`. "chat": d1's prompt, and an expression within tags.
-        reference_compat: with style "chat", d1's published reward: 1 for a right expression, 0.1
-            for any other answer within tags, 0 without one.
-
-    Raises:
-        ValueError: for another number of numbers or style.
     """
 
     name = "countdown"
@@ -58,15 +56,12 @@ class Countdown(GeneratedTask):
 
     path: files.Path | None = None
     _: dataclasses.KW_ONLY
-    numbers: int = 3
-    style: Style = "expression"
-    reference_compat: bool = False
+    numbers: int = setting(3, "Numbers of a problem.", choices=(3, 4, 5))
+    style: Style = setting("expression", "Form of prompts and responses.")
+    reference_compat: bool = setting(False, "d1's published reward; needs style=chat.")
 
     def __post_init__(self) -> None:
-        if self.numbers not in (3, 4, 5):
-            raise ValueError(f"numbers={self.numbers} must be 3, 4 or 5")
-        if self.style not in get_args(Style):
-            raise ValueError(f"style={self.style!r} is unknown; choose one of {get_args(Style)}")
+        check_ranges(self)
         if self.reference_compat and self.style != "chat":
             raise ValueError(f"reference_compat=True needs style='chat', not {self.style!r}")
 

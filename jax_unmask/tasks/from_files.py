@@ -6,6 +6,7 @@ import dataclasses
 import pathlib
 from typing import ClassVar
 
+from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks import files, sources
 from jax_unmask.tasks.base import Example, Source, Split, Task
 from jax_unmask.tasks.difficulty import Band
@@ -21,7 +22,6 @@ class FileTask(Task):
     Attributes:
         path: a directory with `train.jsonl` and `test.jsonl` (or `.jsonl.gz`, `.parquet`), one such
             file, or `hub:OWNER/NAME` for a data set of the Hugging Face hub.
-        difficulty: the training problems to use, such as "level:3..5"; see `difficulty.Band`.
         fields: fields that every example must have, as text.
         test_stem: name of the test file in a directory, without its suffix.
         test_only: there is no training set; a single file is the test set whatever its name.
@@ -32,9 +32,13 @@ class FileTask(Task):
     test_only: ClassVar[bool] = False
 
     path: files.Path
-    difficulty: str | None = dataclasses.field(default=None, kw_only=True)
+    _: dataclasses.KW_ONLY
+    difficulty: str | None = setting(
+        None, "Training problems to use: FIELD:LOW..HIGH or FIELD:WORD|WORD, such as level:3..5."
+    )
 
     def __post_init__(self) -> None:
+        check_ranges(self)
         if self.difficulty is not None:
             Band.parse(self.difficulty)
 

@@ -7,6 +7,7 @@ import math
 import os
 import re
 
+from jax_unmask.settings import setting
 from jax_unmask.tasks import files, prompts, sources, tfds
 from jax_unmask.tasks.base import Example, Source, Split
 from jax_unmask.tasks.checkers import answers, published
@@ -23,30 +24,31 @@ class Gsm8k(FileTask):
     The validation split is every 15th problem of the training file (499 of 7,473); the training
     split is the rest (6,974), the test split the test file (1,319).
 
+    The faults of `reference_compat`: the first box counts, numbers end at a comma, and under
+    prompt_style="evaluation" there are no negative right answers (two of the 1,319 test problems
+    can then never be solved).
+
     Attributes:
         path: as of `FileTask`; None reads through TensorFlow Datasets instead.
         data_dir: where TensorFlow Datasets has `gsm8k` prepared; None is its own default.
-        prompt_style: "training" asks for reasoning and answer tags; "evaluation" asks for a box
-            too, and opens the response with `<reasoning>`.
-        reference_compat: score as the published code does, faults included: first box, numbers cut
-            at a comma, and under prompt_style="evaluation" no negative right answers (two of the
-            1,319 test problems can then never be solved).
 
     Raises:
-        ValueError: for an unknown prompt style, or both `path` and `data_dir`.
+        ValueError: for both `path` and `data_dir`.
     """
 
     name = "gsm8k"
     fields = ("question", "answer")
 
     path: files.Path | None = None  # type: ignore[assignment]
-    data_dir: files.Path | None = dataclasses.field(default=None, kw_only=True)
-    prompt_style: prompts.PromptStyle = dataclasses.field(default="training", kw_only=True)
-    reference_compat: bool = dataclasses.field(default=False, kw_only=True)
+    _: dataclasses.KW_ONLY
+    data_dir: files.Path | None = None
+    prompt_style: prompts.PromptStyle = setting(
+        "training", "Whether a box is asked for too, and the response is opened (evaluation)."
+    )
+    reference_compat: bool = setting(False, "Scores as the published code does, faults included.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        prompts.check_style(self.prompt_style)
         if self.path is not None and self.data_dir is not None:
             raise ValueError(
                 f"path={os.fspath(self.path)!r} (JSON Lines) and "

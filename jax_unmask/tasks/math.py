@@ -5,8 +5,9 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import ClassVar, Literal, get_args
+from typing import ClassVar, Literal
 
+from jax_unmask.settings import setting
 from jax_unmask.tasks import files, prompts, sources
 from jax_unmask.tasks.base import Example, SlowTask, Source
 from jax_unmask.tasks.checkers import answers, latex, published, symbolic
@@ -22,38 +23,24 @@ class Math(SlowTask, FileTask):
     The validation split is every 15th problem of the training file (500 of 7,500); the training
     split is the rest, the test split the test file (5,000 problems, or the 500 of MATH-500).
     Problems whose solution has an empty box (two of the 7,500) have no right answer and are left
-    out, except with `reference_compat`.
-
-    Attributes:
-        test_file: name of the test file in the directory without suffix, such as "math500"; None
-            is the task's own, `test`.
-        prompt_style: "training" asks for reasoning and answer tags and a box; "evaluation" shows
-            the box in the format, and opens the response with `<reasoning>`.
-        equivalence: how answers are compared: "string" compares normal forms; "symbolic" values
-            as well, by math-verify in worker processes.
-        reference_compat: score as the published code does, faults included: a response without a
-            box is an answer as a whole, and two missing answers are the same.
-
-    Raises:
-        ValueError: for an unknown prompt style or equivalence.
+    out, except with `reference_compat`: then a response without a box is an answer as a whole, and
+    two missing answers are the same.
     """
 
     name = "math"
     fields: ClassVar[tuple[str, ...]] = ("problem", "solution")
 
-    test_file: str | None = None
-    prompt_style: prompts.PromptStyle = "training"
-    equivalence: Equivalence = "string"
-    reference_compat: bool = False
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        prompts.check_style(self.prompt_style)
-        if self.equivalence not in get_args(Equivalence):
-            raise ValueError(
-                f"equivalence={self.equivalence!r} is unknown; choose one of "
-                f"{get_args(Equivalence)}"
-            )
+    test_file: str | None = setting(
+        None, "Name of the test file in the directory, without suffix, such as math500."
+    )
+    prompt_style: prompts.PromptStyle = setting(
+        "training", "Whether the format shows the box, and the response is opened (evaluation)."
+    )
+    equivalence: Equivalence = setting(
+        "string",
+        "Answers are equal in their normal form, or in their value too (symbolic: math-verify).",
+    )
+    reference_compat: bool = setting(False, "Scores as the published code does, faults included.")
 
     def parse(self, example: Example) -> Example:
         """Refuses examples without a field for the answer and without a box."""

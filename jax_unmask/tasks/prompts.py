@@ -38,12 +38,6 @@ Your reasoning here
 _MATH_EVALUATION_FORMAT = _EVALUATION_FORMAT + '"\n'
 
 
-def check_style(style: str) -> None:
-    """Raises ValueError unless `style` is a `PromptStyle`."""
-    if style not in ("training", "evaluation"):
-        raise ValueError(f"prompt_style={style!r} is unknown; choose 'training' or 'evaluation'")
-
-
 def gsm8k_messages(question: str, style: PromptStyle) -> Messages:
     """GSM8K's messages in training or in evaluation."""
     if style == "training":

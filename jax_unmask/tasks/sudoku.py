@@ -12,6 +12,7 @@ import itertools
 
 import numpy as np
 
+from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.generated import GeneratedTask
 
@@ -72,24 +73,20 @@ class Sudoku(GeneratedTask):
     The prompt is the 16 cells, row by row, a dot for a hole, then `=`; the response is the 16
     digits of a full grid. A response is right when it keeps the givens and obeys the rules. The
     target is a uniform draw among the completions.
-
-    Attributes:
-        min_holes: fewest holes of a generated puzzle.
-        max_holes: most holes of a generated puzzle; with 15 or 16 there are few different puzzles.
     """
 
     name = "sudoku"
     vocabulary = ("1", "2", "3", "4", _EMPTY, "=")
 
-    min_holes: int = 8
-    max_holes: int = 14
+    min_holes: int = setting(8, "Fewest holes of a generated puzzle.", ge=1, le=CELLS)
+    max_holes: int = setting(
+        14, "Most holes; with 15 or 16 there are few different puzzles.", ge=1, le=CELLS
+    )
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min_holes <= self.max_holes <= CELLS:
-            raise ValueError(
-                f"min_holes={self.min_holes}, max_holes={self.max_holes}: "
-                f"need 1 <= min <= max <= {CELLS}"
-            )
+        check_ranges(self)
+        if self.min_holes > self.max_holes:
+            raise ValueError(f"min_holes={self.min_holes} is over max_holes={self.max_holes}")
 
     def check(self, example: Example, response: str) -> float:
         """1.0 if the response is 16 digits that complete the puzzle, else 0.0."""

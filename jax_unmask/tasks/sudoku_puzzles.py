@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Literal, get_args
+from typing import Literal
 
+from jax_unmask.settings import setting
 from jax_unmask.tasks import prompts
 from jax_unmask.tasks.base import Example, Prompt
 from jax_unmask.tasks.checkers import answers
@@ -48,14 +49,8 @@ class SudokuPuzzles(FileTask):
     than one solution (124 of 500): every right one counts. Examples have a `puzzle` and a
     `solution` of 16 digits each, and the `prompt` of task `sudoku`.
 
-    Attributes:
-        style: "plain": prompt and response as of task `sudoku`, for the denoiser that ships.
-            "chat": d1's prompt.
-        reference_compat: with style "chat", d1's published reward: the fraction of the holes that
-            are filled as in the listed solution; givens are not looked at.
-
-    Raises:
-        ValueError: for an unknown style.
+    The published reward (`reference_compat`) is the fraction of the holes that are filled as in the
+    listed solution, whatever the givens.
     """
 
     name = "sudoku_puzzles"
@@ -63,13 +58,13 @@ class SudokuPuzzles(FileTask):
     test_only = True
     vocabulary = Sudoku.vocabulary
 
-    style: Style = "plain"
-    reference_compat: bool = False
+    style: Style = setting(
+        "plain", "Prompts as of task sudoku, for the shipped denoiser (plain), or d1's (chat)."
+    )
+    reference_compat: bool = setting(False, "d1's published reward; needs style=chat.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.style not in get_args(Style):
-            raise ValueError(f"style={self.style!r} is unknown; choose one of {get_args(Style)}")
         if self.reference_compat and self.style != "chat":
             raise ValueError(f"reference_compat=True needs style='chat', not {self.style!r}")
 
