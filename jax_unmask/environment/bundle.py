@@ -15,9 +15,9 @@ from jax_unmask.denoisers import hub, sharding
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.rollout import Cache, parse_cache
 from jax_unmask.runtime import placement as placements
-from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.mesh import param_shardings
 from jax_unmask.runtime.placement import Placement
+from jax_unmask.settings import ConfigError, SettingError
 from jax_unmask.shipped import resolve_model, shipped_models
 from jax_unmask.tasks.base import Task
 
@@ -177,6 +177,9 @@ def load_task(config: ConfigDict, *, prompt_style: str = "training") -> Task:
 def _create(name: str, arguments: dict[str, Any]) -> Task:
     try:
         return tasks.create(name, **arguments)
+    except SettingError as error:
+        text = f"{error.key}={error.value}"
+        raise ConfigError("task.settings", text, error.problem, error.remedy) from error
     except (ValueError, TypeError) as error:
         raise ConfigError("task", name, str(error), "Change that setting") from error
 

@@ -121,7 +121,7 @@ class Sft:
         params = denoisers.init_params(self._denoiser.config, key)
         if not (config.model.number_embeddings and isinstance(self._task, ClosedVocabulary)):
             return params
-        tokens = [token for token in self._task.vocabulary if token.isdecimal()]
+        tokens = [token for token in self._task.vocabulary if token.strip().isdecimal()]
         numbers = {self._tokenizer.encode(token)[0]: int(token) for token in tokens}
         return number_embeddings.with_values(params, numbers, jax.random.fold_in(key, 1))
 

@@ -39,6 +39,7 @@ _TASKS = {
     "mixture": ("jax_unmask.tasks.mixture", "Mixture"),
     "sudoku": ("jax_unmask.tasks.sudoku", "Sudoku"),
     "sudoku_puzzles": ("jax_unmask.tasks.sudoku_puzzles", "SudokuPuzzles"),
+    "word_problems": ("jax_unmask.tasks.word_problems", "WordProblems"),
 }
 
 

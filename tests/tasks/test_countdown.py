@@ -146,12 +146,9 @@ def test_values_are_exact_and_bounded():
 
 
 def test_bad_settings_and_files(tmp_path):
-    with pytest.raises(ValueError, match="numbers=6 must be"):
-        Countdown(numbers=6)
-    with pytest.raises(ValueError, match="style='d1' is unknown"):
-        Countdown(style="d1")
-    with pytest.raises(ValueError, match="reference_compat=True needs style='chat'"):
-        Countdown(reference_compat=True)
+    for name, value in (("numbers", 6), ("style", "d1"), ("reference_compat", True)):
+        with pytest.raises(ValueError, match=f"{name} ?= ?{value!r}"):
+            Countdown(**{name: value})
     file = tmp_path / "cd3_test.jsonl"
     file.write_text('{"input": "1,2,x", "output": "3"}')
     with pytest.raises(ValueError, match="line 1: fields 'input' and 'output' must be like"):

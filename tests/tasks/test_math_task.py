@@ -93,9 +93,8 @@ def test_published_evaluation_reads_the_answer_tag():
 
 
 def test_bad_settings():
-    with pytest.raises(ValueError, match="equivalence='exact' is unknown"):
-        Math(SAMPLES, equivalence="exact")
-    with pytest.raises(ValueError, match="prompt_style='eval' is unknown"):
-        Math(SAMPLES, prompt_style="eval")
+    for name in ("equivalence", "prompt_style"):
+        with pytest.raises(ValueError, match=f"{name} = 'eval'"):
+            Math(SAMPLES, **{name: "eval"})
     with pytest.raises(FileNotFoundError, match=r"math500\.jsonl"):
         Math(SAMPLES, test_file="math500").source("test")

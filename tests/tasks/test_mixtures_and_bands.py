@@ -150,7 +150,7 @@ def test_settings_of_tasks_in_configs():
     ("settings", "message"),
     [
         ({"name": "countdown", "settings": ("number=4",)}, "task 'countdown' has no such setting"),
-        ({"name": "countdown", "settings": ("numbers=6",)}, "numbers=6 must be 3, 4 or 5"),
+        ({"name": "countdown", "settings": ("numbers=6",)}, "numbers.*6"),
         ({"name": "humaneval"}, "task 'humaneval' reads its problems from files"),
         ({"name": "mixture", "path": "x", "mixture": ("gsm",)}, "there is no such task"),
         ({"name": "mixture", "path": "x", "mixture": ("math=a",)}, "its weight is no number"),

@@ -37,7 +37,7 @@ while True:
 
 
 def pool(**settings):
-    settings = {"workers": 2, "deadline_seconds": 2.0, **settings}
+    settings = {"workers": 2, "deadline_seconds": 1.0, **settings}
     return WorkerPool([sys.executable, "-c", WORKER], **settings)
 
 
@@ -61,7 +61,7 @@ def test_a_fault_costs_its_own_job_only(fault, reason):
 
 def test_other_workers_go_on_while_one_hangs():
     with pool(deadline_seconds=20.0) as workers:
-        for future in [workers.submit({"do": "warm", "seconds": 0.5}) for _ in range(4)]:
+        for future in [workers.submit({"do": "warm", "seconds": 0.1}) for _ in range(4)]:
             future.result()
         began = time.monotonic()
         hung = workers.submit({"do": "hang"})
@@ -73,16 +73,16 @@ def test_other_workers_go_on_while_one_hangs():
 def test_a_full_queue_holds_the_submitter_back():
     with pool(workers=1, queue_size=2, deadline_seconds=60.0) as workers:
         workers.submit({"do": "warm"}).result()
-        submitted = []
+        submitted = [workers.submit({"do": "x", "seconds": 0.5})]
 
         def submit():
-            for _ in range(6):
-                submitted.append(workers.submit({"do": "x", "seconds": 0.5}))
+            for _ in range(5):
+                submitted.append(workers.submit({"do": "x"}))
 
         thread = threading.Thread(target=submit)
         thread.start()
-        time.sleep(0.4)
-        assert len(submitted) <= 4  # One runs, two wait, one is being handed over.
+        time.sleep(0.1)
+        assert len(submitted) <= 4  # One runs, two wait, one is on its way to the worker.
         thread.join()
         assert all(future.result()["got"] == "x" for future in submitted)
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import os
 import pathlib
 
 import pytest
 
-from jax_unmask.tasks.sandbox import Job
+from jax_unmask.tasks.sandbox import Job, Limits
 
 TESTS = ("assert f(1) == 2", "assert f(20) == 21", "assert abs(f(3) - 4.0) < 1e-6")
 RIGHT = Job("def f(x):\n    return x + 1\n", TESTS)
@@ -120,14 +121,6 @@ assert libc.unshare(0x10000000) == 0
 }
 
 
-@pytest.mark.parametrize("attack", ON_LOAD)
-def test_attack_on_load(box, attack):
-    source = ON_LOAD[attack]
-    outcome = box.run([Job(source + WRONG_F, TESTS)])[0]
-    assert not outcome.right and outcome.passed == 0, outcome
-    assert box.run([RIGHT])[0].right  # The box, or a new one, is well.
-
-
 # Would cheat the tests: f is wrong, or not there.
 CHEATS = {
     "always equal": """
@@ -234,11 +227,37 @@ def f(x):
 }
 
 
-@pytest.mark.parametrize("cheat", CHEATS)
-def test_cheat(box, cheat):
-    outcome = box.run([Job(CHEATS[cheat], TESTS)])[0]
-    assert not outcome.right and outcome.passed == 0, outcome
-    assert box.run([RIGHT])[0].right
+PROGRAMS = {name: source + WRONG_F for name, source in ON_LOAD.items()} | CHEATS
+# Less than a box's own limit: many attacks end with their time, and honest programs may need more.
+SHORT = Limits(cpu_seconds=1, wall_seconds=1.5, memory_bytes=200 * 2**20)
+BOXES = 4
+
+
+@pytest.fixture(scope="module")
+def outcomes(make_box):
+    """Outcomes of each attack and of a right program in the same box behind it.
+
+    Several boxes work side by side, since most attacks wait until their time is over.
+    """
+
+    def attack(names):
+        with make_box() as box:
+            return {
+                name: (*box.run([Job(PROGRAMS[name], TESTS)], SHORT), *box.run([RIGHT]))
+                for name in names
+            }
+
+    names = list(PROGRAMS)
+    with concurrent.futures.ThreadPoolExecutor(BOXES) as pool:
+        shares = pool.map(attack, [names[k::BOXES] for k in range(BOXES)])
+        return {name: found for share in shares for name, found in share.items()}
+
+
+@pytest.mark.parametrize("attack", PROGRAMS)
+def test_an_attack_scores_nothing_and_leaves_the_box_well(outcomes, attack):
+    attacked, after = outcomes[attack]
+    assert not attacked.right and attacked.passed == 0, attacked
+    assert after.right, after
 
 
 # What a box must not give away. Each test passes if the program got what it was after.
