@@ -291,7 +291,7 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 
 class Names:
-    """What a config may name where it wants one kind of thing.
+    """A table of names for one kind of thing: short names, or import paths.
 
     Args:
         kind: the kind, as errors call it: "policy", "task".
@@ -309,7 +309,7 @@ class Names:
         return name in self._aliases
 
     def __call__(self, name: str) -> Any:
-        """What a short name or an import path, `package.module.Name`, stands for.
+        """The object of a short name or an import path, `package.module.Name`.
 
         Raises:
             NotationError: there is no such name, or its module cannot be imported.

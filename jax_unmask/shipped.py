@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 
 class Lengths(NamedTuple):
-    """What a shipped model was trained for, in tokens.
+    """Lengths that a shipped model was trained for, in tokens.
 
     Attributes:
         prompt_length: budget of prompts.
@@ -28,7 +28,7 @@ class Lengths(NamedTuple):
 
 
 def assets() -> pathlib.Path:
-    """Where the files lie that ship with the package."""
+    """Directory of the files that ship with the package."""
     return pathlib.Path(str(importlib.resources.files("jax_unmask"))) / "assets"
 
 
@@ -48,7 +48,7 @@ def resolve_model(path: str) -> str:
 
 
 def shipped_lengths(name: str) -> Lengths:
-    """What a shipped model was trained for.
+    """Lengths of a shipped model.
 
     Raises:
         ValueError: `name` is not that of one.

@@ -1,4 +1,4 @@
-"""What a denoiser looks like: sizes, numerics and special tokens."""
+"""Configuration of a denoiser: sizes, numerics and special tokens."""
 
 from __future__ import annotations
 

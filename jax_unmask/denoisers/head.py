@@ -1,4 +1,4 @@
-"""What a policy reads of the logits: candidate, confidence, largest probabilities, entropy.
+"""Reductions of the logits for policies: candidate, confidence, largest probabilities, entropy.
 
 Everything is a reduction over the vocabulary, so it can be computed a slice of the vocabulary at a
 time: with 126k tokens, the logits of a batch of canvases are by far the largest array of a step.

@@ -1,4 +1,4 @@
-"""Where the tensors of a checkpoint file go among the parameters, and back."""
+"""Maps between the tensors of a checkpoint file and parameters."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ class Layout:
         return array
 
     def write(self, name: str, flat: Mapping[Path, Any]) -> np.ndarray:
-        """A tensor as the file holds it.
+        """A tensor in the layout of the file.
 
         Args:
             name: its name.

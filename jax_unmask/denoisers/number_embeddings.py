@@ -1,4 +1,4 @@
-"""Initial embeddings by which a small denoiser knows what its number tokens are worth."""
+"""Initial embeddings of number tokens that encode the numbers' values."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def features(values: Sequence[int]) -> Float[np.ndarray, "N 2*K"]:
 def with_values(
     params: Mapping[str, Array], numbers: Mapping[int, int], key: Array
 ) -> dict[str, Array]:
-    """Parameters whose number tokens begin with embeddings that tell their values.
+    """Parameters whose number tokens have embeddings that encode their values.
 
     The features are turned at random and scaled as the other tokens are. Input embeddings and the
     untied head share them, so a value that is moved to another place is already its prediction.

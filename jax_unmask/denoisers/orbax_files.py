@@ -18,12 +18,12 @@ ORBAX_ITEM = "params"
 
 
 def has_orbax_files(directory: pathlib.Path) -> bool:
-    """Whether a directory holds weights as an Orbax checkpoint."""
+    """Whether a directory contains weights as an Orbax checkpoint."""
     return (directory / ORBAX_ITEM).is_dir()
 
 
 def new_orbax_item(directory: pathlib.Path) -> pathlib.Path:
-    """Where the weights of a directory go; it need not exist yet.
+    """Orbax item for the weights of a directory, which need not exist yet.
 
     Raises:
         FileExistsError: the directory already holds a checkpoint.
@@ -97,7 +97,7 @@ def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _complete(directory: pathlib.Path) -> Iterator[None]:
-    """Turns whatever Orbax and TensorStore raise over damaged files into one error that says so.
+    """Turns all errors of Orbax and TensorStore about damaged files into one clear error.
 
     Raises:
         ValueError: the checkpoint cannot be read.

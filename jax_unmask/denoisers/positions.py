@@ -48,7 +48,7 @@ def unshift(
 
 
 def block_causal(positions: Int[Array, "#B S"], block: int) -> Bool[Array, "#B S S"]:
-    """True where a position (second axis) sees another: in its own block or one before it."""
+    """Whether a query position attends to a key position: one of its block or of an earlier one."""
     blocks = positions // block
     return blocks[:, :, None] >= blocks[:, None, :]
 

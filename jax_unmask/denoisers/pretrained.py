@@ -105,7 +105,7 @@ def save_pretrained(
     *,
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
-    """Writes a Hugging Face directory in the family's own format, bit for bit.
+    """Writes a Hugging Face directory in the family's format, bit for bit.
 
     `config.json` is written last: a directory that has one is complete.
 
@@ -238,7 +238,7 @@ def _load_orbax(
 def _spread(
     read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: jax.sharding.Sharding
 ) -> jax.Array:
-    """An array on the devices of a sharding, of which this process reads what its own hold.
+    """An array with a sharding; this process reads the shards of its own devices only.
 
     One part after the other: the host has one of them at a time, however many its devices have.
     """
@@ -266,7 +266,7 @@ def _check_params(params: Params, config: DenoiserConfig) -> None:
 
 
 def _param_dtype(flat: Mapping[Path, Any], layout: Layout) -> np.dtype:
-    """Type of a model's parameters, but for those that keep their own."""
+    """Type of a model's parameters, except for those of a fixed type."""
     return widest(leaf.dtype for path, leaf in flat.items() if path not in layout.keeping)
 
 

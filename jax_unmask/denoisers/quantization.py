@@ -97,7 +97,7 @@ def matmul(x: Float[Array, "*B I"], kernel: Any) -> Float[Array, "*B O"]:
 def ragged_matmul(
     x: Float[Array, "T I"], kernel: Any, sizes: Int[Array, " E"], groups: Int[Array, " T"]
 ) -> Float[Array, "T O"]:
-    """Products of consecutive groups of rows, each with its own matrix of `kernel` [E, I, O].
+    """Products of consecutive groups of rows, each with one matrix of `kernel` [E, I, O].
 
     Args:
         x: rows, those of a group beside each other.

@@ -1,4 +1,4 @@
-"""How a token is drawn from its logits: top-k, top-p, and what its confidence is."""
+"""Drawing of tokens from logits with top-k and top-p, and their confidences."""
 
 from __future__ import annotations
 

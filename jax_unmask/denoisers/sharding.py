@@ -66,7 +66,7 @@ RULES: Rules = tuple(_rules())
 
 
 def keep(tree: Tree) -> Tree:
-    """Holds what has parameters in it where `RULES` want it; inside `jax.jit`.
+    """Constrains trees of parameters to the shardings of `RULES`; inside `jax.jit`.
 
     What one step returns is thereby laid out as what the next one takes.
     """
@@ -78,7 +78,7 @@ def keep(tree: Tree) -> Tree:
 
 
 def gathered(kernel: Any, names: Names, dtype: Any) -> Any:
-    """A matrix as a product wants it: whole along the fsdp axis, in parts along the tensor axis.
+    """A matrix ready for a product: gathered along the fsdp axis, sharded along the tensor axis.
 
     What travels has the type of the product. Its gradient goes straight to the parts that the
     parameter is stored in.

@@ -85,7 +85,7 @@ class TensorFiles:
 
 
 def has_tensor_files(directory: pathlib.Path) -> bool:
-    """Whether a directory holds safetensors weights."""
+    """Whether a directory contains safetensors weights."""
     return (directory / SINGLE).exists() or (directory / INDEX).exists()
 
 
@@ -116,7 +116,7 @@ def check_shapes(
 
 
 def widest(dtypes: Iterable[np.dtype]) -> np.dtype:
-    """The smallest type that holds all of the given ones exactly."""
+    """The smallest type that represents all of the given ones exactly."""
     return np.dtype(jnp.result_type(*set(dtypes)))
 
 

@@ -222,7 +222,7 @@ class Tokenizer:
 
 
 def has_tokenizer(directory: pathlib.Path) -> bool:
-    """Whether a directory holds the files of a tokenizer."""
+    """Whether a directory contains the files of a tokenizer."""
     slow = all((directory / name).is_file() for name in _SLOW_FILES)
     return slow or (directory / "tokenizer.json").is_file()
 

@@ -1,4 +1,4 @@
-"""Flash attention on TPUs: JAX's own Pallas kernel, for sequences whose padding is hidden."""
+"""Flash attention on TPUs: JAX's Pallas kernel, with padding masked."""
 
 from __future__ import annotations
 

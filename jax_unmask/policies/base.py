@@ -22,7 +22,7 @@ Params = Any
 
 @dataclasses.dataclass(frozen=True)
 class Needs:
-    """What a policy reads beyond the candidate's confidence; the rollout computes nothing else.
+    """Inputs of a policy beyond the candidate's confidence; the rollout computes no others.
 
     Attributes:
         top_k: how many of the largest probabilities per position (`Observation.top_probs`).
@@ -43,7 +43,7 @@ class Needs:
 
 @struct.dataclass
 class Observation:
-    """What a policy may read before one step. B rows, L canvas positions, K = `Needs.top_k`.
+    """Inputs of a policy at one step. B rows, L canvas positions, K = `Needs.top_k`.
 
     What is said of a position is what the last forward that computed it said, and 0 if none did.
     Positions of the current block are up to date, and without a cache so are all that the policy
@@ -100,7 +100,7 @@ class Policy(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """What `Observation` must hold."""
+        """The fields that `Observation` must have."""
         ...
 
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
@@ -118,7 +118,7 @@ class Policy(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Observing:
-    """A policy whose observations also hold what somebody else has to see.
+    """Wraps a policy so that the rollout also records the observations that another policy needs.
 
     Attributes:
         policy: decides.
@@ -130,7 +130,7 @@ class Observing:
 
     @property
     def needs(self) -> Needs:
-        """Those of the policy, and the others."""
+        """Needs of both policies."""
         own = self.policy.needs
         return Needs(
             top_k=max(own.top_k, self.more.top_k),
@@ -169,5 +169,5 @@ def select_settings(params: Params, select: Callable[[Array], Array], rows: int)
 
 
 def row_uniform(keys: Array, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
-    """Draws uniforms in [0, 1) of the given shape from each row's own key."""
+    """Uniform draws in [0, 1) of the given shape, from one key per row."""
     return jax.vmap(lambda key: jax.random.uniform(key, shape))(keys)

@@ -59,7 +59,7 @@ class _Dream:
         }
 
     def share(self, params: Params, obs: Observation) -> Float[Array, "*B"]:
-        """Part of the masks that this step fills."""
+        """Fraction of the masks that this step fills."""
         steps = jnp.asarray(params["steps"])
         now, slope = obs.step_in_block, (params["eps"] - 1.0) / steps
         share = 1.0 - (1.0 + slope * (now + 1)) / (1.0 + slope * now)

@@ -1,4 +1,4 @@
-"""Hand-written unmasking rules: the baselines of every frontier.
+"""Hand-written unmasking rules, the baselines of learned policies.
 
 Each rule fills at least one position in every row that has a legal one, and none in other rows;
 equal scores go to the lower position. A rule's settings live in its params (`rule.params(...)`), as
@@ -32,7 +32,7 @@ def deterministic(fill: Bool[Array, "*B L"]) -> Action:
 
 
 def column(setting: Array) -> Array:
-    """A setting (scalar or one per row) shaped to meet [B, L]."""
+    """A setting (scalar or one per row) reshaped to broadcast against [B, L]."""
     return jnp.asarray(setting)[..., None]
 
 

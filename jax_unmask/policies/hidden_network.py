@@ -69,7 +69,7 @@ class HiddenNetworkConfig:
 
     @property
     def block_config(self) -> DenoiserConfig:
-        """Config of the policy's own blocks."""
+        """Config of the policy's transformer blocks."""
         return dataclasses.replace(
             self.denoiser,
             num_layers=self.num_blocks,

@@ -75,7 +75,7 @@ def zero_dense(features: int, name: str) -> nn.Dense:
 def modulation(
     layer: nn.Dense, conditions: Float[Array, "N 2 d"], masked: Bool[Array, "N W"], parts: int
 ) -> list[Float[Array, "N W d"]]:
-    """AdaLN vectors of every position, in `parts` chunks.
+    """AdaLN vectors of every position, split into `parts`.
 
     A position's condition is one of two vectors per row (masked or not), so the linear map runs
     on those two and the result is selected; it would be a third of the network's work otherwise.

@@ -21,7 +21,7 @@ Context = Literal["full", "block"]
 
 @dataclasses.dataclass(frozen=True)
 class LearnedPolicy(Settings):
-    """Fills positions as a policy network says.
+    """Fills positions by a policy network and a distribution over actions.
 
     Its params are {"network": weights, "temperature": divides the logits, "scale": multiplies the
     Bernoulli probabilities}. The last two are settings for test time (arXiv 2512.09106: temperature
@@ -64,7 +64,7 @@ class LearnedPolicy(Settings):
 
     @property
     def needs(self) -> Needs:
-        """What the rollout must observe for the network."""
+        """Observations that the network needs."""
         return dataclasses.replace(self.network.needs, canvas=self.context == "full")
 
     def init_params(self, key: Array, gen_length: int = 1) -> Params:
@@ -82,7 +82,7 @@ class LearnedPolicy(Settings):
         }
 
     def logits(self, params: Params, obs: Observation) -> Float[Array, "*B L"]:
-        """Logits over the policy temperature; -inf outside the block if it is all that is seen."""
+        """Logits over the policy temperature; -inf outside the block with context "block"."""
         lead, length = obs.masked.shape[:-1], obs.masked.shape[-1]
         inputs = self.network.observe(obs)
         if self.context == "block":
@@ -152,7 +152,7 @@ class LearnedPolicy(Settings):
         return self._entropy(self.logits(params, obs), obs)
 
     def fill_probabilities(self, params: Params, obs: Observation) -> Float[Array, "*B L"]:
-        """Probability of filling each position, 0 where not legal; for people who look on.
+        """Probability of filling each position, 0 where not legal; for the report's viewer.
 
         Bernoulli: of each position's own draw, without the arg-max fallback; a deterministic policy
         fills those above one half. DPLS: the marginal one of the ordered draw.

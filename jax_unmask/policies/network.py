@@ -133,7 +133,7 @@ class NetworkConfig(Settings):
 
     @property
     def needs(self) -> Needs:
-        """What the rollout must observe for this network."""
+        """Observations that this network needs."""
         return Needs(top_k=self.top_k, entropy=self.entropy, hidden=self.hidden_size > 0)
 
     def build(self) -> UnmaskingNetwork:
@@ -215,7 +215,7 @@ class NetworkInputs:
 def confidence_rank(
     confidence: Float[Array, "*B W"], legal: Bool[Array, "*B W"]
 ) -> Int[Array, "*B W"]:
-    """How many legal positions are more confident than each legal one; W at other positions.
+    """Number of legal positions that are more confident than each legal one; W at other positions.
 
     Of equally confident positions the first counts as more confident.
     """

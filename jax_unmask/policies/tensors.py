@@ -14,7 +14,7 @@ from jax_unmask.policies.network import NetworkConfig
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of the file and the parameter that holds it.
+    """One tensor of the file and the parameter that it is stored in.
 
     Attributes:
         name: name in the file, without prefix.
@@ -34,7 +34,7 @@ class TensorSpec:
         return shape[::-1] if self.transpose else shape
 
     def write(self, param: jax.Array) -> np.ndarray:
-        """The tensor as the file holds it."""
+        """The tensor in the layout of the file."""
         index, count = self.part
         value = np.split(np.asarray(param, np.float32), count, axis=-1)[index]
         return np.ascontiguousarray(value.T if self.transpose else value)

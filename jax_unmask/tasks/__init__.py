@@ -44,7 +44,7 @@ _TASKS = {
 
 
 def register(name: str, module: str, attribute: str) -> None:
-    """Makes a task of one's own known to `create`, and so to every config, within this process.
+    """Registers a task from outside under a short name, within this process.
 
     Args:
         name: what `task.name` calls it.
@@ -60,7 +60,7 @@ def register(name: str, module: str, attribute: str) -> None:
 
 
 def names() -> list[str]:
-    """Names that `create` knows."""
+    """All short names of `create`."""
     return sorted(_TASKS)
 
 

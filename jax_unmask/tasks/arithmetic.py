@@ -181,7 +181,7 @@ def _apply(total: int, sign: str, amount: int) -> int:
 
 
 def _read_story(prompt: str) -> tuple[int, list[tuple[str, int]]]:
-    """What a story starts from, and its operations as (sign, amount)."""
+    """The first number of a story, and its operations as (sign, amount)."""
     start = re.search(r" has (\d+) ", prompt)
     assert start is not None  # Every story says so.
     operations = []

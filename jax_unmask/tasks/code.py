@@ -16,7 +16,7 @@ OPEN_FENCE = FENCE + "python\n"
 
 @dataclasses.dataclass(frozen=True)
 class CodeTask(SlowTask, FileTask):
-    """A task that says which program a response makes and which tests it must pass.
+    """A task whose responses are programs, checked by running tests.
 
     Attributes:
         box: where programs run; None is one sandbox that all tasks of this process share.

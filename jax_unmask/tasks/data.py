@@ -116,7 +116,7 @@ class Batch:
 
 
 class BatchIterator:
-    """Iterator over batches that knows its position.
+    """Iterator over batches with a position that can be saved and restored.
 
     `get_state` gives a small JSON-able dict. `set_state` continues from it, in another process or
     with another number of shards just as well, and refuses the state of another pipeline.

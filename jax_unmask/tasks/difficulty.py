@@ -1,4 +1,4 @@
-"""Difficulty bands: the part of a data set whose problems are neither too easy nor too hard.
+"""Difficulty bands: the problems of a data set that are neither too easy nor too hard.
 
 What a problem's difficulty is, the data set says in a field: a level ("Level 3"), a word ("Easy"),
 or the rate at which some model solves it (0.33).
@@ -61,7 +61,7 @@ class Band:
         return band
 
     def holds(self, example: Example) -> bool:
-        """Whether an example is within the band; one that does not say is not.
+        """Whether an example is within the band; False for one without that field.
 
         Raises:
             ValueError: the example has no such field.

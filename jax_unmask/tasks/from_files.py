@@ -43,7 +43,7 @@ class FileTask(Task):
             Band.parse(self.difficulty)
 
     def source(self, split: Split, *, seed: int = 0) -> Source:
-        """The problems of a split, in the order of the files; the seed plays no part.
+        """The problems of a split, in the order of the files, whatever the seed.
 
         Raises:
             FileNotFoundError: there is no such file.

@@ -57,7 +57,7 @@ class Gsm8k(FileTask):
             )
 
     def source(self, split: Split, *, seed: int = 0) -> Source:
-        """The problems of a split, in the order of the files; the seed plays no part."""
+        """The problems of a split, in the order of the files, whatever the seed."""
         if self.path is not None:
             return super().source(split, seed=seed)
         sources.check_split(split)

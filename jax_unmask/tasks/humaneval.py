@@ -32,7 +32,7 @@ class HumanEval(code.CodeTask):
         ]
 
     def target(self, example: Example) -> str:
-        """The data set's own body, and the closing fence."""
+        """The data set's function body, and the closing fence."""
         return f"{example['canonical_solution']}\n{code.FENCE}"
 
     def job(self, example: Example, response: str) -> sandbox.Job:

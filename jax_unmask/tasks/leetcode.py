@@ -37,7 +37,7 @@ class LeetCode(code.CodeTask):
         ]
 
     def target(self, example: Example) -> str:
-        """The data set's own program, and the closing fence."""
+        """The data set's program, and the closing fence."""
         return f"{example['completion']}\n{code.FENCE}"
 
     def job(self, example: Example, response: str) -> sandbox.Job:

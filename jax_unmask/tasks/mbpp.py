@@ -61,7 +61,7 @@ class Mbpp(code.CodeTask):
         return "".join(f"{_question(shown[k])}\n{_solution(shown[k])}\n\n" for k in range(_SHOTS))
 
     def target(self, example: Example) -> str:
-        """The data set's own solution, and the closing fence."""
+        """The data set's solution, and the closing fence."""
         return f"{_code(example)}\n{code.FENCE}"
 
     def job(self, example: Example, response: str) -> sandbox.Job:

@@ -66,11 +66,11 @@ class Mixture(SlowTask):
         return sources.Concatenation(shares, TAG)
 
     def prompt(self, example: Example) -> Prompt:
-        """The prompt of the example's own task."""
+        """The prompt of the task that the example is from."""
         return self.tasks[example[TAG]].prompt(example)
 
     def target(self, example: Example) -> str:
-        """The target of the example's own task."""
+        """The target of the task that the example is from."""
         return self.tasks[example[TAG]].target(example)
 
     def start_checks(

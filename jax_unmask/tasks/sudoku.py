@@ -43,7 +43,7 @@ def grids() -> np.ndarray:
 
 
 def _pairs(parts: np.ndarray) -> np.ndarray:
-    """Every part followed by every part: [n, k] to [n * n, 2 * k]."""
+    """Every row followed by every row: [n, k] to [n * n, 2 * k]."""
     first_and_second = np.indices((len(parts), len(parts))).reshape(2, -1).T
     return parts[first_and_second].reshape(-1, 2 * parts.shape[1])
 

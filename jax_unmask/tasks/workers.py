@@ -35,7 +35,7 @@ Answer = dict[str, Any]
 
 @dataclasses.dataclass(frozen=True)
 class Lost:
-    """What a job gets whose worker did not answer.
+    """Result of a job whose worker did not answer.
 
     Attributes:
         reason: "timed out" or "crashed".
@@ -201,7 +201,7 @@ class _Worker:
             return Lost("crashed")
 
     def kill(self) -> None:
-        """Kills the process and its children; whoever waits for its answer finds out."""
+        """Kills the process and its children; a waiting `do` raises."""
         with self._lock:
             if self.process is not None:
                 with contextlib.suppress(ProcessLookupError):

@@ -1,4 +1,4 @@
-"""DiffusionGemma: block diffusion from uniform noise, beside the masked denoisers.
+"""DiffusionGemma: block diffusion from uniform noise instead of masks.
 
 There is no mask token: a canvas starts as random tokens, every forward scores all of them, what the
 sampler does not accept is drawn anew. So it shares neither the transformer of the masked families

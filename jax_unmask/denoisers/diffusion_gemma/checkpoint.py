@@ -48,7 +48,7 @@ _MLP = {"gate_proj.weight": "gate", "up_proj.weight": "up", "down_proj.weight": 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model with all that its directory holds.
+    """A model, its parameters and its configuration, loaded from a directory.
 
     Attributes:
         model: the network.

@@ -1,4 +1,4 @@
-"""What a DiffusionGemma looks like, and how its `config.json` says so."""
+"""Configuration of DiffusionGemma, read from its `config.json`."""
 
 from __future__ import annotations
 

@@ -190,7 +190,7 @@ class DiffusionGemma(nn.Module):
     def __call__(
         self, tokens: Int[Array, "B P"], canvas: Int[Array, "B C"]
     ) -> Float[Array, "B C V"]:
-        """Logits of a canvas behind a prompt without padding, at the first denoising step."""
+        """Logits of a canvas after a prompt without padding, at the first denoising step."""
         real = jnp.ones(tokens.shape, bool)
         _, cache = self.encode(tokens, empty_cache(self.config, *tokens.shape), 0, real)
         return self.decode(canvas, cache, tokens.shape[1], real)

@@ -82,7 +82,7 @@ def named(name: str) -> Family:
 
 
 def sampling(name: str, top_k: int, top_p: float) -> Sampling:
-    """How a family's published sampler draws, with these filters.
+    """Sampling settings of a family's published sampler, with these filters.
 
     Raises:
         ValueError: there is no such family, or a filter is out of range.
@@ -97,7 +97,7 @@ def sampling(name: str, top_k: int, top_p: float) -> Sampling:
 
 
 def complete(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a `config.json`, with the mask token where only its family knows it."""
+    """The fields of a `config.json`, with the family's mask token where the file has none."""
     fields = dict(fields)
     if fields.get("mask_token_id") is None:
         family = find(fields)

@@ -1,4 +1,4 @@
-"""What a family is, and how its checkpoint tensors map to parameters."""
+"""The interface of families: config fields, and checkpoint tensors mapped to parameters."""
 
 from __future__ import annotations
 

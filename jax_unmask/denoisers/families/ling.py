@@ -1,4 +1,4 @@
-"""What LLaDA-MoE and LLaDA2 have in common: the vocabulary of the Ling models, and partial RoPE."""
+"""Code shared by LLaDA-MoE and LLaDA2: the vocabulary of the Ling models, and partial RoPE."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def evaluate(text: str) -> Fraction | None:
 
 
 def evaluate_as_python(text: str) -> float | int | None:
-    """What Python's `eval` gives for numbers and operators, powers included; None for errors.
+    """Value of numbers and operators, powers included, by Python's rules; None for errors.
 
     A result of more than 10,000 bits counts as an error, too: `9**9**9` would never end.
     """

@@ -25,7 +25,7 @@ def _float_or_number(text: str, index: int) -> float | None:
 
 
 def gsm8k_answer(text: str) -> float | None:
-    """First box that holds a number, else the last number of the first answer tag, else None."""
+    """First box with a number in it, else the last number of the first answer tag, else None."""
     for box in _BOX.findall(text):
         value = _float_or_number(box.strip(), 0)
         if value is not None:
@@ -41,7 +41,7 @@ def gsm8k_gold(solution: str) -> str | None:
 
 
 def gsm8k_gold_for_evaluation(solution: str) -> float | None:
-    """Evaluation's right answer. Knows no minus sign, so negative answers are never met."""
+    """Right answer as the published evaluation reads it, without minus signs."""
     match = _EVALUATION_GOLD.search(solution)
     return float(match[1].replace(",", "")) if match else None
 

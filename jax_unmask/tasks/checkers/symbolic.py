@@ -51,7 +51,7 @@ def is_equiv(right: str, given: str | None) -> bool:
 
 
 def _settle(right: str, given: str | None) -> bool | None:
-    """What can be said without algebra; None where it is needed."""
+    """Verdict that needs no algebra; None where algebra is needed."""
     if given is None or not given.strip() or len(given) > MAX_LENGTH:
         return False
     if latex.is_equiv(right, given):

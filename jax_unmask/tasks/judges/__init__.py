@@ -1,4 +1,4 @@
-"""Judges: what the parts of a solution are worth, where a checker only knows the whole."""
+"""Judges: scores of the chunks of a solution, beside the checker's score of the whole."""
 
 from jax_unmask.tasks.judges.base import Judge, Solution
 from jax_unmask.tasks.judges.language_model import LanguageModelJudge

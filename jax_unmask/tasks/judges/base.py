@@ -1,4 +1,4 @@
-"""What a judge is given, and what it gives."""
+"""The interface of judges."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Solution:
 
 
 class Judge(Protocol):
-    """Says what each chunk of a solution is worth."""
+    """Scores each chunk of a solution."""
 
     def judge(self, solutions: Sequence[Solution]) -> list[list[float]]:
         """Scores in [-1, 1], one for each chunk of each solution."""

@@ -1,4 +1,4 @@
-"""A language model as judge, behind any server that speaks OpenAI's chat completions."""
+"""A language model as judge, behind any server with OpenAI's chat completions."""
 
 from __future__ import annotations
 

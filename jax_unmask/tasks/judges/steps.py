@@ -24,7 +24,7 @@ class Step(NamedTuple):
 
 @runtime_checkable
 class VerifiableSteps(Protocol):
-    """A task that can tell right steps from wrong ones."""
+    """A task that verifies the steps of a response."""
 
     def check_steps(self, example: Example, response: str) -> list[Step]:
         """The steps of a response, in the order of their ends."""

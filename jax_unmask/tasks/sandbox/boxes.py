@@ -1,4 +1,4 @@
-"""How a box is made on this machine, and what it does and does not enforce."""
+"""Command lines of boxes on this machine, and lists of what a box enforces and what not."""
 
 from __future__ import annotations
 
@@ -78,7 +78,7 @@ def command(kind: Kind) -> list[str]:
 
 
 def _view() -> dict[str, Any]:
-    """What a box sees, and the command of its first process."""
+    """The file system of a box, and the command of its first process."""
     inside = pathlib.Path(__file__).parent / "inside"
     command = _python(os.path.dirname(_INSIDE), "zygote")
     binds, symlinks = [["/usr", "/usr"]], []

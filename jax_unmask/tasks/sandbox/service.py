@@ -20,7 +20,7 @@ _GRACE_SECONDS = 20.0
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What a program, and the tests that call it, may use.
+    """Limits on resources of a program and of the tests that call it.
 
     Attributes:
         cpu_seconds: CPU time of each process, whole seconds.
@@ -67,7 +67,7 @@ class Job:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """What came of a job.
+    """Result of a job.
 
     Attributes:
         passed: tests passed.

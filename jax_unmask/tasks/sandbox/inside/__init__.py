@@ -1,4 +1,4 @@
-"""What runs inside a box, with Python's standard library alone.
+"""Code that runs inside a box, with Python's standard library only.
 
 `launcher` builds a box where bubblewrap is not installed, `zygote` is the box's first process,
 `program` holds the untrusted code, and `judge` runs the tests in a process of its own. The folder

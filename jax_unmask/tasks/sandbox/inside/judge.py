@@ -87,7 +87,7 @@ def _variables(
 
 
 class _Solution(types.ModuleType):
-    """What `from solution import name` reads."""
+    """The module that `from solution import name` imports."""
 
     def __init__(self, endpoint: Endpoint) -> None:
         super().__init__(NAME)
@@ -121,7 +121,7 @@ def _take(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
 
 
 def _exception(endpoint: Endpoint, name: str, bases: list[Any]) -> type[BaseException]:
-    """A class of our own that stands for the program's exception, or Python's."""
+    """A local class in place of the program's exception, or Python's built-in one."""
     builtin = [getattr(builtins, str(base), None) for base in bases]
     known = [kind for kind in builtin if isinstance(kind, type)]
     base = next((kind for kind in known if issubclass(kind, BaseException)), Exception)

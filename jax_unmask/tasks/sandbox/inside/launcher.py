@@ -1,4 +1,4 @@
-"""Makes a box with the kernel's own means, where bubblewrap is not installed.
+"""Makes a box by system calls, where bubblewrap is not installed.
 
 Namespaces for mounts, processes, network, host name and shared memory; a new root file system that
 holds what the view lists, read-only, an empty scratch directory, four devices and `/proc`. Works as

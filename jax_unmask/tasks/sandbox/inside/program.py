@@ -1,4 +1,4 @@
-"""The process that holds the untrusted program. It answers the judge and knows no tests."""
+"""The process of the untrusted program, which serves the judge's calls and never has the tests."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class _Output(io.TextIOBase):
         return len(text)
 
     def take(self) -> str:
-        """What was written since the last call."""
+        """The output that was written since the last call."""
         parts, self._parts[:] = list(self._parts), []
         return "".join(parts)
 

@@ -128,7 +128,7 @@ def skip(reason: str = "", **_: Any) -> None:
 
 
 def module() -> types.ModuleType:
-    """What `import pytest` finds."""
+    """The module that `import pytest` imports."""
     made = types.ModuleType("pytest")
     members = {"raises": raises, "approx": Approx, "mark": _Mark(), "param": _Row}
     made.__dict__.update(members, fail=fail, skip=skip)

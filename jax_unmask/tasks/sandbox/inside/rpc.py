@@ -1,4 +1,4 @@
-"""Calls between the tests and the program under test, which live in processes of their own.
+"""Remote calls between the process of the tests and that of the program under test.
 
 Both sides have an `Endpoint`. Plain data is copied; everything else stays where it was made and is
 spoken to through a `Remote`. Comparisons of a `Remote` with data are never left to the other side:

@@ -1,4 +1,4 @@
-"""How data crosses between processes that do not trust each other: frames of JSON.
+"""Frames of JSON between processes that do not trust each other.
 
 What arrives is rebuilt from exact built-in types, so an object that overrides `==` cannot travel:
 the receiver compares plain data, or refers to the sender's object by a number.
@@ -23,7 +23,7 @@ _SMALL = 2**53
 
 
 class Broken(Exception):
-    """The other side is gone, or does not speak the protocol."""
+    """The other side is gone, or violates the protocol."""
 
 
 def send(descriptor: int, message: Any) -> None:

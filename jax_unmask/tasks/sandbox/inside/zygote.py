@@ -1,4 +1,4 @@
-"""First process of a box: shuts the door behind itself, then forks two processes per job.
+"""First process of a box: gives up its privileges, then forks two processes per job.
 
 It reads jobs as frames from descriptor 0 and writes verdicts to descriptor 1. A job is two frames:
 the program with its limits, and the tests. Only the process that runs the tests reads the second
@@ -51,7 +51,7 @@ def main() -> None:
 
 
 def lock() -> bool:
-    """Gives up, for good, all that a program could turn against the box.
+    """Gives up, for good, all privileges that a program could use against the box.
 
     Returns:
         Whether system calls are filtered.
