@@ -1,8 +1,8 @@
 """The models and policies that ship with the package.
 
 Each model is a directory under `assets/` in its family's own format. Its `generation_config.json`
-says for what lengths it was trained. Each policy is a directory under `assets/policies/`. Nothing
-else lists them: a directory that is added there is known to all commands.
+has the lengths that it was trained for. Each policy is a directory under `assets/policies/`.
+Nothing else lists them: a directory that is added there is known to all commands.
 """
 
 from __future__ import annotations

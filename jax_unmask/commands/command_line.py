@@ -14,9 +14,9 @@ from ml_collections import config_flags
 
 from jax_unmask.runtime import distributed
 
-# What wrong input shows as: `ConfigError` and `CheckpointError` are ValueErrors, paths that do not
-# fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers end training
-# with a FloatingPointError. Anything else is a defect and keeps its traceback.
+# Exceptions that wrong input raises: `ConfigError` and `CheckpointError` are ValueErrors, paths
+# that do not fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers
+# end training with a FloatingPointError. Anything else is a defect and keeps its traceback.
 _EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
 _CONFIG_FLAG = re.compile(r"--?config(?:=(?P<value>.*))?")
 
@@ -104,7 +104,7 @@ def join_processes() -> None:
     """Joins the processes of a run, found by flags, environment or cluster. Before any use of JAX.
 
     Raises:
-        ValueError: what they tell makes no sense.
+        ValueError: they contradict each other, or are incomplete.
     """
     values = flags.FLAGS
     distributed.initialize(values.coordinator, values.num_processes, values.process_id)

@@ -7,7 +7,7 @@ A stage is an experiment file and what it changes:
         "configs/tracerl.py:block train.steps=40 rollout.block_length=8",
     )
 
-So a curriculum can change everything that a config says: the recipe (supervised training, then
+So a curriculum can change everything in a config: the recipe (supervised training, then
 reinforcement), tasks and their mixture, difficulty, lengths, learning rates. Each stage has a
 directory of its own, which is a run like any other.
 """
@@ -32,7 +32,7 @@ from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.placement import Placement
 
 RECIPE = "curriculum"
-# Where a stage finds the denoiser or the policy of the stage before it.
+# Key of the denoiser or policy that a stage takes from the stage before it.
 _STARTS_FROM = dict.fromkeys(("sft", "state_sft", "tracerl"), "model.path")
 _STARTS_FROM["policy_grpo"] = "policy.init_from"
 _EXPORT = {"model.path": "model", "policy.init_from": "policy"}
@@ -59,14 +59,14 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
 
     A stage starts from the export of the nearest stage before it that trained the same thing (a
     denoiser or a policy), and unmasking policies are trained for the nearest denoiser; unless the
-    stage itself says where to start.
+    stage sets these keys itself.
 
     Args:
         config: a config of recipe "curriculum".
         workdir: directory of the curriculum.
 
     Raises:
-        ConfigError: a stage cannot be read, or makes no sense; the message tells which one.
+        ConfigError: a stage cannot be read, or is invalid; the message names it.
     """
     if not config.stages:
         raise ConfigError("stages", config.stages, "there is nothing to do", "Name at least one")

@@ -59,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
-    # What can be wrong without the harness and the model comes before both.
+    # Mistakes that show without the harness and the model are refused before loading them.
     policies.parse_policy(args.policy)
     if args.include_path is not None and not pathlib.Path(args.include_path).is_dir():
         raise FileNotFoundError(f"--include_path={args.include_path} is not a directory")

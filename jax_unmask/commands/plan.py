@@ -37,7 +37,7 @@ class Plan:
         config: the config planned for.
         denoiser: the denoiser.
         devices: how many devices.
-        device: what they are; None for those at hand.
+        device: their type; None for the devices of this machine.
         denoiser_parameters: number of the denoiser's parameters.
         trained_parameters: number of trained parameters.
         lasting_bytes: what a device holds from step to step, by name.

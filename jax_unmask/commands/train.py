@@ -95,7 +95,7 @@ def _run(
         state = dataclasses.replace(restored.state, params=restored.params)
         data.set_state(restored.data)
         logger.info("Continuing %s at step %d of %d.", workdir, done, total)
-    # Who was slow to load is waited for here: collectives of programs have less patience.
+    # Barrier: processes that are still loading weights would time out in the first collective.
     Placement().meet("training begins")
     sinks: tuple[WeightsAndBiases, ...] = ()
     if config.log.wandb:

@@ -30,7 +30,7 @@ class Bundle:
         denoiser: the dLLM.
         params: its parameters.
         tokenizer: its tokenizer.
-        task: where prompts come from and who checks responses.
+        task: source of the prompts and checker of the responses.
         name: how result rows call the denoiser, e.g. "sudoku" or "GSAI-ML/LLaDA-8B-Instruct".
         placement: the devices, over which the parameters are laid out.
         policy: directory of a policy that was trained for the denoiser, if any.

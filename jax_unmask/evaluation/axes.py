@@ -29,7 +29,7 @@ class Combination:
 
     Attributes:
         config: the config, with this combination's values.
-        values: what this combination says, by key; empty without axes.
+        values: the values of this combination by key; empty without axes.
     """
 
     config: ConfigDict
@@ -65,7 +65,7 @@ def _axis(config: ConfigDict, line: str) -> list[dict[str, Any]]:
         for part in text.split(","):
             key, equals, value = part.partition("=")
             if not equals and not values:
-                # Of one key, later alternatives need only say the value.
+                # With one key, later alternatives need only the value.
                 key, value = first_key, part
             values[key.strip()] = _value(config, line, key.strip(), value.strip())
         if alternatives and values.keys() != alternatives[0].keys():

@@ -45,7 +45,7 @@ def expand(text: str) -> list[PolicySpec]:
     """Every setting that a line of the notation stands for, the last setting varying fastest.
 
     Raises:
-        ValueError: the text cannot be read; says what and how it should look.
+        ValueError: the text cannot be read; the message shows the right form.
     """
     blocks: tuple[int, ...] = ()
     rest = text.strip()

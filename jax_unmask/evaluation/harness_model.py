@@ -1,4 +1,4 @@
-"""A model under an unmasking policy, as lm-evaluation-harness sees models."""
+"""A model under an unmasking policy, behind lm-evaluation-harness's interface of models."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class HarnessModel(LM):
         mc_draws: masks per likelihood.
         mc_batch_size: masks per forward.
         check_greedy: whether `loglikelihood` also finds out if a text is the greedy one, which
-            costs a forward per token; otherwise it says no.
+            costs a forward per token; otherwise it returns False.
         seed: seed of all that is drawn.
 
     Attributes:

@@ -16,9 +16,9 @@ _LENGTH = 16
 def essence(value: Any) -> str:
     """Text of a configuration by its fields, in alphabetical order, without those at their default.
 
-    A field that is added later, with the default that says "as before", changes no text. Fields
-    that take no part in `repr` are left out, and so are the parent and the name that linen modules
-    have; values that are no dataclasses stand as `repr` shows them.
+    A field that is added later, with a default that changes nothing, changes no text. Fields that
+    take no part in `repr` are left out, and so are the parent and the name that linen modules have;
+    values that are no dataclasses stand as `repr` shows them.
     """
     if isinstance(value, tuple):
         return f"({', '.join(map(essence, value))})"
@@ -46,7 +46,7 @@ def tree_hash(tree: Any, *, first_rows_only: bool = False) -> str:
 
     Args:
         tree: a pytree of arrays.
-        first_rows_only: read only the first row of each array: enough to tell denoisers apart,
+        first_rows_only: read only the first row of each array: enough to distinguish denoisers,
             because training changes every tensor, and quick at any size.
     """
     parts = []

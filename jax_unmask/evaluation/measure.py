@@ -122,8 +122,8 @@ def measure(
         prompts: their prompts as NumPy arrays [n, P], left-padded.
         policy: chooses the positions to fill.
         policy_params: its parameters and settings.
-        settings: shape of the rollout; its slots are `batch_size`, and records are not kept,
-            whatever it says.
+        settings: shape of the rollout; its slots are replaced by `batch_size`, and nothing is
+            recorded.
         seed: seed of everything that is drawn, at least 0.
         batch_size: problems per forward, at most n are used.
         rows: problems per rollout, n by default. Measurements on fewer problems than this share

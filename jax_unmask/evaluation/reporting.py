@@ -80,7 +80,7 @@ def write(swept: Sequence[Swept], workdir: pathlib.Path, metrics: Sequence[pathl
         reported = [result for result in part.results if result.split == part.split]
         plots.draw_frontier(workdir / name, reported, title=part.title)
         if any(result.cache != NO_CACHE for result in reported):
-            # Forwards are not alike then: what they cost says more.
+            # With caches, forwards differ in cost, so the picture over cost is drawn too.
             path = workdir / name.replace("frontier", "frontier_cost")
             plots.draw_frontier(path, reported, title=part.title, cost=True)
     text = summary(markdown=False)

@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 class ResultStore:
     """The rows of `directory/results.jsonl` by their "key", with the outcome of every problem.
 
-    A row is on disk when `append` returns. What a crash leaves half written is cut off when the
-    file is opened again. Outcomes lie in `outcomes/KEY.npz`: "correct" and "nfe", one entry per
+    A row is on disk when `append` returns. A line that a crash left half written is cut off when
+    the file is opened again. Outcomes lie in `outcomes/KEY.npz`: "correct" and "nfe", one entry per
     problem.
 
     Args:

@@ -84,7 +84,7 @@ def measure_all(
 ) -> reporting.Swept:
     """Measures all policies of `config.eval`, without writing the report.
 
-    `varied` holds what the axes of a sweep say here, by key; it goes into the rows.
+    `varied` has the values of the sweep's axes by key; they go into the rows.
     """
     workdir = pathlib.Path(workdir)
     caches = _caches(config, bundle)
@@ -98,7 +98,7 @@ def measure_all(
     if config.eval.validation_problems and config.eval.split != "validation":
         count = config.eval.validation_problems
         splits.append(load_problems(config, bundle, task, "validation", count))
-    # What is measured and what is there is the same for all processes; the first one has the files.
+    # All processes measure the same rows and skip the same ones; process 0 has the files.
     store = None if jax.process_index() else ResultStore(workdir)
     known = bundle.placement.of_first({} if store is None else dict(store.rows))
     denoiser_hash = tree_hash(bundle.params, first_rows_only=True)

@@ -111,7 +111,7 @@ def generate(
         seed: seed of all that is drawn.
         thinking: for chat templates that know reasoning, whether it stays open.
         pad_to: the prompt is padded to a multiple of this length, where there is room.
-        watch: sees the canvas after each step, while the rollout runs.
+        watch: called with the canvas after each step, while the rollout runs.
 
     Raises:
         ValueError: prompt and canvas do not fit into the model's maximal length, or the policy

@@ -254,7 +254,7 @@ def settings(
     if cache is not None and config is not None:
         cache.check(config)
     if trained_block is not None and tokenizer is not None:
-        # What comes after the end of a text, block-causal models were not trained to predict.
+        # Block-causal models were not trained to predict tokens after the end of a text.
         stop_ids = tokenizer.stop_ids
     return RolloutSettings(
         gen_length=length,

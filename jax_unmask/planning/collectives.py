@@ -1,7 +1,7 @@
 """The collectives of a compiled program and their bytes.
 
-Read from the text of the optimised program. A collective inside a loop is counted once: what it
-costs is per iteration, and `Collective.loops` tells how many loops are around it.
+Read from the text of the optimised program. A collective inside a loop is counted once: its bytes
+are per iteration, and `Collective.loops` is the number of loops around it.
 """
 
 from __future__ import annotations

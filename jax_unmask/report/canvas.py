@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Int
 
 HOLE = "_"
-"""What stands for a position that is not filled yet."""
+"""Character of a position that is not filled yet."""
 
 RESET, DIM, NEW = "\x1b[0m", "\x1b[2m", "\x1b[1;4m"
 # Colours 256-palette terminals have, dark to bright, from blue (early) to yellow (late). Viridis is

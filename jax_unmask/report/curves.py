@@ -12,7 +12,7 @@ from jax_unmask.runtime.files import read_json_rows
 
 METRICS = "metrics.jsonl"
 _MOST_POINTS = 400
-"""Points of a curve at most: more than that is not seen, and makes large pages."""
+"""Most points of a curve: more are invisible, and make large pages."""
 
 
 def find(patterns: Iterable[str]) -> list[pathlib.Path]:

@@ -201,7 +201,7 @@ def compare_interpolated(point: Point, heuristics: Sequence[Point]) -> Compariso
 def lies_below(comparisons: Iterable[Comparison], tolerance: float = 2.0) -> list[Comparison]:
     """The comparisons in which the point is more than `tolerance` standard errors below.
 
-    An empty result says: the policy lies nowhere more than `tolerance` standard errors below.
+    Empty if the policy is nowhere more than `tolerance` standard errors below.
     """
     if tolerance < 0:
         raise ValueError(f"tolerance={tolerance} must not be negative")

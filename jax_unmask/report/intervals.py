@@ -21,7 +21,7 @@ def of_proportion(p: float, se: float, n: int) -> tuple[float, float]:
     Wilson's score interval at the effective sample size p (1 - p) / se^2 (Franco et al. 2019,
     "Comparative study of confidence intervals for proportions in complex sample surveys"): for
     independent right/wrong scores that is n, and Wilson's own interval. Where all scores are equal,
-    the standard error says nothing and the size is n.
+    the standard error is zero and only the sample size n remains.
 
     Args:
         p: the proportion.

@@ -14,7 +14,7 @@ from jaxtyping import Int
 from jax_unmask.report import canvas as pages
 
 END = "\u220e"
-"""What stands for a token that ends the text: a page full of their names would say nothing."""
+"""Character of a token that ends the text, which may fill most of a canvas."""
 
 _UP, _CLEAR_DOWN = "\x1b[{}A", "\x1b[J"
 _TAB = 4
@@ -99,7 +99,8 @@ class LiveCanvas:
         ]
         heading = f"step {last + 1}, {int((steps >= 0).sum())} of {len(tokens)} filled"[:columns]
         lines, places = _wrap(cells, max(columns, 2))
-        # What changes must be seen: the lines up to a few behind the last token that was filled.
+        # Shows the lines up to a few after the last token that was filled, so that changes are
+        # visible.
         filled = np.flatnonzero(steps >= 0)
         until = min(places[filled[-1]] + 3 if filled.size else 3, len(lines))
         room = max(rows - 2, 1)

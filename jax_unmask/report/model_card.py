@@ -28,7 +28,7 @@ def policy_card(
 
     Args:
         config: the config that the policy was trained with.
-        settings: how it acts unless told otherwise, by name.
+        settings: its default settings, by name.
         steps: metrics of the training steps, in order.
         results: rows of `results.jsonl` that measured this policy.
     """

@@ -31,7 +31,7 @@ _SCRIPTS = (
     "viewer.js",
     "main.js",
 )
-# What could end the script element that the data lies in, or a line of it.
+# Characters that could end the data's script element, or a line of it.
 _ESCAPES = str.maketrans(
     {
         "<": "\\u003c",
@@ -63,7 +63,7 @@ def write_page(
         sections: what `report.payload.section` gives.
         curves: what `report.curves.read_curves` gives.
         problems: what `report.traces.problem` gives.
-        problems_note: says which problems these are.
+        problems_note: describes which problems these are.
         text: shown where scripts do not run.
     """
     data = {

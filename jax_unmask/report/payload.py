@@ -109,7 +109,7 @@ def _point(result: Result, is_on_frontier: bool, has_costs: bool) -> dict[str, A
         "nfe": _rounded(point.nfe),
         "nfe_low": _rounded(nfe_low),
         "nfe_high": _rounded(nfe_high),
-        # Without caches all forwards are alike, and their number says it.
+        # Without caches all forwards cost the same, so NFE is enough.
         "cost": _rounded(result.cost) if has_costs else None,
         "ms": _rounded(1000 * result.seconds_per_sequence),
         "unfilled": _rounded(result.still_masked),

@@ -18,8 +18,8 @@ from jax_unmask.report.results import (
 )
 from jax_unmask.runtime.files import atomic_write
 
-# Okabe & Ito's palette, which people with any colour vision can tell apart; without its yellow,
-# which is too faint for lines on white. Lines also differ in their marker and dashes.
+# Okabe & Ito's palette, distinguishable with any colour vision; without its yellow, which is too
+# faint for lines on white. Lines also differ in their marker and dashes.
 _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#000000")
 _RULE_COLOUR = "#777777"
 _LINE_MARKERS = ("o", "s", "^", "v", "D", "<", ">")

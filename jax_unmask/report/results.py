@@ -244,7 +244,7 @@ def label_order(label: str) -> int:
 
 
 def settings_text(settings: Iterable[tuple[str, Any]]) -> str:
-    """Settings for people: "threshold=0.9"."""
+    """Settings as readable text: "threshold=0.9"."""
     return ", ".join(f"{name}={_short(value)}" for name, value in settings)
 
 

@@ -54,8 +54,8 @@ def results_table(results: Sequence[Result]) -> Table:
     """One line per operating point, by group, method and NFE.
 
     A star marks the points of the frontier of the whole table. Accuracy is in per cent; after ±
-    stand standard errors. Where there are caches, forwards are not alike, and a column says what
-    they cost, in forwards over the whole sequence.
+    stand standard errors. With caches, forwards differ in cost, and a column has it in forwards
+    over the whole sequence.
     """
     on_frontier = {id(point) for point in frontier.pareto(r.point for r in results)}
     methods = {result.series: k for k, result in reversed(list(enumerate(results)))}

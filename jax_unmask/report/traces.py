@@ -65,7 +65,7 @@ def trace(
         block_length: length of a block.
         label: group of the policy.
         stop_ids: tokens that end a text.
-        score: what the checker says, if there is one.
+        score: the checker's score, if there is a checker.
         probability: the policy's probability of filling each position at each step, if it has one.
     """
     tokens = np.asarray(trajectory.tokens[row])

@@ -23,7 +23,8 @@ from jax_unmask.settings import ConfigError as ConfigError
 
 RECORD = "config.json"
 
-# What may stand where a default has this type. (Flags give ints for floats; JSON knows no tuples.)
+# Types that are accepted for a default of this type. (Flags give ints for floats; JSON has no
+# tuples.)
 _ACCEPTS: dict[type, tuple[type, ...]] = {
     float: (float, int),
     int: (int,),
@@ -107,8 +108,8 @@ def claim_workdir(
 ) -> None:
     """Records the configuration in `workdir/config.json`, if `check_workdir` has no objection.
 
-    To be called once the configuration has proved to run: who corrects a mistake and starts again
-    is not told that the directory belongs to the mistake.
+    Call it once the configuration has proved to run. Then a run that failed at start does not keep
+    its directory claimed when its mistake is corrected.
 
     Args: as of `check_workdir`; the directory is made where it does not exist.
 

@@ -25,7 +25,7 @@ def initialize(
 ) -> bool:
     """Joins the processes of this run, if there are several. To be called before JAX is used.
 
-    What tells them, in this order:
+    Sources of the coordinator and the numbers, in this order:
 
     1. the arguments;
     2. the environment variables JAX_COORDINATOR_ADDRESS (HOST:PORT of process 0, a free port

@@ -29,7 +29,7 @@ LOGICAL: dict[str, str | tuple[str, ...]] = {
     "mlp": "tensor",
     "vocab": "tensor",
 }
-"""What the named dimensions of all arrays are spread over; those without a name are whole."""
+"""Mesh axes of the named dimensions of all arrays; dimensions without a name are not sharded."""
 
 
 def make_mesh(

@@ -1,8 +1,8 @@
 """The record of a run: metrics.jsonl always, TensorBoard, and Weights & Biases when asked.
 
-What a run computes (rewards, losses, NFE) goes to `metrics.jsonl`, which a killed and resumed run
-leaves byte for byte as an undisturbed one. What the machine contributes (seconds, rates) differs
-from run to run and goes to `timings.jsonl`.
+Results of computation (rewards, losses, NFE) go to `metrics.jsonl`, which is byte for byte the same
+for a run that was killed and resumed. Seconds and rates differ from run to run and go to
+`timings.jsonl`.
 """
 
 from __future__ import annotations
@@ -48,9 +48,9 @@ class JsonLines(Closing):
 
     Args:
         path: the file; made, with its directories, where it does not exist.
-        resume_step: last step that the caller's state has seen; later lines are cut off, so that
-            the steps that are now repeated do not appear twice. None cuts nothing but a torn last
-            line, and appends after what is there.
+        resume_step: last step of the caller's state; later lines are cut off, so that the steps
+            that are now repeated do not appear twice. None cuts nothing but a torn last line, and
+            appends after what is there.
 
     Raises:
         ValueError: a line before the last is not a JSON object with an integer "step".
@@ -198,7 +198,7 @@ class WeightsAndBiases:
 class MetricWriter(Closing):
     """Writes a run's metrics on process 0 and nothing on the others.
 
-    Call `sync` before saving a checkpoint of step k: then whoever resumes from k finds the lines
+    Call `sync` before saving a checkpoint of step k: then a run that resumes from k finds the lines
     up to k on disk. Open the writer with `resume_step=k` after restoring one.
 
     Args:

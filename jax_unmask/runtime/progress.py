@@ -108,7 +108,7 @@ class Timer:
 
     Args:
         clock: seconds, for tests.
-        on_phase: told the name of each phase as it begins.
+        on_phase: called with the name of each phase as it begins.
     """
 
     def __init__(

@@ -37,7 +37,7 @@ class Beat:
         phases: phases of that step that it has entered.
         phase: the last of them.
         seconds: for how long it has been there.
-        beats: how often it has said so.
+        beats: number of reports so far.
         host: name of its machine.
         pid: its number there.
     """
@@ -59,10 +59,10 @@ class Beat:
 class Heartbeat(Closing):
     """Reports the progress of this process to the others, and logs which process stalls.
 
-    In a run of several processes all wait for the slowest at the next collective, so that all of
-    them stand still and none of them looks guilty. But each enters the phases of a step one after
-    the other: the one that is behind is the one that hangs. A process whose thread does not write
-    any more is stopped, gone, or stuck where Python cannot run.
+    In a run of several processes all wait for the slowest at the next collective, so all of them
+    stand still. But each enters the phases of a step in order: the process in the earliest phase is
+    the one that hangs. A process whose thread does not write any more is stopped, gone, or stuck
+    where Python cannot run.
 
     A thread writes `workdir/heartbeats/N.json`, whatever the main thread is at. When there was no
     new phase for `stall_seconds`, each process appends the stacks of all of its threads to
@@ -70,8 +70,8 @@ class Heartbeat(Closing):
 
     Args:
         workdir: directory of the run, that all processes see.
-        stall_seconds: how long a phase may take; 0 never speaks up. The first step of a process,
-            which compiles, may take as long too.
+        stall_seconds: how long a phase may take; 0 for no limit. The first step of a process, which
+            compiles, may take as long too.
         ends: end the process then, with status `STALLED`, for launchers that start it again.
         process: number of this process.
         count: how many there are.
@@ -188,7 +188,7 @@ def verdict(beats: dict[int, Beat], silent: list[int], own: Beat) -> str:
     Args:
         beats: the last beat of each process.
         silent: processes that do not answer.
-        own: the beat of the process that speaks.
+        own: the beat of this process.
     """
     text = f"Training has stood still for {own.seconds:.0f} s in step {own.step}."
     if silent:
