@@ -36,6 +36,7 @@ REQUIRES = [
     "numpy>=2.1",
     "optax>=0.2.8,<0.3",
     "orbax-checkpoint>=0.12,<0.13",
+    "rich>=13.9",
     "safetensors>=0.6",
     "tensorboardX>=2.6.2",
     "tensorflow-datasets>=4.9.10",

@@ -13,10 +13,9 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import config, policies
-from jax_unmask.commands import bench, convert, harness, plan, train
+from jax_unmask.commands import bench, convert, generate, harness, plan, train
 from jax_unmask.commands import eval as evaluate
 from jax_unmask.evaluation import grid
-from jax_unmask.generation import arguments
 from jax_unmask.policies import spec
 
 ROOT = Path(__file__).parents[1]
@@ -163,7 +162,7 @@ def options() -> dict[str, set[str]]:
     parsers = {
         "bench": bench.parser(),
         "convert": convert.parser(),
-        "generate": arguments.parser(),
+        "generate": generate.parser(),
         "harness": harness.parser(),
     }
     found = {

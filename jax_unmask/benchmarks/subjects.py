@@ -8,9 +8,9 @@ import difflib
 import jax
 import numpy as np
 
-from jax_unmask import denoisers, tasks
+from jax_unmask import denoisers
 from jax_unmask.denoisers import Denoiser, DenoiserConfig, Params, Tokenizer
-from jax_unmask.environment.bundle import load_model
+from jax_unmask.environment.bundle import load_model, open_task
 from jax_unmask.rollout import Prompts
 from jax_unmask.shipped import resolve_model
 
@@ -176,7 +176,7 @@ def task_prompts(
     Raises:
         ValueError: the task is unknown, or a prompt is longer than `length`.
     """
-    task = tasks.create(name, **({} if data is None else {"path": data}))
+    task = open_task(name, data)
     source = task.source("test")
     examples = [source[k % len(source)] for k in range(count)]
     prompts = [tokenizer.encode_prompt(task.prompt(example)) for example in examples]

@@ -24,7 +24,7 @@ from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
 from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
-from jax_unmask.runtime.progress import Progress, Timer
+from jax_unmask.runtime.progress import Timer, progress_bar
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
 from jax_unmask.tasks.data import BatchIterator
 
@@ -105,7 +105,7 @@ def _run(
         MetricWriter(
             workdir, resume_step=done, tensorboard=config.log.tensorboard, sinks=sinks
         ) as writer,
-        Progress(total, initial=done, title=config.recipe) as progress,
+        progress_bar(total, initial=done, title=config.recipe) as progress,
         Heartbeat(workdir, config.watch.stall_seconds, ends=config.watch.end_stalled) as heartbeat,
         Profile(workdir, config.watch.profile_steps) as profile,
     ):
@@ -125,7 +125,8 @@ def _run(
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
             if log:
                 writer.write(step, values)
-                progress.update(step, {name: values[name] for name in recipe.shown})
+                progress.set_postfix({name: values[name] for name in recipe.shown}, refresh=False)
+                progress.update(step - progress.n)
             if save or log:
                 _stop_at_nan(step, values)
                 _require_best_metric(config, values)

@@ -174,6 +174,17 @@ def load_task(config: ConfigDict, *, prompt_style: str = "training") -> Task:
     return _create("mixture", {"tasks": mixed, "weights": given or None})
 
 
+def open_task(name: str, data: str | None = None) -> Task:
+    """The task that a command's `--task` and `--data` name.
+
+    Raises:
+        ValueError: the task reads files, and there is no `data`, or the other way round.
+    """
+    if data is None and tasks.settings(name).get("path"):
+        raise ValueError(f"--task={name} reads its problems from files: give --data=DIR")
+    return tasks.create(name, **({} if data is None else {"path": data}))
+
+
 def _create(name: str, arguments: dict[str, Any]) -> Task:
     try:
         return tasks.create(name, **arguments)

@@ -10,15 +10,27 @@ from typing import Any
 
 import jax
 import numpy as np
+from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
+from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.evaluation.candidates import Candidate, candidates
 from jax_unmask.evaluation.problems import Measured, Problems, rollout_settings
-from jax_unmask.evaluation.recordings import record
 from jax_unmask.evaluation.store import Row, read_outcomes
+from jax_unmask.policies import LearnedPolicy
+from jax_unmask.policies.base import Needs, Observing, Policy
 from jax_unmask.report import results, traces
-from jax_unmask.rollout import Cache, Prompts, row_keys
+from jax_unmask.rollout import (
+    Cache,
+    Prompts,
+    RolloutSettings,
+    Trajectory,
+    Watcher,
+    rollout,
+    row_keys,
+)
+from jax_unmask.runtime.placement import to_host
 from jax_unmask.tasks.base import Task, start_checks
 
 _LEARNED, _OTHERS = 2, 2
@@ -146,6 +158,41 @@ def pick_problems(correct: Sequence[np.ndarray | None], n: int, count: int) -> l
             if len(take) < len(kind) and sum(map(len, takes)) < count:
                 take.append(kind[len(take)])
     return [index for take in takes for index in take]
+
+
+def record(
+    denoiser: Denoiser,
+    denoiser_params: Params,
+    policy: Policy,
+    policy_params: Any,
+    prompts: Prompts,
+    keys: Array,
+    settings: RolloutSettings,
+    watch: Watcher | None = None,
+) -> tuple[Trajectory, Float[Array, "T B L"] | None]:
+    """Rolls out as `rollout.rollout` with the same arguments does, with records.
+
+    At temperature 0 they hold what the denoiser says of the whole canvas, otherwise of what the
+    policy reads.
+
+    Returns:
+        (the trajectory, the policy's probability of filling each position at each step), as NumPy
+        arrays; no probabilities for policies that have none.
+    """
+    settings = dataclasses.replace(settings, record=True)
+    # Which tokens are drawn depends on which positions are scored: those that the policy reads.
+    watched = policy if settings.temperature > 0 else Observing(policy, Needs(canvas=True))
+    trajectory = rollout(
+        denoiser, denoiser_params, watched, policy_params, prompts, keys, settings, watch
+    )
+    probability = None
+    if isinstance(policy, LearnedPolicy):
+        assert trajectory.records is not None  # They were asked for.
+        # Step by step, as the rollout did: all at once would need the memory of all steps.
+        probability = jax.jit(
+            lambda params, obs: jax.lax.map(lambda o: policy.fill_probabilities(params, o), obs)
+        )(policy_params, trajectory.records.obs)
+    return to_host((trajectory, probability))
 
 
 def _named(config: ConfigDict, longest: int) -> list[Shown]:

@@ -1,1 +1,1 @@
-"""The parts of `jax_unmask.generate`: arguments, answers, conversations."""
+"""Answers to prompts, one by one or in a conversation."""

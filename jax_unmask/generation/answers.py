@@ -1,4 +1,4 @@
-"""One answer: a prompt is rolled out, decoded and described."""
+"""Answers: a prompt is rolled out, decoded and described."""
 
 from __future__ import annotations
 
@@ -10,40 +10,26 @@ import numpy as np
 from jaxtyping import Array, Float
 
 from jax_unmask import policies
-from jax_unmask.denoisers import Denoiser, Params, Tokenizer
-from jax_unmask.evaluation.recordings import record
-from jax_unmask.rollout import RolloutSettings, Trajectory, Watcher, rollout, row_keys
-from jax_unmask.rollout.canvases import Generated
+from jax_unmask.denoisers import Denoiser, Params, Tokenizer, diffusion_gemma
+from jax_unmask.evaluation.viewing import record
+from jax_unmask.prompts import Prompts
+from jax_unmask.rollout import (
+    RolloutSettings,
+    Trajectory,
+    Watcher,
+    canvases,
+    rollout,
+    row_keys,
+)
+from jax_unmask.rollout.canvases import CanvasSettings, Generated
 
 Prompt = str | list[dict[str, str]]
-
-
-class Writer(Protocol):
-    """A model that answers."""
-
-    @property
-    def tokenizer(self) -> Tokenizer:
-        """Its tokenizer."""
-        ...
-
-    @property
-    def policy(self) -> str:
-        """Its policy, in the notation of `policies.parse_policy`."""
-        ...
-
-    @property
-    def block_length(self) -> int:
-        """Positions of a block."""
-        ...
-
-    def answer(self, prompt: Prompt, *, pad_to: int = 1, watch: Watcher | None = None) -> Answer:
-        """Writes an answer; see `generate` for the arguments."""
-        ...
+"""Plain text, or chat messages for the tokenizer's template."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
-    """The answer to one prompt, with how it was generated.
+    """The answer to one prompt.
 
     Attributes:
         prompt: text, or chat messages.
@@ -86,77 +72,50 @@ class Answer:
         return described
 
 
-def generate(
-    denoiser: Denoiser,
-    params: Params,
-    tokenizer: Tokenizer,
-    prompt: Prompt,
-    policy: str,
-    settings: RolloutSettings,
-    *,
-    seed: int,
-    thinking: bool | None = None,
-    pad_to: int = 1,
-    watch: Watcher | None = None,
-) -> Answer:
-    """Rolls out one prompt.
+class Writer(Protocol):
+    """A model that answers prompts.
 
-    Args:
-        denoiser: the dLLM.
-        params: its parameters.
+    Attributes:
         tokenizer: its tokenizer.
-        prompt: plain text, or chat messages for the tokenizer's template.
-        policy: in the notation of `policies.parse_policy`.
-        settings: shape of the rollout; with records, every step is kept.
-        seed: seed of all that is drawn.
-        thinking: for chat templates that know reasoning, whether it stays open.
-        pad_to: the prompt is padded to a multiple of this length, where there is room.
-        watch: called with the canvas after each step, while the rollout runs.
-
-    Raises:
-        ValueError: prompt and canvas do not fit into the model's maximal length, or the policy
-            cannot be read.
+        policy: its policy, in the notation of `policies.parse_policy`.
     """
-    chosen, policy_params = policies.parse_policy(policy)
-    tokens = tokenizer.encode_prompt(prompt, thinking=thinking)
-    room = denoiser.config.max_length - settings.gen_length
-    if len(tokens) > room:
-        raise ValueError(
-            f"the prompt has {len(tokens)} tokens; with gen_length={settings.gen_length} the model "
-            f"(max_length={denoiser.config.max_length}) has room for {max(room, 0)}. Shorten the "
-            "prompt or lower --gen_length"
-        )
-    width = min(-(-len(tokens) // pad_to) * pad_to, room)
-    roll_out = record if settings.record else _roll_out
-    trajectory, probability = roll_out(
-        denoiser,
-        params,
-        chosen,
-        policy_params,
-        tokenizer.pad_prompts([tokens], max(width, 1)),
-        row_keys(jax.random.key(seed), 1),
-        settings,
-        watch,
-    )
-    text = tokenizer.decode(np.asarray(trajectory.tokens[0]))
-    return Answer(prompt, len(tokens), trajectory, text, settings, probability)
+
+    tokenizer: Tokenizer
+    policy: str
+
+    @property
+    def block_length(self) -> int:
+        """Positions of a block."""
+        ...
+
+    def answer(
+        self, prompt: Prompt, *, turn: int = 0, pad_to: int = 1, watch: Watcher | None = None
+    ) -> Answer:
+        """Rolls out one prompt.
+
+        Args:
+            prompt: text, or chat messages.
+            turn: number of the answer; each has random numbers of its own.
+            pad_to: the prompt is padded to a multiple of this length, where there is room.
+            watch: called with the canvas after each step, while the rollout runs.
+
+        Raises:
+            ValueError: prompt and canvas do not fit into the model's maximal length, or the policy
+                cannot be read.
+        """
+        ...
 
 
-def _roll_out(*arguments: Any) -> tuple[Trajectory, None]:
-    """`record` without records."""
-    return jax.device_get(rollout(*arguments)), None
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass
 class MaskedWriter:
-    """A masked denoiser with all that an answer needs.
+    """A masked denoiser that answers prompts; see `Writer`.
 
     Attributes:
         denoiser: the dLLM.
         params: its parameters.
         tokenizer: its tokenizer.
         policy: in the notation of `policies.parse_policy`.
-        settings: shape of the rollout.
+        settings: shape of the rollout; with records, every step is kept.
         seed: seed of all that is drawn.
         thinking: for chat templates that know reasoning, whether it stays open.
     """
@@ -171,20 +130,80 @@ class MaskedWriter:
 
     @property
     def block_length(self) -> int:
-        """Positions of a block."""
         return self.settings.block_length
 
-    def answer(self, prompt: Prompt, *, pad_to: int = 1, watch: Watcher | None = None) -> Answer:
-        """Writes an answer; see `generate`."""
-        return generate(
-            self.denoiser,
-            self.params,
-            self.tokenizer,
-            prompt,
-            self.policy,
-            self.settings,
-            seed=self.seed,
-            thinking=self.thinking,
-            pad_to=pad_to,
-            watch=watch,
+    def answer(
+        self, prompt: Prompt, *, turn: int = 0, pad_to: int = 1, watch: Watcher | None = None
+    ) -> Answer:
+        policy, params = policies.parse_policy(self.policy)
+        max_length = self.denoiser.config.max_length
+        prompts, count = _encode(self, prompt, self.settings.gen_length, max_length, pad_to)
+        model, keys = (self.denoiser, self.params), _keys(self.seed, turn)
+        settings, probability = self.settings, None
+        if settings.record:
+            trajectory, probability = record(*model, policy, params, prompts, keys, settings, watch)
+        else:
+            trajectory = rollout(*model, policy, params, prompts, keys, settings, watch)
+        trajectory = jax.device_get(trajectory)
+        text = self.tokenizer.decode(np.asarray(trajectory.tokens[0]))
+        return Answer(prompt, count, trajectory, text, self.settings, probability)
+
+
+@dataclasses.dataclass
+class CanvasWriter:
+    """A DiffusionGemma, whose canvases start as random tokens, that answers prompts; see `Writer`.
+
+    Attributes:
+        loaded: the model.
+        tokenizer: its tokenizer.
+        policy: in the notation of `policies.parse_policy`.
+        settings: number of canvases; the rest as published.
+        seed: seed of all that is drawn.
+        thinking: for chat templates that know reasoning, whether it stays open.
+    """
+
+    loaded: diffusion_gemma.Checkpoint
+    tokenizer: Tokenizer
+    policy: str
+    settings: CanvasSettings
+    seed: int
+    thinking: bool | None = None
+
+    @property
+    def block_length(self) -> int:
+        return self.loaded.model.config.canvas_length
+
+    def answer(
+        self, prompt: Prompt, *, turn: int = 0, pad_to: int = 1, watch: Watcher | None = None
+    ) -> Answer:
+        config = self.loaded.model.config
+        policy, params = policies.parse_policy(self.policy)
+        length = self.settings.canvases * config.canvas_length
+        prompts, count = _encode(self, prompt, length, config.max_length, pad_to)
+        arguments = (self.loaded.model, self.loaded.params, policy, params, prompts)
+        keys = _keys(self.seed, turn)
+        written = jax.device_get(canvases.generate(*arguments, keys, self.settings, watch))
+        text = self.tokenizer.decode(np.asarray(written.tokens[0]))
+        shape = RolloutSettings(gen_length=length, block_length=config.canvas_length)
+        return Answer(prompt, count, written, text, shape)
+
+
+def _encode(
+    writer: MaskedWriter | CanvasWriter, prompt: Prompt, length: int, max_length: int, pad_to: int
+) -> tuple[Prompts, int]:
+    """A batch of one prompt, and its number of tokens."""
+    tokens = writer.tokenizer.encode_prompt(prompt, thinking=writer.thinking)
+    room = max_length - length
+    if len(tokens) > room:
+        raise ValueError(
+            f"the prompt has {len(tokens)} tokens; with gen_length={length} the model "
+            f"(max_length={max_length}) has room for {max(room, 0)}. Shorten the prompt or lower "
+            "--gen_length"
         )
+    width = min(-(-len(tokens) // pad_to) * pad_to, room)
+    return writer.tokenizer.pad_prompts([tokens], max(width, 1)), len(tokens)
+
+
+def _keys(seed: int, turn: int) -> Array:
+    """The key of an answer's row, [1]."""
+    return row_keys(jax.random.fold_in(jax.random.key(seed), turn), 1)

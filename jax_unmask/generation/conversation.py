@@ -5,8 +5,6 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterator
 
-from jax_unmask.generation.arguments import system_turn
-
 Messages = list[dict[str, str]]
 
 _HELP = """\
@@ -16,6 +14,11 @@ _HELP = """\
 /help          this list
 Ctrl-D ends. A message that begins with / is written with two of them.
 """
+
+
+def system_turn(text: str | None) -> Messages:
+    """The messages that a conversation begins with."""
+    return [] if text is None else [{"role": "system", "content": text}]
 
 
 def converse(system: str | None, answer: Callable[[Messages], str]) -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
+
+import rich.box
+import rich.console
+import rich.table
 
 from jax_unmask.report import frontier
 from jax_unmask.report.frontier import Comparison
@@ -24,19 +29,21 @@ Table = list[list[str]]
 
 
 def text_table(table: Table) -> str:
-    """Aligned columns under a rule; numbers to the right."""
-    widths = [max(len(row[k]) for row in table) for k in range(len(table[0]))]
-    right = [_is_numeric(row[k] for row in table[1:]) for k in range(len(widths))]
+    """Aligned columns under a rule; numbers to the right.
 
-    def line(row: Sequence[str]) -> str:
-        cells = [
-            cell.rjust(width) if on_right else cell.ljust(width)
-            for cell, width, on_right in zip(row, widths, right, strict=True)
-        ]
-        return "  ".join(cells).rstrip()
-
-    rule = "  ".join("-" * width for width in widths)
-    return "\n".join([line(table[0]), rule, *(line(row) for row in table[1:])])
+    >>> print(text_table([["name", "NFE"], ["threshold", "4.00"]]))
+    name         NFE
+    ────────────────
+    threshold   4.00
+    """
+    shown = rich.table.Table(box=rich.box.SIMPLE_HEAD, show_edge=False, pad_edge=False)
+    for heading, *cells in zip(*table, strict=True):
+        shown.add_column(heading, justify="right" if _is_numeric(cells) else "left", no_wrap=True)
+    for row in table[1:]:
+        shown.add_row(*row)
+    text = io.StringIO()
+    rich.console.Console(file=text, width=10_000, markup=False, highlight=False).print(shown)
+    return "\n".join(line.rstrip() for line in text.getvalue().splitlines())
 
 
 def markdown_table(table: Table) -> str:

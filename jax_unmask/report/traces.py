@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_unmask.report.live import END
+from jax_unmask.report.canvas import END
 from jax_unmask.rollout import Trajectory
 from jax_unmask.rollout.trajectory import Records
 

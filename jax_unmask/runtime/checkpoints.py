@@ -12,6 +12,7 @@ files, written before the rename and compared before a restore.
 from __future__ import annotations
 
 import base64
+import contextlib
 import dataclasses
 import datetime
 import logging
@@ -28,7 +29,6 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jax_unmask.runtime import checksums
-from jax_unmask.runtime.closing import Closing
 from jax_unmask.runtime.structure import CheckpointError, abstract, require_same
 
 Params = Any
@@ -61,7 +61,7 @@ class Restored:
     meta: dict[str, Json]
 
 
-class Checkpoints(Closing):
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run, under `workdir/checkpoints/STEP`.
 
     Retention keeps the latest `keep_latest` and, beside them, the best `keep_best` by
@@ -375,6 +375,9 @@ class Checkpoints(Closing):
         saved = self._manager.item_metadata(step)[item].tree
         where = f"checkpoint {self.directory / str(step)}, {item}"
         require_same(saved, wanted, where=where, same_dtype=same_dtype)
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Waits for the save under way and releases Orbax's threads."""

@@ -7,6 +7,7 @@ for a run that was killed and resumed. Seconds and rates differ from run to run 
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -20,7 +21,6 @@ import jax
 import numpy as np
 
 from jax_unmask.runtime import files
-from jax_unmask.runtime.closing import Closing
 
 Scalar = bool | int | float | str | np.generic | np.ndarray | jax.Array
 
@@ -43,7 +43,7 @@ class Sink(Protocol):
         ...
 
 
-class JsonLines(Closing):
+class JsonLines(contextlib.AbstractContextManager["JsonLines"]):
     """An append-only file of one JSON object per step, cut back to a step on resume.
 
     Args:
@@ -120,6 +120,9 @@ class JsonLines(Closing):
         self._file.flush()
         os.fsync(self._file.fileno())
 
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
     def close(self) -> None:
         """Syncs and closes the file."""
         if not self._file.closed:
@@ -195,7 +198,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class MetricWriter(Closing):
+class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
     """Writes a run's metrics on process 0 and nothing on the others.
 
     Call `sync` before saving a checkpoint of step k: then a run that resumes from k finds the lines
@@ -255,6 +258,9 @@ class MetricWriter(Closing):
             self._timings.sync()
             for sink in self._sinks:
                 sink.flush()
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Syncs and closes all files. May be called twice."""

@@ -1,99 +1,67 @@
-"""Progress of a run for the terminal, and the time of its phases."""
+"""Progress bars, and the time that each phase of a step takes."""
 
 from __future__ import annotations
 
 import contextlib
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
-from typing import TextIO
+from collections.abc import Callable, Iterator
+from typing import Any, TextIO
 
 import jax
 import tqdm
 
-from jax_unmask.runtime.closing import Closing
-
 Clock = Callable[[], float]
 
 
-class Progress(Closing):
+def progress_bar(
+    total: int,
+    *,
+    initial: int = 0,
+    title: str = "",
+    stream: TextIO | None = None,
+    seconds_per_line: float = 10.0,
+) -> tqdm.tqdm:
     """A progress bar with rate and time left, on process 0.
 
-    On a terminal it is a bar; elsewhere (a log file, CI) one line every few seconds.
+    On a terminal it is a bar; elsewhere (a log file, CI) a line every few seconds.
 
     Args:
         total: steps of the whole run.
-        initial: steps done before this process began (after a resume); they don't count towards
-            the rate.
+        initial: steps done before this process began; they don't count towards the rate.
         title: words before the bar.
+        stream: where to write; standard error by default.
         seconds_per_line: least time between two lines where there is no terminal.
-        stream: where to write.
-        clock: seconds, for tests.
     """
+    stream = stream or sys.stderr
+    settings: dict[str, Any] = {"file": stream, "dynamic_ncols": True}
+    if not stream.isatty():
+        settings = {
+            "file": _Lines(stream),
+            "mininterval": seconds_per_line,
+            "miniters": 1,
+            "bar_format": "{desc} {n_fmt}/{total_fmt} |{rate_fmt} | {elapsed}<{remaining}{postfix}",
+        }
+    return tqdm.tqdm(
+        total=total,
+        initial=initial,
+        desc=title or None,
+        unit="step",
+        disable=jax.process_index() != 0,
+        **settings,
+    )
 
-    def __init__(
-        self,
-        total: int,
-        *,
-        initial: int = 0,
-        title: str = "",
-        seconds_per_line: float = 10.0,
-        stream: TextIO | None = None,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        self.total = total
-        self.title = title
-        self._initial = initial
-        self._stream = stream or sys.stderr
-        self._clock = clock
-        self._start = clock()
-        self._seconds_per_line = seconds_per_line
-        self._last_line = -float("inf")
-        self._is_shown = jax.process_index() == 0
-        self._bar: tqdm.tqdm | None = None
-        if self._is_shown and self._stream.isatty():
-            self._bar = tqdm.tqdm(
-                total=total,
-                initial=initial,
-                desc=title or None,
-                file=self._stream,
-                dynamic_ncols=True,
-                unit="step",
-            )
 
-    def update(self, step: int, shown: Mapping[str, float] | None = None) -> None:
-        """Moves to a step.
+class _Lines:
+    """A stream on which every refresh of a bar is a line of its own."""
 
-        Args:
-            step: steps done so far, counted from the beginning of the run.
-            shown: numbers to show beside it, such as {"reward": 0.41, "nfe": 18.2}.
-        """
-        if self._bar is not None:
-            if shown:
-                self._bar.set_postfix(_format(shown), refresh=False)
-            self._bar.update(step - self._bar.n)
-        elif self._is_shown:
-            now = self._clock()
-            if now - self._last_line >= self._seconds_per_line or step >= self.total:
-                self._last_line = now
-                self._stream.write(self._line(step, now, shown or {}) + "\n")
-                self._stream.flush()
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self.flush = stream.flush
 
-    def _line(self, step: int, now: float, shown: Mapping[str, float]) -> str:
-        elapsed = now - self._start
-        done = step - self._initial
-        parts = [f"{self.title + ' ' if self.title else ''}{step}/{self.total}"]
-        if done > 0 and elapsed > 0:
-            left = (self.total - step) * elapsed / done
-            parts.append(f"{done / elapsed:.3g} steps/s")
-            parts.append(f"{_duration(elapsed)} elapsed, {_duration(left)} left")
-        parts.extend(f"{key} {text}" for key, text in _format(shown).items())
-        return " | ".join(parts)
-
-    def close(self) -> None:
-        """Leaves the bar as it is and frees the line below it."""
-        if self._bar is not None:
-            self._bar.close()
+    def write(self, text: str) -> None:
+        if text := text.strip():
+            self._stream.write(text + "\n")
 
 
 class Timer:
@@ -148,14 +116,3 @@ class Timer:
         self._seconds = {}
         self._since = now
         return report
-
-
-def _format(shown: Mapping[str, float]) -> dict[str, str]:
-    return {key: f"{value:.4g}" for key, value in shown.items()}
-
-
-def _duration(seconds: float) -> str:
-    """Seconds as 1:02:03, or 2:03 below an hour."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

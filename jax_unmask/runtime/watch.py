@@ -18,7 +18,6 @@ import time
 import jax
 
 from jax_unmask.runtime import accelerators
-from jax_unmask.runtime.closing import Closing
 from jax_unmask.runtime.files import atomic_write
 
 DIRECTORY = "heartbeats"
@@ -56,7 +55,7 @@ class Beat:
         return self.step, self.phases
 
 
-class Heartbeat(Closing):
+class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
     """Reports the progress of this process to the others, and logs which process stalls.
 
     In a run of several processes all wait for the slowest at the next collective, so all of them
@@ -111,6 +110,9 @@ class Heartbeat(Closing):
         """A phase of the step begins."""
         self._since = time.monotonic()
         self._phases, self._phase = self._phases + 1, phase
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Ends the thread."""
@@ -213,7 +215,7 @@ def _name(number: int, beat: Beat | None) -> str:
     return f"process {number} (host {beat.host}, pid {beat.pid})"
 
 
-class Profile(Closing):
+class Profile(contextlib.AbstractContextManager["Profile"]):
     """Traces some steps for TensorBoard and xprof, into `workdir/profile`.
 
     Args:
@@ -241,6 +243,9 @@ class Profile(Closing):
         if not self._is_tracing:
             return contextlib.nullcontext()
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
 
     def close(self) -> None:
         """Writes the trace, if one is being made."""

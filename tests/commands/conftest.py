@@ -8,6 +8,7 @@ import pytest
 
 import tiny
 from jax_unmask import config as defaults
+from jax_unmask.commands import command_line
 
 _SUPERVISED = {
     "task.prompt_length": 17,
@@ -80,6 +81,12 @@ def get_config():
     config.update_from_flattened_dict({settings!r})
     return config
 """
+
+
+@pytest.fixture(autouse=True)
+def keep_logging(monkeypatch):
+    """Commands would send messages to a stream that pytest closes after the test."""
+    monkeypatch.setattr(command_line, "set_up_logging", lambda: None)
 
 
 @pytest.fixture(scope="session")

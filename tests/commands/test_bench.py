@@ -71,7 +71,6 @@ def quick_and_quiet(monkeypatch):
     """A small peak; and the command would log to a stream that pytest closes after the test."""
     monkeypatch.setattr(hardware, "MATMUL_SIZE", {"cpu": 64})
     monkeypatch.setattr(hardware, "_SECONDS", 0.0)
-    monkeypatch.setattr(commands, "set_up_logging", lambda: None)
     monkeypatch.setenv("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
 
 

@@ -17,12 +17,6 @@ from jax_unmask.shipped import assets
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 
 
-@pytest.fixture(autouse=True)
-def keep_pytests_logging(monkeypatch):
-    """The command would send messages to a stream that pytest closes after the test."""
-    monkeypatch.setattr(commands, "set_up_logging", lambda: None)
-
-
 def run(*arguments):
     convert.main([f"--{name}={value}" for name, value in arguments])
 

@@ -19,12 +19,6 @@ def model(tiny_model_dir):
     return str(tiny_model_dir)
 
 
-@pytest.fixture(autouse=True)
-def keep_pytests_logging(monkeypatch):
-    """The command would send messages to a stream that pytest closes after the test."""
-    monkeypatch.setattr(commands, "set_up_logging", lambda: None)
-
-
 def run(capsys, *arguments):
     generate.main(arguments)
     return capsys.readouterr()

@@ -48,12 +48,6 @@ def model(tmp_path_factory):
     return directory
 
 
-@pytest.fixture(autouse=True)
-def keep_pytests_logging(monkeypatch):
-    """The command would send messages to a stream that pytest closes after the test."""
-    monkeypatch.setattr(commands, "set_up_logging", lambda: None)
-
-
 def test_conversation(model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("2+2?\n3+3?\n"))
     arguments = (f"--model={model}", "--chat", "--json", "--gen_length=10", "--live")

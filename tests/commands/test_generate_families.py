@@ -58,12 +58,6 @@ def models(tmp_path_factory):
     return directories, tokenizer
 
 
-@pytest.fixture(autouse=True)
-def keep_pytests_logging(monkeypatch):
-    """The command would send messages to a stream that pytest closes after the test."""
-    monkeypatch.setattr(commands, "set_up_logging", lambda: None)
-
-
 def run(capsys, *arguments):
     generate.main(["--gen_length=8", *arguments])
     return [json.loads(line) for line in capsys.readouterr().out.splitlines()]

@@ -36,11 +36,6 @@ metric_list: [{{metric: acc, aggregation: mean, higher_is_better: true}}]
 """
 
 
-@pytest.fixture(autouse=True)
-def keep_pytests_logging(monkeypatch):
-    monkeypatch.setattr(commands, "set_up_logging", lambda: None)
-
-
 def fails(*arguments) -> str:
     with pytest.raises(SystemExit) as stopped:
         harness.main(arguments)

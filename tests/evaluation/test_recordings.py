@@ -8,7 +8,7 @@ import pytest
 
 import tiny
 from jax_unmask import denoisers, policies
-from jax_unmask.evaluation.recordings import record
+from jax_unmask.evaluation.viewing import record
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 
 

@@ -134,10 +134,10 @@ def test_stars_mark_the_frontier_of_the_table():
 def test_text_table_aligns_numbers_to_the_right():
     text = tables.text_table([["name", "NFE"], ["a", "4.00 ± 0.10"], ["long", "-"]])
     assert text.splitlines() == [
-        "name          NFE",
-        "----  -----------",
-        "a     4.00 ± 0.10",
-        "long            -",
+        "name           NFE",
+        "──────────────────",
+        "a      4.00 ± 0.10",
+        "long             -",
     ]
 
 
