@@ -18,6 +18,7 @@ from jax_unmask.commands import command_line
 from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.denoisers.tokenizer import has_tokenizer
+from jax_unmask.runtime.files import local_path
 from jax_unmask.shipped import resolve_model, shipped_models
 
 logger = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         help="a Hugging Face or Orbax directory, a hub name, or a shipped model "
         f"({', '.join(shipped_models())})",
     )
-    add("--output", required=True, type=pathlib.Path, help="directory to make")
+    add("--output", required=True, help="directory to make")
     add("--to", choices=("orbax", "hf"), help="default: what the source is not")
     add("--param_dtype", choices=("float32", "bfloat16"), help="default: as stored")
     add("--mask_token_id", type=int, help="the mask token, where the source's files name none")
@@ -124,7 +125,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command_line.clear_errors():
         convert(
             args.source,
-            args.output,
+            local_path(args.output),
             to=args.to,
             param_dtype=args.param_dtype,
             mask_token_id=args.mask_token_id,

@@ -22,6 +22,7 @@ from jax_unmask.report.results import Result
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.checkpoints import Checkpoints
+from jax_unmask.runtime.files import local_path
 
 logger = logging.getLogger(__name__)
 
@@ -115,10 +116,11 @@ def main(argv: list[str]) -> None:
     command_line.set_up_logging()
     compilation.enable_cache()
     values = flags.FLAGS
-    checkpoint = None if values.checkpoint is None else pathlib.Path(values.checkpoint)
     with command_line.clear_errors():
+        checkpoint = None if values.checkpoint is None else local_path(values.checkpoint)
+        workdir = local_path(values.workdir)
         command_line.join_processes()
-        evaluate(values.config, pathlib.Path(values.workdir), checkpoint)
+        evaluate(values.config, workdir, checkpoint)
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

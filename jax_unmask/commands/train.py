@@ -21,6 +21,7 @@ from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
+from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
@@ -179,10 +180,10 @@ def main(argv: list[str]) -> None:
     if len(argv) > 1:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
     command_line.set_up_logging()
-    workdir = pathlib.Path(flags.FLAGS.workdir or command_line.default_workdir("config"))
     compilation.enable_cache()
     start = time.perf_counter()
     with command_line.clear_errors():
+        workdir = local_path(flags.FLAGS.workdir or command_line.default_workdir("config"))
         command_line.join_processes()
         is_finished = train(flags.FLAGS.config, workdir)
     logger.info("%s: %.0f s.", workdir, time.perf_counter() - start)

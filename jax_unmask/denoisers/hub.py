@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from jax_unmask.runtime.files import atomic_write
+from jax_unmask.runtime.files import atomic_write, local_path
 
 # `owner/name`, and nothing that could only be a path.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -31,7 +31,7 @@ def local_directory(source: str | os.PathLike[str], *, weights: bool = True) -> 
         FileNotFoundError: there is no such directory, and no such model could be downloaded.
         NotADirectoryError: the path is a file.
     """
-    path = pathlib.Path(source).expanduser()
+    path = local_path(source).expanduser()
     if path.is_dir():
         return path
     if path.exists():

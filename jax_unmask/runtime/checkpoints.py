@@ -1,12 +1,13 @@
 """Checkpoints of a run: asynchronous, atomic, verified on the way back in.
 
-A checkpoint has four items, so that evaluation need not read what only training needs: `params`,
-`state` (optimiser, step, PRNG keys), `data` (position of the data iterator) and `meta` (JSON). A
-fifth, `metrics`, holds the number that decides which checkpoints are the best.
+A checkpoint has three items, so that evaluation need not read what only training needs: `params`,
+`state` (optimiser, step, PRNG keys) and `data` (position of the data iterator). A fourth,
+`metrics`, holds the number that decides which checkpoints are the best.
 
 Orbax commits a checkpoint by renaming its directory, so that a killed process leaves no half of
 one; but it reads array data back without a checksum. So each checkpoint carries the CRC-32 of its
-files, written before the rename and compared before a restore.
+files, written before the rename and compared before a restore; see `checksums`. Paths are those of
+file systems: `gs://` and its like must be mounted.
 """
 
 from __future__ import annotations
@@ -14,7 +15,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import dataclasses
-import datetime
 import logging
 import math
 import os
@@ -37,7 +37,7 @@ Json = Any  # Beside JSON, `data` may be bytes.
 
 DIRECTORY = "checkpoints"
 QUARANTINE = "corrupt_checkpoints"
-ITEMS = ("params", "state", "data", "meta")
+ITEMS = ("params", "state", "data")
 
 logger = logging.getLogger(__name__)
 
@@ -51,14 +51,12 @@ class Restored:
         params: parameters, as the tree that was asked for.
         state: training state (optimiser, step, PRNG keys), as the tree that was asked for.
         data: position of the data iterator, as `Checkpoints.save` got it.
-        meta: what `Checkpoints.save` got, with "step" and "saved_at" (UTC, ISO 8601).
     """
 
     step: int
     params: Params
     state: PyTree
     data: Json
-    meta: dict[str, Json]
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
@@ -128,7 +126,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 "params": ocp.StandardCheckpointHandler(),
                 "state": ocp.StandardCheckpointHandler(),
                 "data": ocp.JsonCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
             },
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
@@ -138,7 +135,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 create=not self.read_only,
                 read_only=self.read_only,
                 lightweight_initialize=self.read_only,
-                async_options=ocp.AsyncOptions(post_finalization_callback=self._write_checksums),
+                async_options=ocp.AsyncOptions(
+                    post_finalization_callback=self._write_checksums,  # In process 0 alone.
+                    barrier_sync_fn=self._barrier,
+                ),
             ),
         )
 
@@ -156,7 +156,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         params: Params,
         state: PyTree,
         data: Json = None,
-        meta: Mapping[str, Json] | None = None,
         metrics: Mapping[str, float] | None = None,
     ) -> bool:
         """Starts to save a checkpoint and returns once its arrays are copied.
@@ -169,7 +168,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             params: tree of arrays.
             state: tree of arrays: optimiser state, step, typed PRNG keys.
             data: position of the data iterator, JSON or bytes, equal on all processes.
-            meta: anything JSON, such as the configuration's fingerprint.
             metrics: metrics of this step; those ranked by must contain `best_metric`.
 
         Returns:
@@ -188,10 +186,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if step == latest:
             return False
         self._saving = step
-        record = dict(meta or {}) | {
-            "step": step,
-            "saved_at": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        }
         ranked = {}
         if metrics is not None and self.best_metric is not None and self.best_metric in metrics:
             ranked = {self.best_metric: float(metrics[self.best_metric])}
@@ -201,7 +195,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 params=ocp.args.StandardSave(params),
                 state=ocp.args.StandardSave(state),
                 data=ocp.args.JsonSave(_encode(data)),
-                meta=ocp.args.JsonSave(record),
             ),
             metrics=ranked,
             force=True,
@@ -209,10 +202,15 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return True
 
     def _write_checksums(self) -> None:
-        """Runs in Orbax's thread when all items are written and the rename is still to come."""
-        if jax.process_index() == 0:
-            (directory,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
-            checksums.write(directory)
+        """Runs in Orbax's thread when items are written and the rename is still to come."""
+        (directory,) = self.directory.glob(f"{self._saving}.orbax-checkpoint-tmp*")
+        checksums.write(directory, jax.process_index())
+
+    def _barrier(self, key: str, timeout_ms: int) -> None:
+        """Orbax's barrier: processes come to this one when they have written their arrays."""
+        if jax.process_index() and "async_write_complete" in key:
+            self._write_checksums()
+        ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
     def wait(self) -> None:
         """Blocks until the save under way, if any, is committed; raises what it raised."""
@@ -282,7 +280,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                     params=ocp.args.StandardRestore(wanted_params),
                     state=ocp.args.StandardRestore(wanted_state),
                     data=ocp.args.JsonRestore(),
-                    meta=ocp.args.JsonRestore(),
                 ),
             )
             return Restored(
@@ -290,7 +287,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 params=restored.params,
                 state=restored.state,
                 data=_decode(restored.data),
-                meta=restored.meta,
             )
         if steps:
             raise CheckpointError(
@@ -325,8 +321,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 f"{self.directory} has no checkpoint of step {step}; it has "
                 + (", ".join(map(str, steps)) if steps else "none")
             )
-        problem = checksums.problem(self.directory / str(step), items=("params",))
-        if problem is not None:
+        if problem := self._problem(step, items=("params",)):
             others = [other for other in steps if other != step]
             raise CheckpointError(
                 f"checkpoint {self.directory / str(step)} is damaged: {problem}. Other steps: "
@@ -346,7 +341,12 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """Description of what is wrong with a checkpoint's files, or None; the same on all
         processes.
         """
-        problem = checksums.problem(self.directory / str(step), items=items)
+        problem = checksums.problem(
+            self.directory / str(step),
+            items=items,
+            process=jax.process_index(),
+            processes=jax.process_count(),
+        )
         if jax.process_count() > 1:
             damaged = multihost_utils.process_allgather(np.asarray(problem is not None)).any()
             if damaged and problem is None:

@@ -9,6 +9,22 @@ import uuid
 from typing import Any
 
 
+def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
+    """The path, if it is one of this machine's file systems.
+
+    >>> local_path("gs://bucket/run")  # doctest: +ELLIPSIS
+    Traceback (most recent call last):
+        ...
+    ValueError: gs://bucket/run: only paths of file systems are read and written; mount the store...
+    """
+    if "://" in os.fspath(path):
+        raise ValueError(
+            f"{path}: only paths of file systems are read and written; mount the store, or copy "
+            "what is in it"
+        )
+    return pathlib.Path(path)
+
+
 def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
     """Writes a file whole or not at all, and has it on disk when it returns.
 

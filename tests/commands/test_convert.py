@@ -22,7 +22,7 @@ def run(*arguments):
 
 
 def test_there_and_back_with_the_tokenizer(tmp_path, caplog):
-    caplog.set_level("INFO", logger="jax_unmask.convert")
+    caplog.set_level("INFO", logger="jax_unmask")
     orbax, back = tmp_path / "orbax", tmp_path / "back"
     run(("source", "sudoku"), ("output", orbax))
     assert "Orbax, llada," in caplog.text

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 SCRIPT = """
+import json
 import sys
 import jax
 import numpy as np
@@ -33,7 +34,13 @@ with Checkpoints(workdir) as checkpoints:
         params, state = make(step)
         checkpoints.save(step, params=params, state=state, data={"next": step})
 if process == 0:
-    for path in checkpoints.directory.glob("2/params/**/d/*"):
+    # Each process sums what it wrote; process 0 the rest as well.
+    names = json.loads((checkpoints.directory / "2" / "checksums.1.json").read_text())
+    assert names and all("/ocdbt.process_1/" in name for name in names), names
+    names = json.loads((checkpoints.directory / "2" / "checksums.json").read_text())
+    assert "checksums.1.json" in names
+    assert not any("ocdbt.process_1" in name for name in names)
+    for path in checkpoints.directory.glob("2/params/ocdbt.process_1/d/*"):
         path.write_bytes(bytes(path.stat().st_size))
 jax.experimental.multihost_utils.sync_global_devices("damaged")
 with Checkpoints(workdir) as checkpoints:
