@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from jax_unmask.denoisers.attention import (
     rotary_table,
     rotate,
 )
+from jax_unmask.denoisers.cache import KeyValueCache, Put, write_positions
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.moe import Experts
 from jax_unmask.denoisers.positions import block_causal, default_positions, unshift, window_of
@@ -28,14 +30,10 @@ from jax_unmask.runtime.mesh import constrain
 
 Params = dict[str, Any]
 Table = tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
-
-
-class KeysAndValues(NamedTuple):
-    """Of one layer, keys rotated."""
-
-    keys: Float[Array, "B S G d"]
-    values: Float[Array, "B S G d"]
-
+Stored = tuple[Array, Array]
+"""Keys and values."""
+State = tuple[Float[Array, "BS D"], Stored | None]
+"""The residual stream, and the keys and values of the cache that a run of layers fills."""
 
 # Standard deviation 1 / sqrt(fan-in), so that activations keep their scale.
 _dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
@@ -114,7 +112,7 @@ class Block(nn.Module):
         last: int | None = None,
         keep: bool = False,
         start: Int[Array, " B"] | None = None,
-    ) -> tuple[Float[Array, "BS D"], KeysAndValues | None]:
+    ) -> tuple[Float[Array, "BS D"], Stored | None]:
         """Gives all positions, or only some of them (which see all).
 
         Args:
@@ -163,7 +161,7 @@ class Block(nn.Module):
         else:
             attended = attention(query, key, value, mask, fused=cfg.fused_attention)
         attended = attended.reshape(x.shape[0], -1)
-        kept = KeysAndValues(key, value) if keep else None
+        kept = (key, value) if keep else None
         out = dense("attention_out", cfg.hidden_size, residual_init, cfg.out_bias)
         x = constrain(x + out(attended), "batch")
 
@@ -186,7 +184,7 @@ class Denoiser(nn.Module):
     """tokens [B, S] -> logits [B, S, V]; position i of the logits predicts token i.
 
     Attention is bidirectional, within blocks or altogether. The parameters of equal layers are
-    stacked on a leading axis and applied by a scan, so compile time does not grow with depth.
+    stacked on a leading axis; `forward` applies them.
 
     Attributes:
         config: the architecture.
@@ -209,13 +207,13 @@ class Denoiser(nn.Module):
             table,
             cfg.param_dtype,
         )
-        block = nn.remat(Block, prevent_cse=False, static_argnums=(4,)) if self.remat else Block
+        # Initialises the stacked parameters; `forward` uses them.
         self.runs = [
             nn.scan(
-                block,
+                Block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, nn.broadcast),
+                in_axes=nn.broadcast,
                 length=run.stop - run.start,
             )(cfg, run.has_experts, name=run.name)
             for run in cfg.layer_runs
@@ -231,7 +229,7 @@ class Denoiser(nn.Module):
         attention_mask: Bool[Array, "B S"] | None = None,
         positions: Int[Array, "B S"] | None = None,
     ) -> Float[Array, "B S V"]:
-        """Logits of every position, float32. See `hidden` for the arguments."""
+        """Logits of every position, float32. See `forward` for the arguments."""
         return self.logits(self.hidden(tokens, attention_mask, positions))
 
     def hidden(
@@ -243,93 +241,218 @@ class Denoiser(nn.Module):
         copies: Copies | None = None,
         start: Int[Array, " B"] | None = None,
     ) -> Float[Array, "B S D"]:
-        """Last hidden state after the final norm, in the compute type.
-
-        Args:
-            tokens: token ids.
-            attention_mask: True where a token is real; padding is never attended. What comes out
-                at padded positions is finite and means nothing.
-            positions: of the tokens in their text, for rotations and blocks; by default the number
-                of real tokens before each one, so that padding shifts nothing.
-            last: give only so many positions; None for all (static). The last layer then computes
-                nothing but keys and values for the others.
-            copies: the tokens are a text and a partly masked copy of it; then the labels alone say
-                what is attended, and `positions` must be given.
-            start: first of the positions to give, in each row, at most S - last; by default they
-                are the last ones.
-
-        Raises:
-            ValueError: the sequence is longer than the model was made for, or shorter than `last`;
-                or both `last` and `copies` are given.
-        """
-        cfg = self.config
-        batch, length = tokens.shape
-        if copies is None and length > cfg.max_length:
-            raise ValueError(
-                f"a sequence of {length} tokens is longer than max_length={cfg.max_length} of "
-                "this denoiser; shorten the prompt or the canvas"
-            )
-        if last is not None and not 1 <= last <= length:
-            raise ValueError(f"last={last} must lie in [1, {length}], the length of the sequence")
-        if last is not None and copies is not None:
-            raise ValueError("last and copies exclude each other; leave out last")
-        real = None
-        if attention_mask is not None:
-            attention_mask = attention_mask.astype(bool)
-            real = attention_mask[:, None, :]
-        if positions is None:
-            positions = default_positions(attention_mask, length)
-        mask: Bool[Array, "#B #S S"] | Copies | None = real
-        if copies is not None:
-            mask = copies
-        elif cfg.attention_block is not None:
-            visible = block_causal(positions, cfg.attention_block)
-            mask = visible if real is None else visible & real
-        table = rotary_table(positions, cfg.rotary_dim or cfg.head_dim, cfg.rope_theta)
-        if not cfg.rotary_in_float32:
-            table = (table[0].astype(cfg.dtype), table[1].astype(cfg.dtype))
-        x = look_up(self.embedding, tokens.reshape(-1)).astype(cfg.dtype)
-        # A state that was moved to the next position comes from one position before.
-        window = None if last is None else min(last + cfg.logits_shift, length)
-        if last is not None and window is not None and start is not None:
-            start = start - (window - last)
-        for run in self.runs[:-1]:
-            x, _ = run(x, table, mask, batch)
-        if window is None:
-            x, _ = self.runs[-1](x, table, mask, batch)
-        else:
-            x = self._last_run(window, start, x, table, mask, batch)
-        hidden = self.final_norm(x).reshape(batch, -1, x.shape[-1])
-        if cfg.logits_shift:
-            hidden = unshift(hidden, attention_mask, start)
-        return hidden if last is None else hidden[:, -last:]
-
-    def _last_run(
-        self,
-        window: int,
-        start: Int[Array, " B"] | None,
-        x: Float[Array, "BS D"],
-        table: Table,
-        mask: Array | Copies | None,
-        batch: int,
-    ) -> Float[Array, "BL D"]:
-        """The last run of layers, the last layer for some positions only."""
-        kind = self.config.layer_runs[-1]
-        stacked = self.runs[-1].variables["params"]
-        block, final = Block(self.config, kind.has_experts, parent=None), kind.stop - kind.start - 1
-
-        def apply(index: Array | int, x: Array, last: int | None = None) -> Array:
-            # Layer by layer: a slice of several layers would be a copy of their parameters.
-            take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
-            params = {"params": jax.tree.map(take, stacked)}
-            return block.apply(params, x, table, mask, batch, last, False, start)[0]
-
-        return apply(final, jax.lax.fori_loop(0, final, apply, x), window)
+        """Last hidden states after the final norm, see `forward`."""
+        if self.is_initializing():  # Only here do the modules run themselves.
+            x = jnp.zeros((1, self.config.hidden_size), self.config.dtype)
+            table = _rotations(self.config, jnp.zeros((1, 1), jnp.int32))
+            for run in self.runs:
+                run(x, table, None, 1)
+            self.final_norm(x)
+        return forward(
+            self.config,
+            cast(Params, self.variables["params"]),
+            tokens,
+            attention_mask,
+            positions,
+            last=last,
+            start=start,
+            copies=copies,
+            remat=self.remat,
+        )[0]
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of the hidden states that are given, whichever positions they are."""
         table = self.embedding if self.config.tie_embeddings else self.head
         return project(table, hidden)
+
+
+def forward(
+    config: DenoiserConfig,
+    params: Params,
+    tokens: Int[Array, "B S"],
+    attention_mask: Bool[Array, "B S"] | None = None,
+    positions: Int[Array, "B S"] | None = None,
+    *,
+    last: int | None = None,
+    start: Int[Array, " B"] | None = None,
+    copies: Copies | None = None,
+    cache: KeyValueCache | None = None,
+    cached_mask: Bool[Array, "B K"] | None = None,
+    put: Put | None = None,
+    at: Int[Array, "B S"] | None = None,
+    remat: bool = False,
+) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
+    """Last hidden states after the final norm, in the compute type, and the cache after it.
+
+    Without a cache the tokens see each other. With a cache alone they do as well, and their keys
+    and values are written into its first S positions. With `cached_mask` the tokens are a window of
+    their text: they see each other and the cached positions that it allows; nothing is written but
+    where `at` says.
+
+    The cache has a fixed shape and stays where it is: only what is asked for is written, and a
+    forward that reads copies nothing.
+
+    Args:
+        config: the architecture.
+        params: the denoiser's parameters.
+        tokens: token ids.
+        attention_mask: True where a token is real; padding is never attended. What comes out at
+            padded positions is finite and means nothing.
+        positions: of the tokens in their text, for rotations and blocks; by default the number of
+            real tokens before each one, so that padding shifts nothing. A window must give them.
+        last: number L of positions to return; None for all (static). The last layer then computes
+            nothing but keys and values for the others.
+        start: first of the returned positions of each row, at most S - last; by default they are
+            the last ones.
+        copies: the tokens are a text and a partly masked copy of it; then the labels alone say
+            what is attended, and `positions` must be given.
+        cache: keys and values of K positions.
+        cached_mask: cached positions that the tokens see.
+        put: writes what the B rows of this forward have into the rows of the cache, of which there
+            may be more; by default they are the same rows.
+        at: for a window, the cached positions that its tokens' keys and values are written to; K
+            and more for those that are not.
+        remat: recompute each layer's activations in the backward pass.
+
+    Returns:
+        The hidden states of the L positions, and the cache (None if there was none). Where the head
+        scores the next token (`logits_shift`), states are moved to the token that they score; in a
+        window the first position keeps its own.
+
+    Raises:
+        ValueError: the sequence is longer than the model was made for, or shorter than `last`;
+            or arguments exclude each other.
+    """
+    batch, length = tokens.shape
+    is_window = cached_mask is not None
+    if copies is None and length > config.max_length:
+        raise ValueError(
+            f"a sequence of {length} tokens is longer than max_length={config.max_length} of "
+            "this denoiser; shorten the prompt or the canvas"
+        )
+    if last is not None and not 1 <= last <= length:
+        raise ValueError(f"last={last} must lie in [1, {length}], the length of the sequence")
+    if last is not None and (copies is not None or is_window):
+        raise ValueError("last excludes copies and cached_mask; leave out last")
+    real = None
+    if attention_mask is not None:
+        attention_mask = attention_mask.astype(bool)
+        real = attention_mask[:, None, :]
+    if positions is None:
+        positions = default_positions(attention_mask, length)
+    mask: Bool[Array, "#B #S S"] | Copies | None = real
+    if copies is not None:
+        mask = copies
+    elif config.attention_block is not None and not is_window:
+        visible = block_causal(positions, config.attention_block)
+        mask = visible if real is None else visible & real
+    table = _rotations(config, positions)
+    x = look_up(params["embedding"], tokens.reshape(-1)).astype(config.dtype)
+    # A state that was moved to the next position comes from one position before.
+    window = None if last is None else min(last + config.logits_shift, length)
+    if last is not None and window is not None and start is not None:
+        start = start - (window - last)
+
+    def apply_run(x: Array, number: int) -> tuple[Array, Stored | None]:
+        """The residual stream after a run of layers, and what the cache is to have of it."""
+        run = config.layer_runs[number]
+        block = Block(config, run.has_experts, parent=None)
+        stored = None if cache is None else (cache.keys[number], cache.values[number])
+
+        def layer(
+            state: State, params: Params, index: Array | int, window: int | None = None
+        ) -> tuple[State, Stored | None]:
+            x, filled = state
+            seen: Any = mask
+            if cached_mask is not None:
+                of_layer: Stored = _layer_of(stored, index)
+                seen = Beside(of_layer[0], of_layer[1], cached_mask[:, None], seen)
+            keeps = filled is not None or at is not None
+            inputs = (x, table, seen, batch, window, keeps, start)
+            x, new = cast(tuple[Array, Stored | None], block.apply({"params": params}, *inputs))
+            if new is not None:
+                new = (new[0].transpose(0, 2, 1, 3), new[1].transpose(0, 2, 1, 3))
+            if filled is None or new is None:
+                return (x, filled), new
+            filled = (_fill(filled[0], index, new[0], put), _fill(filled[1], index, new[1], put))
+            return (x, filled), None
+
+        final = None
+        if window is not None and number == len(config.layer_runs) - 1:
+            final = functools.partial(layer, window=window)
+        if remat:
+            layer = jax.checkpoint(layer, prevent_cse=False)
+        state = (x, None if is_window else stored)
+        (x, filled), new = _over_layers(layer, state, params[run.name], final)
+        return x, filled if new is None else new
+
+    updates = []
+    for number in range(len(config.layer_runs)):
+        x, update = apply_run(x, number)
+        updates.append(update)
+    norm = RMSNorm(config, parent=None)
+    hidden = cast(Array, norm.apply({"params": params["final_norm"]}, x))
+    hidden = hidden.reshape(batch, -1, x.shape[-1])
+    if config.logits_shift:
+        hidden = unshift(hidden, None if is_window else attention_mask, start)
+    if last is not None:
+        hidden = hidden[:, -last:]
+    if cache is None or None in updates:
+        return hidden, cache
+    new = KeyValueCache(*zip(*updates, strict=True))
+    return hidden, new if at is None else write_positions(cache, new, at)
+
+
+def _over_layers(
+    layer: Callable[..., tuple[Any, Any]], state: Any, stacked: Params, final: Any = None
+) -> tuple[Any, Any]:
+    """The loop over the layers of a run: the state after them, and their outputs stacked.
+
+    Every forward passes through here, so this is where a backend may want another loop (a Python
+    one over static indices, for instance).
+
+    Args:
+        layer: maps (state, parameters of the layer, index) to (state, output).
+        state: the state before.
+        stacked: parameters of the layers.
+        final: takes the place of `layer` at the last one, if given; then there are no outputs.
+    """
+    depth = jax.tree.leaves(stacked)[0].shape[0]
+    if final is None:
+        # Scanned over, gradients of the parameters are written layer by layer.
+        run = lambda state, inputs: layer(state, *inputs)
+        return jax.lax.scan(run, state, (stacked, jnp.arange(depth)))
+    # By index: a slice of several layers would be a copy of their parameters.
+    run = lambda state, index: layer(state, _layer_of(stacked, index), index)
+    state, _ = jax.lax.scan(run, state, jnp.arange(depth - 1))
+    return final(state, _layer_of(stacked, depth - 1), depth - 1)
+
+
+def _layer_of(stacked: Any, index: Array | int) -> Any:
+    """What one layer has of stacked arrays."""
+    take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
+    return jax.tree.map(take, stacked)
+
+
+def _fill(
+    stacked: Float[Array, "N B G K d"],
+    index: Array | int,
+    new: Float[Array, "F G S d"],
+    put: Put | None,
+) -> Float[Array, "N B G K d"]:
+    """Stacked arrays with the first S positions of one layer replaced."""
+    if put is not None:
+        new = put(_layer_of(stacked, index)[:, :, : new.shape[2]], new)
+    start = (index, *(0 for _ in new.shape))
+    return jax.lax.dynamic_update_slice(stacked, new[None].astype(stacked.dtype), start)
+
+
+def _rotations(config: DenoiserConfig, positions: Int[Array, "#B S"]) -> Table:
+    """Cosines and sines for the positions, in the type in which heads are rotated."""
+    table = rotary_table(positions, config.rotary_dim or config.head_dim, config.rope_theta)
+    if config.rotary_in_float32:
+        return table
+    return table[0].astype(config.dtype), table[1].astype(config.dtype)
 
 
 def output_table(config: DenoiserConfig, params: Params) -> Float[Array, "V D"]:

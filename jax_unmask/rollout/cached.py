@@ -265,10 +265,14 @@ class _CachedRollout:
         slots = state.slots
         held, mine = self._held(slots, state), slots.take(state.own)
         block = mine.written if self.is_exact else held.rows.block
-        # A row that has finished a block first writes it, and fills nothing meanwhile.
+        # A row that writes a block fills nothing meanwhile.
         acting = ready & (block == held.rows.block)
         window = self._look(held, block)
-        hidden, kept = transformer.read(
+        # A row that has finished a block first writes it.
+        writing, at = ready & ~acting, None
+        if self.is_exact:
+            at = jnp.where(writing[:, None] & window.mask, window.place, self.length)
+        hidden, cache = transformer.read(
             self.config,
             self.mdp.denoiser_params,
             state.cache,
@@ -276,13 +280,10 @@ class _CachedRollout:
             window.positions,
             window.mask,
             window.cached_mask,
-            keep=self.is_exact,
+            at,
         )
         mine = mine._replace(cached=mine.cached + ready)
-        if kept is not None:
-            writing = ready & ~acting
-            at = jnp.where(writing[:, None] & window.mask, window.place, self.length)
-            cache = transformer.write(state.cache, kept, at)
+        if self.is_exact:
             state = state._replace(cache=cache)
             mine = mine._replace(written=mine.written + writing)
         step_keys = self.mdp.step_keys(held)

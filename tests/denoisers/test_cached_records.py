@@ -60,10 +60,9 @@ def test_sdar(fixtures_dir, block):
         common = (positions, jnp.ones((1, block), bool), seen)
         hidden, _ = cached.read(config, params, cache, noisy[:, start : start + block], *common)
         found.append(logits_of(denoiser, params, hidden))
-        _, kept = cached.read(
-            config, params, cache, clean[:, start : start + block], *common, keep=True
+        _, cache = cached.read(
+            config, params, cache, clean[:, start : start + block], *common, at=positions
         )
-        cache = cached.write(cache, kept, positions)
     close(jnp.concatenate(found, axis=1), record["denoise_logits"])
 
 

@@ -1,0 +1,60 @@
+"""A cache of keys and values, as `transformer.forward` fills and reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Float, Int
+
+from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.runtime.mesh import constrain
+
+Put = Callable[[Array, Array], Array]
+"""Writes new rows [F, ...] into those of an array [B, ...] that they belong to."""
+
+
+@struct.dataclass
+class KeyValueCache:
+    """Rotated keys, and values, of K positions in B rows.
+
+    One array per run of equal layers (N of them), head by head, which is how attention reads them.
+    """
+
+    keys: tuple[Float[Array, "N B G K d"], ...]
+    values: tuple[Float[Array, "N B G K d"], ...]
+
+
+def empty_cache(config: DenoiserConfig, rows: int, length: int) -> KeyValueCache:
+    """A cache of zeros in the compute type, for so many rows and positions."""
+
+    def zeros() -> tuple[Array, ...]:
+        shape = (rows, config.num_kv_heads, length, config.head_dim)
+        return tuple(
+            constrain(
+                jnp.zeros((run.stop - run.start, *shape), config.dtype), None, "batch", "heads"
+            )
+            for run in config.layer_runs
+        )
+
+    return KeyValueCache(keys=zeros(), values=zeros())
+
+
+def write_positions(
+    cache: KeyValueCache, new: KeyValueCache, at: Int[Array, "B W"]
+) -> KeyValueCache:
+    """The cache with new keys and values [N, B, G, W, d] at some positions of each row.
+
+    Args:
+        cache: the cache, of K positions.
+        new: what to write.
+        at: its positions; those of K and more are dropped.
+    """
+
+    def place(old: Array, new: Array, at: Array) -> Array:
+        return old.at[:, :, at].set(new.astype(old.dtype), mode="drop")
+
+    of_rows = jax.vmap(place, in_axes=(1, 1, 0), out_axes=1)
+    return jax.tree.map(lambda old, new: of_rows(old, new, at), cache, new)
