@@ -103,8 +103,18 @@ class Beside:
 
     keys: Float[Array, "B G K d"]
     values: Float[Array, "B G K d"]
-    cached_mask: Bool[Array, "B 1 K"]
-    mask: Bool[Array, "B 1 Q"]
+    cached_mask: Bool[
+        Array,
+        (
+            B  # Q K
+        ),
+    ]
+    mask: Bool[
+        Array,
+        (
+            B  # Q Q
+        ),
+    ]
 
 
 def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
@@ -223,6 +233,7 @@ def attention_beside(
     key: Float[Array, "B Q G d"],
     value: Float[Array, "B Q G d"],
     beside: Beside,
+    scale: float | None = None,
 ) -> Float[Array, "B Q H d"]:
     """Attention of a few positions to each other and to cached ones; see `attention`.
 
@@ -234,18 +245,19 @@ def attention_beside(
         key: their keys.
         value: their values.
         beside: the cached ones, and what is seen.
+        scale: factor on the scores; by default d ** -0.5.
 
     Returns:
         The attended values in the type of `query`.
     """
     batch, length, heads, width = query.shape
-    groups = key.shape[2]
+    groups, scale = key.shape[2], width**-0.5 if scale is None else scale
     query = query.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups, length, width)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
 
     def scores(keys: Array, visible: Array) -> Float[Array, "B G h Q K"]:
         out = jnp.einsum("bghqd,bgkd->bghqk", query, keys, preferred_element_type=jnp.float32)
-        return jnp.where(visible[:, None, None], out * width**-0.5, jnp.finfo(jnp.float32).min)
+        return jnp.where(visible[:, None, None], out * scale, jnp.finfo(jnp.float32).min)
 
     parts = [
         (scores(key, beside.mask), value),
@@ -268,7 +280,7 @@ def attention_beside(
 
 
 def rotary_table(
-    positions: Int[Array, "#B S"], head_dim: int, theta: float
+    positions: Int[Array, "#B S"], head_dim: int, theta: float, turning: int | None = None
 ) -> tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]:
     """Cosines and sines of rotary position embeddings, float32.
 
@@ -278,8 +290,11 @@ def rotary_table(
         positions: position of each token.
         head_dim: width d of a head; the table holds d / 2 frequencies.
         theta: base of the frequencies.
+        turning: number of frequencies that are not zero; None for all.
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    if turning is not None:
+        frequencies = jnp.where(jnp.arange(head_dim // 2) < turning, frequencies, 0.0)
     angles = positions[..., None, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 

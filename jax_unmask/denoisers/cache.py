@@ -20,11 +20,12 @@ Put = Callable[[Array, Array], Array]
 class KeyValueCache:
     """Rotated keys, and values, of K positions in B rows.
 
-    One array per run of equal layers (N of them), head by head, which is how attention reads them.
+    One array per run of equal layers (N of them; absent where a run is one layer by nature), head
+    by head, which is how attention reads them.
     """
 
-    keys: tuple[Float[Array, "N B G K d"], ...]
-    values: tuple[Float[Array, "N B G K d"], ...]
+    keys: tuple[Float[Array, "*N B G K d"], ...]
+    values: tuple[Float[Array, "*N B G K d"], ...]
 
 
 def empty_cache(config: DenoiserConfig, rows: int, length: int) -> KeyValueCache:

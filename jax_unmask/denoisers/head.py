@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,8 @@ from jax_unmask.denoisers.sampling import PLAIN, Sampling, filtered
 from jax_unmask.denoisers.sharding import look_up
 from jax_unmask.denoisers.table_parts import TablePart, over_table
 from jax_unmask.denoisers.transformer import Denoiser, Params, output_table
+
+Tree = TypeVar("Tree")
 
 
 @struct.dataclass
@@ -154,7 +156,8 @@ def score_candidates(
         width = max(chunk * hidden.shape[1] // vocab, 1)
 
         def score(part: TablePart, hidden: Array, keys: Array) -> Scores:
-            return _by_position(draw, part, hidden, keys, width)
+            of_some = lambda hidden, keys: draw(part.all_logits(hidden), keys)
+            return by_position(of_some, hidden, keys, width)
     else:
 
         def score(part: TablePart, hidden: Array, keys: Array) -> Scores:
@@ -216,25 +219,29 @@ def gumbel_noise(keys: Array, ids: Int[Array, " C"], length: int) -> Float[Array
     return jax.vmap(jax.vmap(of_token, (None, 0), 1), (0, None))(keys, ids)
 
 
-def _by_position(
-    draw: Callable[[Array, Array], Scores],
-    table: TablePart,
-    hidden: Array,
-    keys: Array,
-    width: int,
-) -> Scores:
-    """Scores of all positions, the logits of `width` positions of every row at a time."""
+def by_position(
+    function: Callable[[Array, Array], Tree], hidden: Float[Array, "B L D"], keys: Array, width: int
+) -> Tree:
+    """What a function gives for all positions, computed for `width` positions of every row at once.
+
+    Args:
+        function: maps (hidden states [B, W, D], typed PRNG keys [B, W]) to arrays [B, W, ...], each
+            position on its own.
+        hidden: last hidden states.
+        keys: typed PRNG keys [B]; a position's key is its row's with the position folded in.
+        width: positions W at one time.
+    """
     batch, length = hidden.shape[:2]
     width = min(width, length)
     starts = jnp.arange(0, length, width)
 
-    def some(start: Array) -> Scores:
+    def some(start: Array) -> Tree:
         # The last slice is moved back to end with the canvas; what it repeats is the same again.
         first = jnp.minimum(start, length - width)
-        logits = table.all_logits(jax.lax.dynamic_slice_in_dim(hidden, first, width, axis=1))
         positions = first + jnp.arange(width)
         fold = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))
-        return draw(logits, fold(keys, positions))
+        sliced = jax.lax.dynamic_slice_in_dim(hidden, first, width, axis=1)
+        return function(sliced, fold(keys, positions))
 
     slices = jax.lax.map(some, starts)
     at = jnp.minimum(starts, length - width)[:, None] + jnp.arange(width)

@@ -7,6 +7,7 @@ groups of varying size (`jax.lax.ragged_dot`).
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -127,15 +128,39 @@ def _mix(
         kernels: gate and up [E, D, F], and down [E, F, D], quantised or not.
     """
     gate, up, down = kernels
-    count, per_token = gate.shape[0], chosen.shape[1]
+
+    def gated_mlp(x: Array, sizes: Array, experts: Array) -> Array:
+        inner = nn.silu(ragged_matmul(x, gate, sizes, experts))
+        inner = inner * ragged_matmul(x, up, sizes, experts)
+        return ragged_matmul(inner, down, sizes, experts)
+
+    return mix_experts(x, chosen, weights, gate.shape[0], gated_mlp)
+
+
+def mix_experts(
+    x: Float[Array, "T D"],
+    chosen: Int[Array, "T k"],
+    weights: Float[Array, "T k"],
+    count: int,
+    apply: Callable[[Array, Array, Array], Array],
+) -> Float[Array, "T D"]:
+    """Weighted sums of the outputs of each token's experts.
+
+    Args:
+        x: tokens.
+        chosen: experts of each token.
+        weights: weights of these.
+        count: number of experts E.
+        apply: the experts: maps (rows [T * k, D] sorted by expert, rows of each expert [E], expert
+            of each row [T * k]) to outputs [T * k, D].
+    """
+    per_token = chosen.shape[1]
     # One row per (token, expert) pair, those of an expert beside each other.
     pairs = chosen.reshape(-1)
     order = jnp.argsort(pairs, stable=True)
     sizes = jnp.bincount(pairs, length=count).astype(jnp.int32)
-    grouped, experts = jnp.take(x, order // per_token, axis=0), jnp.take(pairs, order)
-    gated = nn.silu(ragged_matmul(grouped, gate, sizes, experts))
-    inner = gated * ragged_matmul(grouped, up, sizes, experts)
-    out = ragged_matmul(inner, down, sizes, experts)
+    grouped = jnp.take(x, order // per_token, axis=0)
+    out = apply(grouped, sizes, jnp.take(pairs, order))
     # Back in the order of the tokens, so that a token's experts are added in a fixed order.
     out = jnp.take(out, jnp.argsort(order), axis=0).reshape(-1, per_token, x.shape[-1])
     return (out * weights[..., None]).sum(axis=1)

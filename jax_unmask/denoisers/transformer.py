@@ -9,6 +9,7 @@ from typing import Any, cast
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.attention import (
@@ -42,22 +43,36 @@ _dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019, arXiv 1910.07467).
 
-    Normalises in float32, casts to the compute type, then multiplies by the scale; with
-    `norm_scale_in_float32` the cast comes last.
+    Attributes:
+        eps: added to the mean square.
+        dtype: type of the result. The norm itself is float32.
+        param_dtype: type of the scale.
+        scale_in_float32: multiply by the scale before the result is rounded, not after.
+        has_scale: whether there is a scale.
     """
 
-    config: DenoiserConfig
+    eps: float
+    dtype: DTypeLike
+    param_dtype: DTypeLike
+    scale_in_float32: bool = False
+    has_scale: bool = True
 
     @nn.compact
     def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        cfg = self.config
-        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), cfg.param_dtype)
         wide = x.astype(jnp.float32)
         variance = jnp.mean(jnp.square(wide), axis=-1, keepdims=True)
-        normed = wide * jax.lax.rsqrt(variance + cfg.norm_eps)
-        if cfg.norm_scale_in_float32:
-            return (normed * scale.astype(jnp.float32)).astype(cfg.dtype)
-        return normed.astype(cfg.dtype) * scale.astype(cfg.dtype)
+        normed = wide * jax.lax.rsqrt(variance + self.eps)
+        if not self.has_scale:
+            return normed.astype(self.dtype)
+        scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), self.param_dtype)
+        if self.scale_in_float32:
+            return (normed * scale.astype(jnp.float32)).astype(self.dtype)
+        return normed.astype(self.dtype) * scale.astype(self.dtype)
+
+
+def _norm(config: DenoiserConfig, **module: Any) -> RMSNorm:
+    scaled = config.norm_scale_in_float32
+    return RMSNorm(config.norm_eps, config.dtype, config.param_dtype, scaled, **module)
 
 
 class Linear(nn.Module):
@@ -141,10 +156,10 @@ class Block(nn.Module):
         def turned(name: str, count: int, h: Array, table: Table) -> Float[Array, "B S H d"]:
             out = heads(name, count, h)
             if cfg.qk_norm:
-                out = RMSNorm(cfg, name=f"{name}_norm")(out)
+                out = _norm(cfg, name=f"{name}_norm")(out)
             return rotate(out, table)
 
-        h = RMSNorm(cfg, name="attention_norm")(x)
+        h = _norm(cfg, name="attention_norm")(x)
         key = turned("key", cfg.num_kv_heads, h, table)
         value = heads("value", cfg.num_kv_heads, h)
         if last is not None:
@@ -171,7 +186,7 @@ class Block(nn.Module):
             inner = constrain(nn.silu(gate) * up, "batch", "mlp")
             return dense(f"{prefix}down", cfg.hidden_size, residual_init)(inner)
 
-        h = RMSNorm(cfg, name="mlp_norm")(x)
+        h = _norm(cfg, name="mlp_norm")(x)
         if not self.has_experts or cfg.experts is None:
             return constrain(x + mlp("", cfg.intermediate_size), "batch"), kept
         mixed = Experts(cfg, name="experts")(h)
@@ -218,7 +233,7 @@ class Denoiser(nn.Module):
             )(cfg, run.has_experts, name=run.name)
             for run in cfg.layer_runs
         ]
-        self.final_norm = RMSNorm(cfg)
+        self.final_norm = _norm(cfg)
         if not cfg.tie_embeddings:
             # Rows are tokens, as in the embedding table: a slice of the vocabulary is contiguous.
             self.head = self.param("head", logit_init, table, cfg.param_dtype)
@@ -390,7 +405,7 @@ def forward(
     for number in range(len(config.layer_runs)):
         x, update = apply_run(x, number)
         updates.append(update)
-    norm = RMSNorm(config, parent=None)
+    norm = _norm(config, parent=None)
     hidden = cast(Array, norm.apply({"params": params["final_norm"]}, x))
     hidden = hidden.reshape(batch, -1, x.shape[-1])
     if config.logits_shift:

@@ -19,10 +19,15 @@ from flax import struct
 from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.denoisers.diffusion_gemma.model import Cache, DiffusionGemma, empty_cache
+from jax_unmask.denoisers.cache import KeyValueCache
+from jax_unmask.denoisers.diffusion_gemma.model import DiffusionGemma, empty_cache
+from jax_unmask.denoisers.head import by_position
 from jax_unmask.denoisers.transformer import Params
 from jax_unmask.policies.base import Observation, Policy
 from jax_unmask.rollout.trajectory import Prompts, Watcher
+
+# Logits [B, W, V] of so many entries exist at one time (float32: 128 MiB).
+_LOGITS_AT_ONCE = 2**25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +83,28 @@ class Generated:
     forwards: Int[Array, ""]
 
 
+class _Scores(NamedTuple):
+    """The network's view of each position of a canvas, at the step's temperature.
+
+    Attributes:
+        token: a drawn token.
+        best: the most probable token.
+        confidence: probability of the drawn token.
+        certainty: probability of the most probable token.
+        top_probs: the K largest probabilities, in descending order.
+        entropy: entropy in nats.
+        soft: expected embedding, for self-conditioning.
+    """
+
+    token: Int[Array, "B C"]
+    best: Int[Array, "B C"]
+    confidence: Float[Array, "B C"]
+    certainty: Float[Array, "B C"]
+    top_probs: Float[Array, "B C K"]
+    entropy: Float[Array, "B C"]
+    soft: Float[Array, "B C D"]
+
+
 class _Canvas(NamedTuple):
     """Where the rows stand within a canvas."""
 
@@ -97,7 +124,7 @@ class _Text(NamedTuple):
     """Where the rows stand between canvases."""
 
     number: Int[Array, ""]
-    cache: Cache
+    cache: KeyValueCache
     tokens: Int[Array, "B NC"]
     step_map: Int[Array, "B NC"]
     confidence: Float[Array, "B NC"]
@@ -154,20 +181,24 @@ def generate(
         temperature = settings.t_min + (settings.t_max - settings.t_min) * left / settings.steps
         place = width + text.number * size
         inputs = (state.current, text.cache, place, real, state.soft)
-        logits = run(*inputs, method="decode") / temperature
-        log_probs = jax.nn.log_softmax(logits)
-        probs = jnp.exp(log_probs)
-        entropy = -jnp.where(probs > 0, probs * log_probs, 0.0).sum(axis=-1)
+        hidden = run(*inputs, method="decode")
         active = ~state.done
         drawn = state.drawn + active
-        token = draw_tokens(keys, drawn, logits)
-        best = logits.argmax(axis=-1).astype(jnp.int32)
+
+        def score(hidden: Array, keys: Array) -> _Scores:
+            logits = run(hidden, method="logits") / temperature
+            soft = run(logits, method="soft_embeddings")
+            return _score(logits, draw_tokens(keys, logits), soft, policy.needs.top_k)
+
+        at_once = max(_LOGITS_AT_ONCE // (batch * cfg.vocab_size), 1)
+        scores = by_position(score, hidden, _fold(keys, drawn, 0), at_once)
+        token, best, entropy = scores.token, scores.best, scores.entropy
         since = jnp.where(best == state.best, state.since, state.nfe[:, None])
         everywhere = jnp.ones(token.shape, bool)
         obs = Observation(
             candidate=token,
-            confidence=jnp.take_along_axis(probs, token[..., None], axis=-1)[..., 0],
-            top_probs=jax.lax.top_k(probs, policy.needs.top_k)[0],
+            confidence=scores.confidence,
+            top_probs=scores.top_probs,
             masked=everywhere,
             legal=everywhere,
             step=state.nfe,
@@ -180,7 +211,6 @@ def generate(
         current = jnp.where(accepts, token, random_canvas(keys, drawn, size, cfg.vocab_size))
         unchanged = jnp.where((best == state.best).all(axis=-1), state.unchanged + 1, 0)
         certain = entropy.mean(axis=-1) < settings.confidence
-        soft = run(logits, method="soft_embeddings")
 
         def keep(new: Array, old: Array) -> Array:
             return jnp.where(active.reshape(-1, *(1 for _ in new.shape[1:])), new, old)
@@ -190,8 +220,8 @@ def generate(
             current=keep(current, state.current),
             best=keep(best, state.best),
             since=keep(since, state.since),
-            confidence=keep(probs.max(axis=-1), state.confidence),
-            soft=keep(soft.astype(state.soft.dtype), state.soft),
+            confidence=keep(scores.certainty, state.confidence),
+            soft=keep(scores.soft.astype(state.soft.dtype), state.soft),
             unchanged=keep(unchanged, state.unchanged),
             done=state.done | ((unchanged >= settings.stability) & certain),
             drawn=drawn,
@@ -228,7 +258,7 @@ def generate(
         confidence = jnp.where(behind, 0.0, last.confidence)
         place, ended = text.number * size, text.ended | ends.any(axis=-1)
 
-        def encode(cache: Cache) -> Cache:
+        def encode(cache: KeyValueCache) -> KeyValueCache:
             inputs = (canvas, cache, width + place, real)
             return run(*inputs, method="encode")[1]
 
@@ -288,11 +318,27 @@ def random_canvas(
     return jax.vmap(of_row)(_fold(keys, count, 2))
 
 
-def draw_tokens(
-    keys: Array, count: Int[Array, " B"], logits: Float[Array, "B C V"]
-) -> Int[Array, "B C"]:
-    """A token for each position, drawn from softmax(logits)."""
-    return jax.vmap(jax.random.categorical)(_fold(keys, count, 0), logits).astype(jnp.int32)
+def draw_tokens(keys: Array, logits: Float[Array, "B W V"]) -> Int[Array, "B W"]:
+    """A token for each position, drawn from softmax(logits) with the position's key [B, W]."""
+    draw = jax.vmap(jax.vmap(jax.random.categorical))
+    return draw(keys, logits).astype(jnp.int32)
+
+
+def _score(
+    logits: Float[Array, "B W V"], token: Int[Array, "B W"], soft: Float[Array, "B W D"], top_k: int
+) -> _Scores:
+    """The scores of a canvas, or of some positions of one."""
+    log_probs = jax.nn.log_softmax(logits)
+    probs = jnp.exp(log_probs)
+    return _Scores(
+        token=token,
+        best=logits.argmax(axis=-1).astype(jnp.int32),
+        confidence=jnp.take_along_axis(probs, token[..., None], axis=-1)[..., 0],
+        certainty=probs.max(axis=-1),
+        top_probs=jax.lax.top_k(probs, top_k)[0],
+        entropy=-jnp.where(probs > 0, probs * log_probs, 0.0).sum(axis=-1),
+        soft=soft,
+    )
 
 
 def _fold(keys: Array, count: Int[Array, " B"], stream: int) -> Array:

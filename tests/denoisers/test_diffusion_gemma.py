@@ -60,7 +60,8 @@ def passes(model, params, tokens, canvas, logits=None, parts=()):
     soft = None
     if logits is not None:
         soft = model.apply(variables, logits, method="soft_embeddings")
-    return jnp.concatenate(hidden, 1), model.apply(variables, *inputs, soft, method="decode")
+    decoded = model.apply(variables, *inputs, soft, method="decode")
+    return jnp.concatenate(hidden, 1), model.apply(variables, decoded, method="logits")
 
 
 class TestLogits:
@@ -121,7 +122,7 @@ def recorded_draws(monkeypatch, record):
     monkeypatch.setattr(
         canvases,
         "draw_tokens",
-        lambda keys, count, logits: logits.argmax(axis=-1).astype(jnp.int32),
+        lambda keys, logits: logits.argmax(axis=-1).astype(jnp.int32),
     )
     jax.clear_caches()
     yield

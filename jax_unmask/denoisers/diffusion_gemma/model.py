@@ -8,37 +8,24 @@ layers the last `sliding_window - 1` entries of it.
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.denoisers.attention import rotate
+from jax_unmask.denoisers.attention import Beside, attention_beside, rotary_table, rotate
+from jax_unmask.denoisers.cache import KeyValueCache
 from jax_unmask.denoisers.diffusion_gemma.config import DiffusionGemmaConfig, LayerConfig
-
-Cache = tuple[tuple[Float[Array, "B T G d"], Float[Array, "B T G d"]], ...]
-"""Rotated keys, and values, of each layer; T positions."""
+from jax_unmask.denoisers.moe import mix_experts
+from jax_unmask.denoisers.quantization import ragged_matmul
+from jax_unmask.denoisers.transformer import RMSNorm, project
 
 _init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 _expert_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", batch_axis=(0,))
 
 
-class Norm(nn.Module):
-    """RMSNorm in float32, the scale included; without one where `has_scale` is off."""
-
-    config: DiffusionGemmaConfig
-    has_scale: bool = True
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
-        cfg, wide = self.config, x.astype(jnp.float32)
-        wide = wide * (jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + cfg.norm_eps) ** -0.5
-        if self.has_scale:
-            scale = self.param("scale", nn.initializers.ones, (x.shape[-1],), cfg.param_dtype)
-            wide = wide * scale.astype(jnp.float32)
-        return wide.astype(x.dtype)
+def _norm(cfg: DiffusionGemmaConfig, has_scale: bool = True) -> RMSNorm:
+    return RMSNorm(cfg.norm_eps, cfg.dtype, cfg.param_dtype, True, has_scale)
 
 
 def _dense(cfg: DiffusionGemmaConfig, features: int, name: str | None = None) -> nn.Dense:
@@ -65,7 +52,7 @@ class GatedMlp(nn.Module):
         return _dense(cfg, cfg.hidden_size, "down")(gate * up)
 
 
-class Experts(nn.Module):
+class RoutedExperts(nn.Module):
     """Mixture of experts; the router sees the residual stream, the experts a normed copy."""
 
     config: DiffusionGemmaConfig
@@ -78,7 +65,7 @@ class Experts(nn.Module):
         width, count, size = cfg.hidden_size, cfg.num_experts, cfg.expert_size
         scale = self.param("router_scale", ones, (width,), cfg.param_dtype).astype(cfg.dtype)
         per_expert = self.param("expert_scale", ones, (count,), cfg.param_dtype)
-        seen = Norm(cfg, has_scale=False)(residual) * scale * width**-0.5
+        seen = _norm(cfg, has_scale=False)(residual) * scale * width**-0.5
         scores = jax.nn.softmax(_dense(cfg, count, "router")(seen).astype(jnp.float32))
         weights, chosen = jax.lax.top_k(scores, cfg.per_token)
         weights = weights / weights.sum(axis=-1, keepdims=True)
@@ -88,17 +75,15 @@ class Experts(nn.Module):
             shape = (count, fan_in, fan_out)
             return self.param(name, _expert_init, shape, cfg.param_dtype).astype(cfg.dtype)
 
-        # One row per (token, expert) pair, those of an expert beside each other.
-        pairs = chosen.reshape(-1)
-        order = jnp.argsort(pairs, stable=True)
-        sizes = jnp.bincount(pairs, length=count).astype(jnp.int32)
-        grouped = jnp.take(x, order // cfg.per_token, axis=0)
-        hidden = jax.lax.ragged_dot(grouped, stacked("gate_up", width, 2 * size), sizes)
-        gate, up = jnp.split(hidden, 2, axis=-1)
-        out = nn.gelu(gate, approximate=True) * up
-        out = jax.lax.ragged_dot(out, stacked("down", size, width), sizes)
-        out = jnp.take(out, jnp.argsort(order), axis=0).reshape(-1, cfg.per_token, width)
-        return (out * weights[..., None]).sum(axis=1).astype(cfg.dtype)
+        gate_up, down = stacked("gate_up", width, 2 * size), stacked("down", size, width)
+
+        def gated_mlp(x: Array, sizes: Array, experts: Array) -> Array:
+            hidden = ragged_matmul(x, gate_up, sizes, experts)
+            gate, up = jnp.split(hidden, 2, axis=-1)
+            inner = nn.gelu(gate, approximate=True) * up
+            return ragged_matmul(inner, down, sizes, experts)
+
+        return mix_experts(x, chosen, weights, count, gated_mlp).astype(cfg.dtype)
 
 
 class Layer(nn.Module):
@@ -114,58 +99,73 @@ class Layer(nn.Module):
         if layer.is_sliding:
             self.value = _dense(cfg, layer.num_kv_heads * layer.head_dim)
         self.attention_out = _dense(cfg, cfg.hidden_size)
-        self.query_norm, self.key_norm = Norm(cfg), Norm(cfg)
-        self.value_norm = Norm(cfg, has_scale=False)
-        self.attention_norm, self.after_attention_norm = Norm(cfg), Norm(cfg)
-        self.mlp_norm, self.after_mlp_norm = Norm(cfg), Norm(cfg)
-        self.experts_norm, self.after_experts_norm = Norm(cfg), Norm(cfg)
-        self.after_both_norm = Norm(cfg)
-        self.mlp, self.experts = GatedMlp(cfg), Experts(cfg)
+        self.query_norm, self.key_norm = _norm(cfg), _norm(cfg)
+        self.value_norm = _norm(cfg, has_scale=False)
+        self.attention_norm, self.after_attention_norm = _norm(cfg), _norm(cfg)
+        self.mlp_norm, self.after_mlp_norm = _norm(cfg), _norm(cfg)
+        self.experts_norm, self.after_experts_norm = _norm(cfg), _norm(cfg)
+        self.after_both_norm = _norm(cfg)
+        self.mlp, self.experts = GatedMlp(cfg), RoutedExperts(cfg)
         ones = nn.initializers.ones
         self.scalar = self.param("scalar", ones, (1,), cfg.param_dtype)
         self.encoder_scalar = self.param("encoder_scalar", ones, (1,), cfg.param_dtype)
-
-    def keys_and_values(
-        self, x: Float[Array, "B S D"], positions: Int[Array, "B S"]
-    ) -> tuple[Float[Array, "B S G d"], Float[Array, "B S G d"]]:
-        """Rotated keys, and values, of positions whose residual stream is `x`."""
-        h = self.attention_norm(x)
-        shape = (*h.shape[:2], self.layer.num_kv_heads, self.layer.head_dim)
-        key = self.key(h).reshape(shape)
-        value = self.value(h).reshape(shape) if self.layer.is_sliding else key
-        return rotate(self.key_norm(key), self._table(positions)), self.value_norm(value)
 
     def __call__(
         self,
         x: Float[Array, "B S D"],
         positions: Int[Array, "B S"],
-        key: Float[Array, "B K G d"],
-        value: Float[Array, "B K G d"],
-        visible: Bool[Array, "B Q K"],
+        cached: tuple[Float[Array, "B G K d"], Float[Array, "B G K d"]],
+        cached_mask: Bool[
+            Array,
+            (
+                B  # S K
+            ),
+        ],
+        mask: Bool[
+            Array,
+            (
+                B  # S S
+            ),
+        ],
         is_encoder: bool,
-    ) -> Float[Array, "B S D"]:
-        """The residual stream after this layer, given all keys and values that may be seen."""
+    ) -> tuple[Float[Array, "B S D"], tuple[Float[Array, "B G S d"], Float[Array, "B G S d"]]]:
+        """The residual stream after this layer, and the positions' rotated keys, and values.
+
+        Args:
+            x: the residual stream before.
+            positions: of these tokens in their text.
+            cached: rotated keys, and values, that they see beside their own.
+            cached_mask: which cached ones.
+            mask: which of their own.
+            is_encoder: whether this is the encoder's pass.
+        """
         batch, length, width = x.shape
-        query = self.query(self.attention_norm(x)).reshape(batch, length, -1, self.layer.head_dim)
-        query = rotate(self.query_norm(query), self._table(positions))
-        out = self.attention_out(_attend(query, key, value, visible))
+        layer, h = self.layer, self.attention_norm(x)
+        # Where the frequency is zero nothing turns.
+        turning = int(layer.rotary_fraction * layer.head_dim // 2)
+        table = rotary_table(positions, layer.head_dim, layer.theta, turning)
+        table = (table[0].astype(x.dtype), table[1].astype(x.dtype))
+
+        def heads(h: Array) -> Array:
+            return h.reshape(batch, length, -1, layer.head_dim)
+
+        query = rotate(self.query_norm(heads(self.query(h))), table)
+        key = heads(self.key(h))
+        value = self.value_norm(heads(self.value(h)) if layer.is_sliding else key)
+        key = rotate(self.key_norm(key), table)
+        cached = (cached[0].astype(x.dtype), cached[1].astype(x.dtype))
+        beside = Beside(*cached, cached_mask=cached_mask, mask=mask)
+        # No scale: queries and keys are normed.
+        out = attention_beside(query, key, value, beside, scale=1.0)
+        out = self.attention_out(out.reshape(batch, length, -1))
         x = x + self.after_attention_norm(out)
         dense = self.after_mlp_norm(self.mlp(self.mlp_norm(x)))
         flat = x.reshape(-1, width)
         mixed = self.experts(flat, self.experts_norm(flat)).reshape(x.shape)
         both = self.after_both_norm(dense + self.after_experts_norm(mixed))
         scalar = self.encoder_scalar if is_encoder else self.scalar
-        return (x + both) * scalar.astype(x.dtype)
-
-    def _table(self, positions: Int[Array, "B S"]) -> tuple[Array, Array]:
-        """Cosines and sines; where the frequency is zero nothing turns."""
-        layer, half = self.layer, self.layer.head_dim // 2
-        turning = int(layer.rotary_fraction * layer.head_dim // 2)
-        frequencies = layer.theta ** (-2.0 * jnp.arange(half, dtype=jnp.float32) / layer.head_dim)
-        frequencies = jnp.where(jnp.arange(half) < turning, frequencies, 0.0)
-        angles = positions[..., None, None].astype(jnp.float32) * frequencies
-        dtype = self.config.dtype
-        return jnp.cos(angles).astype(dtype), jnp.sin(angles).astype(dtype)
+        kept = (key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3))
+        return (x + both) * scalar.astype(x.dtype), kept
 
 
 class DiffusionGemma(nn.Module):
@@ -182,10 +182,10 @@ class DiffusionGemma(nn.Module):
             "embedding", _init, (cfg.vocab_size, cfg.hidden_size), cfg.param_dtype
         )
         self.layers = [Layer(cfg, layer) for layer in cfg.layers]
-        self.final_norm = Norm(cfg)
-        self.conditioning_norm = Norm(cfg)
+        self.final_norm = _norm(cfg)
+        self.conditioning_norm = _norm(cfg)
         self.conditioning_mlp = GatedMlp(cfg)
-        self.conditioned_norm = Norm(cfg, has_scale=False)
+        self.conditioned_norm = _norm(cfg, has_scale=False)
 
     def __call__(
         self, tokens: Int[Array, "B P"], canvas: Int[Array, "B C"]
@@ -193,15 +193,15 @@ class DiffusionGemma(nn.Module):
         """Logits of a canvas after a prompt without padding, at the first denoising step."""
         real = jnp.ones(tokens.shape, bool)
         _, cache = self.encode(tokens, empty_cache(self.config, *tokens.shape), 0, real)
-        return self.decode(canvas, cache, tokens.shape[1], real)
+        return self.logits(self.decode(canvas, cache, tokens.shape[1], real))
 
     def encode(
         self,
         tokens: Int[Array, "B S"],
-        cache: Cache,
+        cache: KeyValueCache,
         start: int | Int[Array, ""],
         real: Bool[Array, "B T"],
-    ) -> tuple[Float[Array, "B S D"], Cache]:
+    ) -> tuple[Float[Array, "B S D"], KeyValueCache]:
         """Writes tokens into the cache.
 
         Args:
@@ -213,33 +213,38 @@ class DiffusionGemma(nn.Module):
         Returns:
             The last hidden states, and the cache.
         """
-        length = tokens.shape[1]
-        positions = _positions(real, start, length)
-        here = start + jnp.arange(length)[:, None]
-        place = jnp.arange(real.shape[1])[None]
-        causal = (place <= here)[None] & real[:, None]
-        window = causal & (place > here - self.config.sliding_window)[None]
-        x, filled = self._embed(tokens), []
-        for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            new = layer.keys_and_values(x, positions)
-            keys, values = (
-                jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), start, axis=1)
-                for old, fresh in zip((keys, values), new, strict=True)
+        length, window = tokens.shape[1], self.config.sliding_window
+        place, here = jnp.arange(real.shape[1]), start + jnp.arange(length)[:, None]
+        counts = jnp.maximum(jnp.cumsum(real, axis=-1, dtype=jnp.int32) - 1, 0)
+        positions, own = (
+            jax.lax.dynamic_slice_in_dim(x, start, length, axis=1) for x in (counts, real)
+        )
+        before = (real & (place < start))[:, None]
+        causal = (here >= here.T)[None] & own[:, None]
+        near = before & (place > here - window)
+        causal_near = causal & (here - window < here.T)
+        x, keys, values = self._embed(tokens), [], []
+        of_layers = zip(cache.keys, cache.values, strict=True)
+        for layer, cached in zip(self.layers, of_layers, strict=True):
+            masks = (near, causal_near) if layer.layer.is_sliding else (before, causal)
+            x, new = layer(x, positions, cached, *masks, True)
+            key, value = (
+                jax.lax.dynamic_update_slice_in_dim(old, fresh.astype(old.dtype), start, axis=2)
+                for old, fresh in zip(cached, new, strict=True)
             )
-            visible = window if layer.layer.is_sliding else causal
-            x = layer(x, positions, keys, values, visible, True)
-            filled.append((keys, values))
-        return self.final_norm(x), tuple(filled)
+            keys.append(key)
+            values.append(value)
+        return self.final_norm(x), KeyValueCache(tuple(keys), tuple(values))
 
     def decode(
         self,
         canvas: Int[Array, "B C"],
-        cache: Cache,
+        cache: KeyValueCache,
         length: int | Int[Array, ""],
         real: Bool[Array, "B T"],
         soft: Float[Array, "B C D"] | None = None,
-    ) -> Float[Array, "B C V"]:
-        """Logits of a canvas, float32; the cache is only read.
+    ) -> Float[Array, "B C D"]:
+        """Last hidden states of a canvas, see `logits`; the cache is only read.
 
         Args:
             canvas: current tokens.
@@ -252,22 +257,18 @@ class DiffusionGemma(nn.Module):
         place = jnp.arange(real.shape[1])
         before = real & (place < length)
         positions = before.sum(axis=-1, dtype=jnp.int32)[:, None] + jnp.arange(size)
-        own = jnp.ones((batch, size), bool)
-        visible = jnp.concatenate([before, own], axis=1)[:, None]
+        own = jnp.ones((batch, 1, size), bool)
         near = before & (place > length - self.config.sliding_window)
-        window = jnp.concatenate([near, own], axis=1)[:, None]
         x = self._embed(canvas)
         soft = jnp.zeros_like(x) if soft is None else soft.astype(x.dtype)
         x = self.conditioned_norm(x + self.conditioning_mlp(self.conditioning_norm(soft)))
-        for layer, (keys, values) in zip(self.layers, cache, strict=True):
-            new_key, new_value = layer.keys_and_values(x, positions)
-            key = jnp.concatenate([keys.astype(x.dtype), new_key], axis=1)
-            value = jnp.concatenate([values.astype(x.dtype), new_value], axis=1)
-            seen = window if layer.layer.is_sliding else visible
-            x = layer(x, positions, key, value, seen, False)
-        return self._logits(self.final_norm(x))
+        of_layers = zip(cache.keys, cache.values, strict=True)
+        for layer, cached in zip(self.layers, of_layers, strict=True):
+            seen = near if layer.layer.is_sliding else before
+            x, _ = layer(x, positions, cached, seen[:, None], own, False)
+        return self.final_norm(x)
 
-    def soft_embeddings(self, logits: Float[Array, "B C V"]) -> Float[Array, "B C D"]:
+    def soft_embeddings(self, logits: Float[Array, "*B V"]) -> Float[Array, "*B D"]:
         """Self-conditioning for the next step: the embedding that is expected under the logits."""
         # As published, the logits pass through the type of the weights.
         logits = logits.astype(self.config.param_dtype).astype(jnp.float32)
@@ -282,35 +283,19 @@ class DiffusionGemma(nn.Module):
         table = jnp.take(self.embedding, tokens, axis=0).astype(self.config.dtype)
         return table * self._embedding_scale
 
-    def _logits(self, hidden: Float[Array, "B C D"]) -> Float[Array, "B C V"]:
-        cap, table = self.config.softcap, self.embedding.astype(hidden.dtype)
-        logits = jnp.einsum("bcd,vd->bcv", hidden, table, preferred_element_type=jnp.float32)
-        return cap * jnp.tanh(logits / cap)
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Float32 logits of a canvas's hidden states, whichever positions they are."""
+        cap = self.config.softcap
+        return cap * jnp.tanh(project(self.embedding, hidden) / cap)
 
 
-def empty_cache(config: DiffusionGemmaConfig, batch: int, places: int) -> Cache:
-    """A cache of so many places."""
+def empty_cache(config: DiffusionGemmaConfig, batch: int, places: int) -> KeyValueCache:
+    """A cache of so many places; each layer is a run by itself, without the leading axis."""
 
-    def empty(layer: LayerConfig) -> Array:
-        return jnp.zeros((batch, places, layer.num_kv_heads, layer.head_dim), config.dtype)
+    def zeros() -> tuple[Array, ...]:
+        return tuple(
+            jnp.zeros((batch, layer.num_kv_heads, places, layer.head_dim), config.dtype)
+            for layer in config.layers
+        )
 
-    return tuple((empty(layer), empty(layer)) for layer in config.layers)
-
-
-def _positions(
-    real: Bool[Array, "B T"], start: int | Int[Array, ""], length: int
-) -> Int[Array, "B S"]:
-    """Real tokens before each place."""
-    counts = jnp.maximum(jnp.cumsum(real, axis=-1, dtype=jnp.int32) - 1, 0)
-    return jax.lax.dynamic_slice_in_dim(counts, start, length, axis=1)
-
-
-def _attend(query: Array, key: Array, value: Array, visible: Array) -> Float[Array, "B S Hd"]:
-    """Softmax attention without a scale: queries and keys are normed."""
-    batch, length, heads, width = query.shape
-    query = query.reshape(batch, length, key.shape[2], -1, width)
-    scores: Any = jnp.einsum("bqghd,bkgd->bghqk", query, key, preferred_element_type=jnp.float32)
-    # The lowest finite number, not -inf: a place of padding that sees nothing must not become NaN.
-    scores = jnp.where(visible[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    return jnp.einsum("bghqk,bkgd->bqghd", weights, value).reshape(batch, length, heads * width)
+    return KeyValueCache(keys=zeros(), values=zeros())
