@@ -10,8 +10,7 @@ import jax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from jax_unmask.denoisers.layout import Path
-from jax_unmask.denoisers.tensor_files import check_shapes, widest
+from jax_unmask.denoisers.tensor_files import Path, check_shapes, widest
 from jax_unmask.denoisers.transformer import Params
 
 ORBAX_ITEM = "params"

@@ -23,7 +23,6 @@ from jax.typing import DTypeLike
 from jax_unmask.denoisers import families, hub
 from jax_unmask.denoisers import quantization as quantized
 from jax_unmask.denoisers.config import DenoiserConfig
-from jax_unmask.denoisers.layout import Index, Layout, Path
 from jax_unmask.denoisers.orbax_files import (
     ORBAX_ITEM,
     has_orbax_files,
@@ -33,7 +32,10 @@ from jax_unmask.denoisers.orbax_files import (
     write_orbax_item,
 )
 from jax_unmask.denoisers.tensor_files import (
+    Index,
+    Path,
     TensorFiles,
+    TensorMap,
     check_shapes,
     has_tensor_files,
     widest,
@@ -117,20 +119,20 @@ def save_pretrained(
         max_shard_bytes: weights beyond this size are split over several files.
     """
     config = denoiser.config
-    layout = Layout(config)
+    tensors = _tensor_map(config)
     _check_params(params, config)
     flat = flatten_dict(params)
-    config = dataclasses.replace(config, param_dtype=_param_dtype(flat, layout))
+    config = dataclasses.replace(config, param_dtype=_param_dtype(flat, tensors))
 
     directory = hub.begin_saving(directory) if jax.process_index() == 0 else pathlib.Path()
-    sizes = {name: layout.nbytes(name, flat) for name in layout.shapes}
+    sizes = {name: tensors.nbytes(name, flat) for name in tensors.shapes}
     if jax.process_index():
         for (
             name
         ) in sizes:  # What is spread over processes, all of them give to the one that writes.
-            layout.write(name, flat)
+            tensors.write(name, flat)
         return
-    write_tensor_files(directory, sizes, lambda name: layout.write(name, flat), max_shard_bytes)
+    write_tensor_files(directory, sizes, lambda name: tensors.write(name, flat), max_shard_bytes)
     _finish_save(directory, config, tokenizer)
 
 
@@ -152,7 +154,7 @@ def save_orbax(
         FileExistsError: the directory already holds a checkpoint.
     """
     _check_params(params, denoiser.config)
-    dtype = _param_dtype(flatten_dict(params), Layout(denoiser.config))
+    dtype = _param_dtype(flatten_dict(params), _tensor_map(denoiser.config))
     config = dataclasses.replace(denoiser.config, param_dtype=dtype)
     item = new_orbax_item(pathlib.Path(directory))
     directory = hub.begin_saving(directory)
@@ -195,23 +197,23 @@ def _load_tensors(
     places: Mapping[Path, jax.sharding.Sharding],
 ) -> tuple[Params, DenoiserConfig]:
     files = TensorFiles(directory)
-    layout = Layout(config)
-    check_shapes(files.shapes, layout.shapes, directory)
+    tensors = _tensor_map(config)
+    check_shapes(files.shapes, tensors.shapes, directory)
     if param_dtype is None:
         param_dtype = widest(
-            dtype for name, dtype in files.dtypes.items() if name not in layout.names
+            dtype for name, dtype in files.dtypes.items() if name not in tensors.names
         )
     config = dataclasses.replace(config, param_dtype=param_dtype)
 
     def dtype_of(path: Path) -> np.dtype:
-        if path not in layout.keeping:
+        if path not in tensors.keeping:
             return np.dtype(config.param_dtype)
-        return widest(files.dtypes[name] for name in layout.stored_as(path))
+        return widest(files.dtypes[name] for name in tensors.stored_as(path))
 
     params = {}
-    for path in layout.paths:
-        read = functools.partial(layout.read, path, files.read, dtype_of(path))
-        shape = layout.parameter_shape(path)
+    for path in tensors.paths:
+        read = functools.partial(tensors.read, path, files.read, dtype_of(path))
+        shape = tensors.parameter_shape(path)
         value = _spread(read, shape, places[path]) if path in places else jnp.asarray(read())
         params[path] = quantized.quantize(path, value, quantization) if quantization else value
     return unflatten_dict(params), config
@@ -228,7 +230,7 @@ def _load_orbax(
         directory,
         abstract_params(config),
         param_dtype,
-        keeping=Layout(config).keeping,
+        keeping=_tensor_map(config).keeping,
         places=places,
     )
     config = dataclasses.replace(config, param_dtype=param_dtype)
@@ -255,6 +257,11 @@ def _spread(
     return jax.make_array_from_single_device_arrays(shape, sharding, arrays)
 
 
+def _tensor_map(config: DenoiserConfig) -> TensorMap:
+    """The checkpoint format of a config's family, for a model of the config's shape."""
+    return TensorMap(families.named(config.family).tensors(config), abstract_params(config))
+
+
 def _check_params(params: Params, config: DenoiserConfig) -> None:
     """Refuses to save parameters that are not those of the config."""
     if any(map(quantized.is_quantized, flatten_dict(params).values())):
@@ -265,9 +272,9 @@ def _check_params(params: Params, config: DenoiserConfig) -> None:
     check_shapes(shapes_of(params), shapes_of(abstract_params(config)), "params")
 
 
-def _param_dtype(flat: Mapping[Path, Any], layout: Layout) -> np.dtype:
-    """Type of a model's parameters, except for those of a fixed type."""
-    return widest(leaf.dtype for path, leaf in flat.items() if path not in layout.keeping)
+def _param_dtype(flat: Mapping[Path, Any], tensors: TensorMap) -> np.dtype:
+    """Type of a model's parameters, but for those that keep their own."""
+    return widest(leaf.dtype for path, leaf in flat.items() if path not in tensors.keeping)
 
 
 def _finish_save(

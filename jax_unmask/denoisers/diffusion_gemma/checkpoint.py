@@ -35,6 +35,7 @@ from jax_unmask.denoisers.orbax_files import (
 )
 from jax_unmask.denoisers.tensor_files import (
     TensorFiles,
+    TensorMap,
     check_shapes,
     widest,
     write_tensor_files,
@@ -93,14 +94,15 @@ def load(
         return _load_orbax(directory, config, fields, dtype, param_dtype)
     files = TensorFiles(directory)
     carried = {name for name in files.shapes if name.startswith(_CARRIED)}
-    found = {name: shape for name, shape in files.shapes.items() if name not in carried}
-    check_shapes(found, _shapes(config), directory)
+    names = [name for name in files.shapes if name not in carried]
+    tensors = TensorMap(tensor_specs(config), abstract_params(config))
+    check_shapes({name: files.shapes[name] for name in names}, tensors.shapes, directory)
     if param_dtype is None:
-        param_dtype = widest(files.dtypes[name] for name in found)
+        param_dtype = widest(files.dtypes[name] for name in names)
     config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
     params = {
-        spec.path: jnp.asarray(_turned(spec, files.read(spec.name)).astype(config.param_dtype))
-        for spec in tensors(config)
+        path: jnp.asarray(tensors.read(path, files.read, np.dtype(config.param_dtype)))
+        for path in tensors.paths
     }
     return Checkpoint(
         DiffusionGemma(config),
@@ -124,16 +126,15 @@ def save(
         max_shard_bytes: weights beyond this size are split over several files.
     """
     directory = hub.begin_saving(directory)
-    flat = flatten_dict(checkpoint.params)
-    specs = {spec.name: spec for spec in tensors(checkpoint.model.config)}
+    flat, config = flatten_dict(checkpoint.params), checkpoint.model.config
+    tensors = TensorMap(tensor_specs(config), checkpoint.params)
+    sizes = {name: tensors.nbytes(name, flat) for name in tensors.shapes}
+    sizes |= {name: value.nbytes for name, value in checkpoint.carried.items()}
 
     def read(name: str) -> np.ndarray:
-        if name in checkpoint.carried:
-            return checkpoint.carried[name]
-        return np.ascontiguousarray(_turned(specs[name], np.asarray(flat[specs[name].path])))
+        carried = checkpoint.carried.get(name)
+        return tensors.write(name, flat) if carried is None else carried
 
-    sizes = {name: flat[spec.path].nbytes for name, spec in specs.items()}
-    sizes |= {name: value.nbytes for name, value in checkpoint.carried.items()}
     write_tensor_files(directory, sizes, read, max_shard_bytes)
     _write_config(directory, checkpoint)
 
@@ -173,7 +174,7 @@ def _write_config(directory: pathlib.Path, checkpoint: Checkpoint) -> None:
     hub.finish_saving(directory, fields)
 
 
-def tensors(config: DiffusionGemmaConfig) -> list[TensorSpec]:
+def tensor_specs(config: DiffusionGemmaConfig) -> list[TensorSpec]:
     """Every tensor of the text model and the parameter that it fills.
 
     The file has [out, in] where a parameter has [in, out], for experts on the last two axes.
@@ -232,18 +233,3 @@ def abstract_params(config: DiffusionGemmaConfig) -> Params:
     tokens = jnp.zeros((1, 1), jnp.int32)
     init = lambda: DiffusionGemma(config).init(jax.random.key(0), tokens, tokens)
     return jax.eval_shape(init)["params"]
-
-
-def _shapes(config: DiffusionGemmaConfig) -> dict[str, tuple[int, ...]]:
-    """Shape in the file of every tensor by name."""
-    flat = flatten_dict(abstract_params(config))
-    return {spec.name: _file_shape(spec, flat[spec.path].shape) for spec in tensors(config)}
-
-
-def _file_shape(spec: TensorSpec, shape: tuple[int, ...]) -> tuple[int, ...]:
-    return (*shape[:-2], shape[-1], shape[-2]) if spec.transpose else shape
-
-
-def _turned(spec: TensorSpec, value: np.ndarray) -> np.ndarray:
-    """From the file's axes to the parameter's, or back."""
-    return value.swapaxes(-1, -2) if spec.transpose else value
