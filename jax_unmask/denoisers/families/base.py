@@ -6,6 +6,8 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 
 
@@ -167,6 +169,9 @@ def per_expert(
     ]
 
 
+TOKENS = {name: name for name in ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id")}
+
+
 def token_fields(fields: Fields) -> dict[str, Any]:
     """The special tokens of a config; padding falls back to EOS."""
     eos = fields("eos_token_id")
@@ -176,6 +181,26 @@ def token_fields(fields: Fields) -> dict[str, Any]:
         "pad_token_id": fields.get("pad_token_id", eos),
         "bos_token_id": fields.get("bos_token_id"),
     }
+
+
+def shape_fields(fields: Fields, names: Mapping[str, str]) -> dict[str, Any]:
+    """Arguments of `DenoiserConfig` that are fields of a `config.json`, and its special tokens.
+
+    Args:
+        fields: the fields.
+        names: name of the field by name of the argument.
+    """
+    found = {ours: fields(theirs) for ours, theirs in names.items()}
+    floats = {name: float(found[name]) for name in ("rope_theta", "norm_eps")}
+    return (
+        found | floats | {"tie_embeddings": bool(found["tie_embeddings"]), **token_fields(fields)}
+    )
+
+
+def written_fields(config: DenoiserConfig, names: Mapping[str, str]) -> dict[str, Any]:
+    """The inverse of `shape_fields`, with the type of the parameters."""
+    fields = {theirs: getattr(config, ours) for ours, theirs in {**names, **TOKENS}.items()}
+    return fields | {"torch_dtype": str(np.dtype(config.param_dtype))}
 
 
 def check_head_width(config: DenoiserConfig) -> None:

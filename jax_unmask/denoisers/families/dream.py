@@ -59,14 +59,12 @@ PUBLISHED = dict.fromkeys(
 
 def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     """Reads a Dream `config.json`; raises ValueError for what is missing or not implemented."""
-    return DenoiserConfig(
-        **qwen.read(
-            fields,
-            NAME,
-            intermediate_size=Fields(fields, NAME)("intermediate_size"),
-            qkv_bias=True,
-            logits_shift=True,
-        )
+    return qwen.read(
+        fields,
+        NAME,
+        intermediate_size=Fields(fields, NAME)("intermediate_size"),
+        qkv_bias=True,
+        logits_shift=True,
     )
 
 

@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families.base import (
     Family,
@@ -19,37 +17,49 @@ from jax_unmask.denoisers.families.base import (
     TensorSpec,
     check_head_width,
     per_layer,
-    token_fields,
+    shape_fields,
+    written_fields,
 )
 
 NAME = "llada"
 MODEL_TYPE = "llada"
 ARCHITECTURE = "LLaDAModelLM"
 
-# Switches of the published class with the only values that are implemented here.
-_FIXED: dict[str, tuple[Any, ...]] = {
-    "block_type": ("llama",),
-    "block_group_size": (1,),
-    "layer_norm_type": ("rms",),
-    "layer_norm_with_affine": (True,),
-    "bias_for_layer_norm": (False, None),
-    "attention_layer_norm": (False,),
-    "activation_type": ("silu",),
-    "include_bias": (False,),
-    "include_qkv_bias": (False, None),
-    "alibi": (False,),
-    "rope": (True,),
-    "rope_full_precision": (True,),
-    "rope_scaling": (None,),
-    "input_emb_norm": (False,),
-    "scale_logits": (False,),
-    "attention_dropout": (0.0,),
-    "embedding_dropout": (0.0,),
-    "residual_dropout": (0.0,),
+# Fields of `config.json` by the argument of `DenoiserConfig` that each of them is.
+_NAMES = {
+    "hidden_size": "d_model",
+    "num_layers": "n_layers",
+    "num_heads": "n_heads",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "max_length": "max_sequence_length",
+    "tie_embeddings": "weight_tying",
 }
-# These may be absent because their absence already means the implemented value; the published
-# class gives all others a default that LLaDA does not use, so they must be written down.
-_OPTIONAL = {"rope_scaling", "include_qkv_bias", "bias_for_layer_norm"}
+# Switches of the published class with the only values that are implemented here. It gives them
+# defaults that LLaDA does not use, so they must be written down, ...
+_FIXED: dict[str, Any] = {
+    "block_type": "llama",
+    "block_group_size": 1,
+    "layer_norm_type": "rms",
+    "layer_norm_with_affine": True,
+    "attention_layer_norm": False,
+    "activation_type": "silu",
+    "include_bias": False,
+    "alibi": False,
+    "rope": True,
+    "rope_full_precision": True,
+    "input_emb_norm": False,
+    "scale_logits": False,
+    "attention_dropout": 0.0,
+    "embedding_dropout": 0.0,
+    "residual_dropout": 0.0,
+}
+# ... but for these.
+_OPTIONAL: dict[str, Any] = {
+    "bias_for_layer_norm": False,
+    "include_qkv_bias": False,
+    "rope_scaling": None,
+}
 
 # Fields of the published class that do not touch this implementation's computation; written on
 # export so that the reference code finds what it expects.
@@ -80,7 +90,7 @@ CHAT_TEMPLATE = (
 )
 
 _LLADA_8B: dict[str, Any] = {
-    **{name: allowed[0] for name, allowed in _FIXED.items()},
+    **_FIXED,
     "d_model": 4096,
     "n_layers": 32,
     "n_heads": 32,
@@ -124,31 +134,20 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
             f"config.json: architectures={architectures} is not supported with model_type="
             f"{MODEL_TYPE!r}; expected [{ARCHITECTURE!r}]"
         )
-    for name, allowed in _FIXED.items():
-        if name in fields:
-            if fields[name] not in allowed:
-                raise ValueError(
-                    f"config.json: {name}={fields[name]!r} is not supported for LLaDA; only "
-                    f"{name}={allowed[0]!r} is implemented"
-                )
-        elif name not in _OPTIONAL:
-            raise ValueError(f"config.json: {name} is missing; LLaDA needs {name}={allowed[0]!r}")
-
     need = Fields(fields, NAME)
-    heads = need("n_heads")
-    width = need("d_model")
+    need.require(_FIXED | _OPTIONAL)
+    for name in _FIXED:
+        need(name)
+    shape = shape_fields(need, _NAMES)
+    width, heads = shape["hidden_size"], shape["num_heads"]
     if width % heads:
         raise ValueError(
             f"config.json: d_model={width} is not divisible by n_heads={heads}; a LLaDA head is "
             "d_model / n_heads wide"
         )
     # The published class falls back in these ways when a field is null.
-    kv_heads = fields.get("n_kv_heads")
-    if kv_heads is None:
-        kv_heads = 1 if fields.get("multi_query_attention") else heads
-    mlp = fields.get("mlp_hidden_size")
-    if mlp is None:
-        mlp = need("mlp_ratio") * width
+    kv_heads = need.get("n_kv_heads", 1 if need.get("multi_query_attention") else heads)
+    mlp = need.get("mlp_hidden_size") or need("mlp_ratio") * width
     vocab = need("vocab_size")
     rows = fields.get("embedding_size") or vocab
     if rows < vocab:
@@ -157,19 +156,12 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
             "embedding table needs a row per token"
         )
     return DenoiserConfig(
+        **shape,
         family=NAME,
         vocab_size=rows,
-        hidden_size=width,
-        num_layers=need("n_layers"),
-        num_heads=heads,
         num_kv_heads=kv_heads,
         head_dim=width // heads,
         intermediate_size=mlp,
-        rope_theta=float(need("rope_theta")),
-        norm_eps=float(need("rms_norm_eps")),
-        max_length=need("max_sequence_length"),
-        tie_embeddings=bool(need("weight_tying")),
-        **token_fields(need),
     )
 
 
@@ -180,29 +172,21 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
         ValueError: the config has a shape that LLaDA's format cannot say.
     """
     check_head_width(config)
-    fields = {name: allowed[0] for name, allowed in _FIXED.items() if name != "rope_scaling"}
-    fields |= _EXPORT_ONLY
-    fields |= {
+    fields = {
+        **_FIXED,
+        **_EXPORT_ONLY,
+        "bias_for_layer_norm": False,
+        "include_qkv_bias": False,
         "architectures": [ARCHITECTURE],
         "model_type": MODEL_TYPE,
-        "d_model": config.hidden_size,
-        "n_layers": config.num_layers,
-        "n_heads": config.num_heads,
         "n_kv_heads": config.num_kv_heads,
         "mlp_hidden_size": config.intermediate_size,
         "vocab_size": config.vocab_size,
         "embedding_size": config.vocab_size,
-        "max_sequence_length": config.max_length,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_eps,
-        "weight_tying": config.tie_embeddings,
-        "mask_token_id": config.mask_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-        "torch_dtype": str(jnp.dtype(config.param_dtype)),
+        **written_fields(config, _NAMES),
     }
-    if config.bos_token_id is not None:
-        fields["bos_token_id"] = config.bos_token_id
+    if config.bos_token_id is None:
+        del fields["bos_token_id"]
     return dict(sorted(fields.items()))
 
 

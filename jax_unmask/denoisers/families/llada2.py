@@ -91,17 +91,15 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
         router_in_float32=True,
     )
     head_dim = need.get("head_dim", need("hidden_size") // need("num_attention_heads"))
-    return DenoiserConfig(
-        **qwen.read(
-            fields,
-            NAME,
-            head_dim=head_dim,
-            intermediate_size=need("intermediate_size"),
-            qk_norm=True,
-            rotary_dim=ling.rotary_dim(need, head_dim),
-            attention_block=need.get("block_size", _BLOCK_SIZE),
-            experts=experts,
-        )
+    return qwen.read(
+        fields,
+        NAME,
+        head_dim=head_dim,
+        intermediate_size=need("intermediate_size"),
+        qk_norm=True,
+        rotary_dim=ling.rotary_dim(need, head_dim),
+        attention_block=need.get("block_size", _BLOCK_SIZE),
+        experts=experts,
     )
 
 

@@ -30,12 +30,7 @@ _FIXED: dict[str, Any] = {
 def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     """Reads a LLaDA-MoE `config.json`; raises ValueError for what is missing or unknown."""
     need = Fields(fields, NAME)
-    for name, implemented in _FIXED.items():
-        if fields.get(name) not in (None, implemented):
-            raise ValueError(
-                f"config.json: {name}={fields[name]!r} is not supported for {NAME}; only "
-                f"{name}={implemented!r} is implemented"
-            )
+    need.require(_FIXED)
     count = need("num_hidden_layers")
     frequencies = need("moe_layer_freq")
     if not isinstance(frequencies, list) or len(frequencies) != count:
@@ -57,18 +52,16 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     bias = bool(need.get("attention_bias", False))
     head_dim = need("hidden_size") // need("num_attention_heads")
     dense = need("dense_intermediate_size") if not all(layers) else None
-    return DenoiserConfig(
-        **qwen.read(
-            fields,
-            NAME,
-            head_dim=head_dim,
-            intermediate_size=dense or need.get("dense_intermediate_size", experts.size),
-            qkv_bias=bias,
-            out_bias=bias,
-            qk_norm=bool(need.get("qk_layernorm", False)),
-            rotary_dim=ling.rotary_dim(need, head_dim),
-            experts=experts if any(layers) else None,
-        )
+    return qwen.read(
+        fields,
+        NAME,
+        head_dim=head_dim,
+        intermediate_size=dense or need.get("dense_intermediate_size", experts.size),
+        qkv_bias=bias,
+        out_bias=bias,
+        qk_norm=bool(need.get("qk_layernorm", False)),
+        rotary_dim=ling.rotary_dim(need, head_dim),
+        experts=experts if any(layers) else None,
     )
 
 

@@ -10,20 +10,30 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-import jax.numpy as jnp
-
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families.base import (
     Fields,
     TensorSpec,
     per_expert,
     per_layer,
-    token_fields,
+    shape_fields,
+    written_fields,
 )
 
 LAYER = "model.layers.{}."
 MLP = {"gate_proj.weight": "gate", "up_proj.weight": "up", "down_proj.weight": "down"}
 
+# Fields of `config.json` by the argument of `DenoiserConfig` that each of them is.
+_NAMES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "num_heads": "num_attention_heads",
+    "rope_theta": "rope_theta",
+    "norm_eps": "rms_norm_eps",
+    "max_length": "max_position_embeddings",
+    "tie_embeddings": "tie_word_embeddings",
+}
 # Values that every family of this lineage has and that the published classes need not be told.
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
@@ -33,42 +43,30 @@ _FIXED: dict[str, Any] = {
 }
 
 
-def read(fields: Mapping[str, Any], family: str, **more: Any) -> dict[str, Any]:
-    """Arguments of `DenoiserConfig` that are written alike in all of these families.
+def read(fields: Mapping[str, Any], family: str, **more: Any) -> DenoiserConfig:
+    """The config that a `config.json` describes.
 
     Args:
         fields: the parsed `config.json`.
         family: name of the family.
-        **more: arguments that are the family's own; they win.
+        **more: arguments of `DenoiserConfig` that are the family's own; they win.
 
     Raises:
         ValueError: a field is missing, or has a value that is not implemented.
     """
     need = Fields(fields, family)
-    need.require({name: value for name, value in _FIXED.items() if value is not None})
-    if need.get("rope_scaling") is not None:
-        raise ValueError(
-            f"config.json: rope_scaling={fields['rope_scaling']!r} is not supported for {family}; "
-            "only rope_scaling=null is implemented"
-        )
-    width, heads = need("hidden_size"), need("num_attention_heads")
+    need.require(_FIXED)
+    shape = shape_fields(need, _NAMES)
+    heads = shape["num_heads"]
     arguments = {
+        **shape,
         "family": family,
-        "vocab_size": need("vocab_size"),
-        "hidden_size": width,
-        "num_layers": need("num_hidden_layers"),
-        "num_heads": heads,
         "num_kv_heads": need.get("num_key_value_heads", heads),
-        "head_dim": need.get("head_dim", width // heads),
-        "rope_theta": float(need("rope_theta")),
-        "norm_eps": float(need("rms_norm_eps")),
-        "max_length": need("max_position_embeddings"),
-        "tie_embeddings": bool(need("tie_word_embeddings")),
+        "head_dim": need.get("head_dim", shape["hidden_size"] // heads),
         # All rotate in the type of the computation.
         "rotary_in_float32": False,
-        **token_fields(need),
     }
-    return arguments | more
+    return DenoiserConfig(**(arguments | more))
 
 
 def write(config: DenoiserConfig, **more: Any) -> dict[str, Any]:
@@ -78,25 +76,8 @@ def write(config: DenoiserConfig, **more: Any) -> dict[str, Any]:
         config: the model.
         **more: fields that are the family's own; None leaves a field out.
     """
-    fields = _FIXED | {
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "rope_theta": config.rope_theta,
-        "rms_norm_eps": config.norm_eps,
-        "max_position_embeddings": config.max_length,
-        "tie_word_embeddings": config.tie_embeddings,
-        "mask_token_id": config.mask_token_id,
-        "eos_token_id": config.eos_token_id,
-        "pad_token_id": config.pad_token_id,
-        "bos_token_id": config.bos_token_id,
-        "initializer_range": 0.02,
-        "use_cache": False,
-        "torch_dtype": str(jnp.dtype(config.param_dtype)),
-    }
-    fields |= more
+    fields = _FIXED | written_fields(config, {**_NAMES, "num_kv_heads": "num_key_value_heads"})
+    fields |= {"initializer_range": 0.02, "use_cache": False, **more}
     absent = {"bos_token_id", *more}
     return {k: fields[k] for k in sorted(fields) if fields[k] is not None or k not in absent}
 

@@ -65,9 +65,7 @@ _BLOCK_SIZE = 4
 
 def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     """Reads an SDAR `config.json`; raises ValueError for what is missing or not implemented."""
-    return DenoiserConfig(
-        **_read(fields, NAME, intermediate_size=Fields(fields, NAME)("intermediate_size"))
-    )
+    return _read(fields, NAME, intermediate_size=Fields(fields, NAME)("intermediate_size"))
 
 
 def moe_config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
@@ -82,14 +80,8 @@ def moe_config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
         layers=tuple(i not in dense and (i + 1) % step == 0 for i in range(count)),
         normalise=bool(need("norm_topk_prob")),
     )
-    return DenoiserConfig(
-        **_read(
-            fields,
-            MOE_NAME,
-            intermediate_size=need.get("intermediate_size", experts.size),
-            experts=experts,
-        )
-    )
+    width = need.get("intermediate_size", experts.size)
+    return _read(fields, MOE_NAME, intermediate_size=width, experts=experts)
 
 
 def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
@@ -119,7 +111,7 @@ def moe_config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     )
 
 
-def _read(fields: Mapping[str, Any], family: str, **more: Any) -> dict[str, Any]:
+def _read(fields: Mapping[str, Any], family: str, **more: Any) -> DenoiserConfig:
     need = Fields(fields, family)
     bias = bool(need.get("attention_bias", False))
     return qwen.read(
