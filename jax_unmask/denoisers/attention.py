@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -103,18 +104,8 @@ class Beside:
 
     keys: Float[Array, "B G K d"]
     values: Float[Array, "B G K d"]
-    cached_mask: Bool[
-        Array,
-        (
-            B  # Q K
-        ),
-    ]
-    mask: Bool[
-        Array,
-        (
-            B  # Q Q
-        ),
-    ]
+    cached_mask: Bool[Array, "B 1|Q K"]
+    mask: Bool[Array, "B 1|Q Q"]
 
 
 def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
@@ -182,50 +173,58 @@ def attention(
     Returns:
         The attended values in the type of `query`.
     """
-    batch, length, heads, width = query.shape
-    groups = key.shape[2]
     if fused and jax.default_backend() == "tpu":
         return tpu_attention.flash(query, key, value, mask)
     if fused:
         if mask is not None:
             # The kernel adds a bias, which must have all queries; heads may share it.
-            mask = jnp.broadcast_to(mask, (batch, length, key.shape[1]))[:, None]
+            mask = jnp.broadcast_to(mask, (*query.shape[:2], key.shape[1]))[:, None]
         return jax.nn.dot_product_attention(query, key, value, mask=mask, implementation="cudnn")
     # Head-major copies make both products plain batched matrix products: a tenth off a forward on
     # CPUs against `jax.nn.dot_product_attention`, and other backends do not mind.
+    key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
+    return _attend(query, [(key, value, mask)], query.shape[-1] ** -0.5)
+
+
+def _attend(
+    query: Float[Array, "B Q H d"], sets: Sequence[tuple[Array, Array, Array | None]], scale: float
+) -> Float[Array, "B Q H d"]:
+    """One softmax over one or several sets of (keys [B, G, K, d], values, mask or None)."""
+    batch, length, heads, width = query.shape
+    groups, dtype = sets[0][0].shape[1], sets[0][1].dtype
     query = query.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups, length, width)
-    key = key.transpose(0, 2, 1, 3)
-    value = value.transpose(0, 2, 1, 3)
-    scores = jnp.einsum("bghqd,bgkd->bghqk", query, key, preferred_element_type=jnp.float32)
-    scores *= width**-0.5
-    if mask is not None:
+
+    def scores(keys: Array, mask: Array | None) -> Float[Array, "B G h Q K"]:
+        out = jnp.einsum("bghqd,bgkd->bghqk", query, keys, preferred_element_type=jnp.float32)
+        out *= scale
         # The lowest finite number, not -inf: a row without any visible key must not become NaN.
-        scores = jnp.where(mask[:, None, None], scores, jnp.finfo(jnp.float32).min)
-    if jax.default_backend() == "cpu":
-        out = _weighted_sum(scores, value)
+        lowest = jnp.finfo(jnp.float32).min
+        return out if mask is None else jnp.where(mask[:, None, None], out, lowest)
+
+    scored = [(scores(keys, mask), values) for keys, values, mask in sets]
+    if len(scored) == 1 and jax.default_backend() != "cpu":
+        weights = jax.nn.softmax(scored[0][0], axis=-1).astype(dtype)
+        out = jnp.einsum("bghqk,bgkd->bghqd", weights, scored[0][1])
     else:
-        weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-        out = jnp.einsum("bghqk,bgkd->bghqd", weights, value)
+        # Divided by the sum of the weights after the product. Heads are narrower than sequences are
+        # long, so that is less to divide; CPUs notice.
+        maxima = [jnp.max(each, axis=-1, keepdims=True) for each, _ in scored]
+        largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, maxima))
+        weighted = [(jnp.exp(each - largest), values) for each, values in scored]
+        products = [
+            jnp.einsum(
+                "bghqk,bgkd->bghqd",
+                weights.astype(dtype),
+                values,
+                preferred_element_type=jnp.float32,
+            )
+            for weights, values in weighted
+        ]
+        total = functools.reduce(
+            jnp.add, [weights.sum(axis=-1, keepdims=True) for weights, _ in weighted]
+        )
+        out = (functools.reduce(jnp.add, products) / total).astype(dtype)
     return out.reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
-
-
-def _weighted_sum(
-    scores: Float[Array, "B G h Q K"], value: Float[Array, "B G K d"]
-) -> Float[Array, "B G h Q d"]:
-    """Softmax of the scores times the values, divided by its sum after the product.
-
-    Heads are narrower than sequences are long, so that is less to divide; CPUs notice.
-    """
-    largest = jax.lax.stop_gradient(jnp.max(scores, axis=-1, keepdims=True))
-    weights = jnp.exp(scores - largest)
-    total = jnp.sum(weights, axis=-1, keepdims=True)
-    out = jnp.einsum(
-        "bghqk,bgkd->bghqd",
-        weights.astype(value.dtype),
-        value,
-        preferred_element_type=jnp.float32,
-    )
-    return (out / total).astype(value.dtype)
 
 
 def attention_beside(
@@ -250,33 +249,10 @@ def attention_beside(
     Returns:
         The attended values in the type of `query`.
     """
-    batch, length, heads, width = query.shape
-    groups, scale = key.shape[2], width**-0.5 if scale is None else scale
-    query = query.transpose(0, 2, 1, 3).reshape(batch, groups, heads // groups, length, width)
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-
-    def scores(keys: Array, visible: Array) -> Float[Array, "B G h Q K"]:
-        out = jnp.einsum("bghqd,bgkd->bghqk", query, keys, preferred_element_type=jnp.float32)
-        return jnp.where(visible[:, None, None], out * scale, jnp.finfo(jnp.float32).min)
-
-    parts = [
-        (scores(key, beside.mask), value),
-        (scores(beside.keys, beside.cached_mask), beside.values),
-    ]
-    largest = jnp.maximum(*(jnp.max(part, axis=-1, keepdims=True) for part, _ in parts))
-    weighted = [(jnp.exp(part - largest), values) for part, values in parts]
-    own, cached = (
-        jnp.einsum(
-            "bghqk,bgkd->bghqd",
-            weights.astype(values.dtype),
-            values,
-            preferred_element_type=jnp.float32,
-        )
-        for weights, values in weighted
-    )
-    mass, cached_mass = (jnp.sum(weights, axis=-1, keepdims=True) for weights, _ in weighted)
-    out = ((own + cached) / (mass + cached_mass)).astype(value.dtype)
-    return out.reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
+    cached = (beside.keys, beside.values, beside.cached_mask)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    return _attend(query, [(key, value, beside.mask), cached], scale)
 
 
 def rotary_table(

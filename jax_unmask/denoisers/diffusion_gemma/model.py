@@ -115,18 +115,8 @@ class Layer(nn.Module):
         x: Float[Array, "B S D"],
         positions: Int[Array, "B S"],
         cached: tuple[Float[Array, "B G K d"], Float[Array, "B G K d"]],
-        cached_mask: Bool[
-            Array,
-            (
-                B  # S K
-            ),
-        ],
-        mask: Bool[
-            Array,
-            (
-                B  # S S
-            ),
-        ],
+        cached_mask: Bool[Array, "B 1|S K"],
+        mask: Bool[Array, "B 1|S S"],
         is_encoder: bool,
     ) -> tuple[Float[Array, "B S D"], tuple[Float[Array, "B G S d"], Float[Array, "B G S d"]]]:
         """The residual stream after this layer, and the positions' rotated keys, and values.
