@@ -64,9 +64,8 @@ def test_against_numpy(vocab_chunk):
     np.testing.assert_allclose(found.entropy, entropy, rtol=1e-5)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 0.7])
-@pytest.mark.parametrize("tie", [False, True])
-@pytest.mark.parametrize("chunk", [1, 2, 7, 36, 37, 64])
+@pytest.mark.parametrize(("tie", "temperature"), [(False, 0.7), (True, 0.0)])
+@pytest.mark.parametrize("chunk", [1, 7, 36, 64])
 def test_slices_change_nothing(chunk, tie, temperature):
     logits = random_logits(1, 3, 4, 37, scale=4.0)
     options = {"top_k": 5, "entropy": True, "temperature": temperature, "tie": tie}
