@@ -17,7 +17,7 @@ from jax_unmask.denoisers import tpu_attention
 
 # cuDNN takes wider heads on some GPUs only.
 _WIDEST_FUSED_HEAD = 128
-# Queries whose attention scores exist at one time where a text stands beside a copy of itself.
+# Queries whose scores exist at one time where a text stands beside a copy of itself.
 _QUERIES_PER_CHUNK = 256
 
 logger = logging.getLogger(__name__)
@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 @struct.dataclass
 class Copies:
-    """Who sees whom in a text that stands beside a partly masked copy of itself.
+    """Attention rule for a text that stands beside a partly masked copy of itself.
 
     Block-causal attention with a state of every block at once (arXiv 2503.09573, section 3.2; arXiv
-    2509.06949, section 4.3): the text itself sees its own block and those before it; the copy sees
-    the text's blocks before its own, and its own block in the copy. So each block of the copy is
-    what a decoder sees that has finished the blocks before it. What is visible follows from these
-    labels, one per token; the square of them is never in memory.
+    2509.06949, section 4.3): the text sees its own block and those before it; the copy sees the
+    text's blocks before its own, and its own block in the copy. Each block of the copy therefore
+    sees what a decoder sees that has finished the blocks before it. The rule follows from these
+    labels, one per token; a square mask is never in memory.
 
     Attributes:
         block: block of each token.
@@ -60,15 +60,8 @@ def attention_in_copies(
 ) -> Float[Array, "B S H d"]:
     """`attention` under the rule of `Copies`, a chunk of queries at a time.
 
-    Neither scores nor mask exist for more than a chunk of queries, in the backward pass too (where
-    they are computed again).
-
-    Args:
-        query: queries.
-        key: keys.
-        value: values.
-        copies: labels of the tokens.
-        queries_per_chunk: size of a chunk (static).
+    Neither scores nor mask exist for more than `queries_per_chunk` queries (static), in the
+    backward pass too, where they are computed again.
     """
     length = query.shape[1]
     if length <= queries_per_chunk:
@@ -91,15 +84,10 @@ def attention_in_copies(
 
 @struct.dataclass
 class Beside:
-    """Cached keys (rotated) and values that positions see beside their own.
+    """Cached keys (rotated) and values, head by head, that positions see beside their own.
 
-    Stored head by head, as the products want them.
-
-    Attributes:
-        keys: cached keys.
-        values: cached values.
-        cached_mask: True where a query may see a cached key.
-        mask: True where it may see one of the positions' own.
+    `cached_mask` is True where a query may see a cached key, `mask` where it may see one of the
+    positions' own.
     """
 
     keys: Float[Array, "B G K d"]
@@ -109,20 +97,21 @@ class Beside:
 
 
 def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
-    """Whether rollouts use a fused kernel of the device for `attention`; scores never reach memory.
+    """Whether rollouts use a fused kernel of the device, whose scores never reach memory.
 
-    On GPUs that is cuDNN's flash attention, for 16-bit types. On a TPU it is JAX's Pallas kernel,
-    where JAX_UNMASK_ATTENTION=flash asks for it: XLA does not partition that kernel over a mesh.
+    On GPUs that is cuDNN's flash attention, for 16-bit types. On one TPU it is JAX's Pallas kernel,
+    if JAX_UNMASK_ATTENTION=flash asks for it: XLA does not partition that kernel over a mesh.
     Everything else takes the plain products (between which XLA fuses the softmax on TPUs), and so
     does everything with JAX_UNMASK_ATTENTION=plain. Which path is taken is logged once.
 
     Args:
-        dtype: the type of the computation.
+        dtype: type of the computation.
         head_dim: width of a head.
         blocks: attention is block-causal, so masks differ from query to query.
 
     Raises:
-        ValueError: that variable says something else, or asks for what cannot be had.
+        ValueError: JAX_UNMASK_ATTENTION has an unknown value, or asks for a kernel that there is
+            not.
     """
     wanted, backend = os.environ.get("JAX_UNMASK_ATTENTION", "auto"), jax.default_backend()
     if wanted not in ("auto", "plain", "flash"):
@@ -160,18 +149,15 @@ def attention(
 ) -> Float[Array, "B Q H d"]:
     """Scaled dot-product attention, grouped where G < H (key head j serves H / G query heads).
 
-    Scores and softmax are float32. A query whose keys are all hidden gets the mean of the values,
-    which is finite; nothing reads such rows.
+    Scores and softmax are float32; the result has the type of `query`. A query whose keys are all
+    hidden gets the mean of the values, which is finite; nothing reads such rows.
 
     Args:
         query: queries.
         key: keys.
         value: values.
         mask: True where a query may see a key; None lets every query see every key.
-        fused: whether the device's fused kernel does it, see `fuses`.
-
-    Returns:
-        The attended values in the type of `query`.
+        fused: use the device's fused kernel, see `fuses`.
     """
     if fused and jax.default_backend() == "tpu":
         return tpu_attention.flash(query, key, value, mask)
@@ -234,20 +220,10 @@ def attention_beside(
     beside: Beside,
     scale: float | None = None,
 ) -> Float[Array, "B Q H d"]:
-    """Attention of a few positions to each other and to cached ones; see `attention`.
+    """`attention` of a few positions to each other and to cached ones.
 
     One softmax over both sets of keys, without an array that holds both: a cache is read where it
-    lies.
-
-    Args:
-        query: queries of the few positions.
-        key: their keys.
-        value: their values.
-        beside: the cached ones, and what is seen.
-        scale: factor on the scores; by default d ** -0.5.
-
-    Returns:
-        The attended values in the type of `query`.
+    lies. `scale` is the factor on the scores, by default d ** -0.5.
     """
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     cached = (beside.keys, beside.values, beside.cached_mask)
@@ -278,7 +254,7 @@ def rotary_table(
 def rotate(
     x: Float[Array, "B S H d"], table: tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
 ) -> Float[Array, "B S H d"]:
-    """Turns feature i against feature i + r / 2 (the half-split layout), in the table's type.
+    """Rotates feature i against feature i + r / 2 (half-split layout), in the table's type.
 
     A table of r / 2 < d / 2 frequencies leaves the features from r on as they are.
     """

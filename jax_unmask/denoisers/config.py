@@ -1,4 +1,4 @@
-"""Configuration of a denoiser: sizes, numerics and special tokens."""
+"""The architecture of a denoiser: sizes, numerics and special tokens."""
 
 from __future__ import annotations
 
@@ -48,10 +48,7 @@ class ExpertsConfig:
     router_in_float32: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("num_experts", "per_token", "size", "num_groups", "groups_kept"):
-            _require_int(name, getattr(self, name))
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        _check_sizes(self, "num_experts", "per_token", "size", "num_groups", "groups_kept")
         if self.num_experts % self.num_groups:
             raise ValueError(
                 f"num_experts={self.num_experts} is not a multiple of num_groups={self.num_groups}"
@@ -163,19 +160,8 @@ class DenoiserConfig:
     fused_attention: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
-        for name in (
-            "vocab_size",
-            "hidden_size",
-            "num_layers",
-            "num_heads",
-            "num_kv_heads",
-            "head_dim",
-            "intermediate_size",
-            "max_length",
-        ):
-            _require_int(name, getattr(self, name))
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        _check_sizes(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads")
+        _check_sizes(self, "head_dim", "intermediate_size", "max_length")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads="
@@ -186,19 +172,14 @@ class DenoiserConfig:
                 f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs of features"
             )
         if self.rotary_dim is not None:
-            _require_int("rotary_dim", self.rotary_dim)
+            _check_sizes(self, "rotary_dim")
             if not 0 < self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
                 raise ValueError(
                     f"rotary_dim={self.rotary_dim} must be even and between 2 and "
                     f"head_dim={self.head_dim}"
                 )
         if self.attention_block is not None:
-            _require_int("attention_block", self.attention_block)
-            if self.attention_block < 1:
-                raise ValueError(
-                    f"attention_block={self.attention_block} must be at least 1, or None for full "
-                    "attention"
-                )
+            _check_sizes(self, "attention_block")
         if self.experts is not None and len(self.experts.layers) != self.num_layers:
             raise ValueError(
                 f"experts.layers={self.experts.layers} speaks of {len(self.experts.layers)} "
@@ -232,7 +213,7 @@ class DenoiserConfig:
             token = getattr(self, name)
             if token is None and name == "bos_token_id":
                 continue
-            _require_int(name, token)
+            _check_int(name, token)
             if not 0 <= token < self.vocab_size:
                 raise ValueError(
                     f"{name}={token} is not in the vocabulary of vocab_size={self.vocab_size} "
@@ -246,6 +227,14 @@ class DenoiserConfig:
                 )
 
 
-def _require_int(name: str, value: object) -> None:
+def _check_sizes(config: object, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        _check_int(name, value)
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
+
+def _check_int(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name}={value!r} must be an integer")

@@ -16,16 +16,10 @@ def flash(
     value: Float[Array, "B K G d"],
     mask: Bool[Array, "#B 1 K"] | None = None,
 ) -> Float[Array, "B Q H d"]:
-    """`attention.attention` in one kernel: scores never reach memory.
+    """`attention.attention` in one kernel; `mask` must be the same for all queries.
 
-    Keys are hidden by being of another segment than all queries, so padding costs no mask of the
-    size of the scores. The kernel's lengths are multiples of 128; what is added is hidden too.
-
-    Args:
-        query: queries.
-        key: keys.
-        value: values.
-        mask: True for keys that queries may see, the same for all queries; None for all keys.
+    Keys are hidden by a segment other than that of all queries, so padding costs no mask of the
+    size of the scores. Lengths are padded to multiples of 128; the padding is hidden too.
     """
     batch, queries, heads, width = query.shape
     keys, groups = key.shape[1:3]
