@@ -33,7 +33,7 @@ def init_adapters(
         rank: inner width r.
         targets: names of the linear maps to adapt, in all layers; empty for all that there are.
             Experts are not among them.
-        scale: standard deviation of what `lora_a` makes of an input of order 1 (alpha / rank of the
+        scale: standard deviation of `lora_a`'s outputs for inputs of order 1 (alpha / rank of the
             paper enters here: Adam takes equal steps whatever the scale of the gradient).
 
     Returns:
@@ -69,22 +69,15 @@ def init_adapters(
 
 
 def with_adapters(params: Params, adapters: Params) -> Params:
-    """Parameters with adapters among them; nothing is copied.
+    """Parameters with adapters among them, which win where both trees have a leaf.
 
-    Args:
-        params: parameters of a denoiser.
-        adapters: a part of such a tree; where both have a leaf, this one counts.
+    Nothing is copied.
     """
     return unflatten_dict(flatten_dict(params) | flatten_dict(adapters))
 
 
 def merge_adapters(params: Params, adapters: Params) -> Params:
-    """Parameters of a plain denoiser that does what the adapted one does: W + A B.
-
-    Args:
-        params: parameters of a denoiser, without adapters.
-        adapters: see `init_adapters`.
-    """
+    """Parameters of a plain denoiser equal to the adapted one: W + A B."""
     flat, parts = flatten_dict(params), flatten_dict(adapters)
     for path in {path[:-1] for path in parts}:
         kernel = flat[*path, "kernel"]

@@ -1,7 +1,7 @@
-"""Reductions of the logits for policies: candidate, confidence, largest probabilities, entropy.
+"""Scores of each position: candidate, confidence, largest probabilities, entropy.
 
-Everything is a reduction over the vocabulary, so it can be computed a slice of the vocabulary at a
-time: with 126k tokens, the logits of a batch of canvases are by far the largest array of a step.
+All are reductions over the vocabulary, computed a slice of it at a time: with 126k tokens, the
+logits of a batch of canvases would be by far the largest array of a step.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ Tree = TypeVar("Tree")
 
 @struct.dataclass
 class Scores:
-    """The denoiser's view of each position, float32.
+    """The denoiser's predictions at each position, float32.
 
     Attributes:
         candidate: the token that would be written.
@@ -48,14 +48,9 @@ def score_targets(
     scores: Scores,
     targets: Int[Array, "B L"],
 ) -> Scores:
-    """Scores with given tokens as candidates.
+    """Scores with given tokens `targets` as candidates.
 
-    Args:
-        denoiser: the denoiser.
-        params: its parameters.
-        hidden: last hidden states.
-        scores: those of `score_candidates` at temperature 0, without filters.
-        targets: the tokens.
+    `scores` are those of `score_candidates` at temperature 0, without filters, for `hidden`.
     """
     table = output_table(denoiser.config, params)
 
@@ -69,7 +64,7 @@ def score_targets(
 
 
 class _Partial(NamedTuple):
-    """Reductions over the part of the vocabulary that was seen so far.
+    """Reductions over the slices of the vocabulary so far.
 
     Attributes:
         top: the K largest logits, descending; top[..., 0] is the maximum.
@@ -202,15 +197,9 @@ def _seen(
 
 
 def gumbel_noise(keys: Array, ids: Int[Array, " C"], length: int) -> Float[Array, "B L C"]:
-    """Standard Gumbel noise of each row for the tokens `ids`.
+    """Standard Gumbel noise of each row (typed PRNG keys [B]) for the tokens `ids`, L positions.
 
-    The noise of a token depends on the row's key and the token's id, not on which other tokens are
-    asked for.
-
-    Args:
-        keys: typed PRNG keys [B].
-        ids: token ids.
-        length: number of positions L.
+    The noise of a token depends on the row's key and the token's id, not on the slice it is in.
     """
 
     def of_token(key: Array, token: Array) -> Float[Array, " L"]:
@@ -222,7 +211,7 @@ def gumbel_noise(keys: Array, ids: Int[Array, " C"], length: int) -> Float[Array
 def by_position(
     function: Callable[[Array, Array], Tree], hidden: Float[Array, "B L D"], keys: Array, width: int
 ) -> Tree:
-    """What a function gives for all positions, computed for `width` positions of every row at once.
+    """Results of a function for all positions, computed for `width` of every row at a time.
 
     Args:
         function: maps (hidden states [B, W, D], typed PRNG keys [B, W]) to arrays [B, W, ...], each

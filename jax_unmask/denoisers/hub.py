@@ -77,7 +77,7 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def begin_saving(directory: str | os.PathLike[str]) -> pathlib.Path:
-    """Makes a directory ready for a model; until `finish_saving` it counts as none."""
+    """Makes a directory ready for a model; without `config.json` it is not one yet."""
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
     (directory / _CONFIG).unlink(missing_ok=True)

@@ -77,8 +77,7 @@ def _spread(
     weights: Float[Array, "T k"],
     kernels: tuple[Any, Any, Any],
 ) -> Float[Array, "T D"]:
-    """`_mix`; on a mesh each device sorts and sends its own tokens, through its part of every
-    expert."""
+    """`_mix`; on a mesh each device sends its own tokens through its shard of every expert."""
     mesh = active_over(x.shape[0])
     if mesh is None:
         return _mix(x, chosen, weights, kernels)
@@ -94,7 +93,7 @@ def _spread(
 
 
 def _part_specs(kernel: Any, names: tuple[str | None, ...]) -> Any:
-    """How a stack of matrices is cut; the scales of a quantised one only along its outputs."""
+    """Specs of a stack of matrices; scales of a quantised one are sharded along outputs only."""
     if not is_quantized(kernel):
         return spec(*names)
     outputs = None if names[-1] == "embed" else names[-1]
@@ -119,14 +118,7 @@ def _mix(
     weights: Float[Array, "T k"],
     kernels: tuple[Any, Any, Any],
 ) -> Float[Array, "T D"]:
-    """Weighted sums of what each token's experts make of it.
-
-    Args:
-        x: tokens.
-        chosen: their experts.
-        weights: of these.
-        kernels: gate and up [E, D, F], and down [E, F, D], quantised or not.
-    """
+    """`mix_experts` of gated MLPs with kernels gate and up [E, D, F], and down [E, F, D]."""
     gate, up, down = kernels
 
     def gated_mlp(x: Array, sizes: Array, experts: Array) -> Array:

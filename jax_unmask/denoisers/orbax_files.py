@@ -22,10 +22,10 @@ def has_orbax_files(directory: pathlib.Path) -> bool:
 
 
 def new_orbax_item(directory: pathlib.Path) -> pathlib.Path:
-    """Orbax item for the weights of a directory, which need not exist yet.
+    """The directory for new weights of a model.
 
     Raises:
-        FileExistsError: the directory already holds a checkpoint.
+        FileExistsError: the model directory already holds a checkpoint.
     """
     item = directory.absolute() / ORBAX_ITEM
     if item.exists():
@@ -49,17 +49,14 @@ def read_orbax_files(
     keeping: Collection[Path] = (),
     places: Mapping[Path, jax.sharding.Sharding] | None = None,
 ) -> tuple[Params, DTypeLike]:
-    """The parameters of a directory.
+    """The parameters of a model directory, and their type.
 
     Args:
         directory: the model directory.
         expected: shapes of the parameters that its config calls for.
         param_dtype: type of the parameters; by default the widest that is stored.
-        keeping: paths of the parameters that have the type in which they are stored instead.
+        keeping: paths of parameters that keep the type in which they are stored.
         places: sharding of each parameter by path; those without one go to the first device.
-
-    Returns:
-        The parameters and their type.
 
     Raises:
         ValueError: the checkpoint is damaged, or holds other tensors than the expected ones.
@@ -96,11 +93,7 @@ def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:
 
 @contextlib.contextmanager
 def _complete(directory: pathlib.Path) -> Iterator[None]:
-    """Turns all errors of Orbax and TensorStore about damaged files into one clear error.
-
-    Raises:
-        ValueError: the checkpoint cannot be read.
-    """
+    """Turns whatever Orbax and TensorStore raise over damaged files into one ValueError."""
     try:
         yield
     except Exception as error:  # They raise bare Exceptions among others.

@@ -57,8 +57,8 @@ def from_pretrained(
     """Loads a denoiser.
 
     The weights are read one tensor at a time into the stacked arrays of their parameter, so host
-    memory needs room for one parameter beside the model; with `shardings` for the part of one that
-    one device holds. Quantised, each parameter is as soon as it is read.
+    memory needs room for one parameter beside the model; with `shardings`, for one device's shard
+    of one. Each parameter is quantised as soon as it is read.
 
     Args:
         path: a directory with `config.json` and safetensors or Orbax weights, or a hub name.
@@ -68,10 +68,10 @@ def from_pretrained(
         mask_token_id: the mask token, for models whose files do not name it.
         quantization: "int8" or "fp8" for a denoiser that is not trained, or None; see
             `jax_unmask.denoisers.quantization`.
-        shardings: gives the sharding of each parameter from their shapes, such as
-            `lambda params: mesh.param_shardings(params, rules, mesh)` with `runtime.mesh`. Each is
-            laid out as soon as it is read, so no device ever holds more than its parts, and a
-            process reads only what its own devices hold. By default all go to the first device.
+        shardings: maps the tree of shapes to a tree of shardings, such as
+            `lambda params: mesh.param_shardings(params, rules, mesh)` with `runtime.mesh`. No
+            device ever holds more than its shards, and a process reads only those of its own
+            devices. By default all parameters go to the first device.
 
     Returns:
         The denoiser and its parameters.
@@ -127,9 +127,7 @@ def save_pretrained(
     directory = hub.begin_saving(directory) if jax.process_index() == 0 else pathlib.Path()
     sizes = {name: tensors.nbytes(name, flat) for name in tensors.shapes}
     if jax.process_index():
-        for (
-            name
-        ) in sizes:  # What is spread over processes, all of them give to the one that writes.
+        for name in sizes:  # Collective where shards lie on several processes; the first one saves.
             tensors.write(name, flat)
         return
     write_tensor_files(directory, sizes, lambda name: tensors.write(name, flat), max_shard_bytes)
@@ -142,7 +140,7 @@ def save_orbax(
     params: Params,
     tokenizer: Tokenizer | None = None,
 ) -> None:
-    """Writes an Orbax directory: the same `config.json`, and the parameters as they are in memory.
+    """Writes an Orbax directory: `config.json`, and the parameters as they are in memory.
 
     Args:
         directory: made if missing; must not hold an Orbax checkpoint yet.
@@ -240,10 +238,7 @@ def _load_orbax(
 def _spread(
     read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: jax.sharding.Sharding
 ) -> jax.Array:
-    """An array with a sharding; this process reads the shards of its own devices only.
-
-    One part after the other: the host has one of them at a time, however many its devices have.
-    """
+    """An array laid out over devices; this process reads its own shards, one at a time."""
     holders: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None

@@ -18,18 +18,13 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Float, Int
 
 TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
-"""What `quantization` can be."""
+"""Stored type by kind of quantisation."""
 
 _EXPERTS = ("gate", "up", "down")
 
 
 def check_kind(kind: str) -> None:
-    """Refuses what cannot be had, before anything is loaded.
-
-    Raises:
-        ValueError: there is no such kind.
-        ImportError: Qwix is not installed.
-    """
+    """Raises ValueError for an unknown kind, ImportError where Qwix is not installed."""
     if kind not in TYPES:
         raise ValueError(f"quantization={kind!r} is unknown; choose {' or '.join(TYPES)}")
     _qwix()
@@ -39,8 +34,8 @@ def quantize_params(params: Any, kind: str) -> Any:
     """Parameters of a denoiser with the matrices of its layers quantised.
 
     Args:
-        params: nested dict; its matrices are given up one by one, so that at no time there is a
-            second copy of all of them.
+        params: nested dict; its matrices are replaced one by one, so that there never are two
+            copies of all of them.
         kind: a key of `TYPES`.
 
     Returns:
@@ -99,11 +94,7 @@ def ragged_matmul(
 ) -> Float[Array, "T O"]:
     """Products of consecutive groups of rows, each with one matrix of `kernel` [E, I, O].
 
-    Args:
-        x: rows, those of a group beside each other.
-        kernel: the matrices, quantised or not.
-        sizes: rows of each group.
-        groups: the group of each row.
+    `sizes` are the rows of each group, `groups` the group of each row.
     """
     if not is_quantized(kernel):
         return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)

@@ -1,8 +1,8 @@
-"""The rules that lay the parameters of every denoiser out on a mesh, and how they are used there.
+"""Layout of the parameters of every denoiser on a mesh, and products with them there.
 
-One table for all families: layers are stacked, so each parameter has its layer first. What is
-derived from parameters has their names at the end of its path, and so follows them: optimiser
-moments, averages, the value model, what the rollouts are given.
+One table for all families: layers are stacked, so each parameter has its layer first. Trees derived
+from parameters (optimiser moments, averages, the value model) have the same names at the end of
+their paths, and so the same layout.
 """
 
 from __future__ import annotations
@@ -66,9 +66,9 @@ RULES: Rules = tuple(_rules())
 
 
 def keep(tree: Tree) -> Tree:
-    """Constrains trees of parameters to the shardings of `RULES`; inside `jax.jit`.
+    """Constrains a tree of parameters to the layout of `RULES`, inside `jax.jit`.
 
-    What one step returns is thereby laid out as what the next one takes.
+    A step then returns parameters laid out as the next step takes them.
     """
     mesh = active()
     if mesh is None:
@@ -78,10 +78,10 @@ def keep(tree: Tree) -> Tree:
 
 
 def gathered(kernel: Any, names: Names, dtype: Any) -> Any:
-    """A matrix ready for a product: gathered along the fsdp axis, sharded along the tensor axis.
+    """A matrix as a product wants it: whole along the fsdp axis, sharded along the tensor axis.
 
-    What travels has the type of the product. Its gradient goes straight to the parts that the
-    parameter is stored in.
+    It is gathered in the type of the product. Its gradient is reduced straight to the shards that
+    the parameter is stored in.
 
     Args:
         kernel: an array [I, O], or a quantised one, which stays that.
@@ -113,8 +113,8 @@ _gathered.defvjp(
 def look_up(table: Float[Array, "V D"], tokens: Int[Array, " N"]) -> Float[Array, "N D"]:
     """Rows of an embedding table, `table[tokens]`.
 
-    On a mesh every device looks its group's tokens up in its own part of the table; what travels
-    are rows, not the table.
+    On a mesh every device looks its group's tokens up in its own shard of the table: rows are sent,
+    not the table.
     """
     mesh = active_over(tokens.shape[0])
     if mesh is None:
@@ -141,11 +141,7 @@ def look_up(table: Float[Array, "V D"], tokens: Int[Array, " N"]) -> Float[Array
 
 
 def check_mesh(config: DenoiserConfig, mesh: Mesh | None) -> None:
-    """Refuses a mesh that does not divide what it spreads of a denoiser.
-
-    Raises:
-        ConfigError: names the axis, its size and the dimension.
-    """
+    """Raises ConfigError for a mesh axis that does not divide a dimension which it shards."""
     if mesh is None:
         return
     inner = {"intermediate_size": config.intermediate_size}

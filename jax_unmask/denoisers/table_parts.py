@@ -1,4 +1,4 @@
-"""The output projection where its vocabulary is spread over devices."""
+"""The output projection where its vocabulary is sharded over devices."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ Tree = TypeVar("Tree")
 
 @dataclasses.dataclass(frozen=True)
 class TablePart:
-    """What one device has of an output projection, inside `over_table`; or all of it.
+    """One device's shard of an output projection, inside `over_table`; or all of it.
 
     Attributes:
-        table: its rows, in parts along the fsdp axis if there is one.
+        table: its rows, sharded along the fsdp axis if there is one.
         first: the token of the first row.
         fsdp: devices that share the width of these rows.
         tensor: devices that share the vocabulary.
-        copies: axes of the devices that have the same part of the table and other rows, beside
-            fsdp. None inside of a `shard_map` over them, which sums over them itself.
+        copies: axes of devices with the same shard and other rows of the batch, beside fsdp. None
+            inside of a `shard_map` over them, which sums over them itself.
         is_whole: the rows are whole along the fsdp axis already.
     """
 
@@ -71,7 +71,7 @@ class TablePart:
         return jax.lax.all_gather(logits, "tensor", axis=logits.ndim - 1, tiled=True)
 
     def picked(self, logits: Float[Array, "*B c"], labels: Int[Array, "*B"]) -> Float[Array, "*B"]:
-        """The logits of the labels, from all tokens of this part; 0 for those of other parts."""
+        """The logits of the labels, from all tokens of this shard; 0 for those of others."""
         place = labels - self.first
         if self.tensor == 1:
             return jnp.take_along_axis(logits, place[..., None], axis=-1)[..., 0]
@@ -88,7 +88,7 @@ class TablePart:
         return x if self.tensor == 1 else jax.lax.pmax(x, "tensor")
 
     def own(self, gradient: Float[Array, "C D"]) -> Float[Array, "C d"]:
-        """What `table` has of a gradient of its whole rows, summed over all rows of the batch."""
+        """This shard's gradient from that of its whole rows, summed over the batch."""
         if self.fsdp > 1:
             gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=1, tiled=True)
         return jax.lax.psum(gradient, self.copies) if self.copies else gradient
@@ -108,14 +108,14 @@ def over_table(
     *rows: Array,
     names: Any = ("batch",),
 ) -> Any:
-    """function(part, *rows), on each device with its part of the table and its rows.
+    """function(part, *rows) on each device, with its shard of the table and its rows.
 
     Args:
-        function: must return the same on devices that hold different parts of the vocabulary,
-            where that is no dimension of what it returns.
+        function: must return the same on devices with different shards of the vocabulary, where
+            that is no dimension of its result.
         table: output projection.
-        rows: arrays with the rows of a batch, in parts over the data and fsdp axes.
-        names: of the dimensions of what it returns, see `runtime.mesh.LOGICAL`; or a list of such.
+        rows: arrays with the rows of a batch, sharded over the data and fsdp axes.
+        names: dimensions of the result, see `runtime.mesh.LOGICAL`; or a list of such.
     """
     mesh = active_over(rows[0].shape[0])
     if mesh is None:

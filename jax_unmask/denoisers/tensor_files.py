@@ -59,7 +59,7 @@ class TensorFiles:
             self._open(path, promised)
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
-        """A tensor as stored, or a part of it: one slice per dimension. Nothing else is read."""
+        """A tensor as stored, or only the slice `index` of it."""
         whole = tuple(slice(0, size) for size in self.shapes[name])
         if index is None or index == whole:
             return self._handles[name].get_tensor(name)
@@ -206,15 +206,11 @@ def has_tensor_files(directory: pathlib.Path) -> bool:
 def check_shapes(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: object
 ) -> None:
-    """Refuses tensors that are not exactly the expected ones.
-
-    Args:
-        found: shapes of the tensors that there are, by name.
-        expected: shapes of those that there should be.
-        where: what holds them, for the message.
+    """Compares the shapes of tensors, by name, with the expected ones.
 
     Raises:
-        ValueError: some are missing, are too many or have other shapes; the message lists them.
+        ValueError: some are missing, unexpected or of other shapes. The message names `where` they
+            are and lists them.
     """
     problems = [f"missing {name}" for name in sorted(expected.keys() - found.keys())]
     problems += [f"unexpected {name}" for name in sorted(found.keys() - expected.keys())]
@@ -240,10 +236,9 @@ def write_tensor_files(
     read: Callable[[str], np.ndarray],
     max_shard_bytes: int,
 ) -> None:
-    """Writes a checkpoint's tensors: one file, or shards with an index if it is larger.
+    """Writes a checkpoint: one file, or shards with an index if it is larger.
 
-    Holds one shard in memory. Weights that were in the directory before are removed after the new
-    ones are in place.
+    Holds one shard in memory. Older weights in the directory are removed at the end.
 
     Args:
         directory: an existing directory.

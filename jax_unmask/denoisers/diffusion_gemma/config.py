@@ -1,4 +1,4 @@
-"""Configuration of DiffusionGemma, read from its `config.json`."""
+"""The architecture of a DiffusionGemma, read from its `config.json`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The interface of families: config fields, and checkpoint tensors mapped to parameters."""
+"""The interface of a family, and the mapping of its checkpoint tensors to parameters."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 
 @dataclasses.dataclass(frozen=True)
 class TensorSpec:
-    """One tensor of a checkpoint file, or a part of one.
+    """One tensor of a checkpoint file, or some rows of one.
 
-    Several specs of one name share the tensor: it is what they hold, one below the other, in the
-    order of the specs (a fused projection, for instance).
+    Several specs of one name share the tensor: it is the concatenation of theirs, in the order of
+    the specs (a fused projection, for instance).
 
     Attributes:
         name: its name in the safetensors files.
@@ -204,11 +204,7 @@ def written_fields(config: DenoiserConfig, names: Mapping[str, str]) -> dict[str
 
 
 def check_head_width(config: DenoiserConfig) -> None:
-    """Refuses to write heads of another width than formats without a field for it have.
-
-    Raises:
-        ValueError: the heads together are not as wide as the hidden states.
-    """
+    """Raises ValueError for a head width that formats without a field for it cannot say."""
     if config.num_heads * config.head_dim != config.hidden_size:
         raise ValueError(
             f"head_dim={config.head_dim} with num_heads={config.num_heads} does not give "
@@ -218,11 +214,7 @@ def check_head_width(config: DenoiserConfig) -> None:
 
 
 def experts_of(config: DenoiserConfig) -> ExpertsConfig:
-    """The experts of a config whose format needs some.
-
-    Raises:
-        ValueError: there are none.
-    """
+    """The experts of a config whose format needs some; raises ValueError without."""
     if config.experts is None:
         raise ValueError(f"family={config.family!r} needs experts; the config has none")
     return config.experts

@@ -1,4 +1,4 @@
-"""Code shared by LLaDA-MoE and LLaDA2: the vocabulary of the Ling models, and partial RoPE."""
+"""The vocabulary of the Ling models and partial RoPE, shared by LLaDA-MoE and LLaDA2."""
 
 from __future__ import annotations
 

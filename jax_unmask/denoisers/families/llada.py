@@ -106,27 +106,15 @@ _LLADA_8B: dict[str, Any] = {
     "eos_token_id": 126_081,
     "pad_token_id": 126_081,
 }
-PUBLISHED = {
-    "GSAI-ML/LLaDA-8B-Base": _LLADA_8B,
-    "GSAI-ML/LLaDA-8B-Instruct": _LLADA_8B,
-    "GSAI-ML/LLaDA-1.5": _LLADA_8B,
-}
-"""`config.json` by hub name: what planning a run needs to know of a model that is not here yet.
-Loading a model reads its own file instead."""
+PUBLISHED = dict.fromkeys(
+    ("GSAI-ML/LLaDA-8B-Base", "GSAI-ML/LLaDA-8B-Instruct", "GSAI-ML/LLaDA-1.5"), _LLADA_8B
+)
 
 
 def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
-    """Reads a LLaDA `config.json`.
+    """Reads a LLaDA `config.json`; raises ValueError for what is missing or not implemented.
 
-    Args:
-        fields: the parsed file. Nothing is taken from the published class's defaults, which
-            describe another model.
-
-    Returns:
-        The config with float32 types; the loader sets the types of the weights.
-
-    Raises:
-        ValueError: a field is missing, or has a value that is not implemented.
+    Nothing is taken from the published class's defaults, which describe another model.
     """
     architectures = fields.get("architectures")
     if architectures and ARCHITECTURE not in architectures:
