@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
 from jax_unmask import denoisers
-from jax_unmask.denoisers import cached
+from jax_unmask.denoisers.cache import empty_cache
+from jax_unmask.denoisers.transformer import forward
 
-
-def put_all(old, new):
-    """Every row of a fill belongs to the row of the same number."""
-    del old
-    return new
+run = jax.jit(forward, static_argnums=0)
 
 
 def load(fixtures_dir, name):
@@ -46,9 +45,8 @@ def test_sdar(fixtures_dir, block):
     config = dataclasses.replace(config, attention_block=block)
     clean, noisy = jnp.asarray(record["clean_ids"]), jnp.asarray(record["noisy_ids"])
     total, prefill = clean.shape[1], 8
-    cache = cached.empty_cache(config, 1, total)
-    real = jnp.ones((1, prefill), bool)
-    hidden, cache = cached.fill(config, params, cache, put_all, clean[:, :prefill], real, prefill)
+    cache = empty_cache(config, 1, total)
+    hidden, cache = run(config, params, clean[:, :prefill], cache=cache)
     close(logits_of(denoiser, params, hidden), record["prefill_logits"])
     for layer in range(config.num_layers):
         close(cache.keys[0][layer, :, :, :prefill], record[f"prefill_k{layer}"])
@@ -56,13 +54,12 @@ def test_sdar(fixtures_dir, block):
     found = []
     for start in range(prefill, total, block):
         positions = jnp.arange(start, start + block)[None]
-        seen = (jnp.arange(total) < start)[None]
-        common = (positions, jnp.ones((1, block), bool), seen)
-        hidden, _ = cached.read(config, params, cache, noisy[:, start : start + block], *common)
-        found.append(logits_of(denoiser, params, hidden))
-        _, cache = cached.read(
-            config, params, cache, clean[:, start : start + block], *common, at=positions
+        read = functools.partial(
+            run, config, params, positions=positions, cached_mask=(jnp.arange(total) < start)[None]
         )
+        hidden, _ = read(noisy[:, start : start + block], cache=cache)
+        found.append(logits_of(denoiser, params, hidden))
+        _, cache = read(clean[:, start : start + block], cache=cache, at=positions)
     close(jnp.concatenate(found, axis=1), record["denoise_logits"])
 
 
@@ -95,9 +92,8 @@ def test_fast_dllm(fixtures_dir, model, name):
     def canvas(step):
         return jnp.asarray(np.where(filled < step, text, config.mask_token_id))
 
-    cache = cached.empty_cache(config, 1, total)
-    real = jnp.ones((1, total), bool)
-    hidden, cache = cached.fill(config, params, cache, put_all, canvas(0), real, total)
+    cache = empty_cache(config, 1, total)
+    hidden, cache = run(config, params, canvas(0), cache=cache)
     close(logits_of(denoiser, params, hidden), aligned(records[f"{name}.forward0_logits"]))
     for step in (1, 2):
         expected = aligned(records[f"{name}.forward{step}_logits"])
@@ -106,13 +102,12 @@ def test_fast_dllm(fixtures_dir, model, name):
         positions = jnp.arange(start, end)[None]
         places = jnp.arange(total)[None]
         seen = (places < start) | (places >= end)
-        hidden, _ = cached.read(
+        hidden, _ = run(
             config,
             params,
-            cache,
             canvas(step)[:, start:end],
-            positions,
-            jnp.ones((1, end - start), bool),
-            seen,
+            positions=positions,
+            cache=cache,
+            cached_mask=seen,
         )
         close(logits_of(denoiser, params, hidden), expected)

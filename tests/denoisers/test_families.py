@@ -210,13 +210,6 @@ class TestRoundTrips:
             assert again == denoiser
             equal_trees(loaded, params)
 
-    def test_orbax(self, name, tmp_path):
-        denoiser, params = load(name)
-        denoisers.save_orbax(tmp_path / "model", denoiser, params)
-        again, loaded = denoisers.from_pretrained(tmp_path / "model")
-        assert again == denoiser
-        equal_trees(loaded, params)
-
     def test_bfloat16(self, name, tmp_path):
         original = {
             key: value.astype(jnp.bfloat16)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import tiny
 from jax_unmask import denoisers
 from jax_unmask.denoisers.config import ExpertsConfig
 from jax_unmask.denoisers.moe import Experts, route
@@ -34,22 +35,13 @@ VARIANTS = {
 
 
 def config(**experts):
-    return denoisers.DenoiserConfig(
+    return tiny.denoiser_config(
         family="llada2_moe",
-        vocab_size=20,
         hidden_size=8,
-        num_layers=1,
-        num_heads=2,
         num_kv_heads=1,
         head_dim=4,
         intermediate_size=8,
-        rope_theta=1e4,
         norm_eps=1e-6,
-        max_length=32,
-        tie_embeddings=False,
-        mask_token_id=19,
-        eos_token_id=18,
-        pad_token_id=18,
         experts=dataclasses.replace(MOE, **experts),
     )
 

@@ -13,28 +13,13 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import tiny
 from jax_unmask import denoisers
 from jax_unmask.denoisers import head
 from jax_unmask.denoisers.sampling import Sampling, filtered
 
 SAMPLERS = pathlib.Path(__file__).parents[1] / "fixtures" / "samplers"
-CONFIG = denoisers.DenoiserConfig(
-    family="llada",
-    vocab_size=37,
-    hidden_size=37,
-    num_layers=1,
-    num_heads=1,
-    num_kv_heads=1,
-    head_dim=2,
-    intermediate_size=4,
-    rope_theta=1e4,
-    norm_eps=1e-6,
-    max_length=64,
-    tie_embeddings=False,
-    mask_token_id=36,
-    eos_token_id=0,
-    pad_token_id=0,
-)
+CONFIG = tiny.denoiser_config(vocab_size=37, hidden_size=37, mask_token_id=36, eos_token_id=0)
 DENOISER = denoisers.Denoiser(CONFIG)
 # An identity as the output projection: hidden states are logits.
 PARAMS = {"head": jnp.eye(37)}

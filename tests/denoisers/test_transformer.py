@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import tiny
 from jax_unmask import denoisers
 from jax_unmask.denoisers.attention import attention
 from jax_unmask.denoisers.positions import default_positions
@@ -19,19 +20,12 @@ from jax_unmask.denoisers.transformer import Block, forward, rotary_table
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
 
-TINY = denoisers.DenoiserConfig(
-    family="llada",
+TINY = tiny.denoiser_config(
     vocab_size=48,
     hidden_size=32,
     num_layers=2,
     num_heads=4,
-    num_kv_heads=2,
-    head_dim=8,
-    intermediate_size=48,
-    rope_theta=10_000.0,
-    norm_eps=1e-5,
     max_length=64,
-    tie_embeddings=False,
     mask_token_id=2,
     eos_token_id=1,
     pad_token_id=1,
@@ -54,7 +48,7 @@ def pretrained():
 
 
 @pytest.fixture(scope="module")
-def tiny():
+def model():
     return denoisers.Denoiser(TINY), denoisers.init_params(TINY, jax.random.key(0))
 
 
@@ -111,16 +105,16 @@ class TestGolden:
 
 
 class TestDenoiser:
-    def test_logits_of_hidden_are_the_call(self, tiny):
-        denoiser, params = tiny
+    def test_logits_of_hidden_are_the_call(self, model):
+        denoiser, params = model
         tokens = random_tokens(0, 2, 9)
         hidden = run(denoiser, params, tokens, method="hidden")
         some = run(denoiser, params, hidden[:, 4:7], method="logits")
         whole = run(denoiser, params, tokens)
         np.testing.assert_allclose(some, whole[:, 4:7], rtol=0, atol=1e-5)
 
-    def test_every_output_depends_on_every_input(self, tiny):
-        denoiser, params = tiny
+    def test_every_output_depends_on_every_input(self, model):
+        denoiser, params = model
         length = 6
         tokens = np.arange(3, 3 + length, dtype=np.int32)[None]
 
@@ -135,8 +129,8 @@ class TestDenoiser:
         assert jacobian.shape == (length, length, TINY.hidden_size)
         assert (jnp.abs(jacobian).max(axis=-1) > 1e-4).all()
 
-    def test_padding_is_invisible(self, tiny):
-        denoiser, params = tiny
+    def test_padding_is_invisible(self, model):
+        denoiser, params = model
         tokens = random_tokens(1, 3, 8)
         plain = run(denoiser, params, tokens)
         padded = np.concatenate([random_tokens(2, 3, 5), tokens], axis=1)
@@ -144,8 +138,8 @@ class TestDenoiser:
         logits = run(denoiser, params, padded, real)
         np.testing.assert_allclose(logits[:, 5:], plain, rtol=0, atol=1e-5)
 
-    def test_rows_are_independent(self, tiny):
-        denoiser, params = tiny
+    def test_rows_are_independent(self, model):
+        denoiser, params = model
         tokens = random_tokens(3, 4, 8)
         real = np.arange(8)[None] >= np.array([0, 2, 4, 7])[:, None]
         together = run(denoiser, params, tokens, real)
@@ -156,8 +150,8 @@ class TestDenoiser:
             alone = run(denoiser, params, others, padding)
             np.testing.assert_allclose(together[row], alone[row], rtol=0, atol=1e-5)
 
-    def test_row_without_a_real_token_is_finite(self, tiny):
-        denoiser, params = tiny
+    def test_row_without_a_real_token_is_finite(self, model):
+        denoiser, params = model
         nothing = np.zeros((1, 5), bool)
 
         def loss(params):
@@ -177,15 +171,15 @@ class TestDenoiser:
         np.testing.assert_allclose(found, whole[:, -5:], atol=1e-5)
 
     @pytest.mark.parametrize("last", [0, 10])
-    def test_impossible_last_positions(self, tiny, last):
-        denoiser, params = tiny
+    def test_impossible_last_positions(self, model, last):
+        denoiser, params = model
         with pytest.raises(ValueError, match=f"last={last} must lie in"):
             denoiser.apply(
                 {"params": params}, jnp.zeros((1, 9), jnp.int32), last=last, method="hidden"
             )
 
-    def test_remat_changes_nothing(self, tiny):
-        denoiser, params = tiny
+    def test_remat_changes_nothing(self, model):
+        denoiser, params = model
         tokens = random_tokens(5, 2, 7)
 
         def gradient(denoiser):
@@ -218,8 +212,8 @@ class TestDenoiser:
         logits = run(denoisers.Denoiser(config), params, random_tokens(7, 4, 16))
         assert logits.std() == pytest.approx(1.0, rel=0.25)
 
-    def test_too_long_a_sequence(self, tiny):
-        denoiser, params = tiny
+    def test_too_long_a_sequence(self, model):
+        denoiser, params = model
         with pytest.raises(ValueError, match=r"65 tokens is longer than max_length=64"):
             run(denoiser, params, random_tokens(8, 1, 65))
 
