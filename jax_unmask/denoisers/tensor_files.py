@@ -93,7 +93,7 @@ class TensorFiles:
 
 
 class TensorMap:
-    """Where the tensors of a checkpoint file go among the parameters, and back.
+    """Map between the tensors of a checkpoint file and parameters.
 
     Attributes:
         shapes: shape in the file of every tensor by name.
@@ -150,7 +150,7 @@ class TensorMap:
         return array
 
     def write(self, name: str, flat: Mapping[Path, Any]) -> np.ndarray:
-        """A tensor as the file holds it.
+        """A tensor in the layout of the file.
 
         Args:
             name: its name.
