@@ -159,11 +159,12 @@ def steps_and_collectives(recipe: Any, count: int) -> dict[str, Any]:
 
 def carried_over(recipe: Any, restore: str | None, save: str) -> dict[str, str]:
     """Digests of a state that is restored, or made, and then saved."""
-    state = recipe.init()
     if restore is None:
+        state = recipe.init()
         # No seed gives this state, so what is restored comes from the file.
         state = dataclasses.replace(state, params=jax.tree.map(lambda x: 3 * x, state.params))
     else:
+        state = recipe.like()
         with Checkpoints(restore) as checkpoints:
             found = checkpoints.restore(state.params, dataclasses.replace(state, params=None))
         assert found is not None

@@ -87,11 +87,15 @@ def _run(
     checkpoints: Checkpoints,
 ) -> TrainState | None:
     """The training loop. Returns the final state, or None if a signal ended it before."""
-    # Bound to its devices, as a restored state is: another binding is another program to compile.
-    state = jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), recipe.init())
-    total, done = config.train.steps, 0
-    restored = checkpoints.restore(state.params, dataclasses.replace(state, params=None))
-    if restored is not None:
+    total, done, restored = config.train.steps, 0, None
+    if checkpoints.steps():
+        like = recipe.like()
+        restored = checkpoints.restore(like.params, dataclasses.replace(like, params=None))
+    if restored is None:
+        # Bound to its devices, as a restored state is: another binding is another program to
+        # compile.
+        state = jax.tree.map(lambda leaf: jax.device_put(leaf, leaf.sharding), recipe.init())
+    else:
         done = restored.step
         state = dataclasses.replace(restored.state, params=restored.params)
         data.set_state(restored.data)

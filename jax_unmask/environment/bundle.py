@@ -28,7 +28,7 @@ class Bundle:
 
     Attributes:
         denoiser: the dLLM.
-        params: its parameters.
+        params: its parameters, a nested dict; None where nothing reads them.
         tokenizer: its tokenizer.
         task: source of the prompts and checker of the responses.
         name: how result rows call the denoiser, e.g. "sudoku" or "GSAI-ML/LLaDA-8B-Instruct".
@@ -37,7 +37,7 @@ class Bundle:
     """
 
     denoiser: denoisers.Denoiser
-    params: denoisers.Params
+    params: Any
     tokenizer: denoisers.Tokenizer
     task: Task
     name: str = ""

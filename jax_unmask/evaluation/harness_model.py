@@ -14,6 +14,7 @@ from jax_unmask.denoisers import Denoiser, Params, Tokenizer
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.evaluation.likelihood import Likelihood
 from jax_unmask.rollout import RolloutSettings, rollout, row_keys
+from jax_unmask.runtime import streams
 
 _WIDTH = 64
 """Prompts are padded to multiples of this: few lengths to compile for."""
@@ -80,7 +81,7 @@ class HarnessModel(LM):
         self._batch_size, self._check_greedy = batch_size, check_greedy
         self._mc = {"draws": mc_draws, "batch_size": mc_batch_size, "seed": seed}
         self._likelihood: Likelihood | None = None
-        self._key = jax.random.key(seed)
+        self._key = streams.stream(streams.root(seed), "sampling")
         self.sequences = self.forwards = 0
 
     @classmethod

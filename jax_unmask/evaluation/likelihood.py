@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.states.token_log_prob import token_log_prob
+from jax_unmask.runtime import streams
 
 _POSITIONS_PER_CHUNK = 256
 _WIDTH = 32
@@ -62,7 +63,7 @@ class Likelihood:
             )
         self._denoiser, self._params = denoiser, params
         self._draws, self._batch_size = draws, batch_size
-        self._key = jax.random.key(seed)
+        self._key = streams.stream(streams.root(seed), "likelihood")
 
     def log_likelihood(self, prompt: list[int], response: list[int]) -> float:
         """The estimate for a response, in nats.

@@ -24,6 +24,7 @@ from jax_unmask.rollout import (
     rollout,
     row_keys,
 )
+from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.tasks.base import Example, Task, start_checks
 
@@ -154,7 +155,7 @@ def measure(
         settings, record=False, slots=batch_size, slot_groups=places.parts
     )
     params = jax.tree.map(_strong, policy_params)
-    key = jax.random.key(seed)
+    key = streams.stream(streams.root(seed), "sampling")
     own_size = size // places.feeds
     own_rows = slice(places.feed * own_size, (places.feed + 1) * own_size)
 

@@ -30,6 +30,7 @@ from jax_unmask.rollout import (
     rollout,
     row_keys,
 )
+from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import to_host
 from jax_unmask.tasks.base import Task, start_checks
 
@@ -233,7 +234,8 @@ def _record(
         prompts = places.everywhere(
             Prompts(tokens=problems.prompts.tokens[rows], mask=problems.prompts.mask[rows])
         )
-        keys = row_keys(jax.random.key(shown.seed), places.everywhere(rows))
+        key = streams.stream(streams.root(shown.seed), "sampling")
+        keys = row_keys(key, places.everywhere(rows))
         trajectory, probability = record(
             bundle.denoiser, bundle.params, candidate.policy, params, prompts, keys, settings
         )

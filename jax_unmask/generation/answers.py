@@ -22,6 +22,7 @@ from jax_unmask.rollout import (
     row_keys,
 )
 from jax_unmask.rollout.canvases import CanvasSettings, Generated
+from jax_unmask.runtime import streams
 
 Prompt = str | list[dict[str, str]]
 """Plain text, or chat messages for the tokenizer's template."""
@@ -206,4 +207,4 @@ def _encode(
 
 def _keys(seed: int, turn: int) -> Array:
     """The key of an answer's row, [1]."""
-    return row_keys(jax.random.fold_in(jax.random.key(seed), turn), 1)
+    return row_keys(streams.stream(streams.root(seed), "turn", turn), 1)

@@ -1,8 +1,11 @@
 """The engine of all learners: minibatches, gradients added up over chunks, optimiser steps.
 
-Rollouts are recorded on a [T, B] grid of which a large part is padding: rows end early, and groups
-of equal rewards carry no gradient. Packing the wanted pairs to the front and looping over chunks
-with a trip count that depends on their number costs what they cost, with static shapes.
+A learner trains on cells of a grid [T, B]: for an unmasking policy the steps of B rollouts, for a
+denoiser the masked states of B responses. Most cells count for nothing, because rows end early and
+groups of equal rewards carry no gradient. So the cells that count are packed to the front, and a
+loop whose length depends on their number walks over them in chunks of static size. Memory follows
+the size of a chunk, time the number of cells that count, and one compiled program serves all
+batches.
 """
 
 from __future__ import annotations
@@ -20,65 +23,58 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sharding import keep
 from jax_unmask.learners.state import Params
-from jax_unmask.runtime.mesh import BATCH, active, active_over, constrain, spec
+from jax_unmask.runtime.mesh import BATCH, active, active_over, spec
 
 Tree = TypeVar("Tree")
 Carry = TypeVar("Carry")
+Metrics = dict[str, Float[Array, ""]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
-    """The devices that have one part of a batch each.
+class Shards:
+    """The devices that share the work of an update, inside a `jax.shard_map` over `axes`.
 
     Attributes:
-        axes: axes of the mesh that the parts are spread over; none where there is one part.
+        axes: axes of the mesh; none where nothing is shared.
+        by_rows: each device has rows of its own. Otherwise all have all rows, and each takes its
+            share of the cells.
     """
 
     axes: tuple[str, ...] = ()
+    by_rows: bool = True
 
     @property
     def count(self) -> int:
-        """How many parts there are."""
+        """Number of shards."""
         return jax.lax.axis_size(self.axes) if self.axes else 1
 
     @property
     def index(self) -> Int[Array, ""] | int:
-        """Which of them this is."""
+        """Number of this shard."""
         return jax.lax.axis_index(self.axes) if self.axes else 0
 
     def sum(self, tree: Tree) -> Tree:
-        """Sums over the parts."""
+        """Sum over the shards."""
         return jax.lax.psum(tree, self.axes) if self.axes else tree
 
     def max(self, tree: Tree) -> Tree:
-        """Largest values of all parts."""
+        """Largest values of all shards."""
         return jax.lax.pmax(tree, self.axes) if self.axes else tree
 
     def any(self, flags: Bool[Array, "*N"]) -> Bool[Array, ""]:
-        """Whether any flag of any part is set."""
+        """Whether any flag of any shard is set."""
         return self.sum(jnp.any(flags).astype(jnp.int32)) > 0 if self.axes else jnp.any(flags)
 
-    def joined(self, x: Array, axis: int) -> Array:
-        """The whole array, of which each part has a piece along an axis."""
-        return jax.lax.all_gather(x, self.axes, axis=axis, tiled=True) if self.axes else x
 
-    def own(self, x: Array, axis: int, size: int) -> Array:
-        """This part's piece, of that size, of a whole array."""
-        if not self.axes:
-            return x
-        first = self.index * size
-        return jax.lax.dynamic_slice_in_dim(x, first, size, axis)
-
-
-ALONE = Parts()
-"""The only part there is."""
+ALONE = Shards()
+"""One device, or devices among which the compiler shares the work."""
 
 
 def over_rows(function: Callable[..., Tree], whole: Any, *, records: Any, rows: Any) -> Tree:
-    """function(parts, whole, records, rows), on each device with its own rows.
+    """function(shards, whole, records, rows), on each device with its own rows.
 
     Args:
-        function: must return the same on all devices; that is what `parts` is for.
+        function: must return the same on all devices.
         whole: arrays that every device has.
         records: arrays [T, B, ...].
         rows: arrays [B, ...].
@@ -87,31 +83,31 @@ def over_rows(function: Callable[..., Tree], whole: Any, *, records: Any, rows: 
     if active_over(batch) is None:
         return function(ALONE, whole, records, rows)
 
-    def of_part(whole: Any, records: Any, rows: Any) -> Tree:
-        return function(Parts(BATCH), whole, records, rows)
+    def of_shard(whole: Any, records: Any, rows: Any) -> Tree:
+        return function(Shards(BATCH), whole, records, rows)
 
-    # Loops and branches differ from device to device, which is why types do not track it.
+    # Loops and branches differ between devices, which is why types do not track it.
     specs = (PartitionSpec(), spec(None, "batch"), spec("batch"))
-    split = jax.shard_map(of_part, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
+    split = jax.shard_map(of_shard, in_specs=specs, out_specs=PartitionSpec(), check_vma=False)
     return split(whole, records, rows)
 
 
 def over_copies(function: Callable[..., Tree], *whole: Any) -> Tree:
-    """function(parts, *whole), on each copy of the model: a part of the data axis.
+    """function(shards, *whole), on each copy of the model: a shard of the data axis.
 
-    Within a copy the compiler goes on to spread arrays over the other axes.
+    Within a copy the compiler spreads arrays over the other axes.
 
     Args:
-        function: must return the same on all copies; that is what `parts` is for.
-        whole: arrays that every copy has, such as its parameters; nothing that was computed outside
-            may come in by another way.
+        function: must return the same on all copies.
+        whole: arrays that every copy has, such as its parameters; nothing computed outside may come
+            in by another way.
     """
     mesh = active()
     if mesh is None or mesh.shape["data"] == 1:
         return function(ALONE, *whole)
 
     def of_copy(*whole: Any) -> Tree:
-        return function(Parts(("data",)), *whole)
+        return function(Shards(("data",), by_rows=False), *whole)
 
     split = jax.shard_map(
         of_copy,
@@ -124,26 +120,53 @@ def over_copies(function: Callable[..., Tree], *whole: Any) -> Tree:
 
 
 @struct.dataclass
-class Pairs:
-    """The wanted (step, row) pairs, packed to the front.
+class Minibatch:
+    """The cells of one optimiser step, as places in a packed order; see `split`.
 
     Attributes:
-        order: indices into the flattened [T * B] grid; the first `count` are the wanted pairs.
-        count: how many there are.
+        start: first place of this device's cells.
+        stop: end of them.
+        end: end of its walk. Where devices share the cells out, all walk equally far, and the last
+            of them may have fewer cells than that.
+        count: cells of all devices.
+    """
+
+    start: Int[Array, "*M"]
+    stop: Int[Array, "*M"]
+    end: Int[Array, "*M"]
+    count: Int[Array, "*M"]
+
+
+@struct.dataclass
+class Minibatches:
+    """Cells of a grid, packed minibatch by minibatch.
+
+    Attributes:
+        order: indices into the flattened grid of this device, those that count for nothing last.
+        each: the M minibatches, stacked.
+        total: cells of all minibatches and devices.
+        width: B, the width of this device's grid (static).
     """
 
     order: Int[Array, " N"]
-    count: Int[Array, ""]
+    each: Minibatch
+    total: Int[Array, ""]
+    width: int = struct.field(pytree_node=False)
+
+    @property
+    def first(self) -> Minibatch:
+        """The first minibatch: all cells, if there is one."""
+        return jax.tree.map(lambda leaf: leaf[0], self.each)
 
 
 @struct.dataclass
 class Chunk:
-    """Some pairs, as indices into [T, B, ...] arrays.
+    """Cells of a grid, as indices into arrays [T, B, ...].
 
     Attributes:
-        step: index t of each pair.
-        row: index b of each pair.
-        valid: the pair counts; the others repeat a valid one.
+        step: index t of each cell.
+        row: index b of each cell.
+        valid: the cell counts; the others repeat one that does.
     """
 
     step: Int[Array, " C"]
@@ -151,289 +174,253 @@ class Chunk:
     valid: Bool[Array, " C"]
 
 
-def pack(wanted: Bool[Array, "T B"], key: Array | None = None) -> Pairs:
-    """Moves the wanted pairs to the front.
+def split(
+    wanted: Bool[Array, "T B"],
+    number: int = 1,
+    key: Array | None = None,
+    *,
+    whole_rows: bool = False,
+    shards: Shards = ALONE,
+) -> Minibatches:
+    """Splits the wanted cells at random into minibatches of equal size.
+
+    Neighbouring cells are alike (the states of a response, the responses of a prompt): without the
+    random order, the gradient of one optimiser step would be one of a few prompts.
 
     Args:
-        wanted: which pairs.
-        key: typed PRNG key of a random order; None keeps the order of the grid.
+        wanted: the cells of this device's grid that count.
+        number: M, number of minibatches (static).
+        key: typed PRNG key of the random order; not needed for one minibatch.
+        whole_rows: keep all cells of a row together; minibatches then have equal numbers of rows.
+            Only for devices that have all rows.
+        shards: the devices. The minibatches do not depend on their number.
     """
-    unwanted = ~wanted.reshape(-1)
-    if key is None:
-        order = jnp.argsort(unwanted, stable=True)
-    else:
-        order = jnp.lexsort((jax.random.uniform(key, unwanted.shape), unwanted))
-    return Pairs(order=order.astype(jnp.int32), count=jnp.sum(wanted, dtype=jnp.int32))
+    width, edges = wanted.shape[1], jnp.arange(number + 1)
+    # 1. The minibatch of each cell, in 0 .. M - 1; M where it does not count.
+    place = jnp.where(wanted, 0, number)
+    if number > 1:
+        assert key is not None
+        every = wanted
+        if shards.axes and shards.by_rows:
+            every = jax.lax.all_gather(wanted, shards.axes, axis=1, tiled=True)
+        units = every.any(axis=0, keepdims=True) if whole_rows else every
+        flat = units.reshape(-1)
+        # The random rank of each unit among those that count; the others come behind them.
+        order = jnp.argsort(jnp.where(flat, jax.random.uniform(key, flat.shape), jnp.inf))
+        rank = jnp.zeros(flat.shape, jnp.int32).at[order].set(jnp.arange(flat.size))
+        whole = (rank * number // jnp.maximum(jnp.sum(flat), 1)).reshape(units.shape)
+        if shards.axes and shards.by_rows:
+            whole = jax.lax.dynamic_slice_in_dim(whole, shards.index * width, width, axis=1)
+        place = jnp.where(wanted, whole, number)
+    # 2. The cells of a minibatch together, in the order of the grid.
+    place = place.reshape(-1)
+    order = jnp.argsort(place, stable=True)
+    edges = jnp.searchsorted(place[order], edges).astype(jnp.int32)
+    start, stop = edges[:-1], edges[1:]
+    count, end = stop - start, stop
+    # 3. Their shares, where every device has all cells.
+    if shards.axes and not shards.by_rows:
+        share = -(-count // shards.count)
+        start += shards.index * share
+        end = start + share
+        stop = jnp.minimum(end, stop)
+    elif shards.axes:
+        count = shards.sum(count)
+    each = Minibatch(start=start, stop=stop, end=end, count=count)
+    return Minibatches(order.astype(jnp.int32), each, jnp.sum(count), width)
+
+
+def over_chunks(
+    body: Callable[[Carry, Chunk], Carry],
+    start: Carry,
+    cells: Minibatches,
+    minibatch: Minibatch,
+    chunk_size: int,
+    shards: Shards = ALONE,
+) -> Carry:
+    """Applies `body` to one chunk of this device's cells after the other.
+
+    Args:
+        body: carry and chunk to the next carry; never called without a cell of the minibatch.
+        start: the first carry.
+        cells: packed cells.
+        minibatch: which of them.
+        chunk_size: cells per chunk (static): of each device that has its own rows, of all devices
+            together where they share all cells.
+        shards: the devices.
+    """
+    size = min(chunk_size, cells.order.shape[0])
+    if not shards.by_rows:
+        size = -(-size // shards.count)
+    # Places from `stop` on repeat the last cell: a real cell with weight zero cannot bring in the
+    # NaN that an empty one might. Without a cell on this device it is another device's.
+    last = minibatch.stop - 1
+
+    def step(carry: tuple[Array, Carry]) -> tuple[Array, Carry]:
+        begin, inner = carry
+        place = begin + jnp.arange(size)
+        cell = cells.order[jnp.minimum(place, last)]
+        valid = place < minibatch.stop
+        return begin + size, body(inner, Chunk(cell // cells.width, cell % cells.width, valid))
+
+    return jax.lax.while_loop(lambda c: c[0] < minibatch.end, step, (minibatch.start, start))[1]
 
 
 @struct.dataclass
-class Hand:
-    """The pairs of one optimiser step, of all that were dealt out; see `deal`.
+class Sums:
+    """Numbers that a walk adds up; float32 scalars.
+
+    A unit is what has a ratio of probabilities (new to old): a step of an unmasking policy, a
+    token, or a response.
 
     Attributes:
-        bounds: first of its places among the packed pairs (of this part), and the end of them.
-        count: how many pairs it has, in all parts.
+        loss: loss of each optimiser step.
+        units: number of units.
+        clipped: units whose ratio left the clip range.
+        kl: estimates of the KL divergence to the old parameters.
+        kl_units: units that `kl` is of.
+        reference_kl: estimates of the KL divergence to reference parameters, of all units.
+        surprise: -log p of the decisions.
+        decisions: number of these: legal positions of a policy, trained tokens of a denoiser.
+        ratio_max: largest ratio.
     """
 
-    bounds: Int[Array, "*H 2"]
-    count: Int[Array, "*H"]
-
-
-def deal(
-    wanted: Bool[Array, "T B"], hands: int, key: Array | None, parts: Parts
-) -> tuple[Pairs, Hand]:
-    """Deals the wanted pairs out to hands of equal size.
-
-    Args:
-        wanted: which pairs of this part of the batch.
-        hands: number of hands (static).
-        key: typed PRNG key of a random order, the same for any number of parts; None keeps that of
-            the grid.
-        parts: the parts of the batch.
-
-    Returns:
-        The pairs of this part, packed, those of a hand together; and the hands, stacked.
-    """
-    rows = wanted.shape[1]
-    edge = jnp.arange(hands + 1)
-    if not parts.axes or key is None:
-        pairs = pack(wanted, key)
-        edges = (edge * pairs.count) // hands
-        count = parts.sum(edges[1:] - edges[:-1])
-        return pairs, Hand(jnp.stack([edges[:-1], edges[1:]], axis=1), count)
-    every = parts.joined(wanted, axis=1)
-    whole = pack(every, key)
-    edges = (edge * whole.count) // hands
-    rank = jnp.zeros_like(whole.order).at[whole.order].set(jnp.arange(every.size, dtype=jnp.int32))
-    # Unwanted pairs come behind all wanted ones, in this part as in the whole.
-    rank = parts.own(rank.reshape(every.shape), 1, rows).reshape(-1)
-    order = jnp.argsort(rank).astype(jnp.int32)
-    own = jnp.searchsorted(rank[order], edges).astype(jnp.int32)
-    pairs = Pairs(order=order, count=jnp.sum(wanted, dtype=jnp.int32))
-    return pairs, Hand(jnp.stack([own[:-1], own[1:]], axis=1), edges[1:] - edges[:-1])
-
-
-def take_chunk(
-    pairs: Pairs, begin: Int[Array, ""], stop: Int[Array, ""], size: int, rows: int
-) -> Chunk:
-    """The pairs at places [begin, begin + size), of which those before `stop` are valid.
-
-    Places from `stop` on repeat the last valid pair: a real pair with weight zero cannot bring in
-    the NaN that an empty observation might.
-
-    Args:
-        pairs: packed pairs.
-        begin: first place, below `stop`.
-        stop: end of the valid places, at most `pairs.count`.
-        size: places per chunk (static).
-        rows: B, the width of the grid (static).
-    """
-    place = begin + jnp.arange(size)
-    pair = pairs.order[jnp.minimum(place, stop - 1)]
-    return Chunk(step=pair // rows, row=pair % rows, valid=place < stop)
-
-
-@struct.dataclass
-class Totals:
-    """Float32 scalars: of two parts of a batch each is the sum, `ratio_max` the larger one.
-
-    Attributes:
-        ratio_max: largest ratio of the probabilities of new and old parameters.
-    """
-
+    loss: Float[Array, ""]
+    units: Float[Array, ""]
+    clipped: Float[Array, ""]
+    kl: Float[Array, ""]
+    kl_units: Float[Array, ""]
+    reference_kl: Float[Array, ""]
+    surprise: Float[Array, ""]
+    decisions: Float[Array, ""]
     ratio_max: Float[Array, ""]
 
     @classmethod
-    def zero(cls) -> Self:
-        """Nothing added yet."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in dataclasses.fields(cls)))
+    def of(cls, **values: Array) -> Self:
+        """These values, and zeros elsewhere; counts of flags become floats."""
+        zeros = {field.name: jnp.zeros(()) for field in dataclasses.fields(cls)}
+        return cls(**{n: jnp.asarray(v, jnp.float32) for n, v in (zeros | values).items()})
 
     def __add__(self, other: Self) -> Self:
         total = jax.tree.map(jnp.add, self, other)
         return dataclasses.replace(total, ratio_max=jnp.maximum(self.ratio_max, other.ratio_max))
 
-    def over(self, parts: Parts) -> Self:
-        """What all parts of a batch add up to that is spread over devices."""
-        return dataclasses.replace(parts.sum(self), ratio_max=parts.max(self.ratio_max))
+    def over(self, shards: Shards) -> Self:
+        """The sums of all devices."""
+        return dataclasses.replace(shards.sum(self), ratio_max=shards.max(self.ratio_max))
 
-
-@struct.dataclass
-class Sums(Totals):
-    """What passes over states add up; a unit is what has a ratio: a token or a response.
-
-    Attributes:
-        loss: loss of each optimiser step.
-        kl: estimates of the KL divergence to the old parameters, over units.
-        reference_kl: the same to the reference parameters.
-        clipped: units whose ratio left the clip range.
-        units: how many units there were.
-        surprise: -log p of the trained tokens.
-        tokens: how many of these there were.
-    """
-
-    loss: Float[Array, ""]
-    kl: Float[Array, ""]
-    reference_kl: Float[Array, ""]
-    clipped: Float[Array, ""]
-    units: Float[Array, ""]
-    surprise: Float[Array, ""]
-    tokens: Float[Array, ""]
-
-
-def split(
-    wanted: Bool[Array, "N B"], key: Array, parts: int, whole_responses: bool
-) -> Int[Array, "N B"]:
-    """Deals the wanted states out at random to parts of equal size, one per optimiser step.
-
-    Without that, the states of a response and the responses of a prompt would lie together, and
-    the gradients of one optimiser step would be alike.
-
-    Args:
-        wanted: which states there are.
-        key: typed PRNG key.
-        parts: how many parts (static).
-        whole_responses: keep all states of a response in one part.
-
-    Returns:
-        The part of each state, in 0 .. parts - 1 where it is wanted.
-    """
-    if parts == 1:
-        return jnp.zeros(wanted.shape, jnp.int32)
-    units = wanted.any(axis=0) if whole_responses else wanted.reshape(-1)
-    score = jnp.where(units, jax.random.uniform(key, units.shape), jnp.inf)
-    place = jnp.argsort(jnp.argsort(score))
-    part = place * parts // jnp.maximum(jnp.sum(units), 1)
-    return jnp.broadcast_to(part, wanted.shape) if whole_responses else part.reshape(wanted.shape)
-
-
-def over_chunks(
-    parts: Parts,
-    body: Callable[[Carry, Chunk], Carry],
-    start: Carry,
-    pairs: Pairs,
-    chunk_size: int,
-    rows: int,
-) -> Carry:
-    """Applies `body` to one chunk of (state, response) pairs after the other.
-
-    Args:
-        parts: the parts that chunks are cut into; what they add up to is their caller's.
-        body: carry and chunk to the next carry.
-        start: the first carry.
-        pairs: the pairs.
-        chunk_size: pairs per chunk, of all parts together (static).
-        rows: number of responses B (static).
-    """
-    size = -(-min(chunk_size, pairs.order.shape[0]) // parts.count)
-
-    def step(carry: tuple[Array, Carry]) -> tuple[Array, Carry]:
-        begin, inner = carry
-        # All parts take the same number of chunks, the last of which may be empty for some.
-        at = take_chunk(pairs, begin + parts.index * size, pairs.count, size, rows)
-        return begin + parts.count * size, body(inner, at)
-
-    first = jnp.zeros((), jnp.int32)
-    return jax.lax.while_loop(lambda carry: carry[0] < pairs.count, step, (first, start))[1]
+    def metrics(self, steps: Float[Array, ""] | float = 1.0) -> Metrics:
+        """Means over units and decisions, and the mean `loss` of so many optimiser steps."""
+        return {
+            "loss": self.loss / jnp.maximum(steps, 1.0),
+            "clip_fraction": self.clipped / jnp.maximum(self.units, 1.0),
+            "kl": self.kl / jnp.maximum(self.kl_units, 1.0),
+            "reference_kl": self.reference_kl / jnp.maximum(self.units, 1.0),
+            "surprise": self.surprise / jnp.maximum(self.decisions, 1.0),
+            "ratio_max": self.ratio_max,
+        }
 
 
 def accumulate(
-    parts: Parts,
     loss: Callable[[Params, Chunk], tuple[Array, Sums]],
     params: Params,
-    pairs: Pairs,
+    cells: Minibatches,
+    minibatch: Minibatch,
     chunk_size: int,
-    rows: int,
+    shards: Shards = ALONE,
 ) -> tuple[Params, Sums]:
-    """Gradient of the sum of the chunks' losses, added up in float32, and their sums.
+    """The gradient of the sum of the chunks' losses, added up in float32, and their sums.
 
     Args:
-        parts: the parts that chunks are cut into.
         loss: parameters and chunk to the chunk's loss and sums.
         params: where to differentiate.
-        pairs: the pairs to go over.
-        chunk_size: pairs whose activations are alive at once (static).
-        rows: number of responses B (static).
+        cells: packed cells.
+        minibatch: which of them.
+        chunk_size: see `over_chunks`.
+        shards: the devices; all get the gradient of all cells.
     """
     gradient = jax.grad(loss, has_aux=True)
 
     def body(carry: tuple[Params, Sums], at: Chunk) -> tuple[Params, Sums]:
         grads, sums = carry
         new_grads, new_sums = gradient(params, at)
-        return jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, new_grads), sums + new_sums
+        grads = jax.tree.map(lambda a, b: a + b.astype(a.dtype), grads, new_grads)
+        return grads, sums + jax.lax.stop_gradient(new_sums)
 
     zeros = keep(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params))
-    grads, sums = over_chunks(parts, body, (zeros, Sums.zero()), pairs, chunk_size, rows)
-    # Once, behind the loop: what the parts add up on the way is their own.
-    grads, sums = parts.sum(grads), sums.over(parts)
+    start = (zeros, Sums.of())
+    grads, sums = over_chunks(body, start, cells, minibatch, chunk_size, shards)
+    # Once, behind the loop: within it, every device adds up the gradients of its cells.
+    grads, sums = shards.sum(grads), sums.over(shards)
     return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params), sums
 
 
-def gather_slots(
-    parts: Parts,
-    scores: Callable[[Chunk], tuple[Array, Array, Array]],
-    shape: tuple[int, int, int],
-    pairs: Pairs,
-    chunk_size: int,
-) -> Float[Array, "slots B L"]:
-    """Collects per-token numbers of all states; states of one slot concern different tokens.
+def descend(
+    optimizer: optax.GradientTransformation, params: Params, opt_state: Any, grads: Params
+) -> tuple[Params, Any, Float[Array, ""]]:
+    """One optimiser step: new parameters and state, and the norm of the gradient."""
+    updates, opt_state = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), opt_state, optax.tree.norm(grads)
 
-    Args:
-        parts: the parts that chunks are cut into.
-        scores: chunk to its numbers [C, L] (0 where they do not count), slots [C] and tokens that
-            count [C, L].
-        shape: (slots, B, L).
-        pairs: the pairs to go over.
-        chunk_size: pairs per chunk (static).
+
+@struct.dataclass
+class Optimised:
+    """The outcome of all optimiser steps of a batch.
+
+    Attributes:
+        params: new parameters.
+        opt_state: new state of the optimiser.
+        sums: the sums of all steps.
+        grad_norm: norms of the gradients before clipping, added up.
+        steps: optimiser steps taken; minibatches without a cell take none.
     """
 
-    def body(out: Array, at: Chunk) -> Array:
-        values, slot, counts = scores(at)
-        # Whole on every device: others may have the tokens in their next chunk.
-        values = constrain(jnp.where(counts & at.valid[:, None], values, 0.0))
-        return out.at[slot, at.row].add(values)
+    params: Params
+    opt_state: Any
+    sums: Sums
+    grad_norm: Float[Array, ""]
+    steps: Float[Array, ""]
 
-    zeros = jnp.zeros(shape, jnp.float32)
-    return parts.sum(over_chunks(parts, body, zeros, pairs, chunk_size, shape[1]))
+    def metrics(self) -> Metrics:
+        """`Sums.metrics`, and the mean norm of the gradient."""
+        norm = self.grad_norm / jnp.maximum(self.steps, 1.0)
+        return self.sums.metrics(self.steps) | {"grad_norm": norm}
 
 
 def optimise(
-    gradient: Callable[[Params, Array, Pairs], tuple[Params, Sums]],
-    parts: Callable[[Array], list[Pairs]],
+    gradient: Callable[[Params, Array, Minibatches, Minibatch], tuple[Params, Sums]],
+    minibatches: Callable[[Array], Minibatches],
     optimizer: optax.GradientTransformation,
     params: Params,
     opt_state: Any,
     passes: int,
-) -> tuple[Params, Any, Sums, Array, Array]:
-    """All optimiser steps of one batch.
+) -> Optimised:
+    """All optimiser steps of one batch: a step per minibatch, several passes over all of them.
 
     Args:
-        gradient: parameters, index of the pass and pairs to the gradient and sums of one step.
-        parts: index of the pass to the pairs of each of its steps.
+        gradient: parameters, index of the pass, cells and minibatch to the gradient and sums of an
+            optimiser step; see `accumulate`.
+        minibatches: index of the pass to its minibatches.
         optimizer: an optax transformation.
         params: parameters to start from.
         opt_state: state of the optimiser.
         passes: passes over the batch (static).
-
-    Returns:
-        New parameters and state of the optimiser, the sums, the sum of the gradients' norms, and
-        the number of steps taken. Parts without any pair take none.
     """
 
-    def one_pass(carry: Any, index: Array) -> tuple[Any, None]:
-        pairs = jax.tree.map(lambda *leaves: jnp.stack(leaves), *parts(index))
+    def one_pass(carry: Optimised, index: Array) -> tuple[Optimised, None]:
+        cells = minibatches(index)
 
-        def step(carry: Any, pairs: Pairs) -> tuple[Any, None]:
-            def apply(carry: Any) -> Any:
-                params, opt_state, sums, norm, steps = carry
-                grads, new = gradient(params, index, pairs)
-                updates, opt_state = optimizer.update(grads, opt_state, params)
-                params = optax.apply_updates(params, updates)
-                return params, opt_state, sums + new, norm + optax.tree.norm(grads), steps + 1.0
+        def step(carry: Optimised, minibatch: Minibatch) -> tuple[Optimised, None]:
+            def apply(now: Optimised) -> Optimised:
+                grads, sums = gradient(now.params, index, cells, minibatch)
+                params, opt_state, norm = descend(optimizer, now.params, now.opt_state, grads)
+                sums, norm = now.sums + sums, now.grad_norm + norm
+                return Optimised(params, opt_state, sums, norm, now.steps + 1.0)
 
-            return jax.lax.cond(pairs.count > 0, apply, lambda c: c, carry), None
+            return jax.lax.cond(minibatch.count > 0, apply, lambda now: now, carry), None
 
-        return jax.lax.scan(step, carry, pairs)
+        return jax.lax.scan(step, carry, cells.each)
 
     zero = jnp.zeros((), jnp.float32)
-    start = (params, opt_state, Sums.zero(), zero, zero)
+    start = Optimised(params, opt_state, Sums.of(), zero, zero)
     return jax.lax.scan(one_pass, start, jnp.arange(passes))[0]

@@ -83,7 +83,7 @@ def step_weights(
 
     Args:
         active: the row still had a position to fill at this step.
-        total: where these are a part of the rows, sums a number over all parts.
+        total: where the rows are spread over devices, sums a number over all of them.
     """
     steps = jnp.sum(active, axis=0)
     rows = jnp.sum(steps > 0)
@@ -111,8 +111,8 @@ def policy_loss(
         epsilon: clip range of the ratio.
     """
     advantage = jnp.broadcast_to(advantages, active.shape)
-    # What stands in inactive steps is arbitrary: keep it out of exp, whose overflow would turn the
-    # zero weight into a NaN, in the value and in the gradient alike.
+    # Inactive steps hold arbitrary numbers. Their exp may overflow, and infinity times the weight
+    # zero is a NaN, in the value and in the gradient.
     log_prob = jnp.where(active, log_prob, 0.0)
     old_log_prob = jnp.where(active, old_log_prob, 0.0)
     objective = clipped_objective(log_prob, old_log_prob, advantage, epsilon)
@@ -122,7 +122,7 @@ def policy_loss(
 def clamped_log_ratio(
     log_prob: Float[Array, "*N"], other: Float[Array, "*N"], limit: float
 ) -> Float[Array, "*N"]:
-    """log_prob - other, held within [-limit, limit]; beyond it no gradient flows.
+    """log_prob - other, clipped to [-limit, limit]; outside, no gradient flows.
 
     Args:
         log_prob: log-probabilities under the parameters being trained.

@@ -4,33 +4,35 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, Protocol
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import struct
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float
 
 from jax_unmask.learners.engine import (
+    ALONE,
     Chunk,
-    Hand,
-    Pairs,
-    Parts,
-    Totals,
-    deal,
+    Metrics,
+    Minibatch,
+    Minibatches,
+    Shards,
+    Sums,
+    accumulate,
+    optimise,
+    over_chunks,
     over_rows,
-    pack,
-    take_chunk,
+    split,
 )
 from jax_unmask.learners.experts import ExpertSettings
 from jax_unmask.learners.losses import clipped_objective, mixture_log_prob, step_weights
 from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.rollout.trajectory import Records
+from jax_unmask.runtime import streams
 from jax_unmask.settings import Settings, given, setting
-
-Metrics = dict[str, Float[Array, ""]]
 
 
 class TrainablePolicy(Protocol):
@@ -48,40 +50,17 @@ class TrainablePolicy(Protocol):
 
 
 @struct.dataclass
-class PolicySums(Totals):
-    """What one pass over pairs adds up."""
-
-    loss: Float[Array, ""]
-    surprise: Float[Array, ""]
-    legal: Float[Array, ""]
-    clipped: Float[Array, ""]
-    kl: Float[Array, ""]
-    kl_pairs: Float[Array, ""]
-    pairs: Float[Array, ""]
-
-    def metrics(self, steps: Float[Array, ""] | float = 1.0) -> Metrics:
-        """Averages over `steps` optimiser steps; see `PolicyLearner.update` for what they are."""
-        return {
-            "loss": self.loss / jnp.maximum(steps, 1.0),
-            "entropy": self.surprise / jnp.maximum(self.legal, 1.0),
-            "clip_fraction": self.clipped / jnp.maximum(self.pairs, 1.0),
-            "approx_kl": self.kl / jnp.maximum(self.kl_pairs, 1.0),
-            "ratio_max": self.ratio_max,
-        }
-
-
-@struct.dataclass
 class _Rows:
-    """What a batch has to say about each of its B rows; see `PolicyLearner.update`."""
+    """Arrays with a value per row of a batch; see `PolicyLearner.update`."""
 
     advantages: Float[Array, " B"]
     is_expert: Bool[Array, " B"] | None = None
     imitated: Float[Array, " B"] | None = None
 
-    def teach(self) -> Bool[Array, " B"]:
-        """Rows that pull the policy somewhere."""
-        pull = self.advantages != 0
-        return pull if self.imitated is None else pull | (self.imitated != 0)
+    def with_gradient(self) -> Bool[Array, " B"]:
+        """Rows that have a gradient."""
+        found = self.advantages != 0
+        return found if self.imitated is None else found | (self.imitated != 0)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +68,7 @@ class PolicyLearner(Settings):
     """Trains a policy's network by GRPO; hashable, so that one instance is one compiled update.
 
     The objective is that of arXiv 2512.09106: group-mean advantages, a clipped ratio per step
-    (`policy_loss.policy_loss` is its definition), no KL term, no reference policy. The learner
+    (`losses.policy_loss` is its definition), no KL term, no reference policy. The learner
     gathers the (step, row) pairs that carry gradient and walks over them in chunks of static size,
     adding up gradients, so that memory does not grow with T x B, padded steps cost nothing, and
     one compiled program serves rollouts of any length.
@@ -193,31 +172,42 @@ class PolicyLearner(Settings):
         return over_rows(self._update, state, records=records, rows=rows)
 
     def _update(
-        self, parts: Parts, state: TrainState, records: Records, rows: _Rows
+        self, shards: Shards, state: TrainState, records: Records, rows: _Rows
     ) -> tuple[TrainState, Metrics]:
-        """`update` with one part of the rows, beside devices that have the others."""
+        """`update` with the rows of one shard."""
+        # 1. What experts did becomes as likely as the policy of before the update finds it.
         if rows.is_expert is not None:
-            wanted = jnp.broadcast_to(rows.is_expert, records.active.shape)
-            scored = self._log_prob(state.params, records, wanted)
-            old = jnp.where(rows.is_expert, scored, records.action.log_prob)
+            by_expert = jnp.broadcast_to(rows.is_expert, records.active.shape)
+            scores = self.log_prob(state.params, records, by_expert)
+            old = jnp.where(rows.is_expert, scores, records.action.log_prob)
             action = dataclasses.replace(records.action, log_prob=old)
             records = dataclasses.replace(records, action=action)
-        learn = functools.partial(self._learn, parts, records, rows)
-
-        def skip(state: TrainState) -> tuple[Params, optax.OptState, PolicySums, Array, Array]:
-            zero = jnp.zeros((), jnp.float32)
-            return state.params["network"], state.opt_state, PolicySums.zero(), zero, zero
-
-        signal = parts.any(rows.teach())
-        network, opt_state, sums, grad_norm, steps = jax.lax.cond(signal, learn, skip, state)
-        params = {**state.params, "network": network}
-        state = dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
-        metrics = sums.metrics(steps) | {
-            "grad_norm": grad_norm / jnp.maximum(steps, 1.0),
-            "pairs": sums.pairs / self.updates_per_batch,
+        # 2. The steps that carry gradient; none without any signal, whatever the entropy bonus.
+        signal = shards.any(rows.with_gradient())
+        wanted = self._wanted(records, rows) & signal
+        weights, key = step_weights(records.active, shards.sum), state.step_key()
+        # 3. All optimiser steps.
+        done = optimise(
+            functools.partial(self._gradient, shards, state.params, records, rows, weights),
+            lambda index: split(
+                wanted,
+                self.minibatches,
+                streams.stream(key, "minibatches", index),
+                shards=shards,
+            ),
+            self.optimizer,
+            state.params["network"],
+            state.opt_state,
+            self.updates_per_batch,
+        )
+        params = {**state.params, "network": done.params}
+        state = dataclasses.replace(
+            state, step=state.step + 1, params=params, opt_state=done.opt_state
+        )
+        return state, _named(done.metrics()) | {
+            "pairs": done.sums.units / self.updates_per_batch,
             "skipped": 1.0 - signal.astype(jnp.float32),
         }
-        return state, metrics
 
     @functools.partial(jax.jit, static_argnums=0)
     def gradients(
@@ -240,11 +230,14 @@ class PolicyLearner(Settings):
             The gradient, and `loss`, `entropy`, `clip_fraction`, `approx_kl` and `ratio_max`.
         """
         self._check(records, advantages, is_expert)
-        rows, parts = _Rows(advantages, is_expert), Parts()
-        pairs = pack(self._carries_gradient(records, rows))
-        bounds, one = jnp.stack([jnp.zeros((), jnp.int32), pairs.count]), jnp.ones(())
-        grads, sums = self._accumulate(parts, params, records, rows, pairs, bounds, one)
-        return grads, sums.metrics()
+        rows = _Rows(advantages, is_expert)
+        cells = split(self._wanted(records, rows))
+        network, index = params["network"], jnp.zeros((), jnp.int32)
+        weights = step_weights(records.active)
+        grads, sums = self._gradient(
+            ALONE, params, records, rows, weights, network, index, cells, cells.first
+        )
+        return grads, _named(sums.metrics())
 
     @functools.partial(jax.jit, static_argnums=0)
     def log_prob(
@@ -260,26 +253,18 @@ class PolicyLearner(Settings):
         Returns:
             Log-probabilities, 0 where a pair is not active or not wanted.
         """
-        return self._log_prob(params, records, wanted)
-
-    def _log_prob(
-        self, params: Params, records: Records, wanted: Bool[Array, "T B"] | None
-    ) -> Float[Array, "T B"]:
         wanted = records.active if wanted is None else records.active & wanted
-        steps, rows = records.active.shape
-        pairs = pack(wanted)
-        size = min(self.chunk_size, steps * rows)
+        steps, cells = records.active.shape[0], split(wanted)
 
-        def body(i: Array, out: Array) -> Array:
-            at = take_chunk(pairs, i * size, pairs.count, size, rows)
+        def body(out: Array, at: Chunk) -> Array:
             obs, action = _take(records, at)
-            # Pairs that do not count are sent out of bounds, where the scatter drops them.
+            # The scatter drops what is out of bounds: cells that do not count.
             step = jnp.where(at.valid, at.step, steps)
             scores = self.policy.log_prob(params, obs, action)
             return out.at[step, at.row].set(scores, mode="drop")
 
-        chunks = (pairs.count + size - 1) // size
-        return jax.lax.fori_loop(0, chunks, body, jnp.zeros((steps, rows), jnp.float32))
+        zeros = jnp.zeros(wanted.shape, jnp.float32)
+        return over_chunks(body, zeros, cells, cells.first, self.chunk_size)
 
     def _check(
         self,
@@ -311,60 +296,30 @@ class PolicyLearner(Settings):
                 f"is_expert has shape {is_expert.shape}, but the records hold {batch} rows"
             )
 
-    def _carries_gradient(self, records: Records, rows: _Rows) -> Bool[Array, "T B"]:
+    def _wanted(self, records: Records, rows: _Rows) -> Bool[Array, "T B"]:
+        """Steps that carry gradient."""
         if self.entropy_coefficient > 0:
             return records.active
-        return records.active & rows.teach()
+        return records.active & rows.with_gradient()
 
-    def _learn(
-        self, parts: Parts, records: Records, rows: _Rows, state: TrainState
-    ) -> tuple[Params, optax.OptState, PolicySums, Array, Array]:
-        """All optimiser steps of one batch."""
-        wanted = self._carries_gradient(records, rows)
-
-        def one_pass(carry: Any, index: Array) -> tuple[Any, None]:
-            key = jax.random.fold_in(state.step_key(), index) if self.minibatches > 1 else None
-            pairs, hands = deal(wanted, self.minibatches, key, parts)
-
-            def step(carry: Any, hand: Hand) -> tuple[Any, None]:
-                def apply(carry: Any) -> Any:
-                    network, opt_state, sums, norm, steps = carry
-                    params = {**state.params, "network": network}
-                    scale = hands.count.sum() / jnp.maximum(hand.count, 1)
-                    own = (pairs, hand.bounds, scale)
-                    grads, new = self._accumulate(parts, params, records, rows, *own)
-                    updates, opt_state = self.optimizer.update(grads, opt_state, network)
-                    network = optax.apply_updates(network, updates)
-                    norm += optax.tree.norm(grads)
-                    return network, opt_state, sums + new, norm, steps + 1.0
-
-                # A hand is empty only if there are fewer pairs than hands.
-                return jax.lax.cond(hand.count > 0, apply, lambda c: c, carry), None
-
-            return jax.lax.scan(step, carry, hands)
-
-        zero = jnp.zeros((), jnp.float32)
-        carry = (state.params["network"], state.opt_state, PolicySums.zero(), zero, zero)
-        carry, _ = jax.lax.scan(one_pass, carry, jnp.arange(self.updates_per_batch))
-        return carry
-
-    def _accumulate(
+    def _gradient(
         self,
-        parts: Parts,
+        shards: Shards,
         params: Params,
         records: Records,
         rows: _Rows,
-        pairs: Pairs,
-        bounds: Int[Array, " 2"],
-        scale: Float[Array, ""],
-    ) -> tuple[Params, PolicySums]:
-        """Gradient and sums over the packed pairs in `bounds`, and those of the other parts."""
-        start, stop = bounds[0], bounds[1]
-        num_rows = records.active.shape[1]
-        size = min(self.chunk_size, records.active.size)
-        weights = step_weights(records.active, parts.sum)
+        weights: Float[Array, "T B"],
+        network: Params,
+        index: Array,
+        cells: Minibatches,
+        minibatch: Minibatch,
+    ) -> tuple[Params, Sums]:
+        """Gradient and sums of one optimiser step."""
+        del index
+        # A minibatch estimates the loss of the whole batch without bias.
+        scale = cells.total / jnp.maximum(minibatch.count, 1)
 
-        def chunk_loss(network: Params, at: Chunk) -> tuple[Array, PolicySums]:
+        def loss(network: Params, at: Chunk) -> tuple[Array, Sums]:
             now, valid = {**params, "network": network}, at.valid
             obs, action = _take(records, at)
             entropy = None
@@ -388,36 +343,21 @@ class PolicyLearner(Settings):
             legal = jnp.sum(obs.legal, axis=-1)
             if entropy is not None:
                 objective += self.entropy_coefficient * entropy / jnp.maximum(legal, 1)
-            loss = -jnp.sum(jnp.where(valid, scale * weights[at.step, at.row], 0.0) * objective)
+            total = -jnp.sum(jnp.where(valid, scale * weights[at.step, at.row], 0.0) * objective)
             difference = new - old
             ratio = jnp.exp(difference)
-            sums = PolicySums(
-                loss=loss,
-                surprise=jnp.sum(jnp.where(by_policy, surprise, 0.0)),
-                legal=jnp.sum(jnp.where(by_policy, legal, 0)).astype(jnp.float32),
-                clipped=_count(valid & (jnp.abs(ratio - 1.0) > self.clip)),
+            return total, Sums.of(
+                loss=total,
+                units=jnp.sum(valid),
+                clipped=jnp.sum(valid & (jnp.abs(ratio - 1.0) > self.clip)),
                 kl=jnp.sum(jnp.where(by_policy, ratio - 1.0 - difference, 0.0)),
-                kl_pairs=_count(by_policy),
-                pairs=_count(valid),
+                kl_units=jnp.sum(by_policy),
+                surprise=jnp.sum(jnp.where(by_policy, surprise, 0.0)),
+                decisions=jnp.sum(jnp.where(by_policy, legal, 0)),
                 ratio_max=jnp.max(jnp.where(valid, ratio, 0.0)),
             )
-            return loss, jax.lax.stop_gradient(sums)
 
-        gradient = jax.grad(chunk_loss, has_aux=True)
-
-        def condition(carry: Any) -> Array:
-            return carry[0] < stop
-
-        def body(carry: Any) -> Any:
-            begin, grads, sums = carry
-            at = take_chunk(pairs, begin, stop, size, num_rows)
-            new_grads, new_sums = gradient(params["network"], at)
-            return begin + size, jax.tree.map(jnp.add, grads, new_grads), sums + new_sums
-
-        zeros = jax.tree.map(jnp.zeros_like, params["network"])
-        _, grads, sums = jax.lax.while_loop(condition, body, (start, zeros, PolicySums.zero()))
-        # Once, behind the loop: what the devices add up on the way is their own.
-        return parts.sum(grads), sums.over(parts)
+        return accumulate(loss, network, cells, minibatch, self.chunk_size, shards)
 
 
 def _take(records: Records, at: Chunk) -> tuple[Observation, Action]:
@@ -425,5 +365,7 @@ def _take(records: Records, at: Chunk) -> tuple[Observation, Action]:
     return jax.tree.map(lambda x: x[at.step, at.row], (records.obs, records.action))
 
 
-def _count(flags: Array) -> Float[Array, ""]:
-    return jnp.sum(flags, dtype=jnp.float32)
+def _named(metrics: Metrics) -> Metrics:
+    """The engine's metrics by the names that they have for a policy."""
+    names = {"kl": "approx_kl", "surprise": "entropy"}
+    return {names.get(n, n): x for n, x in metrics.items() if n != "reference_kl"}

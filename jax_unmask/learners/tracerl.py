@@ -7,21 +7,71 @@ import functools
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtyping import Array, Bool, Float
 
 from jax_unmask.denoisers.sharding import keep
 from jax_unmask.learners.advantages import outcome_rewards
-from jax_unmask.learners.engine import Parts, over_copies
+from jax_unmask.learners.engine import (
+    Chunk,
+    Metrics,
+    Minibatch,
+    Minibatches,
+    Optimised,
+    Shards,
+    Sums,
+    accumulate,
+    optimise,
+    over_chunks,
+    over_copies,
+)
+from jax_unmask.learners.losses import (
+    KlEstimator,
+    clamped_log_ratio,
+    kl_estimate,
+    ratio_objective,
+)
 from jax_unmask.learners.state import Params, TrainState, zero_step
-from jax_unmask.learners.states.batch import Metrics, TraceBatch, TraceSettings, ValueSettings
+from jax_unmask.learners.states.batch import StateBatch, StateSettings, TokenSettings
 from jax_unmask.learners.states.responses import Responses
-from jax_unmask.learners.value_model import init_value_model
+from jax_unmask.learners.states.surrogates import States, Trace
+from jax_unmask.learners.value_model import ValueSettings, init_value_model, train_values
+from jax_unmask.runtime.mesh import constrain
+from jax_unmask.settings import setting
 
-__all__ = ["TraceLearner", "TraceSettings", "ValueSettings"]
+__all__ = ["TraceLearner", "ValueSettings"]
 
 
 @dataclasses.dataclass(frozen=True)
-class TraceLearner(TraceSettings):
+class LossSettings(TokenSettings):
+    """The loss of an update of `tracerl.TraceLearner`, and its optimiser steps."""
+
+    clip: float = setting(
+        0.2, "Clip range epsilon of the ratio (0.2 in arXiv 2509.06949).", gt=0, lt=1
+    )
+    beta: float = setting(
+        0.01,
+        "Weight of the KL penalty against the parameters that the batch began with.",
+        ge=0,
+        le=1e6,
+    )
+    reference_beta: float = setting(
+        0.0, "Weight of the KL penalty against the weights at the start of the run.", ge=0, le=1e6
+    )
+    kl: KlEstimator = setting("k3", "Estimator of both penalties, see losses.kl_estimate.")
+    ratio_limit: float = setting(10.0, "Largest absolute log ratio.", gt=0, le=80)
+    temperature: float = setting(
+        1.0,
+        "Temperature of the log-probabilities; 1 published, whatever that of the rollout.",
+        gt=0,
+        le=1e4,
+    )
+    passes: int = setting(1, "Passes over each batch.", ge=1)
+    minibatches: int = setting(1, "Optimiser steps per pass.", ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceLearner(LossSettings, StateSettings):
     """Trains a denoiser on its own responses; hashable, so that one instance is one update.
 
     The loss of an optimiser step is the mean over its states (rows) of
@@ -30,16 +80,36 @@ class TraceLearner(TraceSettings):
 
     over the tokens k that the state trains: arXiv 2509.06949, eq. 3, for `surrogates.Trace`. For a
     surrogate with one ratio per response the same function of that ratio is averaged over
-    responses. States are walked over in chunks of static size, adding up gradients, so memory does
-    not grow with the batch; only trained positions go through the vocabulary projection.
+    responses. Only trained positions go through the vocabulary projection.
+
+    Attributes:
+        optimizer: see `optim.OptimizerSettings`.
+        value: how a value model is trained beside; None for none. Needs `surrogates.Trace`.
     """
+
+    _: dataclasses.KW_ONLY
+    optimizer: optax.GradientTransformation
+    value: ValueSettings | None = None
+
+    def check(self) -> None:
+        super().check()
+        if self.value is not None and not isinstance(self.surrogate, Trace):
+            raise ValueError(
+                f"a value model needs the surrogate Trace, got {type(self.surrogate).__name__}: "
+                "values belong to the steps of a trace"
+            )
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimiser steps per batch; what a learning-rate schedule must count."""
+        return self.passes * self.minibatches
 
     def init(self, params: Params, key: Array, adapters: Params | None = None) -> TrainState:
         """The state before the first update.
 
         Args:
             params: parameters of the denoiser; copied, so that the caller's stay alive.
-            key: typed PRNG key of the run.
+            key: typed PRNG key of the training.
             adapters: low-rank adapters to train instead of all parameters; `update` then wants the
                 parameters as `base`.
 
@@ -63,25 +133,25 @@ class TraceLearner(TraceSettings):
         key: Array,
         base: Params | None = None,
     ) -> Float[Array, "slots B L"]:
-        """Log-probabilities of the tokens that a pass trains, 0 elsewhere.
+        """Log-probabilities of the tokens that the first pass trains, 0 elsewhere.
 
         Args:
             params: parameters of the denoiser.
             responses: B responses.
             kept: the responses that count.
-            key: typed PRNG key of the pass, for surrogates that draw.
+            key: typed PRNG key of the training step, for surrogates that draw.
             base: frozen parameters below, where `params` are adapters.
         """
 
         def of_copy(
-            parts: Parts,
+            shards: Shards,
             params: Params,
             responses: Responses,
             kept: Array,
             key: Array,
             base: Params | None,
         ) -> Array:
-            return TraceBatch.of(self, responses, kept, base, parts).log_probs(params, key)
+            return StateBatch.of(self, responses, kept, key, base, shards).log_probs(params, 0)
 
         return over_copies(of_copy, params, responses, kept, key, base)
 
@@ -124,7 +194,7 @@ class TraceLearner(TraceSettings):
 
     def _learn(
         self,
-        parts: Parts,
+        shards: Shards,
         state: TrainState,
         responses: Responses,
         rewards: Array,
@@ -133,36 +203,75 @@ class TraceLearner(TraceSettings):
         base: Params | None,
     ) -> tuple[TrainState, Metrics]:
         """`update`, on one copy of the model."""
-        batch = TraceBatch.of(self, responses, kept, base, parts)
-        key, params, opt_state = state.step_key(), dict(state.params), dict(state.opt_state)
+        batch = StateBatch.of(self, responses, kept, state.step_key(), base, shards)
+        params, opt_state = dict(state.params), dict(state.opt_state)
         metrics: Metrics = {}
+        # 1. Advantages: the rewards, or those over the value model, which learns first.
         if self.value is None:
             advantages = jnp.broadcast_to(rewards[:, None], responses.tokens.shape)
         else:
             if rewards.ndim == 1:
                 rewards = outcome_rewards(rewards, batch.canvas.time, batch.canvas.trainable)
-            params["value"], opt_state["value"], advantages, metrics = batch.train_values(
-                params["value"], opt_state["value"], rewards, key
+            advantages, done, metrics = train_values(
+                batch,
+                self.value,
+                params["value"],
+                opt_state["value"],
+                rewards,
+                self.passes,
+                self.minibatches,
             )
-        policy = batch.train_policy(
-            params["denoiser"], opt_state["denoiser"], advantages, key, reference
+            params["value"], opt_state["value"] = done.params, done.opt_state
+        # 2. The denoiser.
+        done = self._train_denoiser(
+            batch, params["denoiser"], opt_state["denoiser"], advantages, reference
         )
-        params["denoiser"], opt_state["denoiser"], sums, norm, steps = policy
+        params["denoiser"], opt_state["denoiser"] = done.params, done.opt_state
         new_state = keep(
             dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
         )
-        return new_state, metrics | {
-            "loss": sums.loss / jnp.maximum(steps, 1.0),
-            "kl": sums.kl / jnp.maximum(sums.units, 1.0),
-            "reference_kl": sums.reference_kl / jnp.maximum(sums.units, 1.0),
-            "clip_fraction": sums.clipped / jnp.maximum(sums.units, 1.0),
-            "surprise": sums.surprise / jnp.maximum(sums.tokens, 1.0),
-            "ratio_max": sums.ratio_max,
-            "grad_norm": norm / jnp.maximum(steps, 1.0),
-            "trained_tokens": sums.tokens / self.passes,
-            "states": jnp.sum(batch.wanted(batch.pass_key(key, 0)), dtype=jnp.float32),
-            "skipped": (steps == 0).astype(jnp.float32),
+        return new_state, metrics | done.metrics() | {
+            "trained_tokens": done.sums.decisions / self.passes,
+            "states": jnp.sum(batch.wanted(0), dtype=jnp.float32),
+            "skipped": (done.steps == 0).astype(jnp.float32),
         }
+
+    def _train_denoiser(
+        self,
+        batch: StateBatch,
+        params: Params,
+        opt_state: optax.OptState,
+        advantages: Float[Array, "B L"],
+        reference: Params | None,
+    ) -> Optimised:
+        """All optimiser steps of the denoiser."""
+        # One set of log-probabilities for all passes, or where these draw states anew one for each.
+        sets = jnp.arange(self.passes if self.surrogate.redraws else 1)
+
+        def log_probs(params: Params) -> Float[Array, "sets slots B L"]:
+            found = jax.lax.map(functools.partial(batch.log_probs, params), sets)
+            return constrain(found, None, None, "batch")
+
+        # With a single step, the old log-probabilities are those of the step itself.
+        old = log_probs(params) if self.optimizer_steps > 1 else None
+        anchor = None if reference is None else log_probs(reference)
+
+        def gradient(
+            params: Params, index: Array, cells: Minibatches, minibatch: Minibatch
+        ) -> tuple[Params, Sums]:
+            number = index if self.surrogate.redraws else 0
+            loss = TraceLoss(
+                learner=self,
+                batch=batch,
+                index=index,
+                advantages=advantages,
+                old=None if old is None else old[number],
+                anchor=None if anchor is None else anchor[number],
+            )
+            return loss.gradient(params, cells, minibatch)
+
+        minibatches = functools.partial(batch.minibatches, number=self.minibatches)
+        return optimise(gradient, minibatches, self.optimizer, params, opt_state, self.passes)
 
     def _check(self, responses: Responses, rewards: Array, reference: Params | None) -> None:
         batch, length = responses.tokens.shape
@@ -176,3 +285,149 @@ class TraceLearner(TraceSettings):
                 f"reference_beta={self.reference_beta} and a reference "
                 f"{'is' if reference is not None else 'is not'} given: give both or neither"
             )
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceLoss:
+    """The loss of an optimiser step of `TraceLearner`.
+
+    Attributes:
+        learner: the settings.
+        batch: the responses.
+        index: the pass, which decides on the states.
+        advantages: of each token.
+        old: log-probabilities under the parameters that the batch began with; None where those are
+            the ones to differentiate at.
+        anchor: log-probabilities under the reference parameters, or None.
+    """
+
+    learner: TraceLearner
+    batch: StateBatch
+    index: Array | int
+    advantages: Float[Array, "B L"]
+    old: Float[Array, "slots B L"] | None = None
+    anchor: Float[Array, "slots B L"] | None = None
+
+    def gradient(
+        self, params: Params, cells: Minibatches, minibatch: Minibatch
+    ) -> tuple[Params, Sums]:
+        """Gradient and sums of the states of a minibatch."""
+        of_unit = self._of_tokens
+        if self.learner.surrogate.unit == "sequence":
+            of_unit = self._of_responses
+        return of_unit(params, cells, minibatch)
+
+    def _of_tokens(
+        self, params: Params, cells: Minibatches, minibatch: Minibatch
+    ) -> tuple[Params, Sums]:
+        """The mean over states, where each token has its own ratio."""
+
+        def loss(params: Params, at: Chunk) -> tuple[Array, Sums]:
+            states, weight, new, ratio, anchor = self._scored(params, at)
+            per_token, sums = self._per_unit(ratio, anchor, self.advantages[at.row], states.trained)
+            total = jnp.sum(weight * per_token) / minibatch.count
+            return total, sums + _of_decisions(states, new) + Sums.of(loss=total)
+
+        size, shards = self.learner.chunk_size, self.batch.shards
+        return accumulate(loss, params, cells, minibatch, size, shards)
+
+    def _of_responses(
+        self, params: Params, cells: Minibatches, minibatch: Minibatch
+    ) -> tuple[Params, Sums]:
+        """The mean over responses, where each response has one ratio.
+
+        The ratio of a response needs all of its states, more than a chunk can hold. So a first walk
+        adds up the log ratios, and a second one the gradient of each token's share in them.
+        """
+        batch = self.advantages.shape[0]
+        size, shards = self.learner.chunk_size, self.batch.shards
+        walk = functools.partial(
+            over_chunks, cells=cells, minibatch=minibatch, chunk_size=size, shards=shards
+        )
+
+        # 1. The number of states of each response.
+        def count(carry: Array, at: Chunk) -> Array:
+            return carry.at[at.row].add(at.valid)
+
+        states_of = shards.sum(walk(count, jnp.zeros(batch)))
+        share, present = 1.0 / jnp.maximum(states_of, 1.0), states_of > 0
+
+        # 2. The log ratio of each response, a mean over its states.
+        def add(carry: tuple[Array, Array], at: Chunk) -> tuple[Array, Array]:
+            _, weight, _, ratio, anchor = self._scored(params, at)
+            terms = (ratio, jnp.zeros_like(ratio) if anchor is None else anchor)
+            ratios, anchors = (
+                total.at[at.row].add(jnp.sum(weight * term, axis=-1) * share[at.row])
+                for total, term in zip(carry, terms, strict=True)
+            )
+            return ratios, anchors
+
+        ratios, anchors = shards.sum(walk(add, (jnp.zeros(batch), jnp.zeros(batch))))
+
+        # 3. The loss, and its slope in each log ratio.
+        def of_ratios(ratios: Array, anchors: Array) -> tuple[Array, Sums]:
+            anchored = None if self.anchor is None else anchors
+            per_unit, sums = self._per_unit(ratios, anchored, self.advantages[:, 0], present)
+            total = jnp.sum(jnp.where(present, per_unit, 0.0)) / jnp.maximum(jnp.sum(present), 1)
+            return total, sums + Sums.of(loss=total)
+
+        slopes, sums = jax.grad(of_ratios, argnums=(0, 1), has_aux=True)(ratios, anchors)
+        slope = (slopes[0] + slopes[1]) * share
+
+        # 4. Its gradient: the chain rule through the log-probabilities of each state.
+        def loss(params: Params, at: Chunk) -> tuple[Array, Sums]:
+            states, weight, new, _, _ = self._scored(params, at)
+            total = jnp.sum(weight * new * slope[at.row][:, None])
+            return total, _of_decisions(states, new)
+
+        grads, decisions = accumulate(loss, params, cells, minibatch, size, shards)
+        return grads, sums + decisions
+
+    def _scored(
+        self, params: Params, at: Chunk
+    ) -> tuple[States, Array, Array, Array, Array | None]:
+        """States, weights, log-probabilities and log ratios of a chunk's tokens."""
+        states = self.batch.states(self.index, at)
+        new = self.batch.score(params, at, states)
+        slot = self.learner.surrogate.slot(at.step)
+
+        def ratio(other: Array) -> Array:
+            return jnp.where(states.trained, new - other, 0.0)
+
+        old = jax.lax.stop_gradient(new) if self.old is None else self.old[slot, at.row]
+        anchor = None if self.anchor is None else ratio(self.anchor[slot, at.row])
+        return states, self.batch.weights(states), new, ratio(old), anchor
+
+    def _per_unit(
+        self, log_ratio: Array, anchor: Array | None, advantage: Array, units: Array
+    ) -> tuple[Array, Sums]:
+        """The loss of each unit, and the sums over those that count.
+
+        Args:
+            log_ratio: log ratio of new to old probabilities.
+            anchor: log ratio of new to reference probabilities, or None.
+            advantage: advantage of each unit.
+            units: the units that count.
+        """
+        learner, zero = self.learner, jnp.zeros_like(log_ratio)
+        log_ratio = clamped_log_ratio(log_ratio, zero, learner.ratio_limit)
+        kl, reference_kl = kl_estimate(log_ratio, learner.kl), zero
+        loss = learner.beta * kl - ratio_objective(log_ratio, advantage, learner.clip)
+        if anchor is not None:
+            anchor = clamped_log_ratio(anchor, zero, learner.ratio_limit)
+            reference_kl = kl_estimate(anchor, learner.kl)
+            loss += learner.reference_beta * reference_kl
+        ratio = jnp.exp(log_ratio)
+        return loss, Sums.of(
+            units=jnp.sum(units),
+            clipped=jnp.sum(units & (jnp.abs(ratio - 1.0) > learner.clip)),
+            kl=jnp.sum(jnp.where(units, kl, 0.0)),
+            kl_units=jnp.sum(units),
+            reference_kl=jnp.sum(jnp.where(units, reference_kl, 0.0)),
+            ratio_max=jnp.max(jnp.where(units, ratio, 0.0)),
+        )
+
+
+def _of_decisions(states: States, log_prob: Array) -> Sums:
+    surprise = -jnp.sum(jnp.where(states.trained, log_prob, 0.0))
+    return Sums.of(surprise=surprise, decisions=jnp.sum(states.trained))

@@ -143,16 +143,14 @@ def of_tracerl(config: ConfigDict, shape: denoisers.DenoiserConfig, layout: Layo
     settings = tracerl.build_settings(config, shape, ends, layout.placement.parts)
     policy, policy_params = policies.parse_policy(config.rollout.policy)
     weights = layout.parameters(denoisers.abstract_params(shape))
-    lora, adapters = config.lora, None
-    if lora.rank:
-        adapters = jax.eval_shape(
-            lambda key: denoisers.init_adapters(shape, key, lora.rank, lora.targets, lora.scale),
-            jax.random.key(0),
-        )
+    adapters = jax.eval_shape(lambda: tracerl.make_adapters(config, shape))
     state = jax.eval_shape(learner.init, weights, jax.random.key(0), adapters)
     state = layout.parameters(state)
     acting = state.params["denoiser"]
-    if lora.rank:
+    # Otherwise training lets go of what was loaded.
+    needed = adapters is not None or config.learner.reference_beta > 0
+    frozen = {"denoiser as loaded": weights} if needed else {}
+    if adapters is not None:
         acting = layout.parameters(jax.eval_shape(denoisers.with_adapters, weights, acting))
     rows, length = config.rollout.prompts_per_step * config.rollout.group_size, settings.gen_length
     with layout.placement.active():
@@ -172,10 +170,10 @@ def of_tracerl(config: ConfigDict, shape: denoisers.DenoiserConfig, layout: Layo
             state,
             *layout.everywhere(given),
             weights if config.learner.reference_beta > 0 else None,
-            weights if lora.rank else None,
+            weights if adapters is not None else None,
         )
     return Blueprint(
-        {"denoiser as loaded": weights, "trained parameters and optimiser": state},
+        {**frozen, "trained parameters and optimiser": state},
         given,
         state.params["denoiser"],
         (Program("rollout", rolled), Program("update", update)),
@@ -194,7 +192,7 @@ def of_sft(config: ConfigDict, shape: denoisers.DenoiserConfig, layout: Layout) 
     with layout.placement.active():
         step = type(learner).step.lower(learner, state, batch)
     return Blueprint(
-        {"denoiser as loaded": weights, "trained parameters and optimiser": state},
+        {"trained parameters and optimiser": state},
         batch,
         state.params,
         (Program("update", step),),

@@ -9,8 +9,8 @@ from typing import Any, Protocol
 
 from ml_collections import ConfigDict
 
+from jax_unmask import denoisers
 from jax_unmask.denoisers import DenoiserConfig, Tokenizer
-from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners import optim
 from jax_unmask.learners.state import TrainState
@@ -39,7 +39,17 @@ class Recipe(Protocol):
     shown: tuple[str, ...]
 
     def init(self) -> TrainState:
-        """The state before the first step."""
+        """The state before the first step.
+
+        The recipe lets go of loaded weights that no step needs besides it.
+        """
+        ...
+
+    def like(self) -> TrainState:
+        """Shapes and places of the arrays of `init`, for a run that restores its state instead.
+
+        The recipe lets go of the same weights as `init` does, and makes none.
+        """
         ...
 
     def data(self) -> data.BatchIterator:
@@ -85,16 +95,20 @@ def build_optimizer(config: ConfigDict, steps_per_iteration: int = 1) -> Any:
     return settings.build(config.train.steps * steps_per_iteration)
 
 
-def row_flops(config: ConfigDict, denoiser: DenoiserConfig, scored: int | None = None) -> int:
-    """Matrix products of one forward over a prompt and its canvas, in operations.
+def export_denoiser(config: ConfigDict, bundle: Bundle, workdir: pathlib.Path) -> Bundle:
+    """Saves a trained denoiser in Hugging Face format.
 
     Args:
-        config: gives their lengths.
-        denoiser: the denoiser.
-        scored: canvas positions that are scored; the canvas by default.
+        config: the config; `export` names the directory, by default `model/` of the workdir.
+        bundle: the denoiser as trained, with its tokenizer and task.
+        workdir: the directory of the run.
+
+    Returns:
+        The bundle without a name, for evaluation.
     """
-    gen_length = (config.data if "data" in config else config.rollout).gen_length
-    return forward_flops(denoiser, 1, config.task.prompt_length + gen_length, scored or gen_length)
+    directory = pathlib.Path(config.export or workdir / "model")
+    denoisers.save_pretrained(directory, bundle.denoiser, bundle.params, bundle.tokenizer)
+    return dataclasses.replace(bundle, name="")
 
 
 def check_fits(denoiser: DenoiserConfig, prompt_length: int, gen_length: int) -> None:

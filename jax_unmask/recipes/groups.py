@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 
-class Chosen(NamedTuple):
+class ChosenGroups(NamedTuple):
     """The groups of an update, always the same number of them.
 
     Attributes:
@@ -20,10 +20,10 @@ class Chosen(NamedTuple):
     kept: Bool[np.ndarray, " P"]
 
 
-def choose_groups(kept: Bool[np.ndarray, " N"], wanted: int) -> Chosen:
+def choose_groups(kept: Bool[np.ndarray, " N"], wanted: int) -> ChosenGroups:
     """The first `wanted` groups that are kept, filled up with others."""
     order = np.argsort(~kept, kind="stable")[:wanted]
-    return Chosen(order, kept[order])
+    return ChosenGroups(order, kept[order])
 
 
 def text_lengths(

@@ -25,14 +25,16 @@ from jax_unmask.recipes.base import (
     Metrics,
     build_optimizer,
     check_fits,
-    row_flops,
     training_batches,
 )
 from jax_unmask.recipes.rollouts import Rollouts
 from jax_unmask.report.model_card import write_policy_card
-from jax_unmask.rollout import RolloutSettings, joined, never_filled, scored_positions
+from jax_unmask.rollout import RolloutSettings, joined, never_filled
+from jax_unmask.rollout.flops import row_flops
 from jax_unmask.runtime import placement as placements
+from jax_unmask.runtime import streams
 from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.mesh import REPLICATED
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
 
@@ -184,11 +186,17 @@ class PolicyGrpo:
                 )
 
     def init(self) -> TrainState:
-        key, params = jax.random.key(self._config.seed), self._given
+        return self._placement.everywhere(self._make_state())
+
+    def like(self) -> TrainState:
+        return self._placement.like(self._make_state, rules=REPLICATED)
+
+    def _make_state(self) -> TrainState:
+        seed, params = self._config.seed, self._given
         if params is None:
+            key = streams.stream(streams.root(seed), "init")
             params = self._parts.policy.init_params(key, self._config.rollout.gen_length)
-        state = self._parts.learner.init(params, jax.random.fold_in(key, 1))
-        return self._placement.everywhere(state)
+        return self._parts.learner.init(params, streams.training_key(seed))
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
@@ -210,19 +218,17 @@ class PolicyGrpo:
                 state.params,
                 batch.prompts,
                 self._group,
-                key,
+                streams.stream(key, "rollout", 0),
                 parts.settings,
             )
             if self._experts:
-                # Another stream than the policy's rows; it matters to experts that draw.
-                expert_key = jax.random.fold_in(key, 2**31)
                 expert_parts = rollouts.start(
                     denoiser,
                     parts.expert,
                     parts.expert_params,
                     batch.prompts,
                     self._experts,
-                    expert_key,
+                    streams.stream(key, "experts"),
                     parts.expert_settings,
                 )
             rolled = [rollouts.fetch(policy_parts, batch.examples, self._group)]
@@ -291,11 +297,10 @@ class PolicyGrpo:
     def flops(self, metrics: Mapping[str, float]) -> float:
         # Of the policy's rollouts alone: its own network is small beside the denoiser, and the
         # forwards of experts are in no metric.
-        config = self._config
-        rows = config.rollout.prompts_per_step * config.rollout.group_size
-        forwards = rows * metrics.get("cost", metrics["nfe"])
-        scored = scored_positions(self._parts.policy, self._parts.settings)
-        return forwards * row_flops(config, self._bundle.denoiser.config, scored)
+        config, parts = self._config, self._parts
+        rows, prompt = config.rollout.prompts_per_step * self._group, config.task.prompt_length
+        denoiser = self._bundle.denoiser.config
+        return rows * row_flops(denoiser, parts.policy, parts.settings, prompt, metrics["nfe"])
 
     def _imitation(self, state: TrainState) -> Any:
         """Weight of the likelihood of right expert rollouts at this step; None where it is never

@@ -10,9 +10,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
 from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, policies
+from jax_unmask.denoisers.flops import head_flops, layer_flops
 from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.environment.bundle import Bundle, build_cache, load_bundle
 from jax_unmask.learners.advantages import (
@@ -22,7 +25,6 @@ from jax_unmask.learners.advantages import (
     kept_groups,
 )
 from jax_unmask.learners.state import TrainState
-from jax_unmask.learners.states.batch import describe
 from jax_unmask.learners.states.forward import AttentionBlocks, in_blocks
 from jax_unmask.learners.states.responses import Responses
 from jax_unmask.learners.states.surrogates import SurrogateSettings
@@ -31,24 +33,24 @@ from jax_unmask.recipes.base import (
     Metrics,
     build_optimizer,
     check_fits,
-    row_flops,
+    export_denoiser,
     training_batches,
 )
-from jax_unmask.recipes.groups import Chosen, choose_groups, text_lengths
+from jax_unmask.recipes.groups import choose_groups, text_lengths
 from jax_unmask.recipes.process import build_process_rewards
 from jax_unmask.recipes.rollouts import Rollouts
-from jax_unmask.rollout import Prompts, RolloutSettings, scored_positions
+from jax_unmask.rollout import RolloutSettings
+from jax_unmask.rollout.flops import row_flops
+from jax_unmask.runtime import streams
 from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.mesh import REPLICATED
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks import data, rewards
+from jax_unmask.tasks.base import Example
+from jax_unmask.tasks.data import Batch
 
 _SURROGATE = [field.name for field in dataclasses.fields(SurrogateSettings)]
 SURROGATES = ("trace", "random_masking", "coupled", "diffu_grpo", "espo")
-
-# Streams of a step's key: the learner takes 0 and 1, the rounds of rollouts those from here on.
-_FIRST_ROUND = 2
-# Of what is known about a rollout, that which is known of each prompt instead of each row.
-_OF_PROMPTS = ("over_budget", "alike")
 
 
 def build_learner(
@@ -133,6 +135,87 @@ def build_settings(
     )
 
 
+@struct.dataclass
+class RoundScores:
+    """What the hosts know of a round of rollouts: B rows, P prompts of B / P rows each.
+
+    Attributes:
+        correct: the checker's verdict.
+        reward: reward.
+        nfe: forwards.
+        length: filled tokens before the first end, and that end.
+        unfinished: positions were left masked.
+        over_budget: the prompt was cut to its budget.
+        alike: all rewards of the prompt are equal.
+        kept: the prompt may be trained on.
+    """
+
+    correct: Float[np.ndarray, " B"]
+    reward: Float[np.ndarray, " B"]
+    nfe: Int[np.ndarray, " B"]
+    length: Int[np.ndarray, " B"]
+    unfinished: Bool[np.ndarray, " B"]
+    over_budget: Bool[np.ndarray, " P"]
+    alike: Bool[np.ndarray, " P"]
+    kept: Bool[np.ndarray, " P"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Round:
+    """A round of rollouts: `group_size` responses to each prompt of a batch, next to each other.
+
+    Attributes:
+        responses: the responses, on the devices, each of which has some of the rows.
+        scores: of all rows and prompts, the same in all processes.
+        examples: the problem of each row; None where another process knows it.
+        useful: share of the executed forwards that a row needed.
+    """
+
+    responses: Responses
+    scores: RoundScores
+    examples: list[Example | None]
+    useful: float
+
+
+def make_adapters(config: ConfigDict, denoiser: denoisers.DenoiserConfig) -> Any:
+    """The low-rank adapters that training starts from; None where all parameters are trained.
+
+    Raises:
+        ConfigError: a target is nothing that the denoiser has.
+    """
+    lora = config.lora
+    if not lora.rank:
+        return None
+    key = streams.stream(streams.root(config.seed), "adapters")
+    try:
+        return denoisers.init_adapters(denoiser, key, lora.rank, lora.targets, lora.scale)
+    except ValueError as error:
+        remedy = "Name some of these, or give () for all"
+        raise ConfigError("lora.targets", lora.targets, str(error), remedy) from error
+
+
+def update_flops(
+    config: ConfigDict, denoiser: denoisers.DenoiserConfig, states: float, tokens: float
+) -> float:
+    """Matrix products of an update, its backward pass included, in operations.
+
+    Args:
+        config: a validated config.
+        denoiser: the denoiser.
+        states: states per pass; with block attention, one has a state of every block.
+        tokens: trained tokens per pass, which alone go through the vocabulary projection.
+    """
+    prompt, canvas = config.task.prompt_length, config.rollout.gen_length
+    length = prompt + canvas
+    if denoiser.attention_block is not None:
+        # The masked copy of the canvas stands behind the text, which its blocks attend to.
+        length += canvas
+    trunk = layer_flops(denoiser, length, canvas, length)
+    models = 2 if config.value.enabled else 1  # A value model is as large.
+    forward = models * states * trunk + head_flops(denoiser, 1) * tokens
+    return 3.0 * config.learner.passes * forward
+
+
 class TraceRl:
     """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949).
 
@@ -144,8 +227,8 @@ class TraceRl:
     shown: tuple[str, ...] = ("accuracy", "tokens_per_step", "groups_kept")
 
     def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+        del workdir
         self._config = config
-        self._directory = pathlib.Path(config.export or workdir / "model")
         self._group = config.rollout.group_size
         self._lora = config.lora.rank > 0
         self._policy, self._policy_params = policies.parse_policy(config.rollout.policy)
@@ -156,40 +239,40 @@ class TraceRl:
         self._bundle = load_bundle(config)  # Last: the weights take longest.
         self._placement = self._bundle.placement
         self._rollouts = Rollouts.of(config, self._bundle)
-        check_fits(
-            self._bundle.denoiser.config, config.task.prompt_length, config.rollout.gen_length
-        )
+        denoiser = self._bundle.denoiser
+        check_fits(denoiser.config, config.task.prompt_length, config.rollout.gen_length)
         self._ends = self._bundle.tokenizer.stop_ids
-        self._settings = build_settings(
-            config, self._bundle.denoiser.config, self._ends, self._placement.parts
-        )
-        self._learner = build_learner(config, self._bundle.denoiser, self._ends)
-        if self._lora:
-            self._check_targets()
+        self._settings = build_settings(config, denoiser.config, self._ends, self._placement.parts)
+        self._learner = build_learner(config, denoiser, self._ends)
+        jax.eval_shape(lambda: make_adapters(config, denoiser.config))  # Are there such targets?
         self._process = build_process_rewards(config, self._bundle)
         self._batches: data.BatchIterator | None = None
 
     def init(self) -> TrainState:
-        key, lora, adapters = jax.random.key(self._config.seed + 1), self._config.lora, None
-        denoiser = self._bundle.denoiser.config
-        if lora.rank:
-            adapters = denoisers.init_adapters(
-                denoiser, jax.random.fold_in(key, 1), lora.rank, lora.targets, lora.scale
-            )
-        make, params = self._learner.init, self._bundle.params
-        return self._placement.make(make, params, key, adapters, rules=RULES)
+        params, needed = self._bundle.params, self._let_go()
+        return self._placement.make(
+            self._learner.init,
+            params,
+            streams.training_key(self._config.seed),
+            make_adapters(self._config, self._bundle.denoiser.config),
+            rules=RULES,
+            donate=() if needed else (0,),
+        )
 
-    def _check_targets(self) -> None:
-        """Refuses adapters of what the denoiser does not have."""
-        lora, denoiser = self._config.lora, self._bundle.denoiser.config
-        try:
-            jax.eval_shape(
-                lambda key: denoisers.init_adapters(denoiser, key, lora.rank, lora.targets),
-                jax.random.key(0),
-            )
-        except ValueError as error:
-            remedy = "Name some of these, or give () for all"
-            raise ConfigError("lora.targets", lora.targets, str(error), remedy) from error
+    def like(self) -> TrainState:
+        params, denoiser = self._bundle.params, self._bundle.denoiser.config
+        self._let_go()
+        adapters = jax.eval_shape(lambda: make_adapters(self._config, denoiser))
+        key = streams.training_key(self._config.seed)
+        return self._placement.like(self._learner.init, params, key, adapters, rules=RULES)
+
+    def _let_go(self) -> bool:
+        """Lets go of the loaded weights, unless steps need them: returns whether they do."""
+        needed = self._lora or self._config.learner.reference_beta > 0
+        if not needed:
+            self._bundle = dataclasses.replace(self._bundle, params=None)
+            self._rollouts = Rollouts.of(self._config, self._bundle)
+        return needed
 
     def _whole(self, state: TrainState) -> Any:
         """All parameters of the denoiser as it is now; with adapters beside the frozen ones."""
@@ -210,168 +293,147 @@ class TraceRl:
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         config, key = self._config, state.step_key()
+        # 1. Rollouts, in several rounds if too few prompts of one can be trained on.
         wanted, rounds = config.rollout.prompts_per_step, []
         for number in range(config.filter.rounds):
             if number:
                 assert self._batches is not None  # The loop took `batch` from it.
                 # Nothing is carried over to the next step, so its position is all there is to save.
                 batch = next(self._batches)
-            round_key = jax.random.fold_in(key, _FIRST_ROUND + number)
+            round_key = streams.stream(key, "rollout", number)
             rounds.append(self._roll_out(self._whole(state), batch, round_key, timer))
-            if sum(int(each["kept"].sum()) for each in rounds) >= wanted:
+            if sum(int(each.scores.kept.sum()) for each in rounds) >= wanted:
                 break
-        rolled = {name: np.concatenate([each[name] for each in rounds]) for name in rounds[0]}
-        chosen = choose_groups(rolled.pop("kept"), wanted)
-        taken = self._take(rolled, chosen)
-        judged: Metrics = {}
-        if self._process is not None:
+        scores = jax.tree.map(lambda *x: np.concatenate(x), *(each.scores for each in rounds))
+        # 2. The rows to train on, gathered from the devices that wrote them.
+        chosen = choose_groups(scores.kept, wanted)
+        rows = (chosen.group[:, None] * self._group + np.arange(self._group)).reshape(-1)
+        kept = np.repeat(chosen.kept, self._group)
+        responses = self._placement.make(
+            _rows_of, [each.responses for each in rounds], rows, rules=REPLICATED
+        )
+        # 3. Their advantages.
+        found: Metrics = {}
+        if self._process is None:
+            advantages = self._advantages(jnp.asarray(scores.reward[rows]), self._group).advantages
+        else:
             with timer.measure("process"):
-                found = self._process(
-                    list(taken["example"]),
-                    taken["tokens"],
-                    taken["length"],
-                    taken["correct"] == 1,
-                    taken["kept"],
+                examples = [example for each in rounds for example in each.examples]
+                judged = self._process(
+                    [examples[row] for row in rows],
+                    np.asarray(responses.tokens),
+                    scores.length[rows],
+                    scores.correct[rows] == 1,
+                    kept,
                     self._group,
                 )
-            taken["chunks"] = found.scores
-            judged = {"process_score": found.mean}
+            found = {"process_score": judged.mean}
+            canvas = self._learner.describe(responses)
+            advantages = chunk_rewards(
+                jnp.asarray(judged.scores),
+                jnp.asarray(scores.length[rows]),
+                canvas.time,
+                canvas.trainable,
+                self._process.chunk_length,
+            )
+        # 4. The update.
         with timer.measure("update"):
-            state, metrics = self._update(state, taken)
-        filled = rolled["step_map"] >= 0
+            kept, advantages = self._placement.everywhere((kept, advantages))
+            base = self._bundle.params
+            with self._placement.active():
+                state, metrics = self._learner.update(
+                    state,
+                    responses,
+                    advantages,
+                    kept,
+                    base if config.learner.reference_beta > 0 else None,
+                    base if self._lora else None,
+                )
+            jax.block_until_ready(state.params)
         return state, {
-            "reward": np.mean(rolled["reward"]),
-            "accuracy": np.mean(rolled["correct"]),
-            "nfe": np.mean(rolled["nfe"]),
-            "response_length": np.mean(rolled["length"]),
-            "tokens_per_step": np.sum(rolled["length"]) / np.sum(rolled["nfe"]),
-            "without_end": np.mean(rolled["length"] == filled.shape[1]),
-            "useful_forwards": np.mean(rolled["useful"]),
-            "unfinished": np.mean(~filled.all(axis=1)),
-            "prompts_over_budget": np.mean(rolled["over_budget"]),
-            "groups_alike": np.mean(rolled["alike"]),
+            "reward": np.mean(scores.reward),
+            "accuracy": np.mean(scores.correct),
+            "nfe": np.mean(scores.nfe),
+            "response_length": np.mean(scores.length),
+            "tokens_per_step": np.sum(scores.length) / np.sum(scores.nfe),
+            "without_end": np.mean(scores.length == self._settings.gen_length),
+            "useful_forwards": np.mean([each.useful for each in rounds]),
+            "unfinished": np.mean(scores.unfinished),
+            "prompts_over_budget": np.mean(scores.over_budget),
+            "groups_alike": np.mean(scores.alike),
             "groups_kept": chosen.kept.sum() / wanted,
             "rounds": len(rounds),
-            **judged,
+            **found,
             **metrics,
         }
 
     def flops(self, metrics: Mapping[str, float]) -> float:
         config, denoiser = self._config, self._bundle.denoiser.config
         rows = metrics["rounds"] * config.rollout.prompts_per_step * self._group
-        models = 2 if config.value.enabled else 1  # A value model is as large.
-        trained = 3 * models * config.learner.passes * metrics["states"]
-        scored = scored_positions(self._policy, self._settings)
-        forwards = rows * metrics["nfe"] * row_flops(config, denoiser, scored)
-        return forwards + trained * row_flops(config, denoiser)
+        prompt = config.task.prompt_length
+        each = row_flops(denoiser, self._policy, self._settings, prompt, metrics["nfe"])
+        trained = update_flops(config, denoiser, metrics["states"], metrics["trained_tokens"])
+        return rows * each + trained
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         bundle, params = self._bundle, state.params["denoiser"]
         if self._lora:
             params = denoisers.merge_adapters(bundle.params, params)
         denoiser = in_blocks(bundle.denoiser, self._learner.blocks)
-        denoisers.save_pretrained(self._directory, denoiser, params, bundle.tokenizer)
-        return dataclasses.replace(bundle, denoiser=denoiser, params=params, name="")
+        bundle = dataclasses.replace(bundle, denoiser=denoiser, params=params)
+        return export_denoiser(self._config, bundle, workdir)
 
-    def _roll_out(self, params: Any, batch: Any, key: Any, timer: Timer) -> dict[str, np.ndarray]:
-        """Responses to a batch of prompts, `group_size` each, and what they are worth.
-
-        Returns:
-            Per row `example`, `prompt`, `prompt_mask`, `tokens`, `step_map`, `nfe`, `length`
-            (filled tokens before the first end, and that end), `correct`, `reward` and `useful`
-            (part of the executed forwards that rows needed, the same for all of them); per prompt
-            `over_budget`, `alike` (all of its rewards are equal) and `kept`. Of all processes, but
-            for `example`.
-        """
-        config, bundle = self._config, self._bundle
+    def _roll_out(self, params: Any, batch: Batch, key: Any, timer: Timer) -> Round:
+        """Responses to a batch of prompts, `group_size` each, and what they are worth."""
+        config, placement, size = self._config, self._placement, self._group
         with timer.measure("rollout"):
             parts = self._rollouts.start(
                 params,
                 self._policy,
                 self._policy_params,
                 batch.prompts,
-                self._group,
+                size,
                 key,
                 self._settings,
             )
-            # While the device is busy.
-            lengths = [
-                len(bundle.tokenizer.encode_prompt(bundle.task.prompt(example)))
-                for example in batch.examples
-            ]
-            fetched = self._rollouts.fetch(parts, batch.examples, self._group)
+            fetched = self._rollouts.fetch(parts, batch.examples, size)
             executed = sum(part.executed_cost for part in parts)
             useful = float(sum(jnp.sum(part.cost) for part in parts) / executed)
         with timer.measure("reward"):
             correct = fetched.scores()
+        # Of this process's feed: what rows are worth, and which prompts may be trained on.
         tokens, step_map, nfe = fetched.tokens, fetched.step_map, fetched.nfe
         reward = self._reward(correct, nfe, self._settings.gen_length, config.reward.alpha)
         reward = np.asarray(reward, np.float32)
-        over_budget = np.asarray(lengths) > config.task.prompt_length
-        grouped = reward.reshape(-1, self._group)
+        over_budget = batch.prompt_lengths > config.task.prompt_length
+        grouped = reward.reshape(-1, size)
         alike = grouped.max(axis=1) == grouped.min(axis=1)
-        right = correct.reshape(-1, self._group).mean(axis=1)
+        right = correct.reshape(-1, size).mean(axis=1)
         kept = kept_groups(right, config.filter.low, config.filter.high) & ~alike
         if not config.task.truncate_prompts:
             kept &= ~over_budget
-        # Which groups are trained is decided over all of them, so all processes know all rows.
-        rolled = self._placement.gather(
-            {
-                "prompt": np.repeat(batch.prompts.tokens, self._group, axis=0),
-                "prompt_mask": np.repeat(batch.prompts.mask, self._group, axis=0),
-                "tokens": tokens,
-                "step_map": step_map,
-                "nfe": nfe,
-                "length": text_lengths(tokens, step_map, self._ends),
-                "correct": correct,
-                "reward": reward,
-                "over_budget": over_budget,
-                "alike": alike,
-                "kept": kept,
-                "useful": np.full(len(tokens), useful, np.float32),
-            }
+        scores = RoundScores(
+            correct=correct,
+            reward=reward,
+            nfe=nfe,
+            length=text_lengths(tokens, step_map, self._ends),
+            unfinished=np.any(step_map < 0, axis=1),
+            over_budget=over_budget,
+            alike=alike,
+            kept=kept,
         )
-        if self._process is not None:  # Problems are no arrays: each process knows its own.
-            own = self._placement.feed * len(tokens) + np.arange(len(tokens))
-            repeated = [example for example in batch.examples for _ in range(self._group)]
-            rolled["example"] = np.full(len(rolled["tokens"]), None, dtype=object)
-            rolled["example"][own] = np.fromiter(repeated, dtype=object, count=len(own))
-        return rolled
-
-    def _take(self, rolled: dict[str, np.ndarray], chosen: Chosen) -> dict[str, np.ndarray]:
-        """The rows of the chosen groups, and which of them are `kept`."""
-        rows = (chosen.group[:, None] * self._group + np.arange(self._group)).reshape(-1)
-        taken = {name: leaf[rows] for name, leaf in rolled.items() if name not in _OF_PROMPTS}
-        return taken | {"kept": np.repeat(chosen.kept, self._group)}
-
-    def _update(self, state: TrainState, taken: dict[str, Any]) -> tuple[TrainState, Metrics]:
-        """One update with the chosen rows."""
-        # Small enough to be everywhere: a device takes what it works on out of all rows.
-        responses = self._placement.everywhere(
-            Responses(
-                prompts=Prompts(taken["prompt"], taken["prompt_mask"]),
-                tokens=taken["tokens"],
-                step_map=taken["step_map"],
-            )
+        prompts = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), batch.prompts)
+        examples: list[Example | None] = [None] * (len(tokens) * placement.feeds)
+        first = placement.feed * len(tokens)
+        examples[first : first + len(tokens)] = [e for e in batch.examples for _ in range(size)]
+        return Round(
+            responses=placement.rows(Responses(prompts, tokens, step_map)),  # type: ignore[arg-type]
+            scores=placement.gather(scores),
+            examples=examples,
+            useful=useful,
         )
-        if "chunks" in taken:
-            canvas = describe(self._learner, responses)
-            assert self._process is not None
-            advantages = chunk_rewards(
-                jnp.asarray(taken["chunks"]),
-                jnp.asarray(taken["length"]),
-                canvas.time,
-                canvas.trainable,
-                self._process.chunk_length,
-            )
-        else:
-            advantages = self._advantages(jnp.asarray(taken["reward"]), self._group).advantages
-        reference = self._bundle.params if self._config.learner.reference_beta > 0 else None
-        kept, advantages = self._placement.everywhere((taken["kept"], advantages))
-        base = self._bundle.params if self._lora else None
-        with self._placement.active():
-            state, metrics = self._learner.update(
-                state, responses, advantages, kept, reference, base
-            )
-        jax.block_until_ready(state.params)
-        return state, metrics
+
+
+def _rows_of(rounds: list[Responses], rows: Int[Array, " B"]) -> Responses:
+    """These rows of all rounds, one after the other."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[rows], *rounds)

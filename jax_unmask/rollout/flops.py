@@ -6,6 +6,8 @@ import dataclasses
 
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.flops import forward_flops, head_flops, layer_flops
+from jax_unmask.policies.base import Policy
+from jax_unmask.rollout.mdp import scored_positions
 from jax_unmask.rollout.trajectory import RolloutSettings, Trajectory
 
 
@@ -52,3 +54,32 @@ def rollout_flops(
     window = cache.window(length, settings.block_length)
     read = layer_flops(config, window, window, window + whole)
     return RolloutFlops(full, read + head_flops(config, window))
+
+
+def row_flops(
+    config: DenoiserConfig,
+    policy: Policy,
+    settings: RolloutSettings,
+    prompt_length: int,
+    nfe: float,
+) -> float:
+    """Matrix products of the forwards that one row needs.
+
+    Args:
+        config: the denoiser.
+        policy: the policy; decides which positions are scored.
+        settings: shape of the rollout, its cache included.
+        prompt_length: prompt tokens, padding included.
+        nfe: forwards of the row.
+    """
+    each = rollout_flops(config, settings, prompt_length, scored_positions(policy, settings))
+    blocks, cache = settings.gen_length // settings.block_length, settings.cache
+    if cache is None:
+        return nfe * each.full
+    if cache.kind == "block":
+        # The prompt once; and each block once more when it is done.
+        return each.full + (nfe + blocks) * each.cached
+    full: float = blocks
+    if cache.refresh_every:
+        full = max(blocks, nfe // cache.refresh_every)
+    return full * each.full + max(nfe - full, 0) * each.cached

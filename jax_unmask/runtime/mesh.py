@@ -31,6 +31,9 @@ LOGICAL: dict[str, str | tuple[str, ...]] = {
 }
 """Mesh axes of the named dimensions of all arrays; dimensions without a name are not sharded."""
 
+REPLICATED: Rules = ((".*", PartitionSpec()),)
+"""Rules by which every array is whole on all devices."""
+
 
 def make_mesh(
     data: int = -1,

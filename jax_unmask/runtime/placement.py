@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from ml_collections import ConfigDict
 
 from jax_unmask.runtime import mesh as meshes
@@ -80,13 +80,40 @@ class Placement:
         """A sharding for each leaf; None where there is no mesh."""
         return None if self.mesh is None else meshes.param_shardings(tree, rules, self.mesh)
 
-    def make(self, function: Callable[..., Tree], *arguments: Any, rules: Rules) -> Tree:
-        """Result of a function of arrays, each leaf created with the sharding of the rules."""
+    def make(
+        self,
+        function: Callable[..., Tree],
+        *arguments: Any,
+        rules: Rules,
+        donate: tuple[int, ...] = (),
+    ) -> Tree:
+        """Result of a function of arrays, each leaf created with the sharding of the rules.
+
+        Args:
+            function: the function.
+            *arguments: its arguments.
+            rules: see `mesh.param_shardings`.
+            donate: numbers of the arguments whose memory the result may take over.
+        """
         if self.mesh is None:
-            return function(*arguments)
+            make = jax.jit(function, donate_argnums=donate) if donate else function
+            return make(*arguments)
         with self.active():
             shardings = self.shardings(jax.eval_shape(function, *arguments), rules)
-            return jax.jit(function, out_shardings=shardings)(*arguments)
+            return jax.jit(function, out_shardings=shardings, donate_argnums=donate)(*arguments)
+
+    def like(self, function: Callable[..., Tree], *arguments: Any, rules: Rules) -> Tree:
+        """Shapes of what `make` returns, with their shardings; makes nothing."""
+        shapes = jax.eval_shape(function, *arguments)
+        shardings = self.shardings(shapes, rules)
+        if shardings is None:
+            one = SingleDeviceSharding(jax.local_devices()[0])
+            shardings = jax.tree.map(lambda _: one, shapes)
+
+        def place(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+        return jax.tree.map(place, shapes, shardings)
 
     def everywhere(self, tree: Any) -> Any:
         """Arrays that all processes have alike, whole on every device."""

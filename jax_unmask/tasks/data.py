@@ -103,6 +103,7 @@ class Batch:
     Attributes:
         examples: the task's examples, for `Task.check_batch`.
         prompts: left-padded prompts, tokens and mask [B, P] as NumPy arrays.
+        prompt_lengths: tokens of each prompt; above P where it was cut.
         responses: target tokens, filled up with EOS tokens that count as response; L is 0 in
             batches of prompts alone.
         valid: False in the rows that only fill up the last batch of the last epoch; they repeat
@@ -111,6 +112,7 @@ class Batch:
 
     examples: list[Example]
     prompts: Prompts
+    prompt_lengths: Int[np.ndarray, " B"]
     responses: Int[np.ndarray, "B L"]
     valid: Bool[np.ndarray, " B"]
 
@@ -248,6 +250,7 @@ class _Collate:
         return Batch(
             examples=[row.example for row in rows],
             prompts=self.tokenizer.pad_prompts(prompts, length, truncate=cut),
+            prompt_lengths=np.array([len(prompt) for prompt in prompts], np.int32),
             responses=np.array(responses, np.int32),
             valid=np.array([row.valid for row in rows]),
         )

@@ -24,6 +24,7 @@ from jax_unmask.commands import train
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.recipes import RECIPES
 from jax_unmask.recipes.policy_grpo import build_policy
+from jax_unmask.runtime import streams
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import ConfigError
 
@@ -262,7 +263,8 @@ class TestPolicyRuns:
             assert line["groups_with_signal"] == 0
             assert line["skipped"] == 1
             assert line["pairs"] == line["loss"] == line["grad_norm"] == 0
-        untouched = build_policy(config).init_params(jax.random.key(config.seed))
+        key = streams.stream(streams.root(config.seed), "init")
+        untouched = build_policy(config).init_params(key)
         assert jax.tree.all(jax.tree.map(np.array_equal, params, untouched))
 
 

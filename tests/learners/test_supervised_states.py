@@ -14,7 +14,7 @@ import tiny
 from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.states.responses import Responses
 from jax_unmask.learners.states.surrogates import Autoregressive, Canvas, SemiAutoregressive
-from jax_unmask.learners.tracerl import TraceLearner
+from jax_unmask.learners.supervised.states import StateLearner
 from jax_unmask.rollout import Prompts
 
 CONFIG = tiny.denoiser_config(family="dream", logits_shift=True)
@@ -52,8 +52,11 @@ def test_autoregressive_loss_is_that_of_every_prefix():
     responses = Responses(prompts, tokens, jnp.zeros((2, 5), jnp.int32))
     causal = dataclasses.replace(CONFIG, attention_block=1)
     params = init_params(CONFIG, jax.random.key(0))
-    learner = TraceLearner(
-        Denoiser(causal), optax.sgd(0.1), surrogate=Autoregressive(), beta=0.0, chunk_size=2
+    learner = StateLearner(
+        denoiser=Denoiser(causal),
+        optimizer=optax.sgd(0.1),
+        surrogate=Autoregressive(),
+        chunk_size=2,
     )
     state = learner.init(params, jax.random.key(1))
 
@@ -69,12 +72,12 @@ def test_autoregressive_loss_is_that_of_every_prefix():
                 total -= jax.nn.log_softmax(logits)[tokens[b, i]]
         return total / 10
 
-    new, metrics = learner.update(state, responses, jnp.ones(2), jnp.ones(2, bool))
+    new, metrics = learner.step(state, responses)
     expected, slope = jax.value_and_grad(loss)(params)
-    assert float(metrics["surprise"]) == pytest.approx(float(expected), abs=1e-5)
+    assert float(metrics["loss"]) == pytest.approx(float(expected), abs=1e-5)
     jax.tree.map(
         lambda after, before, g: np.testing.assert_allclose(after, before - 0.1 * g, atol=1e-6),
-        new.params["denoiser"],
+        new.params,
         params,
         slope,
     )

@@ -15,13 +15,13 @@ import tiny
 from jax_unmask.denoisers import Denoiser, init_adapters, init_params
 from jax_unmask.learners.advantages import outcome_rewards, trace_gae
 from jax_unmask.learners.losses import clamped_log_ratio, kl_estimate, ratio_objective
-from jax_unmask.learners.states.batch import describe
 from jax_unmask.learners.states.responses import Responses, trainable_tokens
 from jax_unmask.learners.states.surrogates import Elbo, FullyMasked, RandomMasking, Trace
 from jax_unmask.learners.states.token_log_prob import token_log_prob
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.policies import parse_policy
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.runtime import streams
 
 CONFIG = tiny.denoiser_config()
 DENOISER = Denoiser(CONFIG)
@@ -66,7 +66,7 @@ def make_learner(**settings) -> TraceLearner:
 
 def all_states(learner: TraceLearner, responses: Responses, key):
     """Every state of every response, numbered [N, B, ...], with its slot."""
-    canvas, rows = describe(learner, responses), jnp.arange(ROWS)
+    canvas, rows = learner.describe(responses), jnp.arange(ROWS)
     states = [
         learner.surrogate.states(canvas, key, jnp.full(ROWS, n), rows)
         for n in range(learner.num_states(LENGTH))
@@ -76,7 +76,7 @@ def all_states(learner: TraceLearner, responses: Responses, key):
 
 def pass_key(key, index):
     """The key of what the states of a pass draw."""
-    return jax.random.fold_in(jax.random.fold_in(key, 0), index)
+    return streams.stream(key, "states", index)
 
 
 class TestStates:
@@ -113,7 +113,7 @@ class TestStates:
         steps = jnp.asarray([[0, 2, 1, 0, -1, 2]])
         prompts = Prompts(jnp.zeros((1, 1), jnp.int32), jnp.ones((1, 1), bool))
         learner = make_learner(num_pads=1)
-        canvas = describe(learner, Responses(prompts, tokens, steps))
+        canvas = learner.describe(Responses(prompts, tokens, steps))
         assert canvas.trainable.tolist() == [[True, True, False, True, False, False]]
         state = functools.partial(learner.surrogate.states, canvas, None, row=jnp.zeros(1, int))
         assert state(index=jnp.asarray([1])).masked.tolist() == [[0, 1, 1, 0, 1, 1]]
@@ -132,7 +132,7 @@ class TestSurrogates:
     def test_complements_train_every_token_once(self, responses):
         for surrogate in (RandomMasking(draws=3, complement=True), Elbo(draws=3)):
             learner = make_learner(surrogate=surrogate, num_pads=0)
-            trainable = describe(learner, responses).trainable
+            trainable = learner.describe(responses).trainable
             states = all_states(learner, responses, jax.random.key(1))
             pairs = states.trained.reshape(3, 2, ROWS, LENGTH).sum(axis=1)
             np.testing.assert_array_equal(pairs, jnp.broadcast_to(trainable, pairs.shape))
@@ -149,7 +149,7 @@ class TestSurrogates:
         shares = {}
         for threshold in ("row", "token"):
             surrogate = RandomMasking(draws, 0.1, 0.9, mask_threshold=threshold)
-            canvas = describe(make_learner(surrogate=surrogate), responses)
+            canvas = make_learner(surrogate=surrogate).describe(responses)
             index = jnp.arange(draws)
             states = surrogate.states(canvas, jax.random.key(2), index, jnp.zeros(draws, int))
             shares[threshold] = np.asarray(states.masked.mean(axis=1))

@@ -17,12 +17,11 @@ from safetensors.numpy import load_file
 import tiny
 from jax_unmask.denoisers import Denoiser, from_pretrained, init_params
 from jax_unmask.denoisers.attention import Copies, attention, attention_in_copies
-from jax_unmask.learners.engine import pack
-from jax_unmask.learners.states.batch import StepLoss, TraceBatch, describe
+from jax_unmask.learners.states.batch import StateBatch
 from jax_unmask.learners.states.forward import AttentionBlocks
 from jax_unmask.learners.states.responses import Responses
 from jax_unmask.learners.states.surrogates import RandomMasking, Trace
-from jax_unmask.learners.tracerl import TraceLearner
+from jax_unmask.learners.tracerl import TraceLearner, TraceLoss
 from jax_unmask.learners.value_model import token_values
 from jax_unmask.policies import parse_policy
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
@@ -77,7 +76,7 @@ class TestAgainstTheRollout:
 
     def test_states(self, trajectory):
         learner, records = make_learner(), trajectory.records
-        canvas = describe(learner, responses_of(trajectory))
+        canvas = learner.describe(responses_of(trajectory))
         assert {tuple(row) for row in np.asarray(canvas.block_of).tolist()} == {
             tuple((length % 5 + np.arange(LENGTH)) // 5) for length in PROMPT_LENGTHS
         }
@@ -114,7 +113,7 @@ class TestAgainstTheRollout:
     @pytest.mark.parametrize(("length", "shrink"), [(5, 2), (8, 1), (10, 3), (20, 1)])
     def test_every_token_once_whatever_the_blocks(self, trajectory, length, shrink):
         learner = make_learner(length, surrogate=Trace(shrink=shrink))
-        canvas = describe(learner, responses_of(trajectory))
+        canvas = learner.describe(responses_of(trajectory))
         states = [
             learner.surrogate.states(canvas, None, jnp.full(4, n), jnp.arange(4)).trained
             for n in range(learner.num_states(LENGTH))
@@ -124,7 +123,7 @@ class TestAgainstTheRollout:
     def test_a_mask_ratio_for_each_block(self, trajectory):
         surrogate = RandomMasking(draws=1, mask_threshold="block", mask_low=0.0, mask_high=1.0)
         learner = make_learner(surrogate=surrogate)
-        canvas = describe(learner, responses_of(trajectory))
+        canvas = learner.describe(responses_of(trajectory))
         states = [
             surrogate.states(canvas, jax.random.key(n), jnp.zeros(4, int), jnp.arange(4))
             for n in range(200)
@@ -284,16 +283,16 @@ class TestGolden:
                 beta=setting["beta"],
                 kl="k3" if setting["k3"] else "k1",
             )
-            batch = TraceBatch.of(learner, responses, kept)
-            loss = StepLoss(
+            batch = StateBatch.of(learner, responses, kept, key)
+            loss = TraceLoss(
+                learner=learner,
                 batch=batch,
-                key=key,
+                index=0,
                 advantages=jnp.asarray(advantages, jnp.float32),
                 old=jnp.asarray(merged(data["old_logp"]))[None],
-                anchor=None,
-                pairs=pack(batch.wanted(key)),
             )
-            grads, sums = jax.jit(loss.gradient)(params)
+            cells = batch.minibatches(0)
+            grads, sums = jax.jit(loss.gradient)(params, cells, cells.first)
             assert float(sums.loss) == pytest.approx(setting["loss"], abs=5e-6)
             norm = float(optax.tree.norm(grads))
             assert norm == pytest.approx(setting["global_grad_norm"], rel=2e-4)
@@ -306,7 +305,7 @@ class TestGolden:
         _, data, learner, responses, merged, _ = self.prepared("value", model)
         denoiser, params = model
         value = {"backbone": params, "head": jnp.asarray(data["head_weight"][0])}
-        canvas = describe(learner, responses)
+        canvas = learner.describe(responses)
         found = np.zeros(responses.tokens.shape, np.float32)
         rows = jnp.arange(len(found))
         for n in range(learner.num_states(found.shape[1])):

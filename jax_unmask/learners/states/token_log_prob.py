@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.table_parts import TablePart, over_table
 from jax_unmask.denoisers.transformer import project
+from jax_unmask.learners.engine import Chunk, over_chunks, split
+
+Tree = TypeVar("Tree")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
@@ -42,17 +46,6 @@ def token_log_prob(
     return _forward(table, hidden, labels, wanted, *static)[0]
 
 
-def _pack(wanted: Bool[Array, " N"]) -> tuple[Int[Array, " N"], Int[Array, ""]]:
-    return jnp.argsort(~wanted, stable=True), jnp.sum(wanted, dtype=jnp.int32)
-
-
-def _chunk(order: Array, count: Array, start: Array, size: int) -> tuple[Array, Array]:
-    """Positions of a chunk, and where their results go: out of bounds if they do not count."""
-    place = start + jnp.arange(size)
-    index = order[jnp.minimum(place, jnp.maximum(count - 1, 0))]
-    return index, jnp.where(place < count, index, order.shape[0])
-
-
 def _forward(
     table: Array,
     hidden: Array,
@@ -62,21 +55,18 @@ def _forward(
     temperature: float,
 ) -> tuple[Array, tuple[Array, ...]]:
     def of_part(part: TablePart, hidden: Array, labels: Array, wanted: Array) -> tuple[Array, ...]:
-        size = min(positions_per_chunk, wanted.shape[0])
-        order, count = _pack(wanted)
         part = part.gathered(hidden.dtype)
 
-        def body(start: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
-            place, target = _chunk(order, count, start * size, size)
-            logits = part.logits(hidden[place], 0, part.size) / temperature
-            score, total = part.picked(logits, labels[place]), jax.nn.logsumexp(logits, axis=-1)
+        def body(out: tuple[Array, Array], at: Chunk) -> tuple[Array, Array]:
+            logits = part.logits(hidden[at.row], 0, part.size) / temperature
+            score, total = part.picked(logits, labels[at.row]), jax.nn.logsumexp(logits, axis=-1)
             if part.tensor == 1:
                 score = score - total
-            new = score, total
-            return jax.tree.map(lambda x, y: x.at[target].set(y, mode="drop"), out, new)
+            return _put(out, (score, total), at)
 
         zeros = jnp.zeros(wanted.shape, jnp.float32)
-        scores, total = jax.lax.fori_loop(0, (count + size - 1) // size, body, (zeros, zeros))
+        cells = split(wanted[None])
+        scores, total = over_chunks(body, (zeros, zeros), cells, cells.first, positions_per_chunk)
         if part.tensor > 1:  # Once for all positions, and not a chunk at a time.
             largest = part.max(total)
             total = largest + jnp.log(part.sum(jnp.exp(total - largest)))
@@ -93,30 +83,24 @@ def _backward(
 ) -> tuple[Array, Array, None, None]:
     def of_part(part: TablePart, *rows: Array) -> tuple[Array, Array]:
         hidden, labels, wanted, total, cotangent = rows
-        size = min(positions_per_chunk, wanted.shape[0])
-        order, count = _pack(wanted)
         part = part.gathered(hidden.dtype)
 
-        def log_prob(table: Array, hidden: Array, place: Array) -> Array:
+        def log_prob(table: Array, hidden: Array, at: Chunk) -> Array:
             logits = project(table, hidden) / temperature
             normaliser = jax.nn.logsumexp(logits, axis=-1)
             if part.tensor > 1:  # The total is that of all parts; its derivatives are these.
-                normaliser = jnp.sum(jnp.exp(logits - total[place][:, None]), axis=-1)
-            return part.picked(logits, labels[place]) - normaliser
+                normaliser = jnp.sum(jnp.exp(logits - total[at.row][:, None]), axis=-1)
+            return part.picked(logits, labels[at.row]) - normaliser
 
-        def body(start: Array, grads: tuple[Array, Array]) -> tuple[Array, Array]:
+        def body(grads: tuple[Array, Array], at: Chunk) -> tuple[Array, Array]:
             of_table, of_hidden = grads
-            place, target = _chunk(order, count, start * size, size)
-            _, pull = jax.vjp(lambda t, h: log_prob(t, h, place), part.table, hidden[place])
-            weight = jnp.where(target < wanted.shape[0], cotangent[place], 0.0)
-            new_table, new_hidden = pull(weight)
-            return (
-                of_table + new_table.astype(jnp.float32),
-                of_hidden.at[target].set(new_hidden, mode="drop"),
-            )
+            _, transpose = jax.vjp(lambda t, h: log_prob(t, h, at), part.table, hidden[at.row])
+            new_table, new_hidden = transpose(jnp.where(at.valid, cotangent[at.row], 0.0))
+            return of_table + new_table.astype(jnp.float32), _put(of_hidden, new_hidden, at)
 
         zeros = (jnp.zeros(part.table.shape, jnp.float32), jnp.zeros_like(hidden))
-        of_table, of_hidden = jax.lax.fori_loop(0, (count + size - 1) // size, body, zeros)
+        cells = split(wanted[None])
+        of_table, of_hidden = over_chunks(body, zeros, cells, cells.first, positions_per_chunk)
         return part.own(of_table).astype(table.dtype), part.sum(of_hidden)
 
     table, *rows = saved
@@ -126,3 +110,10 @@ def _backward(
 
 
 token_log_prob.defvjp(_forward, _backward)
+
+
+def _put(out: Tree, new: Tree, at: Chunk) -> Tree:
+    """Puts numbers of a chunk's positions into arrays [N, ...]; the scatter drops invalid ones."""
+    size = jax.tree.leaves(out)[0].shape[0]
+    place = jnp.where(at.valid, at.row, size)
+    return jax.tree.map(lambda x, y: x.at[place].set(y, mode="drop"), out, new)

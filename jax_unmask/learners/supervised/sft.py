@@ -13,12 +13,12 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sharding import keep
+from jax_unmask.learners.engine import Metrics, descend
 from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.learners.supervised.corruption import Corruption, Masking, corrupt
 from jax_unmask.rollout.trajectory import Prompts
+from jax_unmask.runtime import streams
 from jax_unmask.settings import Settings, given, setting
-
-Metrics = dict[str, Float[Array, ""]]
 
 
 @struct.dataclass
@@ -153,7 +153,9 @@ class SftLearner(Settings):
             The new state, and `loss`, `masked_accuracy`, `masked_fraction` and `grad_norm` (before
             clipping).
         """
-        corruption = corrupt(self.masking, state.step_key(), *batch.targets.shape)
+        corruption = corrupt(
+            self.masking, streams.stream(state.step_key(), "masking"), *batch.targets.shape
+        )
 
         def loss_fn(params: Params) -> tuple[Float[Array, ""], Float[Array, ""]]:
             return masked_cross_entropy(
@@ -161,8 +163,7 @@ class SftLearner(Settings):
             )
 
         (loss, accuracy), grads = jax.value_and_grad(loss_fn, has_aux=True)(state.params)
-        updates, opt_state = self.optimizer.update(grads, state.opt_state, state.params)
-        params = optax.apply_updates(state.params, updates)
+        params, opt_state, norm = descend(self.optimizer, state.params, state.opt_state, grads)
         ema = state.ema
         if self.ema_decay:
             decay = jnp.minimum(self.ema_decay, (1.0 + state.step) / (10.0 + state.step))
@@ -176,6 +177,6 @@ class SftLearner(Settings):
             "loss": loss,
             "masked_accuracy": accuracy,
             "masked_fraction": jnp.mean(corruption.masked, dtype=jnp.float32),
-            "grad_norm": optax.tree.norm(grads),
+            "grad_norm": norm,
         }
         return new_state, metrics

@@ -1,0 +1,102 @@
+"""Supervised training of a denoiser in chosen states of given responses."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array
+
+from jax_unmask.denoisers.sharding import keep
+from jax_unmask.learners.engine import (
+    Chunk,
+    Metrics,
+    Shards,
+    Sums,
+    accumulate,
+    descend,
+    over_copies,
+)
+from jax_unmask.learners.state import Params, TrainState, zero_step
+from jax_unmask.learners.states.batch import StateBatch, StateSettings
+from jax_unmask.learners.states.responses import Responses
+
+
+@dataclasses.dataclass(frozen=True)
+class StateLearner(StateSettings):
+    """Trains a denoiser on given responses; hashable, so that one instance is one compiled step.
+
+    The loss is the mean over the states of a surrogate of
+
+        - sum_k w_k log p(token k | state)
+
+    over the tokens k that the state trains (arXiv 2509.06949, sections 3 and 5.2).
+
+    Attributes:
+        optimizer: see `optim.OptimizerSettings`.
+        full_length: the length that tokens weigh as if all canvases had it, for batches that are
+            cut to their longest response and the normaliser "length"; None for the batch's own.
+    """
+
+    _: dataclasses.KW_ONLY
+    optimizer: optax.GradientTransformation
+    full_length: int | None = None
+
+    def init(self, params: Params, key: Array) -> TrainState:
+        """The state before the first step.
+
+        Args:
+            params: parameters of the denoiser; copied, so that the caller's stay alive.
+            key: typed PRNG key of the training.
+        """
+        params = jax.tree.map(jnp.copy, params)
+        opt_state = self.optimizer.init(params)
+        return TrainState(step=zero_step(), params=params, opt_state=opt_state, key=jnp.copy(key))
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def step(self, state: TrainState, responses: Responses) -> tuple[TrainState, Metrics]:
+        """Takes one optimiser step on one batch. The state passed in is donated: use the new one.
+
+        Args:
+            state: the training state.
+            responses: B responses; `step_map` is read by `surrogates.Trace` alone, but for -1,
+                which keeps a token from being trained.
+
+        Returns:
+            The new state, and `loss` (the mean of -log p over trained tokens, whatever they weigh),
+            `grad_norm` (before clipping), `trained_tokens` and `states`.
+        """
+        return over_copies(self._step, state, responses)
+
+    def _step(
+        self, shards: Shards, state: TrainState, responses: Responses
+    ) -> tuple[TrainState, Metrics]:
+        count, length = responses.tokens.shape
+        kept = jnp.ones(count, bool)
+        batch = StateBatch.of(self, responses, kept, state.step_key(), shards=shards)
+        cells = batch.minibatches(0)
+        minibatch, scale = cells.first, 1.0
+        if self.normaliser == "length" and self.full_length is not None:
+            scale = length / self.full_length
+
+        def loss(params: Params, at: Chunk) -> tuple[Array, Sums]:
+            states = batch.states(0, at)
+            scores = batch.score(params, at, states)
+            total = -scale * jnp.sum(batch.weights(states) * scores) / minibatch.count
+            surprise = -jnp.sum(jnp.where(states.trained, scores, 0.0))
+            return total, Sums.of(surprise=surprise, decisions=jnp.sum(states.trained))
+
+        grads, sums = accumulate(loss, state.params, cells, minibatch, self.chunk_size, shards)
+        params, opt_state, norm = descend(self.optimizer, state.params, state.opt_state, grads)
+        new_state = keep(
+            dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
+        )
+        return new_state, {
+            "loss": sums.metrics()["surprise"],
+            "grad_norm": norm,
+            "trained_tokens": sums.decisions,
+            "states": minibatch.count.astype(jnp.float32),
+        }

@@ -1,0 +1,68 @@
+"""Operations of training steps: what is counted, and that planner and training count alike."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from jax_unmask import config as defaults
+from jax_unmask import denoisers, policies
+from jax_unmask.planning.estimate import work
+from jax_unmask.recipes.tracerl import TraceRl, build_settings
+from jax_unmask.rollout import RolloutSettings, flops, parse_cache
+
+SDAR_8B = denoisers.DenoiserConfig(
+    family="sdar",
+    vocab_size=151_936,
+    hidden_size=4096,
+    num_layers=36,
+    num_heads=32,
+    num_kv_heads=8,
+    head_dim=128,
+    intermediate_size=12_288,
+    attention_block=4,
+    qk_norm=True,
+    max_length=4096,
+    mask_token_id=0,
+    eos_token_id=1,
+    pad_token_id=1,
+    bos_token_id=2,
+)
+
+
+@pytest.mark.parametrize("cache", ["block", "prefix", "none"])
+def test_forwards_that_read_a_cache_count_what_they_compute(cache):
+    family = "sdar" if cache == "block" else "llada"
+    block = 4 if cache == "block" else None
+    denoiser = dataclasses.replace(SDAR_8B, family=family, attention_block=block)
+    settings = RolloutSettings(512, 4, cache=parse_cache(cache))
+    policy, _ = policies.parse_policy("threshold:threshold=0.9")
+    found = flops.row_flops(denoiser, policy, settings, 256, nfe=200)
+    plain = dataclasses.replace(settings, cache=None)
+    whole = flops.row_flops(denoiser, policy, plain, 256, nfe=200)
+    if cache == "none":
+        assert found == whole
+    else:
+        each = flops.rollout_flops(denoiser, settings, 256, 4)
+        full, read = (1, 200 + 128) if cache == "block" else (128, 200 - 128)
+        assert found == full * each.full + read * each.cached
+        assert found < 0.8 * whole
+
+
+def test_planner_and_training_count_alike():
+    config = defaults.tracerl()
+    config.rollout.cache, config.rollout.block_length = "block", 4
+    planned = work(config, SDAR_8B, nfe=200)
+    recipe = TraceRl.__new__(TraceRl)
+    recipe._config, recipe._group = config, config.rollout.group_size
+    recipe._policy, _ = policies.parse_policy(config.rollout.policy)
+    recipe._settings = build_settings(config, SDAR_8B, (1,))
+    recipe._bundle = type("Bundle", (), {"denoiser": denoisers.Denoiser(SDAR_8B)})
+    rows = config.rollout.prompts_per_step * config.rollout.group_size
+    length = config.rollout.gen_length
+    states = -(-200 / config.learner.shrink // (length // 4))
+    found = recipe.flops(
+        {"rounds": 1, "nfe": 200, "states": rows * states, "trained_tokens": rows * length}
+    )
+    assert found == pytest.approx(planned.rollout + planned.update)

@@ -1,0 +1,45 @@
+"""Streams of random numbers: no two of a run, or of runs with other seeds, are the same."""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import jax
+import numpy as np
+
+from jax_unmask.rollout import row_keys
+from jax_unmask.runtime import streams
+
+OF_A_RUN = ("init", "numbers", "adapters", "training", "sampling", "likelihood")
+OF_A_STEP = ("rollout", "experts", "minibatches", "states", "masking")
+
+
+def test_no_two_streams_coincide():
+    """Every key that a run of three steps derives, by every name, for two seeds."""
+    used = {}
+
+    def note(name, key):
+        bits = tuple(np.asarray(jax.random.key_data(key)).tolist())
+        assert bits not in used, (name, used[bits])
+        used[bits] = name
+
+    for seed in (0, 1):
+        root = streams.root(seed)
+        note((seed,), root)
+        for name in OF_A_RUN:
+            note((seed, name), streams.stream(root, name))
+        for turn in range(3):
+            note((seed, "turn", turn), streams.stream(root, "turn", turn))
+        for step in range(3):
+            step_key = jax.random.fold_in(streams.training_key(seed), step)
+            note((seed, step), step_key)
+            for name in OF_A_STEP:
+                stream = streams.stream(step_key, name)
+                note((seed, step, name), stream)
+                # Rounds or passes, and the rows of each.
+                for index in range(3):
+                    key = streams.stream(step_key, name, index)
+                    note((seed, step, name, index), key)
+                    for row, each in enumerate(row_keys(key, 4)):
+                        note((seed, step, name, index, row), each)
+    assert {*OF_A_RUN, *OF_A_STEP, "turn"} == set(get_args(streams.StreamName))
