@@ -1,4 +1,4 @@
-"""Advantages: how much better a rollout did than the others of its prompt."""
+"""Advantages and returns: from the rewards of rollouts to what learners weigh actions by."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class GroupAdvantages(NamedTuple):
-    """Advantages of a batch, and how much of it carries any signal.
+    """Advantages of a batch, and the groups that carry any signal.
 
     Attributes:
         advantages: reward minus the mean reward of the row's group.
@@ -88,7 +88,7 @@ def group_z_scores(rewards: Float[Array, " B"], group_size: int) -> GroupAdvanta
 def kept_groups(
     accuracy: Float[np.ndarray, " P"], low: float, high: float
 ) -> Bool[np.ndarray, " P"]:
-    """Which prompts teach something: those that are neither hopeless nor solved.
+    """Selects the prompts that are neither hopeless nor solved.
 
     Args:
         accuracy: share of right responses of each prompt's group.
@@ -100,7 +100,7 @@ def kept_groups(
 
 
 class TokenReturns(NamedTuple):
-    """What a value model is trained on, and what the denoiser is trained with.
+    """Targets of a value model, and advantages for the denoiser.
 
     Attributes:
         returns: R_j, the discounted reward from each token on; 0 where nothing is trained.
@@ -158,14 +158,14 @@ def trace_gae(
         later_return, later_value, later_advantage = after
         advantage = reward - value + gamma * later_value + gamma * lam * later_advantage
         here = jnp.stack([reward + gamma * later_return, value, advantage])
-        # What a token of this step needs is what comes after it.
+        # The tokens of this step need the step after it.
         return jnp.where(exists, here, after), after
 
     start = jnp.zeros((3, batch))
     _, after = jax.lax.scan(
         backward, start, (mean_reward.T, mean_value.T, count.T > 0), reverse=True
     )
-    # [L, 3, B] over steps becomes, for each token, what comes after its own step.
+    # From [L, 3, B] over steps to [3, B, L]: for each token the step after its own.
     later = jnp.take_along_axis(after.transpose(1, 2, 0), time[None], axis=-1)
     later_return, later_value, later_advantage = later
     returns = rewards + gamma * later_return
@@ -225,7 +225,7 @@ def chunk_rewards(
     """Puts the score of each chunk on the tokens of the chunk's last step, 0 elsewhere.
 
     The score of a response's last chunk goes to the last step of the whole response, as the reward
-    of the outcome does. A chunk without a trained token gives its score to nobody.
+    of the outcome does. The score of a chunk without a trained token is lost.
 
     Args:
         scores: scores of the chunks; chunk k covers tokens k * chunk_length and on.

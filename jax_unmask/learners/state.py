@@ -1,4 +1,4 @@
-"""What a learner carries from step to step."""
+"""The training state of all learners."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What every recipe offers to the training loop, and what several recipes share."""
+"""The interface of recipes to the training loop, and functions that several of them share."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which of the groups that were rolled out are trained, and how long their texts are."""
+"""Groups of rollouts: the choice of those that are trained, and the lengths of their texts."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Process rewards in recipes: cuts responses into chunks, has them judged, and scores groups."""
+"""Process rewards: scores of the chunks of responses, by a judge, relative to their groups."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ JUDGES = ("none", "steps", "model")
 
 
 class Judged(NamedTuple):
-    """What the judge made of responses.
+    """Scores of the chunks of responses.
 
     Attributes:
         scores: z-score of each chunk among the same chunks of its group; 0 where there is none.
@@ -38,7 +38,7 @@ class ProcessRewards:
     """Scores the chunks of responses.
 
     Args:
-        judge: says what a chunk is worth.
+        judge: scores chunks.
         task: poses the problems.
         tokenizer: turns tokens into text.
         chunk_length: tokens per chunk.
@@ -75,16 +75,17 @@ class ProcessRewards:
             wanted: the responses to judge; the others get zeros, and cost nothing.
             group_size: responses per prompt, next to each other.
         """
-        own = [(k, each) for k, each in enumerate(examples) if each is not None and wanted[k]]
-        if not self._placement.leads:  # Of processes that share their rows, one has to ask.
-            own = []
+        # This process's responses. Of processes that share their rows, one asks.
+        local = [(k, each) for k, each in enumerate(examples) if each is not None and wanted[k]]
+        if not self._placement.leads:
+            local = []
         solutions = [
-            self._solution(each, tokens[k][: length[k]], bool(right[k])) for k, each in own
+            self._solution(each, tokens[k][: length[k]], bool(right[k])) for k, each in local
         ]
         most = -(-tokens.shape[1] // self.chunk_length)
         scores = np.zeros((len(tokens), most), np.float32)
         present = np.zeros((len(tokens), most), bool)
-        for (row, _), each in zip(own, self._judge.judge(solutions), strict=True):
+        for (row, _), each in zip(local, self._judge.judge(solutions), strict=True):
             scores[row, : len(each)], present[row, : len(each)] = each, True
         # A response has scores in one process, and zeros in all others.
         every = self._placement.gather((scores, present))
@@ -97,7 +98,7 @@ class ProcessRewards:
         prompt = self._task.prompt(example)
         if not isinstance(prompt, str):
             prompt = "\n\n".join(message["content"] for message in prompt)
-        # A token may be a part of a character only, so the text is decoded as a whole and cut then.
+        # A token may be a fraction of a character, so the whole text is decoded, and then cut.
         ends = [*range(self.chunk_length, len(tokens), self.chunk_length), len(tokens)]
         texts = [self._tokenizer.decode(tokens[:end].tolist()) for end in ends]
         edges = [0, *(len(text) for text in texts)]
@@ -111,7 +112,7 @@ class ProcessRewards:
 
 
 def build_process_rewards(config: ConfigDict, bundle: Bundle) -> ProcessRewards | None:
-    """What `config.process` asks for, of a bundle's task; None for nothing.
+    """The process rewards of `config.process`; None without a judge.
 
     Raises:
         ConfigError: the task has no steps to verify, or the server's key is missing.

@@ -1,4 +1,4 @@
-"""Rollouts of a training step, in parts: what the host does with one runs beside the next."""
+"""Rollouts of a training step in parts: the host scores one while the device rolls out the next."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jax_unmask.tasks.base import Example, start_checks
 
 
 class Fetched(NamedTuple):
-    """What the host has of the rows of rollouts, those of this process's feed.
+    """Rollouts on the host: the rows of this process's feed.
 
     Attributes:
         tokens: final canvases.
@@ -40,12 +40,11 @@ class Fetched(NamedTuple):
 class Rollouts:
     """Rolls out batches of prompts, several rows per prompt.
 
-    What a row gets does not depend on the number of parts.
+    A row does not depend on the number of parts.
 
     Attributes:
         bundle: denoiser, tokenizer, task, devices.
-        parts: parts of a batch, one after the other on the device; their prompts are alike in
-            number.
+        parts: rollouts that a batch is divided into, one after the other on the device.
         buckets: shorter lengths that prompts may be padded to.
     """
 
@@ -68,9 +67,7 @@ class Rollouts:
         key: Any,
         settings: RolloutSettings,
     ) -> list[Trajectory]:
-        """Begins to roll out `size` rows per prompt; those of one prompt are next to each other.
-
-        Waits for nothing: the device takes one part after the other.
+        """Dispatches rollouts of `size` rows per prompt; those of one prompt lie together.
 
         Args:
             params: parameters of the denoiser.
@@ -88,7 +85,7 @@ class Rollouts:
         prompts = trimmed(prompts, self.buckets, placement)
         rows = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), prompts)
         count = len(rows.tokens)
-        # A row draws the same whichever process, and whichever part, has it.
+        # The number of a row in the whole batch, whichever process and part it is in.
         identities = placement.feed * count + np.arange(count)
         with placement.active():
             return [
@@ -119,7 +116,7 @@ class Rollouts:
             wanted = (part.tokens, part.step_map, part.nfe)
             tokens, step_map, nfe = map(np.asarray, bundle.placement.fetch(wanted))
             canvases.append((tokens, step_map, nfe))
-            own = repeated[index * len(tokens) : (index + 1) * len(tokens)]
-            checks.append(start_checks(bundle.task, own, bundle.tokenizer.decode_batch(tokens)))
+            asked = repeated[index * len(tokens) : (index + 1) * len(tokens)]
+            checks.append(start_checks(bundle.task, asked, bundle.tokenizer.decode_batch(tokens)))
         tokens, step_map, nfe = map(np.concatenate, zip(*canvases, strict=True))
         return Fetched(tokens, step_map, nfe, checks)

@@ -27,6 +27,7 @@ CONFIG = tiny.denoiser_config()
 DENOISER = Denoiser(CONFIG)
 ROWS, PROMPT, LENGTH = 4, 3, 6
 KEPT = jnp.asarray([True, True, False, True])
+STILL = optax.adam(0.0)  # One object: equal learners share their compiled update.
 REWARDS = jnp.asarray([1.0, -0.5, 3.0, 0.7])
 
 
@@ -165,12 +166,11 @@ class TestSurrogates:
         assert 0.3 < float(states.prompt_masked[:, responses.prompts.mask].mean()) < 0.7
 
 
-def naive_step(learner, key, old, advantages, responses):
-    """Loss of one optimiser step with every logit of every state, differentiable."""
-    states = all_states(learner, responses, key)
+def naive_gradient(learner, advantages, responses):
+    """Gradient of an optimiser step with every logit of every state: of (params, old, states)."""
     tokens = responses.tokens
 
-    def scores(params):
+    def scores(params, states):
         out = []
         for n in range(states.masked.shape[0]):
             prompt = responses.prompts.tokens
@@ -188,10 +188,10 @@ def naive_step(learner, key, old, advantages, responses):
             out.append(jnp.take_along_axis(log_p, tokens[..., None], axis=-1)[..., 0])
         return jnp.stack(out)
 
-    def loss(params):
+    def loss(params, old, states):
         trained = states.trained & KEPT[None, :, None]
         count = trained.sum(axis=-1)
-        ratio = jnp.where(trained, scores(params) - scores(old), 0.0)
+        ratio = jnp.where(trained, scores(params, states) - scores(old, states), 0.0)
         weight = trained / jnp.maximum(count, 1)[..., None]
         advantage = jnp.broadcast_to(advantages[None, :, None], ratio.shape)
         exists = count > 0
@@ -205,7 +205,7 @@ def naive_step(learner, key, old, advantages, responses):
         per_unit -= ratio_objective(ratio, advantage, learner.clip)
         return jnp.sum(weight * per_unit) / total
 
-    return loss
+    return jax.jit(jax.grad(loss))
 
 
 class TestUpdate:
@@ -225,11 +225,10 @@ class TestUpdate:
         key = state.step_key()
         new, metrics = learner.update(state, responses, REWARDS, KEPT)
 
-        expected = params
+        expected, gradient = params, naive_gradient(learner, REWARDS, responses)
         for index in range(2):
-            draw = pass_key(key, index)
-            loss = naive_step(learner, draw, params, REWARDS, responses)
-            grads = jax.jit(jax.grad(loss))(expected)
+            states = all_states(learner, responses, pass_key(key, index))
+            grads = gradient(expected, params, states)
             expected = jax.tree.map(lambda p, g: p - 0.5 * g, expected, grads)
         jax.tree.map(
             lambda a, b: np.testing.assert_allclose(a, b, atol=2e-6),
@@ -240,7 +239,7 @@ class TestUpdate:
         assert float(metrics["kl"]) > 0
 
     def test_first_update_is_on_policy(self, params, responses):
-        learner = make_learner(optimizer=optax.sgd(0.0), passes=2, minibatches=3)
+        learner = make_learner(optimizer=STILL, passes=2, minibatches=3)
         state = learner.init(params, jax.random.key(7))
         new, metrics = learner.update(state, responses, REWARDS, KEPT)
         assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
@@ -251,7 +250,7 @@ class TestUpdate:
         jax.tree.map(np.testing.assert_array_equal, new.params["denoiser"], params)
 
     def test_nothing_kept_changes_nothing(self, params, responses):
-        learner = make_learner(optimizer=optax.adam(0.1), passes=2, minibatches=3)
+        learner = make_learner(optimizer=STILL, passes=2, minibatches=3)
         state = learner.init(params, jax.random.key(7))
         before = jax.tree.map(np.asarray, (state.params, state.opt_state))
         new, metrics = learner.update(state, responses, jnp.full(ROWS, jnp.nan), KEPT & False)
@@ -265,7 +264,7 @@ class TestUpdate:
         reference = jax.tree.map(lambda leaf: leaf + 0.1, params)
         state = learner.init(params, jax.random.key(7))
         new, metrics = learner.update(state, responses, 0 * REWARDS, KEPT, reference)
-        # Without advantages the reference alone pulls, and the distance to it shrinks.
+        # Without advantages the gradient is that of the reference, and the distance to it shrinks.
         _, after = learner.update(new, responses, 0 * REWARDS, KEPT, reference)
         assert 0 < float(after["reference_kl"]) < float(metrics["reference_kl"])
         with pytest.raises(ValueError, match=r"reference_beta=1.0 .* is not given"):

@@ -30,16 +30,16 @@ SURROGATES = {
 }
 # Every method with both kinds of attention; a value model and adapters with some of them.
 METHODS = [
-    ("full", "trace", "value"),
-    ("full", "random_masking", "adapters"),
     ("full", "espo", "adapters"),
+    ("full", "diffu_grpo", ""),
     ("block", "trace", "value and adapters"),
-    ("block", "coupled", "adapters"),
-    ("block", "diffu_grpo", ""),
 ]
 MORE_METHODS = [
+    ("full", "trace", "value"),
+    ("full", "random_masking", "adapters"),
+    ("block", "coupled", "adapters"),
+    ("block", "diffu_grpo", ""),
     ("full", "coupled", ""),
-    ("full", "diffu_grpo", ""),
     ("block", "random_masking", ""),
     ("block", "espo", ""),
 ]

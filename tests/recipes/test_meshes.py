@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 
+import jax
 import pytest
 
 import devices
@@ -19,6 +20,14 @@ PROGRAM = pathlib.Path(mesh_runs.__file__)
 EXPECTED = PROGRAM.parent / "recipes" / "collectives.json"
 MESHES = {"data": [8, 1, 1], "fsdp": [1, 8, 1], "tensor": [4, 1, 2], "all": [2, 2, 2]}
 VOCABULARY = ["1", "2", "3", "4", ".", "=", "+"]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_optimisations():
+    """Compiling is most of what these tests do, in this process as in the others."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

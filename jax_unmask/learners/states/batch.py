@@ -77,7 +77,7 @@ class StateSettings(TokenSettings):
         )
 
     def describe(self, responses: Responses) -> Canvas:
-        """What the surrogate reads of a batch of responses."""
+        """Layout of a batch of responses, for the surrogate."""
         shrink = self.surrogate.shrink if isinstance(self.surrogate, Trace) else 1
         block_of = None
         if self.blocks is not None:
@@ -108,7 +108,7 @@ class StateBatch:
     Attributes:
         settings: which states there are.
         responses: the responses.
-        canvas: what the surrogate reads of them.
+        canvas: their layout, for the surrogate.
         kept: the responses that count.
         key: typed PRNG key of the training step.
         base: the frozen parameters below adapters, where only these are trained.

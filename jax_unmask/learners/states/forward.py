@@ -24,7 +24,7 @@ class AttentionBlocks:
     Attributes:
         length: tokens per block; that of the rollout, or another one where a denoiser learns to
             work in longer blocks.
-        origin: where blocks are counted from. "text": from the start of the text, as every decoder
+        origin: the start of the count. "text": from the start of the text, as every decoder
             does; the first block of a response then begins with what the prompt leaves of one.
             "response": from the first response token, as the public code of TraceRL trains; unless
             the prompt is a whole number of blocks, these are not the states of the rollout.

@@ -1,4 +1,4 @@
-"""The trace of a response: which of its tokens are trained, and how its steps are merged."""
+"""Responses and their traces: the tokens that are trained, and steps that are merged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from jax_unmask.rollout.trajectory import Prompts
 
 @struct.dataclass
 class Responses:
-    """What a denoiser wrote, and in which order: all that TraceRL reads of a rollout.
+    """Responses, and the order in which the denoiser wrote them.
 
     Token ids are those of the rollout itself; text is never tokenized again.
 

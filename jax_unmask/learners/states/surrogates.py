@@ -1,4 +1,4 @@
-"""Which states of a response stand for it in training: what sets the RL methods for dLLMs apart.
+"""The states that stand for a response in training: the difference between RL methods for dLLMs.
 
 The exact likelihood of a response under a masked diffusion model is out of reach. Every method
 evaluates its tokens at some partly masked states instead. Reward, advantage, ratio, clipping and
@@ -23,7 +23,7 @@ Threshold = Literal["row", "block", "token"]
 
 @struct.dataclass
 class Canvas:
-    """What surrogates read of a batch of responses.
+    """Layout of a batch of responses, for surrogates.
 
     Attributes:
         trainable: tokens to train, see `trace.trainable_tokens`.

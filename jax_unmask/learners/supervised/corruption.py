@@ -1,4 +1,4 @@
-"""Which response tokens a training row hides, and how much each of them counts."""
+"""Masks of supervised training: hidden response tokens and their weights."""
 
 from __future__ import annotations
 
