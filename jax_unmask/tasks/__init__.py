@@ -22,7 +22,7 @@ __all__ = [
     "settings",
 ]
 
-# Imported when first asked for, so that a task costs nothing to those who do not use it.
+# Imported at first use, so that unused tasks cost nothing.
 _TASKS = {
     "aime24": ("jax_unmask.tasks.competitions", "Aime24"),
     "aime25": ("jax_unmask.tasks.competitions", "Aime25"),

@@ -19,7 +19,7 @@ from jax_unmask import tasks
 from jax_unmask.tasks.base import Example, Source
 
 _WORD = re.compile(r"[^\W_]+")
-# Where tasks keep the text of a problem.
+# Fields of examples that contain the text of a problem.
 _FIELDS = ("question", "problem", "text", "prompt", "problem_description", "input", "Puzzle")
 _SHOWN = 5
 

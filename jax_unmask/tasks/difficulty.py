@@ -1,7 +1,7 @@
 """Difficulty bands: the problems of a data set that are neither too easy nor too hard.
 
-What a problem's difficulty is, the data set says in a field: a level ("Level 3"), a word ("Easy"),
-or the rate at which some model solves it (0.33).
+A field of the data set has a problem's difficulty: a level ("Level 3"), a word ("Easy"), or the
+rate at which some model solves it (0.33).
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ def read_table(
     """The examples of a file, checked as a whole: Parquet, else JSON Lines, plain or gzipped.
 
     Args:
-        path: the file; its suffix tells the format.
+        path: the file; its suffix determines the format.
         fields: fields that every example must have, as text.
         parse: maps each example to the form that the task works with; raises ValueError to refuse
             it.

@@ -16,8 +16,8 @@ from jax_unmask.tasks.difficulty import Band
 class FileTask(Task):
     """A task over local files or a data set of the Hugging Face hub.
 
-    A task sets `name` and `fields`, may change or refuse examples in `parse`, and says how to
-    prompt, what a right response is, and how to check one.
+    A task sets `name` and `fields`, may change or refuse examples in `parse`, and defines the
+    prompt, a right response, and the check of a response.
 
     Attributes:
         path: a directory with `train.jsonl` and `test.jsonl` (or `.jsonl.gz`, `.parquet`), one such

@@ -1,9 +1,9 @@
 """Generated word problems in GSM8K's manner: three to eight steps, worked out by several authors.
 
-A problem tells of quantities that depend on each other, so every step but the last gives a number
-that a later step needs. Authors differ in how much they write: from bare equations to sentences
-that repeat what is known, check each result and talk. The length of a right response varies widely
-for one and the same question, and the rest of the canvas is EOS.
+A problem has quantities that depend on each other, so every step but the last gives a number that a
+later step needs. Authors differ in how much they write: from bare equations to sentences that
+repeat what is known, check each result and talk. The length of a right response varies widely for
+one and the same question, and the rest of the canvas is EOS.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Quantity(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class WordProblems(GeneratedTask):
-    """Word problems about who has how many things (`name = "word_problems"`).
+    """Word problems about numbers of things that persons have (`name = "word_problems"`).
 
     Example: ` Mia has 7 pens. Tom has 4 more pens than Mia. Mia then buys 2 pens. How many pens do
     Mia and Tom have together?` is answered by ` 7 + 4 = 11. 7 + 2 = 9. 9 + 11 = 20. #### 20`, or

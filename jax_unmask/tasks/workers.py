@@ -1,10 +1,10 @@
 """A pool of worker processes for checks that are slow, may hang, or may crash.
 
 Each worker is a process that answers frames on its standard input with frames on its standard
-output (see `sandbox.inside.wire`), one job at a time. A thread per worker hands out jobs from one
-bounded queue, so whoever submits waits where checks cannot keep up, and everyone else goes on: the
-pool overlaps with rollouts on the device. A job that is over its deadline, or whose worker dies,
-costs its own result only; the worker is killed with all its children and replaced.
+output (see `sandbox.inside.wire`), one job at a time. A thread per worker takes jobs from one
+bounded queue. So `submit` waits where checks cannot keep up, and everything else goes on: the pool
+overlaps with rollouts on the device. A job that is over its deadline, or whose worker dies, costs
+its own result only; the worker is killed with all its children and replaced.
 """
 
 from __future__ import annotations
@@ -96,7 +96,7 @@ class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
         ]
         for thread in self._threads:
             thread.start()
-        # Also when nobody closes the pool.
+        # Also if the pool is never closed.
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
     def submit(self, *frames: Any) -> Future[Answer | Lost]:
@@ -208,7 +208,7 @@ class _Worker:
                     os.killpg(self.process.pid, signal.SIGKILL)
 
     def stop(self) -> None:
-        """Kills the process and its children, and lets go of it."""
+        """Kills the process and its children, and releases its pipes."""
         self.kill()
         with self._lock:
             process, self.process = self.process, None

@@ -13,7 +13,7 @@ from typing import Literal
 _BOX_TOKEN = re.compile(
     r"(?P<open>\\(?:boxed|fbox)\s*\{)|\\(?:boxed|fbox)\s+(?P<bare>[^\s{}$\\]+)|\\.|[{}]", re.DOTALL
 )
-# Spacing, currency and grouping that LaTeX and people put inside numbers.
+# Spacing, currency and grouping signs within numbers.
 _NOISE = re.compile(r"\\[!,;: ]|\\?\$|~")
 # A minus counts as a sign only where it cannot be a subtraction: `10-3` holds 10 and 3.
 _NUMBER = re.compile(
@@ -67,7 +67,7 @@ def number(text: str, *, which: Literal["first", "last"]) -> float | None:
 
     Args:
         text: the answer, such as the content of a box.
-        which: the number to take if the answer holds several.
+        which: the number to take if the answer has several.
     """
     text = _NOISE.sub("", text.replace("−", "-").replace("{,}", ",")).rpartition("=")[2].strip()
     fraction = _FRACTION.fullmatch(text)

@@ -43,7 +43,7 @@ def main() -> None:
 
     def read(text: str) -> Any:
         config = [LatexExtractionConfig(boxed_match_priority=0)]
-        # Its own time limits count what the clock on the wall says.
+        # Its own time limits count elapsed time.
         return parse(f"\\boxed{{{text}}}", config, parsing_timeout=None)
 
     def same(right: str, given: str) -> bool:
@@ -76,7 +76,7 @@ def main() -> None:
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
         except (ArithmeticError, RecursionError, MemoryError, TypeError, ValueError, _TooLong):
             signal.setitimer(signal.ITIMER_VIRTUAL, 0)
-            answer = False  # What algebra chokes on is no right answer.
+            answer = False  # An answer that makes the algebra fail is wrong.
         wire.send(1, {"same": answer})
 
 

@@ -40,7 +40,7 @@ End your reply with \\boxed{{1}} if the part is sound, or \\boxed{{-1}} if it is
 
 _BOXED = re.compile(r"\\boxed\{\s*([+-]?1)\s*\}")
 _HEADER_VALUE = re.compile(r"[!-~]*")  # Visible ASCII; a line end would begin another header.
-# Answers that say "try again": too many requests, and trouble of the server's own.
+# Status codes after which another attempt may succeed: too many requests, and server errors.
 _PASSING = frozenset({408, 409, 425, 429, 500, 502, 503, 504})
 _MAX_REPLY_BYTES = 4 * 2**20
 _MAX_WAIT_SECONDS = 60.0
@@ -65,8 +65,8 @@ class LanguageModelJudge:
 
     Where the votes of a chunk differ, or none can be read, the chunk gets the outcome of the whole
     solution: 1 or -1 (arXiv 2509.06949, appendix; its public code shows the judge everything up to
-    the end of the chunk and calls that an excerpt; here the judge sees the whole, with the chunk
-    marked).
+        the end of the chunk, as an excerpt; here the prompt has the whole solution, with the chunk
+        marked).
 
     A server that fails costs votes, not the run: it is too slow, cannot be reached, or its reply is
     malformed or too long. Once 8 requests in a row (and as many as there are workers) have failed,
@@ -85,7 +85,7 @@ class LanguageModelJudge:
         max_tokens: longest reply, in tokens.
         api_key: sent as a bearer token if given; no message shows it.
         wait: seconds before the first further attempt, doubled for each one after it; at most 60,
-            and what the server's `Retry-After` says if that is longer.
+            or the server's `Retry-After` if that is longer.
         counts: number of attempts so far by what came of them: "answered", "status 503",
             "malformed reply", "ReadError", ...
 

@@ -117,7 +117,7 @@ def _bubblewrap(view: dict[str, Any]) -> list[str]:
         *("--setenv", "PATH", "/usr/bin", "--setenv", "LANG", "C.UTF-8"),
     ]
     if os.geteuid() == 0:
-        # As root no user namespace: the box's first process becomes nobody by itself.
+        # As root no user namespace: the box's first process changes to the user `nobody` itself.
         arguments += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID"]
     else:
         arguments.append("--unshare-user")

@@ -14,7 +14,7 @@ from jax_unmask.tasks.sandbox import boxes
 from jax_unmask.tasks.sandbox.boxes import SandboxUnavailable
 from jax_unmask.tasks.workers import Answer, Lost, WorkerError, WorkerPool
 
-# What a box may need beyond the program's own time: forks, clean-up, a busy machine.
+# Seconds for a box beyond the program's time limit: forks, clean-up, a busy machine.
 _GRACE_SECONDS = 20.0
 
 
@@ -50,9 +50,9 @@ class Job:
 
     Attributes:
         program: Python source.
-        tests: sources; each passes if it raises nothing. They see the names that the program
+        tests: sources; each passes if it raises nothing. They can use the names that the program
             defines (`from solution import name` works as well), but run in another process: plain
-            data is copied between the two, other objects are spoken to where they are.
+            data is copied between the two, other objects are called remotely.
         setup: trusted source that runs before the tests; what it defines wins over the program.
         exports: names to take from the program even if `setup`, or Python, defines them.
         functions: every function `test_*` that the tests define is a test, as under pytest.

@@ -43,7 +43,7 @@ def mount(source: str, target: str, kind: str | None, flags: int, data: str = ""
 
 
 def enter_root(new_root: str) -> None:
-    """Makes a mount point the root of this process and lets go of the old root."""
+    """Makes a mount point the root of this process and unmounts the old root."""
     os.chdir(new_root)
     number = {"x86_64": 155, "aarch64": 41}[platform.machine()]
     _check(_libc.syscall(number, b".", b"."), "pivot_root")

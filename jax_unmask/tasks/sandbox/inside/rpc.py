@@ -1,9 +1,9 @@
 """Remote calls between the process of the tests and that of the program under test.
 
-Both sides have an `Endpoint`. Plain data is copied; everything else stays where it was made and is
-spoken to through a `Remote`. Comparisons of a `Remote` with data are never left to the other side:
-an answer that claims to equal everything, or computes its own difference from the right one, is
-just not equal.
+Both sides have an `Endpoint`. Plain data is copied; all other objects stay in the process that made
+them, and are called through a `Remote`. Comparisons of a `Remote` with data are never left to the
+other side: an answer that claims to equal everything, or computes its own difference from the right
+one, is just not equal.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ class Endpoint:
 
     def __init__(self, descriptor: int, *, open_names: bool) -> None:
         self.exceptions: dict[str, type[BaseException]] = {}
-        # What this side has printed since it was last asked.
+        # Output of this side since the last request for it.
         self.take_printed: Callable[[], str] = str
         self._descriptor = descriptor
         self._open_names = open_names
@@ -197,7 +197,7 @@ class Endpoint:
             if isinstance(kind, type) and issubclass(kind, BaseException):
                 try:
                     return kind(text)
-                except TypeError:  # Some, like UnicodeDecodeError, want more than a text.
+                except TypeError:  # Some, like UnicodeDecodeError, need more arguments than a text.
                     continue
         return RuntimeError(text)
 
@@ -206,7 +206,7 @@ class Endpoint:
             answer = ["value", self._do(message)]
         except wire.Broken:
             raise
-        except BaseException as error:  # Whatever the code raised is for its caller to handle.
+        except BaseException as error:  # The caller handles every exception of the code.
             names = [kind.__name__ for kind in type(error).__mro__]
             answer = ["error", names, _text(error)]
         wire.send(self._descriptor, answer)

@@ -1,7 +1,7 @@
 """Frames of JSON between processes that do not trust each other.
 
-What arrives is rebuilt from exact built-in types, so an object that overrides `==` cannot travel:
-the receiver compares plain data, or refers to the sender's object by a number.
+The receiver rebuilds data from exact built-in types, so an object that overrides `==` cannot be
+sent: the receiver compares plain data, or refers to the sender's object by a number.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
     """JSON form of a value; `refer` gives the form of what is not built-in data."""
     if value is None or isinstance(value, bool):
         return value
-    # Subclasses of built-in types travel as the data that they are made of.
+    # Subclasses of built-in types are sent as the data that they consist of.
     if isinstance(value, str):
         return str(value) if type(value) is str else ["str", "".join(str.__iter__(value))]
     if isinstance(value, int):

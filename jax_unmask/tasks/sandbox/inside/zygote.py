@@ -110,7 +110,7 @@ def _await(verdict: int, ended: float, memory_bytes: int) -> dict[str, Any]:
     while True:
         events = dict(poll.poll(1000 * _POLL_SECONDS))
         if events.get(0, 0) & (select.POLLHUP | select.POLLERR):
-            os._exit(0)  # Nobody waits any more; all others end with the first process.
+            os._exit(0)  # No reader is left; all other processes end with the first one.
         if verdict in events:
             try:
                 message = wire.receive(verdict)
