@@ -18,7 +18,7 @@ class ExpertsConfig:
         num_experts: experts E of a layer.
         per_token: experts that each token goes to.
         size: intermediate width of an expert.
-        shared_size: intermediate width of an expert that sees every token; 0 for none.
+        shared_size: intermediate width of an expert that gets every token; 0 for none.
         score: what turns the router's logits into scores, over all experts.
         has_bias: the router has a bias per expert that is added to the scores. It is a buffer that
             balances load in pre-training; no gradient reaches it.
@@ -118,11 +118,11 @@ class DenoiserConfig:
             rounded to the compute type and the products are in it.
         norm_scale_in_float32: norms multiply by their scale in float32 and round once; otherwise
             they round before it.
-        logits_shift: the output projection at position i scores token i + 1, as in models made
-            from causal ones. `Denoiser` undoes it: whatever this says, its hidden states and
-            logits at position i are those of token i.
-        attention_block: block-causal attention: a position sees its own block of this many
-            positions, counted from the start of the text, and all blocks before. None for full
+        logits_shift: the output projection at position i scores token i + 1, as in models made from
+            causal ones. `Denoiser` undoes it: its hidden states and logits at position i are always
+            those of token i.
+        attention_block: block-causal attention: a position attends to its block of this many
+            positions, counted from the start of the text, and to all blocks before. None for full
             attention.
         experts: mixture of experts, or None for dense layers only.
         fused_attention: attention runs in one fused kernel of the device (see

@@ -171,7 +171,7 @@ def _seen(
     top_k: int,
     forbidden: int | None,
 ) -> _Partial:
-    """The reduction of a part of the vocabulary, `chunk` tokens at a time."""
+    """The reduction of a shard of the vocabulary, `chunk` tokens at a time."""
     size = part.size
     chunk = min(chunk, size)
 
@@ -260,7 +260,7 @@ def _draw(
     if forbidden is not None:
         is_forbidden = jnp.arange(logits.shape[-1]) == forbidden
         choices = jnp.where(is_forbidden, -jnp.inf, kept)
-        # Where nothing else was kept, the most probable other token has to do.
+        # If the filter kept no other token, takes the most probable other one.
         allowed = jnp.where(is_forbidden, -jnp.inf, tempered)
         best = allowed.max(axis=-1, keepdims=True)
         nothing = jnp.isneginf(choices).all(axis=-1, keepdims=True)
@@ -324,13 +324,13 @@ def _nothing(shape: tuple[int, ...], top_k: int) -> _Partial:
 
 
 def _merge(seen: _Partial, new: _Partial, top_k: int) -> _Partial:
-    """The reduction of two parts of the vocabulary; of equals the part seen first wins."""
+    """Merges the reductions of two slices of the vocabulary; of equals the first slice wins."""
     top = jax.lax.top_k(jnp.concatenate([seen.top, new.top], axis=-1), top_k)[0]
 
     def rescaled(part: _Partial) -> tuple[Array, Array]:
         drop = part.top[..., 0] - top[..., 0]
         scale = jnp.exp(drop)
-        # Where a part weighs nothing, drop may be -inf and has to stay out of the product.
+        # Where a slice has weight zero, drop may be -inf and must not enter the product.
         moment = (part.moment + part.mass * jnp.maximum(drop, jnp.finfo(drop.dtype).min)) * scale
         return part.mass * scale, jnp.where(scale > 0, moment, 0.0)
 

@@ -26,7 +26,8 @@ FILES = (
     "vocab.json",
     "merges.txt",
 )
-# What a tokenizer is built from if there is no tokenizer.json: byte-level BPE of Qwen's lineage.
+# Files that a tokenizer is built from if there is no tokenizer.json: byte-level BPE of Qwen's
+# lineage.
 _SLOW_FILES = ("vocab.json", "merges.txt")
 
 
@@ -117,7 +118,7 @@ class Tokenizer:
         if cut_at_eos:
             stops = (place for place, token in enumerate(tokens) if token in self.stop_ids)
             tokens = tokens[: next(stops, len(tokens))]
-        # Cleaning up spaces would change the text that a checker sees.
+        # Cleaning up spaces would change the text that a checker gets.
         return self._backend.decode(
             tokens,
             skip_special_tokens=skip_special_tokens,
@@ -253,7 +254,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> 
     fields: dict[str, Any] = {}
     if (directory / "config.json").is_file():
         fields = families.complete(hub.read_json(directory / "config.json"))
-    # What it would advise is to install PyTorch, which nothing here needs.
+    # It would advise to install PyTorch, which is not needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers  # 2.5 s; nothing else here needs it.
 

@@ -2,8 +2,8 @@
 
 Heuristics and learned policies are the same kind of thing: a frozen (hashable, jit-static) object
 that maps an `Observation` to an `Action`. Everything numeric that a user may want to sweep (a
-threshold, a policy temperature) lives in the policy's `params` pytree, so a sweep over settings
-re-uses one compiled rollout.
+threshold, a policy temperature) is an entry of the policy's `params` pytree, so a sweep over
+settings re-uses one compiled rollout.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ class Needs:
         top_k: how many of the largest probabilities per position (`Observation.top_probs`).
         entropy: whether `Observation.entropy` is filled.
         hidden: whether `Observation.hidden` (the denoiser's last hidden state) is filled.
-        canvas: whether it reads what is said of positions outside the current block. If not, the
-            rollout computes the last layer and the projection to the vocabulary in the block only.
-        post_steps: None if tokens that it filled are final; otherwise the forwards that it wants at
-            most on a block that holds no mask any more. They end with one that changes nothing.
+        canvas: whether it reads scores of positions outside the current block. If not, the rollout
+            computes the last layer and the projection to the vocabulary in the block only.
+        post_steps: None if tokens that it filled are final; otherwise the most forwards on a block
+            without masks. They end with one that changes nothing.
     """
 
     top_k: int = 1
@@ -45,9 +45,9 @@ class Needs:
 class Observation:
     """Inputs of a policy at one step. B rows, L canvas positions, K = `Needs.top_k`.
 
-    What is said of a position is what the last forward that computed it said, and 0 if none did.
-    Positions of the current block are up to date, and without a cache so are all that the policy
-    reads (`Needs.canvas`).
+    Scores of each position from the last forward that computed it; 0 before the first. Those of the
+    current block are up to date, and without a cache all that the policy reads (`Needs.canvas`)
+    are.
 
     Attributes:
         candidate: token that would be written at each position.
@@ -55,7 +55,7 @@ class Observation:
         top_probs: the K largest probabilities, in descending order.
         entropy: entropy of the denoiser's distribution in nats, or None.
         hidden: last hidden state of the denoiser [B, L, D], or None.
-        masked: position still holds the mask token.
+        masked: the position's token is still the mask.
         legal: position may be filled now: masked and inside the row's current block.
         step: denoiser forwards that the row has used before this one.
         step_in_block: the same, counted from the start of the current block.
@@ -111,7 +111,7 @@ class Policy(Protocol):
                 row has its own setting.
             obs: the observation of B rows.
             keys: typed PRNG keys [B], one per row, so that a row's draw does not depend on the
-                rows beside it.
+                other rows.
         """
         ...
 

@@ -1,7 +1,7 @@
 """Policies on disk: the public PyTorch layout (safetensors and a small JSON), read and written.
 
 A directory holds `model.safetensors`, with tensor names as the reference saves them (prefix
-`base_policy.`), and `policy_config.json`. What the reference does not know is kept in the JSON
+`base_policy.`), and `policy_config.json`. Fields that the reference does not have are in the JSON
 under "jax_unmask" and in extra tensors, so a policy with the published observations can be loaded
 by either side.
 """

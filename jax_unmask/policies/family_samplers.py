@@ -230,8 +230,8 @@ class DynamicEdit(Dynamic):
     """LLaDA2.1's sampler: `Dynamic`, and tokens of the block are replaced while it is worked on.
 
     "Token editing" (arXiv 2602.08676): where the denoiser gives another token than the one that
-    stands there a probability above a threshold of its own, that token is written instead. A full
-    block is looked at again until nothing changes.
+    stands there a probability above a threshold of its own, that token is written instead. A block
+    without masks gets further forwards until nothing changes.
 
     Attributes:
         max_post_steps: forwards at most on a block after its last mask was filled.

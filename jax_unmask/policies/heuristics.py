@@ -253,8 +253,8 @@ class EntropyBounded:
 
     Ben-Hamu et al. 2025, "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded
     Unmasking", arXiv 2505.24857: with positions in ascending order of entropy, the longest prefix U
-    with sum_U H - max_U H <= gamma. In that order the maximum is the last one's, so a position is
-    filled if the entropies of those before it sum to at most gamma; the first always is.
+    with sum_U H - max_U H <= gamma. In that order the maximum is the last entropy, so a position is
+    filled if the entropies before it sum to at most gamma; the first always is.
     """
 
     @property

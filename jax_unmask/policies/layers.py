@@ -17,7 +17,7 @@ PRECISION = jax.lax.Precision.HIGHEST
 
 
 def required(value: Array | None, name: str, reason: str) -> Array:
-    """The value, or one error that names what an observation lacks and who reads it."""
+    """The value, or an error that names the missing observation and its reader."""
     if value is None:
         raise ValueError(f"the observation lacks {name}, which the policy network reads ({reason})")
     return value

@@ -195,12 +195,12 @@ class NetworkInputs:
     """Inputs of a policy network: rows of W positions (the canvas, or the current block).
 
     Attributes:
-        masked: position still holds the mask token.
+        masked: the position's token is still the mask.
         t: fraction of the step budget used, step / L.
         features: linear input features; the first `top_k` are probabilities. None for a network
             that reads hidden states only.
-        candidate: candidate token ids, for networks that look at them.
-        hidden: last hidden state of the denoiser, for networks that look at it.
+        candidate: candidate token ids, for networks that use them.
+        hidden: last hidden state of the denoiser, for networks that use it.
         rank: order of confidence (`confidence_rank`), for networks whose attention follows it.
     """
 

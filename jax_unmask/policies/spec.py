@@ -54,7 +54,7 @@ _LEARNED_NUMBERS = {"temperature": 1.0, "scale": 1.0}
 def available() -> dict[str, dict[str, Any]]:
     """Names of all policies, each with its settings and their defaults.
 
-    The settings of "learned" default to what the policy's directory says; None stands for that.
+    The settings of "learned" default to those in the policy's directory; None stands for that.
     """
     listing = {name: _settings(policy) for name, policy in HEURISTICS.items()}
     listing[LEARNED] = dict.fromkeys([*_LEARNED_NUMBERS, *_learned_fields()])

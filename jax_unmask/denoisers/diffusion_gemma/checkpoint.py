@@ -1,7 +1,7 @@
 """DiffusionGemma on disk: Hugging Face's layout, read and written bit for bit, and Orbax.
 
-The file holds the decoder; the encoder's weights are tied to it but for a scalar per layer. What
-belongs to the vision tower is kept as it is, on the host, so that saving loses nothing.
+The file holds the decoder; the encoder's weights are tied to it but for a scalar per layer. Tensors
+of the vision tower stay on the host unchanged, so that saving loses nothing.
 """
 
 from __future__ import annotations

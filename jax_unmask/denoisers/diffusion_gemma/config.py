@@ -63,7 +63,7 @@ class DiffusionGemmaConfig:
         intermediate_size: width of the dense MLP and of the self-conditioning.
         num_heads: query heads.
         layers: the layers.
-        sliding_window: positions that a sliding layer sees, its own among them.
+        sliding_window: positions that a sliding layer attends to, including the query's.
         num_experts: experts of each layer, beside the dense MLP.
         per_token: experts that each token goes to.
         expert_size: width of an expert.

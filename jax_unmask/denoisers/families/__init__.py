@@ -37,8 +37,8 @@ PUBLISHED = {name: family for family in FAMILIES for name in family.published}
 def find(fields: Mapping[str, Any]) -> Family | None:
     """The family of a `config.json`, or None.
 
-    Where several have its `model_type` (published LLaDA-MoE files say "llada", too), the name of
-    the class decides.
+    If several families have this `model_type` (published LLaDA-MoE files have "llada", too), the
+    class name decides.
     """
     named_so = [f for f in FAMILIES if fields.get("model_type") in f.model_types]
     for family in named_so:

@@ -124,7 +124,7 @@ def per_layer(
     """Specs of the tensors that every layer, or every layer of a kind, has.
 
     Args:
-        config: tells how layers are stacked.
+        config: determines how layers are stacked.
         prefix: start of the names, with "{}" where the number of the layer goes.
         parts: end of the name -> (path inside the layer's parameters, transpose).
         only: True for layers with experts, False for those without, None for all.

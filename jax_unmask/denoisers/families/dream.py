@@ -72,7 +72,7 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     """Writes a Dream `config.json`.
 
     Raises:
-        ValueError: the config has a shape that Dream's format cannot say.
+        ValueError: the config has a shape that Dream's format cannot represent.
     """
     check_head_width(config)
     return qwen.write(

@@ -157,7 +157,7 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     """Writes a LLaDA `config.json`, complete enough for the published class.
 
     Raises:
-        ValueError: the config has a shape that LLaDA's format cannot say.
+        ValueError: the config has a shape that LLaDA's format cannot represent.
     """
     check_head_width(config)
     fields = {

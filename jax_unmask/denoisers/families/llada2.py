@@ -27,7 +27,7 @@ _FIXED: dict[str, Any] = {
     "embedding_dropout": 0.0,
     "output_dropout": 0.0,
 }
-# Block length of all published models; `config.json` does not say it.
+# Block length of all published models; `config.json` does not have it.
 _BLOCK_SIZE = 32
 
 _MINI: dict[str, Any] = {
@@ -107,7 +107,8 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     """Writes a LLaDA2 `config.json`.
 
     Raises:
-        ValueError: the config has no experts, or they are placed or sized as the format cannot say.
+        ValueError: the config has no experts, or their places or sizes cannot be represented in the
+            format.
     """
     moe = experts_of(config)
     dense = moe.layers.index(True) if any(moe.layers) else len(moe.layers)

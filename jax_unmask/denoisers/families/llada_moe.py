@@ -1,7 +1,7 @@
 """LLaDA-MoE (arXiv 2509.24389): `config.json` and tensor names.
 
-Covers LLaDA-MoE-7B-A1B-Base and -Instruct: OLMoE's layers with full attention. Published files
-call it model_type "llada", as LLaDA's own do; the class name tells them apart.
+Covers LLaDA-MoE-7B-A1B-Base and -Instruct: OLMoE's layers with full attention. Published files have
+model_type "llada", like LLaDA's; the class name distinguishes them.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     """Writes a LLaDA-MoE `config.json`.
 
     Raises:
-        ValueError: the config has no experts, or a head width that the format cannot say.
+        ValueError: the config has no experts, or a head width that the format cannot represent.
     """
     moe = experts_of(config)
     check_head_width(config)

@@ -34,7 +34,7 @@ _NAMES = {
     "max_length": "max_position_embeddings",
     "tie_embeddings": "tie_word_embeddings",
 }
-# Values that every family of this lineage has and that the published classes need not be told.
+# Defaults of the published classes of this lineage, the same in every family.
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_dropout": 0.0,
@@ -88,7 +88,7 @@ def tensors(
     """Every tensor of a checkpoint and the parameter that it fills.
 
     Args:
-        config: the model; tells which of the optional tensors there are.
+        config: the model; determines which of the optional tensors exist.
         bias: name of a router's bias inside a layer.
         shared: prefix of a shared expert inside a layer.
     """
