@@ -134,7 +134,7 @@ def expand(text: str) -> list[Spec]:
 
 
 def pairs(words: Iterable[str], text: str) -> dict[str, str]:
-    """Reads words of the form SETTING=VALUE; `text` is what they are part of, for errors.
+    """Reads words of the form SETTING=VALUE; `text` is the whole input, for errors.
 
     Raises:
         NotationError: one has another form, or a setting is given twice.

@@ -1,4 +1,4 @@
-"""Says what a training run needs, without its weights: `python -m jax_unmask.plan --config=...`.
+"""Plans a training run without its weights: `python -m jax_unmask.plan --config=...`.
 
 Counts parameters and bytes from shapes alone, and traces the programs of a step at full size, laid
 out on the mesh of the config. With --devices (v5e-16, h100x8, ...) that mesh is one of so many

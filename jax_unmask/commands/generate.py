@@ -58,7 +58,7 @@ _MASKED_ONLY = {
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """What is asked.
+    """A prompt, with the task and problem that it is from.
 
     Attributes:
         prompt: the prompt; None to converse.

@@ -25,13 +25,13 @@ logger = logging.getLogger(__name__)
 
 @struct.dataclass
 class Copies:
-    """Attention rule for a text that stands beside a partly masked copy of itself.
+    """Attention rule for a text followed by a partly masked copy of itself.
 
     Block-causal attention with a state of every block at once (arXiv 2503.09573, section 3.2; arXiv
-    2509.06949, section 4.3): the text sees its own block and those before it; the copy sees the
-    text's blocks before its own, and its own block in the copy. Each block of the copy therefore
-    sees what a decoder sees that has finished the blocks before it. The rule follows from these
-    labels, one per token; a square mask is never in memory.
+    2509.06949, section 4.3): a position of the text attends to its block and those before it; one
+    of the copy attends to the text's blocks before its block, and to its block in the copy. So each
+    block of the copy attends to the same tokens as a decoder that has finished the blocks before
+    it. The rule follows from these labels, one per token; a square mask is never in memory.
 
     Attributes:
         block: block of each token.
@@ -84,7 +84,7 @@ def attention_in_copies(
 
 @struct.dataclass
 class Beside:
-    """Cached keys (rotated) and values, head by head, that positions see beside their own.
+    """Cached keys (rotated) and values, head by head, that positions attend to beside the new ones.
 
     `cached_mask` is True where a query may see a cached key, `mask` where it may see one of the
     positions' own.

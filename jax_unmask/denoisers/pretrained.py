@@ -238,7 +238,7 @@ def _load_orbax(
 def _spread(
     read: Callable[[Index], np.ndarray], shape: tuple[int, ...], sharding: jax.sharding.Sharding
 ) -> jax.Array:
-    """An array laid out over devices; this process reads its own shards, one at a time."""
+    """An array with a sharding; this process reads the shards of its devices, one at a time."""
     holders: dict[tuple[tuple[int, int, int], ...], list[jax.Device]] = {}
     for device, index in sharding.addressable_devices_indices_map(shape).items():
         assert index is not None
@@ -268,7 +268,7 @@ def _check_params(params: Params, config: DenoiserConfig) -> None:
 
 
 def _param_dtype(flat: Mapping[Path, Any], tensors: TensorMap) -> np.dtype:
-    """Type of a model's parameters, but for those that keep their own."""
+    """Type of a model's parameters, except for those of a fixed type."""
     return widest(leaf.dtype for path, leaf in flat.items() if path not in tensors.keeping)
 
 

@@ -78,7 +78,7 @@ def keep(tree: Tree) -> Tree:
 
 
 def gathered(kernel: Any, names: Names, dtype: Any) -> Any:
-    """A matrix as a product wants it: whole along the fsdp axis, sharded along the tensor axis.
+    """A matrix ready for a product: gathered along the fsdp axis, sharded along the tensor axis.
 
     It is gathered in the type of the product. Its gradient is reduced straight to the shards that
     the parameter is stored in.

@@ -40,11 +40,11 @@ class TablePart:
 
     @property
     def size(self) -> int:
-        """Tokens of this part."""
+        """Number of tokens of this shard."""
         return self.table.shape[0]
 
     def gathered(self, dtype: Any) -> TablePart:
-        """This part with its rows whole along the fsdp axis, for several uses in that type."""
+        """This shard, gathered along the fsdp axis, for several uses in that type."""
         return dataclasses.replace(self, table=self.whole(self.table.astype(dtype)), is_whole=True)
 
     def whole(self, table: Float[Array, "c d"]) -> Float[Array, "c D"]:
@@ -56,11 +56,11 @@ class TablePart:
     def logits(
         self, hidden: Float[Array, "*B D"], first: Array | int, count: int
     ) -> Float[Array, "*B c"]:
-        """Logits of `count` tokens of this part, from `first` on."""
+        """Logits of `count` tokens of this shard, from `first` on."""
         table = self.table
         if count < self.size:
             table = jax.lax.dynamic_slice_in_dim(table, first, count)
-        # What travels has the type of the product.
+        # It is gathered in the type of the product.
         return project(self.whole(table.astype(hidden.dtype)), hidden)
 
     def all_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
@@ -80,11 +80,11 @@ class TablePart:
         return jnp.where(is_here, jnp.take_along_axis(logits, at[..., None], axis=-1)[..., 0], 0.0)
 
     def sum(self, x: Array) -> Array:
-        """Sum over the parts of the vocabulary."""
+        """Sum over the shards of the vocabulary."""
         return x if self.tensor == 1 else jax.lax.psum(x, "tensor")
 
     def max(self, x: Array) -> Array:
-        """Largest value of all parts of the vocabulary."""
+        """Maximum over the shards of the vocabulary."""
         return x if self.tensor == 1 else jax.lax.pmax(x, "tensor")
 
     def own(self, gradient: Float[Array, "C D"]) -> Float[Array, "C d"]:
@@ -94,7 +94,7 @@ class TablePart:
         return jax.lax.psum(gradient, self.copies) if self.copies else gradient
 
     def over_all(self, reduced: Tree, merge: Callable[[Tree, Tree], Tree]) -> Tree:
-        """The reduction of the whole vocabulary from that of each part, merged in order."""
+        """The reduction of the whole vocabulary, merged in order from those of the shards."""
         if self.tensor == 1:
             return reduced
         parts = jax.tree.map(lambda x: jax.lax.all_gather(x, "tensor"), reduced)
@@ -129,8 +129,8 @@ def over_table(
             first = jax.lax.axis_index("tensor") * jnp.int32(table.shape[0])
         return function(TablePart(table, first, fsdp, tensor, copies), *rows)
 
-    # What comes out is the same along the tensor axis: gathers, not sums, make it so, and types
-    # do not tell. Derivatives are up to the caller.
+    # The output is the same along the tensor axis, by gathers instead of sums, which types do not
+    # express. Derivatives are up to the caller.
     split = on_each_device(
         of_part,
         (spec("vocab", "embed"), *(spec("batch") for _ in rows)),

@@ -122,7 +122,8 @@ class TensorMap:
         dtype: np.dtype,
         index: Index | None = None,
     ) -> np.ndarray:
-        """Assembles a parameter, or a part of one, from as much of the tensors as it needs.
+        """Assembles a parameter, or a slice of one, reading only the slices of tensors that it
+        needs.
 
         Args:
             path: the parameter.

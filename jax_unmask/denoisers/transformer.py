@@ -78,7 +78,7 @@ def _norm(config: DenoiserConfig, **module: Any) -> RMSNorm:
 class Linear(nn.Module):
     """A dense layer: `nn.Dense`, but its matrix may be quantised, and have a low-rank adapter.
 
-    See `quantization` and `adapters`; the parameters say which of it there is.
+    See `quantization` and `adapters`; the parameters determine which of them apply.
     """
 
     config: DenoiserConfig
@@ -133,7 +133,7 @@ class Block(nn.Module):
         Args:
             x: the residual stream.
             table: of the rotations.
-            mask: which of the positions are seen; or what else is.
+            mask: the positions that are attended to, or another attention rule.
             batch: rows B.
             last: how many positions to give; None for all.
             keep: whether to give the keys and values of the positions too.
@@ -301,8 +301,8 @@ def forward(
 
     Without a cache the tokens see each other. With a cache alone they do as well, and their keys
     and values are written into its first S positions. With `cached_mask` the tokens are a window of
-    their text: they see each other and the cached positions that it allows; nothing is written but
-    where `at` says.
+    their text: they attend to each other and to the cached positions that it allows; only the
+    positions `at` are written.
 
     The cache has a fixed shape and stays where it is: only what is asked for is written, and a
     forward that reads copies nothing.
@@ -311,16 +311,16 @@ def forward(
         config: the architecture.
         params: the denoiser's parameters.
         tokens: token ids.
-        attention_mask: True where a token is real; padding is never attended. What comes out at
-            padded positions is finite and means nothing.
+        attention_mask: True where a token is real; padding is never attended. Outputs at padded
+            positions are finite and arbitrary.
         positions: of the tokens in their text, for rotations and blocks; by default the number of
             real tokens before each one, so that padding shifts nothing. A window must give them.
         last: number L of positions to return; None for all (static). The last layer then computes
             nothing but keys and values for the others.
         start: first of the returned positions of each row, at most S - last; by default they are
             the last ones.
-        copies: the tokens are a text and a partly masked copy of it; then the labels alone say
-            what is attended, and `positions` must be given.
+        copies: the tokens are a text and a partly masked copy of it; then the labels alone
+            determine attention, and `positions` must be given.
         cache: keys and values of K positions.
         cached_mask: cached positions that the tokens see.
         put: writes what the B rows of this forward have into the rows of the cache, of which there
@@ -331,8 +331,8 @@ def forward(
 
     Returns:
         The hidden states of the L positions, and the cache (None if there was none). Where the head
-        scores the next token (`logits_shift`), states are moved to the token that they score; in a
-        window the first position keeps its own.
+        scores the next token (`logits_shift`), states are moved to the token that they score; the
+        first position of a window keeps its state.
 
     Raises:
         ValueError: the sequence is longer than the model was made for, or shorter than `last`;
@@ -423,8 +423,8 @@ def _over_layers(
 ) -> tuple[Any, Any]:
     """The loop over the layers of a run: the state after them, and their outputs stacked.
 
-    Every forward passes through here, so this is where a backend may want another loop (a Python
-    one over static indices, for instance).
+    All forwards use this loop, so a backend that needs another one (in Python over static indices,
+    for instance) changes it here.
 
     Args:
         layer: maps (state, parameters of the layer, index) to (state, output).
@@ -444,7 +444,7 @@ def _over_layers(
 
 
 def _layer_of(stacked: Any, index: Array | int) -> Any:
-    """What one layer has of stacked arrays."""
+    """One layer's slice of stacked arrays."""
     take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
     return jax.tree.map(take, stacked)
 

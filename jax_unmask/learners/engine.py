@@ -126,8 +126,8 @@ class Minibatch:
     Attributes:
         start: first place of this device's cells.
         stop: end of them.
-        end: end of its walk. Where devices share the cells out, all walk equally far, and the last
-            of them may have fewer cells than that.
+        end: end of its walk. Over several devices, all run the same number of iterations; the last
+            of them may have fewer cells.
         count: cells of all devices.
     """
 

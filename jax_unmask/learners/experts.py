@@ -55,7 +55,7 @@ class ExpertSettings(Settings):
 def merge_groups(
     policy: Tree, expert: Tree, group_size: int, num_experts: int, axis: int = 0
 ) -> Tree:
-    """Puts the E expert rows of each prompt behind its G policy rows.
+    """Puts the E expert rows of each prompt after its G policy rows.
 
     Args:
         policy: pytree whose leaves have P * G rows along `axis`, those of a prompt together.

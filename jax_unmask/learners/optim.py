@@ -19,7 +19,7 @@ _NOT_DECAYED = ("bias", "scale")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings(Settings):
-    """AdamW (arXiv 1711.05101) behind gradient clipping by global norm.
+    """AdamW (arXiv 1711.05101) after gradient clipping by global norm.
 
     The defaults are those of the published unmasking policies (arXiv 2512.09106); small policies
     that are trained for a few hundred steps need a rate about 100 times higher.
@@ -105,8 +105,8 @@ class OptimizerSettings(Settings):
 def decay_mask(params: Any) -> Any:
     """True for the leaves that weight decay applies to: all but biases and normalisation gains.
 
-    Leaves are told by their name, not by their rank: layers that are stacked for a scan have
-    biases of rank two.
+    Leaves are distinguished by their name, not by their rank: layers that are stacked for a scan
+    have biases of rank two.
 
     Args:
         params: nested dict of parameters in linen's names.

@@ -36,7 +36,9 @@ from jax_unmask.settings import Settings, given, setting
 
 
 class TrainablePolicy(Protocol):
-    """What the learner asks of a policy: hashable, with parameters {"network": ..., ...}."""
+    """Interface of policies that the learner trains: hashable, with parameters {"network": ...,
+    ...}.
+    """
 
     def log_prob(self, params: Params, obs: Observation, action: Action) -> Float[Array, " N"]:
         """Log-probability of each row's action, differentiable in `params["network"]`."""
@@ -75,7 +77,7 @@ class PolicyLearner(Settings):
 
     Attributes:
         policy: the policy to train.
-        optimizer: see `optim.OptimizerSettings`; it sees `params["network"]` alone.
+        optimizer: see `optim.OptimizerSettings`; it updates `params["network"]` only.
         group_size: G, policy rollouts per group; only the mixture likelihood of experts uses it.
         expert: the experts of each group, E = `expert.count` rollouts.
     """
@@ -175,7 +177,7 @@ class PolicyLearner(Settings):
         self, shards: Shards, state: TrainState, records: Records, rows: _Rows
     ) -> tuple[TrainState, Metrics]:
         """`update` with the rows of one shard."""
-        # 1. What experts did becomes as likely as the policy of before the update finds it.
+        # 1. Experts' actions get their log-probability under the policy before the update.
         if rows.is_expert is not None:
             by_expert = jnp.broadcast_to(rows.is_expert, records.active.shape)
             scores = self.log_prob(state.params, records, by_expert)

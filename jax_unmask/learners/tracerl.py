@@ -110,7 +110,7 @@ class TraceLearner(LossSettings, StateSettings):
         Args:
             params: parameters of the denoiser; copied, so that the caller's stay alive.
             key: typed PRNG key of the training.
-            adapters: low-rank adapters to train instead of all parameters; `update` then wants the
+            adapters: low-rank adapters to train instead of all parameters; `update` then takes the
                 parameters as `base`.
 
         Returns:

@@ -147,7 +147,7 @@ def of_tracerl(config: ConfigDict, shape: denoisers.DenoiserConfig, layout: Layo
     state = jax.eval_shape(learner.init, weights, jax.random.key(0), adapters)
     state = layout.parameters(state)
     acting = state.params["denoiser"]
-    # Otherwise training lets go of what was loaded.
+    # Otherwise training frees the loaded weights.
     needed = adapters is not None or config.learner.reference_beta > 0
     frozen = {"denoiser as loaded": weights} if needed else {}
     if adapters is not None:

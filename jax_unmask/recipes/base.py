@@ -41,14 +41,14 @@ class Recipe(Protocol):
     def init(self) -> TrainState:
         """The state before the first step.
 
-        The recipe lets go of loaded weights that no step needs besides it.
+        The recipe frees loaded weights that no step needs beside the state.
         """
         ...
 
     def like(self) -> TrainState:
         """Shapes and places of the arrays of `init`, for a run that restores its state instead.
 
-        The recipe lets go of the same weights as `init` does, and makes none.
+        The recipe frees the same weights as `init` does, and makes none.
         """
         ...
 
@@ -140,7 +140,7 @@ def training_batches(
         task: the task.
         tokenizer: the denoiser's tokenizer.
         settings: shapes and order of the batches, over all processes.
-        placement: tells which rows of them this process reads.
+        placement: determines which rows this process reads.
 
     Raises:
         ValueError: an example does not fit; the message names it.

@@ -54,7 +54,7 @@ def build_policy(config: ConfigDict) -> policies.LearnedPolicy:
 
 @dataclasses.dataclass(frozen=True)
 class Parts:
-    """What a config trains, and how: everything but the denoiser and the task.
+    """Policy, learner, expert and their rollout settings, built from a config.
 
     Attributes:
         policy: the policy.
@@ -74,7 +74,7 @@ class Parts:
 
 
 def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = (), slot_groups: int = 1) -> Parts:
-    """Builds the parts from a validated config.
+    """Builds `Parts` from a validated config.
 
     Args:
         config: the config.
@@ -151,7 +151,7 @@ class PolicyGrpo:
         different = [
             f"{name} ({theirs.get(name)!r} there, {value!r} here)"
             for name, value in ours.items()
-            # What a network starts from does not matter once it has started.
+            # Settings that affect only initial values may differ.
             if theirs.get(name) != value and name not in _ONLY_AT_INIT
         ]
         if different:
@@ -242,7 +242,7 @@ class PolicyGrpo:
                 self._bundle.denoiser.config.mask_token_id,
                 parts.settings.stop_ids,
             )
-            # What a host finds out of its own rows, all others need to know too.
+            # All processes need the scores that each computed for its own rows.
             correct, nfe, unfinished, cost = placement.gather(
                 (
                     scores,

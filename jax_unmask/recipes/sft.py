@@ -33,7 +33,7 @@ from jax_unmask.tasks.generated import ClosedVocabulary
 
 
 def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> SftLearner:
-    """What updates the denoiser."""
+    """The learner that updates the denoiser."""
     return SftLearner(
         denoiser=denoiser,
         optimizer=build_optimizer(config),

@@ -52,7 +52,7 @@ def build_surrogate(config: ConfigDict) -> Surrogate:
 
 
 def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> StateLearner:
-    """What updates the denoiser.
+    """The learner that updates the denoiser.
 
     Raises:
         ConfigError: the method does not fit the denoiser's attention.

@@ -56,7 +56,7 @@ SURROGATES = ("trace", "random_masking", "coupled", "diffu_grpo", "espo")
 def build_learner(
     config: ConfigDict, denoiser: denoisers.Denoiser, end_ids: tuple[int, ...]
 ) -> TraceLearner:
-    """What updates the denoiser, and the value model if there is one.
+    """The learner that updates the denoiser, and the value model if there is one.
 
     Args:
         config: a validated config.
@@ -137,7 +137,7 @@ def build_settings(
 
 @struct.dataclass
 class RoundScores:
-    """What the hosts know of a round of rollouts: B rows, P prompts of B / P rows each.
+    """Scores of a round of rollouts on the hosts: B rows, P prompts of B / P rows each.
 
     Attributes:
         correct: the checker's verdict.
@@ -267,7 +267,7 @@ class TraceRl:
         return self._placement.like(self._learner.init, params, key, adapters, rules=RULES)
 
     def _let_go(self) -> bool:
-        """Lets go of the loaded weights, unless steps need them: returns whether they do."""
+        """Frees the loaded weights, unless steps need them; returns whether they do."""
         needed = self._lora or self._config.learner.reference_beta > 0
         if not needed:
             self._bundle = dataclasses.replace(self._bundle, params=None)

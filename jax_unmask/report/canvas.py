@@ -124,7 +124,7 @@ class LiveCanvas:
     def _frame(
         self, pieces: Sequence[str], tokens: Int[np.ndarray, " L"], steps: Int[np.ndarray, " L"]
     ) -> Group:
-        """A heading, then as much of the canvas as the terminal holds."""
+        """A heading, then as much of the canvas as fits the terminal."""
         last, text, written = int(steps.max(initial=-1)), Text(tab_size=4), 0
         for piece, token, when in zip(pieces, tokens.tolist(), steps.tolist(), strict=True):
             if when < 0:

@@ -1,9 +1,9 @@
 """The network: a causal encoder that fills a cache, and a decoder of canvases that reads it.
 
 Both are the same layers with the same weights (but for a scalar per layer); what differs is which
-positions see each other. In the encoder a position sees the ones before it, in sliding layers those
-of a window. In the decoder every canvas position sees the whole canvas and the cache, in sliding
-layers the last `sliding_window - 1` entries of it.
+positions see each other. In the encoder a position attends to those before it, in sliding layers to
+those of a window. In the decoder every canvas position attends to the whole canvas and the cache,
+in sliding layers to the last `sliding_window - 1` entries of it.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class GatedMlp(nn.Module):
 
 
 class RoutedExperts(nn.Module):
-    """Mixture of experts; the router sees the residual stream, the experts a normed copy."""
+    """Mixture of experts; the router reads the residual stream, the experts a normed copy."""
 
     config: DiffusionGemmaConfig
 
@@ -131,7 +131,7 @@ class Layer(nn.Module):
         """
         batch, length, width = x.shape
         layer, h = self.layer, self.attention_norm(x)
-        # Where the frequency is zero nothing turns.
+        # A frequency of zero leaves the pair unrotated.
         turning = int(layer.rotary_fraction * layer.head_dim // 2)
         table = rotary_table(positions, layer.head_dim, layer.theta, turning)
         table = (table[0].astype(x.dtype), table[1].astype(x.dtype))

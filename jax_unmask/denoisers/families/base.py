@@ -149,7 +149,7 @@ def per_expert(
     """Specs of the matrices that every expert of every layer with experts has.
 
     Args:
-        config: tells how layers are stacked.
+        config: determines how layers are stacked.
         prefix: start of the names, with "{}" for the layer and "{}" for the expert.
         parts: end of the name -> path inside the layer's parameters.
     """
@@ -204,7 +204,9 @@ def written_fields(config: DenoiserConfig, names: Mapping[str, str]) -> dict[str
 
 
 def check_head_width(config: DenoiserConfig) -> None:
-    """Raises ValueError for a head width that formats without a field for it cannot say."""
+    """Raises ValueError for a head width other than hidden_size / num_heads, for formats without a
+    field for it.
+    """
     if config.num_heads * config.head_dim != config.hidden_size:
         raise ValueError(
             f"head_dim={config.head_dim} with num_heads={config.num_heads} does not give "

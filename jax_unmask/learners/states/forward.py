@@ -83,9 +83,9 @@ def canvas_hidden(
         prompts: prompt of each state.
         tokens: final canvas of the response that each state belongs to.
         states: which positions are masked.
-        blocks: None for full attention. Otherwise the state of each block is the one that a decoder
-            sees when the blocks before it are finished and those behind it do not exist yet: all
-            blocks in one forward over the text and a masked copy of its canvas.
+        blocks: None for full attention. Otherwise the state of each block is that of a decoder that
+            has finished the blocks before it and not begun those after it: all blocks in one
+            forward over the text and a masked copy of its canvas.
     """
     mask_id = denoiser.config.mask_token_id
     prompt = prompts.tokens
@@ -115,8 +115,8 @@ def _in_copies(
 ) -> Float[Array, "C L D"]:
     """[prompt | response | end of the prompt | masked response] in one forward.
 
-    The end of the prompt stands in the first block of the response, and sees its masks there: as
-    part of the text it would see the response instead, so it needs a copy of its own.
+    The end of the prompt lies in the first block of the response, and attends to its masks there:
+    in the text it would attend to the response instead, so it needs a masked copy, too.
     """
     length = prompt.shape[1]
     tail = min(blocks.length - 1, length)

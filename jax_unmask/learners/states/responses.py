@@ -103,8 +103,8 @@ def _merged_steps_of_row(
     new_step = new_block | (jnp.diff(ordered, prepend=-1) != 0)
     rank = jnp.cumsum(new_step) - 1
     group = (rank - jax.lax.cummax(jnp.where(new_block, rank, 0))) // shrink
-    # In this order a group ends with its last step; looking back from the end of the row, the
-    # nearest end of a group is the smallest pair (block, step) seen so far.
+    # In this order a group ends with its last step; going back from the end of the row, the nearest
+    # end of a group is the smallest pair (block, step) so far.
     ends = (jnp.diff(group, append=-1) != 0) | jnp.roll(new_block, -1)
     base = jnp.max(step) + 1
     pair = jnp.where(ends, block * base + ordered, jnp.iinfo(jnp.int32).max)

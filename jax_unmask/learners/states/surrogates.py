@@ -258,7 +258,7 @@ class Elbo(_Drawn):
 
 @dataclasses.dataclass(frozen=True)
 class SemiAutoregressive(_OneSlot):
-    """A state per block, as a block-wise decoder of a full-attention model meets them.
+    """A state per block: those of a block-wise decoder of a full-attention model.
 
     The blocks before are finished, those behind are masked, and of the block itself a random part
     is, at a ratio of its own (arXiv 2509.06949, section 5.2, "semi-AR").
@@ -295,8 +295,8 @@ class SemiAutoregressive(_OneSlot):
 class Autoregressive(_OneSlot):
     """The whole text, nothing masked: next-token prediction of a causal model.
 
-    For families whose hidden states score the next token, with attention to the past alone; then
-    no position sees the token that it is trained to predict. A cold start for such a model.
+    For families whose hidden states score the next token, with causal attention: no position
+    attends to the token that it is trained to predict. A cold start for such a model.
     """
 
     unit: Unit = dataclasses.field(default="token", init=False)
