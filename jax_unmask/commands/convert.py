@@ -79,7 +79,7 @@ def convert(
     directory = hub.local_directory(resolve_model(source))
     if to is None:
         to = "hf" if has_orbax_files(directory) else "orbax"
-    is_masked = not diffusion_gemma.is_held_by(directory)
+    is_masked = not diffusion_gemma.is_model(directory)
     # The tokenizer comes first: it is quick to load and most mistakes show there.
     tokenizer = None
     if has_tokenizer(directory):

@@ -234,7 +234,7 @@ def writer(args: argparse.Namespace) -> Writer:
     """
     directory = hub.local_directory(resolve_model(args.model))
     thinking = None if args.thinking is None else args.thinking == "on"
-    if diffusion_gemma.is_held_by(directory):
+    if diffusion_gemma.is_model(directory):
         return _canvas_writer(args, directory, thinking)
     denoiser, params, tokenizer = load_model(
         str(directory), dtype=args.dtype, param_dtype=args.dtype, quantization=args.quantization

@@ -83,8 +83,8 @@ def attention_in_copies(
 
 
 @struct.dataclass
-class Beside:
-    """Cached keys (rotated) and values, head by head, that positions attend to beside the new ones.
+class CachedKeys:
+    """Cached keys (rotated) and values, head by head, that positions see beside their own.
 
     `cached_mask` is True where a query may see a cached key, `mask` where it may see one of the
     positions' own.
@@ -213,11 +213,11 @@ def _attend(
     return out.reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
 
 
-def attention_beside(
+def attention_with_cache(
     query: Float[Array, "B Q H d"],
     key: Float[Array, "B Q G d"],
     value: Float[Array, "B Q G d"],
-    beside: Beside,
+    cached: CachedKeys,
     scale: float | None = None,
 ) -> Float[Array, "B Q H d"]:
     """`attention` of a few positions to each other and to cached ones.
@@ -226,9 +226,9 @@ def attention_beside(
     lies. `scale` is the factor on the scores, by default d ** -0.5.
     """
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
-    cached = (beside.keys, beside.values, beside.cached_mask)
+    others = (cached.keys, cached.values, cached.cached_mask)
     scale = query.shape[-1] ** -0.5 if scale is None else scale
-    return _attend(query, [(key, value, beside.mask), cached], scale)
+    return _attend(query, [(key, value, cached.mask), others], scale)
 
 
 def rotary_table(

@@ -17,8 +17,8 @@ from flax import struct
 from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.sampling import PLAIN, Sampling, filtered
+from jax_unmask.denoisers.sharded_table import TableShard, over_table
 from jax_unmask.denoisers.sharding import look_up
-from jax_unmask.denoisers.table_parts import TablePart, over_table
 from jax_unmask.denoisers.transformer import Denoiser, Params, output_table
 
 Tree = TypeVar("Tree")
@@ -150,20 +150,20 @@ def score_candidates(
         )
         width = max(chunk * hidden.shape[1] // vocab, 1)
 
-        def score(part: TablePart, hidden: Array, keys: Array) -> Scores:
-            of_some = lambda hidden, keys: draw(part.all_logits(hidden), keys)
+        def score(shard: TableShard, hidden: Array, keys: Array) -> Scores:
+            of_some = lambda hidden, keys: draw(shard.all_logits(hidden), keys)
             return by_position(of_some, hidden, keys, width)
     else:
 
-        def score(part: TablePart, hidden: Array, keys: Array) -> Scores:
-            seen = _seen(part, hidden, keys, chunk, temperature, top_k, forbidden)
-            return _finish(part.over_all(seen, functools.partial(_merge, top_k=top_k)), entropy)
+        def score(shard: TableShard, hidden: Array, keys: Array) -> Scores:
+            reduced = _reduce_shard(shard, hidden, keys, chunk, temperature, top_k, forbidden)
+            return _finish(shard.over_all(reduced, functools.partial(_merge, top_k=top_k)), entropy)
 
     return over_table(score, output_table(cfg, params), hidden, keys)
 
 
-def _seen(
-    part: TablePart,
+def _reduce_shard(
+    shard: TableShard,
     hidden: Float[Array, "B L D"],
     keys: Array,
     chunk: int,
@@ -172,13 +172,13 @@ def _seen(
     forbidden: int | None,
 ) -> _Partial:
     """The reduction of a shard of the vocabulary, `chunk` tokens at a time."""
-    size = part.size
+    size = shard.size
     chunk = min(chunk, size)
 
     def reduce(first: Array | int, start: Array | int) -> _Partial:
         place = first + jnp.arange(chunk)
-        ids, noise = part.first + place, None
-        logits = part.logits(hidden, first, chunk)
+        ids, noise = shard.first + place, None
+        logits = shard.logits(hidden, first, chunk)
         if chunk < size:
             logits = jnp.where(place >= start, logits, -jnp.inf)
         if temperature > 0:
@@ -188,9 +188,9 @@ def _seen(
     if chunk == size:
         return reduce(0, 0)
 
-    def step(seen: _Partial, start: Int[Array, ""]) -> tuple[_Partial, None]:
-        # The last slice is moved back to end with the part; what it repeats is masked out.
-        return _merge(seen, reduce(jnp.minimum(start, size - chunk), start), top_k), None
+    def step(total: _Partial, start: Int[Array, ""]) -> tuple[_Partial, None]:
+        # The last slice is moved back to end with the shard; what it repeats is masked out.
+        return _merge(total, reduce(jnp.minimum(start, size - chunk), start), top_k), None
 
     nothing = _nothing(hidden.shape[:2], top_k)
     return jax.lax.scan(step, nothing, jnp.arange(0, size, chunk))[0]
@@ -323,39 +323,39 @@ def _nothing(shape: tuple[int, ...], top_k: int) -> _Partial:
     return _Partial(top, zero, zero, lowest, jnp.zeros(shape, jnp.int32), lowest)
 
 
-def _merge(seen: _Partial, new: _Partial, top_k: int) -> _Partial:
-    """Merges the reductions of two slices of the vocabulary; of equals the first slice wins."""
-    top = jax.lax.top_k(jnp.concatenate([seen.top, new.top], axis=-1), top_k)[0]
+def _merge(first: _Partial, second: _Partial, top_k: int) -> _Partial:
+    """The reduction of two slices of the vocabulary; of equal tokens the first slice's wins."""
+    top = jax.lax.top_k(jnp.concatenate([first.top, second.top], axis=-1), top_k)[0]
 
-    def rescaled(part: _Partial) -> tuple[Array, Array]:
-        drop = part.top[..., 0] - top[..., 0]
+    def rescaled(each: _Partial) -> tuple[Array, Array]:
+        drop = each.top[..., 0] - top[..., 0]
         scale = jnp.exp(drop)
-        # Where a slice has weight zero, drop may be -inf and must not enter the product.
-        moment = (part.moment + part.mass * jnp.maximum(drop, jnp.finfo(drop.dtype).min)) * scale
-        return part.mass * scale, jnp.where(scale > 0, moment, 0.0)
+        # Where a slice weighs nothing, drop may be -inf and has to stay out of the product.
+        moment = (each.moment + each.mass * jnp.maximum(drop, jnp.finfo(drop.dtype).min)) * scale
+        return each.mass * scale, jnp.where(scale > 0, moment, 0.0)
 
-    (mass_a, moment_a), (mass_b, moment_b) = rescaled(seen), rescaled(new)
-    better = new.best > seen.best
+    (mass_a, moment_a), (mass_b, moment_b) = rescaled(first), rescaled(second)
+    better = second.best > first.best
     return _Partial(
         top=top,
         mass=mass_a + mass_b,
         moment=moment_a + moment_b,
-        best=jnp.where(better, new.best, seen.best),
-        candidate=jnp.where(better, new.candidate, seen.candidate),
-        chosen=jnp.where(better, new.chosen, seen.chosen),
+        best=jnp.where(better, second.best, first.best),
+        candidate=jnp.where(better, second.candidate, first.candidate),
+        chosen=jnp.where(better, second.chosen, first.chosen),
     )
 
 
-def _finish(seen: _Partial, entropy: bool) -> Scores:
-    largest = seen.top[..., 0]
-    log_mass = jnp.log(seen.mass)
+def _finish(reduced: _Partial, entropy: bool) -> Scores:
+    largest = reduced.top[..., 0]
+    log_mass = jnp.log(reduced.mass)
     return Scores(
-        candidate=seen.candidate,
-        confidence=jnp.exp(seen.chosen - largest - log_mass),
-        top_probs=jnp.exp(seen.top - (largest + log_mass)[..., None]),
+        candidate=reduced.candidate,
+        confidence=jnp.exp(reduced.chosen - largest - log_mass),
+        top_probs=jnp.exp(reduced.top - (largest + log_mass)[..., None]),
         # H = log Z - E[logit], with both taken relative to the largest logit. Rounding can make
         # it negative by 1e-8 where one token has all the mass.
-        entropy=jnp.maximum(log_mass - seen.moment / seen.mass, 0.0) if entropy else None,
+        entropy=jnp.maximum(log_mass - reduced.moment / reduced.mass, 0.0) if entropy else None,
     )
 
 

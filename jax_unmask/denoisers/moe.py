@@ -59,7 +59,7 @@ class Experts(nn.Module):
         )
         chosen, weights = route(logits, bias, moe)
 
-        # The layer's output joins the residual stream; see `Block` for the scale.
+        # The layer's output joins the residual stream; see `DenoiserBlock` for the scale.
         out_init = nn.initializers.variance_scaling(
             1.0 / (2 * cfg.num_layers), "fan_in", "normal", batch_axis=(0,)
         )
@@ -82,13 +82,13 @@ def _spread(
     if mesh is None:
         return _mix(x, chosen, weights, kernels)
 
-    def of_part(x: Array, chosen: Array, weights: Array, *kernels: Any) -> Array:
+    def of_shard(x: Array, chosen: Array, weights: Array, *kernels: Any) -> Array:
         whole = (_whole(kernel, names) for kernel, names in zip(kernels, _NAMES, strict=True))
         return jax.lax.psum(_mix(x, chosen, weights, tuple(whole)), "tensor")
 
     rows = spec("batch")
     parts = tuple(_part_specs(*pair) for pair in zip(kernels, _NAMES, strict=True))
-    split = on_each_device(of_part, (rows, rows, rows, *parts), rows)
+    split = on_each_device(of_shard, (rows, rows, rows, *parts), rows)
     return split(x, chosen, weights, *kernels)
 
 

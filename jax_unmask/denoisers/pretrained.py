@@ -1,6 +1,6 @@
 """Denoisers on disk: Hugging Face directories, hub names, Orbax directories.
 
-A model directory always holds a `config.json` in its family's own format. Beside it lie the
+A model directory always holds a `config.json` in its family's own format. CachedKeys it lie the
 weights, either as safetensors under the family's tensor names or as an Orbax checkpoint in
 `params/`, and usually a tokenizer.
 """

@@ -121,7 +121,7 @@ def look_up(table: Float[Array, "V D"], tokens: Int[Array, " N"]) -> Float[Array
         return jnp.take(table, tokens, axis=0)
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
 
-    def of_part(table: Array, tokens: Array) -> Array:
+    def of_shard(table: Array, tokens: Array) -> Array:
         if fsdp > 1:
             tokens = jax.lax.all_gather(tokens, "fsdp", tiled=True)
         if tensor > 1:
@@ -136,7 +136,7 @@ def look_up(table: Float[Array, "V D"], tokens: Int[Array, " N"]) -> Float[Array
             rows = jax.lax.all_to_all(rows, "fsdp", split_axis=0, concat_axis=1, tiled=True)
         return rows
 
-    split = on_each_device(of_part, (spec("vocab", "embed"), spec("batch")), spec("batch"))
+    split = on_each_device(of_shard, (spec("vocab", "embed"), spec("batch")), spec("batch"))
     return split(table, tokens)
 
 

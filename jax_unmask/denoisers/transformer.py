@@ -13,11 +13,11 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.attention import (
-    Beside,
+    CachedKeys,
     Copies,
     attention,
-    attention_beside,
     attention_in_copies,
+    attention_with_cache,
     rotary_table,
     rotate,
 )
@@ -103,7 +103,7 @@ class Linear(nn.Module):
         return out + (x @ a) @ gathered(b, (None, axes[1]), cfg.dtype)
 
 
-class Block(nn.Module):
+class DenoiserBlock(nn.Module):
     """Pre-norm attention and gated MLP (or experts), each added to the residual stream.
 
     Attributes:
@@ -122,7 +122,7 @@ class Block(nn.Module):
         self,
         x: Float[Array, "BS D"],
         table: Table,
-        mask: Bool[Array, "#B #S S"] | Copies | Beside | None,
+        mask: Bool[Array, "#B #S S"] | Copies | CachedKeys | None,
         batch: int,
         last: int | None = None,
         keep: bool = False,
@@ -166,13 +166,13 @@ class Block(nn.Module):
             x, h = (y.reshape(batch, -1, y.shape[-1]) for y in (x, h))
             x, h = (window_of(y, last, start).reshape(batch * last, -1) for y in (x, h))
             table = (window_of(table[0], last, start), window_of(table[1], last, start))
-            if mask is not None and not isinstance(mask, Copies | Beside) and mask.shape[1] > 1:
+            if mask is not None and not isinstance(mask, Copies | CachedKeys) and mask.shape[1] > 1:
                 mask = window_of(mask, last, start)
         query = turned("query", cfg.num_heads, h, table)
         if isinstance(mask, Copies):
             attended = attention_in_copies(query, key, value, mask)
-        elif isinstance(mask, Beside):
-            attended = attention_beside(query, key, value, mask)
+        elif isinstance(mask, CachedKeys):
+            attended = attention_with_cache(query, key, value, mask)
         else:
             attended = attention(query, key, value, mask, fused=cfg.fused_attention)
         attended = attended.reshape(x.shape[0], -1)
@@ -225,7 +225,7 @@ class Denoiser(nn.Module):
         # Initialises the stacked parameters; `forward` uses them.
         self.runs = [
             nn.scan(
-                Block,
+                DenoiserBlock,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=nn.broadcast,
@@ -371,7 +371,7 @@ def forward(
     def apply_run(x: Array, number: int) -> tuple[Array, Stored | None]:
         """The residual stream after a run of layers, and what the cache is to have of it."""
         run = config.layer_runs[number]
-        block = Block(config, run.has_experts, parent=None)
+        block = DenoiserBlock(config, run.has_experts, parent=None)
         stored = None if cache is None else (cache.keys[number], cache.values[number])
 
         def layer(
@@ -381,7 +381,7 @@ def forward(
             seen: Any = mask
             if cached_mask is not None:
                 of_layer: Stored = _layer_of(stored, index)
-                seen = Beside(of_layer[0], of_layer[1], cached_mask[:, None], seen)
+                seen = CachedKeys(of_layer[0], of_layer[1], cached_mask[:, None], seen)
             keeps = filled is not None or at is not None
             inputs = (x, table, seen, batch, window, keeps, start)
             x, new = cast(tuple[Array, Stored | None], block.apply({"params": params}, *inputs))

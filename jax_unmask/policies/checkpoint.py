@@ -23,7 +23,7 @@ from jax_unmask.policies.base import Params
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import LearnedPolicy
 from jax_unmask.policies.network import NetworkConfig
-from jax_unmask.policies.tensors import TensorSpec, buffers, tensor_specs
+from jax_unmask.policies.tensors import PolicyTensor, buffers, tensor_specs
 
 WEIGHTS = "model.safetensors"
 CONFIG = "policy_config.json"
@@ -209,7 +209,7 @@ def _read_network(policy: LearnedPolicy, path: pathlib.Path) -> Params:
     return _assemble(specs, tensors)
 
 
-def _assemble(specs: list[TensorSpec], tensors: dict[str, np.ndarray]) -> Params:
+def _assemble(specs: list[PolicyTensor], tensors: dict[str, np.ndarray]) -> Params:
     """Nested params from the tensors; those that share a parameter are joined in file order."""
     pieces: dict[tuple[str, ...], list[np.ndarray]] = {}
     for spec in specs:

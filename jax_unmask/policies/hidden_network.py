@@ -17,7 +17,7 @@ from jaxtyping import Array, Float
 from jax_unmask.denoisers.attention import rotary_table
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families import llada
-from jax_unmask.denoisers.transformer import Block
+from jax_unmask.denoisers.transformer import DenoiserBlock
 from jax_unmask.policies.base import Needs, Observation
 from jax_unmask.policies.layers import (
     LAYER_NORM_EPS,
@@ -131,7 +131,7 @@ class HiddenNetwork(nn.Module):
         with jax.default_matmul_precision("highest"):
             for index in range(cfg.num_blocks):
                 x = normed(x, index).reshape(rows * width, dim)
-                block = Block(block_config, name=f"block_{index}")
+                block = DenoiserBlock(block_config, name=f"block_{index}")
                 x = block(x, table, None, rows)[0].reshape(rows, width, dim)
         output = dense(1, dim, "output", initial_bias=cfg.initial_bias)
         return output(normed(x, cfg.num_blocks)).reshape(*lead, width)

@@ -13,7 +13,7 @@ from jax_unmask.policies.network import NetworkConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class TensorSpec:
+class PolicyTensor:
     """One tensor of the file and the parameter that it is stored in.
 
     Attributes:
@@ -40,15 +40,15 @@ class TensorSpec:
         return np.ascontiguousarray(value.T if self.transpose else value)
 
 
-def tensor_specs(config: NetworkConfig | HiddenNetworkConfig) -> list[TensorSpec]:
+def tensor_specs(config: NetworkConfig | HiddenNetworkConfig) -> list[PolicyTensor]:
     """Every trained tensor of a network, in the order of the parameter's parts."""
     if isinstance(config, HiddenNetworkConfig):
         return _hidden_specs(config)
     specs = [*_conditioner(), *_linear("confidence_proj", ("features",))]
     if config.token_buckets:
-        specs.append(TensorSpec("token_embedding.weight", ("token_embedding",)))
+        specs.append(PolicyTensor("token_embedding.weight", ("token_embedding",)))
     if config.position_embedding:
-        specs.append(TensorSpec("position_embedding.weight", ("position_embedding",)))
+        specs.append(PolicyTensor("position_embedding.weight", ("position_embedding",)))
     if config.hidden_size:
         specs += _linear("hidden_proj", ("hidden",))
     for index in range(config.num_blocks):
@@ -62,11 +62,11 @@ def tensor_specs(config: NetworkConfig | HiddenNetworkConfig) -> list[TensorSpec
         specs += _norm(f"{name}.norm1", (path, "norm1"))
         specs += _norm(f"{name}.norm2", (path, "norm2"))
         if config.pair_attention:
-            specs.append(TensorSpec(f"{name}.pair_bias", (path, "pair_bias")))
+            specs.append(PolicyTensor(f"{name}.pair_bias", (path, "pair_bias")))
         if config.rank_attention:
-            specs.append(TensorSpec(f"{name}.rank_bias", (path, "rank_bias")))
+            specs.append(PolicyTensor(f"{name}.rank_bias", (path, "rank_bias")))
         if config.candidate_attention:
-            specs.append(TensorSpec(f"{name}.candidate_bias", (path, "candidate_bias")))
+            specs.append(PolicyTensor(f"{name}.candidate_bias", (path, "candidate_bias")))
     return [*specs, *_norm("final_norm", ("final_norm",)), *_linear("output_proj", ("output",))]
 
 
@@ -82,7 +82,7 @@ def buffers(config: NetworkConfig | HiddenNetworkConfig) -> dict[str, np.ndarray
     }
 
 
-def _hidden_specs(config: HiddenNetworkConfig) -> list[TensorSpec]:
+def _hidden_specs(config: HiddenNetworkConfig) -> list[PolicyTensor]:
     specs = _conditioner()
     for index in range(config.num_blocks + 1):
         specs += _norm(f"norms.{index}", (f"norm_{index}",))
@@ -90,7 +90,7 @@ def _hidden_specs(config: HiddenNetworkConfig) -> list[TensorSpec]:
     for index in range(config.num_blocks):
         name, path = f"transformer_blocks.{index}", f"block_{index}"
         for theirs, ours in (("attn_norm", "attention_norm"), ("ff_norm", "mlp_norm")):
-            specs.append(TensorSpec(f"{name}.{theirs}.weight", (path, ours, "scale")))
+            specs.append(PolicyTensor(f"{name}.{theirs}.weight", (path, ours, "scale")))
         for theirs, ours in (
             ("q_proj", "query"),
             ("k_proj", "key"),
@@ -100,27 +100,27 @@ def _hidden_specs(config: HiddenNetworkConfig) -> list[TensorSpec]:
             ("up_proj", "up"),
             ("ff_out", "down"),
         ):
-            specs.append(TensorSpec(f"{name}.{theirs}.weight", (path, ours, "kernel"), True))
+            specs.append(PolicyTensor(f"{name}.{theirs}.weight", (path, ours, "kernel"), True))
     return [*specs, *_linear("output_proj", ("output",))]
 
 
-def _conditioner() -> list[TensorSpec]:
+def _conditioner() -> list[PolicyTensor]:
     return [
         *_linear("time_mlp.0", ("conditioner", "time_in")),
         *_linear("time_mlp.2", ("conditioner", "time_out")),
-        TensorSpec("mask_embedding.weight", ("conditioner", "mask_embedding")),
+        PolicyTensor("mask_embedding.weight", ("conditioner", "mask_embedding")),
     ]
 
 
-def _linear(name: str, path: tuple[str, ...], part: tuple[int, int] = (0, 1)) -> list[TensorSpec]:
+def _linear(name: str, path: tuple[str, ...], part: tuple[int, int] = (0, 1)) -> list[PolicyTensor]:
     return [
-        TensorSpec(f"{name}.weight", (*path, "kernel"), True, part),
-        TensorSpec(f"{name}.bias", (*path, "bias"), False, part),
+        PolicyTensor(f"{name}.weight", (*path, "kernel"), True, part),
+        PolicyTensor(f"{name}.bias", (*path, "bias"), False, part),
     ]
 
 
-def _norm(name: str, path: tuple[str, ...]) -> list[TensorSpec]:
+def _norm(name: str, path: tuple[str, ...]) -> list[PolicyTensor]:
     return [
-        TensorSpec(f"{name}.weight", (*path, "scale")),
-        TensorSpec(f"{name}.bias", (*path, "bias")),
+        PolicyTensor(f"{name}.weight", (*path, "scale")),
+        PolicyTensor(f"{name}.bias", (*path, "bias")),
     ]

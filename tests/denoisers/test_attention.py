@@ -123,13 +123,13 @@ def test_a_cache_beside_is_as_if_all_keys_were_one_array():
     mask = mask.at[0, :, -1].set(True)
     # Nothing is visible to the second row: finite, and the mean of all values.
     mask = mask.at[1].set(False)
-    beside = attention.Beside(
+    cached = attention.CachedKeys(
         keys=key[:, :past].transpose(0, 2, 1, 3),
         values=value[:, :past].transpose(0, 2, 1, 3),
         cached_mask=mask[..., :past],
         mask=mask[..., past:],
     )
-    found = attention.attention_beside(query, key[:, past:], value[:, past:], beside)
+    found = attention.attention_with_cache(query, key[:, past:], value[:, past:], cached)
     np.testing.assert_allclose(
         found, attention.attention(query, key, value, mask), atol=1e-6, rtol=1e-5
     )

@@ -16,7 +16,7 @@ import tiny
 from jax_unmask import denoisers
 from jax_unmask.denoisers.attention import attention
 from jax_unmask.denoisers.positions import default_positions
-from jax_unmask.denoisers.transformer import Block, forward, rotary_table
+from jax_unmask.denoisers.transformer import DenoiserBlock, forward, rotary_table
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
 
@@ -87,7 +87,7 @@ class TestGolden:
         table = rotary_table(jnp.arange(length)[None], cfg.head_dim, cfg.rope_theta)
         first = jax.tree.map(lambda leaf: leaf[0], params["layers"])
         flat = embedded.reshape(batch * length, -1)
-        out, _ = Block(cfg).apply({"params": first}, flat, table, None, batch)
+        out, _ = DenoiserBlock(cfg).apply({"params": first}, flat, table, None, batch)
         np.testing.assert_allclose(
             out.reshape(batch, length, -1), golden["plain0.hidden1"], rtol=0, atol=1e-4
         )

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from jax_unmask.denoisers.diffusion_gemma.checkpoint import (
     Checkpoint,
-    is_held_by,
+    is_model,
     load,
     save,
     save_orbax,
@@ -22,7 +22,7 @@ __all__ = [
     "Checkpoint",
     "DiffusionGemma",
     "DiffusionGemmaConfig",
-    "is_held_by",
+    "is_model",
     "load",
     "save",
     "save_orbax",

@@ -43,7 +43,7 @@ from jax_unmask.denoisers.tensor_files import (
 from jax_unmask.denoisers.transformer import Params
 
 _CARRIED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
-_CARRIED_FILE = "carried.safetensors"  # Beside an Orbax checkpoint.
+_CARRIED_FILE = "carried.safetensors"  # CachedKeys an Orbax checkpoint.
 _MLP = {"gate_proj.weight": "gate", "up_proj.weight": "up", "down_proj.weight": "down"}
 
 
@@ -64,7 +64,7 @@ class Checkpoint:
     carried: Mapping[str, np.ndarray]
 
 
-def is_held_by(directory: pathlib.Path) -> bool:
+def is_model(directory: pathlib.Path) -> bool:
     """Whether the model of a directory is a DiffusionGemma, by its `config.json`."""
     return hub.read_json(directory / "config.json").get("model_type") == MODEL_TYPE
 

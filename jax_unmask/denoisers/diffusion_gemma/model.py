@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.denoisers.attention import Beside, attention_beside, rotary_table, rotate
+from jax_unmask.denoisers.attention import CachedKeys, attention_with_cache, rotary_table, rotate
 from jax_unmask.denoisers.cache import KeyValueCache
 from jax_unmask.denoisers.diffusion_gemma.config import DiffusionGemmaConfig, LayerConfig
 from jax_unmask.denoisers.moe import mix_experts
@@ -144,9 +144,9 @@ class Layer(nn.Module):
         value = self.value_norm(heads(self.value(h)) if layer.is_sliding else key)
         key = rotate(self.key_norm(key), table)
         cached = (cached[0].astype(x.dtype), cached[1].astype(x.dtype))
-        beside = Beside(*cached, cached_mask=cached_mask, mask=mask)
+        keys = CachedKeys(*cached, cached_mask=cached_mask, mask=mask)
         # No scale: queries and keys are normed.
-        out = attention_beside(query, key, value, beside, scale=1.0)
+        out = attention_with_cache(query, key, value, keys, scale=1.0)
         out = self.attention_out(out.reshape(batch, length, -1))
         x = x + self.after_attention_norm(out)
         dense = self.after_mlp_norm(self.mlp(self.mlp_norm(x)))

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.denoisers.table_parts import TablePart, over_table
+from jax_unmask.denoisers.sharded_table import TableShard, over_table
 from jax_unmask.denoisers.transformer import project
 from jax_unmask.learners.engine import Chunk, over_chunks, split
 
@@ -54,58 +54,68 @@ def _forward(
     positions_per_chunk: int,
     temperature: float,
 ) -> tuple[Array, tuple[Array, ...]]:
-    def of_part(part: TablePart, hidden: Array, labels: Array, wanted: Array) -> tuple[Array, ...]:
-        part = part.gathered(hidden.dtype)
+    def of_shard(
+        shard: TableShard, hidden: Array, labels: Array, wanted: Array
+    ) -> tuple[Array, ...]:
+        size = min(positions_per_chunk, wanted.shape[0])
+        order, count = _pack(wanted)
+        shard = shard.gathered(hidden.dtype)
 
-        def body(out: tuple[Array, Array], at: Chunk) -> tuple[Array, Array]:
-            logits = part.logits(hidden[at.row], 0, part.size) / temperature
-            score, total = part.picked(logits, labels[at.row]), jax.nn.logsumexp(logits, axis=-1)
-            if part.tensor == 1:
+        def body(start: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
+            place, target = _chunk(order, count, start * size, size)
+            logits = shard.logits(hidden[place], 0, shard.size) / temperature
+            score, total = shard.picked(logits, labels[place]), jax.nn.logsumexp(logits, axis=-1)
+            if shard.tensor == 1:
                 score = score - total
             return _put(out, (score, total), at)
 
         zeros = jnp.zeros(wanted.shape, jnp.float32)
-        cells = split(wanted[None])
-        scores, total = over_chunks(body, (zeros, zeros), cells, cells.first, positions_per_chunk)
-        if part.tensor > 1:  # Once for all positions, and not a chunk at a time.
-            largest = part.max(total)
-            total = largest + jnp.log(part.sum(jnp.exp(total - largest)))
-            scores = jnp.where(wanted, part.sum(scores) - total, 0.0)
+        scores, total = jax.lax.fori_loop(0, (count + size - 1) // size, body, (zeros, zeros))
+        if shard.tensor > 1:  # Once for all positions, and not a chunk at a time.
+            largest = shard.max(total)
+            total = largest + jnp.log(shard.sum(jnp.exp(total - largest)))
+            scores = jnp.where(wanted, shard.sum(scores) - total, 0.0)
         return scores, total
 
     names = [("batch",), ("batch",)]
-    scores, total = over_table(of_part, table, hidden, labels, wanted, names=names)
+    scores, total = over_table(of_shard, table, hidden, labels, wanted, names=names)
     return scores, (table, hidden, labels, wanted, total)
 
 
 def _backward(
     positions_per_chunk: int, temperature: float, saved: tuple[Array, ...], cotangent: Array
 ) -> tuple[Array, Array, None, None]:
-    def of_part(part: TablePart, *rows: Array) -> tuple[Array, Array]:
+    def of_shard(shard: TableShard, *rows: Array) -> tuple[Array, Array]:
         hidden, labels, wanted, total, cotangent = rows
-        part = part.gathered(hidden.dtype)
+        size = min(positions_per_chunk, wanted.shape[0])
+        order, count = _pack(wanted)
+        shard = shard.gathered(hidden.dtype)
 
         def log_prob(table: Array, hidden: Array, at: Chunk) -> Array:
             logits = project(table, hidden) / temperature
             normaliser = jax.nn.logsumexp(logits, axis=-1)
-            if part.tensor > 1:  # The total is that of all parts; its derivatives are these.
-                normaliser = jnp.sum(jnp.exp(logits - total[at.row][:, None]), axis=-1)
-            return part.picked(logits, labels[at.row]) - normaliser
+            if shard.tensor > 1:  # The total is that of all parts; its derivatives are these.
+                normaliser = jnp.sum(jnp.exp(logits - total[place][:, None]), axis=-1)
+            return shard.picked(logits, labels[place]) - normaliser
 
         def body(grads: tuple[Array, Array], at: Chunk) -> tuple[Array, Array]:
             of_table, of_hidden = grads
-            _, transpose = jax.vjp(lambda t, h: log_prob(t, h, at), part.table, hidden[at.row])
-            new_table, new_hidden = transpose(jnp.where(at.valid, cotangent[at.row], 0.0))
-            return of_table + new_table.astype(jnp.float32), _put(of_hidden, new_hidden, at)
+            place, target = _chunk(order, count, start * size, size)
+            _, pull = jax.vjp(lambda t, h: log_prob(t, h, place), shard.table, hidden[place])
+            weight = jnp.where(target < wanted.shape[0], cotangent[place], 0.0)
+            new_table, new_hidden = pull(weight)
+            return (
+                of_table + new_table.astype(jnp.float32),
+                of_hidden.at[target].set(new_hidden, mode="drop"),
+            )
 
-        zeros = (jnp.zeros(part.table.shape, jnp.float32), jnp.zeros_like(hidden))
-        cells = split(wanted[None])
-        of_table, of_hidden = over_chunks(body, zeros, cells, cells.first, positions_per_chunk)
-        return part.own(of_table).astype(table.dtype), part.sum(of_hidden)
+        zeros = (jnp.zeros(shard.table.shape, jnp.float32), jnp.zeros_like(hidden))
+        of_table, of_hidden = jax.lax.fori_loop(0, (count + size - 1) // size, body, zeros)
+        return shard.gradient_shard(of_table).astype(table.dtype), shard.sum(of_hidden)
 
     table, *rows = saved
     names = [("vocab", "embed"), ("batch",)]
-    of_table, of_hidden = over_table(of_part, table, *rows, cotangent, names=names)
+    of_table, of_hidden = over_table(of_shard, table, *rows, cotangent, names=names)
     return of_table, of_hidden, None, None
 
 

@@ -18,7 +18,7 @@ Tree = TypeVar("Tree")
 
 
 @dataclasses.dataclass(frozen=True)
-class TablePart:
+class TableShard:
     """One device's shard of an output projection, inside `over_table`; or all of it.
 
     Attributes:
@@ -43,8 +43,8 @@ class TablePart:
         """Number of tokens of this shard."""
         return self.table.shape[0]
 
-    def gathered(self, dtype: Any) -> TablePart:
-        """This shard, gathered along the fsdp axis, for several uses in that type."""
+    def gathered(self, dtype: Any) -> TableShard:
+        """This shard with its rows whole along the fsdp axis, for several uses in that type."""
         return dataclasses.replace(self, table=self.whole(self.table.astype(dtype)), is_whole=True)
 
     def whole(self, table: Float[Array, "c d"]) -> Float[Array, "c D"]:
@@ -87,14 +87,14 @@ class TablePart:
         """Maximum over the shards of the vocabulary."""
         return x if self.tensor == 1 else jax.lax.pmax(x, "tensor")
 
-    def own(self, gradient: Float[Array, "C D"]) -> Float[Array, "C d"]:
+    def gradient_shard(self, gradient: Float[Array, "C D"]) -> Float[Array, "C d"]:
         """This shard's gradient from that of its whole rows, summed over the batch."""
         if self.fsdp > 1:
             gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=1, tiled=True)
         return jax.lax.psum(gradient, self.copies) if self.copies else gradient
 
     def over_all(self, reduced: Tree, merge: Callable[[Tree, Tree], Tree]) -> Tree:
-        """The reduction of the whole vocabulary, merged in order from those of the shards."""
+        """The reduction of the whole vocabulary from that of each shard, merged in order."""
         if self.tensor == 1:
             return reduced
         parts = jax.tree.map(lambda x: jax.lax.all_gather(x, "tensor"), reduced)
@@ -108,7 +108,7 @@ def over_table(
     *rows: Array,
     names: Any = ("batch",),
 ) -> Any:
-    """function(part, *rows) on each device, with its shard of the table and its rows.
+    """function(shard, *rows) on each device, with its shard of the table and its rows.
 
     Args:
         function: must return the same on devices with different shards of the vocabulary, where
@@ -119,20 +119,20 @@ def over_table(
     """
     mesh = active_over(rows[0].shape[0])
     if mesh is None:
-        return function(TablePart(table), *rows)
+        return function(TableShard(table), *rows)
     fsdp, tensor = mesh.shape["fsdp"], mesh.shape["tensor"]
     copies = tuple(axis for axis in free_axes(mesh) if axis == "data" and mesh.shape[axis] > 1)
 
-    def of_part(table: Array, *rows: Array) -> Any:
+    def of_shard(table: Array, *rows: Array) -> Any:
         first: Array | int = 0
         if tensor > 1:
             first = jax.lax.axis_index("tensor") * jnp.int32(table.shape[0])
-        return function(TablePart(table, first, fsdp, tensor, copies), *rows)
+        return function(TableShard(table, first, fsdp, tensor, copies), *rows)
 
     # The output is the same along the tensor axis, by gathers instead of sums, which types do not
     # express. Derivatives are up to the caller.
     split = on_each_device(
-        of_part,
+        of_shard,
         (spec("vocab", "embed"), *(spec("batch") for _ in rows)),
         tuple(spec(*each) for each in names) if isinstance(names, list) else spec(*names),
         check_vma=False,
