@@ -48,13 +48,22 @@ def unshift(
 
 
 def block_causal(positions: Int[Array, "#B S"], block: int) -> Bool[Array, "#B S S"]:
-    """Whether a query position attends to a key position: one of its block or of an earlier one."""
+    """Whether a query position attends to a key position: one of its block or of an earlier one.
+
+    >>> block_causal(jnp.arange(4)[None], 2).astype(int).tolist()
+    [[[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]]
+    """
     blocks = positions // block
     return blocks[:, :, None] >= blocks[:, None, :]
 
 
 def default_positions(attention_mask: Bool[Array, "B S"] | None, length: int) -> Int[Array, "#B S"]:
-    """The number of real tokens before each one; 0, 1, 2, ... where nothing is padded."""
+    """The number of real tokens before each one; 0, 1, 2, ... where nothing is padded.
+
+    >>> default_positions(jnp.array([[False, False, True, True], [True, False, True, True]]), 4)
+    Array([[0, 0, 0, 1],
+           [0, 0, 1, 2]], dtype=int32)
+    """
     if attention_mask is None:
         return jnp.arange(length, dtype=jnp.int32)[None]
     return jnp.maximum(jnp.cumsum(attention_mask, axis=-1, dtype=jnp.int32) - 1, 0)

@@ -61,6 +61,9 @@ def filtered(logits: Float[Array, "*B V"], sampling: Sampling) -> Float[Array, "
     Args:
         logits: logits, after temperature.
         sampling: what to keep; the most probable token always stays.
+
+    >>> filtered(jnp.log(jnp.array([0.2, 0.5, 0.3])), Sampling(top_k=2)).tolist()[0]
+    -inf
     """
     if not sampling.filters:
         return logits

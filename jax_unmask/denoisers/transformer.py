@@ -128,16 +128,16 @@ class DenoiserBlock(nn.Module):
         keep: bool = False,
         start: Int[Array, " B"] | None = None,
     ) -> tuple[Float[Array, "BS D"], Stored | None]:
-        """Gives all positions, or only some of them (which see all).
+        """The residual stream after this layer, at all positions or some, and keys and values.
 
         Args:
-            x: the residual stream.
-            table: of the rotations.
-            mask: the positions that are attended to, or another attention rule.
+            x: the residual stream before.
+            table: cosines and sines of the rotations.
+            mask: True where a position sees another, or a rule for that; None for everywhere.
             batch: rows B.
-            last: how many positions to give; None for all.
-            keep: whether to give the keys and values of the positions too.
-            start: first of the positions to give, in each row; by default they are the last ones.
+            last: number of positions to return (they still see all); None for all.
+            keep: return keys and values of all positions too.
+            start: first of the returned positions of each row; by default they are the last ones.
         """
         cfg = self.config
         # Each layer adds two terms to the residual stream; scaled down, their sum keeps order 1.
@@ -153,14 +153,14 @@ class DenoiserBlock(nn.Module):
             out = out.reshape(batch, -1, count, cfg.head_dim)
             return constrain(out, "batch", None, "heads")
 
-        def turned(name: str, count: int, h: Array, table: Table) -> Float[Array, "B S H d"]:
+        def rotated(name: str, count: int, h: Array, table: Table) -> Float[Array, "B S H d"]:
             out = heads(name, count, h)
             if cfg.qk_norm:
                 out = _norm(cfg, name=f"{name}_norm")(out)
             return rotate(out, table)
 
         h = _norm(cfg, name="attention_norm")(x)
-        key = turned("key", cfg.num_kv_heads, h, table)
+        key = rotated("key", cfg.num_kv_heads, h, table)
         value = heads("value", cfg.num_kv_heads, h)
         if last is not None:
             x, h = (y.reshape(batch, -1, y.shape[-1]) for y in (x, h))
@@ -168,7 +168,7 @@ class DenoiserBlock(nn.Module):
             table = (window_of(table[0], last, start), window_of(table[1], last, start))
             if mask is not None and not isinstance(mask, Copies | CachedKeys) and mask.shape[1] > 1:
                 mask = window_of(mask, last, start)
-        query = turned("query", cfg.num_heads, h, table)
+        query = rotated("query", cfg.num_heads, h, table)
         if isinstance(mask, Copies):
             attended = attention_in_copies(query, key, value, mask)
         elif isinstance(mask, CachedKeys):
@@ -500,5 +500,10 @@ def abstract_params(config: DenoiserConfig) -> Params:
 
 
 def count_params(config: DenoiserConfig) -> int:
-    """Number of scalars in the parameters."""
+    """Number of scalars in the parameters.
+
+    >>> from jax_unmask.denoisers import families
+    >>> f"{count_params(families.published_config('GSAI-ML/LLaDA-8B-Instruct')):,}"
+    '8,015,581,184'
+    """
     return sum(leaf.size for leaf in jax.tree.leaves(abstract_params(config)))

@@ -124,6 +124,8 @@ def recorded_draws(monkeypatch, record):
         "draw_tokens",
         lambda keys, logits: logits.argmax(axis=-1).astype(jnp.int32),
     )
+    # Three of a canvas's eight positions at a time.
+    monkeypatch.setattr(canvases, "_LOGITS_AT_ONCE", 3 * 192)
     jax.clear_caches()
     yield
     jax.clear_caches()
@@ -139,7 +141,7 @@ def test_recorded_text(checkpoint, record, cases, recorded_draws):
         stability=case["stability_threshold"],
         confidence=case["confidence_threshold"],
     )
-    out = canvases.generate(
+    inputs = (
         checkpoint.model,
         checkpoint.params,
         POLICY,
@@ -148,6 +150,11 @@ def test_recorded_text(checkpoint, record, cases, recorded_draws):
         row_keys(jax.random.key(0), 1),
         settings,
     )
+    out = canvases.generate(*inputs)
+    # Logits of a whole canvas never exist.
+    program = canvases.generate.lower(*inputs).as_text()
+    assert "1x3x192xf32" in program
+    assert "8x192xf32" not in program
     np.testing.assert_array_equal(out.tokens, record["gen.sequences"][:, prompt.shape[1] :])
     assert out.nfe == out.forwards == case["decoder_forwards"]
     # Tokens settle within the forwards of their canvas.

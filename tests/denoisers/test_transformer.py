@@ -15,7 +15,6 @@ from safetensors.numpy import load_file
 import tiny
 from jax_unmask import denoisers
 from jax_unmask.denoisers.attention import attention
-from jax_unmask.denoisers.positions import default_positions
 from jax_unmask.denoisers.transformer import DenoiserBlock, forward, rotary_table
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
@@ -216,13 +215,6 @@ class TestDenoiser:
         denoiser, params = model
         with pytest.raises(ValueError, match=r"65 tokens is longer than max_length=64"):
             run(denoiser, params, random_tokens(8, 1, 65))
-
-
-def test_default_positions_count_real_tokens():
-    mask = jnp.array([[False, False, True, True, True], [True, True, True, False, True]])
-    expected = [[0, 0, 0, 1, 2], [0, 1, 2, 2, 3]]
-    np.testing.assert_array_equal(default_positions(mask, 5), expected)
-    np.testing.assert_array_equal(default_positions(None, 4), [[0, 1, 2, 3]])
 
 
 def test_grouped_attention_repeats_key_heads():
