@@ -57,20 +57,18 @@ def _forward(
     def of_shard(
         shard: TableShard, hidden: Array, labels: Array, wanted: Array
     ) -> tuple[Array, ...]:
-        size = min(positions_per_chunk, wanted.shape[0])
-        order, count = _pack(wanted)
         shard = shard.gathered(hidden.dtype)
 
-        def body(start: Array, out: tuple[Array, Array]) -> tuple[Array, Array]:
-            place, target = _chunk(order, count, start * size, size)
-            logits = shard.logits(hidden[place], 0, shard.size) / temperature
-            score, total = shard.picked(logits, labels[place]), jax.nn.logsumexp(logits, axis=-1)
+        def body(out: tuple[Array, Array], at: Chunk) -> tuple[Array, Array]:
+            logits = shard.logits(hidden[at.row], 0, shard.size) / temperature
+            score, total = shard.picked(logits, labels[at.row]), jax.nn.logsumexp(logits, axis=-1)
             if shard.tensor == 1:
                 score = score - total
             return _put(out, (score, total), at)
 
         zeros = jnp.zeros(wanted.shape, jnp.float32)
-        scores, total = jax.lax.fori_loop(0, (count + size - 1) // size, body, (zeros, zeros))
+        cells = split(wanted[None])
+        scores, total = over_chunks(body, (zeros, zeros), cells, cells.first, positions_per_chunk)
         if shard.tensor > 1:  # Once for all positions, and not a chunk at a time.
             largest = shard.max(total)
             total = largest + jnp.log(shard.sum(jnp.exp(total - largest)))
@@ -87,30 +85,24 @@ def _backward(
 ) -> tuple[Array, Array, None, None]:
     def of_shard(shard: TableShard, *rows: Array) -> tuple[Array, Array]:
         hidden, labels, wanted, total, cotangent = rows
-        size = min(positions_per_chunk, wanted.shape[0])
-        order, count = _pack(wanted)
         shard = shard.gathered(hidden.dtype)
 
         def log_prob(table: Array, hidden: Array, at: Chunk) -> Array:
             logits = project(table, hidden) / temperature
             normaliser = jax.nn.logsumexp(logits, axis=-1)
             if shard.tensor > 1:  # The total is that of all parts; its derivatives are these.
-                normaliser = jnp.sum(jnp.exp(logits - total[place][:, None]), axis=-1)
-            return shard.picked(logits, labels[place]) - normaliser
+                normaliser = jnp.sum(jnp.exp(logits - total[at.row][:, None]), axis=-1)
+            return shard.picked(logits, labels[at.row]) - normaliser
 
         def body(grads: tuple[Array, Array], at: Chunk) -> tuple[Array, Array]:
             of_table, of_hidden = grads
-            place, target = _chunk(order, count, start * size, size)
-            _, pull = jax.vjp(lambda t, h: log_prob(t, h, place), shard.table, hidden[place])
-            weight = jnp.where(target < wanted.shape[0], cotangent[place], 0.0)
-            new_table, new_hidden = pull(weight)
-            return (
-                of_table + new_table.astype(jnp.float32),
-                of_hidden.at[target].set(new_hidden, mode="drop"),
-            )
+            _, transpose = jax.vjp(lambda t, h: log_prob(t, h, at), shard.table, hidden[at.row])
+            new_table, new_hidden = transpose(jnp.where(at.valid, cotangent[at.row], 0.0))
+            return of_table + new_table.astype(jnp.float32), _put(of_hidden, new_hidden, at)
 
         zeros = (jnp.zeros(shard.table.shape, jnp.float32), jnp.zeros_like(hidden))
-        of_table, of_hidden = jax.lax.fori_loop(0, (count + size - 1) // size, body, zeros)
+        cells = split(wanted[None])
+        of_table, of_hidden = over_chunks(body, zeros, cells, cells.first, positions_per_chunk)
         return shard.gradient_shard(of_table).astype(table.dtype), shard.sum(of_hidden)
 
     table, *rows = saved
