@@ -14,7 +14,6 @@ from jax_unmask.commands import command_line
 from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.environment.bundle import load_bundle
 from jax_unmask.evaluation import axes, candidates, reporting, sweep
-from jax_unmask.planning.layout import Layout
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.report.model_card import write_policy_card
@@ -98,7 +97,7 @@ def policy_directory(
     ) as checkpoints:
         which = step if step is not None else "best" if metric else "latest"
         policy = build_policy(config)
-        like = Layout(placement).everywhere(jax.eval_shape(policy.init_params, jax.random.key(0)))
+        like = placement.everywhere(jax.eval_shape(policy.init_params, jax.random.key(0)))
         step, params = checkpoints.restore_params(which, like=like)
     logger.info("Took the policy of step %d of %s.", step, run)
     directory = workdir / "policy"

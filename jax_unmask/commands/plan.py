@@ -16,8 +16,7 @@ from jax_unmask.denoisers import families, sharding
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.planning import estimate
 from jax_unmask.planning.collectives import Collective, bytes_per_round
-from jax_unmask.planning.layout import Layout, bytes_per_device
-from jax_unmask.planning.programs import RECIPES, Program
+from jax_unmask.planning.programs import RECIPES, Program, bytes_per_device
 from jax_unmask.recipes.base import check_fits
 from jax_unmask.runtime import accelerators, compilation
 from jax_unmask.runtime import placement as placements
@@ -230,7 +229,7 @@ def plan(
     check_fits(shape, config.task.prompt_length, length)
     placement = placements.from_config(config)
     sharding.check_mesh(shape, placement.mesh)
-    blueprint = RECIPES[config.recipe](config, shape, Layout(placement))
+    blueprint = RECIPES[config.recipe](config, shape, placement)
     programs = blueprint.programs
     if compile_programs:
         programs = tuple(program.compiled() for program in programs)

@@ -86,11 +86,6 @@ def spec(*names: str | None) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else LOGICAL[name] for name in names))
 
 
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows of a batch [B, ...] spread over the data and fsdp axes, whole on the tensor axis."""
-    return NamedSharding(mesh, spec("batch"))
-
-
 def batch_parts(mesh: Mesh | AbstractMesh) -> int:
     """Number of shards of a batch, over the axes that no enclosing `shard_map` has taken."""
     return math.prod(mesh.shape[axis] for axis in BATCH if axis in free_axes(mesh))
@@ -197,11 +192,6 @@ def param_shardings(params: Params, rules: Rules, mesh: Mesh | AbstractMesh) -> 
         )
 
     return jax.tree_util.tree_map_with_path(choose, params)
-
-
-def shard_params(params: Params, rules: Rules, mesh: Mesh) -> Params:
-    """Places parameters on a mesh; see `param_shardings`."""
-    return jax.device_put(params, param_shardings(params, rules, mesh))
 
 
 def _group(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:

@@ -115,9 +115,19 @@ class Placement:
 
         return jax.tree.map(place, shapes, shardings)
 
+    def parameters(self, tree: Params, rules: Rules) -> Params:
+        """Shapes (`jax.ShapeDtypeStruct`) of parameters, where the rules place those."""
+        if self.mesh is None:
+            return tree
+        return jax.tree.map(_placed, tree, self.shardings(tree, rules))
+
     def everywhere(self, tree: Any) -> Any:
-        """Arrays that all processes have alike, whole on every device."""
+        """Arrays that all processes have alike, or shapes, whole on every device."""
         return self._put(tree, PartitionSpec(), own=False)
+
+    def records(self, tree: Any) -> Any:
+        """Records of a rollout's steps, [T, B, ...], which all processes have alike, or shapes."""
+        return self._put(tree, meshes.spec(None, "batch"), own=False)
 
     def rows(self, tree: Any) -> Any:
         """A batch [B, ...], from the rows of each process's feed: NumPy arrays [B / feeds, ...]."""
@@ -170,10 +180,15 @@ class Placement:
 
     def _put(self, tree: Any, spec: PartitionSpec, *, own: bool) -> Any:
         if self.mesh is None:
-            return jax.tree.map(jnp.asarray, tree)
+            return jax.tree.map(lambda leaf: leaf if _is_shape(leaf) else jnp.asarray(leaf), tree)
         sharding = NamedSharding(self.mesh, spec)
 
-        def put(leaf: Any) -> jax.Array:
+        def put(leaf: Any) -> Any:
+            if _is_shape(leaf):
+                is_whole = leaf.ndim < len(spec)
+                return _placed(
+                    leaf, sharding.update(spec=PartitionSpec()) if is_whole else sharding
+                )
             if isinstance(leaf, jax.Array) and jax.process_count() == 1:
                 return jax.device_put(leaf, sharding)
             if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -217,6 +232,14 @@ class Placement:
     def _own_part(self) -> int:
         me = jax.process_index()
         return next(i for i, holders in enumerate(self._holders()) if me in holders)
+
+
+def _is_shape(leaf: Any) -> bool:
+    return isinstance(leaf, jax.ShapeDtypeStruct)
+
+
+def _placed(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+    return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 
 def to_host(tree: Any) -> Any:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import statistics
-import subprocess
 import sys
 
 import jax
@@ -49,20 +47,6 @@ def generate(model, prompts, *, gen_length, block_length, policy, settings):
         logits = apply({"params": params}, tokens)[:, -gen_length:]
         canvas[:, position] = np.asarray(logits[:, position].argmax(-1))
     return canvas, gen_length
-"""
-CONFIG = """
-from jax_unmask.config import policy_grpo
-
-
-def get_config():
-    config = policy_grpo()
-    config.task.update(name="sudoku", prompt_length=17, truncate_prompts=False)
-    config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
-    config.rollout.update(gen_length=4, block_length=4, prompts_per_step=1, group_size=2)
-    config.policy.network.update(hidden_dim=8, feedforward_dim=8, time_embed_dim=8)
-    config.optimizer.warmup_steps = 1
-    config.train.steps = 4
-    return config
 """
 
 
@@ -136,18 +120,16 @@ class TestRollouts:
         assert record["command"].startswith("python -m jax_unmask.bench --model=")
 
     def test_rows_take_turns_in_the_slots(self, model, capsys, tmp_path):
-        arguments = (f"--model={model}", "--batch_sizes=4", "--repeats=1", *SHAPE)
-        whole, _ = run(capsys, tmp_path, *arguments)
-        found, text = run(capsys, tmp_path, *arguments, "--slots=3")
-        (all_at_once,), (row,) = whole["rollouts"], found["rollouts"]
-        assert (row["batch_size"], row["slots"], all_at_once["slots"]) == (4, 3, 4)
-        assert row["nfe_mean"] == all_at_once["nfe_mean"] == all_at_once["forwards"] == 4
-        # Three rows, then one.
+        arguments = (f"--model={model}", "--batch_sizes=2", "--repeats=1", *SHAPE)
+        found, text = run(capsys, tmp_path, *arguments, "--slots=1")
+        (row,) = found["rollouts"]
+        assert (row["batch_size"], row["slots"], row["nfe_mean"]) == (2, 1, 4)
+        # One row, then the other.
         assert row["forwards"] == 8
-        assert row["useful_forward_fraction"] == pytest.approx(16 / 24)
-        assert row["flops_per_forward"] * 4 == all_at_once["flops_per_forward"] * 3
+        assert row["useful_forward_fraction"] == 1
+        assert row["flops_per_rollout"] == 8 * forward_flops(denoiser(model).config, 1, 7, 2)
         assert "slots" in text
-        assert "--slots=0 must be at least 1" in fails(capsys, *arguments, "--slots=0")
+        assert "slots" in fails(capsys, *arguments, "--slots=0")
 
     def test_prompts_of_a_task_keep_their_length(self, model, capsys, tmp_path):
         record, _ = run(
@@ -169,25 +151,12 @@ class TestRollouts:
         assert (settings["gen_length"], settings["block_length"]) == (16, 4)
         assert (row["prompt_length"], row["forwards"]) == (17, 4)
 
-    def test_as_a_command_with_a_preset(self, tmp_path):
-        path = tmp_path / "speed.json"
-        result = subprocess.run(
-            [
-                *(sys.executable, "-m", "jax_unmask.bench", "--preset=tiny", *SHAPE),
-                *("--batch_sizes=1", "--repeats=1", f"--json={path}"),
-            ],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "JAX_PLATFORMS": "cpu"},
-            timeout=500,
-            check=True,
-        )
-        record = json.loads(path.read_text())
+    def test_a_preset(self, capsys, tmp_path):
+        arguments = ("--preset=tiny", "--batch_sizes=1", "--repeats=1", *SHAPE)
+        record, text = run(capsys, tmp_path, *arguments)
         assert record["denoiser"]["hidden_size"] == 64
         assert record["rollouts"][0]["nfe_mean"] == 4
-        assert result.stdout.startswith(
-            "tiny, top_confidence:tokens_per_step=1, prompt 3, canvas 4"
-        )
+        assert text.startswith("tiny, top_confidence:tokens_per_step=1, prompt 3, canvas 4")
 
 
 def denoiser(model):
@@ -201,7 +170,7 @@ class TestReference:
         record, text = run(
             capsys,
             tmp_path,
-            *(f"--model={model}", "--batch_sizes=1,2", "--repeats=2", *SHAPE),
+            *(f"--model={model}", "--batch_sizes=2", "--repeats=2", *SHAPE),
             *("--policy=left_to_right:tokens_per_step=1", f"--reference={reference_file}"),
         )
         assert record["reference"] == str(reference_file)
@@ -219,8 +188,7 @@ class TestReference:
         calls = sys.modules["jax_unmask_reference_theirs"].CALLS
         settings = {"tokens_per_step": 1, "steps": 0}
         assert calls == [
-            (batch, 4, 2, "left_to_right:tokens_per_step=1", settings)
-            for batch in (1, 1, 1, 2, 2, 2)
+            (batch, 4, 2, "left_to_right:tokens_per_step=1", settings) for batch in (2, 2, 2)
         ]
 
     def test_another_rule_is_reported_as_such(self, model, reference_file, capsys, tmp_path):
@@ -289,28 +257,23 @@ class TestReference:
 
 
 class TestBreakdown:
-    def test_shares_add_up(self, model, capsys, tmp_path):
-        path = tmp_path / "experiment.py"
-        path.write_text(CONFIG.format(model=model))
-        record, text = run(
-            capsys,
-            tmp_path,
-            *("--breakdown", f"--config={path}", "--steps=2", "--config.rollout.group_size=3"),
-        )
+    def test_shares_add_up(self, write_experiment, capsys, tmp_path):
+        path = write_experiment(tmp_path / "experiment.py")
+        settings = ("--steps=2", "--config.rollout.group_size=2")
+        record, text = run(capsys, tmp_path, "--breakdown", f"--config={path}", *settings)
         found = record["breakdown"]
         assert set(found["shares"]) == {"data", "rollout", "reward", "update", "other"}
         assert sum(found["shares"].values()) == pytest.approx(1)
         assert sum(found["phase_seconds"].values()) * 2 == pytest.approx(sum(found["seconds"]))
         assert all(found["shares"][name] > 0 for name in ("rollout", "reward", "update"))
-        assert found["rollouts_per_step"] == 3
+        assert found["rollouts_per_step"] == 4
         assert found["seconds_per_step"] == pytest.approx(statistics.median(found["seconds"]))
         assert found["first_step_seconds"] > found["seconds_per_step"]
-        assert 1 <= found["nfe_mean"] <= 4
+        assert 1 <= found["nfe_mean"] <= 16
         assert "share %" in text
 
-    def test_says_what_is_wrong(self, model, capsys, tmp_path):
-        path = tmp_path / "experiment.py"
-        path.write_text(CONFIG.format(model=model))
+    def test_says_what_is_wrong(self, model, write_experiment, capsys, tmp_path):
+        path = write_experiment(tmp_path / "experiment.py")
         given = ("--breakdown", f"--config={path}")
         assert "give --config=FILE.py" in fails(capsys, "--breakdown")
         assert "--steps=0 must be at least 1" in fails(capsys, *given, "--steps=0")
@@ -325,31 +288,32 @@ class TestBreakdown:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("arguments", "names"),
     [
-        ((), "give one of --model=NAME and --preset=NAME"),
-        (("--preset=tiny", "--model=x"), "give one of --model=NAME and --preset=NAME"),
-        (("--preset=llada8b",), "--preset=llada8b is unknown; did you mean 'llada-8b'?"),
-        (("--preset=tiny", "--gen_length=10"), "gen_length=10 is not divisible by block_length=8"),
-        (("--preset=tiny", "--prompt_length=4090"), "do not fit into the model's max_length=4096"),
-        (("--preset=tiny", "--prompt_length=0"), "--prompt_length=0 must be at least 1"),
-        (("--preset=tiny", "--gen_length=0"), "gen_length=0 must be at least 1"),
-        (("--preset=tiny", "--batch_sizes=1,x"), "--batch_sizes=1,x is not a list such as 1,8,64"),
-        (("--preset=tiny", "--batch_sizes=0"), "--batch_sizes=0 must be at least 1 each"),
-        (("--preset=tiny", "--repeats=0"), "--repeats=0 must be at least 1"),
-        (("--preset=tiny", "--seed=-1"), "--seed=-1 must be at least 0"),
-        (("--preset=tiny", "--policy=treshold"), "did you mean threshold"),
-        (("--preset=tiny", "--task=sudoku"), "--task needs a tokenizer"),
-        (("--preset=tiny", "--config=x.py"), "--config is for --breakdown"),
-        (("--preset=tiny", "--config.seed=1"), "unknown argument --config.seed=1"),
-        (("--preset=tiny", "--vocab_chunk=0"), "--vocab_chunk=0 must be at least 1"),
-        (("--model=/no/such", *SHAPE), "/no/such does not exist"),
-        (("--model=/no/such",), "--model=/no/such needs --gen_length and --block_length"),
+        ((), ("--model", "--preset")),
+        (("--preset=tiny", "--model=x"), ("--model", "--preset")),
+        (("--preset=llada8b",), ("--preset=llada8b", "'llada-8b'")),
+        (("--preset=tiny", "--gen_length=10"), ("gen_length", "10", "8")),
+        (("--preset=tiny", "--prompt_length=4090"), ("4096", "--prompt_length")),
+        (("--preset=tiny", "--prompt_length=0"), ("--prompt_length=0",)),
+        (("--preset=tiny", "--gen_length=0"), ("gen_length", "0")),
+        (("--preset=tiny", "--batch_sizes=1,x"), ("--batch_sizes=1,x",)),
+        (("--preset=tiny", "--batch_sizes=0"), ("--batch_sizes=0",)),
+        (("--preset=tiny", "--repeats=0"), ("--repeats=0",)),
+        (("--preset=tiny", "--seed=-1"), ("--seed=-1",)),
+        (("--preset=tiny", "--policy=treshold"), ("threshold",)),
+        (("--preset=tiny", "--task=sudoku"), ("--task",)),
+        (("--preset=tiny", "--config=x.py"), ("--config", "--breakdown")),
+        (("--preset=tiny", "--config.seed=1"), ("--config.seed=1",)),
+        (("--preset=tiny", "--vocab_chunk=0"), ("vocab_chunk", "0")),
+        (("--model=/no/such", *SHAPE), ("/no/such",)),
+        (("--model=/no/such",), ("--gen_length", "--block_length")),
+        (("--model=sudoku", "--task=math"), ("--task=math", "--data")),
     ],
 )
-def test_says_what_is_wrong(capsys, arguments, message):
+def test_says_what_is_wrong(capsys, arguments, names):
     found = fails(capsys, *arguments)
-    assert message in found
+    assert all(name in found for name in names), found
     assert found.startswith("error: ")
 
 
@@ -379,9 +343,7 @@ def test_flops_are_those_of_the_program():
     assert ours <= counted <= 1.05 * ours
 
 
-@pytest.mark.parametrize(
-    ("cache", "scored"), [("none", 32), ("none", 16), ("dual", 32), ("block", 32)]
-)
+@pytest.mark.parametrize(("cache", "scored"), [("none", 16), ("dual", 32), ("block", 32)])
 def test_flops_of_every_step_are_those_of_its_program(cache, scored):
     """The compiler counts all operations, and a loop's body once: see `compiled_flops`."""
     cache = parse_cache(cache)
@@ -410,13 +372,15 @@ def test_the_dual_cache_saves_three_of_four_operations(preset):
     assert plain > 4 * (blocks * cached.full + (length - blocks) * cached.cached)
 
 
-def test_caches_are_measured_beside_each_other(model, capsys, tmp_path):
+def test_caches_are_measured_beside_each_other_and_the_reference_without_one(
+    model, capsys, reference_file, tmp_path
+):
+    arguments = (f"--model={model}", f"--reference={reference_file}", "--repeats=1", *SHAPE)
+    assert "leave out --cache" in fails(capsys, *arguments, "--cache=dual")
     record, text = run(
-        capsys,
-        tmp_path,
-        *(f"--model={model}", "--batch_sizes=2", "--repeats=1", *SHAPE),
-        *("--cache=none", "--cache=dual", "--policy=top_confidence:tokens_per_step=1"),
+        capsys, tmp_path, *arguments, "--cache=none", "--cache=dual", "--batch_sizes=2"
     )
+    assert [each["batch_size"] for each in record["comparisons"]] == [2]
     plain, dual = record["rollouts"]
     assert (plain["cache"], dual["cache"]) == ("none", "dual")
     assert plain["nfe_mean"] == dual["nfe_mean"] == plain["cost_mean"] == 4
@@ -425,21 +389,10 @@ def test_caches_are_measured_beside_each_other(model, capsys, tmp_path):
     assert dual["cost_mean"] == pytest.approx(2 + 2 * 2 / 7)
     assert dual["useful_forward_fraction"] == 1
     # Four forwards of two rows without a cache, which score a block of 2.
-    config = denoisers.from_pretrained(model)[0].config
+    config = denoiser(model).config
     assert plain["flops_per_rollout"] == 8 * forward_flops(config, 1, 7, 2)
     assert dual["flops_per_rollout"] != plain["flops_per_rollout"]
     assert dual["compiled_flops_per_rollout"] is None
-    assert "dual" in text
-
-
-def test_a_reference_is_compared_without_a_cache(model, capsys, reference_file, tmp_path):
-    arguments = (f"--model={model}", f"--reference={reference_file}", "--repeats=1", *SHAPE)
-    assert "leave out --cache" in fails(capsys, *arguments, "--cache=dual")
-    record, text = run(
-        capsys, tmp_path, *arguments, "--cache=dual", "--cache=none", "--batch_sizes=1,2"
-    )
-    assert [row["cache"] for row in record["rollouts"]] == ["dual", "none"] * 2
-    assert [each["batch_size"] for each in record["comparisons"]] == [1, 2]
     assert "dual" in text
 
 

@@ -28,7 +28,7 @@ from jax_unmask.runtime import streams
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import ConfigError
 
-LONG = {"train__steps": 60, "checkpoint__every": 2, "seed": 3}
+LONG = {"train__steps": 24, "checkpoint__every": 2, "seed": 3}
 EXPORTED = {
     "policy_grpo": "policy/model.safetensors",
     "sft": "model/model.safetensors",
@@ -49,6 +49,8 @@ def last_checkpoint(config, workdir: pathlib.Path) -> list[bytes]:
         restored = checkpoints.restore(state.params, dataclasses.replace(state, params=None))
     assert restored is not None
     assert restored.step == config.train.steps
+    # Something was learned that could have been lost.
+    assert not jax.tree.all(jax.tree.map(np.array_equal, restored.params, state.params))
     leaves = jax.tree.leaves((restored.params, restored.state))
     keys = [jax.numpy.issubdtype(leaf.dtype, jax.dtypes.prng_key) for leaf in leaves]
     return [
@@ -94,9 +96,9 @@ class Disturbed:
 @pytest.mark.parametrize(
     ("recipe", "signals"),
     [
-        ("policy_grpo", (signal.SIGKILL, signal.SIGKILL, signal.SIGTERM)),
-        ("sft", (signal.SIGKILL, signal.SIGTERM)),
-        ("tracerl", (signal.SIGKILL,)),
+        ("policy_grpo", (signal.SIGKILL, signal.SIGTERM)),
+        pytest.param("sft", (signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow),
+        pytest.param("tracerl", (signal.SIGKILL,), marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
@@ -109,7 +111,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     workdir = tmp_path / "disturbed"
     disturbed = Disturbed(experiment, workdir)
     for number in signals:
-        process = disturbed.run_until_signal(number, steps=disturbed.random.randrange(4, 10))
+        process = disturbed.run_until_signal(number, steps=disturbed.random.randrange(3, 7))
         _, errors = process.communicate(timeout=300)
         assert process.returncode == (-number if number == signal.SIGKILL else 0), errors
         assert 0 < len(lines(workdir)) < config.train.steps
@@ -125,14 +127,6 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     exported = [tmp_path / run / EXPORTED[recipe] for run in ("undisturbed", "disturbed")]
     assert exported[0].read_bytes() == exported[1].read_bytes()
     assert last_checkpoint(config, workdir) == last_checkpoint(config, tmp_path / "undisturbed")
-    # Something was learned that could have been lost.
-    weights = load_file(exported[1])
-    fresh = tiny_config(
-        recipe, **(LONG | {"train__steps": 1, "optimizer__warmup_steps": 0, "optimizer__lr": 1e-30})
-    )
-    train.train(fresh, tmp_path / "fresh")
-    untrained = load_file(tmp_path / "fresh" / EXPORTED[recipe])
-    assert any((weights[name] != untrained[name]).any() for name in weights)
 
 
 def test_a_signal_between_two_log_lines_adds_none(tiny_config, tmp_path, monkeypatch):
@@ -184,9 +178,9 @@ class TestPolicyRuns:
         assert "mean of the last 3 recorded steps" in card
         return found, policy, params
 
-    def test_additive_reward(self, tiny_config, tmp_path):
+    def test_additive_reward_and_another_run_from_its_policy(self, tiny_config, tmp_path):
         config = tiny_config(log__tensorboard=True)
-        found, policy, _ = self.run(config, tmp_path)
+        found, policy, first = self.run(config, tmp_path)
         # The denoiser is wrong all the time: what is left is the charge for the steps.
         assert all(line["accuracy"] == 0 for line in found)
         for line in found:
@@ -202,28 +196,13 @@ class TestPolicyRuns:
         rows = found[0]["nfe"] * 4  # 2 prompts in groups of 2
         assert needed == pytest.approx(rows * forward_flops(denoiser, 1, 17 + 16, 16), rel=1e-5)
 
-    def test_expert_steering(self, tiny_config, tmp_path):
-        config = tiny_config(
-            expert__count=1, expert__block_length=4, expert__policy="threshold:threshold=0.2"
-        )
-        found, _, _ = self.run(config, tmp_path)
-        assert all(-1 <= line["expert_reward"] < 0 for line in found)
-        assert any(line["skipped"] == 0 for line in found)
+        # Another run starts from the policy.
+        start = str(tmp_path / "policy")
+        config = tiny_config(policy__init_from=start, optimizer__lr=1e-30, seed=9)
+        _, _, second = self.run(config, tmp_path / "second")
+        assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
 
-    def test_learns_in_the_environment_of_a_cache(self, tiny_config, tmp_path):
-        config = tiny_config(
-            rollout__cache="dual",
-            rollout__block_length=4,
-            rollout__stop_at_end=True,
-            rollout__parts=2,
-        )
-        found, _, _ = self.run(config, tmp_path)
-        for line in found:
-            # Of 33 positions, 4 are computed where the cache is read.
-            assert 4 / 33 < line["cost"] < line["nfe"]
-        assert sum(line["pairs"] for line in found) > 0
-
-    def test_imitates_right_experts_in_the_first_steps(self, tiny_config, tmp_path):
+    def test_experts_steer_and_are_imitated_in_the_first_steps(self, tiny_config, tmp_path):
         config = tiny_config(
             model__path="sudoku",
             expert__count=1,
@@ -233,28 +212,30 @@ class TestPolicyRuns:
             expert__imitation_steps=2,
         )
         found, _, _ = self.run(config, tmp_path)
+        assert all(-1 <= line["expert_reward"] <= 1 for line in found)
         imitated = [line["imitated"] for line in found]
         assert 0 < imitated[0] <= 1
         assert 0 < imitated[1] <= 1
         assert imitated[2] == 0
 
-    def test_dynamic_plackett_luce_on_more_observations(self, tiny_config, tmp_path):
+    def test_dynamic_plackett_luce_on_more_observations_with_a_cache(self, tiny_config, tmp_path):
         config = tiny_config(
             policy__distribution="dpls",
             policy__network__top_k=2,
             policy__network__entropy=True,
             policy__network__hidden_size=16,
+            rollout__cache="dual",
+            rollout__block_length=4,
+            rollout__stop_at_end=True,
+            rollout__parts=2,
         )
         found, policy, _ = self.run(config, tmp_path)
         assert policy.distribution == "dpls"
-        assert all(line["unfinished"] == 0 for line in found)
-
-    def test_continues_a_trained_policy(self, tiny_config, tmp_path):
-        _, _, first = self.run(tiny_config(), tmp_path / "first")
-        start = str(tmp_path / "first" / "policy")
-        config = tiny_config(policy__init_from=start, optimizer__lr=1e-30, seed=9)
-        _, _, second = self.run(config, tmp_path / "second")
-        assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
+        for line in found:
+            assert line["unfinished"] == 0
+            # Of 33 positions, 4 are computed where the cache is read.
+            assert 4 / 33 < line["cost"] < line["nfe"]
+        assert sum(line["pairs"] for line in found) > 0
 
     def test_groups_without_signal_are_skipped_and_counted(self, tiny_config, tmp_path):
         config = tiny_config(reward__kind="multiplicative")
@@ -347,9 +328,8 @@ class TestTraceRuns:
         weights = [tmp_path / name / EXPORTED["tracerl"] for name in ("one", "two")]
         assert weights[0].read_bytes() == weights[1].read_bytes()
 
-    @pytest.mark.parametrize("surrogate", ["coupled", "espo"])
-    def test_other_methods_are_one_line(self, tiny_config, tmp_path, surrogate):
-        config = tiny_config("tracerl", learner__surrogate=surrogate, value__enabled=False)
+    def test_another_method_is_one_line(self, tiny_config, tmp_path):
+        config = tiny_config("tracerl", learner__surrogate="espo", value__enabled=False)
         found = self.run(config, tmp_path)
         assert any(line["skipped"] == 0 and line["grad_norm"] > 0 for line in found)
 
@@ -358,6 +338,7 @@ class TestTraceRuns:
             "tracerl",
             rollout__policy="threshold:threshold=0.4",
             rollout__prompts_per_step=8,
+            learner__surrogate="coupled",
             value__enabled=False,
             lora__rank=2,
             lora__targets=("query", "up"),
@@ -439,16 +420,16 @@ class TestTraceRuns:
         assert trained.config.attention_block == 8
 
 
-@pytest.mark.parametrize(("method", "blocks"), [("block", 4), ("semi_ar", 0), ("trace", 4)])
+@pytest.mark.parametrize(("method", "blocks"), [("block", 4), ("semi_ar", 0)])
 def test_supervised_training_in_states(tiny_config, tmp_path, method, blocks):
     config = tiny_config(
         "state_sft",
         model__attention_block=blocks,
         learner__method=method,
         learner__block_length=4,
-        train__steps=12,
+        train__steps=6,
         log__every=1,
-        optimizer__lr=3e-3,
+        optimizer__lr=1e-2,
     )
     train.train(config, tmp_path)
     found = lines(tmp_path)

@@ -208,7 +208,8 @@ import jax, jax.numpy as jnp, numpy as np
 from jax_unmask import denoisers
 from jax_unmask.policies import heuristics
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
-from jax_unmask.runtime.mesh import batch_sharding, make_mesh
+from jax.sharding import NamedSharding
+from jax_unmask.runtime.mesh import make_mesh, spec
 
 config = denoisers.DenoiserConfig(
     family="llada", vocab_size=20, hidden_size=16, num_layers=1, num_heads=2, num_kv_heads=2,
@@ -222,7 +223,7 @@ prompts, keys = Prompts(tokens, np.ones(tokens.shape, bool)), row_keys(jax.rando
 policy = heuristics.TopConfidence()
 params = policy.params(tokens_per_step=rng.integers(1, 9, rows))
 expected = rollout(*model, policy, params, prompts, keys, RolloutSettings(8, 4))
-split = batch_sharding(make_mesh())
+split = NamedSharding(make_mesh(), spec("batch"))
 prompts, keys = jax.device_put((prompts, keys), split)
 params["tokens_per_step"] = jax.device_put(params["tokens_per_step"], split)
 for slots, groups in ((None, 1), (8, 4)):

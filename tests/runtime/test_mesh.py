@@ -15,7 +15,7 @@ P = PartitionSpec
 SCRIPT = """
 import json
 import jax, jax.numpy as jnp, numpy as np
-from jax.sharding import PartitionSpec as P
+from jax.sharding import NamedSharding, PartitionSpec as P
 from jax_unmask.runtime import mesh as meshes
 
 report = {}
@@ -24,14 +24,14 @@ report["shape"] = dict(mesh.shape)
 params = {"layers": {"query": {"kernel": jnp.arange(64.0).reshape(8, 8), "bias": jnp.ones(8)}},
           "norm": jnp.ones(3)}
 rules = [("query/kernel", P("fsdp", "tensor")), ("bias", P("tensor")), (".*", P())]
-placed = meshes.shard_params(params, rules, mesh)
+placed = jax.device_put(params, meshes.param_shardings(params, rules, mesh))
 kernel = placed["layers"]["query"]["kernel"]
 report["kernel_part"] = kernel.addressable_shards[0].data.shape
 report["bias_part"] = placed["layers"]["query"]["bias"].addressable_shards[0].data.shape
 report["norm_part"] = placed["norm"].addressable_shards[0].data.shape
 report["same"] = bool((np.asarray(kernel) == np.asarray(params["layers"]["query"]["kernel"])).all())
 
-batch = jax.device_put(jnp.ones((8, 8)), meshes.batch_sharding(mesh))
+batch = jax.device_put(jnp.ones((8, 8)), NamedSharding(mesh, meshes.spec("batch")))
 report["batch_part"] = batch.addressable_shards[0].data.shape
 apply = lambda p, x: (x @ p["layers"]["query"]["kernel"] + p["layers"]["query"]["bias"]).sum()
 report["difference"] = float(abs(jax.jit(apply)(placed, batch) - apply(params, jnp.ones((8, 8)))))
