@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import config, policies
+from jax_unmask import config, policies, tasks
 from jax_unmask.commands import bench, convert, generate, harness, plan, train
 from jax_unmask.commands import eval as evaluate
 from jax_unmask.evaluation import grid
@@ -218,6 +218,24 @@ def test_named_policies_exist(document):
                 assert {setting for setting, _ in each.settings} <= set(known)
             else:
                 policies.parse_policy(each.text)
+
+
+# ---- and the other way round: what there is is documented
+
+
+@pytest.mark.parametrize(
+    ("page", "names"),
+    [
+        ("tasks.md", tasks.names()),
+        ("policies.md", POLICIES),
+        ("training.md", config.RECIPES),
+        ("training.md", [name(path) for path in (ROOT / "configs").glob("*.py")]),
+    ],
+    ids=["tasks", "policies", "recipes", "experiments"],
+)
+def test_everything_is_documented(page, names):
+    words = {word for text in spans(ROOT / "docs" / page) for word in re.split("[:,= ]", text)}
+    assert set(names) <= words
 
 
 # ---- Python
