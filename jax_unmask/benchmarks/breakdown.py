@@ -24,7 +24,8 @@ class Breakdown:
     """Timings of training steps.
 
     Attributes:
-        first_step_seconds: wall time of the first step, which compiles; it is in nothing else.
+        first_step_seconds: wall time of the first step, which compiles; not part of the other
+            times.
         seconds: wall time of each other step.
         seconds_per_step: their median.
         rollouts_per_step: canvases per step, those of experts included.

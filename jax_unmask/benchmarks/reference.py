@@ -19,7 +19,7 @@ The file defines two functions:
         Returning them must wait for the device: the clock stops when `generate` returns.
         '''
 
-It may import whatever it likes; nothing else of the run imports it.
+It may import any package; the rest of the run does not import it.
 """
 
 from __future__ import annotations

@@ -217,8 +217,8 @@ def measure_speed(
 def time_in_turns(contestants: Sequence[Callable[[], object]], repeats: int) -> list[list[float]]:
     """Wall time of each call of each contestant.
 
-    They take turns (A B, B A, A B, ...), so that what else happens on the machine hits all alike
-    and nobody always runs first.
+    They take turns (A B, B A, A B, ...), so that other load on the machine affects all equally and
+    none always runs first.
     """
     seconds: list[list[float]] = [[] for _ in contestants]
     for turn in range(repeats):

@@ -86,7 +86,8 @@ PRESETS = {
     "llada-8b": Preset(
         _llada("bfloat16", 126464, (126336, 126081, 126080), 4096, 32, 32, 12288), 200, 256, 32
     ),
-    # 98M parameters in the same proportions, but for a vocabulary that does not dwarf the rest.
+    # 98M parameters in the same proportions, with a smaller vocabulary, which would dominate
+    # otherwise.
     "llada-100m": Preset(_llada("float32", 8192, (2, 1, 0), 768, 12, 12, 2048), 64, 128, 32),
     # The size of the small models that ship with the package.
     "tiny": Preset(_llada("float32", 106, (2, 1, 0), 64, 3, 4, 176), 21, 40, 8),

@@ -314,7 +314,7 @@ def _complete_lengths(args: argparse.Namespace) -> None:
     else:
         return
     names = ["gen_length", "block_length"]
-    if args.task is None:  # The prompts of a task are as long as they are.
+    if args.task is None:  # The task determines the length of its prompts.
         names.append("prompt_length")
     for name in names:
         if getattr(args, name) is None:

@@ -75,7 +75,7 @@ def _require_config_file(argv: Sequence[str]) -> None:
 
 
 def set_up_logging() -> None:
-    """Sends the package's messages to standard error as they are; libraries only warn."""
+    """Sends the package's messages to standard error without prefix; libraries only warn."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("jax_unmask").setLevel(logging.INFO)
 

@@ -442,7 +442,7 @@ def _show(
         for line in canvas.trace(pieces, step_map[0], block_length=block_length, colour=has_colour):
             console.print(line, soft_wrap=True)
         console.print()
-    # Special tokens are left out of the text, and so is everything behind its end.
+    # Special tokens are left out of the text, and so is everything after its end.
     stops = [place for place, token in enumerate(tokens) if token in tokenizer.stop_ids]
     kept = pieces[: min(stops, default=len(pieces))]
     if coloured and has_colour and "".join(kept) == answer.text:

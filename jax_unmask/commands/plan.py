@@ -211,7 +211,7 @@ def plan(
     Args:
         config: a full config, see `jax_unmask.config`.
         compile_programs: compile the programs of a step for these devices.
-        device: what they stand for; None for themselves.
+        device: the accelerator that they stand in for; None for this machine's own devices.
         nfe: forwards that a row is assumed to need, for the estimate of time.
 
     Raises:

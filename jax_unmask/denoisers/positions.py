@@ -15,7 +15,7 @@ def window_of(
     Args:
         values: of all positions.
         width: W.
-        start: first position in each row; positions before the first or behind the last are the
+        start: first position in each row; positions before the first or after the last are the
             first or the last. By default the last W.
     """
     if start is None:

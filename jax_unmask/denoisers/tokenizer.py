@@ -112,7 +112,7 @@ class Tokenizer:
         Args:
             ids: token ids.
             skip_special_tokens: leave special tokens out, masks that were never filled among them.
-            cut_at_eos: ignore the first of `stop_ids` and everything behind it.
+            cut_at_eos: ignore the first of `stop_ids` and everything after it.
         """
         tokens = [int(token) for token in ids]
         if cut_at_eos:

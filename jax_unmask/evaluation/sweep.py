@@ -33,7 +33,7 @@ from jax_unmask.runtime.config import ConfigError
 from jax_unmask.tasks.base import Task
 
 _HASHED = ("model.path", "task.path", "task.tfds_data_dir")
-"""Keys of paths: rows know what lies there by its hash."""
+"""Keys of paths: rows identify their content by a hash."""
 
 logger = logging.getLogger(__name__)
 
@@ -192,7 +192,7 @@ def _identify(
     }
     if varied:
         row["axes"] = {key: value for key, value in varied.items() if key not in _HASHED}
-    # Hashes stand for what paths only name: a workdir may be moved.
+    # Hashes instead of paths, since a workdir may be moved.
     identity = {name: value for name, value in row.items() if name not in ("policy", "denoiser")}
     options = {
         "cache": NONE if item.cache is None else str(item.cache),

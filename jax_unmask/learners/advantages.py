@@ -127,7 +127,7 @@ def trace_gae(
         R*_t = r*_t + gamma R*_{t+1}
         A*_t = r*_t - V*_t + gamma V*_{t+1} + gamma lambda A*_{t+1}
 
-    with zeros behind the last. A token j of step t has its own reward and value, and the future of
+    with zeros after the last. A token j of step t has its own reward and value, and the future of
     its step:
 
         R_j = r_j + gamma R*_{t+1}

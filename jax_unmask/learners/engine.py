@@ -205,7 +205,7 @@ def split(
             every = jax.lax.all_gather(wanted, shards.axes, axis=1, tiled=True)
         units = every.any(axis=0, keepdims=True) if whole_rows else every
         flat = units.reshape(-1)
-        # The random rank of each unit among those that count; the others come behind them.
+        # The random rank of each unit among those that count; the others come after them.
         order = jnp.argsort(jnp.where(flat, jax.random.uniform(key, flat.shape), jnp.inf))
         rank = jnp.zeros(flat.shape, jnp.int32).at[order].set(jnp.arange(flat.size))
         whole = (rank * number // jnp.maximum(jnp.sum(flat), 1)).reshape(units.shape)
@@ -350,7 +350,7 @@ def accumulate(
     zeros = keep(jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, jnp.float32), params))
     start = (zeros, Sums.of())
     grads, sums = over_chunks(body, start, cells, minibatch, chunk_size, shards)
-    # Once, behind the loop: within it, every device adds up the gradients of its cells.
+    # Once, after the loop: within it, every device adds up the gradients of its cells.
     grads, sums = shards.sum(grads), sums.over(shards)
     return jax.tree.map(lambda grad, leaf: grad.astype(leaf.dtype), grads, params), sums
 

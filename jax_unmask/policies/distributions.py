@@ -181,7 +181,7 @@ def _remaining_log_sums(
     """
     x = _legal_logits(logits, legal)
     drawn = (rank > 0) & legal
-    # Stable sort: drawn items by rank, the others behind them.
+    # Stable sort: drawn items by rank, the others after them.
     order = jnp.argsort(jnp.where(drawn, rank, logits.shape[-1] + 1), axis=-1, stable=True)
     ordered = jnp.take_along_axis(x, order, axis=-1)
     ordered_drawn = jnp.take_along_axis(drawn, order, axis=-1)

@@ -171,7 +171,7 @@ class StateSft:
     def _fitted(self, batch: Batch) -> Batch:
         """The batch, cut to the shortest lengths that hold its prompts and its responses.
 
-        A response is its text, and the padding behind it that is trained: its end at least.
+        A response is its text, and the padding after it that is trained: its end at least.
         """
         config, placement = self._config, self._bundle.placement
         prompts = trimmed(batch.prompts, config.task.prompt_buckets, placement)

@@ -208,7 +208,7 @@ def update_flops(
     prompt, canvas = config.task.prompt_length, config.rollout.gen_length
     length = prompt + canvas
     if denoiser.attention_block is not None:
-        # The masked copy of the canvas stands behind the text, which its blocks attend to.
+        # The masked copy of the canvas follows the text, which its blocks attend to.
         length += canvas
     trunk = layer_flops(denoiser, length, canvas, length)
     models = 2 if config.value.enabled else 1  # A value model is as large.

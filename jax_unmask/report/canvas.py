@@ -133,7 +133,7 @@ class LiveCanvas:
             shown = END if token in self._end_ids else _printable(piece, keep="\n\t")
             text.append(shown, _style(when, last, is_new=when == last))
             written = len(text)
-        # The newest tokens must be seen: the lines up to two behind the last filled position.
+        # The newest tokens must be seen: the lines up to two after the last filled position.
         wrap = {"console": self._console, "width": self._console.width, "overflow": "fold"}
         lines = text.wrap(**wrap)  # type: ignore[arg-type]
         until = len(text[:written].wrap(**wrap)) + 2  # type: ignore[arg-type]

@@ -72,7 +72,7 @@ class DiffusionGemmaConfig:
         canvas_length: positions C of a canvas.
         max_length: longest text.
         eos_token_ids: tokens that end a text.
-        pad_token_id: stands behind the end.
+        pad_token_id: fills the text after its end.
         dtype: floating type of the computation; norms, softmax and logits are float32.
         param_dtype: floating type of the parameters.
     """

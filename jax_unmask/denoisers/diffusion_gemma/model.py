@@ -239,7 +239,7 @@ class DiffusionGemma(nn.Module):
         Args:
             canvas: current tokens.
             cache: of the text before the canvas.
-            length: places of the cache that are filled; the canvas stands behind them.
+            length: places of the cache that are filled; the canvas follows them.
             real: see `encode`.
             soft: self-conditioning, see `soft_embeddings`; None at the first step.
         """

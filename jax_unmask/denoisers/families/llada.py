@@ -54,7 +54,7 @@ _FIXED: dict[str, Any] = {
     "embedding_dropout": 0.0,
     "residual_dropout": 0.0,
 }
-# ... but for these.
+# ... except for these.
 _OPTIONAL: dict[str, Any] = {
     "bias_for_layer_norm": False,
     "include_qkv_bias": False,

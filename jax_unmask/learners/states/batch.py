@@ -45,7 +45,7 @@ class StateSettings(TokenSettings):
         denoiser: the module to train.
         surrogate: the states that stand for a response.
         blocks: the blocks of a block-causal denoiser; None for full attention.
-        end_ids: tokens that end a text; what stands behind counts as padding.
+        end_ids: tokens that end a text; tokens after it count as padding.
         temperature: temperature of the log-probabilities.
     """
 

@@ -48,8 +48,8 @@ def trainable_tokens(
         pad_id: the token that fills up a canvas.
         num_pads: how many padding tokens of each row are trained, its first ones (n_pad of the
             paper; 1 trains the end of a text where end and padding are one token). -1 for all.
-        end_ids: tokens that end a text; whatever stands behind the first of them is padding too,
-            since no reward depends on it.
+        end_ids: tokens that end a text; tokens after the first of them are padding too, since no
+            reward depends on it.
     """
     filled = step_map >= 0
     if num_pads < 0:

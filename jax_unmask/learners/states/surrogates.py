@@ -260,8 +260,8 @@ class Elbo(_Drawn):
 class SemiAutoregressive(_OneSlot):
     """A state per block: those of a block-wise decoder of a full-attention model.
 
-    The blocks before are finished, those behind are masked, and of the block itself a random part
-    is, at a ratio of its own (arXiv 2509.06949, section 5.2, "semi-AR").
+    Earlier blocks are finished, later ones masked, and the block itself is masked at random, at a
+    ratio of its own (arXiv 2509.06949, section 5.2, "semi-AR").
 
     Attributes:
         block_length: positions per block, counted from the start of the response.

@@ -14,7 +14,7 @@ class Step(NamedTuple):
     """A step of a response.
 
     Attributes:
-        end: character behind its last one.
+        end: character after its last one.
         right: it follows from the problem and from the steps before it.
     """
 
