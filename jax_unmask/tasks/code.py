@@ -47,20 +47,3 @@ class CodeTask(SlowTask, FileTask):
 def opened_code(response: str) -> str:
     """The code of a response that the prompt opened within a fence: all up to the closing one."""
     return response.partition(FENCE)[0]
-
-
-def fenced_code(response: str) -> str:
-    """The code of a response that opens a fence itself: the last one that it opened for Python.
-
-    A response without any fence is code as a whole.
-    """
-    for opening in (FENCE + "python", FENCE):
-        before, mark, rest = response.rpartition(opening)
-        if not mark:
-            continue
-        if opening == FENCE:  # The last fence closes; what it closes begins at the one before.
-            _, opened, inside = before.rpartition(FENCE)
-            rest = inside if opened else rest
-            rest = rest.partition("\n")[2]
-        return rest.partition(FENCE)[0].removeprefix("\n")
-    return response

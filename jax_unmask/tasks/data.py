@@ -26,7 +26,7 @@ State = dict[str, Any]
 _ENDLESS = 2**62
 
 
-class Tokenizer(Protocol):
+class PromptTokenizer(Protocol):
     """The methods of a tokenizer that batches need."""
 
     eos_id: int
@@ -154,7 +154,7 @@ class BatchIterator:
 
 
 def batches(
-    task: Task, split: Split, tokenizer: Tokenizer, settings: BatchSettings
+    task: Task, split: Split, tokenizer: PromptTokenizer, settings: BatchSettings
 ) -> BatchIterator:
     """Batches of a task's split.
 
@@ -193,7 +193,7 @@ def batches(
     return BatchIterator(iter(collated.to_iter_dataset(in_this_thread)), identity)
 
 
-class _Row(NamedTuple):
+class _NumberedExample(NamedTuple):
     number: int
     example: Example
     valid: bool
@@ -226,12 +226,12 @@ class _ShardRows:
         steps = -(-len(self._rows) // self._batch_size)
         return min(steps * self.local_size, _ENDLESS)
 
-    def __getitem__(self, index: int) -> _Row:
+    def __getitem__(self, index: int) -> _NumberedExample:
         step, row = divmod(int(index), self.local_size)
         position = step * self._batch_size + self._first + row
         last = len(self._rows) - 1
         number, example = self._rows[min(position, last)]
-        return _Row(number, example, valid=position <= last)
+        return _NumberedExample(number, example, valid=position <= last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -240,10 +240,10 @@ class _Collate:
 
     task: Task
     split: Split
-    tokenizer: Tokenizer
+    tokenizer: PromptTokenizer
     settings: BatchSettings
 
-    def __call__(self, rows: Sequence[_Row]) -> Batch:
+    def __call__(self, rows: Sequence[_NumberedExample]) -> Batch:
         length, cut = self.settings.prompt_length, self.settings.truncate
         prompts = [self._prompt(row) for row in rows]
         responses = [self._response(row) for row in rows]
@@ -255,7 +255,7 @@ class _Collate:
             valid=np.array([row.valid for row in rows]),
         )
 
-    def _prompt(self, row: _Row) -> list[int]:
+    def _prompt(self, row: _NumberedExample) -> list[int]:
         ids = self.tokenizer.encode_prompt(self.task.prompt(row.example))
         if len(ids) > self.settings.prompt_length and not self.settings.truncate:
             raise ValueError(
@@ -265,7 +265,7 @@ class _Collate:
             )
         return ids
 
-    def _response(self, row: _Row) -> list[int]:
+    def _response(self, row: _NumberedExample) -> list[int]:
         length = self.settings.gen_length
         ids = self.tokenizer.encode(self.task.target(row.example)) if length else []
         if len(ids) > length:
@@ -275,6 +275,6 @@ class _Collate:
             )
         return ids + [self.tokenizer.eos_id] * (length - len(ids))
 
-    def _describe(self, row: _Row) -> str:
+    def _describe(self, row: _NumberedExample) -> str:
         example = f"example {row.number} ({str(row.example)[:80]}...)"
         return f"task {self.task.name!r}, split {self.split!r}, {example}"

@@ -2,13 +2,11 @@ import pathlib
 
 import pytest
 
-from jax_unmask.tasks import code
 from jax_unmask.tasks.humaneval import HumanEval
 from jax_unmask.tasks.kodcode import KodCode
 from jax_unmask.tasks.mbpp import Mbpp
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples"
-FENCE = "```"
 
 
 def test_humaneval_prompt_opens_the_function():
@@ -86,21 +84,6 @@ def test_scores_of_a_batch_keep_their_places():
     right = [task.target(example) for example in examples]
     finish = task.start_checks(examples, [right[0], right[0], right[2], "    pass"])
     assert finish() == [1.0, 0.0, 1.0, 0.0]
-
-
-@pytest.mark.parametrize(
-    ("response", "found"),
-    [
-        ("x = 1", "x = 1"),
-        (f"Here:\n{FENCE}python\nx = 1\n{FENCE}\nDone.", "x = 1\n"),
-        (f"{FENCE}\nx = 1\n{FENCE}", "x = 1\n"),
-        (f"{FENCE}python\nx = 1\n{FENCE} or {FENCE}python\nx = 2\n{FENCE}", "x = 2\n"),
-        (f"Here:\n{FENCE}python\nx = 1", "x = 1"),
-        ("", ""),
-    ],
-)
-def test_code_within_fences(response, found):
-    assert code.fenced_code(response) == found
 
 
 def test_bad_files(tmp_path):

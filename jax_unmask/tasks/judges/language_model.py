@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx2
 
+from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.judges.base import Solution
 
 logger = logging.getLogger(__name__)
@@ -76,16 +77,7 @@ class LanguageModelJudge:
     Attributes:
         url: base of the server's address, such as "http://localhost:8000/v1".
         model: name of the model that it serves.
-        votes: replies per chunk.
-        timeout: seconds that one request may take, from the connection to the reply's last byte.
-        retries: further attempts after failures that may pass.
-        workers: requests under way at one time.
-        temperature: of the model's replies.
-        top_p: of the model's replies.
-        max_tokens: longest reply, in tokens.
         api_key: sent as a bearer token if given; no message shows it.
-        wait: seconds before the first further attempt, doubled for each one after it; at most 60,
-            or the server's `Retry-After` if that is longer.
         counts: number of attempts so far by what came of them: "answered", "status 503",
             "malformed reply", "ReadError", ...
 
@@ -95,15 +87,22 @@ class LanguageModelJudge:
 
     url: str
     model: str
-    votes: int = 3
-    timeout: float = 120.0
-    retries: int = 3
-    workers: int = 16
-    temperature: float = 0.6
-    top_p: float = 0.95
-    max_tokens: int = 10_000
+    votes: int = setting(3, "Replies per chunk.", ge=1)
+    timeout: float = setting(
+        120.0, "Seconds of one request, from the connection to the reply's last byte.", gt=0
+    )
+    retries: int = setting(3, "Further attempts after failures that may pass.", ge=0)
+    workers: int = setting(16, "Requests under way at one time.", ge=1)
+    temperature: float = setting(0.6, "Temperature of the model's replies.", ge=0)
+    top_p: float = setting(0.95, "Smallest nucleus of the model's replies.", gt=0, le=1)
+    max_tokens: int = setting(10_000, "Longest reply, in tokens.", ge=1)
+    wait: float = setting(
+        1.0,
+        "Seconds before the first further attempt, doubled for each one after it; at most 60, and "
+        "what the server's Retry-After says if that is longer.",
+        ge=0,
+    )
     api_key: str | None = dataclasses.field(default=None, repr=False)
-    wait: float = 1.0
     counts: collections.Counter[str] = dataclasses.field(
         default_factory=collections.Counter, init=False, compare=False
     )
@@ -121,13 +120,7 @@ class LanguageModelJudge:
             raise ValueError(
                 f"model={self.model!r} names no model; give the name that the server knows"
             )
-        for name in ("votes", "workers", "max_tokens"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.timeout <= 0 or self.retries < 0:
-            raise ValueError(
-                f"timeout={self.timeout} must be positive and retries={self.retries} not negative"
-            )
+        check_ranges(self)
         if not _HEADER_VALUE.fullmatch(self.api_key or ""):
             raise ValueError(
                 "api_key holds a line end, a space or another character that a key cannot have; "

@@ -5,10 +5,11 @@ from __future__ import annotations
 import concurrent.futures
 import os
 import pathlib
+from typing import NamedTuple
 
 import pytest
 
-from jax_unmask.tasks.sandbox import Job, Limits
+from jax_unmask.tasks.sandbox import Job, Limits, Outcome
 
 TESTS = ("assert f(1) == 2", "assert f(20) == 21", "assert abs(f(3) - 4.0) < 1e-6")
 RIGHT = Job("def f(x):\n    return x + 1\n", TESTS)
@@ -227,41 +228,57 @@ def f(x):
 }
 
 
+CANARY = "not for the box"
 PROGRAMS = {name: source + WRONG_F for name, source in ON_LOAD.items()} | CHEATS
 # Less than a box's own limit: many attacks end with their time, and honest programs may need more.
 SHORT = Limits(cpu_seconds=1, wall_seconds=1.5, memory_bytes=200 * 2**20)
 BOXES = 4
 
 
-@pytest.fixture(scope="module")
-def outcomes(make_box):
-    """Outcomes of each attack and of a right program in the same box behind it.
+class Attacked(NamedTuple):
+    """Outcomes of each attack and of a right program behind it; what the attacks left."""
 
-    Several boxes work side by side, since most attacks wait until their time is over.
-    """
+    outcomes: dict[str, tuple[Outcome, Outcome]]
+    canary: str
+    new_processes: int
+
+
+@pytest.fixture(scope="module")
+def attacked(make_box, tmp_path_factory):
+    """All attacks, in several boxes side by side, since most wait until their time is over."""
+    file = tmp_path_factory.mktemp("host") / "canary"
+    file.write_text(CANARY)
+    before = _children()
 
     def attack(names):
         with make_box() as box:
-            return {
-                name: (*box.run([Job(PROGRAMS[name], TESTS)], SHORT), *box.run([RIGHT]))
-                for name in names
-            }
+            found = {}
+            for name in names:
+                (outcome,) = box.run([Job(PROGRAMS[name], TESTS)], SHORT)
+                found[name] = (outcome, *box.run([RIGHT]))  # The box, or a new one, is well.
+            return found
 
     names = list(PROGRAMS)
     with concurrent.futures.ThreadPoolExecutor(BOXES) as pool:
         shares = pool.map(attack, [names[k::BOXES] for k in range(BOXES)])
-        return {name: found for share in shares for name, found in share.items()}
+        outcomes = {name: found for share in shares for name, found in share.items()}
+    return Attacked(outcomes, file.read_text(), len(_children()) - len(before))
 
 
 @pytest.mark.parametrize("attack", PROGRAMS)
-def test_an_attack_scores_nothing_and_leaves_the_box_well(outcomes, attack):
-    attacked, after = outcomes[attack]
-    assert not attacked.right and attacked.passed == 0, attacked
+def test_an_attack_scores_nothing_and_leaves_the_box_well(attacked, attack):
+    outcome, after = attacked.outcomes[attack]
+    assert not outcome.right and outcome.passed == 0, outcome
     assert after.right, after
 
 
-# What a box must not give away. Each test passes if the program got what it was after.
-CANARY = "not for the box"
+def test_the_host_is_unharmed_by_all_of_them_at_once(attacked):
+    assert attacked.canary == CANARY
+    assert pathlib.Path(__file__).exists() and os.path.exists("/usr/bin/env")
+    assert attacked.new_processes <= 2
+
+
+# What a box must not give away.
 SECRETS = {
     "environment": "import os\ngot = 'CANARY' in str(dict(os.environ))",
     "environment of others": """
@@ -323,20 +340,6 @@ def test_secret(box, secret, tmp_path, monkeypatch):
     source = SECRETS[secret].replace("PATH", repr(str(file)))
     outcome = box.run([Job(f"{source}\ngot = bool(got)", ("assert got is False",))])[0]
     assert outcome.right, outcome
-
-
-def test_host_is_unharmed_by_all_of_them_at_once(box, tmp_path):
-    file = tmp_path / "canary"
-    file.write_text(CANARY)
-    before = _children()
-    jobs = [Job(source + WRONG_F, TESTS) for name, source in ON_LOAD.items() if "loop" not in name]
-    # The quick ones; those that run out of time have had theirs above.
-    quick = [job for job in jobs if "while True" not in job.program and "sleep" not in job.program]
-    assert len(quick) > 15
-    assert not any(outcome.right for outcome in box.run(quick))
-    assert file.read_text() == CANARY
-    assert pathlib.Path(__file__).exists() and os.path.exists("/usr/bin/env")
-    assert len(_children()) <= len(before) + 2
 
 
 def _children() -> list[str]:
