@@ -41,6 +41,9 @@ class Band:
     def parse(cls, text: str) -> Band:
         """Reads `level:3..5` or `difficulty:Easy|Medium`.
 
+        >>> Band.parse("level:3..5").holds({"level": "Level 4"})
+        True
+
         Raises:
             ValueError: it is neither.
         """

@@ -62,8 +62,8 @@ class Gsm8k(FileTask):
             return super().source(split, seed=seed)
         sources.check_split(split)
         if split == "test":
-            return tfds.TfdsSource("test", self.data_dir)
-        return self._in_band(sources.hold_out(tfds.TfdsSource("train", self.data_dir), split))
+            return tfds.read_gsm8k("test", self.data_dir)
+        return self._in_band(sources.hold_out(tfds.read_gsm8k("train", self.data_dir), split))
 
     def parse(self, example: Example) -> Example:
         """Refuses examples without a right answer."""

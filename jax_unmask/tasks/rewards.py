@@ -31,6 +31,9 @@ def multiplicative(
         nfe: denoiser forwards n of each row, at least 1.
         gen_length: canvas length L.
         alpha: weight of compute, at least 0.
+
+    >>> multiplicative(1.0, 17, 64, alpha=1.0), multiplicative(0.0, 1, 64, alpha=1.0)
+    (np.float64(0.75), np.float64(0.0))
     """
     _require_positive(gen_length)
     xp = _namespace(correct, nfe)
@@ -54,6 +57,9 @@ def additive(
         nfe: denoiser forwards n of each row.
         gen_length: canvas length L.
         alpha: price of L forwards, at least 0.
+
+    >>> additive(1.0, 16, 64, alpha=1.0), additive(0.0, 64, 64, alpha=3.0)
+    (np.float64(0.75), np.float64(-3.0))
     """
     _require_positive(gen_length)
     xp = _namespace(correct, nfe)

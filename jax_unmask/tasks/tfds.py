@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pathlib
 import tempfile
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_unmask.tasks import files
@@ -14,8 +13,8 @@ from jax_unmask.tasks.base import Example
 _FIELDS = ("question", "answer")
 
 
-class TfdsSource:
-    """A split of the prepared data set `gsm8k`.
+def read_gsm8k(split: str, data_dir: str | os.PathLike[str] | None = None) -> list[Example]:
+    """The examples of a split of the prepared data set `gsm8k`.
 
     Args:
         split: split in TensorFlow Datasets' notation, such as "train" or "train[:10%]".
@@ -26,28 +25,18 @@ class TfdsSource:
         ImportError: TensorFlow Datasets is not installed.
         ValueError: if the data set has no such split.
     """
-
-    def __init__(self, split: str, data_dir: str | os.PathLike[str] | None = None) -> None:
-        where = None if data_dir is None else os.fspath(data_dir)
-        builder = _import_tfds().builder("gsm8k", data_dir=where, file_format="array_record")
-        if not builder.is_prepared():
-            raise FileNotFoundError(
-                f"data set 'gsm8k' has not been prepared in {builder.data_path} (as array_record). "
-                "Either prepare it, with "
-                "`tfds.builder('gsm8k', data_dir=..., file_format='array_record')"
-                ".download_and_prepare()` or from JSON Lines files with "
-                "`jax_unmask.tasks.tfds.prepare_gsm8k(jsonl_dir, data_dir)`; or do without "
-                "TensorFlow Datasets: give the task path=DIR, a directory with train.jsonl and "
-                "test.jsonl"
-            )
-        self._records: Sequence[Mapping[str, Any]] = builder.as_data_source(split=split)
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Example:
-        record = self._records[int(index)]
-        return {field: record[field].decode("utf-8") for field in _FIELDS}
+    where = None if data_dir is None else os.fspath(data_dir)
+    builder = _import_tfds().builder("gsm8k", data_dir=where, file_format="array_record")
+    if not builder.is_prepared():
+        raise FileNotFoundError(
+            f"data set 'gsm8k' has not been prepared in {builder.data_path} (as array_record). "
+            "Either prepare it, with `tfds.builder('gsm8k', data_dir=..., "
+            "file_format='array_record').download_and_prepare()` or from JSON Lines files with "
+            "`jax_unmask.tasks.tfds.prepare_gsm8k(jsonl_dir, data_dir)`; or do without TensorFlow "
+            "Datasets: give the task path=DIR, a directory with train.jsonl and test.jsonl"
+        )
+    records = builder.as_data_source(split=split)
+    return [{name: record[name].decode("utf-8") for name in _FIELDS} for record in records]
 
 
 def _import_tfds() -> Any:
@@ -72,7 +61,7 @@ def prepare_gsm8k(
     """Prepares TensorFlow Datasets' `gsm8k` from local files: no network, no TensorFlow.
 
     The result is what the stock builder's `download_and_prepare` writes, with the splits `train`
-    and `test` only, and is read back by `TfdsSource(split, data_dir)`.
+    and `test` only, and is read back by `read_gsm8k(split, data_dir)`.
 
     Args:
         jsonl_dir: directory with `train.jsonl` and `test.jsonl`, plain or gzipped.

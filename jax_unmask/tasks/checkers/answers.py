@@ -36,6 +36,9 @@ def boxes(text: str) -> list[str]:
     Braces are counted, so contents may be nested and may run over line ends. A box without braces
     (`\boxed 7`) holds the characters up to the next space or dollar sign. Boxes that are never
     closed are left out.
+
+    >>> boxes(r"\boxed{\frac{1}{2}}, no: $\boxed 7$")
+    ['\\frac{1}{2}', '7']
     """
     found: list[tuple[int, str]] = []
     opened: list[int | None] = []  # Where each open brace's content starts; None outside a box.
@@ -68,6 +71,9 @@ def number(text: str, *, which: Literal["first", "last"]) -> float | None:
     Args:
         text: the answer, such as the content of a box.
         which: the number to take if the answer has several.
+
+    >>> number(r"x = 1{,}000 \text{ cm}", which="first"), number("2 1/2", which="first")
+    (1000.0, 2.5)
     """
     text = _NOISE.sub("", text.replace("−", "-").replace("{,}", ",")).rpartition("=")[2].strip()
     fraction = _FRACTION.fullmatch(text)
@@ -97,6 +103,9 @@ def final_number(text: str) -> float | None:
     The last box that holds a number; without one the last number of the last `<answer>` tag;
     without one the number that follows the last `####`, as in the data set's own solutions. A
     number that is merely mentioned is no answer.
+
+    >>> final_number("So <answer>12 + 6 = 18</answer>"), final_number("The total is 18.")
+    (18.0, None)
     """
     for box in reversed(boxes(text)):
         value = number(box, which="first")
@@ -112,9 +121,12 @@ def final_number(text: str) -> float | None:
 
 
 def final_expression(text: str) -> str | None:
-    """The LaTeX expression that a MATH response gives as its answer, or None.
+    r"""The LaTeX expression that a MATH response gives as its answer, or None.
 
     The last box that is not blank, without one the last `<answer>` tag.
+
+    >>> final_expression(r"\boxed{x} or \boxed{x+1}"), final_expression("<answer> x+1 </answer>")
+    ('x+1', 'x+1')
     """
     for box in reversed(boxes(text)):
         if box.strip():

@@ -42,6 +42,9 @@ def evaluate(text: str) -> Fraction | None:
 
     Returns:
         None for anything else, for a division by zero, and for more than 256 characters.
+
+    >>> evaluate("(79+15)-44"), evaluate("1/3*3"), evaluate("2**9"), evaluate("7/0")
+    (Fraction(50, 1), Fraction(1, 1), None, None)
     """
     if len(text) > _MAX_LENGTH or not _ALLOWED.fullmatch(text) or "**" in text or "//" in text:
         return None

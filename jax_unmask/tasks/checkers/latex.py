@@ -124,7 +124,7 @@ def normalise(text: str, *, reference_compat: bool = False) -> str:
 def is_equiv(
     first: str | float | None, second: str | float | None, *, reference_compat: bool = False
 ) -> bool:
-    """Whether two answers are the same.
+    r"""Whether two answers are the same.
 
     Args:
         first: an answer without its box; None where there is none. If either answer is a float,
@@ -132,6 +132,9 @@ def is_equiv(
         second: the other answer.
         reference_compat: behave as the published code does, where two missing (or two blank)
             answers count as the same. By default a missing answer equals nothing.
+
+    >>> is_equiv(r"\frac{1}{2}", "0.5"), is_equiv(r"\frac{1}{2}", r"\frac{2}{4}")
+    (True, False)
     """
     if isinstance(first, float) or isinstance(second, float):
         return _close(first, second)
