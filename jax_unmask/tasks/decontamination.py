@@ -47,7 +47,7 @@ class Overlap:
         return sorted({index for index, _ in self.ngram})
 
     def summary(self) -> str:
-        """One line."""
+        """The numbers in one line."""
         tests = len({index for _, index in self.ngram})
         return (
             f"{self.train} training and {self.test} test problems: {len(self.exact)} exact pairs, "
