@@ -14,8 +14,8 @@ from ml_collections import ConfigDict
 from jax_unmask.denoisers import Tokenizer
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.advantages import chunk_z_scores
-from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.placement import Placement
+from jax_unmask.settings import ConfigError, SettingError
 from jax_unmask.tasks.base import Example, Task
 from jax_unmask.tasks.judges import Judge, LanguageModelJudge, Solution, StepJudge
 
@@ -138,15 +138,12 @@ def build_process_rewards(config: ConfigDict, bundle: Bundle) -> ProcessRewards 
                     "the environment has no such variable, or it is empty",
                     "Set it, or leave the setting empty for a server without keys",
                 )
-        judge = LanguageModelJudge(
-            process.url,
-            process.model,
-            votes=process.votes,
-            timeout=process.timeout,
-            retries=process.retries,
-            workers=process.workers,
-            api_key=key,
-        )
+        names = ("url", "model", "votes", "timeout", "retries", "workers")
+        given = {name: process[name] for name in names}
+        try:
+            judge = LanguageModelJudge(**given, api_key=key)
+        except SettingError as error:
+            raise error.within("process") from error
     return ProcessRewards(
         judge, bundle.task, bundle.tokenizer, process.chunk_length, bundle.placement
     )

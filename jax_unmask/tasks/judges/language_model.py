@@ -16,7 +16,7 @@ from typing import Any
 
 import httpx2
 
-from jax_unmask.settings import check_ranges, setting
+from jax_unmask.settings import SettingError, check_ranges, setting
 from jax_unmask.tasks.judges.base import Solution
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,7 @@ class LanguageModelJudge:
             "malformed reply", "ReadError", ...
 
     Raises:
-        ValueError: a setting makes no sense; the message names it.
+        SettingError: a setting makes no sense; the message names it.
     """
 
     url: str
@@ -113,18 +113,18 @@ class LanguageModelJudge:
         except httpx2.InvalidURL:
             is_address = False
         if not is_address:
-            raise ValueError(
-                f"url={self.url!r} is no address; give one such as http://localhost:8000/v1"
-            )
+            remedy = "Give one such as http://localhost:8000/v1"
+            raise SettingError("url", self.url, "it is no address", remedy)
         if not self.model:
-            raise ValueError(
-                f"model={self.model!r} names no model; give the name that the server knows"
-            )
+            remedy = "Give the name that the server knows"
+            raise SettingError("model", self.model, "it names no model", remedy)
         check_ranges(self)
         if not _HEADER_VALUE.fullmatch(self.api_key or ""):
-            raise ValueError(
-                "api_key holds a line end, a space or another character that a key cannot have; "
-                "give the key alone (a file that ends in a line end is a common cause)"
+            raise SettingError(
+                "api_key",
+                "[key]",
+                "it holds a line end, a space or another character that no header can carry",
+                "Give the key alone; a line end often comes from the file that holds it",
             )
 
     def judge(self, solutions: Sequence[Solution]) -> list[list[float]]:
