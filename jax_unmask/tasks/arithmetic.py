@@ -31,11 +31,11 @@ LIMIT = 20
 _MERGED_BY_THE_TERSEST = 0.7
 _WORDS = NAMES + ITEMS + DAYS + GAINS + LOSSES + tuple(FACTORS) + LINKS
 _SYMBOLS = ("has", "+", "-", "*", "=", "####")
-_ANSWER = re.compile(r"####\s*(-?\d+)\s*$")
-_STEP = re.compile(r"(?P<line>[^.#]*)\.|####\s*(?P<answer>-?\d+)")
+_ANSWER = re.compile(r"####\s*(-?\d{1,9})\s*$")
+_STEP = re.compile(r"(?P<line>[^.#]*)\.|####\s*(?P<answer>-?\d{1,9})")
 _LINE = re.compile(
-    rf"(?: (?:{'|'.join(LINKS)}))?(?P<days>(?: (?:{'|'.join(DAYS)}))+)(?: (?P<start>\d+))?"
-    rf"(?P<work>(?: [+*-] \d+)+) = (?P<total>\d+)(?: (?:{'|'.join(ITEMS)}))?"
+    rf"(?: (?:{'|'.join(LINKS)}))?(?P<days>(?: (?:{'|'.join(DAYS)}))+)(?: (?P<start>\d{{1,9}}))?"
+    rf"(?P<work>(?: [+*-] \d{{1,9}})+) = (?P<total>\d{{1,9}})(?: (?:{'|'.join(ITEMS)}))?"
 )
 _EVENT = re.compile(rf", (?:{'|'.join(DAYS)}) (?P<verb>\w+)(?: (?P<amount>\d+))?")
 

@@ -35,13 +35,13 @@ _WORDS = (
     "difference what was asked"
 )
 _TOKEN = re.compile(r" ?\w+| ?#+| ?[^\s\w]")
-_SENTENCE = re.compile(r"(?P<text>[^.#]*)\.|####\s*(?P<answer>\d+)")
+_SENTENCE = re.compile(r"(?P<text>[^.#]*)\.|####\s*(?P<answer>\d{1,9})")
 _EQUATION = re.compile(
     r"(?:(?P<owner>[A-Z]\w+)(?: has|:) )?"
-    r"(?P<left>\d+) (?P<sign>[-+*/]) (?P<right>\d+) = (?P<result>\d+)(?: [a-z]+)?$"
+    r"(?P<left>\d{1,9}) (?P<sign>[-+*/]) (?P<right>\d{1,9}) = (?P<result>\d{1,9})(?: [a-z]+)?$"
 )
-_STATEMENT = re.compile(r"(?P<owner>[A-Z]\w+) has (?P<value>\d+)(?: [a-z]+)?$")
-_ANSWER = re.compile(r"####\s*(\d+)\s*$")
+_STATEMENT = re.compile(r"(?P<owner>[A-Z]\w+) has (?P<value>\d{1,9})(?: [a-z]+)?$")
+_ANSWER = re.compile(r"####\s*(\d{1,9})\s*$")
 _OPPOSITE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": lambda a, b: a + b,
@@ -171,19 +171,21 @@ class _Draws:
 
     def __init__(self, generator: np.random.Generator) -> None:
         self._generator = generator
-        self._uniform: list[float] = []
+        self._ready: list[float] = []
+
+    def uniform(self) -> float:
+        """A number in [0, 1)."""
+        if not self._ready:
+            self._ready = self._generator.random(64).tolist()
+        return self._ready.pop()
 
     def chance(self, probability: float) -> bool:
         """True with a probability."""
-        if not self._uniform:
-            self._uniform = self._generator.random(64).tolist()
-        return self._uniform.pop() < probability
+        return self.uniform() < probability
 
     def integer(self, low: int, high: int) -> int:
         """An integer from low up to high, both included."""
-        if not self._uniform:
-            self._uniform = self._generator.random(64).tolist()
-        return low + int(self._uniform.pop() * (high - low + 1))
+        return low + int(self.uniform() * (high - low + 1))
 
     def pick(self, options: Sequence[T]) -> T:
         """One of some options."""

@@ -91,6 +91,7 @@ STORY = {
         (" Tom has 5 more pens than Mia.", [0]),
         (" 7 + 4 = 11. check: 11 - 4 = 7. check: 12 - 4 = 8. check: 11 - 4 = 6.", [1, 1, 0, 0]),
         (" let us look at Tom. 7 + 4 =. 7 8. + = .", [0, 0]),
+        (f" 7 + {'4' * 5000} = 11.", [0]),
         ("", []),
     ],
 )
@@ -106,7 +107,15 @@ def test_steps(response, right):
 
 @pytest.mark.parametrize(
     ("response", "score"),
-    [("#### 2", 1), (" 7. #### 2 ", 1), ("#### 2 pens", 0), ("#### 22", 0), ("2", 0), ("", 0)],
+    [
+        ("#### 2", 1),
+        (" 7. #### 2 ", 1),
+        ("#### 2 pens", 0),
+        ("#### 22", 0),
+        ("2", 0),
+        ("", 0),
+        (f"#### {'2' * 5000}", 0),
+    ],
 )
 def test_only_the_number_after_the_last_marker_counts(response, score):
     assert WordProblems().check(STORY, response) == score

@@ -51,6 +51,7 @@ def test_every_step_of_every_written_solution_is_right(seed):
         (" Mon Mon = = 3 coins coins. so. ####", [False, False]),
         ("", []),
         (" Mon 7 * 3", []),
+        (f" Mon 7 * 3 = {'2' * 5000}. #### {'1' * 5000}", [False, False]),
     ],
 )
 def test_steps(response, right):
