@@ -35,7 +35,8 @@ def parser() -> argparse.ArgumentParser:
     add("--block_length", type=int, default=32, help="default: %(default)s")
     add("--batch_size", type=int, default=16, help="prompts per rollout; default: %(default)s")
     add("--mc_draws", type=int, default=128, help="masks per likelihood; default: %(default)s")
-    add("--mc_batch_size", type=int, default=32, help="masks per forward; default: %(default)s")
+    add("--mc_batch_size", type=int, default=32, help="its masks per forward; default: %(default)s")
+    add("--mc_together", type=int, default=4, help="likelihoods per forward; default: %(default)s")
     add("--check_greedy", action="store_true", help="also say whether answers are greedy (slow)")
     add("--chat", action="store_true", help="apply the tokenizer's chat template")
     add("--num_fewshot", type=int, help="default: the task's own")
@@ -85,6 +86,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
         batch_size=args.batch_size,
         mc_draws=args.mc_draws,
         mc_batch_size=args.mc_batch_size,
+        mc_together=args.mc_together,
         check_greedy=args.check_greedy,
         seed=args.seed,
         dtype=args.dtype,

@@ -37,7 +37,8 @@ class HarnessModel(LM):
         block_length: block length.
         batch_size: prompts per rollout.
         mc_draws: masks per likelihood.
-        mc_batch_size: masks per forward.
+        mc_batch_size: masks per forward of each text.
+        mc_together: texts per forward.
         check_greedy: whether `loglikelihood` also finds out if a text is the greedy one, which
             costs a forward per token; otherwise it returns False.
         seed: seed of all that is drawn.
@@ -63,6 +64,7 @@ class HarnessModel(LM):
         batch_size: int = 16,
         mc_draws: int = 128,
         mc_batch_size: int = 32,
+        mc_together: int = 4,
         check_greedy: bool = False,
         seed: int = 0,
     ) -> None:
@@ -79,7 +81,8 @@ class HarnessModel(LM):
         self._policy, self._policy_params = policies.parse_policy(policy)
         self._settings = RolloutSettings(gen_length=gen_length, block_length=block_length)
         self._batch_size, self._check_greedy = batch_size, check_greedy
-        self._mc = {"draws": mc_draws, "batch_size": mc_batch_size, "seed": seed}
+        self._mc = {"draws": mc_draws, "batch_size": mc_batch_size, "together": mc_together}
+        self._mc["seed"] = seed
         self._likelihood: Likelihood | None = None
         self._key = streams.stream(streams.root(seed), "sampling")
         self.sequences = self.forwards = 0
@@ -125,15 +128,17 @@ class HarnessModel(LM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, and whether it is greedy (with `check_greedy`)."""
-        answers = []
+        pairs = []
         for request in requests:
-            context, continuation = request.args
-            prompt, response = self._split(context, continuation)
-            prompt = prompt[-(self._denoiser.config.max_length - len(response)) :]
-            value = self._estimator.log_likelihood(prompt, response)
-            is_greedy = self._check_greedy and self._estimator.is_greedy(prompt, response)
-            answers.append((value, is_greedy))
-            self.cache_hook.add_partial("loglikelihood", request.args, answers[-1])
+            prompt, response = self._split(*request.args)
+            pairs.append((prompt[-(self._denoiser.config.max_length - len(response)) :], response))
+        values = self._estimator.log_likelihoods(pairs)
+        are_greedy = [False] * len(pairs)
+        if self._check_greedy:
+            are_greedy = self._estimator.are_greedy(pairs)
+        answers = list(zip(values, are_greedy, strict=True))
+        for request, answer in zip(requests, answers, strict=True):
+            self.cache_hook.add_partial("loglikelihood", request.args, answer)
         return answers
 
     def loglikelihood_rolling(
@@ -142,14 +147,16 @@ class HarnessModel(LM):
         """Log-likelihood of whole texts; windows of half the model's length, each given the one
         before it."""
         window = max(self._denoiser.config.max_length // 2, 1)
-        values = []
-        for request in requests:
+        pairs, owners = [], []
+        for number, request in enumerate(requests):
             tokens = self._tokenizer.encode(request.args[0])
-            value = 0.0
             for start in range(0, len(tokens), window):
-                prompt = tokens[max(start - window, 0) : start]
-                value += self._estimator.log_likelihood(prompt, tokens[start : start + window])
-            values.append(value)
+                pairs.append((tokens[max(start - window, 0) : start], tokens[start:][:window]))
+                owners.append(number)
+        values = [0.0] * len(requests)
+        for number, value in zip(owners, self._estimator.log_likelihoods(pairs), strict=True):
+            values[number] += value
+        for request, value in zip(requests, values, strict=True):
             self.cache_hook.add_partial("loglikelihood_rolling", request.args, value)
         return values
 

@@ -11,7 +11,8 @@ The expectation of the right side is the model's evidence lower bound.
 from __future__ import annotations
 
 import functools
-from typing import cast
+from collections.abc import Callable, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -23,20 +24,23 @@ from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.states.token_log_prob import token_log_prob
 from jax_unmask.runtime import streams
 
+_Rows = tuple[Any, ...]  # (tokens, real, wanted), [S] or [R, S] each
+
 _POSITIONS_PER_CHUNK = 256
 _WIDTH = 32
 """Sequences are padded to multiples of this: few lengths to compile for."""
 
 
 class Likelihood:
-    """Estimates log-likelihoods of responses to prompts, one at a time.
+    """Estimates log-likelihoods of responses to prompts.
 
     Args:
         denoiser: the dLLM, with full attention.
         params: its parameters.
         draws: masks per response; the standard error falls with its square root.
-        batch_size: masks per forward; divides `draws`. The numbers of masked tokens are spread
-            evenly over the masks of a forward, as published.
+        batch_size: masks per response and forward; divides `draws`. The numbers of masked tokens
+            are spread evenly over them, as published.
+        together: responses per forward, of like length.
         seed: seed of the masks.
 
     Raises:
@@ -50,8 +54,11 @@ class Likelihood:
         *,
         draws: int = 128,
         batch_size: int = 32,
+        together: int = 1,
         seed: int = 0,
     ) -> None:
+        if together < 1:
+            raise ValueError(f"together={together} must be at least 1")
         if denoiser.config.attention_block is not None:
             raise ValueError(
                 f"family {denoiser.config.family!r} has block attention; its likelihood is not "
@@ -62,44 +69,58 @@ class Likelihood:
                 f"draws={draws} must be a positive multiple of batch_size={batch_size}"
             )
         self._denoiser, self._params = denoiser, params
-        self._draws, self._batch_size = draws, batch_size
+        self._draws, self._batch_size, self._together = draws, batch_size, together
         self._key = streams.stream(streams.root(seed), "likelihood")
 
-    def log_likelihood(self, prompt: list[int], response: list[int]) -> float:
-        """The estimate for a response, in nats.
+    def log_likelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
+        """The estimates for responses to prompts, in nats.
 
         The masks depend on the seed and the lengths alone: alternatives of equal length, such as
-        the choices of a question, are compared under the same masks.
+        the choices of a question, are compared under the same masks, whatever stands beside them.
+
+        Args:
+            pairs: tokens of a prompt and of its response.
 
         Raises:
-            ValueError: the response is empty, or both together are too long for the model.
+            ValueError: a response is empty, or both together are too long for the model.
         """
-        tokens, real, wanted = self._padded(prompt, response)
-        estimates = _estimates(
-            self._denoiser,
-            self._params,
-            tokens,
-            real,
-            wanted,
-            self._key,
-            self._draws,
-            self._batch_size,
-        )
-        return float(np.mean(jax.device_get(estimates), dtype=np.float64))
 
-    def is_greedy(self, prompt: list[int], response: list[int]) -> bool:
-        """Whether the model writes this response of itself, the most confident token first.
+        def estimate(rows: _Rows) -> Array:
+            settings = self._key, self._draws, self._batch_size
+            return _estimates(self._denoiser, self._params, *rows, *settings)
+
+        return [float(np.mean(each, dtype=np.float64)) for each in self._each(pairs, estimate)]
+
+    def are_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
+        """Whether the model writes each response of itself, the most confident token first.
 
         Raises:
-            ValueError: as `log_likelihood`.
+            ValueError: as `log_likelihoods`.
         """
-        tokens, real, wanted = self._padded(prompt, response)
-        return bool(_is_greedy(self._denoiser, self._params, tokens, real, wanted))
+        found = self._each(pairs, lambda rows: _are_greedy(self._denoiser, self._params, *rows))
+        return [bool(each) for each in found]
 
-    def _padded(
-        self, prompt: list[int], response: list[int]
-    ) -> tuple[Int[Array, " S"], Bool[Array, " S"], Bool[Array, " S"]]:
-        """Left-padded tokens, which are real, and which belong to the response."""
+    def _each(
+        self,
+        pairs: Sequence[tuple[list[int], list[int]]],
+        compute: Callable[[_Rows], Array],
+    ) -> list[np.ndarray]:
+        """Results for all pairs, from batches of pairs that are padded to the same width."""
+        widths = [self._width(*pair) for pair in pairs]
+        found: list[np.ndarray] = [np.empty(0)] * len(pairs)
+        for width in sorted(set(widths)):
+            rows = [row for row, of_row in enumerate(widths) if of_row == width]
+            for start in range(0, len(rows), self._together):
+                batch = rows[start : start + self._together]
+                # The last pair fills the batch up: one size is one program.
+                filled = batch + batch[-1:] * (min(self._together, len(rows)) - len(batch))
+                padded = [self._padded(*pairs[row], width) for row in filled]
+                done = jax.device_get(compute(tuple(map(jnp.stack, zip(*padded, strict=True)))))
+                for row, result in zip(batch, done, strict=False):
+                    found[row] = result
+        return found
+
+    def _width(self, prompt: list[int], response: list[int]) -> int:
         length, most = len(prompt) + len(response), self._denoiser.config.max_length
         if not response:
             raise ValueError("the response is empty; its likelihood needs at least one token")
@@ -108,48 +129,50 @@ class Likelihood:
                 f"prompt and response have {length} tokens together; the model's max_length is "
                 f"{most}. Shorten the prompt"
             )
-        width = min(-(-length // _WIDTH) * _WIDTH, most)
-        pad = width - length
+        return min(-(-length // _WIDTH) * _WIDTH, most)
+
+    def _padded(self, prompt: list[int], response: list[int], width: int) -> _Rows:
+        """Left-padded tokens, which are real, and which belong to the response; [S] each."""
+        pad = width - len(prompt) - len(response)
         tokens = np.array([self._denoiser.config.pad_token_id] * pad + prompt + response, np.int32)
         place = np.arange(width)
-        return (
-            jnp.asarray(tokens),
-            jnp.asarray(place >= pad),
-            jnp.asarray(place >= width - len(response)),
-        )
+        return tokens, place >= pad, place >= width - len(response)
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser", "draws", "batch_size"))
 def _estimates(
     denoiser: Denoiser,
     params: Params,
-    tokens: Int[Array, " S"],
-    real: Bool[Array, " S"],
-    wanted: Bool[Array, " S"],
+    tokens: Int[Array, "R S"],
+    real: Bool[Array, "R S"],
+    wanted: Bool[Array, "R S"],
     key: Array,
     draws: int,
     batch_size: int,
-) -> Float[Array, " draws"]:
-    length = wanted.sum(dtype=jnp.int32)
+) -> Float[Array, "R draws"]:
+    length = wanted.sum(axis=-1, dtype=jnp.int32)
     table = output_table(denoiser.config, params)
 
-    def forward(batch_key: Array) -> Float[Array, " batch"]:
-        masked = stratified_masks(batch_key, wanted, batch_size)
-        canvas = jnp.where(masked, denoiser.config.mask_token_id, tokens)
-        attended = jnp.broadcast_to(real, canvas.shape)
+    def forward(batch_key: Array) -> Float[Array, "R batch"]:
+        masked = jax.vmap(lambda each: stratified_masks(batch_key, each, batch_size))(wanted)
+        canvas = jnp.where(masked, denoiser.config.mask_token_id, tokens[:, None])
+        attended = jnp.broadcast_to(real[:, None], canvas.shape)
+        # Rows of one batch: every mask of every response.
+        canvas, attended = (x.reshape(-1, x.shape[-1]) for x in (canvas, attended))
         hidden = cast(
             Array, denoiser.apply({"params": params}, canvas, attended, method="hidden")
         )  # without mutable collections, apply returns the output alone
         log_probs = token_log_prob(
             table,
             hidden.reshape(-1, hidden.shape[-1]),
-            jnp.broadcast_to(tokens, canvas.shape).reshape(-1),
+            jnp.broadcast_to(tokens[:, None], masked.shape).reshape(-1),
             masked.reshape(-1),
             _POSITIONS_PER_CHUNK,
-        ).reshape(canvas.shape)
-        return length / masked.sum(axis=-1) * log_probs.sum(axis=-1)
+        ).reshape(masked.shape)
+        return length[:, None] / masked.sum(axis=-1) * log_probs.sum(axis=-1)
 
-    return jax.lax.map(forward, jax.random.split(key, draws // batch_size)).reshape(-1)
+    found = jax.lax.map(forward, jax.random.split(key, draws // batch_size))
+    return found.swapaxes(0, 1).reshape(len(tokens), draws)
 
 
 def stratified_masks(key: Array, wanted: Bool[Array, " S"], rows: int) -> Bool[Array, "rows S"]:
@@ -174,23 +197,26 @@ def stratified_masks(key: Array, wanted: Bool[Array, " S"], rows: int) -> Bool[A
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser",))
-def _is_greedy(
+def _are_greedy(
     denoiser: Denoiser,
     params: Params,
-    tokens: Int[Array, " S"],
-    real: Bool[Array, " S"],
-    wanted: Bool[Array, " S"],
-) -> Array:
+    tokens: Int[Array, "R S"],
+    real: Bool[Array, "R S"],
+    wanted: Bool[Array, "R S"],
+) -> Bool[Array, " R"]:
     mask_id = denoiser.config.mask_token_id
 
-    def step(_: Array, canvas: Int[Array, " S"]) -> Int[Array, " S"]:
-        logits = denoiser.apply({"params": params}, canvas[None], real[None])[0]
-        # The mask token is no text, as in the rollout.
-        logits = logits.at[:, mask_id].set(-jnp.inf)
-        confidence = jnp.where(canvas == mask_id, jax.nn.softmax(logits).max(axis=-1), -1.0)
-        place = jnp.argmax(jnp.where(wanted, confidence, -1.0))
-        return canvas.at[place].set(jnp.argmax(logits[place]).astype(canvas.dtype))
+    def is_greedy(tokens: Array, real: Array, wanted: Array) -> Array:
+        def step(_: Array, canvas: Int[Array, " S"]) -> Int[Array, " S"]:
+            logits = denoiser.apply({"params": params}, canvas[None], real[None])[0]
+            # The mask token is no text, as in the rollout.
+            logits = logits.at[:, mask_id].set(-jnp.inf)
+            confidence = jnp.where(canvas == mask_id, jax.nn.softmax(logits).max(axis=-1), -1.0)
+            place = jnp.argmax(jnp.where(wanted, confidence, -1.0))
+            return canvas.at[place].set(jnp.argmax(logits[place]).astype(canvas.dtype))
 
-    start = jnp.where(wanted, mask_id, tokens)
-    written = jax.lax.fori_loop(0, wanted.sum(dtype=jnp.int32), step, start)
-    return (written == tokens).all()
+        start = jnp.where(wanted, mask_id, tokens)
+        written = jax.lax.fori_loop(0, wanted.sum(dtype=jnp.int32), step, start)
+        return (written == tokens).all()
+
+    return jax.vmap(is_greedy)(tokens, real, wanted)

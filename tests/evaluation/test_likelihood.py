@@ -41,19 +41,25 @@ def test_is_the_bound_of_the_definition(model):
     denoiser, params = model
     bound, values = exact(denoiser, params)
     estimator = Likelihood(denoiser, params, draws=3 * 512, batch_size=3 * 64)
-    tokens, real, wanted = estimator._padded(PROMPT, RESPONSE)
-    assert tokens.shape == (32,)
-    found = np.asarray(
-        likelihood._estimates(
-            denoiser, params, tokens, real, wanted, jax.random.key(0), 3 * 512, 3 * 64
-        )
-    )
+    rows = [row[None] for row in estimator._padded(PROMPT, RESPONSE, 32)]
+    key = estimator._key
+    (found,) = np.asarray(likelihood._estimates(denoiser, params, *rows, key, 3 * 512, 3 * 64))
     # Every draw is the value of some set of masks, padding or not.
     distances = np.abs(found[:, None] - np.array(list(values.values())))
     assert distances.min(axis=1).max() < 1e-4
     error = np.std(list(values.values())) / math.sqrt(len(found))
-    assert estimator.log_likelihood(PROMPT, RESPONSE) == pytest.approx(bound, abs=4 * error)
-    assert estimator.log_likelihood(PROMPT, RESPONSE) == pytest.approx(found.mean(), abs=1e-5)
+    (value,) = estimator.log_likelihoods([(PROMPT, RESPONSE)])
+    assert value == pytest.approx(bound, abs=4 * error)
+    assert value == pytest.approx(found.mean(), abs=1e-5)
+
+
+def test_a_response_does_not_depend_on_those_beside_it(model):
+    pairs = [(PROMPT, RESPONSE), (PROMPT * 12, RESPONSE), ([1], [2, 3]), (PROMPT, [2])]
+    alone = Likelihood(*model, draws=8, batch_size=4)
+    together = Likelihood(*model, draws=8, batch_size=4, together=2)
+    one_by_one = [alone.log_likelihoods([pair])[0] for pair in pairs]
+    assert together.log_likelihoods(pairs) == pytest.approx(one_by_one, rel=1e-5)
+    assert together.are_greedy(pairs) == [alone.are_greedy([pair])[0] for pair in pairs]
 
 
 def test_masks_cover_all_sizes_evenly():
@@ -74,8 +80,8 @@ def test_greedy_is_what_the_model_writes(model):
         open_ = [k for k in range(3, 6) if written[k] == denoiser.config.mask_token_id]
         place = max(open_, key=lambda k: confidence[k])
         written[place] = int(logits[place].argmax())
-    assert estimator.is_greedy(PROMPT, written[3:])
-    assert not estimator.is_greedy(PROMPT, [written[3] % 4 + 1, *written[4:]])
+    other = [written[3] % 4 + 1, *written[4:]]
+    assert estimator.are_greedy([(PROMPT, written[3:]), (PROMPT, other)]) == [True, False]
 
 
 def test_says_what_is_wrong(model):
@@ -84,6 +90,6 @@ def test_says_what_is_wrong(model):
         Likelihood(denoiser, params, draws=4, batch_size=3)
     estimator = Likelihood(denoiser, params, draws=1, batch_size=1)
     with pytest.raises(ValueError, match="at least one token"):
-        estimator.log_likelihood(PROMPT, [])
+        estimator.log_likelihoods([(PROMPT, [])])
     with pytest.raises(ValueError, match="max_length is 64"):
-        estimator.log_likelihood([1] * 64, [1])
+        estimator.log_likelihoods([([1] * 64, [1])])
