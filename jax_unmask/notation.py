@@ -25,6 +25,7 @@ import importlib
 import inspect
 import itertools
 import re
+import sys
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
@@ -269,16 +270,26 @@ def is_plain(kind: Any) -> bool:
 
 def parameters(function: Any) -> dict[str, inspect.Parameter]:
     """The parameters of a function or class by name; `annotation` holds types, not their texts."""
-    of = function.__init__ if isinstance(function, type) else function  # type: ignore[misc]
-    try:
-        hints = typing.get_type_hints(of)
-    except NameError:  # A type that is imported for type checkers only.
-        hints = {}
-    signature = inspect.signature(function)
+    hints = _hints(function)
+    if isinstance(function, type) and not dataclasses.is_dataclass(function):
+        hints = _hints(vars(function).get("__init__", function.__init__))  # type: ignore[misc]
     return {
         name: parameter.replace(annotation=hints.get(name, Any))
-        for name, parameter in signature.parameters.items()
+        for name, parameter in inspect.signature(function).parameters.items()
     }
+
+
+def _hints(of: Any) -> dict[str, Any]:
+    """Annotations of a function, or of a class and its bases, as types."""
+    hints: dict[str, Any] = {}
+    for each in reversed(getattr(of, "__mro__", (of,))):
+        scope = vars(sys.modules[each.__module__])
+        for name, hint in inspect.get_annotations(each).items():
+            try:
+                hints[name] = eval(hint, scope) if isinstance(hint, str) else hint
+            except NameError:  # Imported for type checkers only.
+                hints[name] = Any
+    return hints
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
@@ -319,8 +330,8 @@ class Names:
         if not dot or not module_name:
             raise NotationError(
                 name,
-                f"there is no such {self.kind}{suggestion(name, self)} (Or give the import path "
-                "of one of your own, package.module.Name)",
+                f"no {self.kind} has that name, and it is no import path (package.module.Name)"
+                f"{suggestion(name, self)}",
             )
         try:
             module = importlib.import_module(module_name)

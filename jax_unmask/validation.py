@@ -7,13 +7,14 @@ from typing import get_args
 from ml_collections import ConfigDict
 
 from jax_unmask import config as defaults
-from jax_unmask import policies, tasks
+from jax_unmask import notation, policies, tasks
 from jax_unmask.denoisers import quantization
 from jax_unmask.environment.bundle import build_cache
 from jax_unmask.evaluation import axes
 from jax_unmask.evaluation.candidates import candidates
 from jax_unmask.learners.losses import KlEstimator, Normaliser
 from jax_unmask.learners.states.surrogates import Threshold
+from jax_unmask.policies.learned import NETWORKS
 from jax_unmask.recipes.process import JUDGES
 from jax_unmask.recipes.state_sft import METHODS
 from jax_unmask.recipes.tracerl import SURROGATES
@@ -37,8 +38,12 @@ def validate(config: ConfigDict) -> None:
             "recipe", None, "the key is missing", f"Choose one of {', '.join(defaults.RECIPES)}"
         )
     check.one_of(config, "recipe", defaults.RECIPES)
-    check.validate(config, getattr(defaults, config.recipe)())
-    check.one_of(config, "task.name", tasks.names())
+    known = getattr(defaults, config.recipe)()
+    if config.recipe == "policy_grpo" and "kind" in config.policy.network:
+        _exists(config, "policy.network.kind", NETWORKS)
+        known.policy.network = policies.network_settings(config.policy.network.kind)
+    check.validate(config, known)
+    _exists(config, "task.name", tasks.TASKS)
     check.positive(config, "task.prompt_length", "train.steps", "log.every", "checkpoint.every")
     check.require(
         all(isinstance(size, int) and size > 0 for size in config.task.prompt_buckets),
@@ -58,6 +63,14 @@ def validate(config: ConfigDict) -> None:
     (checks | {"tracerl": _tracerl})[config.recipe](config)
     _mesh(config)
     _evaluation(config)
+
+
+def _exists(config: ConfigDict, key: str, names: notation.Names) -> None:
+    """The value is a short name or the import path of something that exists."""
+    try:
+        names(check.get(config, key))
+    except notation.NotationError as error:
+        raise check.ConfigError(key, check.get(config, key), str(error), "Correct it") from error
 
 
 def _optimizer(config: ConfigDict) -> None:

@@ -12,11 +12,9 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import config, policies, tasks
+from jax_unmask import config, notation, policies, tasks
 from jax_unmask.commands import bench, convert, generate, harness, plan, train
 from jax_unmask.commands import eval as evaluate
-from jax_unmask.evaluation import grid
-from jax_unmask.policies import spec
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -200,7 +198,7 @@ def test_commands_have_the_flags_that_are_given(document):
 # ---- policies
 
 
-POLICIES = set(policies.available()) | set(spec.ALIASES)
+POLICIES = set(policies.available())
 
 
 def test_named_policies_exist(document):
@@ -210,7 +208,7 @@ def test_named_policies_exist(document):
     for text in texts:
         if not re.fullmatch(rf"({'|'.join(POLICIES)}):\w[^ ]*=[^ ]+", text):
             continue
-        for each in grid.expand(text):
+        for each in notation.expand(text):
             if each.name != "learned":
                 policies.parse_policy(each.text)
             elif "/" in each.target:

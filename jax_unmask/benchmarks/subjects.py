@@ -8,9 +8,9 @@ import difflib
 import jax
 import numpy as np
 
-from jax_unmask import denoisers
+from jax_unmask import denoisers, tasks
 from jax_unmask.denoisers import Denoiser, DenoiserConfig, Params, Tokenizer
-from jax_unmask.environment.bundle import load_model, open_task
+from jax_unmask.environment.bundle import load_model
 from jax_unmask.rollout import Prompts
 from jax_unmask.shipped import resolve_model
 
@@ -165,7 +165,7 @@ def task_prompts(
     """The first test prompts of a task, over again where it has fewer.
 
     Args:
-        name: one of `tasks.names()`.
+        name: in the notation of `tasks.parse`.
         tokenizer: makes them tokens.
         count: how many.
         length: length that they are padded to on the left; None for that of the longest.
@@ -177,7 +177,7 @@ def task_prompts(
     Raises:
         ValueError: the task is unknown, or a prompt is longer than `length`.
     """
-    task = open_task(name, data)
+    task = tasks.parse(name, data)
     source = task.source("test")
     examples = [source[k % len(source)] for k in range(count)]
     prompts = [tokenizer.encode_prompt(task.prompt(example)) for example in examples]

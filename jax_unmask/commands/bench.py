@@ -82,7 +82,8 @@ def parser() -> argparse.ArgumentParser:
     shipped = ", ".join(shipped_models()) or "none"
     add("--model", help=f"a shipped model ({shipped}), a directory, or a hub name")
     add("--preset", help=f"random weights of a shape: {', '.join(subjects.PRESETS)}")
-    add("--task", choices=tasks.posable(), help="prompts of its test split; default: random tokens")
+    named = f"NAME:SETTING=VALUE,... (names: {', '.join(tasks.posable())})"
+    add("--task", help=f"prompts of its test split, {named}; default: random tokens")
     add("--data", help="directory of the task's data, for tasks that read files")
     add(
         "--prompt_length",
@@ -182,6 +183,8 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ValueError(
             "--task needs a tokenizer, which a --preset lacks; leave it out, or give --model"
         )
+    if args.task is not None:
+        tasks.parse(args.task, args.data)
     known = args.model is None or args.model in shipped_models()
     if not known and None in (args.gen_length, args.block_length):
         raise ValueError(

@@ -14,20 +14,18 @@ directory of its own, which is a run like any other.
 
 from __future__ import annotations
 
-import ast
 import dataclasses
 import logging
 import pathlib
 import runpy
 import shlex
 from collections.abc import Callable
-from typing import Any
 
 import jax
 from ml_collections import ConfigDict
 
-from jax_unmask import validation
-from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
+from jax_unmask import notation, validation
+from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir, read_value
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.placement import Placement
 
@@ -137,15 +135,8 @@ def _read(line: str) -> tuple[ConfigDict, set[str]]:
     config = make(argument) if argument else make()
     if config.recipe == RECIPE:
         raise ValueError("a stage cannot be a curriculum itself")
-    changes: dict[str, Any] = {}
-    for word in words[1:]:
-        key, equals, value = word.partition("=")
-        if not equals:
-            raise ValueError(f"{word!r} is not KEY=VALUE")
-        try:
-            changes[key] = ast.literal_eval(value)
-        except (ValueError, SyntaxError):
-            changes[key] = value
+    given = notation.pairs(words[1:], line)
+    changes = {key: read_value(config, key, text) for key, text in given.items()}
     config.lock()
     config.update_from_flattened_dict(changes)
     return config, set(changes)

@@ -12,7 +12,7 @@ from ml_collections import ConfigDict, config_flags
 from jax_unmask import policies, validation
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers.orbax_files import has_orbax_files
-from jax_unmask.environment.bundle import load_bundle
+from jax_unmask.environment.bundle import load_bundle, load_denoiser_config
 from jax_unmask.evaluation import axes, candidates, reporting, sweep
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.recipes.policy_grpo import build_policy
@@ -96,7 +96,7 @@ def policy_directory(
         run, best_metric=metric, best_mode=config.checkpoint.best_mode, read_only=True
     ) as checkpoints:
         which = step if step is not None else "best" if metric else "latest"
-        policy = build_policy(config)
+        policy = build_policy(config, load_denoiser_config(config))
         like = placement.everywhere(jax.eval_shape(policy.init_params, jax.random.key(0)))
         step, params = checkpoints.restore_params(which, like=like)
     logger.info("Took the policy of step %d of %s.", step, run)

@@ -29,7 +29,7 @@ from jax_unmask.denoisers import (
 )
 from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.denoisers.sampling import Sampling
-from jax_unmask.environment.bundle import load_model, open_task
+from jax_unmask.environment.bundle import load_model
 from jax_unmask.generation.answers import Answer, CanvasWriter, MaskedWriter, Prompt, Writer
 from jax_unmask.generation.conversation import converse, system_turn
 from jax_unmask.report import canvas, page, traces
@@ -116,7 +116,8 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
         choices=("on", "off"),
         help="for chat templates that know reasoning; default: what the template does",
     )
-    add("--task", choices=tasks.posable(), help="a task whose checker judges the answer")
+    named = f"NAME:SETTING=VALUE,... (names: {', '.join(tasks.posable())})"
+    add("--task", help=f"a task whose checker judges the answer, {named}")
     add("--problem", type=int, default=0, help="which problem of the task's test split (from 0)")
     add("--data", help="directory of the task's data, for tasks that read files")
 
@@ -213,7 +214,7 @@ def problem(args: argparse.Namespace) -> Problem:
                 "converse"
             )
         return Problem(_message(args))
-    task = open_task(args.task, args.data)
+    task = tasks.parse(args.task, args.data)
     if args.prompt is not None:
         return Problem(_message(args), task)
     source = task.source("test")

@@ -55,7 +55,9 @@ def policy_grpo() -> ConfigDict:
             "exact_fallback": False,
             # Continue from a trained policy (a directory that the trainer or `export` wrote).
             "init_from": placeholder(str),
+            # "confidence", "hidden" or a network of your own, see `policies.network_settings`.
             "network": {
+                "kind": "confidence",
                 "hidden_dim": 128,
                 "feedforward_dim": 512,
                 "num_heads": 2,

@@ -51,6 +51,7 @@ def from_pretrained(
     dtype: DTypeLike | None = None,
     param_dtype: DTypeLike | None = None,
     mask_token_id: int | None = None,
+    family: str | None = None,
     quantization: str | None = None,
     shardings: Callable[[Params], Params] | None = None,
 ) -> tuple[Denoiser, Params]:
@@ -66,6 +67,8 @@ def from_pretrained(
         param_dtype: type of the parameters; by default as stored (the widest, where tensors
             differ).
         mask_token_id: the mask token, for models whose files do not name it.
+        family: import path of a `families.Family` of your own (docs/extending.md); by default
+            `config.json` says which family it is.
         quantization: "int8" or "fp8" for a denoiser that is not trained, or None; see
             `jax_unmask.denoisers.quantization`.
         shardings: maps the tree of shapes to a tree of shardings, such as
@@ -85,7 +88,7 @@ def from_pretrained(
     if quantization is not None:
         quantized.check_kind(quantization)
     directory = hub.local_directory(path)
-    config = read_config(directory, mask_token_id=mask_token_id)
+    config = read_config(directory, mask_token_id=mask_token_id, family=family)
     orbax, tensors = has_orbax_files(directory), has_tensor_files(directory)
     if orbax and tensors:
         raise ValueError(
@@ -160,21 +163,26 @@ def save_orbax(
     _finish_save(directory, config, tokenizer)
 
 
-def read_config(directory: pathlib.Path, *, mask_token_id: int | None = None) -> DenoiserConfig:
+def read_config(
+    directory: pathlib.Path, *, mask_token_id: int | None = None, family: str | None = None
+) -> DenoiserConfig:
     """Reads `config.json` of a model directory, whatever its family.
 
     Args:
         directory: the model directory.
         mask_token_id: the mask token, where `config.json` does not name it (some published files
             do not); by default the tokenizer must, or the family knows it.
+        family: import path of the family, for one from outside that `config.json` does not name.
 
     Raises:
         FileNotFoundError: there is no `config.json`.
         ValueError: it is not valid, its family is unknown, or it asks for something that is not
             implemented.
     """
-    fields = families.complete(hub.read_json(directory / "config.json"))
-    family = families.of(fields)
+    fields = hub.read_json(directory / "config.json")
+    if family is not None:
+        fields |= {families.FIELD: family}
+    fields = families.complete(fields)
     if mask_token_id is not None:
         fields["mask_token_id"] = mask_token_id
     if fields.get("mask_token_id") is None:
@@ -184,7 +192,7 @@ def read_config(directory: pathlib.Path, *, mask_token_id: int | None = None) ->
                 "beside it could name the mask token; add the field, or give mask_token_id"
             )
         fields["mask_token_id"] = load_tokenizer(directory).mask_id
-    return family.config_from_hf(fields)
+    return families.of(fields).config_from_hf(fields)
 
 
 def _load_tensors(
@@ -277,4 +285,4 @@ def _finish_save(
 ) -> None:
     if tokenizer is not None:
         tokenizer.save(directory)
-    hub.finish_saving(directory, families.named(config.family).config_to_hf(config))
+    hub.finish_saving(directory, families.to_hf(config))

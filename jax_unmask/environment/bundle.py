@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
+import inspect
 import pathlib
 from typing import Any
 
 from ml_collections import ConfigDict
 
-from jax_unmask import denoisers, tasks
+from jax_unmask import denoisers, notation, tasks
 from jax_unmask.denoisers import hub, sharding
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.rollout import Cache, parse_cache
@@ -57,18 +57,10 @@ def load_bundle(config: ConfigDict) -> Bundle:
         FileNotFoundError: a file of the model is missing.
         ValueError: the model's files do not fit together.
     """
-    if not config.model.path:
-        raise ConfigError(
-            "model.path",
-            config.model.path,
-            "a denoiser is needed",
-            f"Give one of the shipped models ({', '.join(shipped_models())}), a directory or a "
-            "hub name",
-        )
     task, placement = load_task(config), placements.from_config(config)
     quantization = config.model.get("quantization")  # Models that are trained have no such key.
     denoiser, params, tokenizer = load_model(
-        config.model.path,
+        _model_path(config),
         dtype=config.model.dtype,
         param_dtype=config.model.param_dtype,
         quantization=quantization,
@@ -76,6 +68,26 @@ def load_bundle(config: ConfigDict) -> Bundle:
     )
     name = str(config.model.path) + (f" {quantization}" if quantization else "")
     return Bundle(denoiser, params, tokenizer, task, name, placement)
+
+
+def load_denoiser_config(config: ConfigDict) -> denoisers.DenoiserConfig:
+    """The shape of the denoiser of `config.model`, from its `config.json` alone.
+
+    Raises: as `load_bundle`.
+    """
+    return read_config(hub.local_directory(resolve_model(_model_path(config))))
+
+
+def _model_path(config: ConfigDict) -> str:
+    if config.model.path:
+        return config.model.path
+    raise ConfigError(
+        "model.path",
+        config.model.path,
+        "a denoiser is needed",
+        f"Give one of the shipped models ({', '.join(shipped_models())}), a directory or a hub "
+        "name",
+    )
 
 
 def load_model(
@@ -146,13 +158,6 @@ def load_task(config: ConfigDict, *, prompt_style: str = "training") -> Task:
         ConfigError: the task is unknown, or lacks its data.
     """
     settings = config.task
-    if settings.name not in tasks.names():
-        raise ConfigError(
-            "task.name",
-            settings.name,
-            "there is no such task",
-            f"Choose one of {', '.join(tasks.names())}",
-        )
     if settings.name != "mixture":
         return _create(settings.name, _task_settings(config, settings.name, prompt_style))
     weights = dict(map(_weight, settings.mixture))
@@ -174,17 +179,6 @@ def load_task(config: ConfigDict, *, prompt_style: str = "training") -> Task:
     return _create("mixture", {"tasks": mixed, "weights": given or None})
 
 
-def open_task(name: str, data: str | None = None) -> Task:
-    """The task that a command's `--task` and `--data` name.
-
-    Raises:
-        ValueError: the task reads files, and there is no `data`, or the other way round.
-    """
-    if data is None and tasks.settings(name).get("path"):
-        raise ValueError(f"--task={name} reads its problems from files: give --data=DIR")
-    return tasks.create(name, **({} if data is None else {"path": data}))
-
-
 def _create(name: str, arguments: dict[str, Any]) -> Task:
     try:
         return tasks.create(name, **arguments)
@@ -198,57 +192,51 @@ def _create(name: str, arguments: dict[str, Any]) -> Task:
 def _weight(text: str) -> tuple[str, float | None]:
     """Name and weight of a task of a mixture, such as "gsm8k" or "math=0.5"."""
     name, equals, weight = text.partition("=")
-    if name not in tasks.posable():
-        raise ConfigError(
-            "task.mixture",
-            text,
-            "there is no such task",
-            f"Choose among {', '.join(tasks.posable())}",
-        )
     try:
-        return name, float(weight) if equals else None
-    except ValueError:
-        raise ConfigError(
-            "task.mixture", text, "its weight is no number", "Write NAME=WEIGHT"
-        ) from None
+        tasks.TASKS(name)
+        return name, notation.convert(weight, float) if equals else None
+    except ValueError as error:
+        remedy = "Write NAME or NAME=WEIGHT"
+        raise ConfigError("task.mixture", text, str(error), remedy) from error
 
 
 def _task_settings(
     config: ConfigDict, name: str, prompt_style: str, *, part: bool = False
 ) -> dict[str, Any]:
-    """Arguments of a task's constructor: what the config has of what the task takes."""
-    accepted = tasks.settings(name)
+    """Arguments of a task's constructor: what the config has of what the task takes.
+
+    Raises:
+        ConfigError: there is no such task or setting, or a value is not of the setting's type.
+    """
+    try:
+        accepted = tasks.settings(name)
+    except ValueError as error:
+        raise ConfigError("task.name", name, str(error), "Correct it") from error
     settings: dict[str, Any] = {"prompt_style": prompt_style}
+    needs_path = "path" in accepted and accepted["path"].default is inspect.Parameter.empty
     if part:  # Each task of a mixture has a folder with its name.
-        if "path" in accepted and (config.task.path or accepted["path"]):
-            settings["path"] = str(pathlib.Path(_data_path(config)) / name)
+        if "path" in accepted and (config.task.path or needs_path):
+            folder = name.rpartition(".")[2]
+            settings["path"] = str(pathlib.Path(_data_path(config)) / folder)
     else:
         settings |= {"path": config.task.path, "data_dir": config.task.tfds_data_dir}
-        if accepted.get("path"):
+        if needs_path:
             settings["path"] = _data_path(config)
     chosen = {key: value for key, value in settings.items() if key in accepted and value}
+    kinds = {key: parameter.annotation for key, parameter in accepted.items()}
     for text in config.task.settings:
-        key, equals, value = text.partition("=")
-        owner, dot, rest = key.rpartition(".")
+        owner, dot, _ = text.partition("=")[0].rpartition(".")
         if part and dot and owner != name:
             continue
-        if not equals or rest not in accepted or (dot and owner != name):
-            raise ConfigError(
-                "task.settings",
-                text,
-                f"task {name!r} has no such setting",
-                f"Write {'NAME.' if part else ''}SETTING=VALUE with one of {sorted(accepted)}",
-            )
-        chosen[rest] = _value(value)
+        try:
+            if dot and owner != name:
+                raise notation.NotationError(text, f"the task is {name}, not {owner}")
+            given = notation.pairs([text.removeprefix(f"{owner}.")], text)
+            chosen |= notation.Spec(name, settings=tuple(given.items())).arguments(kinds)
+        except ValueError as error:
+            remedy = f"Write {'NAME.' if part else ''}SETTING=VALUE"
+            raise ConfigError("task.settings", text, str(error), remedy) from error
     return chosen
-
-
-def _value(text: str) -> Any:
-    """A setting's value: a number, true or false where it reads as one, else text."""
-    try:
-        return json.loads(text)
-    except json.JSONDecodeError:
-        return text
 
 
 def _data_path(config: ConfigDict) -> str:

@@ -17,7 +17,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask import notation
+from jax_unmask.runtime.config import ConfigError, read_value
 
 _KEY = "eval.axes"
 _FIXED = ("recipe", "eval.axes", "eval.after_training")
@@ -29,7 +30,7 @@ class Combination:
 
     Attributes:
         config: the config, with this combination's values.
-        values: the values of this combination by key; empty without axes.
+        values: what this combination says, by key; empty without axes.
     """
 
     config: ConfigDict
@@ -57,54 +58,19 @@ def combinations(config: ConfigDict) -> list[Combination]:
 
 
 def _axis(config: ConfigDict, line: str) -> list[dict[str, Any]]:
-    """The alternatives of one axis, all with the same keys."""
-    alternatives: list[dict[str, Any]] = []
-    first_key = line.partition("=")[0].strip()
-    for text in line.split("|"):
-        values: dict[str, Any] = {}
-        for part in text.split(","):
-            key, equals, value = part.partition("=")
-            if not equals and not values:
-                # With one key, later alternatives need only the value.
-                key, value = first_key, part
-            values[key.strip()] = _value(config, line, key.strip(), value.strip())
-        if alternatives and values.keys() != alternatives[0].keys():
-            raise ConfigError(
-                _KEY,
-                line,
-                f"{text!r} does not set the same keys as the first alternative",
-                f"Set {', '.join(alternatives[0])}",
-            )
-        alternatives.append(values)
-    return alternatives
+    """The alternatives of one axis as values, all with the same keys."""
+    try:
+        return [
+            {key: _value(config, key, text) for key, text in alternative.items()}
+            for alternative in notation.assignments(line)
+        ]
+    except ValueError as error:
+        remedy = "Write KEY=A|B, such as rollout.gen_length=256|512"
+        raise ConfigError(_KEY, line, str(error), remedy) from error
 
 
-def _value(config: ConfigDict, line: str, key: str, text: str) -> Any:
-    """A value converted to the type that the config has at that key."""
-    flat = config
-    *path, name = key.split(".")
-    for part in path:
-        flat = flat.get(part) if isinstance(flat, ConfigDict) and part in flat else None
-    if not isinstance(flat, ConfigDict) or name not in flat or key in _FIXED:
-        raise ConfigError(
-            _KEY,
-            line,
-            f"{key!r} is no key of this config that can vary",
-            "Write KEY=A|B, such as rollout.gen_length=256|512",
-        )
-    kind = flat.get_type(name)
-    if not text or kind not in (bool, int, float, str):
-        raise ConfigError(
-            _KEY, line, f"{key} cannot be set to {text!r} here", "Vary numbers and names"
-        )
-    if kind is bool:
-        if text.lower() in ("true", "false"):
-            return text.lower() == "true"
-    elif kind is str:
-        return text
-    else:
-        try:
-            return kind(text)
-        except ValueError:
-            pass
-    raise ConfigError(_KEY, line, f"{text!r} is no {kind.__name__}", f"Correct {key}")
+def _value(config: ConfigDict, key: str, text: str) -> Any:
+    value = read_value(config, key, text)
+    if key in _FIXED or not isinstance(value, (bool, int, float, str)):
+        raise ValueError(f"{key!r} is no key that can vary here: numbers and names can")
+    return value

@@ -10,8 +10,7 @@ from collections.abc import Sequence
 
 from ml_collections import ConfigDict
 
-from jax_unmask import policies
-from jax_unmask.evaluation import grid
+from jax_unmask import notation, policies
 from jax_unmask.policies.base import Params, Policy
 from jax_unmask.report import results
 from jax_unmask.runtime.config import ConfigError
@@ -49,15 +48,13 @@ class Candidate:
     @property
     def draws(self) -> bool:
         """Whether it gives different results under different seeds."""
-        if isinstance(self.policy, policies.LearnedPolicy):
-            return self.policy.distribution != "threshold"
-        return isinstance(self.policy, policies.Random)
+        return self.policy.needs.keys
 
 
 def candidates(config: ConfigDict, *, trained: str | pathlib.Path | None = None) -> list[Candidate]:
     """Every policy of `config.eval` at every setting; reads policies, compiles nothing.
 
-    `eval.policies` holds heuristics and `learned:DIR` in the notation of `evaluation.grid`;
+    `eval.policies` holds heuristics and `learned:DIR` in the notation of `jax_unmask.notation`;
     `eval.shipped` holds patterns of names of shipped policies ("sudoku-*", or "sudoku-*@16" for
     one block length). Trained and shipped policies are taken at each setting of `eval.trained`. A
     directory NAME-seedK is training run K of the method NAME.
@@ -109,7 +106,7 @@ def _block_lengths(config: ConfigDict) -> tuple[int, ...]:
     return tuple(dict.fromkeys(lengths))
 
 
-def _candidate(config: ConfigDict, key: str, spec: grid.PolicySpec, label: str) -> Candidate:
+def _candidate(config: ConfigDict, key: str, spec: notation.Spec, label: str) -> Candidate:
     # 0 stands for the whole canvas, as in `eval.block_lengths`.
     blocks = tuple(block or gen_length(config) for block in spec.block_lengths)
     for block in blocks:
@@ -118,7 +115,7 @@ def _candidate(config: ConfigDict, key: str, spec: grid.PolicySpec, label: str) 
         policy, params = policies.parse_policy(spec.text)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(key, spec.text, str(error), "Correct or remove it") from error
-    method, seed = spec.name, None
+    method, seed = spec.name.rpartition(".")[2], None
     if spec.target:
         method = pathlib.PurePath(spec.target).name
         if match := _SEED.fullmatch(method):
@@ -137,7 +134,7 @@ def _candidate(config: ConfigDict, key: str, spec: grid.PolicySpec, label: str) 
 
 def _at_trained_settings(
     config: ConfigDict, target: str, blocks: tuple[int, ...] = ()
-) -> list[grid.PolicySpec]:
+) -> list[notation.Spec]:
     """A learned policy at each setting of `eval.trained`."""
     specs = []
     for settings in config.eval.trained:
@@ -161,9 +158,9 @@ def _shipped(pattern: str) -> list[tuple[str, tuple[int, ...]]]:
     return [(name, spec.block_lengths) for name in names]
 
 
-def _expand(key: str, text: str) -> Sequence[grid.PolicySpec]:
+def _expand(key: str, text: str) -> Sequence[notation.Spec]:
     try:
-        return grid.expand(text)
+        return notation.expand(text)
     except ValueError as error:
         raise ConfigError(key, text, str(error), "Correct it") from error
 

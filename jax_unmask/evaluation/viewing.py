@@ -18,7 +18,6 @@ from jax_unmask.environment.bundle import Bundle
 from jax_unmask.evaluation.candidates import Candidate, candidates
 from jax_unmask.evaluation.problems import Measured, Problems, rollout_settings
 from jax_unmask.evaluation.store import Row, read_outcomes
-from jax_unmask.policies import LearnedPolicy
 from jax_unmask.policies.base import Needs, Observing, Policy
 from jax_unmask.report import results, traces
 from jax_unmask.rollout import (
@@ -186,12 +185,12 @@ def record(
     trajectory = rollout(
         denoiser, denoiser_params, watched, policy_params, prompts, keys, settings, watch
     )
-    probability = None
-    if isinstance(policy, LearnedPolicy):
+    probability, probabilities = None, getattr(policy, "fill_probabilities", None)
+    if probabilities is not None:
         assert trajectory.records is not None  # They were asked for.
         # Step by step, as the rollout did: all at once would need the memory of all steps.
         probability = jax.jit(
-            lambda params, obs: jax.lax.map(lambda o: policy.fill_probabilities(params, o), obs)
+            lambda params, obs: jax.lax.map(lambda o: probabilities(params, o), obs)
         )(policy_params, trajectory.records.obs)
     return to_host((trajectory, probability))
 

@@ -55,7 +55,7 @@ def work(config: ConfigDict, denoiser: DenoiserConfig, nfe: int | None = None) -
     rows = rollouts.prompts_per_step * rollouts.group_size
     if config.recipe == "policy_grpo":
         rows += rollouts.prompts_per_step * config.expert.count
-        parts = build_parts(config)
+        parts = build_parts(config, denoiser)
         each = row_flops(denoiser, parts.policy, parts.settings, prompt, nfe)
         # The policy's own network is small beside the denoiser, which is not trained.
         return Work(nfe, rows * each, 0.0)

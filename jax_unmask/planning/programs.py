@@ -80,7 +80,9 @@ def of_policy_grpo(
     config: ConfigDict, shape: denoisers.DenoiserConfig, placement: Placement
 ) -> Blueprint:
     """A step of recipe `policy_grpo`: rollout, rollout of experts if there are any, update."""
-    parts = policy_grpo.build_parts(config, (shape.eos_token_id,), slot_groups=placement.parts)
+    parts = policy_grpo.build_parts(
+        config, shape, (shape.eos_token_id,), slot_groups=placement.parts
+    )
     denoiser, weights = denoisers.Denoiser(shape), denoisers.abstract_params(shape)
     if config.model.quantization is not None:
         kind = config.model.quantization

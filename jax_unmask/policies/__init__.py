@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jax_unmask.policies.base import Action, Needs, Observation, Params, Policy, row_uniform
+from jax_unmask.policies.base import Action, Needs, Observation, Params, PerRow, Policy, row_uniform
 from jax_unmask.policies.checkpoint import load_policy, save_policy, settings_of
 from jax_unmask.policies.family_samplers import (
     DreamThreshold,
@@ -25,7 +25,7 @@ from jax_unmask.policies.heuristics import (
     TopConfidence,
 )
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
-from jax_unmask.policies.learned import LearnedPolicy
+from jax_unmask.policies.learned import LearnedPolicy, network_settings
 from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.policies.spec import available, parse_policy
 
@@ -49,6 +49,7 @@ __all__ = [
     "Observation",
     "Origin",
     "Params",
+    "PerRow",
     "Policy",
     "Random",
     "Threshold",
@@ -56,6 +57,7 @@ __all__ = [
     "TopkMargin",
     "available",
     "load_policy",
+    "network_settings",
     "parse_policy",
     "row_uniform",
     "save_policy",

@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
-import jax.numpy as jnp
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -30,6 +29,7 @@ class Needs:
         hidden: whether `Observation.hidden` (the denoiser's last hidden state) is filled.
         canvas: whether it reads scores of positions outside the current block. If not, the rollout
             computes the last layer and the projection to the vocabulary in the block only.
+        keys: whether it draws from its random keys: evaluations repeat it under several seeds.
         post_steps: None if tokens that it filled are final; otherwise the most forwards on a block
             without masks. They end with one that changes nothing.
     """
@@ -38,6 +38,7 @@ class Needs:
     entropy: bool = False
     hidden: bool = False
     canvas: bool = False
+    keys: bool = False
     post_steps: int | None = None
 
 
@@ -96,11 +97,27 @@ class Action:
 
 
 class Policy(Protocol):
-    """Chooses positions to fill. Implementations are frozen dataclasses."""
+    """Chooses positions to fill. Implementations are frozen dataclasses.
+
+    Fields of the dataclass that are bool, int, float, str or Literal are settings that are fixed
+    when the rollout is compiled; the parameters of `params` are settings that are not. Both can be
+    given in the notation of `parse_policy`. A policy may also have
+    `fill_probabilities(params, obs) -> [*B, L]`, which web pages show.
+    """
 
     @property
     def needs(self) -> Needs:
         """The fields that `Observation` must have."""
+        ...
+
+    @property
+    def params(self) -> Callable[..., Params]:
+        """A method with a keyword parameter and its default for each numeric setting.
+
+        Returns:
+            The params that `__call__` takes: a dict of scalars, by the settings' names. Raises
+            ValueError for a value out of range.
+        """
         ...
 
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
@@ -108,7 +125,7 @@ class Policy(Protocol):
 
         Args:
             params: the policy's parameters and numeric settings; scalars, or arrays [B] where each
-                row has its own setting.
+                row has its own (`PerRow` in the params of a rollout).
             obs: the observation of B rows.
             keys: typed PRNG keys [B], one per row, so that a row's draw does not depend on the
                 other rows.
@@ -132,40 +149,49 @@ class Observing:
     def needs(self) -> Needs:
         """Needs of both policies."""
         own = self.policy.needs
-        return Needs(
+        return dataclasses.replace(
+            own,
             top_k=max(own.top_k, self.more.top_k),
             entropy=own.entropy or self.more.entropy,
             hidden=own.hidden or self.more.hidden,
             canvas=own.canvas or self.more.canvas,
-            post_steps=own.post_steps,
         )
+
+    @property
+    def params(self) -> Callable[..., Params]:
+        """Those of the policy."""
+        return self.policy.params
 
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """Acts as the policy does."""
         return self.policy(params, obs, keys)
 
 
-def select_settings(params: Params, select: Callable[[Array], Array], rows: int) -> Params:
-    """The params with settings that have one value per row selected.
+@struct.dataclass
+class PerRow:
+    """A setting with a value of its own for each row of a rollout, in a policy's params.
 
-    Settings stand at the top level of the params (or are the params); what is nested deeper, such
-    as the weights of a network, belongs to all rows.
+    A policy gets the values in its place.
+
+    Attributes:
+        values: arrays [B, ...].
+    """
+
+    values: Any
+
+
+def select_settings(params: Params, select: Callable[[Any], Any]) -> Params:
+    """A policy's params with each `PerRow` replaced by the values of the wanted rows.
 
     Args:
         params: a policy's params.
-        select: maps arrays [B, ...] to those of the rows that are wanted.
-        rows: B. Arrays of another leading size, and scalars, stay as they are.
+        select: maps arrays [B, ...] to those of the wanted rows.
     """
-
-    def pick(leaf: Any) -> Any:
-        per_row = jnp.ndim(leaf) > 0 and jnp.shape(leaf)[0] == rows
-        return select(jnp.asarray(leaf)) if per_row else leaf
-
-    if not isinstance(params, dict):
-        return pick(params)
-    return {
-        name: value if isinstance(value, dict) else pick(value) for name, value in params.items()
-    }
+    return jax.tree.map(
+        lambda leaf: select(leaf.values) if isinstance(leaf, PerRow) else leaf,
+        params,
+        is_leaf=lambda leaf: isinstance(leaf, PerRow),
+    )
 
 
 def row_uniform(keys: Array, shape: tuple[int, ...]) -> Float[Array, "B ..."]:

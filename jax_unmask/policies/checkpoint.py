@@ -1,9 +1,9 @@
 """Policies on disk: the public PyTorch layout (safetensors and a small JSON), read and written.
 
 A directory holds `model.safetensors`, with tensor names as the reference saves them (prefix
-`base_policy.`), and `policy_config.json`. Fields that the reference does not have are in the JSON
-under "jax_unmask" and in extra tensors, so a policy with the published observations can be loaded
-by either side.
+`base_policy.`), and `policy_config.json`. Settings that the reference does not have stand in the
+JSON under "jax_unmask" and in extra tensors, so either side can load a policy with the published
+observations. A network from another package is named by its import path.
 """
 
 from __future__ import annotations
@@ -16,30 +16,31 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from safetensors.numpy import load_file, save_file
 
-from jax_unmask.denoisers.families.llada import config_from_hf, config_to_hf
+from jax_unmask.denoisers import families
 from jax_unmask.policies.base import Params
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
-from jax_unmask.policies.learned import LearnedPolicy
+from jax_unmask.policies.learned import NETWORKS, LearnedPolicy
 from jax_unmask.policies.network import NetworkConfig
-from jax_unmask.policies.tensors import PolicyTensor, buffers, tensor_specs
+from jax_unmask.policies.tensors import buffers, tensor_specs
 
 WEIGHTS = "model.safetensors"
 CONFIG = "policy_config.json"
 PREFIX = "base_policy."
 
-# policy_config.json of the reference -> NetworkConfig.
-_NETWORK_FIELDS = {
-    "confidences_top_p": "top_k",
-    "hidden_dim": "hidden_dim",
-    "feedforward_dim": "feedforward_dim",
-    "num_heads": "num_heads",
-    "time_embed_dim": "time_embed_dim",
-    "num_blocks": "num_blocks",
-    "time_period": "time_period",
+_DENOISER = "llada_config"
+_SHARED = {name: name for name in ("time_embed_dim", "num_blocks", "time_period")}
+_NAMES = ("hidden_dim", "feedforward_dim", "num_heads")
+# Networks of the reference: its policy_type, and its name of each setting.
+_REFERENCE: dict[str, tuple[type, dict[str, str]]] = {
+    "dit_confidence": (
+        NetworkConfig,
+        {"confidences_top_p": "top_k", **{name: name for name in _NAMES}, **_SHARED},
+    ),
+    "dit_hidden": (HiddenNetworkConfig, _SHARED),
 }
-_HIDDEN_FIELDS = {name: name for name in ("time_embed_dim", "num_blocks", "time_period")}
 _SETTINGS = ("temperature", "scale")
 
 
@@ -69,11 +70,7 @@ def load_policy(directory: str | pathlib.Path) -> tuple[LearnedPolicy, Params]:
                 f"{WEIGHTS}"
             )
     policy, settings = _read_config(directory)
-    params = {
-        "network": _read_network(policy, directory / WEIGHTS),
-        **{name: jnp.asarray(settings.get(name, 1.0), jnp.float32) for name in _SETTINGS},
-    }
-    return policy, params
+    return policy, {"network": _read_network(policy, directory / WEIGHTS), **settings}
 
 
 def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Params) -> None:
@@ -87,27 +84,26 @@ def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Pa
     Raises:
         ValueError: temperature or scale differs between rows.
     """
-    settings = {}
     for name in _SETTINGS:
-        value = np.asarray(params[name])
-        if value.ndim:
+        if np.ndim(params[name]):
             raise ValueError(
-                f"{name} has shape {value.shape}; save a policy with one {name} for all rows"
+                f"{name} has shape {np.shape(params[name])}; save a policy with one {name} for all "
+                "rows"
             )
-        settings[name] = float(value)
-    directory = pathlib.Path(directory)
-    directory.mkdir(parents=True, exist_ok=True)
+    flat = flatten_dict(params["network"])
     tensors = {
-        PREFIX + spec.name: spec.write(_get(params["network"], spec.path))
-        for spec in tensor_specs(policy.network)
+        PREFIX + spec.name: spec.write(flat[spec.path])
+        for spec in tensor_specs(policy.network, flat)
     }
     tensors |= {PREFIX + name: value for name, value in buffers(policy.network).items()}
+    directory = pathlib.Path(directory)
+    directory.mkdir(parents=True, exist_ok=True)
     save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    (directory / CONFIG).write_text(json.dumps(_config_fields(policy, settings), indent=2) + "\n")
+    (directory / CONFIG).write_text(json.dumps(_config_fields(policy, params), indent=2) + "\n")
 
 
 def settings_of(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
-    """Settings of a policy, by the names of `parse_policy`."""
+    """How a policy acts: its settings, as `parse_policy` calls them."""
     fields = (field.name for field in dataclasses.fields(policy) if field.name != "network")
     return {
         **{name: getattr(policy, name) for name in fields},
@@ -115,82 +111,73 @@ def settings_of(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
     }
 
 
-def _read_config(directory: pathlib.Path) -> tuple[LearnedPolicy, dict[str, float]]:
+def _read_config(directory: pathlib.Path) -> tuple[LearnedPolicy, Params]:
+    """The policy, and its temperature and scale."""
     path = directory / CONFIG
     try:
         fields = json.loads(path.read_text())
     except json.JSONDecodeError as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
-    own = dict(fields.get("jax_unmask", {}))
-    extra = dict(own.pop("network", {}))
+    own = {"distribution": "bernoulli_argmax", **fields.get("jax_unmask", {})}
+    network = own.pop("network", {})
     settings = {name: own.pop(name) for name in _SETTINGS if name in own}
-    kind = fields.get("policy_type")
-    network: NetworkConfig | HiddenNetworkConfig
-    if kind == "dit_confidence":
-        network = NetworkConfig(**_pick(path, fields, _NETWORK_FIELDS), **extra)
-    elif kind == "dit_hidden":
-        network = HiddenNetworkConfig(
-            denoiser=config_from_hf(_denoiser_fields(directory, fields)),
-            **_pick(path, fields, _HIDDEN_FIELDS),
-            **extra,
-        )
-    else:
+    kind = str(fields.get("policy_type"))
+    try:
+        make, names = _REFERENCE[kind] if kind in _REFERENCE else (NETWORKS(kind), {})
+    except ValueError as error:
+        listed = ", ".join(map(repr, _REFERENCE))
         raise ValueError(
-            f"{path}: policy_type={kind!r} is unknown; it must be 'dit_confidence' or 'dit_hidden'"
-        )
-    own.setdefault("distribution", "bernoulli_argmax")
-    return LearnedPolicy(network=network, **own), settings
-
-
-def _pick(path: pathlib.Path, fields: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+            f"{path}: policy_type={kind!r} is none of {listed}, and no network either ({error})"
+        ) from error
     missing = [name for name in names if name not in fields]
     if missing:
         raise ValueError(f"{path} lacks {', '.join(missing)}")
-    return {ours: fields[theirs] for theirs, ours in names.items()}
+    given = {ours: fields[theirs] for theirs, ours in names.items()} | network
+    given = {key: tuple(x) if isinstance(x, list) else x for key, x in given.items()}
+    if any(field.name == "denoiser" for field in dataclasses.fields(make)):
+        denoiser = _denoiser_fields(directory, fields)
+        given["denoiser"] = families.of(denoiser).config_from_hf(denoiser)
+    policy = LearnedPolicy(make(**given), **own)
+    return policy, policy.params(**settings)
 
 
 def _denoiser_fields(directory: pathlib.Path, fields: dict[str, Any]) -> dict[str, Any]:
     """The denoiser's config.json: written out in place, or a path relative to the policy."""
-    value = fields.get("llada_config")
+    value = fields.get(_DENOISER)
     if isinstance(value, dict):
         return value
     if isinstance(value, str) and (directory / value).is_file():
         return json.loads((directory / value).read_text())
     raise ValueError(
-        f"{directory / CONFIG}: llada_config={value!r} is neither a file nor an object with the "
+        f"{directory / CONFIG}: {_DENOISER}={value!r} is neither a file nor an object with the "
         "fields of the denoiser's config.json"
     )
 
 
-def _config_fields(policy: LearnedPolicy, settings: dict[str, float]) -> dict[str, Any]:
+def _config_fields(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
     network = policy.network
-    names: dict[str, str]
-    if isinstance(network, HiddenNetworkConfig):
-        names = _HIDDEN_FIELDS
-        fields: dict[str, Any] = {"policy_type": "dit_hidden"}
-        fields["llada_config"] = config_to_hf(network.denoiser)
-    else:
-        names = _NETWORK_FIELDS
-        fields = {"policy_type": "dit_confidence"}
+    kind, names = next(
+        ((kind, names) for kind, (each, names) in _REFERENCE.items() if type(network) is each),
+        (NETWORKS.name_of(type(network)), {}),
+    )
+    fields: dict[str, Any] = {"policy_type": kind}
+    denoiser = getattr(network, "denoiser", None)
+    if denoiser is not None:
+        fields[_DENOISER] = families.to_hf(denoiser)
     fields |= {theirs: getattr(network, ours) for theirs, ours in names.items()}
-    known = {*names.values(), "denoiser"}
     extra = {
         field.name: getattr(network, field.name)
         for field in dataclasses.fields(network)
-        if field.name not in known and getattr(network, field.name) != field.default
+        if field.name not in {*names.values(), "denoiser"}
+        and getattr(network, field.name) != field.default
     }
-    own = {
-        field.name: getattr(policy, field.name)
-        for field in dataclasses.fields(policy)
-        if field.name != "network"
-    }
-    return {**fields, "jax_unmask": {**own, **settings, "network": extra}}
+    return {**fields, "jax_unmask": {**settings_of(policy, params), "network": extra}}
 
 
 def _read_network(policy: LearnedPolicy, path: pathlib.Path) -> Params:
     tensors = load_file(path)
-    shapes = jax.eval_shape(policy.init_params, jax.random.key(0))["network"]
-    specs = tensor_specs(policy.network)
+    shapes = flatten_dict(jax.eval_shape(policy.init_params, jax.random.key(0))["network"])
+    specs = tensor_specs(policy.network, shapes)
     wanted = {PREFIX + spec.name: spec for spec in specs}
     constants = {PREFIX + name: value for name, value in buffers(policy.network).items()}
     problems = [f"missing: {name}" for name in wanted if name not in tensors]
@@ -198,7 +185,7 @@ def _read_network(policy: LearnedPolicy, path: pathlib.Path) -> Params:
         f"unexpected: {name}" for name in tensors if name not in wanted and name not in constants
     ]
     for name, spec in wanted.items():
-        expected = spec.file_shape(_get(shapes, spec.path).shape)
+        expected = spec.file_shape(shapes[spec.path].shape)
         if name in tensors and tensors[name].shape != expected:
             problems.append(f"shape of {name}: {tensors[name].shape}, expected {expected}")
     for name, value in constants.items():
@@ -206,25 +193,10 @@ def _read_network(policy: LearnedPolicy, path: pathlib.Path) -> Params:
             problems.append(f"values of {name}: not those of rotary base 10000")
     if problems:
         raise ValueError(f"{path} does not fit {CONFIG} beside it:\n  " + "\n  ".join(problems))
-    return _assemble(specs, tensors)
-
-
-def _assemble(specs: list[PolicyTensor], tensors: dict[str, np.ndarray]) -> Params:
-    """Nested params from the tensors; those that share a parameter are joined in file order."""
+    # Tensors that share a parameter are joined along its last axis, in the order of the specs.
     pieces: dict[tuple[str, ...], list[np.ndarray]] = {}
     for spec in specs:
         value = tensors[PREFIX + spec.name].astype(np.float32)
         pieces.setdefault(spec.path, []).append(value.T if spec.transpose else value)
-    params: dict[str, Any] = {}
-    for path, values in pieces.items():
-        node = params
-        for key in path[:-1]:
-            node = node.setdefault(key, {})
-        node[path[-1]] = jnp.asarray(np.concatenate(values, axis=-1))
-    return params
-
-
-def _get(tree: Params, path: tuple[str, ...]) -> Any:
-    for key in path:
-        tree = tree[key]
-    return tree
+    joined = {path: np.concatenate(values, axis=-1) for path, values in pieces.items()}
+    return unflatten_dict({path: jnp.asarray(value) for path, value in joined.items()})

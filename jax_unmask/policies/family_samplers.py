@@ -73,6 +73,11 @@ class Origin(_Dream):
     By default the position with the smallest draw is filled where none would be.
     """
 
+    @property
+    def needs(self) -> Needs:
+        """Random keys."""
+        return Needs(keys=True)
+
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`."""
         return self.fill_below(params, row_uniform(keys, obs.legal.shape[-1:]), obs)

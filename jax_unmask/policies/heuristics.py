@@ -90,6 +90,11 @@ def quota(params: Params, obs: Observation) -> Int[Array, "*B"]:
 class Random(_Quota):
     """Fills positions in random order (LLaDA's `random` remasking)."""
 
+    @property
+    def needs(self) -> Needs:
+        """Random keys."""
+        return Needs(keys=True)
+
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`. `log_prob` is 0: the rule is a baseline, not a learner."""
         scores = row_uniform(keys, obs.legal.shape[-1:])

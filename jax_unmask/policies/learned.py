@@ -3,20 +3,79 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, cast
+from typing import Any, ClassVar, Literal, Protocol, cast
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Array, Float
+from ml_collections import ConfigDict
 
+from jax_unmask import notation
 from jax_unmask.policies import distributions
 from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
-from jax_unmask.policies.hidden_network import HiddenNetworkConfig
-from jax_unmask.policies.network import NetworkConfig, NetworkInputs
+from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.settings import Settings, setting
 
+NETWORKS = notation.Names(
+    "network",
+    {
+        "confidence": "jax_unmask.policies.network.NetworkConfig",
+        "hidden": "jax_unmask.policies.hidden_network.HiddenNetworkConfig",
+    },
+)
 Distribution = Literal["bernoulli", "bernoulli_argmax", "dpls", "threshold"]
 Context = Literal["full", "block"]
+
+
+class Network(Protocol):
+    """Shape and observations of a policy network: a frozen dataclass.
+
+    A field `denoiser`, if there is one, gets the config of the denoiser (`DenoiserConfig`).
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def needs(self) -> Needs:
+        """What `Observation` must hold."""
+        ...
+
+    def observe(self, obs: Observation) -> Any:
+        """The inputs of the network: a pytree of arrays [*B], one value per row, and [*B, L, ...],
+        one per position."""
+        ...
+
+    def dummy_inputs(self, width: int) -> Any:
+        """Inputs of one row with that many positions, to initialise parameters with."""
+        ...
+
+    def build(self) -> nn.Module:
+        """A linen module that maps inputs to logits [*B, L] (float32); larger ones mean: fill."""
+        ...
+
+
+def network_settings(kind: str, **settings: Any) -> ConfigDict:
+    """Settings of a network, for `config.policy.network`.
+
+    Args:
+        kind: "confidence", "hidden" (on the denoiser's hidden states), or the import path of a
+            `Network` of your own.
+        **settings: those of its settings that differ from their defaults.
+
+    Raises:
+        NotationError: there is no such network or setting.
+    """
+    fields = {field.name: field for field in dataclasses.fields(NETWORKS(kind))}
+    fields.pop("denoiser", None)
+    for name in settings:
+        if name not in fields:
+            problem = f"the network has no setting {name!r}{notation.suggestion(name, fields)}"
+            raise notation.NotationError(kind, problem)
+    defaults = {name: field.default for name, field in fields.items()}
+    return ConfigDict({"kind": kind, **defaults, **settings})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,7 +91,7 @@ class LearnedPolicy(Settings):
         network: shape and observations of the network.
     """
 
-    network: NetworkConfig | HiddenNetworkConfig = NetworkConfig()
+    network: Network = NetworkConfig()
     distribution: Distribution = setting(
         "bernoulli",
         "bernoulli draws each legal position independently and may draw nothing; bernoulli_argmax "
@@ -65,7 +124,8 @@ class LearnedPolicy(Settings):
     @property
     def needs(self) -> Needs:
         """Observations that the network needs."""
-        return dataclasses.replace(self.network.needs, canvas=self.context == "full")
+        draws = self.distribution != "threshold"
+        return dataclasses.replace(self.network.needs, canvas=self.context == "full", keys=draws)
 
     def init_params(self, key: Array, gen_length: int = 1) -> Params:
         """Fresh parameters.
@@ -75,11 +135,20 @@ class LearnedPolicy(Settings):
             gen_length: canvas length used to trace the shapes; no parameter depends on it.
         """
         inputs = self.network.dummy_inputs(gen_length)
-        return {
-            "network": self.network.build().init(key, inputs)["params"],
-            "temperature": jnp.ones((), jnp.float32),
-            "scale": jnp.ones((), jnp.float32),
-        }
+        return {"network": self.network.build().init(key, inputs)["params"], **self.params()}
+
+    def params(self, temperature: ArrayLike = 1.0, scale: ArrayLike = 1.0) -> Params:
+        """Settings, which stand beside the weights of the network.
+
+        Args:
+            temperature: divides the logits, above 0.
+            scale: multiplies Bernoulli probabilities, above 0.
+        """
+        settings = {"temperature": temperature, "scale": scale}
+        for name, value in settings.items():
+            if not np.all(np.asarray(value) > 0):
+                raise ValueError(f"{name}={value} must be positive")
+        return {name: jnp.asarray(value, jnp.float32) for name, value in settings.items()}
 
     def logits(self, params: Params, obs: Observation) -> Float[Array, "*B L"]:
         """Logits over the policy temperature; -inf outside the block with context "block"."""
@@ -196,17 +265,14 @@ def _scale(params: Params) -> Array:
     return jnp.asarray(jax.lax.stop_gradient(params["scale"]), jnp.float32)
 
 
-def _cut_block(
-    inputs: NetworkInputs, block_start: Array, width: int
-) -> tuple[NetworkInputs, Array]:
+def _cut_block(inputs: Any, block_start: Array, width: int) -> tuple[Any, Array]:
     """Slices each row's block out of its per-position inputs; leading axes become one."""
-    lead = inputs.masked.ndim - 1
-    start = block_start.reshape(-1)
+    lead, start = block_start.ndim, block_start.reshape(-1)
 
     def cut(x: Array) -> Array:
         rows = x.reshape(-1, *x.shape[lead:])
+        if x.ndim == lead:
+            return rows
         return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, width))(rows, start)
 
-    leaves = {field.name: getattr(inputs, field.name) for field in dataclasses.fields(inputs)}
-    t = leaves.pop("t").reshape(-1)
-    return NetworkInputs(t=t, **jax.tree.map(cut, leaves)), start
+    return jax.tree.map(cut, inputs), start

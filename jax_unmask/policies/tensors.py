@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
+from typing import Any
 
 import jax
 import numpy as np
@@ -40,10 +42,18 @@ class PolicyTensor:
         return np.ascontiguousarray(value.T if self.transpose else value)
 
 
-def tensor_specs(config: NetworkConfig | HiddenNetworkConfig) -> list[PolicyTensor]:
-    """Every trained tensor of a network, in the order of the parameter's parts."""
+def tensor_specs(config: Any, paths: Iterable[tuple[str, ...]]) -> list[PolicyTensor]:
+    """Every trained tensor of a network, in the order of the parameter's parts.
+
+    Args:
+        config: the network.
+        paths: its parameters, for networks that the reference does not have: their tensors are
+            called as the parameters are.
+    """
     if isinstance(config, HiddenNetworkConfig):
         return _hidden_specs(config)
+    if not isinstance(config, NetworkConfig):
+        return [PolicyTensor(".".join(path), path) for path in paths]
     specs = [*_conditioner(), *_linear("confidence_proj", ("features",))]
     if config.token_buckets:
         specs.append(PolicyTensor("token_embedding.weight", ("token_embedding",)))
@@ -70,9 +80,9 @@ def tensor_specs(config: NetworkConfig | HiddenNetworkConfig) -> list[PolicyTens
     return [*specs, *_norm("final_norm", ("final_norm",)), *_linear("output_proj", ("output",))]
 
 
-def buffers(config: NetworkConfig | HiddenNetworkConfig) -> dict[str, np.ndarray]:
+def buffers(config: Any) -> dict[str, np.ndarray]:
     """Constants that the reference saves along with the weights (rotary frequencies)."""
-    if isinstance(config, HiddenNetworkConfig):
+    if not isinstance(config, NetworkConfig):
         return {}
     head_dim = config.hidden_dim // config.num_heads
     exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim

@@ -15,12 +15,18 @@ from ml_collections import ConfigDict
 
 from jax_unmask import policies
 from jax_unmask.denoisers import DenoiserConfig
-from jax_unmask.environment.bundle import Bundle, build_cache, load_bundle
+from jax_unmask.environment.bundle import (
+    Bundle,
+    build_cache,
+    load_bundle,
+    load_denoiser_config,
+)
 from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
 from jax_unmask.policies.base import Observing
+from jax_unmask.policies.learned import NETWORKS, Network
 from jax_unmask.recipes.base import (
     Metrics,
     build_optimizer,
@@ -41,10 +47,17 @@ from jax_unmask.tasks import data, rewards
 _ONLY_AT_INIT = ("initial_bias",)
 
 
-def build_policy(config: ConfigDict) -> policies.LearnedPolicy:
-    """The policy of `config.policy` (its weights apart)."""
+def build_policy(config: ConfigDict, denoiser: DenoiserConfig) -> policies.LearnedPolicy:
+    """The policy of `config.policy` (its weights apart), for a denoiser."""
+    settings = dict(config.policy.network)
+    make = NETWORKS(settings.pop("kind"))
+    if any(field.name == "denoiser" for field in dataclasses.fields(make)):
+        # Of any types, so that policies of one shape are equal.
+        settings["denoiser"] = dataclasses.replace(
+            denoiser, dtype=np.dtype("float32"), param_dtype=np.dtype("float32")
+        )
     return policies.LearnedPolicy(
-        network=policies.NetworkConfig(**dict(config.policy.network)),
+        network=make(**settings),
         distribution=config.policy.distribution,
         context=config.policy.context,
         dpls_stop_logit=config.policy.dpls_stop_logit,
@@ -73,18 +86,24 @@ class Parts:
     expert_settings: RolloutSettings
 
 
-def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = (), slot_groups: int = 1) -> Parts:
-    """Builds `Parts` from a validated config.
+def build_parts(
+    config: ConfigDict,
+    denoiser: DenoiserConfig,
+    stop_ids: tuple[int, ...] = (),
+    slot_groups: int = 1,
+) -> Parts:
+    """Builds the parts from a validated config.
 
     Args:
         config: the config.
+        denoiser: shape of the denoiser.
         stop_ids: tokens that end a text, for `rollout.stop_at_end`.
         slot_groups: parts that the mesh cuts a batch into.
 
     Raises:
         ValueError: a value makes no sense; the message names it.
     """
-    policy = build_policy(config)
+    policy = build_policy(config, denoiser)
     settings = RolloutSettings(
         gen_length=config.rollout.gen_length,
         block_length=config.rollout.block_length,
@@ -117,6 +136,11 @@ def build_parts(config: ConfigDict, stop_ids: tuple[int, ...] = (), slot_groups:
     return Parts(policy, settings, learner, expert, expert_params, expert_settings)
 
 
+def _described(network: Network) -> dict[str, Any]:
+    """A network's kind and settings, as `config.policy.network` has them."""
+    return {"kind": NETWORKS.name_of(type(network)), **dataclasses.asdict(network)}
+
+
 class PolicyGrpo:
     """GRPO of an unmasking policy (Jazbec et al., arXiv 2512.09106).
 
@@ -131,7 +155,8 @@ class PolicyGrpo:
         del workdir
         self._config = config
         self._placement = placements.from_config(config)
-        self._parts = build_parts(config, slot_groups=self._placement.parts)
+        shape = load_denoiser_config(config)
+        self._parts = build_parts(config, shape, slot_groups=self._placement.parts)
         self._given = self._load_policy() if config.policy.init_from else None
         self._group = config.rollout.group_size
         self._experts = config.expert.count
@@ -141,18 +166,18 @@ class PolicyGrpo:
         self._check_denoiser(self._bundle.denoiser.config)
         if config.rollout.stop_at_end:
             stop_ids = self._bundle.tokenizer.stop_ids
-            self._parts = build_parts(config, stop_ids, self._placement.parts)
+            self._parts = build_parts(config, shape, stop_ids, self._placement.parts)
 
     def _load_policy(self) -> Any:
         """Weights of a saved policy, which must have the network of this config."""
         directory = self._config.policy.init_from
         saved, params = policies.load_policy(directory)
-        ours, theirs = (dataclasses.asdict(p.network) for p in (self._parts.policy, saved))
+        ours, theirs = (_described(p.network) for p in (self._parts.policy, saved))
         different = [
-            f"{name} ({theirs.get(name)!r} there, {value!r} here)"
-            for name, value in ours.items()
+            f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)"
+            for name in ours | theirs
             # Settings that affect only initial values may differ.
-            if theirs.get(name) != value and name not in _ONLY_AT_INIT
+            if theirs.get(name) != ours.get(name) and name not in _ONLY_AT_INIT
         ]
         if different:
             raise ConfigError(

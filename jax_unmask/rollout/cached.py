@@ -304,9 +304,7 @@ class _CachedRollout:
         step_keys: Array,
     ) -> tuple[_State, Records]:
         """One step of those rows in (some of the) slots that act; the others stay as they are."""
-        params = self.params
-        if not slots.is_static:
-            params = select_settings(params, slots.take, self.batch)
+        params = select_settings(self.params, slots.take)
         obs = self.mdp.observation(held, *seen)
         rows, happened = self.mdp.act(held, params, obs, step_keys, acting)
         records = state.records

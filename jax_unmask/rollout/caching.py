@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal, get_args
 
+from jax_unmask import notation
 from jax_unmask.denoisers.config import DenoiserConfig
 
 CacheKind = Literal["prefix", "dual", "block"]
@@ -103,36 +104,31 @@ class Cache:
 
     def __str__(self) -> str:
         """In the notation of `parse_cache`."""
-        settings = [
-            f"{field.name}={getattr(self, field.name)}"
+        changed = tuple(
+            (field.name, str(getattr(self, field.name)))
             for field in dataclasses.fields(self)[1:]
             if getattr(self, field.name) != field.default
-        ]
-        return ":".join([self.kind, ",".join(settings)]) if settings else self.kind
+        )
+        return notation.Spec(self.kind, settings=changed).text
 
 
 def parse_cache(text: str) -> Cache | None:
-    """Reads "none", "dual", "dual:refresh_every=8,extra_tokens=16", and the like.
+    """Reads "none", or a kind of cache with settings.
+
+    >>> parse_cache("dual:refresh_every=8")
+    Cache(kind='dual', refresh_every=8, extra_tokens=0, refresh_rows=None)
 
     Raises:
         ValueError: the text cannot be read, or a setting makes no sense.
     """
-    kind, _, arguments = text.strip().partition(":")
-    settings: dict[str, int] = {}
-    names = [field.name for field in dataclasses.fields(Cache)[1:]]
-    for argument in filter(None, arguments.split(",")):
-        name, _, value = (part.strip() for part in argument.partition("="))
-        if name not in names:
-            raise ValueError(
-                f"cache {text!r}: there is no setting {name!r}; write for example "
-                f"'dual:refresh_every=8' (settings: {', '.join(names)})"
-            )
-        try:
-            settings[name] = int(value)
-        except ValueError:
-            raise ValueError(f"cache {text!r}: {name}={value} is not a whole number") from None
-    if kind == NONE:
-        if settings:
-            raise ValueError(f"cache {text!r}: without a cache there is nothing to set")
-        return None
-    return Cache(kind, **settings)  # type: ignore[arg-type]  # The constructor checks it.
+    spec = notation.parse(text)
+    if spec.target:
+        raise notation.NotationError(text, f"{spec.target!r} is not of the form SETTING=VALUE")
+    kinds = {name: each.annotation for name, each in notation.parameters(Cache).items()}
+    del kinds["kind"]
+    settings = spec.arguments(kinds)
+    if spec.name != NONE:
+        return Cache(spec.name, **settings)  # type: ignore[arg-type]  # The constructor checks it.
+    if settings:
+        raise notation.NotationError(text, "without a cache there is nothing to set")
+    return None

@@ -86,7 +86,8 @@ def rollout(
         denoiser: the dLLM (static).
         denoiser_params: its parameters.
         policy: chooses the positions to fill (static).
-        policy_params: its parameters and numeric settings.
+        policy_params: its parameters and numeric settings; one with a value per row is a
+            `policies.PerRow`.
         prompts: left-padded prompts.
         keys: typed PRNG keys [B], see `row_keys`.
         settings: static shape of the rollout.
@@ -153,10 +154,7 @@ def rollout(
         """One step of the rows that sit in the slots."""
         slots = state.slots
         held = by_rows(Held(*slots.take((state.rows, prompts, keys))))
-        own = policy_params
-        if not slots.is_static:
-            own = select_settings(policy_params, slots.take, batch)
-        return advance(held, own)
+        return advance(held, select_settings(policy_params, slots.take))
 
     def iterate(state: _State) -> _State:
         rows, happened = serve(state)

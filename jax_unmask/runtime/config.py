@@ -18,6 +18,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
+from jax_unmask import notation
 from jax_unmask.runtime import files
 from jax_unmask.settings import ConfigError as ConfigError
 
@@ -211,6 +212,27 @@ def get(config: ConfigDict, key: str) -> Any:
     for name in key.split("."):
         value = value[name]
     return value
+
+
+def read_value(config: ConfigDict, key: str, text: str) -> Any:
+    """The value that a text stands for under a dotted key, of the type that the key has there.
+
+    Raises:
+        ValueError: there is no such key, or the text is none of its values.
+    """
+    group: Any = config
+    *path, name = key.split(".")
+    for part in path:
+        group = group.get(part) if isinstance(group, ConfigDict) else None
+    if not isinstance(group, ConfigDict) or name not in group:
+        known = [other for other in flatten(config) if other.endswith(name)] or flatten(config)
+        raise ValueError(f"there is no key {key!r}{notation.suggestion(key, known)}")
+    if text == "None":
+        return None
+    try:
+        return notation.convert(text, group.get_type(name))
+    except ValueError as error:
+        raise ValueError(f"{key}={text} {error}") from error
 
 
 def require(condition: bool, config: ConfigDict, key: str, problem: str, remedy: str) -> None:

@@ -2,66 +2,52 @@
 
 from __future__ import annotations
 
-import difflib
-import importlib
 import inspect
-from collections.abc import Mapping
 from typing import Any
 
+from jax_unmask import notation
 from jax_unmask.tasks.base import Example, Source, Split, Task
 
 __all__ = [
+    "TASKS",
     "Example",
     "Source",
     "Split",
     "Task",
     "create",
     "names",
+    "parse",
     "posable",
-    "register",
     "settings",
 ]
 
-# Imported at first use, so that unused tasks cost nothing.
-_TASKS = {
-    "aime24": ("jax_unmask.tasks.competitions", "Aime24"),
-    "aime25": ("jax_unmask.tasks.competitions", "Aime25"),
-    "amc23": ("jax_unmask.tasks.competitions", "Amc23"),
-    "arithmetic": ("jax_unmask.tasks.arithmetic", "Arithmetic"),
-    "countdown": ("jax_unmask.tasks.countdown", "Countdown"),
-    "gsm8k": ("jax_unmask.tasks.gsm8k", "Gsm8k"),
-    "humaneval": ("jax_unmask.tasks.humaneval", "HumanEval"),
-    "kodcode": ("jax_unmask.tasks.kodcode", "KodCode"),
-    "leetcode": ("jax_unmask.tasks.leetcode", "LeetCode"),
-    "math": ("jax_unmask.tasks.math", "Math"),
-    "math500": ("jax_unmask.tasks.competitions", "Math500"),
-    "mbpp": ("jax_unmask.tasks.mbpp", "Mbpp"),
-    "mixture": ("jax_unmask.tasks.mixture", "Mixture"),
-    "sudoku": ("jax_unmask.tasks.sudoku", "Sudoku"),
-    "sudoku_puzzles": ("jax_unmask.tasks.sudoku_puzzles", "SudokuPuzzles"),
-    "word_problems": ("jax_unmask.tasks.word_problems", "WordProblems"),
-}
-
-
-def register(name: str, module: str, attribute: str) -> None:
-    """Registers a task from outside under a short name, within this process.
-
-    Args:
-        name: what `task.name` calls it.
-        module: the module to import.
-        attribute: its class there; keyword arguments are the task's settings.
-
-    Raises:
-        ValueError: there is another task of that name.
-    """
-    if _TASKS.get(name, (module, attribute)) != (module, attribute):
-        raise ValueError(f"there is a task {name!r} already; choose another name")
-    _TASKS[name] = (module, attribute)
+_HERE = "jax_unmask.tasks"
+TASKS = notation.Names(
+    "task",
+    {
+        "aime24": f"{_HERE}.competitions.Aime24",
+        "aime25": f"{_HERE}.competitions.Aime25",
+        "amc23": f"{_HERE}.competitions.Amc23",
+        "arithmetic": f"{_HERE}.arithmetic.Arithmetic",
+        "countdown": f"{_HERE}.countdown.Countdown",
+        "gsm8k": f"{_HERE}.gsm8k.Gsm8k",
+        "humaneval": f"{_HERE}.humaneval.HumanEval",
+        "kodcode": f"{_HERE}.kodcode.KodCode",
+        "leetcode": f"{_HERE}.leetcode.LeetCode",
+        "math": f"{_HERE}.math.Math",
+        "math500": f"{_HERE}.competitions.Math500",
+        "mbpp": f"{_HERE}.mbpp.Mbpp",
+        "mixture": f"{_HERE}.mixture.Mixture",
+        "sudoku": f"{_HERE}.sudoku.Sudoku",
+        "sudoku_puzzles": f"{_HERE}.sudoku_puzzles.SudokuPuzzles",
+        "word_problems": f"{_HERE}.word_problems.WordProblems",
+    },
+)
 
 
 def names() -> list[str]:
-    """All short names of `create`."""
-    return sorted(_TASKS)
+    """Short names of the tasks of the package."""
+    return list(TASKS)
 
 
 def posable() -> list[str]:
@@ -69,37 +55,50 @@ def posable() -> list[str]:
     return [name for name in names() if name != "mixture"]
 
 
-def settings(name: str) -> dict[str, bool]:
-    """The settings that a task of `names()` takes, and whether it cannot do without."""
-    return {
-        setting: parameter.default is parameter.empty
-        for setting, parameter in _parameters(name).items()
-    }
+def settings(name: str) -> dict[str, inspect.Parameter]:
+    """The settings of a task with their types (`annotation`) and defaults.
 
-
-def _parameters(name: str) -> Mapping[str, inspect.Parameter]:
-    module, attribute = _TASKS[name]
-    return inspect.signature(getattr(importlib.import_module(module), attribute)).parameters
+    Args:
+        name: a short name, or an import path (`package.module.Name`).
+    """
+    return notation.parameters(TASKS(name))
 
 
 def create(name: str, **settings: Any) -> Task:
     """Makes a task.
 
     Args:
-        name: one of `names()`.
+        name: a short name, or an import path (`package.module.Name`).
         **settings: the task's own arguments, such as `path` for gsm8k.
 
     Raises:
-        ValueError: for an unknown name or setting.
+        ValueError: there is no such task or setting, or a setting that it needs is missing.
     """
-    if name not in _TASKS:
-        close = difflib.get_close_matches(name, _TASKS, n=1)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"task name={name!r} is unknown; {hint}choose one of {names()}")
-    module, attribute = _TASKS[name]
-    make = getattr(importlib.import_module(module), attribute)
-    accepted = list(_parameters(name))
-    unknown = sorted(set(settings) - set(accepted))
-    if unknown:
-        raise ValueError(f"task {name!r} has no settings {unknown}; it takes {accepted}")
+    make = TASKS(name)
+    known = notation.parameters(make)
+    for key in settings:
+        if key not in known:
+            problem = f"the task has no setting {key!r}{notation.suggestion(key, known)}"
+            raise notation.NotationError(name, problem)
+    for key, parameter in known.items():
+        if key not in settings and parameter.default is parameter.empty:
+            what = "reads its problems from files: give their" if key == "path" else "needs a"
+            raise notation.NotationError(name, f"the task {what} {key}")
     return make(**settings)
+
+
+def parse(text: str, path: str | None = None) -> Task:
+    """Makes a task from NAME, NAME:SETTING=VALUE,... or NAME:PATH,SETTING=VALUE,...
+
+    Args:
+        text: the task.
+        path: its data, where the text does not give them.
+
+    Raises:
+        ValueError: as of `create`; or the text cannot be read.
+    """
+    spec = notation.parse(text)
+    kinds = {key: each.annotation for key, each in settings(spec.name).items()}
+    given = spec.arguments(kinds)
+    path = spec.target or path
+    return create(spec.name, **({"path": path} if path else {}), **given)

@@ -122,7 +122,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser.parse_args(arguments)
     try:
         sets = {
-            split: {name: list(texts(_create(name).source(split))) for name in getattr(args, split)}
+            split: {
+                name: list(texts(tasks.parse(name).source(split))) for name in getattr(args, split)
+            }
             for split in ("train", "test")
         }
         for train, train_texts in sets["train"].items():
@@ -130,13 +132,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 _print(train, test, train_texts, test_texts, args.n)
     except (ValueError, OSError) as error:
         parser.error(str(error))
-
-
-def _create(text: str) -> tasks.Task:
-    name, colon, path = text.partition(":")
-    if not colon:
-        raise ValueError(f"{text!r} must be NAME:PATH")
-    return tasks.create(name, path=path)
 
 
 def _print(train: str, test: str, train_texts: list[str], test_texts: list[str], n: int) -> None:

@@ -107,7 +107,7 @@ def test_a_stage_may_say_where_it_starts(files, tmp_path):
     [
         ("", "it is empty"),
         ("no/such.py", "there is no file no/such.py"),
-        ("{sft} train.steps", "'train.steps' is not KEY=VALUE"),
+        ("{sft} train.steps", "'train.steps' is not of the form"),
         ("{sft} train.stepps=3", "stepps"),
         ("{sft} train.steps=many", "many"),
         ("{tracerl} learner.kl=k4", "config.learner.kl = 'k4'"),

@@ -19,6 +19,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
+import tiny
 from jax_unmask import denoisers, policies
 from jax_unmask.commands import train
 from jax_unmask.denoisers.flops import forward_flops
@@ -245,7 +246,7 @@ class TestPolicyRuns:
             assert line["skipped"] == 1
             assert line["pairs"] == line["loss"] == line["grad_norm"] == 0
         key = streams.stream(streams.root(config.seed), "init")
-        untouched = build_policy(config).init_params(key)
+        untouched = build_policy(config, tiny.denoiser_config()).init_params(key)
         assert jax.tree.all(jax.tree.map(np.array_equal, params, untouched))
 
 

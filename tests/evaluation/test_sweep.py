@@ -125,7 +125,6 @@ class TestCandidates:
 
     def test_shipped_policies_by_pattern(self, config, tmp_path, monkeypatch):
         monkeypatch.setattr("jax_unmask.shipped.assets", lambda: tmp_path)
-        monkeypatch.setattr("jax_unmask.policies.spec.SHIPPED", tmp_path / "policies")
         for name in ("sudoku-a-seed0", "sudoku-b-seed0", "arithmetic-a-seed0"):
             save_policy(tmp_path / "policies" / name)
         config.eval.update(policies=(), block_lengths=(16, 4), trained=("temperature=0.5|1",))

@@ -113,7 +113,7 @@ def test_published_size_and_initialisation():
         for entry in json.loads((FIXTURES / "meta.json").read_text())["policies"]
         if entry["name"] == "smart_init"
     )
-    file = {spec.name: spec.write(_get(params, spec.path)) for spec in tensor_specs(config)}
+    file = {spec.name: spec.write(_get(params, spec.path)) for spec in tensor_specs(config, ())}
     for name in expected["zeroed"]:
         assert not file[name].any(), name
     assert file["output_proj.bias"] == expected["output_bias"]

@@ -14,7 +14,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from jax_unmask import denoisers
-from jax_unmask.policies import LearnedPolicy, NetworkConfig, heuristics
+from jax_unmask.policies import LearnedPolicy, NetworkConfig, PerRow, heuristics
 from jax_unmask.rollout import (
     Cache,
     Prompts,
@@ -66,7 +66,7 @@ def network():
 
 def run(model, mix, cache, slots=SLOTS, groups=1):
     prompts, keys, temperature = mix
-    params = network() | {"temperature": jnp.asarray(temperature)}
+    params = network() | {"temperature": PerRow(jnp.asarray(temperature))}
     settings = RolloutSettings(
         gen_length=LENGTH,
         block_length=BLOCK,

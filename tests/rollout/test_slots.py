@@ -13,7 +13,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from devices import run_on_devices
-from jax_unmask.policies import LearnedPolicy, NetworkConfig, heuristics
+from jax_unmask.policies import LearnedPolicy, Needs, NetworkConfig, PerRow, heuristics
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 
 ROWS, WIDTH, LENGTH = 12, 6, 8
@@ -37,10 +37,41 @@ def make_params(name: str, rng: np.random.Generator):
     """Settings that differ between rows, so that their numbers of forwards do too."""
     if name == "learned":
         params = LEARNED.init_params(jax.random.key(1), LENGTH)
-        return params | {"temperature": jnp.asarray(rng.uniform(0.3, 3.0, ROWS), jnp.float32)}
+        temperature = jnp.asarray(rng.uniform(0.3, 3.0, ROWS), jnp.float32)
+        return params | {"temperature": PerRow(temperature)}
     if name == "random":
-        return heuristics.Random().params(tokens_per_step=rng.integers(1, LENGTH + 1, ROWS))
-    return heuristics.Threshold().params(threshold=rng.random(ROWS))
+        return quota(rng.integers(1, LENGTH + 1, ROWS))
+    return {"threshold": PerRow(jnp.asarray(rng.random(ROWS), jnp.float32))}
+
+
+def quota(tokens_per_step):
+    """Settings of a quota rule with a number of positions for each row."""
+    params = heuristics.Random().params(tokens_per_step=tokens_per_step)
+    return params | {"tokens_per_step": PerRow(params["tokens_per_step"])}
+
+
+@dataclasses.dataclass(frozen=True)
+class Scheduled:
+    """Fills by a threshold for each step, as many as there happen to be rows."""
+
+    @property
+    def needs(self):
+        return Needs()
+
+    def __call__(self, params, obs, keys):
+        return heuristics.Threshold()({"threshold": params["thresholds"][obs.step]}, obs, keys)
+
+
+def test_an_array_as_long_as_the_batch_is_not_taken_for_settings_of_rows(random_model):
+    rng = np.random.default_rng(4)
+    params = {"thresholds": jnp.asarray(rng.random(ROWS), jnp.float32)}
+    keys, prompts = row_keys(jax.random.key(0), ROWS), make_prompts(rng)
+    settings = RolloutSettings(gen_length=LENGTH, block_length=4, record=True)
+    found = [
+        rollout(*random_model, Scheduled(), params, prompts, keys, each)
+        for each in (settings, dataclasses.replace(settings, slots=5))
+    ]
+    assert_same(*found)
 
 
 def assert_same(found, expected):
@@ -131,7 +162,7 @@ def test_nine_of_ten_forwards_are_useful_where_lengths_vary_fourfold(random_mode
     arguments = (
         *random_model,
         policy,
-        policy.params(tokens_per_step=per_step),
+        quota(per_step),
         make_prompts(rng, rows),
         row_keys(jax.random.key(0), rows),
     )
@@ -206,7 +237,7 @@ ON_A_MESH = """
 import re
 import jax, jax.numpy as jnp, numpy as np
 from jax_unmask import denoisers
-from jax_unmask.policies import heuristics
+from jax_unmask.policies import PerRow, heuristics
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 from jax.sharding import NamedSharding
 from jax_unmask.runtime.mesh import make_mesh, spec
@@ -222,6 +253,7 @@ tokens = rng.integers(3, 20, (rows, 6), dtype=np.int32)
 prompts, keys = Prompts(tokens, np.ones(tokens.shape, bool)), row_keys(jax.random.key(0), rows)
 policy = heuristics.TopConfidence()
 params = policy.params(tokens_per_step=rng.integers(1, 9, rows))
+params["tokens_per_step"] = PerRow(params["tokens_per_step"])
 expected = rollout(*model, policy, params, prompts, keys, RolloutSettings(8, 4))
 split = NamedSharding(make_mesh(), spec("batch"))
 prompts, keys = jax.device_put((prompts, keys), split)

@@ -29,15 +29,11 @@ def test_a_task_is_a_class_and_a_line(tmp_path, monkeypatch):
     module = types.ModuleType("capitals")
     module.Capitals = Capitals
     monkeypatch.setitem(sys.modules, "capitals", module)
-    monkeypatch.setitem(tasks._TASKS, "capitals", ("capitals", "Capitals"))
     text = "\n".join(str(row).replace("'", '"') for row in ROWS)
     for name in ("train", "test"):
         (tmp_path / f"{name}.jsonl").write_text(text)
-    task = tasks.create("capitals", path=tmp_path)
-    assert tasks.settings("capitals") == {
-        "path": True,
-        "difficulty": False,
-    }
+    task = tasks.create("capitals.Capitals", path=tmp_path)
+    assert list(tasks.settings("capitals.Capitals")) == ["path", "difficulty"]
     for split, size in {"train": 18, "validation": 2, "test": 20}.items():
         source = task.source(split)
         assert len(source) == size

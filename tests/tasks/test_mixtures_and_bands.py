@@ -122,7 +122,7 @@ def test_report(capsys):
     assert lines[0].startswith(f"{math} in {math}: 15 training and")
     with pytest.raises(SystemExit):
         decontamination.main(["--train", "math", "--test", math])
-    assert "'math' must be NAME:PATH" in capsys.readouterr().err
+    assert "'math'" in capsys.readouterr().err
 
 
 def config(**settings):
@@ -149,11 +149,11 @@ def test_settings_of_tasks_in_configs():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"name": "countdown", "settings": ("number=4",)}, "task 'countdown' has no such setting"),
+        ({"name": "countdown", "settings": ("number=4",)}, r"task.settings = 'number=4'.* numbers"),
         ({"name": "countdown", "settings": ("numbers=6",)}, "numbers.*6"),
-        ({"name": "humaneval"}, "task 'humaneval' reads its problems from files"),
-        ({"name": "mixture", "path": "x", "mixture": ("gsm",)}, "there is no such task"),
-        ({"name": "mixture", "path": "x", "mixture": ("math=a",)}, "its weight is no number"),
+        ({"name": "humaneval"}, "task.path = None"),
+        ({"name": "mixture", "path": "x", "mixture": ("gsm",)}, r"task.mixture = 'gsm'.* gsm8k"),
+        ({"name": "mixture", "path": "x", "mixture": ("math=a",)}, "task.mixture = 'math=a'"),
         ({"name": "mixture", "path": "x", "mixture": ("math=1", "gsm8k")}, "only some have"),
         ({"name": "mixture", "path": "x", "mixture": ("math=0",)}, "sum to 0"),
         (

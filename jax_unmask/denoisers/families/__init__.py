@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from jax_unmask import notation
 from jax_unmask.denoisers.config import DenoiserConfig
-from jax_unmask.denoisers.families import dream, llada, llada2, llada_moe, sdar
 from jax_unmask.denoisers.families.base import Family, TensorSpec
 from jax_unmask.denoisers.sampling import Sampling
 
 __all__ = [
     "FAMILIES",
+    "FIELD",
     "PUBLISHED",
     "Family",
     "TensorSpec",
@@ -20,18 +21,41 @@ __all__ = [
     "named",
     "of",
     "published_config",
+    "to_hf",
 ]
 
-FAMILIES: tuple[Family, ...] = (
-    llada.FAMILY,
-    dream.FAMILY,
-    sdar.FAMILY,
-    sdar.MOE_FAMILY,
-    llada_moe.FAMILY,
-    llada2.FAMILY,
+FIELD = "jax_unmask_family"
+"""Field of a `config.json` that holds the import path of its family, for families from outside."""
+_HERE = "jax_unmask.denoisers.families"
+_NAMES = notation.Names(
+    "family",
+    {
+        "llada": f"{_HERE}.llada.FAMILY",
+        "dream": f"{_HERE}.dream.FAMILY",
+        "sdar": f"{_HERE}.sdar.FAMILY",
+        "sdar_moe": f"{_HERE}.sdar.MOE_FAMILY",
+        "llada_moe": f"{_HERE}.llada_moe.FAMILY",
+        "llada2_moe": f"{_HERE}.llada2.FAMILY",
+    },
 )
+FAMILIES: tuple[Family, ...] = tuple(_NAMES(name) for name in _NAMES)
 PUBLISHED = {name: family for family in FAMILIES for name in family.published}
 """Families by the hub names of models whose shape is known without their files."""
+
+
+def named(name: str) -> Family:
+    """The family of that name (`DenoiserConfig.family`): one of these, or an import path.
+
+    Raises:
+        ValueError: there is none.
+    """
+    family = _NAMES(name)
+    if not isinstance(family, Family) or family.name != name:
+        found = f"name {family.name!r}" if isinstance(family, Family) else repr(family)
+        raise notation.NotationError(
+            name, f"a family from outside is a Family whose name is its import path, not {found}"
+        )
+    return family
 
 
 def find(fields: Mapping[str, Any]) -> Family | None:
@@ -40,6 +64,8 @@ def find(fields: Mapping[str, Any]) -> Family | None:
     If several families have this `model_type` (published LLaDA-MoE files have "llada", too), the
     class name decides.
     """
+    if fields.get(FIELD):
+        return named(fields[FIELD])
     named_so = [f for f in FAMILIES if fields.get("model_type") in f.model_types]
     for family in named_so:
         if set(family.architectures) & set(fields.get("architectures") or ()):
@@ -51,7 +77,7 @@ def of(fields: Mapping[str, Any]) -> Family:
     """The family of a `config.json`.
 
     Raises:
-        ValueError: it is none of the families here.
+        ValueError: there is none.
     """
     family = find(fields)
     if fields.get("model_type") == "diffusion_gemma":
@@ -62,23 +88,16 @@ def of(fields: Mapping[str, Any]) -> Family:
     if family is None:
         raise ValueError(
             f"config.json: model_type={fields.get('model_type')!r} is not a known family; "
-            f"supported: {', '.join(family.model_types[0] for family in FAMILIES)}"
+            f"supported: {', '.join(family.model_types[0] for family in FAMILIES)}; {FIELD} may "
+            "name one of your own (docs/extending.md)"
         )
     return family
 
 
-def named(name: str) -> Family:
-    """The family of that name (`DenoiserConfig.family`).
-
-    Raises:
-        ValueError: there is none.
-    """
-    for family in FAMILIES:
-        if family.name == name:
-            return family
-    raise ValueError(
-        f"family={name!r} is unknown; known: {', '.join(family.name for family in FAMILIES)}"
-    )
+def to_hf(config: DenoiserConfig) -> dict[str, Any]:
+    """The `config.json` of a config, in the format of its family."""
+    fields = named(config.family).config_to_hf(config)
+    return fields if config.family in _NAMES else fields | {FIELD: config.family}
 
 
 def sampling(name: str, top_k: int, top_p: float) -> Sampling:

@@ -1,0 +1,122 @@
+"""What docs/extending.md says of code from outside of the repository, in every command."""
+
+from __future__ import annotations
+
+import json
+
+import jax
+import pytest
+from safetensors.numpy import load_file
+
+from jax_unmask import config as defaults
+from jax_unmask import denoisers, policies
+from jax_unmask.commands import bench, generate, harness, train
+from jax_unmask.commands.eval import evaluate
+
+RULE = "my_package.rules.AboveMean"
+TASK = "my_package.capitals.Capitals"
+SHAPE = ("--gen_length=8", "--block_length=8")
+EXPERIMENT = """
+import my_experiment
+from jax_unmask import config as defaults
+
+
+def get_config(recipe):
+    config = my_experiment.get_config() if recipe == "policy_grpo" else defaults.tracerl()
+    config.task.update(name={task!r}, prompt_length=12)
+    config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
+    config.rollout.update(gen_length=8, block_length=8, prompts_per_step=2, group_size=2)
+    config.reward.kind = "additive"
+    config.optimizer.warmup_steps = 0
+    config.train.steps = 1
+    config.log.tensorboard = False
+    if recipe == "tracerl":
+        config.reward.alpha = 1.0
+        config.filter.low = 0.0
+        config.learner.update(minibatches=1, chunk_size=4)
+        config.rollout.policy = {rule!r}
+    else:
+        config.expert.update(count=1, policy={rule!r} + ":factor=2", block_length=8)
+        config.eval.update(num_problems=2, batch_size=2, block_lengths=(8,), examples=0)
+        config.eval.policies = ({rule!r} + ":factor=0.5|1",)
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def experiment(package, model):
+    """An experiment file with arguments for two recipes, all of whose parts are from outside."""
+    path = package / "experiment.py"
+    path.write_text(EXPERIMENT.format(task=TASK, rule=RULE, model=str(model)))
+    return path
+
+
+def test_a_policy_and_a_task_write_and_are_judged(model, capsys):
+    task = f"--task={TASK}:reverse=true"
+    generate.main([f"--model={model}", task, f"--policy={RULE}:factor=0.5", "--json", *SHAPE])
+    record = json.loads(capsys.readouterr().out)
+    assert record["prompt"] == "Tehran: "
+    assert (record["policy"], record["score"]) == (f"{RULE}:factor=0.5", 0)
+    assert 1 <= record["nfe"] <= 8
+
+
+def test_they_are_timed(model, capsys):
+    arguments = ("--batch_sizes=2", "--repeats=1", f"--task={TASK}", f"--policy={RULE}")
+    bench.main([f"--model={model}", *arguments, *SHAPE])
+    assert RULE in capsys.readouterr().out
+
+
+def test_the_harness_takes_the_policy(model, package):
+    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra")
+    with pytest.raises(SystemExit, match="has no task nowhere"):
+        harness.main([f"--model={model}", f"--policy={RULE}", "--tasks=nowhere"])
+
+
+def test_a_curriculum_of_both_recipes_trains_them_and_the_result_is_evaluated(
+    experiment, model, tmp_path
+):
+    config = defaults.curriculum()
+    config.stages = (f"{experiment}:tracerl", f"{experiment}:policy_grpo policy.network.width=8")
+    assert train.train(config, tmp_path)
+
+    written = tmp_path / "01-tracerl" / "model"
+    assert (
+        load_file(written / "model.safetensors").keys()
+        == load_file(model / "model.safetensors").keys()
+    )
+    denoiser, _ = denoisers.from_pretrained(written)
+    assert denoiser.config.family == "my_package.family.FAMILY"
+
+    policy, params = policies.load_policy(tmp_path / "02-policy_grpo" / "policy")
+    assert type(policy.network).__name__ == "Perceptron"
+    assert params["network"]["Dense_0"]["kernel"].shape == (2, 8)
+
+    space: dict = {}
+    exec(experiment.read_text(), space)
+    config = space["get_config"]("policy_grpo")
+    config.policy.network.width = 8
+    results = evaluate(config, tmp_path / "eval", tmp_path / "02-policy_grpo")
+    assert {result.point.method for result in results} == {"AboveMean", "policy, alpha 1"}
+
+
+def test_settings_from_outside_are_converted_and_checked(package):
+    policy, params = policies.parse_policy(f"{RULE}:factor=2,one_at_least=false")
+    assert (policy.one_at_least, params["factor"]) == (False, 2)
+    for text in (f"{RULE}:factr=2", f"{RULE}:factor=-1", f"{RULE}:one_at_least=3", f"{RULE}s"):
+        with pytest.raises(ValueError, match=r"factor|one_at_least|AboveMean"):
+            policies.parse_policy(text)
+
+
+def test_a_family_is_named_by_argument_or_by_the_config(model, tmp_path):
+    fields = json.loads((model / "config.json").read_text())
+    assert fields.pop("jax_unmask_family") == "my_package.family.FAMILY"
+    for file in model.iterdir():
+        (tmp_path / file.name).symlink_to(file)
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text(json.dumps(fields))
+    with pytest.raises(ValueError, match="'mine' is not a known family"):
+        denoisers.from_pretrained(tmp_path)
+    _, params = denoisers.from_pretrained(tmp_path, family="my_package.family.FAMILY")
+    jax.tree.map(
+        lambda x, y: (x == y).all() or pytest.fail(), params, denoisers.from_pretrained(model)[1]
+    )
