@@ -13,7 +13,6 @@ from flax import struct
 from jaxtyping import Array, Bool, Float
 
 from jax_unmask.learners.engine import (
-    ALONE,
     Chunk,
     Metrics,
     Minibatch,
@@ -210,36 +209,6 @@ class PolicyLearner(Settings):
             "pairs": done.sums.units / self.updates_per_batch,
             "skipped": 1.0 - signal.astype(jnp.float32),
         }
-
-    @functools.partial(jax.jit, static_argnums=0)
-    def gradients(
-        self,
-        params: Params,
-        records: Records,
-        advantages: Float[Array, " B"],
-        is_expert: Bool[Array, " B"] | None = None,
-    ) -> tuple[Params, Metrics]:
-        """Gradient of the loss of a whole batch with respect to `params["network"]`.
-
-        Args:
-            params: the policy's parameters.
-            records: what the rollouts did; `action.log_prob` is the old log-probability of every
-                row, that of experts under the policy alone (the mixture is taken here).
-            advantages: one per row.
-            is_expert: rows that an expert produced; None for none.
-
-        Returns:
-            The gradient, and `loss`, `entropy`, `clip_fraction`, `approx_kl` and `ratio_max`.
-        """
-        self._check(records, advantages, is_expert)
-        rows = _Rows(advantages, is_expert)
-        cells = split(self._wanted(records, rows))
-        network, index = params["network"], jnp.zeros((), jnp.int32)
-        weights = step_weights(records.active)
-        grads, sums = self._gradient(
-            ALONE, params, records, rows, weights, network, index, cells, cells.first
-        )
-        return grads, _named(sums.metrics())
 
     @functools.partial(jax.jit, static_argnums=0)
     def log_prob(

@@ -124,37 +124,6 @@ class TraceLearner(LossSettings, StateSettings):
             opt_state["value"] = self.value.optimizer.init(trees["value"])
         return TrainState(step=zero_step(), params=trees, opt_state=opt_state, key=jnp.copy(key))
 
-    @functools.partial(jax.jit, static_argnums=0)
-    def log_probs(
-        self,
-        params: Params,
-        responses: Responses,
-        kept: Bool[Array, " B"],
-        key: Array,
-        base: Params | None = None,
-    ) -> Float[Array, "slots B L"]:
-        """Log-probabilities of the tokens that the first pass trains, 0 elsewhere.
-
-        Args:
-            params: parameters of the denoiser.
-            responses: B responses.
-            kept: the responses that count.
-            key: typed PRNG key of the training step, for surrogates that draw.
-            base: frozen parameters below, where `params` are adapters.
-        """
-
-        def of_copy(
-            shards: Shards,
-            params: Params,
-            responses: Responses,
-            kept: Array,
-            key: Array,
-            base: Params | None,
-        ) -> Array:
-            return StateBatch.of(self, responses, kept, key, base, shards).log_probs(params, 0)
-
-        return over_copies(of_copy, params, responses, kept, key, base)
-
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def update(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pathlib
 
+import gradients
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -97,7 +98,7 @@ def test_loss_entropy_and_gradient(case, setting):
     loss, entropies, gradient = 0.0, [], None
     for n, records in enumerate(rollouts):
         is_expert = jnp.ones(sizes[n], bool) if expert and n == 1 else None
-        grads, metrics = learner.gradients(params, records, advantages[n], is_expert)
+        grads, metrics = gradients.of_policy(learner, params, records, advantages[n], is_expert)
         share = sizes[n] / sum(sizes)
         loss += share * float(metrics["loss"])
         if setting == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import gradients
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -122,7 +123,7 @@ def test_at_ratio_one_the_gradient_is_that_of_reinforce():
         per_row = jnp.sum(jnp.where(records.active, log_prob, 0), 0) / records.active.sum(0)
         return -jnp.mean(ADVANTAGES * per_row)
 
-    grads, metrics = make_learner().gradients(PARAMS, records, ADVANTAGES)
+    grads, metrics = gradients.of_policy(make_learner(), PARAMS, records, ADVANTAGES)
     assert_trees_close(grads, jax.grad(reinforce)(PARAMS["network"]), rtol=1e-5, atol=1e-7)
     assert float(metrics["loss"]) == pytest.approx(-float(jnp.mean(ADVANTAGES)), abs=1e-6)
     assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
@@ -133,7 +134,9 @@ def test_at_ratio_one_the_gradient_is_that_of_reinforce():
 def test_chunks_do_not_matter(chunk_size):
     records = make_records(noise=0.6)
     loss, expected = jax.value_and_grad(dense_loss)(PARAMS["network"], records)
-    grads, metrics = make_learner(chunk_size=chunk_size).gradients(PARAMS, records, ADVANTAGES)
+    grads, metrics = gradients.of_policy(
+        make_learner(chunk_size=chunk_size), PARAMS, records, ADVANTAGES
+    )
     assert_trees_close(grads, expected, rtol=1e-5, atol=1e-7)
     assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-6)
     log_ratio = make_learner().log_prob(PARAMS, records) - records.action.log_prob
@@ -161,7 +164,9 @@ def test_padded_steps_hold_no_sway():
         action=records.action.replace(log_prob=jnp.where(unread, jnp.nan, records.action.log_prob)),
     )
     learner = make_learner(chunk_size=8)
-    clean, dirty = (learner.gradients(PARAMS, r, ADVANTAGES) for r in (records, poisoned))
+    clean, dirty = (
+        gradients.of_policy(learner, PARAMS, r, ADVANTAGES) for r in (records, poisoned)
+    )
     assert_trees_equal(clean, dirty)
 
 
@@ -268,7 +273,7 @@ def test_entropy_bonus_reaches_rows_without_advantage():
         return dense_loss(network, records) - coefficient * jnp.mean(per_row)
 
     learner = make_learner(entropy_coefficient=coefficient, chunk_size=4)
-    grads, metrics = learner.gradients(PARAMS, records, ADVANTAGES)
+    grads, metrics = gradients.of_policy(learner, PARAMS, records, ADVANTAGES)
     loss, expected = jax.value_and_grad(dense)(PARAMS["network"])
     assert_trees_close(grads, expected, rtol=1e-5, atol=1e-7)
     assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-6)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 
+import gradients
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -97,7 +98,7 @@ class TestStates:
 
     def test_likelihoods_are_those_of_the_rollout(self, params, trajectory, responses):
         # The rollout noted the probability of each token when it was filled in.
-        found = make_learner().log_probs(params, responses, KEPT, jax.random.key(0))
+        found = gradients.log_probs(make_learner(), params, responses, KEPT, jax.random.key(0))
         expected = np.where(KEPT[:, None], np.log(trajectory.confidence), 0.0)
         np.testing.assert_allclose(found[0], expected, atol=1e-5)
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import pathlib
 
+import gradients
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -99,13 +100,13 @@ class TestAgainstTheRollout:
         learner = make_learner()
         assert learner.num_states(LENGTH) == 5
         kept, key = jnp.ones(4, bool), jax.random.key(0)
-        found = learner.log_probs(params, responses_of(trajectory), kept, key)
+        found = gradients.log_probs(learner, params, responses_of(trajectory), kept, key)
         np.testing.assert_allclose(found[0], np.log(trajectory.confidence), atol=1e-5)
 
     def test_the_origin_of_the_reference_misses_the_states(self, params, trajectory):
         learner = dataclasses.replace(make_learner(), blocks=AttentionBlocks(5, "response"))
         kept, key = jnp.ones(4, bool), jax.random.key(0)
-        found = learner.log_probs(params, responses_of(trajectory), kept, key)
+        found = gradients.log_probs(learner, params, responses_of(trajectory), kept, key)
         error = np.abs(found[0] - np.log(trajectory.confidence)).max(axis=1)
         # Only the prompt of five tokens is a whole number of blocks.
         assert (error < 1e-5).tolist() == [False, True, False, False]
@@ -268,7 +269,7 @@ class TestGolden:
     def test_policy_loss_and_gradient(self, model, name):
         case, data, plain, responses, merged, row_of = self.prepared(name, model)
         kept, key, params = jnp.ones(len(responses.tokens), bool), jax.random.key(0), model[1]
-        found = plain.log_probs(params, responses, kept, key)[0]
+        found = gradients.log_probs(plain, params, responses, kept, key)[0]
         np.testing.assert_allclose(found, merged(data["logp"]), atol=1e-4)
 
         if data["advantage"].ndim == 1:

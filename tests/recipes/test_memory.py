@@ -15,7 +15,7 @@ import tiny
 def model(tmp_path_factory):
     directory = tmp_path_factory.mktemp("model")
     vocabulary = ["1", "2", "3", "4", ".", "=", "+"]
-    tiny.save_model(directory, vocabulary, hidden_size=64, intermediate_size=128)
+    tiny.save_model(directory, vocabulary, hidden_size=64, head_dim=32, intermediate_size=128)
     return str(directory)
 
 

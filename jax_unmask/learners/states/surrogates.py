@@ -8,7 +8,7 @@ KL are the same for all of them; only the states differ (and, for `Elbo`, what a
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -56,8 +56,8 @@ class States:
     prompt_masked: Bool[Array, "C P"] | None = None
 
 
-class Surrogate(Protocol):
-    """A way to choose states; implementations are frozen dataclasses.
+class Surrogate:
+    """A way to choose states; subclasses are frozen dataclasses.
 
     A response has `num_states(L)` states, some of which may train nothing; with block attention, L
     is here the length of a block, since one state holds a state of each block. The
@@ -69,18 +69,18 @@ class Surrogate(Protocol):
         redraws: whether each pass over a batch draws other states.
     """
 
-    @property
-    def unit(self) -> Unit: ...
+    unit: ClassVar[Unit] = "token"
+    redraws: ClassVar[bool] = True
+
+    def num_states(self, length: int) -> int:
+        raise NotImplementedError
 
     @property
-    def redraws(self) -> bool: ...
+    def num_slots(self) -> int:
+        return 1
 
-    def num_states(self, length: int) -> int: ...
-
-    @property
-    def num_slots(self) -> int: ...
-
-    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]: ...
+    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
+        return jnp.zeros_like(index)
 
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
@@ -93,21 +93,10 @@ class Surrogate(Protocol):
             index: which state of the response, below `num_states(L)`.
             row: which response.
         """
-        ...
+        raise NotImplementedError
 
 
-class _OneSlot:
-    """All states of a response train different tokens."""
-
-    @property
-    def num_slots(self) -> int:
-        return 1
-
-    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
-        return jnp.zeros_like(index)
-
-
-class _Drawn:
+class _Drawn(Surrogate):
     """Masks that are drawn, alone or in pairs of complements, which share a slot."""
 
     draws: int
@@ -126,7 +115,7 @@ class _Drawn:
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace(_OneSlot):
+class Trace(Surrogate):
     """TraceRL: the states that the rollout visited, `shrink` neighbouring steps merged into one.
 
     arXiv 2509.06949, section 4. Every trainable token is trained exactly once, in the state in
@@ -137,8 +126,7 @@ class Trace(_OneSlot):
     """
 
     shrink: int = 1
-    unit: Unit = dataclasses.field(default="token", init=False)
-    redraws: bool = dataclasses.field(default=False, init=False)
+    redraws: ClassVar[bool] = False
 
     def num_states(self, length: int) -> int:
         return -(-length // self.shrink)
@@ -174,8 +162,6 @@ class RandomMasking(_Drawn):
     mask_high: float = 0.9
     complement: bool = False
     mask_threshold: Threshold = "row"
-    unit: Unit = dataclasses.field(default="token", init=False)
-    redraws: bool = dataclasses.field(default=True, init=False)
 
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
@@ -191,7 +177,7 @@ class RandomMasking(_Drawn):
 
 
 @dataclasses.dataclass(frozen=True)
-class FullyMasked:
+class FullyMasked(_Drawn):
     """diffu-GRPO of d1 (arXiv 2504.12216): one step from a canvas of masks, prompts partly masked.
 
     Attributes:
@@ -201,19 +187,8 @@ class FullyMasked:
 
     draws: int = 1
     prompt_mask_ratio: float = 0.15
-    unit: Unit = dataclasses.field(default="token", init=False)
-    redraws: bool = dataclasses.field(default=True, init=False)
 
-    def num_states(self, length: int) -> int:
-        del length
-        return self.draws
-
-    @property
-    def num_slots(self) -> int:
-        return self.draws
-
-    def slot(self, index: Int[Array, " C"]) -> Int[Array, " C"]:
-        return index
+    complement: ClassVar[bool] = False
 
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
@@ -242,8 +217,7 @@ class Elbo(_Drawn):
 
     draws: int = 2
     complement: bool = True
-    unit: Unit = dataclasses.field(default="sequence", init=False)
-    redraws: bool = dataclasses.field(default=True, init=False)
+    unit: ClassVar[Unit] = "sequence"
 
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
@@ -257,7 +231,7 @@ class Elbo(_Drawn):
 
 
 @dataclasses.dataclass(frozen=True)
-class SemiAutoregressive(_OneSlot):
+class SemiAutoregressive(Surrogate):
     """A state per block: those of a block-wise decoder of a full-attention model.
 
     Earlier blocks are finished, later ones masked, and the block itself is masked at random, at a
@@ -272,8 +246,6 @@ class SemiAutoregressive(_OneSlot):
     block_length: int
     mask_low: float = 0.1
     mask_high: float = 0.9
-    unit: Unit = dataclasses.field(default="token", init=False)
-    redraws: bool = dataclasses.field(default=True, init=False)
 
     def num_states(self, length: int) -> int:
         return -(-length // self.block_length)
@@ -292,15 +264,14 @@ class SemiAutoregressive(_OneSlot):
 
 
 @dataclasses.dataclass(frozen=True)
-class Autoregressive(_OneSlot):
+class Autoregressive(Surrogate):
     """The whole text, nothing masked: next-token prediction of a causal model.
 
     For families whose hidden states score the next token, with causal attention: no position
     attends to the token that it is trained to predict. A cold start for such a model.
     """
 
-    unit: Unit = dataclasses.field(default="token", init=False)
-    redraws: bool = dataclasses.field(default=False, init=False)
+    redraws: ClassVar[bool] = False
 
     def num_states(self, length: int) -> int:
         del length
