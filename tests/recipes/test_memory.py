@@ -26,7 +26,7 @@ def held() -> int:
 
 
 CASES = {
-    "sft": ("sft", {}, False),
+    "sft": ("sft", {"learner.ema_decay": 0.0}, False),
     "state_sft": ("state_sft", {"learner.method": "random"}, False),
     "state_sft of traces": ("state_sft", {}, True),
     "tracerl": ("tracerl", {"value.enabled": False}, False),
