@@ -188,7 +188,7 @@ class FullyMasked(_Drawn):
     draws: int = 1
     prompt_mask_ratio: float = 0.15
 
-    complement: ClassVar[bool] = False
+    complement: bool = dataclasses.field(default=False, init=False)
 
     def states(
         self, canvas: Canvas, key: Array, index: Int[Array, " C"], row: Int[Array, " C"]
