@@ -1,8 +1,8 @@
 """Denoisers on disk: Hugging Face directories, hub names, Orbax directories.
 
-A model directory always holds a `config.json` in its family's own format. CachedKeys it lie the
-weights, either as safetensors under the family's tensor names or as an Orbax checkpoint in
-`params/`, and usually a tokenizer.
+A model directory always has a `config.json` in its family's format. Beside it are the weights,
+either as safetensors under the family's tensor names or as an Orbax checkpoint in `params/`, and
+usually a tokenizer.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def save_pretrained(
     `config.json` is written last: a directory that has one is complete.
 
     Args:
-        directory: made if missing; a model that it holds already is replaced.
+        directory: made if missing; an existing model in it is replaced.
         denoiser: gives the config.
         params: the parameters, stored in the type that they have.
         tokenizer: its files are copied as they are.

@@ -40,15 +40,15 @@ class Measurement:
         correct: score of each problem in [0, 1]; 1 is right.
         nfe: denoiser forwards that each problem's sequence needed.
         responses: text of each response, up to the first EOS.
-        seconds: wall time of all rollouts, without compilation. Decoding and checking run beside
-            the next rollout and are not waited for.
+        seconds: wall time of all rollouts, without compilation. Decoding and checking overlap with
+            the next rollout and are not included.
         compile_seconds: wall time of tracing and compiling; near 0 where the program was compiled
             before.
         batch_size: problems per forward.
         forwards: forwards that were executed.
-        cost: what each problem's forwards cost, in forwards over its whole sequence; without a
-            cache that is `nfe`.
-        executed_cost: what was executed, in the same unit.
+        cost: cost of each problem's forwards, in forwards over its whole sequence; `nfe` without a
+            cache.
+        executed_cost: cost of all executed forwards, in the same unit.
         tokens: response tokens before the first EOS, over all problems.
         still_masked: fraction of canvas positions that were never filled.
     """
@@ -71,8 +71,8 @@ class Measurement:
         Returns:
             n; accuracy and accuracy_se (binomial for right/wrong scores: s / sqrt(n) with the
             sample deviation s); nfe_mean and nfe_se; cost_mean and cost_se; seconds_per_sequence;
-            tokens_per_second (of tokens before the first EOS); useful_forward_fraction, the part of
-            the executed row forwards that a row still needed, by cost; still_masked.
+            tokens_per_second (of tokens before the first EOS); useful_forward_fraction, the
+            fraction of the executed row forwards that a row still needed, by cost; still_masked.
         """
         n = len(self.correct)
         return {
@@ -127,12 +127,12 @@ def measure(
             recorded.
         seed: seed of everything that is drawn, at least 0.
         batch_size: problems per forward, at most n are used.
-        rows: problems per rollout, n by default. Measurements on fewer problems than this share
-            the program of those on as many: the rows that they lack cost nothing.
+        rows: problems per rollout, n by default. Measurements on fewer problems share the program;
+            the missing rows cost nothing.
         buckets: lengths below P to which the prompts that fit are padded instead; each has its own
             program.
-        placement: where the denoiser is; the first device by default. Rows and batch sizes that its
-            parts do not divide are rounded up.
+        placement: where the denoiser is; the first device by default. Rows and batch sizes are
+            rounded up to multiples of its shards.
 
     Raises:
         ValueError: there are no problems, or their number is not that of the prompts.
@@ -148,7 +148,7 @@ def measure(
         if value < 1:
             raise ValueError(f"{name}={value} must be at least 1")
     places = Placement() if placement is None else placement
-    # Every process has all problems, and looks after its own rows of each rollout.
+    # Every process has all problems, and checks its own rows of each rollout.
     size, batch_size = (-(-number // places.parts) * places.parts for number in (size, batch_size))
     batch_size = min(batch_size, size)
     settings = dataclasses.replace(

@@ -49,9 +49,9 @@ def run(
 
     Writes into `workdir`: results.jsonl (one row per task, denoiser, policy, settings, block
     length, split and seed), outcomes/ (what happened on each problem), summary.md, frontier.png and
-    report.html. Rows that are there already are not measured again; they are recognised by what
-    was measured (weights, prompts, settings), not by names, so that a policy that was trained on is
-    measured afresh. With several processes each looks after its own rows, and the first one writes.
+    report.html. Rows that are there already are not measured again; they are recognised by what was
+    measured (weights, prompts, settings), not by names, so that a policy that was trained on is
+    measured afresh. With several processes each checks its own rows, and the first one writes.
 
     Args:
         config: a full, validated config.
@@ -63,7 +63,8 @@ def run(
         The results of this config, averaged over sampling seeds.
 
     Raises:
-        ConfigError: the config asks for what cannot be measured; raised before anything compiles.
+        ConfigError: the config asks for a measurement that is impossible; raised before anything
+            compiles.
         ValueError: a prompt is over its budget, or the results file is damaged.
         FileNotFoundError: `eval.curves` names no metrics.
     """

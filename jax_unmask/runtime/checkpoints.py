@@ -1,10 +1,10 @@
 """Checkpoints of a run: asynchronous, atomic, verified on the way back in.
 
-A checkpoint has three items, so that evaluation need not read what only training needs: `params`,
-`state` (optimiser, step, PRNG keys) and `data` (position of the data iterator). A fourth,
-`metrics`, holds the number that decides which checkpoints are the best.
+A checkpoint has three items, so that evaluation reads only what it needs: `params`, `state`
+(optimiser, step, PRNG keys) and `data` (position of the data iterator). A fourth, `metrics`, has
+the number that ranks checkpoints.
 
-Orbax commits a checkpoint by renaming its directory, so that a killed process leaves no half of
+Orbax commits a checkpoint by renaming its directory, so that a killed process leaves no partial
 one; but it reads array data back without a checksum. So each checkpoint carries the CRC-32 of its
 files, written before the rename and compared before a restore; see `checksums`. Paths are those of
 file systems: `gs://` and its like must be mounted.
@@ -63,17 +63,17 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run, under `workdir/checkpoints/STEP`.
 
     Retention keeps the latest `keep_latest` and, beside them, the best `keep_best` by
-    `best_metric`; the latest is never deleted for being bad, so a run resumes where it stopped.
+    `best_metric`; the latest is never deleted, so a run resumes where it stopped.
 
     Args:
         workdir: directory of the run.
         keep_latest: how many of the most recent checkpoints to keep, at least 1. With 2 or more, a
             damaged one has another to fall back to.
-        keep_best: how many of the best to keep beside them; 0 keeps none for being good.
+        keep_best: how many of the best to keep beside them; 0 for none.
         best_metric: name of the metric that ranks checkpoints; needed when `keep_best` > 0.
         best_mode: whether large ("max") or small ("min") values are good.
         read_only: neither saves, nor deletes, nor moves damaged checkpoints aside; for evaluation,
-            also beside a training that is under way.
+            also during a training.
     """
 
     def __init__(
@@ -251,7 +251,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
         Args:
             params: tree of arrays or `jax.ShapeDtypeStruct`, with shardings where there is more
-                than one device: what the checkpoint must hold, and where it goes.
+                than one device: the arrays that the checkpoint must have, and their shardings.
             state: the same for the training state.
 
         Returns:

@@ -1,7 +1,7 @@
-"""Device meshes, what the axes of arrays mean on them, and the rules for parameters.
+"""Device meshes, the mesh axes of named array dimensions, and the rules for parameters.
 
-Code that runs inside `jax.jit` asks for the mesh that `jax.set_mesh` has put around it. Without
-one, or with one of a single device, nothing here adds anything to a program.
+Code inside `jax.jit` uses the mesh of the enclosing `jax.set_mesh`. Without one, or with a single
+device, nothing here changes a program.
 """
 
 from __future__ import annotations
@@ -45,13 +45,13 @@ def make_mesh(
     """A mesh with axes ("data", "fsdp", "tensor") that uses all devices.
 
     Args:
-        data: copies of the parameters, each with its part of the batch.
-        fsdp: parts that parameters are cut into, each also with its part of the batch.
-        tensor: parts that single matrix products are cut into.
+        data: copies of the parameters, each with its shard of the batch.
+        fsdp: shards of the parameters, each also with its shard of the batch.
+        tensor: shards of single matrix products.
         devices: the devices; all of all processes by default.
 
-    At most one size may be -1: what the others leave. Axes are of type Auto: XLA places what the
-    shardings of inputs and outputs leave open. (`jax.make_mesh` defaults to Explicit.)
+    At most one size may be -1: all remaining devices. Axes are of type Auto: XLA chooses the
+    shardings that inputs and outputs leave open. (`jax.make_mesh` defaults to Explicit.)
 
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
@@ -116,8 +116,8 @@ def constrain(x: jax.Array, *names: str | None) -> jax.Array:
 
     Args:
         x: any array, also of typed PRNG keys.
-        names: of its first dimensions, see `LOGICAL`; the others are whole. A dimension that its
-            axes do not divide stays whole too.
+        names: of its first dimensions, see `LOGICAL`; the others are not sharded, and neither is a
+            dimension that its axes do not divide.
     """
     mesh = active()
     if mesh is None:
@@ -163,7 +163,7 @@ def by_rows(tree: Tree, axis: int = 0) -> Tree:
 def param_shardings(params: Params, rules: Rules, mesh: Mesh | AbstractMesh) -> Params:
     """A sharding for each leaf, by the first rule whose pattern is found in the leaf's path.
 
-    Rules with more dimensions than the leaf are for others of that name, and are passed over.
+    Rules with more dimensions than the leaf are for other leaves of that name, and are skipped.
 
     Args:
         params: nested dict of arrays or `jax.ShapeDtypeStruct`.

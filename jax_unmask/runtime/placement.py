@@ -27,12 +27,13 @@ Json = Any
 class Placement:
     """A mesh and the hosts around it.
 
-    With several processes, those that hold the same rows (because the tensor axis goes across them)
-    form a feed. Each feed reads its own run of the rows of every batch, of the same length.
+    With several processes, those whose devices have the same rows (because the tensor axis spans
+    them) form a feed. Each feed reads its slice of the rows of every batch; all slices have the
+    same length.
 
     Attributes:
-        mesh: the devices of all processes; None for the first device alone, where arrays are left
-            to JAX and programs are what they would be if there were no meshes.
+        mesh: the devices of all processes; None for the first device alone, with programs without
+            any sharding.
     """
 
     mesh: Mesh | None = None
@@ -146,8 +147,8 @@ class Placement:
     def gather(self, tree: Any) -> Any:
         """The rows of all feeds, in order, gathered from all processes: NumPy arrays [B, ...].
 
-        All processes get what the first process of each feed has: what was computed on hosts, such
-        as the score of a program that timed out, must be one thing everywhere.
+        All processes get the values of the first process of each feed: results of hosts, such as
+        the score of a program that timed out, may differ and must become equal everywhere.
         """
         if jax.process_count() == 1:
             return tree
@@ -254,7 +255,7 @@ def to_host(tree: Any) -> Any:
 
 
 def from_config(config: ConfigDict) -> Placement:
-    """The placement that `config.mesh` asks for.
+    """The placement of `config.mesh`.
 
     Raises:
         ConfigError: it does not fit the devices.

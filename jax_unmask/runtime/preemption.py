@@ -32,14 +32,14 @@ class Preemption:
     A second SIGTERM ends the process at once. Under `jax.distributed`, JAX's own service receives
     the signal and makes all processes see the flag at the same step.
 
-    Python handles a signal when the interpreter gets to it, which is after the device has finished
-    a step. A thread that the operating system wakes at once keeps the time meanwhile.
+    Python handles a signal only when the interpreter runs, after the device has finished a step. A
+    thread that the operating system wakes at once measures the time meanwhile.
 
     Args:
         grace_seconds: time from the signal to the end of the `with` block, after which the process
-            ends with status `OUT_OF_TIME`, whatever it is at; what it was saving then is no
-            checkpoint, and the one before it stays. 0 waits as long as it takes. Under
-            `jax.distributed` the time is not kept.
+            ends with status `OUT_OF_TIME`, whatever it is doing; a checkpoint that was being saved
+            is lost, and the one before it stays. 0 waits as long as it takes. Under
+            `jax.distributed` there is no limit.
 
     Raises:
         RuntimeError: entered outside the main thread, where Python allows no signal handlers.

@@ -103,7 +103,7 @@ class Timer:
 
         Returns:
             "seconds/total" (wall time, phases or not), and for each phase "seconds/PHASE" and
-            "share/PHASE", its part of the total in [0, 1]; "share/other" is what no phase claimed.
+            "share/PHASE", its part of the total in [0, 1]; "share/other" is the rest.
         """
         now = self._clock()
         total = now - self._since

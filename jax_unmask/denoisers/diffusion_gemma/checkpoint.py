@@ -43,7 +43,7 @@ from jax_unmask.denoisers.tensor_files import (
 from jax_unmask.denoisers.transformer import Params
 
 _CARRIED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
-_CARRIED_FILE = "carried.safetensors"  # CachedKeys an Orbax checkpoint.
+_CARRIED_FILE = "carried.safetensors"  # Beside an Orbax checkpoint.
 _MLP = {"gate_proj.weight": "gate", "up_proj.weight": "up", "down_proj.weight": "down"}
 
 
@@ -121,7 +121,7 @@ def save(
     """Writes a directory that `load` and the published class read; the config file comes last.
 
     Args:
-        directory: made if missing; a model that it holds already is replaced.
+        directory: made if missing; an existing model in it is replaced.
         checkpoint: what to write, each tensor in the type that it has.
         max_shard_bytes: weights beyond this size are split over several files.
     """
