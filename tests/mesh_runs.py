@@ -5,6 +5,7 @@ Run by tests that need more devices or processes than they have.
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 import functools
 import hashlib
@@ -116,7 +117,10 @@ class Programs:
     def collectives(self) -> list[str]:
         """Those of the only program that was run, equal ones in one line."""
         (program,) = self.compiled.values()
-        return collectives.table(collectives.collectives(program.as_text())).splitlines()
+        counts = collections.Counter(collectives.collectives(program.as_text()))
+        return [
+            f"{count:>4} x {each.bytes:>12,} B  {each}" for each, count in sorted(counts.items())
+        ]
 
 
 def make_recipe(name: str, mesh: list[int], **changes: Any) -> Any:

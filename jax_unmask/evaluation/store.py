@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
-import logging
 import math
 import os
 import pathlib
@@ -20,7 +18,6 @@ RESULTS = "results.jsonl"
 OUTCOMES = "outcomes"
 
 Row = dict[str, Any]
-logger = logging.getLogger(__name__)
 
 
 class ResultStore:
@@ -39,11 +36,9 @@ class ResultStore:
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
         self.directory = pathlib.Path(directory)
-        self.directory.mkdir(parents=True, exist_ok=True)
         self.path = self.directory / RESULTS
-        if self.path.exists():
-            _cut_torn_line(self.path)
-        self.rows = {row["key"]: row for row in read_rows(self.path)}
+        self._log = files.JsonLog(self.path, "key")
+        self.rows = {row["key"]: row for row in self._log.rows}
 
     def append(self, row: Row, correct: Float[np.ndarray, " n"], nfe: Int[np.ndarray, " n"]) -> Row:
         """Adds a row, durably; its outcomes are on disk before it is.
@@ -63,13 +58,8 @@ class ResultStore:
         np.savez_compressed(packed, correct=correct, nfe=nfe.astype(np.int32))
         files.atomic_write(self.directory / name, packed.getvalue())
         row = {key: _plain(value) for key, value in {**row, "outcomes": name}.items()}
-        is_new = not self.path.exists()
-        with self.path.open("ab") as file:
-            file.write((json.dumps(row, allow_nan=False) + "\n").encode())
-            file.flush()
-            os.fsync(file.fileno())
-        if is_new:
-            files.sync_directory(self.directory)
+        self._log.append(row)
+        self._log.sync()
         self.rows[row["key"]] = row
         return row
 
@@ -93,14 +83,6 @@ def read_outcomes(
         return None
     with np.load(path) as packed:
         return packed["correct"], packed["nfe"]
-
-
-def _cut_torn_line(path: pathlib.Path) -> None:
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        logger.warning("%s: cutting off the last line, which a crash left half written", path)
-        os.truncate(path, whole)
 
 
 def _plain(value: Any) -> Any:

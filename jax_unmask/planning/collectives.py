@@ -89,14 +89,6 @@ def collectives(text: str) -> list[Collective]:
     return sorted(found)
 
 
-def bytes_per_call(found: Iterable[Collective]) -> dict[int, int]:
-    """Bytes that a device receives, by the number of loops around: each per iteration."""
-    total: dict[int, int] = {}
-    for each in found:
-        total[each.loops] = total.get(each.loops, 0) + each.bytes
-    return dict(sorted(total.items()))
-
-
 def bytes_per_round(found: Iterable[Collective]) -> tuple[int, int]:
     """Bytes that a device receives once per call, and in one round of each open loop."""
     once = looping = 0
@@ -106,15 +98,6 @@ def bytes_per_round(found: Iterable[Collective]) -> tuple[int, int]:
         else:
             once += each.bytes * each.times
     return once, looping
-
-
-def table(found: Iterable[Collective]) -> str:
-    """The collectives as text: equal ones together, those in the innermost loops last."""
-    counts: dict[Collective, int] = {}
-    for each in found:
-        counts[each] = counts.get(each, 0) + 1
-    lines = [f"{count:>4} x {each.bytes:>12,} B  {each}" for each, count in sorted(counts.items())]
-    return "\n".join(lines)
 
 
 def _computations(text: str) -> tuple[dict[str, list[str]], str]:

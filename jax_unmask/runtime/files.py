@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import json
+import logging
 import os
 import pathlib
 import uuid
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
+
+logger = logging.getLogger(__name__)
 
 
 def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -59,29 +65,90 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
-def read_json_rows(path: str | os.PathLike[str], field: str) -> list[dict[str, Any]]:
+def read_json_rows(
+    path: str | os.PathLike[str], field: str, kind: type = object
+) -> list[dict[str, Any]]:
     """The rows of a JSON Lines file, none where it does not exist.
 
     Args:
         path: the file.
         field: what every row must have.
+        kind: type of that field.
 
     Raises:
         ValueError: a line is not a JSON object with that field; names file and line.
     """
     path = pathlib.Path(path)
-    if not path.exists():
-        return []
-    rows = []
-    for number, line in enumerate(path.read_bytes().splitlines(), start=1):
+    lines = path.read_bytes().splitlines() if path.exists() else []
+    return list(_rows(path, lines, field, kind))
+
+
+def _rows(
+    path: pathlib.Path, lines: Iterable[bytes], field: str, kind: type
+) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
         except ValueError:
             row = None
-        if not isinstance(row, dict) or field not in row:
+        if not isinstance(row, dict) or field not in row or not isinstance(row[field], kind):
             raise ValueError(
                 f"{path}, line {number}: expected a JSON object with a {field!r}, found "
                 f"{line[:80]!r}. Repair or delete the line, or give another place."
             )
-        rows.append(row)
-    return rows
+        yield row
+
+
+class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
+    """An append-only JSON Lines file. A line that a crash left half written is cut off.
+
+    Args:
+        path: the file; made, with its directories, where it does not exist.
+        field: what every row must have.
+        kind: type of that field.
+        keep: rows from the first for which this is false are cut off.
+
+    Attributes:
+        path: the file.
+        rows: those that it held when it was opened.
+
+    Raises:
+        ValueError: a line before the last is not a JSON object with that field.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        field: str,
+        kind: type = object,
+        keep: Callable[[dict[str, Any]], bool] = lambda row: True,
+    ) -> None:
+        self.path = pathlib.Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        content = self.path.read_bytes() if self.path.exists() else b""
+        *lines, torn = content.split(b"\n")
+        if torn:
+            message = "%s: cutting off line %d, which a crash left half written"
+            logger.warning(message, self.path, len(lines) + 1)
+        self.rows = list(itertools.takewhile(keep, _rows(self.path, lines, field, kind)))
+        self._file = self.path.open("ab")
+        self._file.truncate(sum(len(line) + 1 for line in lines[: len(self.rows)]))
+        sync_directory(self.path.parent)
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Writes a row to the kernel at once: a killed process loses none."""
+        self._file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+        self._file.flush()
+
+    def sync(self) -> None:
+        """Blocks until all rows are on disk."""
+        os.fsync(self._file.fileno())
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Syncs and closes the file."""
+        if not self._file.closed:
+            self.sync()
+            self._file.close()

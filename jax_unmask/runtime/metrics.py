@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-import json
 import logging
 import math
 import os
@@ -43,98 +42,29 @@ class Sink(Protocol):
         ...
 
 
-class JsonLines(contextlib.AbstractContextManager["JsonLines"]):
+class StepLog(files.JsonLog):
     """An append-only file of one JSON object per step, cut back to a step on resume.
 
     Args:
-        path: the file; made, with its directories, where it does not exist.
+        path: the file.
         resume_step: last step of the caller's state; later lines are cut off, so that the steps
-            that are now repeated do not appear twice. None cuts nothing but a torn last line, and
-            appends after what is there.
-
-    Raises:
-        ValueError: a line before the last is not a JSON object with an integer "step".
+            that are now repeated do not appear twice.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, resume_step: int | None) -> None:
-        self.path = pathlib.Path(path)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.last_step: int | None = None
-        if self.path.exists():
-            os.truncate(self.path, self._end_of_step(resume_step))
-        self._file = self.path.open("ab")
-        files.sync_directory(self.path.parent)
+    def __init__(self, path: str | os.PathLike[str], *, resume_step: int) -> None:
+        super().__init__(path, "step", int, keep=lambda row: row["step"] <= resume_step)
+        self._last_step = self.rows.pop()["step"] if self.rows else None
+        self.rows.clear()
 
-    def _end_of_step(self, resume_step: int | None) -> int:
-        """Bytes up to the end of the last whole line whose step is not past `resume_step`."""
-        end = 0
-        with self.path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.endswith(b"\n"):
-                    logger.warning(
-                        "%s: cutting off line %d, which a crash left half written",
-                        self.path,
-                        number,
-                    )
-                    break
-                step = self._step_of(line, number)
-                if resume_step is not None and step > resume_step:
-                    break
-                self.last_step = step
-                end += len(line)
-        return end
-
-    def _step_of(self, line: bytes, number: int) -> int:
-        try:
-            record = json.loads(line)
-        except ValueError:
-            record = None
-        if not isinstance(record, dict) or not isinstance(record.get("step"), int):
+    def write(self, step: int, values: Mapping[str, bool | int | float | str]) -> None:
+        """Appends one line. Steps must increase from line to line."""
+        if self._last_step is not None and step <= self._last_step:
             raise ValueError(
-                f"{self.path}, line {number}: expected a JSON object with an integer 'step', found "
-                f"{line[:80]!r}. Repair or delete the line, or start in another workdir."
-            )
-        return record["step"]
-
-    def write(self, step: int, values: Mapping[str, Scalar]) -> None:
-        """Appends one line. Steps must increase from line to line.
-
-        Args:
-            step: the step that the values belong to.
-            values: scalars; arrays must have one element. NaN and infinities, which JSON cannot
-                hold, are written as the strings that `float` reads: "nan", "inf", "-inf".
-        """
-        if self.last_step is not None and step <= self.last_step:
-            raise ValueError(
-                f"{self.path}: step {step} comes after step {self.last_step}. Write each step "
+                f"{self.path}: step {step} comes after step {self._last_step}. Write each step "
                 "once, in order, with all its values together."
             )
-        record = {"step": step} | {key: _to_json(key, value) for key, value in values.items()}
-        self._file.write((json.dumps(record, allow_nan=False) + "\n").encode())
-        # To the kernel at once: a killed process loses no line, and `tail -f` shows them.
-        self._file.flush()
-        self.last_step = step
-
-    def sync(self) -> None:
-        """Blocks until all lines are on disk."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Syncs and closes the file."""
-        if not self._file.closed:
-            self.sync()
-            self._file.close()
-
-
-def read(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads a JSONL file of a run that may still be writing it (a torn last line is left out)."""
-    content = pathlib.Path(path).read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()]
+        self.append({"step": step, **values})
+        self._last_step = step
 
 
 class TensorBoard:
@@ -225,14 +155,20 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         if not self._is_writer:
             return
         directory = pathlib.Path(workdir)
-        self._metrics = JsonLines(directory / "metrics.jsonl", resume_step=resume_step)
-        self._timings = JsonLines(directory / "timings.jsonl", resume_step=resume_step)
+        self._metrics = StepLog(directory / "metrics.jsonl", resume_step=resume_step)
+        self._timings = StepLog(directory / "timings.jsonl", resume_step=resume_step)
         if tensorboard:
             self._sinks.append(TensorBoard(directory / "tensorboard", resume_step=resume_step))
         self._sinks.extend(sinks)
 
     def write(self, step: int, values: Mapping[str, Scalar]) -> None:
-        """Writes what a step computed: reproducible values only, all of a step in one call."""
+        """Writes what a step computed: reproducible values only, all of a step in one call.
+
+        Args:
+            step: the step that the values belong to.
+            values: scalars; arrays must have one element. NaN and infinities, which JSON cannot
+                hold, are written as the strings that `float` reads: "nan", "inf", "-inf".
+        """
         if self._is_writer:
             self._write(self._metrics, step, values)
 
@@ -241,7 +177,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         if self._is_writer:
             self._write(self._timings, step, values)
 
-    def _write(self, lines: JsonLines, step: int, values: Mapping[str, Scalar]) -> None:
+    def _write(self, lines: StepLog, step: int, values: Mapping[str, Scalar]) -> None:
         plain = {key: _to_json(key, value) for key, value in values.items()}
         lines.write(step, plain)
         # float() also reads back the strings that stand for NaN and infinities.

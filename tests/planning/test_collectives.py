@@ -49,14 +49,6 @@ def test_what_is_read():
     ]
     assert [each.bytes for each in found] == [16, 1, 1024, 8192, 1]
     assert found[0].name == "psum"
-    assert collectives.bytes_per_call(found) == {0: 16, 1: 1025, 2: 8193}
-
-
-def test_equal_ones_share_a_line():
-    found = collectives.collectives(TEXT)
-    lines = collectives.table([*found, found[0]]).splitlines()
-    assert lines[0] == "   2 x           16 B  all-reduce bf16[2,3] f32[] among 8"
-    assert len(lines) == len(found)
 
 
 def test_other_texts_are_refused():

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from jax_unmask.runtime import metrics
-from jax_unmask.runtime.metrics import JsonLines, MetricWriter
+from jax_unmask.runtime.files import read_json_rows
+from jax_unmask.runtime.metrics import MetricWriter, StepLog
 
 
 def writer(workdir, **options) -> MetricWriter:
@@ -31,13 +32,13 @@ def test_one_object_per_step_and_timings_apart(tmp_path):
         "ok": True,
     }
     assert json.loads(lines[1]) == {"step": 2, "reward": "nan", "loss": "-inf", "grad": 2.5}
-    assert metrics.read(tmp_path / "timings.jsonl") == [{"step": 1, "seconds": 0.5}]
+    assert read_json_rows(tmp_path / "timings.jsonl", "step") == [{"step": 1, "seconds": 0.5}]
 
 
 def test_lines_can_be_read_while_the_run_goes_on(tmp_path):
     with writer(tmp_path) as out:
         out.write(1, {"x": 1})
-        assert metrics.read(tmp_path / "metrics.jsonl") == [{"step": 1, "x": 1}]
+        assert read_json_rows(tmp_path / "metrics.jsonl", "step") == [{"step": 1, "x": 1}]
 
 
 def test_resume_cuts_later_steps_from_both_files(tmp_path):
@@ -47,8 +48,16 @@ def test_resume_cuts_later_steps_from_both_files(tmp_path):
             out.write_timings(step, {"seconds": step})
     undisturbed = (tmp_path / "metrics.jsonl").read_bytes()
     with writer(tmp_path, resume_step=3) as out:
-        assert [line["step"] for line in metrics.read(tmp_path / "metrics.jsonl")] == [1, 2, 3]
-        assert [line["step"] for line in metrics.read(tmp_path / "timings.jsonl")] == [1, 2, 3]
+        assert [line["step"] for line in read_json_rows(tmp_path / "metrics.jsonl", "step")] == [
+            1,
+            2,
+            3,
+        ]
+        assert [line["step"] for line in read_json_rows(tmp_path / "timings.jsonl", "step")] == [
+            1,
+            2,
+            3,
+        ]
         for step in (4, 5):
             out.write(step, {"x": step / 3})
     assert (tmp_path / "metrics.jsonl").read_bytes() == undisturbed
@@ -57,7 +66,6 @@ def test_resume_cuts_later_steps_from_both_files(tmp_path):
 def test_a_torn_last_line_is_repaired_and_reported(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_bytes(b'{"step": 1, "x": 1}\n{"step": 2, "x"')
-    assert metrics.read(path) == [{"step": 1, "x": 1}]
     with caplog.at_level(logging.WARNING), writer(tmp_path, resume_step=2) as out:
         out.write(2, {"x": 2})
     assert "line 2" in caplog.text
@@ -82,10 +90,10 @@ def test_steps_must_increase(tmp_path):
 
 
 def test_resumed_files_remember_the_last_step(tmp_path):
-    with JsonLines(tmp_path / "a.jsonl", resume_step=None) as lines:
+    with StepLog(tmp_path / "a.jsonl", resume_step=9) as lines:
         lines.write(4, {})
     with (
-        JsonLines(tmp_path / "a.jsonl", resume_step=None) as lines,
+        StepLog(tmp_path / "a.jsonl", resume_step=9) as lines,
         pytest.raises(ValueError, match="step 4 comes after step 4"),
     ):
         lines.write(4, {})
