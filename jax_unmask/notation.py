@@ -175,7 +175,7 @@ def assignments(line: str) -> list[dict[str, str]]:
 
 
 def alternatives(values: str, text: str | None = None) -> list[str]:
-    """The values of A|B|LOW..HIGH/STEP; `text` is what they are part of, for errors.
+    """The values of A|B|LOW..HIGH/STEP; `text` is the whole input, for errors.
 
     >>> alternatives("0.1..0.3/0.1|0.95")
     ['0.1', '0.2', '0.3', '0.95']

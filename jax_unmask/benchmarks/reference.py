@@ -48,7 +48,7 @@ Result = tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]
 
 
 @dataclasses.dataclass(frozen=True)
-class Comparison:
+class ReferenceSpeed:
     """Ours against theirs on the same prompts.
 
     Attributes:
@@ -173,13 +173,13 @@ def load_reference(
 
 def compare(
     our_seconds: Sequence[float], their_seconds: Sequence[float], ours: Result, theirs: Result
-) -> Comparison:
+) -> ReferenceSpeed:
     """Ratios of speed, and whether both did the same."""
     median, their_median = statistics.median(our_seconds), statistics.median(their_seconds)
     (tokens, nfe), (their_tokens, their_nfe) = ours, theirs
     same = tokens == their_tokens
     speedup = their_median / median
-    return Comparison(
+    return ReferenceSpeed(
         seconds=list(their_seconds),
         sequences_per_second=len(tokens) / their_median,
         speedup=speedup,

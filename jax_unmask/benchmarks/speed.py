@@ -15,7 +15,7 @@ from jaxtyping import Int
 
 from jax_unmask.benchmarks import hardware
 from jax_unmask.benchmarks.hardware import MatmulPeak
-from jax_unmask.benchmarks.reference import Comparison, Reference, compare
+from jax_unmask.benchmarks.reference import Reference, ReferenceSpeed, compare
 from jax_unmask.benchmarks.subjects import Subject
 from jax_unmask.policies.base import Params, Policy
 from jax_unmask.rollout import (
@@ -118,7 +118,7 @@ def measure_speed(
     compile_times: CompileTimes,
     reference: Reference | None = None,
     compiled_flops: RolloutFlops | None = None,
-) -> tuple[Speed, Comparison | None]:
+) -> tuple[Speed, ReferenceSpeed | None]:
     """Times the rollout of one batch.
 
     Args:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from jax_unmask.benchmarks.breakdown import PHASES, Breakdown
 from jax_unmask.benchmarks.hardware import MatmulPeak, describe
-from jax_unmask.benchmarks.reference import Comparison
+from jax_unmask.benchmarks.reference import ReferenceSpeed
 from jax_unmask.benchmarks.speed import Speed
 from jax_unmask.benchmarks.subjects import Subject
 from jax_unmask.report.tables import text_table
@@ -21,7 +21,7 @@ def rollouts_text(
     settings: RolloutSettings,
     peak: MatmulPeak,
     rows: Sequence[Speed],
-    comparisons: Sequence[Comparison],
+    comparisons: Sequence[ReferenceSpeed],
 ) -> str:
     """Table of a benchmark: subject, a line per batch size, peak, a line per comparison.
 

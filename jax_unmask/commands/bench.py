@@ -256,7 +256,7 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     peak = hardware.measure_matmul_peak(config.dtype)
     compile_times = CompileTimes()
     rows: list[speed.Speed] = []
-    comparisons: list[reference.Comparison] = []
+    comparisons: list[reference.ReferenceSpeed] = []
     loaded: contextlib.AbstractContextManager[reference.Reference | None] = (
         contextlib.nullcontext()
         if module is None

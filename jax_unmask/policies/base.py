@@ -159,7 +159,7 @@ class Observing:
 
     @property
     def params(self) -> Callable[..., Params]:
-        """Those of the policy."""
+        """Params of the policy."""
         return self.policy.params
 
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
@@ -169,7 +169,7 @@ class Observing:
 
 @struct.dataclass
 class PerRow:
-    """A setting with a value of its own for each row of a rollout, in a policy's params.
+    """A setting with one value per row of a rollout, in a policy's params.
 
     A policy gets the values in its place.
 

@@ -103,7 +103,7 @@ def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Pa
 
 
 def settings_of(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
-    """How a policy acts: its settings, as `parse_policy` calls them."""
+    """Settings of a policy, by the names of `parse_policy`."""
     fields = (field.name for field in dataclasses.fields(policy) if field.name != "network")
     return {
         **{name: getattr(policy, name) for name in fields},

@@ -40,7 +40,7 @@ class Network(Protocol):
 
     @property
     def needs(self) -> Needs:
-        """What `Observation` must hold."""
+        """Inputs that `Observation` must have."""
         ...
 
     def observe(self, obs: Observation) -> Any:
@@ -138,7 +138,7 @@ class LearnedPolicy(Settings):
         return {"network": self.network.build().init(key, inputs)["params"], **self.params()}
 
     def params(self, temperature: ArrayLike = 1.0, scale: ArrayLike = 1.0) -> Params:
-        """Settings, which stand beside the weights of the network.
+        """Settings, which are in the params beside the weights of the network.
 
         Args:
             temperature: divides the logits, above 0.

@@ -92,7 +92,7 @@ def build_parts(
     stop_ids: tuple[int, ...] = (),
     slot_groups: int = 1,
 ) -> Parts:
-    """Builds the parts from a validated config.
+    """Builds `Parts` from a validated config.
 
     Args:
         config: the config.

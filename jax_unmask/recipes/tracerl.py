@@ -275,7 +275,7 @@ class TraceRl:
         return needed
 
     def _whole(self, state: TrainState) -> Any:
-        """All parameters of the denoiser as it is now; with adapters beside the frozen ones."""
+        """All current parameters of the denoiser; with adapters, those and the frozen ones."""
         params = state.params["denoiser"]
         return denoisers.with_adapters(self._bundle.params, params) if self._lora else params
 
