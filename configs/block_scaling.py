@@ -6,13 +6,13 @@ then 40 steps in blocks of 8 throughout.
     python -m jax_unmask.train --config=configs/block_scaling.py --workdir=runs/block_scaling
 """
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 _TRACERL = "configs/tracerl_large.py:sdar-4b,math"
 
 
 def get_config():
-    config = defaults.curriculum()
+    config = recipes.config("curriculum")
     config.stages = (
         f"{_TRACERL} train.steps=60 rollout.block_length=4 learner.block_length=8",
         f"{_TRACERL} train.steps=40 rollout.block_length=8 "

@@ -3,11 +3,11 @@
 One epoch over GSM8K alone; the paper's is over GSM8K and MATH, as in `gsm8k_math.py`.
 """
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 
 def get_config():
-    config = defaults.policy_grpo()
+    config = recipes.config("policy_grpo")
     config.eval.block_lengths = (32,)
     config.eval.trained = ("distribution=bernoulli_argmax,temperature=0.5",)
     return config

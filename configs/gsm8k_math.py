@@ -1,10 +1,10 @@
 """An unmasking policy for LLaDA-8B-Instruct in full diffusion on GSM8K and MATH, with experts."""
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 
 def get_config():
-    config = defaults.policy_grpo()
+    config = recipes.config("policy_grpo")
     config.task.name = "mixture"
     config.rollout.block_length = 256
     config.expert.count = 1

@@ -10,7 +10,7 @@ configs/gsm8k.py, on Dream and on canvases of twice the length:
 `:all` measures all eight into one report.
 """
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 MODELS = {"llada": "GSAI-ML/LLaDA-8B-Instruct", "dream": "Dream-org/Dream-v0-Instruct-7B"}
 LENGTHS = (256, 512)
@@ -35,7 +35,7 @@ def get_config(name: str = "llada_256_32"):
         raise ValueError(f"published.py:{name} is unknown; use all or one of {', '.join(NAMES)}")
     model, length, block = name.split("_")
     block_length = int(length) if block == "full" else int(block)
-    config = defaults.policy_grpo()
+    config = recipes.config("policy_grpo")
     config.model.path = MODELS[model]
     config.rollout.update(gen_length=int(length), block_length=block_length)
     config.eval.block_lengths = (block_length,)

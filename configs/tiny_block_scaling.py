@@ -12,7 +12,7 @@ supervised training in blocks of 8 come first.
 `:SEED,MODEL` starts from another directory than runs/block_arithmetic/model.
 """
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 _TRACERL = (
     "configs/tracerl.py:block train.steps=30 rollout.policy=threshold:threshold=0.9 "
@@ -30,7 +30,7 @@ def get_config(choice: str = "0"):
         _TRACERL + "rollout.block_length=4 learner.block_length=8",
         _TRACERL + "rollout.block_length=8",
     )
-    config = defaults.curriculum()
+    config = recipes.config("curriculum")
     # Problems and draws of a stage are not those of another.
     config.stages = tuple(
         f"{stage} seed={len(stages) * int(seed) + number}" for number, stage in enumerate(stages)

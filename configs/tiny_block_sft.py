@@ -7,14 +7,14 @@ With fewer steps than the shipped models have it solves its task in part: `confi
 and `configs/tiny_block_scaling.py`, from blocks of 4 to blocks of 8, go on from there.
 """
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 from jax_unmask.shipped import shipped_lengths
 
 
 def get_config():
     prompt_length, length, _ = shipped_lengths("arithmetic")
     block = 4
-    config = defaults.state_sft()
+    config = recipes.config("state_sft")
     config.task.update(name="arithmetic", prompt_length=prompt_length)
     config.data.update(gen_length=length, batch_size=64)
     config.model.update(intermediate_size=256, attention_block=block)

@@ -1,6 +1,6 @@
 """Trains an unmasking policy against a shipped denoiser: `:sudoku`, `:arithmetic`, `:countdown`."""
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 from jax_unmask.shipped import shipped_lengths, shipped_models
 
 HEURISTICS = (
@@ -22,7 +22,7 @@ def get_config(task: str = "sudoku"):
         known = " or ".join(f":{name}" for name in shipped_models())
         raise ValueError(f"tiny_policy.py:{task} is unknown; use {known}")
     prompt_length, length, block = shipped_lengths(task)
-    config = defaults.policy_grpo()
+    config = recipes.config("policy_grpo")
     config.task.name = task
     config.task.prompt_length = prompt_length
     config.task.truncate_prompts = False

@@ -3,11 +3,11 @@
 `:word_problems` (2.7 million parameters, canvases of 128) is for an accelerator.
 """
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 
 def get_config(task: str = "sudoku"):
-    config = defaults.sft()
+    config = recipes.config("sft")
     config.task.name = task
     # Half or a quarter of the rows look like a semi-autoregressive sampler's canvas. Without them a
     # small model learns to copy tokens from further right instead of working them out.

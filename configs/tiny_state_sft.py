@@ -13,7 +13,7 @@ attention): `--config.learner.method=semi_ar`; `random` with `--config.learner.d
 attention, `block` with `--config.learner.draws=2`. Fewer draws cost less.
 """
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 from jax_unmask.shipped import shipped_lengths
 
 
@@ -23,7 +23,7 @@ def get_config(attention: str = "full"):
     prompt_length, length, block = shipped_lengths("arithmetic")
     if attention == "block":
         block = 4
-    config = defaults.state_sft()
+    config = recipes.config("state_sft")
     config.task.update(name="arithmetic", prompt_length=prompt_length)
     config.data.update(gen_length=length, batch_size=32)
     start = "early_arithmetic" if attention == "full" else "block_arithmetic"

@@ -17,7 +17,7 @@ pair, `diffu_grpo` with 2 draws, `espo` with one pair. `--config.learner.shrink=
 states that the rollout visited, and `--config.value.enabled=True` adds a value model.
 """
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 from jax_unmask.shipped import shipped_lengths
 
 
@@ -26,7 +26,7 @@ def get_config(attention: str = "full"):
         raise ValueError(f"tracerl.py:{attention} is unknown; use :full or :block")
     prompt_length, length, _ = shipped_lengths("arithmetic")
     block = length if attention == "full" else 4
-    config = defaults.tracerl()
+    config = recipes.config("tracerl")
     config.task.update(name="arithmetic", prompt_length=prompt_length, truncate_prompts=False)
     config.model.path = "arithmetic" if attention == "full" else "runs/block_arithmetic/model"
     config.model.update(dtype="float32", param_dtype="float32", remat=False)

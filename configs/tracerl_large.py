@@ -10,7 +10,7 @@ Values are those of arXiv 2509.06949 (sections 5.1 and appendix B.3) and its pub
 what other choices need.
 """
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 MODELS = {
     "llada": "GSAI-ML/LLaDA-8B-Instruct",
@@ -28,7 +28,7 @@ def get_config(choice: str = "sdar-4b,math"):
             f"tracerl_large.py:{choice} is unknown; use :MODEL,TASK with a model of "
             f"{', '.join(MODELS)} and a task of {', '.join(TASKS)}"
         )
-    config = defaults.tracerl()
+    config = recipes.config("tracerl")
     config.model.path = MODELS[model]
     config.task.name = TASKS[task]
     if model.startswith("sdar"):

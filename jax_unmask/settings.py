@@ -296,7 +296,82 @@ def check_ranges(instance: Any) -> None:
             declaration.check_range(value)
 
 
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """A group of settings that its key `kind` chooses: those of one of several dataclasses.
+
+    Their fields are settings, or have a plain default. Fields without one are given by code.
+
+    Attributes:
+        names: finds the dataclass of a kind; its ValueErrors are reported.
+        kind: the kind.
+        values: settings that differ from their defaults, by name.
+    """
+
+    is_exempt: ClassVar[bool] = False
+
+    names: Callable[[str], Any]
+    kind: str
+    values: tuple[tuple[str, Any], ...] = ()
+
+    def settings(self) -> list[Setting]:
+        """The kind and its settings, with this instance's values for defaults."""
+        changed = dict(self.values)
+        found = [Setting("kind", self.kind, "Kind, or the import path of one of your own.", str)]
+        for field in dataclasses.fields(self.names(self.kind)):
+            if _GIVEN in field.metadata or field.default is dataclasses.MISSING:
+                continue
+            declared_as = field.metadata.get(_DECLARATION)
+            if declared_as is not None:
+                each = _declaration(self.names(self.kind), field, declared_as)
+            else:
+                is_tuple = isinstance(field.default, tuple)
+                sample = (*field.default, 0.0)[0] if is_tuple else field.default
+                each = Setting(field.name, field.default, "", type(sample), is_tuple)
+            value = changed.get(field.name, field.default)
+            found.append(dataclasses.replace(each, default=_text(each, value)))
+        return found
+
+    def of_kind(self, kind: str) -> Variant:
+        """The same, of another kind and at its defaults.
+
+        Raises:
+            SettingError: there is no such kind.
+        """
+        try:
+            self.names(kind)
+        except ValueError as error:
+            raise SettingError("kind", kind, str(error).rstrip("."), "Correct it") from error
+        return Variant(self.names, kind)
+
+    def with_values(self, values: Mapping[str, Any]) -> Variant:
+        """The same kind with other values; checks them where nothing else is needed for that.
+
+        Raises:
+            SettingError: they do not go together.
+        """
+        chosen = {name: value for name, value in values.items() if name != "kind"}
+        fields = dataclasses.fields(self.names(self.kind))
+        if all(f.name in chosen or f.default is not dataclasses.MISSING for f in fields):
+            try:
+                self.names(self.kind)(**chosen)
+            except SettingError:
+                raise
+            except ValueError as error:
+                text = str(error).rstrip(".")
+                raise SettingError("kind", self.kind, text, "Correct it") from error
+        return Variant(self.names, self.kind, tuple(chosen.items()))
+
+    def build(self, **given: Any) -> Any:
+        """The dataclass, with those of the given fields that it has."""
+        make = self.names(self.kind)
+        fields = {field.name for field in dataclasses.fields(make)}
+        wanted = {name: value for name, value in given.items() if name in fields}
+        return make(**dict(self.values), **wanted)
+
+
 S = TypeVar("S", bound=Settings)
+_GROUPS = (Settings, Variant)
 
 
 def get(instance: Any, key: str) -> Any:
@@ -321,11 +396,11 @@ def replace(instance: S, changes: Mapping[str, Any]) -> S:
     return dataclasses.replace(instance, **nested, **values)
 
 
-def declared(instance: Settings) -> list[Setting]:
+def declared(instance: Any) -> list[Setting]:
     """Every setting under its full key, in order of declaration; defaults are the instance's."""
     found = []
     for name, value in _members(instance):
-        if isinstance(value, Settings):
+        if isinstance(value, _GROUPS):
             found += [
                 dataclasses.replace(
                     each,
@@ -349,14 +424,14 @@ def values_of(instance: Settings, kind: type[Settings]) -> dict[str, Any]:
     return {each.key: getattr(instance, each.key) for each in _own(kind)}
 
 
-def to_config(instance: Settings) -> Any:
+def to_config(instance: Any) -> Any:
     """The `ConfigDict` of the settings, for users to edit."""
     from ml_collections import ConfigDict
     from ml_collections.config_dict import placeholder
 
     config = ConfigDict()
     for name, value in _members(instance):
-        if isinstance(value, Settings):
+        if isinstance(value, _GROUPS):
             config[name] = to_config(value)
         elif value.default is None:
             config[name] = placeholder(tuple if value.is_tuple else value.kind)
@@ -377,10 +452,18 @@ def from_config(instance: S, config: Any) -> S:
         ConfigError: a key that there is not, or is missing; a value of another type or out of its
             range; two values that do not go together. The message has the full key.
     """
-    return _from_config(instance, config, "", [each.key for each in declared(instance)])
+    known = [each.key for each in declared(instance)]
+    settings: S = _from_config(instance, config, "", known)
+    return settings
 
 
-def _from_config(instance: S, config: Any, prefix: str, known: Sequence[str]) -> S:
+def _from_config(instance: Any, config: Any, prefix: str, known: Sequence[str]) -> Any:
+    group = prefix.rstrip(".")
+    if isinstance(instance, Variant) and config.get("kind") != instance.kind:
+        try:
+            instance = instance.of_kind(str(config.get("kind")))
+        except SettingError as error:
+            raise error.within(group) from error
     members = dict(_members(instance))
     for name in config:
         if name not in members:
@@ -389,7 +472,7 @@ def _from_config(instance: S, config: Any, prefix: str, known: Sequence[str]) ->
     values = {}
     for name, member in members.items():
         key = prefix + name
-        is_group = isinstance(member, Settings)
+        is_group = isinstance(member, _GROUPS)
         if name not in config:
             default = "a group of keys" if is_group else repr(member.default)
             raise ConfigError(key, None, "the key is missing", f"Its default is {default}")
@@ -404,11 +487,13 @@ def _from_config(instance: S, config: Any, prefix: str, known: Sequence[str]) ->
         else:
             values[name] = _value(dataclasses.replace(member, key=key), value)
     try:
+        if isinstance(instance, Variant):
+            return instance.with_values(values)
         return dataclasses.replace(instance, **values)
     except ConfigError:
         raise
     except SettingError as error:
-        raise error.within(prefix.rstrip(".")) from error
+        raise error.within(group) from error
 
 
 def _value(declaration: Setting, value: Any) -> Any:
@@ -451,12 +536,13 @@ def exempt_keys(instance: Settings) -> frozenset[str]:
     return frozenset(each.key for each in declared(instance) if each.is_exempt)
 
 
-def reference(instance: Settings) -> str:
-    """The settings as a Markdown table: key, default, range, meaning."""
+def reference(settings: Sequence[Setting]) -> str:
+    """Declarations as a Markdown table: key, default, range, meaning."""
     lines = ["| key | default | values | meaning |", "|---|---|---|---|"]
-    for each in declared(instance):
+    for each in settings:
         values = f"{each.type_name}, {each.range_text}" if each.range_text else each.type_name
-        cells = (f"`{each.key}`", f"`{each.default!r}`", values, each.help)
+        key = f"`{each.key}`" + (" ↻" if each.is_exempt else "")
+        cells = (key, f"`{each.default!r}`", values, each.help)
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
@@ -471,15 +557,18 @@ def help_text(instance: Settings, flag: str = "--config") -> str:
     return "\n".join(lines) + "\n"
 
 
-def _members(instance: Settings) -> Iterator[tuple[str, Any]]:
-    """Groups (instances of `Settings`) and declarations (`Setting`) of an instance, by name."""
+def _members(instance: Any) -> Iterator[tuple[str, Any]]:
+    """Groups (`Settings` or `Variant`) and declarations (`Setting`) of an instance, by name."""
+    if isinstance(instance, Variant):
+        yield from ((each.key, each) for each in instance.settings())
+        return
     own = {each.key: each for each in _own(type(instance))}
     for field in dataclasses.fields(instance):
         value = getattr(instance, field.name)
         if field.name in own:
             declaration = own[field.name]
             yield field.name, dataclasses.replace(declaration, default=_text(declaration, value))
-        elif isinstance(value, Settings) and _GIVEN not in field.metadata:
+        elif isinstance(value, _GROUPS) and _GIVEN not in field.metadata:
             yield field.name, value
 
 

@@ -19,10 +19,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from jax_unmask import config as defaults
-from jax_unmask import validation
+from jax_unmask import recipes
 from jax_unmask.planning import collectives
-from jax_unmask.recipes import RECIPES, rollouts
+from jax_unmask.recipes import rollouts
 from jax_unmask.runtime import distributed
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.progress import Timer
@@ -125,11 +124,10 @@ class Programs:
 
 def make_recipe(name: str, mesh: list[int], **changes: Any) -> Any:
     """A recipe of `SETTINGS`, with changes, on a mesh of these sizes (data, fsdp, tensor)."""
-    config = getattr(defaults, name)()
+    config = recipes.config(name)
     config.update_from_flattened_dict(SETTINGS[name] | changes)
     config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
-    validation.validate(config)
-    return RECIPES[name](config, pathlib.Path(tempfile.mkdtemp()))
+    return recipes.find(name)(recipes.read(config), pathlib.Path(tempfile.mkdtemp()))
 
 
 def steps(recipe: Any, count: int) -> list[dict[str, float]]:

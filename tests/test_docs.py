@@ -12,7 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import config, notation, policies, tasks
+from jax_unmask import notation, policies, recipes, tasks
 from jax_unmask.commands import bench, convert, generate, harness, plan, train
 from jax_unmask.commands import eval as evaluate
 
@@ -121,7 +121,7 @@ def flat(values: ConfigDict, prefix: str = "") -> set[str]:
     return keys
 
 
-KEYS = {"stages"}.union(*(flat(getattr(config, recipe)()) for recipe in config.RECIPES))
+KEYS = set().union(*(flat(recipes.config(name)) for name in recipes.RECIPES))
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
 
 
@@ -235,7 +235,7 @@ def test_named_policies_exist(document):
     [
         ("tasks.md", tasks.names()),
         ("policies.md", POLICIES),
-        ("training.md", config.RECIPES),
+        ("training.md", list(recipes.RECIPES)),
         ("training.md", [name(path) for path in (ROOT / "configs").glob("*.py")]),
     ],
     ids=["tasks", "policies", "recipes", "experiments"],

@@ -137,7 +137,7 @@ def test_exempt_keys_are_declared():
 def test_help_and_reference_come_from_the_declaration():
     assert "--config.reward.alpha: Price of a forward." in settings.help_text(Whole())
     row = "| `reward.alpha` | `3.0` | float, at least 0 and below 1000 | Price of a forward. |"
-    assert row in settings.reference(Whole())
+    assert row in settings.reference(settings.declared(Whole()))
 
 
 def test_is_light():

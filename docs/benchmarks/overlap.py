@@ -21,9 +21,8 @@ import time
 import jax
 import numpy as np
 
-from jax_unmask import denoisers, policies, tasks, validation
+from jax_unmask import denoisers, policies, recipes, tasks
 from jax_unmask.evaluation import measure
-from jax_unmask.recipes import RECIPES
 from jax_unmask.rollout import RolloutSettings, trimmed
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
@@ -77,8 +76,7 @@ def make_recipe(name, parts, workers, directory):
     if "expert" in config:
         config.expert.count = 0
     config.eval.after_training = False
-    validation.validate(config)
-    return RECIPES[config.recipe](config, directory)
+    return recipes.find(config.recipe)(recipes.read(config), directory)
 
 
 def overlap(repeats, workers):

@@ -10,8 +10,7 @@ import tempfile
 import numpy as np
 from ml_collections import ConfigDict
 
-from jax_unmask import validation
-from jax_unmask.recipes.policy_grpo import PolicyGrpo
+from jax_unmask import recipes
 from jax_unmask.runtime.compilation import CompileTimes
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
@@ -53,24 +52,17 @@ def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTime
     """Takes one training step to compile, and `steps` that are timed; keeps nothing of them.
 
     Args:
-        config: a config of recipe policy_grpo.
+        config: a config of a recipe that rolls out.
         steps: how many steps to time.
         compile_times: running count of compilations.
 
     Raises:
-        ConfigError: the config makes no sense, or is of another recipe.
+        ConfigError: the config makes no sense, or its recipe has no rollouts.
     """
-    validation.validate(config)
-    if config.recipe != "policy_grpo":
-        raise ConfigError(
-            "recipe",
-            config.recipe,
-            "it has no rollout to compare with the update",
-            "Give a config of recipe 'policy_grpo'",
-        )
+    settings, recipe_class = recipes.read(config), recipes.find(config.recipe)
     reports, metrics = [], []
     with tempfile.TemporaryDirectory(prefix="jax_unmask_bench_") as workdir:
-        recipe = PolicyGrpo(config, pathlib.Path(workdir))
+        recipe = recipe_class(settings, pathlib.Path(workdir))
         state, batches = recipe.init(), recipe.data()
         timer = Timer()
         for step in range(steps + 1):
@@ -82,11 +74,14 @@ def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTime
                 programs = compile_times.programs
             else:
                 metrics.append(values)
+    if "rollout" not in {name.partition("/")[2] for name in reports[0]}:
+        problem = "its steps have no rollout to compare with the update"
+        raise ConfigError("recipe", config.recipe, problem, "Give a config of another recipe")
     first, *reports = reports
     seconds = [report["seconds/total"] for report in reports]
     phase = {name: sum(report.get(f"seconds/{name}", 0.0) for report in reports) for name in PHASES}
     phase["other"] = max(0.0, sum(seconds) - sum(phase.values()))
-    rows = config.rollout.prompts_per_step * (config.rollout.group_size + config.expert.count)
+    rows = settings.rows
     return Breakdown(
         first_step_seconds=first["seconds/total"],
         seconds=seconds,

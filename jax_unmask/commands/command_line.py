@@ -6,13 +6,17 @@ import contextlib
 import logging
 import pathlib
 import re
+import runpy
 import sys
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict, config_flags
 
+from jax_unmask import recipes
 from jax_unmask.runtime import distributed
+from jax_unmask.runtime.config import flatten
+from jax_unmask.settings import help_text, suggestion
 
 # Exceptions that wrong input raises: `ConfigError` and `CheckpointError` are ValueErrors, paths
 # that do not fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers
@@ -39,8 +43,14 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     Raises:
         SystemExit: a flag or the experiment file is wrong; with the message.
     """
-    argv = list(argv)
-    _require_config_file(argv)
+    argv, file = list(argv), _config_file(argv)
+    try:
+        if file and not pathlib.Path(file.partition(":")[0]).is_file():
+            load_config(file)
+        if any(re.fullmatch("--?h(elp(full|short)?)?", argument) for argument in argv):
+            _print_settings(file)
+    except FileNotFoundError as error:
+        sys.exit(f"error: --config={file}: {error}")
     try:
         return flags.FLAGS(argv)
     except flags.Error as error:
@@ -49,29 +59,49 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             # The experiment file raised; its own words come last.
             lines = [lines[0], lines[-1]]
         sys.exit(f"error: {' '.join(lines)}")
-    except AttributeError as error:
-        # From ml_collections, which says: 'gen_lenght' Did you mean "gen_length" instead of ...
-        name, close = re.search(r"\w+", str(error)), re.search(r'you mean "(\w+)"', str(error))
-        pattern = rf"--?config\.(.*\.)?{name.group() if name else ''}(=|$)"
-        given = [argument for argument in argv if re.match(pattern, argument)]
-        if not given:
-            raise
-        hint = "Keys and their defaults are in jax_unmask/config/."
-        if close:
-            hint = f"Did you mean {close.group(1)!r}?"
-        sys.exit(f"error: {given[0].partition('=')[0]}: there is no such key. {hint}")
+    except (AttributeError, KeyError):
+        # From ml_collections, about a key that there is not, in its own words.
+        known = list(flatten(load_config(_config_file(argv))))
+        for argument in argv:
+            match = re.match(r"--?config\.([\w.]+)", argument)
+            if match and match[1] not in known:
+                hint = suggestion(match[1], known)
+                sys.exit(f"error: --config.{match[1]}: there is no such key. {hint}")
+        raise
 
 
-def _require_config_file(argv: Sequence[str]) -> None:
+def load_config(file: str) -> ConfigDict:
+    """The config of an experiment file, FILE.py or FILE.py:ARGUMENT.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+    """
+    path, _, argument = file.partition(":")
+    if not pathlib.Path(path).is_file():
+        raise FileNotFoundError(
+            f"there is no file {path}; give the path of an experiment file, relative to "
+            f"{pathlib.Path.cwd()}"
+        )
+    make = runpy.run_path(path)["get_config"]
+    config: ConfigDict = make(argument) if argument else make()
+    return config
+
+
+def _config_file(argv: Sequence[str]) -> str:
+    """The value of `--config`; empty without one."""
     for argument, following in zip(argv, [*argv[1:], ""], strict=True):
         if match := _CONFIG_FLAG.fullmatch(argument):
-            value = following if match["value"] is None else match["value"]
-            path = pathlib.Path(value.partition(":")[0])
-            if not path.is_file():
-                sys.exit(
-                    f"error: --config={value}: there is no file {path}; give the path of an "
-                    f"experiment file, relative to {pathlib.Path.cwd()}"
-                )
+            return following if match["value"] is None else str(match["value"])
+    return ""
+
+
+def _print_settings(file: str) -> None:
+    """Prints the settings of an experiment file, for `--help`."""
+    if not file:
+        print("Settings: --config.KEY=VALUE. With --config=FILE.py, --help lists them.\n")
+        return
+    settings = recipes.read(load_config(file))
+    print(f"Settings of {file}:\n\n{help_text(settings)}")
 
 
 def set_up_logging() -> None:

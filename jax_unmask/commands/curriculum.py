@@ -17,23 +17,24 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
-import runpy
 import shlex
 from collections.abc import Callable
 
 import jax
 from ml_collections import ConfigDict
 
-from jax_unmask import notation, validation
+from jax_unmask import notation, recipes
+from jax_unmask.commands.command_line import load_config
+from jax_unmask.recipes.curriculum import CurriculumSettings
 from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir, read_value
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.placement import Placement
+from jax_unmask.settings import from_config
 
 RECIPE = "curriculum"
-# Key of the denoiser or policy that a stage takes from the stage before it.
-_STARTS_FROM = dict.fromkeys(("sft", "state_sft", "tracerl"), "model.path")
-_STARTS_FROM["policy_grpo"] = "policy.init_from"
-_EXPORT = {"model.path": "model", "policy.init_from": "policy"}
+# Where a stage finds the denoiser or the policy of the stage before it, and where that wrote it.
+_STARTS_FROM = {"denoiser": "model.path", "policy": "policy.init_from"}
+_EXPORT = {"denoiser": "model", "policy": "policy"}
 _MARKER = "finished"
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     Raises:
         ConfigError: a stage cannot be read, or is invalid; the message names it.
     """
+    from_config(CurriculumSettings(), config)
     if not config.stages:
         raise ConfigError("stages", config.stages, "there is nothing to do", "Name at least one")
     made: dict[str, str] = {}
@@ -73,17 +75,18 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     for number, line in enumerate(config.stages, start=1):
         try:
             stage, changed = _read(line)
-            name = f"{number:02d}-{stage.recipe}"
-            for key in {_STARTS_FROM[stage.recipe], "model.path"}:
+            name = f"{number:02d}-{stage.recipe.rpartition('.')[2]}"
+            trains = recipes.find(stage.recipe).trains
+            for key in {_STARTS_FROM[trains], "model.path"}:
                 if key in made and key not in changed:
                     stage.update_from_flattened_dict({key: made[key]})
-            validation.validate(stage)
+            recipes.read(stage)
         except (ConfigError, ValueError, KeyError, OSError, TypeError) as error:
             remedy = "Write it as FILE.py or FILE.py:ARGUMENT, then KEY=VALUE ..."
             problem = str(error).rstrip(".")
             raise ConfigError(f"stages[{number - 1}]", line, problem, remedy) from error
-        key = _STARTS_FROM[stage.recipe]
-        made[key] = str(stage.get("export") or workdir / name / _EXPORT[key])
+        export = stage.get("export") or workdir / name / _EXPORT[trains]
+        made[_STARTS_FROM[trains]] = str(export)
         found.append(Stage(name, stage))
     return found
 
@@ -128,11 +131,7 @@ def _read(line: str) -> tuple[ConfigDict, set[str]]:
     words = shlex.split(line)
     if not words:
         raise ValueError("it is empty")
-    path, _, argument = words[0].partition(":")
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(f"there is no file {path}")
-    make = runpy.run_path(path)["get_config"]
-    config = make(argument) if argument else make()
+    config = load_config(words[0])
     if config.recipe == RECIPE:
         raise ValueError("a stage cannot be a curriculum itself")
     given = notation.pairs(words[1:], line)

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import pathlib
+from typing import Any
 
 import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import policies, validation
+from jax_unmask import policies, recipes
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.environment.bundle import load_bundle, load_denoiser_config
@@ -32,7 +33,7 @@ def evaluate(
     """Measures the policies of a config, and one that was trained with it.
 
     Args:
-        config: a full config, see `jax_unmask.config`.
+        config: a full config, see `recipes.config`.
         workdir: receives results.jsonl, outcomes/, summary.md, frontier.png and report.html; and
             policy/, if `checkpoint` is a training checkpoint.
         checkpoint: see the flag of the same name.
@@ -41,17 +42,17 @@ def evaluate(
         runtime.config.ConfigError: the config asks for what cannot be measured.
         ValueError, FileNotFoundError: the checkpoint or the model cannot be read.
     """
-    validation.validate(config)
-    candidates.candidates(config)  # Mistakes show before anything large is loaded.
-    trained = None
-    if checkpoint is not None and config.recipe in ("sft", "state_sft", "tracerl"):
+    settings, trained = recipes.read(config), None
+    candidates.check(settings)  # Mistakes show before anything large is loaded.
+    if checkpoint is not None and recipes.find(config.recipe).trains == "denoiser":
         config = config.copy_and_resolve_references()  # The caller keeps its own.
         config.model.path = str(checkpoint)
+        settings = recipes.read(config)
     elif checkpoint is not None:
-        trained = policy_directory(config, checkpoint, workdir)
-        candidates.candidates(config, trained=trained)
-    if not config.eval.axes:
-        return sweep.run(config, load_bundle(config), workdir, trained=trained)
+        trained = policy_directory(settings, checkpoint, workdir)
+        candidates.candidates(settings, trained=trained)
+    if not settings.eval.axes:
+        return sweep.run(settings, load_bundle(settings), workdir, trained=trained)
     return _sweep_axes(config, workdir, trained)
 
 
@@ -59,25 +60,20 @@ def _sweep_axes(
     config: ConfigDict, workdir: pathlib.Path, trained: pathlib.Path | None
 ) -> list[Result]:
     """Every combination of `eval.axes`, one after the other, into one report."""
-    varied = axes.combinations(config)
-    for each in varied:
-        validation.validate(each.config)
-        candidates.candidates(each.config, trained=trained)
+    varied = [(recipes.read(each.config), each.values) for each in axes.combinations(config)]
+    for settings, _ in varied:
+        candidates.candidates(settings, trained=trained)
     curve_files = reporting.curve_files(config, workdir)
     swept = []
-    for each in varied:
-        bundle = load_bundle(each.config)
-        swept.append(
-            sweep.measure_all(each.config, bundle, workdir, trained=trained, varied=each.values)
-        )
+    for settings, values in varied:
+        bundle = load_bundle(settings)
+        swept.append(sweep.measure_all(settings, bundle, workdir, trained=trained, varied=values))
     if not jax.process_index():
         reporting.write(swept, workdir, curve_files)
     return [result for part in swept for result in part.results]
 
 
-def policy_directory(
-    config: ConfigDict, checkpoint: pathlib.Path, workdir: pathlib.Path
-) -> pathlib.Path:
+def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     """The policy directory of a checkpoint; a training checkpoint is exported to workdir/policy.
 
     Raises:

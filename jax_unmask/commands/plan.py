@@ -10,13 +10,18 @@ import jax.numpy as jnp
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import denoisers, validation
+from jax_unmask import denoisers, recipes
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import families, sharding
 from jax_unmask.denoisers.pretrained import read_config
-from jax_unmask.planning import estimate
+from jax_unmask.environment.blueprint import (
+    ASSUMED_UTILISATION,
+    Work,
+    bytes_per_device,
+)
+from jax_unmask.environment.settings import RunSettings
 from jax_unmask.planning.collectives import Collective, bytes_per_round
-from jax_unmask.planning.programs import RECIPES, Program, bytes_per_device
+from jax_unmask.planning.programs import Program
 from jax_unmask.recipes.base import check_fits
 from jax_unmask.runtime import accelerators, compilation
 from jax_unmask.runtime import placement as placements
@@ -33,7 +38,7 @@ class Plan:
     """Memory, communication and time of one training step on each device.
 
     Attributes:
-        config: the config planned for.
+        config: the settings planned for.
         denoiser: the denoiser.
         devices: how many devices.
         device: their type; None for the devices of this machine.
@@ -46,7 +51,7 @@ class Plan:
         work: its matrix products.
     """
 
-    config: ConfigDict
+    config: RunSettings
     denoiser: denoisers.DenoiserConfig
     devices: int
     device: Accelerator | None
@@ -55,14 +60,7 @@ class Plan:
     lasting_bytes: dict[str, int]
     records_bytes: int
     programs: tuple[Program, ...]
-    work: estimate.Work
-
-    @property
-    def rows(self) -> int:
-        """Rows of a step, those of experts apart."""
-        if "data" in self.config:
-            return self.config.data.batch_size
-        return self.config.rollout.prompts_per_step * self.config.rollout.group_size
+    work: Work
 
     @property
     def widened_bytes(self) -> int:
@@ -125,12 +123,11 @@ class Plan:
 
     def _what(self) -> list[str]:
         config, denoiser = self.config, self.denoiser
-        length = (config.data if "data" in config else config.rollout).gen_length
-        rows = f"step      {self.rows} rows of {config.task.prompt_length} + {length} tokens"
-        if "rollout" in config:
-            rows += f", blocks of {config.rollout.block_length}"
-        if "expert" in config:
-            rows += f", {config.expert.count} experts per group"
+        sampling = config.sampling
+        length = sampling.gen_length
+        rows = f"step      {config.rows} rows of {config.task.prompt_length} + {length} tokens"
+        if sampling.block_length < length:
+            rows += f", blocks of {sampling.block_length}"
         name = jax.devices()[0].device_kind if self.device is None else self.device.name
         mesh = " x ".join(f"{axis} {size}" for axis, size in self._mesh().items())
         return [
@@ -191,7 +188,7 @@ class Plan:
         if self.device is None:
             return []
         rollout, update = self.work.seconds(self.device, self.devices)
-        lines = [f"time of a step at {estimate.ASSUMED_UTILISATION:.0%} of the peak, an estimate"]
+        lines = [f"time of a step at {ASSUMED_UTILISATION:.0%} of the peak, an estimate"]
         if self.work.nfe:
             lines.append(f"  rollout, {self.work.nfe} forwards per row {_seconds(rollout):>24}")
         if self.work.update:
@@ -209,7 +206,7 @@ def plan(
     """Plans a training step from shapes, for a mesh over all devices that JAX shows.
 
     Args:
-        config: a full config, see `jax_unmask.config`.
+        config: a full config, see `recipes.config`.
         compile_programs: compile the programs of a step for these devices.
         device: the accelerator that they stand in for; None for this machine's own devices.
         nfe: forwards that a row is assumed to need, for the estimate of time.
@@ -218,23 +215,18 @@ def plan(
         ConfigError: the config makes no sense, or the shape of its model is not known.
         ValueError: the model's config.json is not supported.
     """
-    validation.validate(config)
-    if config.recipe not in RECIPES:
-        known = ", ".join(RECIPES)
-        raise ConfigError(
-            "recipe", config.recipe, "it cannot be planned", f"Give a config of {known}"
-        )
-    shape = denoiser_config(config)
-    length = (config.data if "data" in config else config.rollout).gen_length
-    check_fits(shape, config.task.prompt_length, length)
-    placement = placements.from_config(config)
+    settings, recipe = recipes.read(config), recipes.find(config.recipe)
+    if not hasattr(recipe, "blueprint"):
+        remedy = "Give the config of another, or let it have `blueprint` and `work`"
+        raise ConfigError("recipe", config.recipe, "it cannot be planned", remedy)
+    shape = denoiser_config(settings)
+    check_fits(shape, settings.task.prompt_length, settings.sampling.gen_length)
+    placement = placements.from_config(settings)
     sharding.check_mesh(shape, placement.mesh)
-    blueprint = RECIPES[config.recipe](config, shape, placement)
-    programs = blueprint.programs
-    if compile_programs:
-        programs = tuple(program.compiled() for program in programs)
+    blueprint = recipe.blueprint(settings, shape, placement)
+    programs = tuple(Program.of(traced, compiled=compile_programs) for traced in blueprint.programs)
     return Plan(
-        config=config,
+        config=settings,
         denoiser=shape,
         devices=jax.device_count(),
         device=device,
@@ -243,11 +235,11 @@ def plan(
         lasting_bytes={name: bytes_per_device(tree) for name, tree in blueprint.lasting.items()},
         records_bytes=bytes_per_device(blueprint.passing),
         programs=programs,
-        work=estimate.work(config, shape, nfe),
+        work=recipe.work(settings, shape, nfe),
     )
 
 
-def denoiser_config(config: ConfigDict) -> denoisers.DenoiserConfig:
+def denoiser_config(config: RunSettings) -> denoisers.DenoiserConfig:
     """Shape of `config.model.path`: from its config.json, or as published under that hub name.
 
     Raises:

@@ -13,10 +13,11 @@ import jax
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import validation
+from jax_unmask import recipes
 from jax_unmask.commands import command_line, curriculum
+from jax_unmask.environment.settings import RunSettings
 from jax_unmask.learners.state import TrainState
-from jax_unmask.recipes import RECIPES, Recipe
+from jax_unmask.recipes.base import Recipe
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.checkpoints import Checkpoints
@@ -27,6 +28,7 @@ from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
 from jax_unmask.runtime.progress import Timer, progress_bar
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
+from jax_unmask.settings import exempt_keys, flat
 from jax_unmask.tasks.data import BatchIterator
 
 logger = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """Trains to `config.train.steps`, continuing from the workdir's last checkpoint.
 
     Args:
-        config: a full config, see `jax_unmask.config`.
+        config: a full config, see `recipes.config`.
         workdir: receives config.json, metrics.jsonl, timings.jsonl, tensorboard/, checkpoints/ and
             what the recipe exports; that of a curriculum receives a directory per stage.
 
@@ -51,12 +53,17 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     """
     if config.get("recipe") == curriculum.RECIPE:
         return curriculum.run(config, workdir, train)
-    validation.validate(config)
-    check_workdir(workdir, config, exempt=validation.EXEMPT)
-    recipe = RECIPES[config.recipe](config, workdir)
+    settings = recipes.read(config)
+    if settings.eval.after_training:
+        from jax_unmask.evaluation import candidates  # Draws plots; training needs none of it.
+
+        candidates.check(settings)
+    exempt = tuple(exempt_keys(settings))
+    check_workdir(workdir, config, exempt=exempt)
+    recipe = recipes.find(config.recipe)(settings, workdir)
     data = recipe.data()
-    claim_workdir(workdir, config, exempt=validation.EXEMPT)
-    checkpoint = config.checkpoint
+    claim_workdir(workdir, config, exempt=exempt)
+    checkpoint = settings.checkpoint
     with Checkpoints(
         workdir,
         keep_latest=checkpoint.keep_latest,
@@ -64,23 +71,23 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         best_metric=checkpoint.best_metric or None,
         best_mode=checkpoint.best_mode,
     ) as checkpoints:
-        state = _run(config, workdir, recipe, data, checkpoints)
+        state = _run(settings, workdir, recipe, data, checkpoints)
     if state is None:
         return False
     trained = recipe.finish(state, workdir)
     Placement().meet("exported")  # The first process writes what others may be about to read.
-    if config.eval.after_training:
-        from jax_unmask.evaluation import sweep  # Draws plots; training needs none of it.
+    if settings.eval.after_training:
+        from jax_unmask.evaluation import sweep
 
-        sweep.run(config, trained, workdir, trained=trained.policy)
+        sweep.run(settings, trained, workdir, trained=trained.policy)
         if trained.policy is not None and not jax.process_index():
-            write_policy_card(trained.policy, config, workdir)
+            write_policy_card(trained.policy, settings, workdir)
         Placement().meet("evaluated")
     return True
 
 
 def _run(
-    config: ConfigDict,
+    config: RunSettings,
     workdir: pathlib.Path,
     recipe: Recipe,
     data: BatchIterator,
@@ -104,7 +111,7 @@ def _run(
     Placement().meet("training begins")
     sinks: tuple[WeightsAndBiases, ...] = ()
     if config.log.wandb:
-        sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=config.to_dict()),)
+        sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=flat(config)),)
     with (
         Preemption(config.checkpoint.grace_seconds) as preemption,
         MetricWriter(
@@ -167,7 +174,7 @@ def _stop_at_nan(step: int, values: dict[str, float]) -> None:
         )
 
 
-def _require_best_metric(config: ConfigDict, values: dict[str, float]) -> None:
+def _require_best_metric(config: RunSettings, values: dict[str, float]) -> None:
     """Refuses to rank checkpoints by what is not measured."""
     metric = config.checkpoint.best_metric
     if metric and metric not in values:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from jax_unmask.denoisers.adapters import init_adapters, merge_adapters, with_adapters
+from jax_unmask.denoisers.adapters import (
+    LoraSettings,
+    init_adapters,
+    merge_adapters,
+    with_adapters,
+)
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.pretrained import from_pretrained, save_orbax, save_pretrained
 from jax_unmask.denoisers.tokenizer import Tokenizer, load_tokenizer
@@ -17,6 +22,7 @@ from jax_unmask.denoisers.transformer import (
 __all__ = [
     "Denoiser",
     "DenoiserConfig",
+    "LoraSettings",
     "Params",
     "Tokenizer",
     "abstract_params",

@@ -7,6 +7,7 @@ that the denoiser takes, and one without them is the denoiser as it was.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 
 import jax
@@ -16,6 +17,20 @@ from jaxtyping import Array
 
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.transformer import Params, abstract_params
+from jax_unmask.settings import Settings, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraSettings(Settings):
+    """Low-rank adapters that are trained instead of the weights, and merged in when exported."""
+
+    rank: int = setting(0, "Inner width of the adapters; 0 trains all weights instead.", ge=0)
+    targets: tuple[str, ...] = setting(
+        (), "Linear maps to adapt, as in ('query', 'value'); none given: all of attention and MLP."
+    )
+    scale: float = setting(
+        1.0, "Standard deviation of what lora_a makes of an input of order 1.", gt=0, le=1e6
+    )
 
 
 def init_adapters(

@@ -8,8 +8,6 @@ import inspect
 import pathlib
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from jax_unmask import denoisers, notation, tasks
 from jax_unmask.denoisers import hub, sharding
 from jax_unmask.denoisers.pretrained import read_config
@@ -45,7 +43,7 @@ class Bundle:
     policy: pathlib.Path | None = None
 
 
-def load_bundle(config: ConfigDict) -> Bundle:
+def load_bundle(config: Any) -> Bundle:
     """Builds a `Bundle` from `config.model` and `config.task`.
 
     Args:
@@ -58,7 +56,9 @@ def load_bundle(config: ConfigDict) -> Bundle:
         ValueError: the model's files do not fit together.
     """
     task, placement = load_task(config), placements.from_config(config)
-    quantization = config.model.get("quantization")  # Models that are trained have no such key.
+    quantization = getattr(
+        config.model, "quantization", None
+    )  # Models that are trained have no such key.
     denoiser, params, tokenizer = load_model(
         _model_path(config),
         dtype=config.model.dtype,
@@ -70,7 +70,7 @@ def load_bundle(config: ConfigDict) -> Bundle:
     return Bundle(denoiser, params, tokenizer, task, name, placement)
 
 
-def load_denoiser_config(config: ConfigDict) -> denoisers.DenoiserConfig:
+def load_denoiser_config(config: Any) -> denoisers.DenoiserConfig:
     """The shape of the denoiser of `config.model`, from its `config.json` alone.
 
     Raises: as `load_bundle`.
@@ -78,7 +78,7 @@ def load_denoiser_config(config: ConfigDict) -> denoisers.DenoiserConfig:
     return read_config(hub.local_directory(resolve_model(_model_path(config))))
 
 
-def _model_path(config: ConfigDict) -> str:
+def _model_path(config: Any) -> str:
     if config.model.path:
         return config.model.path
     raise ConfigError(
@@ -146,7 +146,7 @@ def build_cache(
     return cache
 
 
-def load_task(config: ConfigDict, *, prompt_style: str = "training") -> Task:
+def load_task(config: Any, *, prompt_style: str = "training") -> Task:
     """Makes the task of `config.task`.
 
     Args:
@@ -201,7 +201,7 @@ def _weight(text: str) -> tuple[str, float | None]:
 
 
 def _task_settings(
-    config: ConfigDict, name: str, prompt_style: str, *, part: bool = False
+    config: Any, name: str, prompt_style: str, *, part: bool = False
 ) -> dict[str, Any]:
     """Arguments of a task's constructor: what the config has of what the task takes.
 
@@ -239,7 +239,7 @@ def _task_settings(
     return chosen
 
 
-def _data_path(config: ConfigDict) -> str:
+def _data_path(config: Any) -> str:
     path = config.task.path
     if not path:
         names = [text.partition("=")[0] for text in config.task.mixture]

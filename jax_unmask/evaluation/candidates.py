@@ -8,11 +8,11 @@ import pathlib
 import re
 from collections.abc import Sequence
 
-from ml_collections import ConfigDict
-
 from jax_unmask import notation, policies
+from jax_unmask.environment.bundle import build_cache
+from jax_unmask.environment.settings import RunSettings
 from jax_unmask.policies.base import Params, Policy
-from jax_unmask.report import results
+from jax_unmask.report import curves, results
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.shipped import shipped_policies
 
@@ -51,7 +51,28 @@ class Candidate:
         return self.policy.needs.keys
 
 
-def candidates(config: ConfigDict, *, trained: str | pathlib.Path | None = None) -> list[Candidate]:
+def check(config: RunSettings) -> None:
+    """Checks all of `config.eval` that can be checked before anything is loaded.
+
+    Raises:
+        ConfigError: something that it names cannot be read, or is not there.
+    """
+    candidates(config)
+    for text in config.eval.caches:
+        build_cache(text, "eval.caches")
+    for text in config.eval.viewer:
+        _expand("eval.viewer", text)
+    for text in config.eval.trained:
+        _expand("eval.trained", f"learned:{text}")
+    try:
+        curves.find(config.eval.curves)
+    except FileNotFoundError as error:
+        raise ConfigError("eval.curves", config.eval.curves, str(error), "Correct it") from error
+
+
+def candidates(
+    config: RunSettings, *, trained: str | pathlib.Path | None = None
+) -> list[Candidate]:
     """Every policy of `config.eval` at every setting; reads policies, compiles nothing.
 
     `eval.policies` holds heuristics and `learned:DIR` in the notation of `jax_unmask.notation`;
@@ -66,12 +87,7 @@ def candidates(config: ConfigDict, *, trained: str | pathlib.Path | None = None)
     Raises:
         ConfigError: a policy cannot be read, or a block length does not divide the canvas.
     """
-    seeds = config.eval.seeds
-    if not seeds or min(seeds) < 0:
-        raise ConfigError(
-            "eval.seeds", seeds, "policies that draw need seeds of at least 0", "Give at least one"
-        )
-    length = gen_length(config)
+    length = config.sampling.gen_length
     for block in _block_lengths(config):
         _check_block("eval.block_lengths", config.eval.block_lengths, block, length)
     found: list[Candidate] = []
@@ -83,8 +99,8 @@ def candidates(config: ConfigDict, *, trained: str | pathlib.Path | None = None)
             found.append(_candidate(config, "eval.policies", spec, label))
     if trained is not None:
         method, seed = "policy", None
-        if "reward" in config:
-            method, seed = f"policy, alpha {config.reward.alpha:g}", config.seed
+        if reward := getattr(config, "reward", None):
+            method, seed = f"policy, alpha {reward.alpha:g}", config.seed
         for spec in _at_trained_settings(config, str(trained)):
             candidate = _candidate(config, "eval.trained", spec, results.TRAINED)
             found.append(dataclasses.replace(candidate, method=method, training_seed=seed))
@@ -95,22 +111,17 @@ def candidates(config: ConfigDict, *, trained: str | pathlib.Path | None = None)
     return found
 
 
-def gen_length(config: ConfigDict) -> int:
-    """Canvas length of the config's recipe."""
-    return config.rollout.gen_length if "rollout" in config else config.data.gen_length
-
-
-def _block_lengths(config: ConfigDict) -> tuple[int, ...]:
+def _block_lengths(config: RunSettings) -> tuple[int, ...]:
     """Block lengths of `config.eval`, without repetition; 0 stands for the whole canvas."""
-    lengths = [block or gen_length(config) for block in config.eval.block_lengths]
+    lengths = [block or config.sampling.gen_length for block in config.eval.block_lengths]
     return tuple(dict.fromkeys(lengths))
 
 
-def _candidate(config: ConfigDict, key: str, spec: notation.Spec, label: str) -> Candidate:
+def _candidate(config: RunSettings, key: str, spec: notation.Spec, label: str) -> Candidate:
     # 0 stands for the whole canvas, as in `eval.block_lengths`.
-    blocks = tuple(block or gen_length(config) for block in spec.block_lengths)
+    blocks = tuple(block or config.sampling.gen_length for block in spec.block_lengths)
     for block in blocks:
-        _check_block(key, spec.text, block, gen_length(config))
+        _check_block(key, spec.text, block, config.sampling.gen_length)
     try:
         policy, params = policies.parse_policy(spec.text)
     except (ValueError, FileNotFoundError) as error:
@@ -133,7 +144,7 @@ def _candidate(config: ConfigDict, key: str, spec: notation.Spec, label: str) ->
 
 
 def _at_trained_settings(
-    config: ConfigDict, target: str, blocks: tuple[int, ...] = ()
+    config: RunSettings, target: str, blocks: tuple[int, ...] = ()
 ) -> list[notation.Spec]:
     """A learned policy at each setting of `eval.trained`."""
     specs = []

@@ -5,10 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from jax_unmask.environment.bundle import Bundle
-from jax_unmask.evaluation.candidates import Candidate, gen_length
+from jax_unmask.environment.settings import RunSettings
+from jax_unmask.evaluation.candidates import Candidate
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.tasks.base import Example, Task
@@ -44,24 +43,19 @@ class Measured:
 
 
 def rollout_settings(
-    config: ConfigDict, bundle: Bundle, block_length: int, cache: Cache | None
+    config: RunSettings, bundle: Bundle, block_length: int, cache: Cache | None
 ) -> RolloutSettings:
     """The rollout's shape in an evaluation."""
-    temperature, chunk = 0.0, None
-    if "rollout" in config:
-        temperature, chunk = config.rollout.temperature, config.rollout.vocab_chunk
-    return RolloutSettings(
-        gen_length=gen_length(config),
+    return dataclasses.replace(
+        config.sampling,
         block_length=block_length,
-        temperature=temperature,
-        vocab_chunk=chunk,
         stop_ids=bundle.tokenizer.stop_ids if config.eval.stop_at_end else (),
         cache=cache,
     )
 
 
 def load_problems(
-    config: ConfigDict, bundle: Bundle, task: Task, split: Any, count: int
+    config: RunSettings, bundle: Bundle, task: Task, split: Any, count: int
 ) -> Problems:
     """The first `count` problems of a split, encoded.
 

@@ -10,9 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 import jax_unmask
+from jax_unmask.environment.settings import RunSettings
 from jax_unmask.report import curves, page, payload, plots, tables
 from jax_unmask.report.results import NO_CACHE, Result
 from jax_unmask.runtime.files import atomic_write
@@ -45,7 +44,7 @@ class Swept:
     device: str
 
 
-def curve_files(config: ConfigDict, workdir: pathlib.Path) -> list[pathlib.Path]:
+def curve_files(config: RunSettings, workdir: pathlib.Path) -> list[pathlib.Path]:
     """Metrics of the training runs to show: of this workdir, and what `eval.curves` names.
 
     Raises:

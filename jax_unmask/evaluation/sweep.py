@@ -11,12 +11,12 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
-from ml_collections import ConfigDict
 
 from jax_unmask.environment.bundle import Bundle, build_cache, load_task
+from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation import candidates as candidates_lib
 from jax_unmask.evaluation import reporting, viewing
-from jax_unmask.evaluation.candidates import Candidate, gen_length
+from jax_unmask.evaluation.candidates import Candidate
 from jax_unmask.evaluation.identity import digest, essence, tree_hash
 from jax_unmask.evaluation.measure import MOST_ROWS, measure
 from jax_unmask.evaluation.problems import (
@@ -39,7 +39,7 @@ logger = logging.getLogger(__name__)
 
 
 def run(
-    config: ConfigDict,
+    config: RunSettings,
     bundle: Bundle,
     workdir: str | pathlib.Path,
     *,
@@ -76,7 +76,7 @@ def run(
 
 
 def measure_all(
-    config: ConfigDict,
+    config: RunSettings,
     bundle: Bundle,
     workdir: str | pathlib.Path,
     *,
@@ -130,7 +130,7 @@ def measure_all(
     )
 
 
-def _caches(config: ConfigDict, bundle: Bundle) -> list[Cache | None]:
+def _caches(config: RunSettings, bundle: Bundle) -> list[Cache | None]:
     """The caches to measure with.
 
     Raises:
@@ -139,14 +139,16 @@ def _caches(config: ConfigDict, bundle: Bundle) -> list[Cache | None]:
     denoiser = bundle.denoiser.config
     if config.eval.caches:
         return [build_cache(text, "eval.caches", denoiser) for text in config.eval.caches]
-    if "rollout" not in config:
-        return [None]
-    return [build_cache(config.rollout.cache, "rollout.cache", denoiser)]
+    if config.sampling.cache is not None:
+        build_cache(str(config.sampling.cache), "rollout.cache", denoiser)  # Does it fit?
+    return [config.sampling.cache]
 
 
-def _plan(config: ConfigDict, found: list[Candidate], splits: list[Problems]) -> Iterator[Measured]:
+def _plan(
+    config: RunSettings, found: list[Candidate], splits: list[Problems]
+) -> Iterator[Measured]:
     """All measurements, ordered such that those that share a compiled program are adjacent."""
-    temperature = config.rollout.temperature if "rollout" in config else 0.0
+    temperature = config.sampling.temperature
     blocks = sorted({block for candidate in found for block in candidate.block_lengths})
     for block in blocks:
         for candidate in found:
@@ -163,7 +165,7 @@ def _plan(config: ConfigDict, found: list[Candidate], splits: list[Problems]) ->
 
 
 def _identify(
-    config: ConfigDict,
+    config: RunSettings,
     bundle: Bundle,
     task: Task,
     item: Measured,
@@ -181,8 +183,8 @@ def _identify(
         "label": candidate.label,
         "training_seed": candidate.training_seed,
         "block_length": item.block_length,
-        "gen_length": gen_length(config),
-        "temperature": config.rollout.temperature if "rollout" in config else 0.0,
+        "gen_length": config.sampling.gen_length,
+        "temperature": config.sampling.temperature,
         "split": problems.split,
         "prompt_style": config.eval.prompt_style,
         "seed": item.seed,
@@ -205,7 +207,7 @@ def _identify(
 
 
 def _measure(
-    config: ConfigDict,
+    config: RunSettings,
     bundle: Bundle,
     task: Task,
     item: Measured,
@@ -238,19 +240,19 @@ def _measure(
     return row if store is None else store.append(row, measurement.correct, measurement.nfe)
 
 
-def _rows_per_rollout(config: ConfigDict) -> int:
+def _rows_per_rollout(config: RunSettings) -> int:
     """Rows per rollout, the same for all splits, so that they share programs."""
     most = max(config.eval.num_problems, config.eval.validation_problems)
     return min(most, MOST_ROWS)
 
 
-def _title(config: ConfigDict, bundle: Bundle, task: Task, varied: Mapping[str, Any]) -> str:
+def _title(config: RunSettings, bundle: Bundle, task: Task, varied: Mapping[str, Any]) -> str:
     said = ("task.name", *_HASHED)
     rest = [f"{key.partition('.')[2]} {v}" for key, v in varied.items() if key not in said]
     return ", ".join([task.name, f"denoiser {_denoiser_name(config, bundle)}", *rest])
 
 
-def _denoiser_name(config: ConfigDict, bundle: Bundle) -> str:
+def _denoiser_name(config: RunSettings, bundle: Bundle) -> str:
     """For result rows; a denoiser that was trained from scratch has no path yet."""
     return bundle.name or config.model.path or results.TRAINED
 

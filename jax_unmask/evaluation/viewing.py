@@ -11,10 +11,10 @@ from typing import Any
 import jax
 import numpy as np
 from jaxtyping import Array, Float
-from ml_collections import ConfigDict
 
 from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.environment.bundle import Bundle
+from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation.candidates import Candidate, candidates
 from jax_unmask.evaluation.problems import Measured, Problems, rollout_settings
 from jax_unmask.evaluation.store import Row, read_outcomes
@@ -55,7 +55,7 @@ class Shown:
 
 
 def chosen(
-    config: ConfigDict, measured: Sequence[tuple[Measured, Row]], workdir: pathlib.Path
+    config: RunSettings, measured: Sequence[tuple[Measured, Row]], workdir: pathlib.Path
 ) -> list[Shown]:
     """The policies to show, at the longest block length that was measured.
 
@@ -95,7 +95,7 @@ def chosen(
 
 
 def record_problems(
-    config: ConfigDict,
+    config: RunSettings,
     bundle: Bundle,
     task: Task,
     problems: Problems,
@@ -195,10 +195,12 @@ def record(
     return to_host((trajectory, probability))
 
 
-def _named(config: ConfigDict, longest: int) -> list[Shown]:
+def _named(config: RunSettings, longest: int) -> list[Shown]:
     """The policies of `config.eval.viewer`, at the block length that they name or the longest."""
-    only = config.copy_and_resolve_references()  # ConfigDict(config) shares what is nested.
-    only.eval.update(policies=config.eval.viewer, shipped=(), block_lengths=(longest,))
+    chosen = dataclasses.replace(
+        config.eval, policies=config.eval.viewer, shipped=(), block_lengths=(longest,)
+    )
+    only = dataclasses.replace(config, eval=chosen)
     seed = config.eval.seeds[0]
     return [Shown(each, max(each.block_lengths), seed) for each in candidates(only)]
 
@@ -213,7 +215,7 @@ def _best_of_methods(pairs: Sequence[tuple[Measured, Row]]) -> list[tuple[Measur
 
 
 def _record(
-    config: ConfigDict,
+    config: RunSettings,
     bundle: Bundle,
     task: Task,
     problems: Problems,

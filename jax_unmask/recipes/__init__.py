@@ -1,21 +1,84 @@
-"""Recipes: each binds a denoiser, a task and a learner to one way of training."""
+"""Recipes: each file is a way of training, with its config, its steps and what the planner reads.
 
-import pathlib
-from collections.abc import Callable
+    from jax_unmask import recipes
 
-from ml_collections import ConfigDict
+    config = recipes.config("policy_grpo")  # A ConfigDict of its defaults, to be changed.
 
-from jax_unmask.recipes.base import Recipe
-from jax_unmask.recipes.policy_grpo import PolicyGrpo
-from jax_unmask.recipes.sft import Sft
-from jax_unmask.recipes.state_sft import StateSft
-from jax_unmask.recipes.tracerl import TraceRl
+Importing this package imports no recipe.
+"""
 
-RECIPES: dict[str, Callable[[ConfigDict, pathlib.Path], Recipe]] = {
-    "policy_grpo": PolicyGrpo,
-    "sft": Sft,
-    "state_sft": StateSft,
-    "tracerl": TraceRl,
-}
+from __future__ import annotations
 
-__all__ = ["RECIPES", "PolicyGrpo", "Recipe", "Sft", "StateSft", "TraceRl"]
+import dataclasses
+from typing import TYPE_CHECKING, Any
+
+from jax_unmask.notation import Names
+from jax_unmask.settings import ConfigError, SettingError, from_config, to_config
+
+if TYPE_CHECKING:
+    from jax_unmask.environment.settings import RunSettings
+    from jax_unmask.recipes.base import Recipe
+
+RECIPES = Names(
+    "recipe",
+    {
+        "policy_grpo": "jax_unmask.recipes.policy_grpo.PolicyGrpo",
+        "tracerl": "jax_unmask.recipes.tracerl.TraceRl",
+        "sft": "jax_unmask.recipes.sft.Sft",
+        "state_sft": "jax_unmask.recipes.state_sft.StateSft",
+        "curriculum": "jax_unmask.recipes.curriculum.Curriculum",
+    },
+)
+
+
+def find(name: str) -> type[Recipe]:
+    """The recipe of a short name or an import path, `package.module.Name`.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    try:
+        found: type[Recipe] = RECIPES(name)
+    except ValueError as error:
+        raise ConfigError("recipe", name, str(error), "Correct it") from error
+    if not hasattr(found, "defaults"):
+        raise ConfigError("recipe", name, "it has no `defaults`", "Name a recipe")
+    return found
+
+
+def defaults(name: str) -> RunSettings:
+    """The settings of a recipe at their defaults."""
+    return dataclasses.replace(find(name).defaults, recipe=name)
+
+
+def config(name: str) -> Any:
+    """The `ConfigDict` of a recipe's settings, for experiment files to change.
+
+    Args:
+        name: a short name, or an import path.
+    """
+    return to_config(defaults(name))
+
+
+def read(config: Any) -> RunSettings:
+    """Checks a config and makes the settings of its recipe of it.
+
+    Args:
+        config: a `ConfigDict` that began as `recipes.config(...)`.
+
+    Raises:
+        ConfigError: the first mistake, with full key, value and remedy. What only the model and the
+            data tell is checked by those who load them.
+    """
+    if not config.get("recipe"):
+        known = "Choose one of " + ", ".join(RECIPES)
+        raise ConfigError("recipe", config.get("recipe"), "it names no recipe", known)
+    settings = from_config(defaults(config.recipe), config)
+    try:
+        settings.check_devices()
+    except SettingError as error:
+        raise error if isinstance(error, ConfigError) else error.within("") from error
+    return settings
+
+
+__all__ = ["RECIPES", "config", "defaults", "find", "read"]

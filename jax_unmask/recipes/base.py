@@ -5,18 +5,18 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
-from ml_collections import ConfigDict
-
-from jax_unmask import denoisers
+from jax_unmask import denoisers, policies
 from jax_unmask.denoisers import DenoiserConfig, Tokenizer
+from jax_unmask.environment.blueprint import Blueprint, Work
 from jax_unmask.environment.bundle import Bundle
-from jax_unmask.learners import optim
+from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.state import TrainState
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.rollout import Cache
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
+from jax_unmask.settings import ConfigError, SettingError
 from jax_unmask.tasks import data
 from jax_unmask.tasks.base import Task
 
@@ -34,9 +34,16 @@ class Recipe(Protocol):
 
     Attributes:
         shown: names of the metrics that the progress bar shows.
+        defaults: its settings at their defaults, an instance of a subclass of `RunSettings`.
+        trains: what `finish` exports, and what later stages of a curriculum and evaluations take: a
+            denoiser (into `model.path`) or a policy (into `policy.init_from`).
     """
 
     shown: tuple[str, ...]
+    defaults: ClassVar[Any]
+    trains: ClassVar[Literal["denoiser", "policy"]]
+
+    def __init__(self, config: Any, workdir: pathlib.Path) -> None: ...
 
     def init(self) -> TrainState:
         """The state before the first step.
@@ -88,14 +95,95 @@ class Recipe(Protocol):
         """Exports what was trained, and returns it for an evaluation."""
         ...
 
+    @classmethod
+    def blueprint(cls, config: Any, shape: DenoiserConfig, placement: Placement) -> Blueprint:
+        """A training step as shapes, and its programs as traced: what the planner compiles.
 
-def build_optimizer(config: ConfigDict, steps_per_iteration: int = 1) -> Any:
-    """The optimiser of `config.optimizer`, with its schedule over the whole run."""
-    settings = optim.OptimizerSettings(**dict(config.optimizer))
-    return settings.build(config.train.steps * steps_per_iteration)
+        Args:
+            config: the settings.
+            shape: the denoiser.
+            placement: the devices.
+        """
+        ...
+
+    @classmethod
+    def work(cls, config: Any, shape: DenoiserConfig, nfe: int | None = None) -> Work:
+        """Matrix products of a step before it is run, for the planner.
+
+        Args:
+            config: the settings.
+            shape: the denoiser.
+            nfe: forwards that a row needs; half the canvas by default.
+        """
+        ...
 
 
-def export_denoiser(config: ConfigDict, bundle: Bundle, workdir: pathlib.Path) -> Bundle:
+def check_schedule(optimizer: OptimizerSettings, total_steps: int) -> None:
+    """Checks that warm-up leaves something of a run; see `OptimizerSettings.check_steps`.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        optimizer.check_steps(total_steps)
+    except SettingError as error:
+        raise error.within("optimizer") from error
+
+
+def parse_policy(key: str, text: str) -> tuple[Any, Any]:
+    """The policy that a key of a config names, and its parameters.
+
+    Raises:
+        ConfigError: it cannot be read; or it changes tokens that were filled, and learners need one
+            step per token.
+    """
+    try:
+        policy, params = policies.parse_policy(text)
+    except (ValueError, FileNotFoundError) as error:
+        raise ConfigError(key, text, str(error).rstrip("."), "Correct it") from error
+    if policy.needs.post_steps is not None:
+        problem = "it edits tokens that were filled, and learners need one step per token"
+        raise ConfigError(key, text, problem, "Choose one that does not, such as dynamic")
+    return policy, params
+
+
+def check_rollouts(config: Any, placement: Placement) -> None:
+    """Checks that the rows of `config.rollout` divide among devices, processes and parts.
+
+    Raises:
+        SettingError: they do not.
+    """
+    rollout, feeds = config.rollout, placement.feeds
+    prompts, parts = rollout.prompts_per_step, rollout.parts
+    key = "rollout.prompts_per_step"
+    config.require_spread(placement, key, prompts, f"its {prompts} prompts", feeds)
+    rows = rollout.rows // parts
+    config.require_spread(placement, key, rows, f"the {rows} rows of a rollout")
+    if rollout.slots:
+        config.require_spread(placement, "rollout.slots", rollout.slots, "they")
+    config.require(
+        prompts % (feeds * parts) == 0,
+        "rollout.parts",
+        f"the {prompts // feeds} prompts of each of {feeds} processes that read data do not divide "
+        "into them",
+        "Give a divisor",
+    )
+
+
+def check_cache(cache: Cache | None, denoiser: DenoiserConfig) -> None:
+    """Refuses a cache of `config.rollout` that does not fit the denoiser's attention.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    if cache is not None:
+        try:
+            cache.check(denoiser)
+        except ValueError as error:
+            raise ConfigError("rollout.cache", str(cache), str(error), "Correct it") from error
+
+
+def export_denoiser(config: Any, bundle: Bundle, workdir: pathlib.Path) -> Bundle:
     """Saves a trained denoiser in Hugging Face format.
 
     Args:

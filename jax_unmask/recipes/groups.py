@@ -2,10 +2,27 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
+
+from jax_unmask.settings import Settings, setting
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupFilter(Settings):
+    """The groups that are trained: those of equal rewards never are."""
+
+    low: float = setting(0.2, "Lowest accuracy of a group that is trained.", ge=0, le=1)
+    high: float = setting(0.8, "Highest accuracy of a group that is trained.", ge=0, le=1)
+    rounds: int = setting(
+        4, "Most batches of prompts that are rolled out to fill a batch of groups.", ge=1
+    )
+
+    def check(self) -> None:
+        self.require_at_most("low", "high")
 
 
 class ChosenGroups(NamedTuple):

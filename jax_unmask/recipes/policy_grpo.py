@@ -6,62 +6,133 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from ml_collections import ConfigDict
 
-from jax_unmask import policies
+from jax_unmask import denoisers, policies
 from jax_unmask.denoisers import DenoiserConfig
-from jax_unmask.environment.bundle import (
-    Bundle,
-    build_cache,
-    load_bundle,
-    load_denoiser_config,
+from jax_unmask.denoisers.quantization import quantize_params
+from jax_unmask.denoisers.sharding import RULES
+from jax_unmask.environment.blueprint import (
+    Blueprint,
+    TracedProgram,
+    Work,
+    prompt_shapes,
 )
+from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config
+from jax_unmask.environment.settings import ModelSettings, RunSettings, TrainSettings
 from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
+from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
 from jax_unmask.policies.base import Observing
 from jax_unmask.policies.learned import NETWORKS, Network
 from jax_unmask.recipes.base import (
     Metrics,
-    build_optimizer,
+    check_cache,
     check_fits,
+    check_rollouts,
+    check_schedule,
+    parse_policy,
     training_batches,
 )
-from jax_unmask.recipes.rollouts import Rollouts
+from jax_unmask.recipes.rollouts import Rollouts, TrainingRollouts
 from jax_unmask.report.model_card import write_policy_card
-from jax_unmask.rollout import RolloutSettings, joined, never_filled
+from jax_unmask.rollout import RolloutSettings, joined, never_filled, rollout
 from jax_unmask.rollout.flops import row_flops
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
-from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.mesh import REPLICATED
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
+from jax_unmask.settings import ConfigError, Variant, setting, values_of
 from jax_unmask.tasks import data, rewards
 
 _ONLY_AT_INIT = ("initial_bias",)
 
 
-def build_policy(config: ConfigDict, denoiser: DenoiserConfig) -> policies.LearnedPolicy:
-    """The policy of `config.policy` (its weights apart), for a denoiser."""
-    settings = dict(config.policy.network)
-    make = NETWORKS(settings.pop("kind"))
-    if any(field.name == "denoiser" for field in dataclasses.fields(make)):
-        # Of any types, so that policies of one shape are equal.
-        settings["denoiser"] = dataclasses.replace(
-            denoiser, dtype=np.dtype("float32"), param_dtype=np.dtype("float32")
+@dataclasses.dataclass(frozen=True)
+class FrozenModel(ModelSettings):
+    """The denoiser that policies are trained for."""
+
+    quantization: Literal["int8", "fp8"] | None = setting(
+        None, "The layers' matrices in a byte per weight (extra `quantization`)."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainedPolicy(policies.LearnedPolicy):
+    """The policy that is trained; `network` has the settings of the network that `kind` names."""
+
+    network: Any = Variant(NETWORKS, "confidence")
+    init_from: str | None = setting(
+        None, "Continue from a trained policy: a directory that the trainer or export wrote."
+    )
+
+    def check(self) -> None:
+        super().check()
+        self.require(
+            self.distribution != "threshold",
+            "distribution",
+            "a deterministic policy has no likelihood to train",
+            "Choose bernoulli, bernoulli_argmax or dpls",
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyGrpoSettings(RunSettings):
+    """Settings of `PolicyGrpo`; published ones for LLaDA-8B-Instruct (arXiv 2512.09106)."""
+
+    model: FrozenModel = FrozenModel()
+    rollout: TrainingRollouts = TrainingRollouts(vocab_chunk=16384)
+    policy: TrainedPolicy = TrainedPolicy()
+    reward: rewards.RewardSettings = rewards.RewardSettings()
+    expert: ExpertSettings = ExpertSettings()
+    learner: PolicyLearner = PolicyLearner()
+    optimizer: OptimizerSettings = OptimizerSettings()
+    # One epoch over GSM8K's 7,473 training problems, 16 prompts at a time.
+    train: TrainSettings = TrainSettings(steps=467)
+
+    def check(self) -> None:
+        check_schedule(self.optimizer, self.train.steps * self.learner.optimizer_steps)
+        if self.expert.count:
+            self.require_divides("expert.block_length", "rollout.gen_length")
+            self.require(
+                self.rollout.block_length == self.rollout.gen_length,
+                "expert.count",
+                "expert steering is for full diffusion",
+                f"Set it to 0, or `rollout.block_length` = {self.rollout.gen_length}",
+            )
+
+    def check_spread(self, placement: Placement) -> None:
+        check_rollouts(self, placement)
+        if self.expert.count:
+            parse_policy("expert.policy", self.expert.policy)
+            rows = self.rollout.prompts_per_step * self.expert.count // self.rollout.parts
+            what = f"the {rows} expert rows of a rollout"
+            self.require_spread(placement, "expert.count", rows, what)
+
+    @property
+    def sampling(self) -> RolloutSettings:
+        return self.rollout.settings(())
+
+    @property
+    def rows(self) -> int:
+        return self.rollout.rows + self.rollout.prompts_per_step * self.expert.count
+
+
+def build_policy(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> policies.LearnedPolicy:
+    """The policy of `config.policy` (its weights apart), for a denoiser."""
+    # Of any types, so that policies of one shape are equal.
+    float32 = np.dtype("float32")
+    shape = dataclasses.replace(denoiser, dtype=float32, param_dtype=float32)
     return policies.LearnedPolicy(
-        network=make(**settings),
-        distribution=config.policy.distribution,
-        context=config.policy.context,
-        dpls_stop_logit=config.policy.dpls_stop_logit,
-        exact_fallback=config.policy.exact_fallback,
+        network=config.policy.network.build(denoiser=shape),
+        **values_of(config.policy, policies.LearnedPolicy),
     )
 
 
@@ -87,50 +158,35 @@ class Parts:
 
 
 def build_parts(
-    config: ConfigDict,
+    config: PolicyGrpoSettings,
     denoiser: DenoiserConfig,
-    stop_ids: tuple[int, ...] = (),
+    end_ids: tuple[int, ...] = (),
     slot_groups: int = 1,
 ) -> Parts:
-    """Builds `Parts` from a validated config.
+    """Builds `Parts` from settings.
 
     Args:
-        config: the config.
+        config: the settings.
         denoiser: shape of the denoiser.
-        stop_ids: tokens that end a text, for `rollout.stop_at_end`.
-        slot_groups: parts that the mesh cuts a batch into.
+        end_ids: tokens that end a text, for `rollout.stop_at_end`.
+        slot_groups: shards of a batch on the mesh.
+
 
     Raises:
         ValueError: a value makes no sense; the message names it.
     """
     policy = build_policy(config, denoiser)
-    settings = RolloutSettings(
-        gen_length=config.rollout.gen_length,
-        block_length=config.rollout.block_length,
-        temperature=config.rollout.temperature,
-        record=True,
-        vocab_chunk=config.rollout.vocab_chunk,
-        slots=config.rollout.slots,
-        slot_groups=slot_groups,
-        cache=build_cache(config.rollout.cache, "rollout.cache"),
-        stop_ids=stop_ids if config.rollout.stop_at_end else (),
-    )
-    learner = PolicyLearner(
+    settings = config.rollout.settings(end_ids, record=True, slot_groups=slot_groups)
+    learner = dataclasses.replace(
+        config.learner,
         policy=policy,
-        optimizer=build_optimizer(
-            config, config.learner.updates_per_batch * config.learner.minibatches
-        ),
-        clip=config.learner.clip,
-        updates_per_batch=config.learner.updates_per_batch,
-        minibatches=config.learner.minibatches,
-        chunk_size=config.learner.chunk_size,
-        entropy_coefficient=config.learner.entropy_coefficient,
+        optimizer=config.optimizer.build(config.train.steps * config.learner.optimizer_steps),
         group_size=config.rollout.group_size,
-        expert=ExpertSettings(**dict(config.expert)),
+        expert=config.expert,
     )
     if not config.expert.count:
         return Parts(policy, settings, learner, None, None, settings)
-    expert, expert_params = policies.parse_policy(config.expert.policy)
+    expert, expert_params = parse_policy("expert.policy", config.expert.policy)
     expert_settings = dataclasses.replace(settings, block_length=config.expert.block_length)
     expert = Observing(expert, policy.needs)
     return Parts(policy, settings, learner, expert, expert_params, expert_settings)
@@ -145,13 +201,15 @@ class PolicyGrpo:
     """GRPO of an unmasking policy (Jazbec et al., arXiv 2512.09106).
 
     Args:
-        config: see `jax_unmask.config.policy_grpo`; already validated.
+        config: the settings.
         workdir: receives `policy/` (safetensors) at the end.
     """
 
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
+    defaults = PolicyGrpoSettings()
+    trains: Literal["policy"] = "policy"
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+    def __init__(self, config: PolicyGrpoSettings, workdir: pathlib.Path) -> None:
         del workdir
         self._config = config
         self._placement = placements.from_config(config)
@@ -160,7 +218,6 @@ class PolicyGrpo:
         self._given = self._load_policy() if config.policy.init_from else None
         self._group = config.rollout.group_size
         self._experts = config.expert.count
-        self._reward = rewards.REWARDS[config.reward.kind]
         self._bundle = load_bundle(config)  # Last: the weights take longest.
         self._rollouts = Rollouts.of(config, self._bundle)
         self._check_denoiser(self._bundle.denoiser.config)
@@ -170,7 +227,7 @@ class PolicyGrpo:
 
     def _load_policy(self) -> Any:
         """Weights of a saved policy, which must have the network of this config."""
-        directory = self._config.policy.init_from
+        directory = str(self._config.policy.init_from)
         saved, params = policies.load_policy(directory)
         ours, theirs = (_described(p.network) for p in (self._parts.policy, saved))
         different = [
@@ -193,7 +250,7 @@ class PolicyGrpo:
         """Refuses observations that the denoiser does not offer."""
         config, network = self._config, self._parts.policy.network
         check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
-        build_cache(config.rollout.cache, "rollout.cache", denoiser)
+        check_cache(config.rollout.cache, denoiser)
         if isinstance(network, policies.NetworkConfig):
             if network.hidden_size not in (0, denoiser.hidden_size):
                 raise ConfigError(
@@ -277,7 +334,7 @@ class PolicyGrpo:
                 )
             )
             value = [
-                self._reward(right, steps, parts.settings.gen_length, self._config.reward.alpha)
+                self._config.reward(right, steps, parts.settings.gen_length)
                 for right, steps in zip(correct, nfe, strict=True)
             ]
         with timer.measure("update"):
@@ -341,3 +398,72 @@ class PolicyGrpo:
             policies.save_policy(directory, self._parts.policy, state.params)
             write_policy_card(directory, self._config, workdir)
         return dataclasses.replace(self._bundle, policy=directory)
+
+    @classmethod
+    def blueprint(
+        cls, config: PolicyGrpoSettings, shape: DenoiserConfig, placement: Placement
+    ) -> Blueprint:
+        parts = build_parts(config, shape, (shape.eos_token_id,), slot_groups=placement.parts)
+        denoiser, weights = denoisers.Denoiser(shape), denoisers.abstract_params(shape)
+        if (kind := config.model.quantization) is not None:
+            weights = jax.eval_shape(lambda params: quantize_params(params, kind), weights)
+        weights = placement.parameters(weights, RULES)
+        state = jax.eval_shape(
+            lambda key: parts.learner.init(
+                parts.policy.init_params(key, config.rollout.gen_length), key
+            ),
+            jax.random.key(0),
+        )
+        state = placement.everywhere(state)
+        group, experts = config.rollout.group_size, config.expert.count
+        prompts_per_rollout = config.rollout.prompts_per_step // config.rollout.parts
+
+        def roll_out(
+            name: str, size: int, policy: Any, params: Any, settings: RolloutSettings
+        ) -> TracedProgram:
+            rows = prompts_per_rollout * size
+            prompts, keys = prompt_shapes(placement, rows, config.task.prompt_length)
+            lowered = rollout.lower(denoiser, weights, policy, params, prompts, keys, settings)
+            return TracedProgram(name, lowered)
+
+        def whole_step(leaf: Any) -> jax.ShapeDtypeStruct:
+            steps, rows, *rest = leaf.shape
+            return jax.ShapeDtypeStruct((steps, rows * config.rollout.parts, *rest), leaf.dtype)
+
+        def records_of(program: TracedProgram) -> Any:
+            return placement.records(jax.tree.map(whole_step, program.lowered.out_info.records))
+
+        with placement.active():
+            programs = [roll_out("rollout", group, parts.policy, state.params, parts.settings)]
+            records = passing = records_of(programs[0])
+            is_expert = None
+            if experts:
+                params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, parts.expert_params))
+                params, settings = placement.everywhere(params), parts.expert_settings
+                programs.append(roll_out("expert rollout", experts, parts.expert, params, settings))
+                theirs = records_of(programs[1])
+                merged, is_expert = jax.eval_shape(
+                    lambda ours, theirs: with_experts(ours, theirs, group, experts), records, theirs
+                )
+                records, is_expert = placement.records(merged), placement.rows(is_expert)
+                passing = (passing, theirs, records)
+            advantages = placement.rows(
+                jax.ShapeDtypeStruct((records.active.shape[1],), jnp.float32)
+            )
+            update = type(parts.learner).update
+            lowered = update.lower(parts.learner, state, records, advantages, is_expert)
+        return Blueprint(
+            {"denoiser": weights, "policy and optimiser": state},
+            passing,
+            state.params["network"],
+            (*programs, TracedProgram("update", lowered, has_denoiser=False)),
+        )
+
+    @classmethod
+    def work(
+        cls, config: PolicyGrpoSettings, shape: DenoiserConfig, nfe: int | None = None
+    ) -> Work:
+        # The policy's own network is small beside the denoiser, which is not trained.
+        nfe, parts = nfe or config.rollout.gen_length // 2, build_parts(config, shape)
+        each = row_flops(shape, parts.policy, parts.settings, config.task.prompt_length, nfe)
+        return Work(nfe, config.rows * each, 0.0)

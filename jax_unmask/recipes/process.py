@@ -2,24 +2,59 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import os
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from ml_collections import ConfigDict
 
 from jax_unmask.denoisers import Tokenizer
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.advantages import chunk_z_scores
 from jax_unmask.runtime.placement import Placement
-from jax_unmask.settings import ConfigError, SettingError
+from jax_unmask.settings import ConfigError, SettingError, Settings, setting
 from jax_unmask.tasks.base import Example, Task
 from jax_unmask.tasks.judges import Judge, LanguageModelJudge, Solution, StepJudge
 
-JUDGES = ("none", "steps", "model")
+
+@dataclasses.dataclass(frozen=True)
+class ProcessSettings(Settings):
+    """Rewards of chunks of a response, for runs with a value model."""
+
+    judge: Literal["none", "steps", "model"] = setting(
+        "none", "steps verifies the steps of tasks that can, model asks a language model."
+    )
+    chunk_length: int = setting(200, "Tokens per chunk.", ge=1)
+    url: str = setting(
+        "http://localhost:8000/v1",
+        "Of judge model: a server that speaks OpenAI's chat completions.",
+    )
+    model: str = setting("", "Of judge model: the name of its model.")
+    votes: int = setting(3, "Of judge model: replies per chunk.", ge=1)
+    timeout: float = setting(120.0, "Of judge model: seconds per request.", gt=0, le=1e6)
+    retries: int = setting(3, "Of judge model: further attempts.", ge=0)
+    workers: int = setting(16, "Of judge model: requests at one time.", ge=1)
+    api_key_variable: str = setting(
+        "", "Environment variable that holds the server's key; empty for a server without one."
+    )
+
+    def check(self) -> None:
+        if self.judge == "model":
+            self.require(
+                bool(self.model),
+                "model",
+                "it names no model",
+                "Give the name that the server at `url` knows",
+            )
+            self.require(
+                self.url.startswith(("http://", "https://")),
+                "url",
+                "it is no address",
+                "Give one such as http://localhost:8000/v1",
+            )
 
 
 class Judged(NamedTuple):
@@ -111,13 +146,12 @@ class ProcessRewards:
         )
 
 
-def build_process_rewards(config: ConfigDict, bundle: Bundle) -> ProcessRewards | None:
-    """The process rewards of `config.process`; None without a judge.
+def build_process_rewards(process: ProcessSettings, bundle: Bundle) -> ProcessRewards | None:
+    """The process rewards of a bundle's task; None for none.
 
     Raises:
         ConfigError: the task has no steps to verify, or the server's key is missing.
     """
-    process = config.process
     if process.judge == "none":
         return None
     judge: Judge
@@ -139,7 +173,7 @@ def build_process_rewards(config: ConfigDict, bundle: Bundle) -> ProcessRewards 
                     "Set it, or leave the setting empty for a server without keys",
                 )
         names = ("url", "model", "votes", "timeout", "retries", "workers")
-        given = {name: process[name] for name in names}
+        given = {name: getattr(process, name) for name in names}
         try:
             judge = LanguageModelJudge(**given, api_key=key)
         except SettingError as error:

@@ -9,10 +9,10 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from jaxtyping import Float, Int
-from ml_collections import ConfigDict
 
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys, trimmed
+from jax_unmask.settings import setting, values_of
 from jax_unmask.tasks.base import Example, start_checks
 
 
@@ -37,6 +37,43 @@ class Fetched(NamedTuple):
 
 
 @dataclasses.dataclass(frozen=True)
+class TrainingRollouts(RolloutSettings):
+    """The rollouts of a training step: several rows per prompt."""
+
+    prompts_per_step: int = setting(16, "Prompts of a step (or round), over all devices.", ge=1)
+    group_size: int = setting(8, "Rollouts G per prompt; a lone one has no advantage.", ge=2)
+    parts: int = setting(
+        1,
+        "Parts in which the prompts of a step are rolled out, one after the other: slow checks of "
+        "the responses of one run beside the rollout of the next. 1 keeps slots busiest.",
+        ge=1,
+    )
+    stop_at_end: bool = setting(
+        False,
+        "End a row with the block that holds the end of its text; what is behind stays masked.",
+    )
+
+    def check(self) -> None:
+        super().check()
+        self.require_divides("parts", "prompts_per_step")
+
+    @property
+    def rows(self) -> int:
+        """Rows of a step over all devices."""
+        return self.prompts_per_step * self.group_size
+
+    def settings(self, end_ids: tuple[int, ...], **given: Any) -> RolloutSettings:
+        """The shape of the rollouts.
+
+        Args:
+            end_ids: tokens that end a text, for `stop_at_end`.
+            **given: fields of `RolloutSettings` that no config has.
+        """
+        stop_ids = end_ids if self.stop_at_end else ()
+        return RolloutSettings(**values_of(self, RolloutSettings), stop_ids=stop_ids, **given)
+
+
+@dataclasses.dataclass(frozen=True)
 class Rollouts:
     """Rolls out batches of prompts, several rows per prompt.
 
@@ -53,9 +90,9 @@ class Rollouts:
     buckets: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, config: ConfigDict, bundle: Bundle) -> Rollouts:
+    def of(cls, config: Any, bundle: Bundle) -> Rollouts:
         """The rollouts of a validated config."""
-        return cls(bundle, config.rollout.parts, tuple(config.task.prompt_buckets))
+        return cls(bundle, config.rollout.parts, config.task.prompt_buckets)
 
     def start(
         self,

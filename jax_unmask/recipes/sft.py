@@ -5,51 +5,149 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
-from ml_collections import ConfigDict
+import jax
+import jax.numpy as jnp
 
 from jax_unmask import denoisers
 from jax_unmask.denoisers import number_embeddings, word_level
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.denoisers.sharding import RULES, check_mesh
+from jax_unmask.environment.blueprint import (
+    Blueprint,
+    TracedProgram,
+    Work,
+    prompt_shapes,
+)
 from jax_unmask.environment.bundle import Bundle, load_bundle, load_task
+from jax_unmask.environment.settings import DType, ModelSettings, RunSettings, TaskSettings
+from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.supervised.corruption import Masking
 from jax_unmask.learners.supervised.sft import SftBatch, SftLearner
 from jax_unmask.recipes.base import (
     Metrics,
-    build_optimizer,
     check_fits,
+    check_schedule,
     export_denoiser,
     training_batches,
 )
+from jax_unmask.rollout import RolloutSettings
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
+from jax_unmask.settings import ConfigError, Settings, setting
 from jax_unmask.tasks import data
 from jax_unmask.tasks.generated import ClosedVocabulary
 
 
-def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> SftLearner:
-    """The learner that updates the denoiser."""
-    return SftLearner(
-        denoiser=denoiser,
-        optimizer=build_optimizer(config),
-        masking=Masking(**dict(config.masking)),
-        ema_decay=config.learner.ema_decay,
+@dataclasses.dataclass(frozen=True)
+class ModelFromScratch(ModelSettings):
+    """The denoiser that is trained: given weights, or random ones of this shape."""
+
+    path: str | None = setting(
+        None, "Continue from these weights; None for random ones of the shape below."
+    )
+    dtype: DType = setting("float32", "Type of activations and matrix products.")
+    param_dtype: DType = setting("float32", "Type of the weights.")
+    hidden_size: int = setting(64, "Width.", ge=1)
+    num_layers: int = setting(3, "Layers.", ge=1)
+    num_heads: int = setting(4, "Attention heads; a divisor of the width.", ge=1)
+    num_kv_heads: int = setting(4, "Heads of keys and values; a divisor of num_heads.", ge=1)
+    intermediate_size: int = setting(176, "Width of the MLP.", ge=1)
+    rope_theta: float = setting(10000.0, "Base of the rotary frequencies.", gt=0, le=1e12)
+    norm_eps: float = setting(1e-5, "Epsilon of every RMSNorm.", gt=0, le=1)
+    number_embeddings: bool = setting(
+        False, "Embeddings of number tokens begin with the numbers' values, not at random."
+    )
+    attention_block: int = setting(
+        0,
+        "Block-causal attention in blocks of so many positions (for recipe state_sft); 0 for full "
+        "attention.",
+        ge=0,
+    )
+
+    def check(self) -> None:
+        self.require_divides("num_heads", "hidden_size")
+        self.require_divides("num_kv_heads", "num_heads")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataSettings(Settings):
+    """The batches of supervised training."""
+
+    batch_size: int = setting(256, "Rows of a batch, over all devices.", ge=1)
+    gen_length: int = setting(16, "Canvas length L in tokens.", ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class SupervisedSettings(RunSettings):
+    """Settings of supervised training of denoisers."""
+
+    task: TaskSettings = TaskSettings(name="sudoku", truncate_prompts=False)
+    model: ModelFromScratch = ModelFromScratch()
+    data: DataSettings = DataSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(
+        lr=2e-3, final_fraction=0.01, b2=0.98, weight_decay=0.01, grad_clip=1.0
+    )
+    export: str | None = setting(
+        None,
+        "Where to write the trained denoiser in Hugging Face's format; None for WORKDIR/model.",
+    )
+
+    def check(self) -> None:
+        check_schedule(self.optimizer, self.train.steps)
+
+    def check_spread(self, placement: Placement) -> None:
+        what = f"its {self.rows} rows"
+        for by in (placement.feeds, None):
+            self.require_spread(placement, "data.batch_size", self.rows, what, by)
+
+    @property
+    def sampling(self) -> RolloutSettings:
+        return RolloutSettings(self.data.gen_length, self.data.gen_length)
+
+    @property
+    def rows(self) -> int:
+        return self.data.batch_size
+
+
+@dataclasses.dataclass(frozen=True)
+class SftSettings(SupervisedSettings):
+    """Settings of `Sft`."""
+
+    masking: Masking = Masking(max_weight=20.0)
+    learner: SftLearner = SftLearner()
+
+    def check(self) -> None:
+        super().check()
+        self.require_divides("masking.suffix_block_length", "data.gen_length")
+        self.require(
+            self.model.attention_block == 0,
+            "model.attention_block",
+            "this recipe shows whole texts, whose finished blocks a block-causal model would see",
+            "Set 0, or use recipe state_sft",
+        )
+
+
+def build_learner(config: SftSettings, denoiser: denoisers.Denoiser) -> SftLearner:
+    """The learner of the denoiser."""
+    optimizer = config.optimizer.build(config.train.steps)
+    return dataclasses.replace(
+        config.learner, denoiser=denoiser, optimizer=optimizer, masking=config.masking
     )
 
 
-def step_flops(config: ConfigDict, denoiser: denoisers.DenoiserConfig) -> float:
+def step_flops(config: SupervisedSettings, denoiser: denoisers.DenoiserConfig) -> float:
     """Matrix products of a training step, in operations."""
     length = config.data.gen_length
     forward = forward_flops(denoiser, 1, config.task.prompt_length + length, length)
     return 3.0 * config.data.batch_size * forward
 
 
-def starting_bundle(config: ConfigDict, workdir: pathlib.Path) -> Bundle:
+def starting_bundle(config: SupervisedSettings, workdir: pathlib.Path) -> Bundle:
     """The denoiser that training starts from, with its tokenizer and task.
 
     Without `config.model.path` it has no parameters yet, see `random_params`; the tokenizer is then
@@ -66,7 +164,7 @@ def starting_bundle(config: ConfigDict, workdir: pathlib.Path) -> Bundle:
     return bundle
 
 
-def _bundle_from_scratch(config: ConfigDict, directory: pathlib.Path) -> Bundle:
+def _bundle_from_scratch(config: SupervisedSettings, directory: pathlib.Path) -> Bundle:
     task, placement, model = load_task(config), placements.from_config(config), config.model
     if not isinstance(task, ClosedVocabulary):
         raise ConfigError(
@@ -108,7 +206,7 @@ def _bundle_from_scratch(config: ConfigDict, directory: pathlib.Path) -> Bundle:
     return Bundle(denoisers.Denoiser(shape), None, tokenizer, task, placement=placement)
 
 
-def random_params(config: ConfigDict, bundle: Bundle) -> denoisers.Params:
+def random_params(config: SupervisedSettings, bundle: Bundle) -> denoisers.Params:
     """Initial parameters of a denoiser that starts from scratch."""
     root, task = streams.root(config.seed), bundle.task
 
@@ -131,7 +229,7 @@ def shapes_of(bundle: Bundle) -> Any:
     return bundle.params
 
 
-def supervised_batches(config: ConfigDict, bundle: Bundle) -> data.BatchIterator:
+def supervised_batches(config: SupervisedSettings, bundle: Bundle) -> data.BatchIterator:
     """Batches of prompts and target responses."""
     settings = data.BatchSettings(
         batch_size=config.data.batch_size,
@@ -147,14 +245,16 @@ class Sft:
     """Trains a denoiser from random weights, or goes on from given ones.
 
     Args:
-        config: see `jax_unmask.config.sft`; already validated.
+        config: the settings.
         workdir: receives `tokenizer/` at the beginning if the weights are random, and at the end
             `model/`, unless `config.export` names another directory.
     """
 
     shown: tuple[str, ...] = ("loss", "masked_accuracy")
+    defaults = SftSettings()
+    trains: Literal["denoiser"] = "denoiser"
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+    def __init__(self, config: SftSettings, workdir: pathlib.Path) -> None:
         self._config, self._bundle = config, starting_bundle(config, workdir)
         self._learner = build_learner(config, self._bundle.denoiser)
 
@@ -188,3 +288,31 @@ class Sft:
         params = state.params if state.ema is None else state.ema
         bundle = dataclasses.replace(self._bundle, params=params)
         return export_denoiser(self._config, bundle, workdir)
+
+    @classmethod
+    def blueprint(
+        cls, config: SftSettings, shape: denoisers.DenoiserConfig, placement: Placement
+    ) -> Blueprint:
+        learner = build_learner(config, denoisers.Denoiser(shape))
+        weights = placement.parameters(denoisers.abstract_params(shape), RULES)
+        state = placement.parameters(
+            jax.eval_shape(learner.init, weights, jax.random.key(0)), RULES
+        )
+        prompts, _ = prompt_shapes(placement, config.rows, config.task.prompt_length)
+        targets = jax.ShapeDtypeStruct((config.rows, config.data.gen_length), jnp.int32)
+        batch = SftBatch(prompts, placement.rows(targets))
+        with placement.active():
+            step = type(learner).step.lower(learner, state, batch)
+        return Blueprint(
+            {"trained parameters and optimiser": state},
+            batch,
+            state.params,
+            (TracedProgram("update", step),),
+        )
+
+    @classmethod
+    def work(
+        cls, config: SftSettings, shape: denoisers.DenoiserConfig, nfe: int | None = None
+    ) -> Work:
+        del nfe
+        return Work(0, 0.0, step_flops(config, shape))

@@ -5,20 +5,21 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
-from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.state import TrainState
+from jax_unmask.learners.states.batch import TokenSettings
 from jax_unmask.learners.states.forward import AttentionBlocks, in_blocks
 from jax_unmask.learners.states.responses import Responses
 from jax_unmask.learners.states.surrogates import (
     Autoregressive,
+    MaskRatios,
     RandomMasking,
     SemiAutoregressive,
     Surrogate,
@@ -26,33 +27,108 @@ from jax_unmask.learners.states.surrogates import (
     Trace,
 )
 from jax_unmask.learners.supervised.states import StateLearner
-from jax_unmask.recipes.base import Metrics, build_optimizer, export_denoiser
-from jax_unmask.recipes.sft import random_params, shapes_of, starting_bundle, supervised_batches
+from jax_unmask.recipes.base import Metrics, export_denoiser
+from jax_unmask.recipes.sft import (
+    DataSettings,
+    ModelFromScratch,
+    SupervisedSettings,
+    random_params,
+    shapes_of,
+    starting_bundle,
+    supervised_batches,
+)
 from jax_unmask.rollout import RolloutSettings, by_length, rollout, row_keys, trimmed
 from jax_unmask.runtime import streams
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
+from jax_unmask.settings import ConfigError, setting, values_of
 from jax_unmask.tasks.data import Batch, BatchIterator
 
-METHODS = ("random", "semi_ar", "block", "trace", "ar")
+
+@dataclasses.dataclass(frozen=True)
+class BucketedData(DataSettings):
+    """The batches of given responses."""
+
+    length_buckets: tuple[int, ...] = setting(
+        (),
+        "Shorter canvases to which a batch is cut where all of its responses fit, with their ends "
+        "(and task.prompt_buckets for its prompts); every length compiles its own program.",
+        ge=1,
+    )
 
 
-def build_surrogate(config: ConfigDict) -> Surrogate:
-    """The states that `config.learner` trains in."""
-    learner = config.learner
-    masks = {"mask_low": learner.mask_low, "mask_high": learner.mask_high}
-    if learner.method == "semi_ar":
-        return SemiAutoregressive(block_length=learner.block_length, **masks)
-    if learner.method == "ar":
-        return Autoregressive()
-    if learner.method == "trace":
-        return Trace(shrink=learner.shrink)
-    threshold: Threshold = "block" if learner.method == "block" else "row"
-    return RandomMasking(draws=learner.draws, mask_threshold=threshold, **masks)
+@dataclasses.dataclass(frozen=True)
+class RematModel(ModelFromScratch):
+    """The denoiser that is trained in chosen states."""
+
+    remat: bool = setting(
+        False, "Compute activations again in the backward pass instead of keeping them."
+    )
 
 
-def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> StateLearner:
-    """The learner that updates the denoiser.
+@dataclasses.dataclass(frozen=True)
+class StateMethod(MaskRatios, TokenSettings):
+    """The states in which given responses are trained."""
+
+    method: Literal["random", "semi_ar", "block", "trace", "ar"] = setting(
+        "random",
+        "random: masks over the whole response. semi_ar: a state per block, the blocks behind "
+        "masked (full attention). block: masks in all blocks at once, each seeing the finished "
+        "ones before it (block attention). trace: the states in which the denoiser that training "
+        "starts from would write the response. ar: next tokens, causally (a cold start for "
+        "families whose logits are shifted).",
+    )
+    block_length: int = setting(16, "Of semi_ar, and with block attention, in tokens.", ge=1)
+    tokens_per_step: int = setting(2, "Of trace: tokens that a step writes.", ge=1)
+    shrink: int = setting(1, "Of trace: steps that are merged into a state.", ge=1)
+    draws: int = setting(1, "States per response of random and block.", ge=1)
+
+    def build(self) -> Surrogate:
+        """The states."""
+        masks: Any = values_of(self, MaskRatios)
+        if self.method == "semi_ar":
+            return SemiAutoregressive(block_length=self.block_length, **masks)
+        if self.method == "ar":
+            return Autoregressive()
+        if self.method == "trace":
+            return Trace(shrink=self.shrink)
+        threshold: Threshold = "block" if self.method == "block" else "row"
+        return RandomMasking(draws=self.draws, mask_threshold=threshold, **masks)
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSftSettings(SupervisedSettings):
+    """Settings of `StateSft`."""
+
+    model: RematModel = RematModel()
+    data: BucketedData = BucketedData()
+    learner: StateMethod = StateMethod(chunk_size=16)
+
+    def check(self) -> None:
+        super().check()
+        buckets, learner = self.data.length_buckets, self.learner
+        block = 1 if learner.method in ("random", "ar") else learner.block_length
+        self.require(
+            all(size % block == 0 for size in buckets),
+            "data.length_buckets",
+            f"it must hold multiples of {block}",
+            "Give lengths below `data.gen_length`",
+        )
+        self.require(
+            not buckets or learner.num_pads >= 0,
+            "data.length_buckets",
+            "`learner.num_pads` = -1 trains all padding, which shorter lengths would cut off",
+            "Set `learner.num_pads` = 1 (the end of a text), or leave the lengths out",
+        )
+
+    def check_spread(self, placement: Placement) -> None:
+        super().check_spread(placement)
+        size = self.learner.chunk_size
+        self.require_spread(placement, "learner.chunk_size", size, "its states")
+
+
+def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> StateLearner:
+    """The learner of the denoiser.
 
     Raises:
         ConfigError: the method does not fit the denoiser's attention.
@@ -84,14 +160,11 @@ def build_learner(config: ConfigDict, denoiser: denoisers.Denoiser) -> StateLear
         denoiser = denoiser.clone(config=causal)
     return StateLearner(
         denoiser=denoiser,
-        optimizer=build_optimizer(config),
-        surrogate=build_surrogate(config),
+        optimizer=config.optimizer.build(config.train.steps),
+        surrogate=learner.build(),
         blocks=AttentionBlocks(learner.block_length) if has_blocks else None,
-        normaliser=learner.normaliser,
         full_length=config.data.gen_length,
-        num_pads=learner.num_pads,
-        chunk_size=learner.chunk_size,
-        positions_per_chunk=learner.positions_per_chunk,
+        **values_of(learner, TokenSettings),
     )
 
 
@@ -102,13 +175,15 @@ class StateSft:
     training, would visit on its way to the response.
 
     Args:
-        config: see `jax_unmask.config.state_sft`; already validated.
+        config: the settings.
         workdir: as of `Sft`.
     """
 
     shown: tuple[str, ...] = ("loss", "trained_tokens")
+    defaults = StateSftSettings()
+    trains: Literal["denoiser"] = "denoiser"
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+    def __init__(self, config: StateSftSettings, workdir: pathlib.Path) -> None:
         self._config, bundle = config, starting_bundle(config, workdir)
         self._learner = build_learner(config, bundle.denoiser)
         denoiser = in_blocks(bundle.denoiser, self._learner.blocks)

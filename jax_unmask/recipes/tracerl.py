@@ -5,79 +5,200 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
-from ml_collections import ConfigDict
 
-from jax_unmask import denoisers, policies
+from jax_unmask import denoisers
 from jax_unmask.denoisers.flops import head_flops, layer_flops
 from jax_unmask.denoisers.sharding import RULES
-from jax_unmask.environment.bundle import Bundle, build_cache, load_bundle
+from jax_unmask.environment.blueprint import (
+    Blueprint,
+    TracedProgram,
+    Work,
+    prompt_shapes,
+)
+from jax_unmask.environment.bundle import Bundle, load_bundle
+from jax_unmask.environment.settings import (
+    DType,
+    ModelSettings,
+    RunSettings,
+    TaskSettings,
+    TrainSettings,
+)
 from jax_unmask.learners.advantages import (
     chunk_rewards,
     group_advantages,
     group_z_scores,
     kept_groups,
 )
+from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.states.forward import AttentionBlocks, in_blocks
 from jax_unmask.learners.states.responses import Responses
 from jax_unmask.learners.states.surrogates import SurrogateSettings
-from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
+from jax_unmask.learners.tracerl import LossSettings, TraceLearner, ValueSettings
 from jax_unmask.recipes.base import (
     Metrics,
-    build_optimizer,
+    check_cache,
     check_fits,
+    check_rollouts,
+    check_schedule,
     export_denoiser,
+    parse_policy,
     training_batches,
 )
-from jax_unmask.recipes.groups import choose_groups, text_lengths
-from jax_unmask.recipes.process import build_process_rewards
-from jax_unmask.recipes.rollouts import Rollouts
-from jax_unmask.rollout import RolloutSettings
+from jax_unmask.recipes.groups import GroupFilter, choose_groups, text_lengths
+from jax_unmask.recipes.process import ProcessSettings, build_process_rewards
+from jax_unmask.recipes.rollouts import Rollouts, TrainingRollouts
+from jax_unmask.rollout import RolloutSettings, rollout
 from jax_unmask.rollout.flops import row_flops
 from jax_unmask.runtime import streams
-from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.mesh import REPLICATED
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
+from jax_unmask.settings import ConfigError, setting, values_of
 from jax_unmask.tasks import data, rewards
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.data import Batch
 
-_SURROGATE = [field.name for field in dataclasses.fields(SurrogateSettings)]
-SURROGATES = ("trace", "random_masking", "coupled", "diffu_grpo", "espo")
+
+@dataclasses.dataclass(frozen=True)
+class ReinforcedModel(ModelSettings):
+    """The denoiser that learns by reinforcement."""
+
+    param_dtype: DType = setting(
+        "float32",
+        "Type of the weights, which stay float32 over all steps unless adapters are trained: "
+        "bfloat16 ones do not move under a learning rate of 1e-6.",
+    )
+    remat: bool = setting(
+        True, "Compute activations again in the backward pass instead of keeping them."
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceRollouts(TrainingRollouts):
+    """The rollouts of TraceRL."""
+
+    top_k: int = setting(0, "Draw from the most probable tokens only; 0 keeps all.", ge=0)
+    top_p: float = setting(
+        1.0, "Draw from the most probable tokens of so much probability; 1 keeps all.", gt=0, le=1
+    )
+    policy: str = setting("top_confidence:tokens_per_step=1", "The unmasking policy.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceReward(rewards.RewardSettings):
+    """The reward of TraceRL, and the advantages that are made of it."""
+
+    advantage: Literal["z_score", "centred"] = setting(
+        "z_score", "Rewards minus the mean of their group; z_score also divides by its deviation."
+    )
+
+    def advantages(self, reward: Array, group_size: int) -> Array:
+        """Advantages of rewards [B], groups next to each other."""
+        make = group_z_scores if self.advantage == "z_score" else group_advantages
+        return make(reward, group_size).advantages
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceLearning(SurrogateSettings, LossSettings):
+    """The states and the loss of TraceRL, and of the methods that it is compared with."""
+
+    block_length: int | None = setting(
+        None,
+        "With block attention, the block length in training; None for that of the rollout.",
+        ge=1,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceRlSettings(RunSettings):
+    """Settings of `TraceRl`; published ones for LLaDA-8B-Instruct (arXiv 2509.06949, app. B)."""
+
+    task: TaskSettings = TaskSettings(prompt_length=512)
+    model: ReinforcedModel = ReinforcedModel()
+    rollout: TraceRollouts = TraceRollouts(
+        gen_length=512, temperature=0.8, vocab_chunk=16384, prompts_per_step=32
+    )
+    filter: GroupFilter = GroupFilter()
+    reward: TraceReward = TraceReward(alpha=0.0)
+    learner: TraceLearning = TraceLearning(num_pads=0, minibatches=8, chunk_size=2)
+    value: ValueSettings = ValueSettings()
+    lora: denoisers.LoraSettings = denoisers.LoraSettings()
+    process: ProcessSettings = ProcessSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(
+        lr=1e-6, warmup_steps=0, schedule="constant", b2=0.999, weight_decay=0.0, grad_clip=1.0
+    )
+    train: TrainSettings = TrainSettings(steps=50)
+    export: str | None = setting(
+        None,
+        "Where to write the trained denoiser in Hugging Face's format; None for WORKDIR/model.",
+    )
+
+    def check(self) -> None:
+        check_schedule(self.optimizer, self.optimizer_steps)
+        self.require(
+            self.lora.rank > 0 or self.model.param_dtype == "float32",
+            "model.param_dtype",
+            "steps of reinforcement are too small for weights of 16 bits, which would not move",
+            "Set float32, or `lora.rank` above 0: adapters are float32 beside frozen weights",
+        )
+        self.require(
+            self.process.judge == "none" or self.value.enabled,
+            "process.judge",
+            "rewards of chunks need a value model to become advantages (`value.enabled` = False)",
+            "Set `value.enabled` = True, or 'none'",
+        )
+        self.require(
+            not self.value.enabled or self.learner.surrogate == "trace",
+            "value.enabled",
+            "values belong to the steps of a trace",
+            "Set `learner.surrogate` = 'trace', or False",
+        )
+
+    def check_spread(self, placement: Placement) -> None:
+        parse_policy("rollout.policy", self.rollout.policy)
+        check_rollouts(self, placement)
+        size = self.learner.chunk_size
+        self.require_spread(placement, "learner.chunk_size", size, "its states")
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimiser steps of the whole run."""
+        return self.train.steps * self.learner.passes * self.learner.minibatches
+
+    @property
+    def sampling(self) -> RolloutSettings:
+        return self.rollout.settings(())
+
+    @property
+    def rows(self) -> int:
+        return self.rollout.rows
 
 
 def build_learner(
-    config: ConfigDict, denoiser: denoisers.Denoiser, end_ids: tuple[int, ...]
+    config: TraceRlSettings, denoiser: denoisers.Denoiser, end_ids: tuple[int, ...]
 ) -> TraceLearner:
-    """The learner that updates the denoiser, and the value model if there is one.
+    """The learner of the denoiser, and of the value model if there is one.
 
     Args:
-        config: a validated config.
+        config: the settings.
         denoiser: the denoiser.
         end_ids: tokens that end a text.
 
     Raises:
         ValueError: a value makes no sense; the message names it.
     """
-    learner, value = config.learner, None
-    steps = learner.passes * learner.minibatches
+    learner, value, blocks = config.learner, None, None
     if config.value.enabled:
-        own = ConfigDict(config.to_dict())
-        own.optimizer.lr = config.value.lr
-        value = ValueSettings(
-            optimizer=build_optimizer(own, steps),
-            gamma=config.value.gamma,
-            lam=config.value.lam,
-            clip=config.value.clip,
-        )
-    blocks = None
+        own = dataclasses.replace(config.optimizer, lr=config.value.lr)
+        value = dataclasses.replace(config.value, optimizer=own.build(config.optimizer_steps))
     if denoiser.config.attention_block is not None:
         blocks = AttentionBlocks(learner.block_length or config.rollout.block_length)
     elif learner.block_length is not None:
@@ -89,50 +210,30 @@ def build_learner(
         )
     return TraceLearner(
         denoiser=denoiser.clone(remat=config.model.remat),
-        optimizer=build_optimizer(config, steps),
-        surrogate=SurrogateSettings(**{name: learner[name] for name in _SURROGATE}).build(),
+        optimizer=config.optimizer.build(config.optimizer_steps),
+        surrogate=learner.build(),
         blocks=blocks,
         value=value,
-        clip=learner.clip,
-        beta=learner.beta,
-        reference_beta=learner.reference_beta,
-        kl=learner.kl,
-        normaliser=learner.normaliser,
-        ratio_limit=learner.ratio_limit,
-        num_pads=learner.num_pads,
         end_ids=end_ids,
-        temperature=learner.temperature,
-        passes=learner.passes,
-        minibatches=learner.minibatches,
-        chunk_size=learner.chunk_size,
-        positions_per_chunk=learner.positions_per_chunk,
+        **values_of(learner, LossSettings),
     )
 
 
 def build_settings(
-    config: ConfigDict,
+    config: TraceRlSettings,
     denoiser: denoisers.DenoiserConfig,
     end_ids: tuple[int, ...],
     slot_groups: int = 1,
 ) -> RolloutSettings:
-    """The rollouts of a validated config.
+    """The shape of the rollouts.
 
     Raises:
         ConfigError: the cache does not fit the denoiser.
     """
-    return RolloutSettings(
-        gen_length=config.rollout.gen_length,
-        block_length=config.rollout.block_length,
-        temperature=config.rollout.temperature,
-        vocab_chunk=config.rollout.vocab_chunk,
-        slots=config.rollout.slots,
-        slot_groups=slot_groups,
-        sampling=denoisers.families.sampling(
-            denoiser.family, config.rollout.top_k, config.rollout.top_p
-        ),
-        stop_ids=end_ids if config.rollout.stop_at_end else (),
-        cache=build_cache(config.rollout.cache, "rollout.cache", denoiser),
-    )
+    rollouts = config.rollout
+    check_cache(rollouts.cache, denoiser)
+    sampling = denoisers.families.sampling(denoiser.family, rollouts.top_k, rollouts.top_p)
+    return rollouts.settings(end_ids, slot_groups=slot_groups, sampling=sampling)
 
 
 @struct.dataclass
@@ -177,7 +278,7 @@ class Round:
     useful: float
 
 
-def make_adapters(config: ConfigDict, denoiser: denoisers.DenoiserConfig) -> Any:
+def make_adapters(config: TraceRlSettings, denoiser: denoisers.DenoiserConfig) -> Any:
     """The low-rank adapters that training starts from; None where all parameters are trained.
 
     Raises:
@@ -195,12 +296,12 @@ def make_adapters(config: ConfigDict, denoiser: denoisers.DenoiserConfig) -> Any
 
 
 def update_flops(
-    config: ConfigDict, denoiser: denoisers.DenoiserConfig, states: float, tokens: float
+    config: TraceRlSettings, denoiser: denoisers.DenoiserConfig, states: float, tokens: float
 ) -> float:
     """Matrix products of an update, its backward pass included, in operations.
 
     Args:
-        config: a validated config.
+        config: the settings.
         denoiser: the denoiser.
         states: states per pass; with block attention, one has a state of every block.
         tokens: trained tokens per pass, which alone go through the vocabulary projection.
@@ -220,22 +321,20 @@ class TraceRl:
     """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949).
 
     Args:
-        config: see `jax_unmask.config.tracerl`; already validated.
+        config: the settings.
         workdir: receives `model/` at the end, unless `config.export` names another directory.
     """
 
     shown: tuple[str, ...] = ("accuracy", "tokens_per_step", "groups_kept")
+    defaults = TraceRlSettings()
+    trains: Literal["denoiser"] = "denoiser"
 
-    def __init__(self, config: ConfigDict, workdir: pathlib.Path) -> None:
+    def __init__(self, config: TraceRlSettings, workdir: pathlib.Path) -> None:
         del workdir
         self._config = config
         self._group = config.rollout.group_size
         self._lora = config.lora.rank > 0
-        self._policy, self._policy_params = policies.parse_policy(config.rollout.policy)
-        self._reward = rewards.REWARDS[config.reward.kind]
-        self._advantages = {"z_score": group_z_scores, "centred": group_advantages}[
-            config.reward.advantage
-        ]
+        self._policy, self._policy_params = parse_policy("rollout.policy", config.rollout.policy)
         self._bundle = load_bundle(config)  # Last: the weights take longest.
         self._placement = self._bundle.placement
         self._rollouts = Rollouts.of(config, self._bundle)
@@ -245,7 +344,7 @@ class TraceRl:
         self._settings = build_settings(config, denoiser.config, self._ends, self._placement.parts)
         self._learner = build_learner(config, denoiser, self._ends)
         jax.eval_shape(lambda: make_adapters(config, denoiser.config))  # Are there such targets?
-        self._process = build_process_rewards(config, self._bundle)
+        self._process = build_process_rewards(config.process, self._bundle)
         self._batches: data.BatchIterator | None = None
 
     def init(self) -> TrainState:
@@ -315,7 +414,7 @@ class TraceRl:
         # 3. Their advantages.
         found: Metrics = {}
         if self._process is None:
-            advantages = self._advantages(jnp.asarray(scores.reward[rows]), self._group).advantages
+            advantages = config.reward.advantages(jnp.asarray(scores.reward[rows]), self._group)
         else:
             with timer.measure("process"):
                 examples = [example for each in rounds for example in each.examples]
@@ -403,7 +502,7 @@ class TraceRl:
             correct = fetched.scores()
         # Of this process's feed: what rows are worth, and which prompts may be trained on.
         tokens, step_map, nfe = fetched.tokens, fetched.step_map, fetched.nfe
-        reward = self._reward(correct, nfe, self._settings.gen_length, config.reward.alpha)
+        reward = config.reward(correct, nfe, self._settings.gen_length)
         reward = np.asarray(reward, np.float32)
         over_budget = batch.prompt_lengths > config.task.prompt_length
         grouped = reward.reshape(-1, size)
@@ -431,6 +530,73 @@ class TraceRl:
             scores=placement.gather(scores),
             examples=examples,
             useful=useful,
+        )
+
+    @classmethod
+    def blueprint(
+        cls, config: TraceRlSettings, shape: denoisers.DenoiserConfig, placement: Placement
+    ) -> Blueprint:
+        ends, denoiser = (shape.eos_token_id,), denoisers.Denoiser(shape)
+        learner = build_learner(config, denoiser, ends)
+        settings = build_settings(config, shape, ends, placement.parts)
+        policy, policy_params = parse_policy("rollout.policy", config.rollout.policy)
+        weights = placement.parameters(denoisers.abstract_params(shape), RULES)
+        adapters = jax.eval_shape(lambda: make_adapters(config, shape))
+        state = jax.eval_shape(learner.init, weights, jax.random.key(0), adapters)
+        state = placement.parameters(state, RULES)
+        acting = state.params["denoiser"]
+        has_reference = config.learner.reference_beta > 0
+        # Otherwise training lets go of what was loaded.
+        is_needed = adapters is not None or has_reference
+        frozen = {"denoiser as loaded": weights} if is_needed else {}
+        if adapters is not None:
+            acting = placement.parameters(
+                jax.eval_shape(denoisers.with_adapters, weights, acting), RULES
+            )
+        rows, prompt_length = config.rows, config.task.prompt_length
+        with placement.active():
+            asked, keys = prompt_shapes(placement, rows // config.rollout.parts, prompt_length)
+            params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, policy_params))
+            params = placement.everywhere(params)
+            rolled = rollout.lower(denoiser, acting, policy, params, asked, keys, settings)
+            prompts, _ = prompt_shapes(placement, rows, prompt_length)
+            canvas: Any = jax.ShapeDtypeStruct((rows, settings.gen_length), jnp.int32)
+            given = (
+                Responses(prompts=prompts, tokens=canvas, step_map=canvas),
+                jax.ShapeDtypeStruct((rows,), jnp.float32),
+                jax.ShapeDtypeStruct((rows,), jnp.bool_),
+            )
+            update = type(learner).update.lower(
+                learner,
+                state,
+                *placement.everywhere(given),
+                weights if has_reference else None,
+                weights if adapters is not None else None,
+            )
+        return Blueprint(
+            {**frozen, "trained parameters and optimiser": state},
+            given,
+            state.params["denoiser"],
+            (TracedProgram("rollout", rolled), TracedProgram("update", update)),
+        )
+
+    @classmethod
+    def work(
+        cls, config: TraceRlSettings, shape: denoisers.DenoiserConfig, nfe: int | None = None
+    ) -> Work:
+        # The trace of a response has a state for each forward (over `learner.shrink`); with block
+        # attention, one forward of an update has a state of every block.
+        rollouts, rows = config.rollout, config.rows
+        nfe = nfe or rollouts.gen_length // 2
+        policy, _ = parse_policy("rollout.policy", rollouts.policy)
+        settings = build_settings(config, shape, (shape.eos_token_id,))
+        states, tokens = nfe / config.learner.shrink, rollouts.gen_length
+        if shape.attention_block is not None:
+            states = -(-states // (rollouts.gen_length // rollouts.block_length))
+        return Work(
+            nfe,
+            rows * row_flops(shape, policy, settings, config.task.prompt_length, nfe),
+            update_flops(config, shape, rows * states, rows * tokens),
         )
 
 

@@ -7,8 +7,6 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from jax_unmask import policies
 from jax_unmask.report.results import TRAINED
 from jax_unmask.runtime.files import read_json_rows
@@ -19,7 +17,7 @@ _SHOWN = ("accuracy", "nfe", "reward", "unfinished")
 
 
 def policy_card(
-    config: ConfigDict,
+    config: Any,
     settings: Mapping[str, Any],
     steps: Sequence[Mapping[str, Any]],
     results: Sequence[Mapping[str, Any]] = (),
@@ -59,7 +57,7 @@ def policy_card(
         f"| denoiser | {config.model.path}, frozen, {_weights(config)} |",
         f"| task | {task} |",
         f"| canvas | {rollout.gen_length} tokens in blocks of {rollout.block_length}, "
-        f"temperature {rollout.temperature:g}, cache {rollout.cache} |",
+        f"temperature {rollout.temperature:g}, cache {rollout.cache or 'none'} |",
         f"| reward | {config.reward.kind}, alpha {config.reward.alpha:g} |",
         f"| steps | {int(steps[-1]['step']) if steps else 0} of {rollout.prompts_per_step} "
         f"prompts x {rollout.group_size} rollouts, {_experts(config)}, seed {config.seed} |",
@@ -81,7 +79,7 @@ def policy_card(
     return "\n".join([*lines, *_training(steps), *_measured(results)]) + "\n"
 
 
-def write_policy_card(directory: pathlib.Path, config: ConfigDict, workdir: pathlib.Path) -> None:
+def write_policy_card(directory: pathlib.Path, config: Any, workdir: pathlib.Path) -> None:
     """Writes the card of a policy directory, from what its run left in `workdir`.
 
     Args:
@@ -97,7 +95,7 @@ def write_policy_card(directory: pathlib.Path, config: ConfigDict, workdir: path
     (directory / CARD).write_text(card, encoding="utf-8")
 
 
-def _experts(config: ConfigDict) -> str:
+def _experts(config: Any) -> str:
     expert = config.expert
     text = f"{expert.count} experts"
     if expert.count:
@@ -107,7 +105,7 @@ def _experts(config: ConfigDict) -> str:
     return text
 
 
-def _weights(config: ConfigDict) -> str:
+def _weights(config: Any) -> str:
     kind = config.model.quantization
     return config.model.param_dtype if kind is None else f"{kind} ({config.model.param_dtype})"
 

@@ -20,7 +20,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import numpy as np
@@ -30,6 +30,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from jax_unmask.runtime import checksums
 from jax_unmask.runtime.structure import CheckpointError, abstract, require_same
+from jax_unmask.settings import Settings, setting
 
 Params = Any
 PyTree = Any
@@ -40,6 +41,27 @@ QUARANTINE = "corrupt_checkpoints"
 ITEMS = ("params", "state", "data")
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class CheckpointSettings(Settings):
+    """When checkpoints are saved, and which are kept."""
+
+    is_exempt: ClassVar[bool] = True
+
+    every: int = setting(100, "Training steps between checkpoints.", ge=1)
+    keep_latest: int = setting(2, "Latest checkpoints that are kept.", ge=1)
+    keep_best: int = setting(
+        1, "Best checkpoints that are kept beside them, if best_metric is given.", ge=0
+    )
+    best_metric: str = setting("", "Metric that ranks checkpoints; empty for none.")
+    best_mode: Literal["max", "min"] = setting("max", "Whether large or small values are good.")
+    grace_seconds: float = setting(
+        0.0,
+        "Seconds that the scheduler grants between SIGTERM and SIGKILL; a run that cannot finish "
+        "and save its step in that time leaves by itself and says so. 0: as long as it takes.",
+        ge=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -8,22 +8,35 @@ for a run that was killed and resumed. Seconds and rates differ from run to run 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import importlib
 import logging
 import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import jax
 import numpy as np
 
 from jax_unmask.runtime import files
+from jax_unmask.settings import Settings, setting
 
 Scalar = bool | int | float | str | np.generic | np.ndarray | jax.Array
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class LogSettings(Settings):
+    """Where the numbers of a run go, beside metrics.jsonl."""
+
+    is_exempt: ClassVar[bool] = True
+
+    every: int = setting(1, "Training steps between records.", ge=1)
+    tensorboard: bool = setting(True, "Also write TensorBoard files.")
+    wandb: bool = setting(False, "Also write to Weights & Biases.")
 
 
 class Sink(Protocol):

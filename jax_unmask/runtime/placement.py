@@ -6,21 +6,34 @@ import contextlib
 import dataclasses
 import json
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from ml_collections import ConfigDict
 
 from jax_unmask.runtime import mesh as meshes
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.mesh import Params, Rules
+from jax_unmask.settings import Settings, setting
 
 Tree = TypeVar("Tree")
 Json = Any
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshSettings(Settings):
+    """The devices; the product of the three is the number of devices of all processes."""
+
+    is_exempt: ClassVar[bool] = True
+
+    data: int = setting(-1, "Copies of the model; -1 for what the others leave.", ge=-1)
+    fsdp: int = setting(
+        1, "Shards of its weights, each with its shard of the batch; -1 as above.", ge=-1
+    )
+    tensor: int = setting(1, "Shards of single matrix products; -1 as above.", ge=-1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -254,16 +267,17 @@ def to_host(tree: Any) -> Any:
     return jax.tree.map(whole, tree)
 
 
-def from_config(config: ConfigDict) -> Placement:
+def from_config(config: Any) -> Placement:
     """The placement of `config.mesh`.
 
     Raises:
         ConfigError: it does not fit the devices.
     """
+    sizes = {axis: getattr(config.mesh, axis) for axis in meshes.AXES}
     try:
-        return Placement.of(**config.mesh)
+        return Placement.of(**sizes)
     except ValueError as error:
-        text = ", ".join(f"{axis}={size}" for axis, size in config.mesh.items())
+        text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
         problem = str(error).removeprefix("mesh ").removeprefix(f"{text} ").removeprefix(": ")
         remedy = "Change config.mesh.data, .fsdp and .tensor, or the devices that the run may see"
         raise ConfigError("mesh", text, problem, remedy) from error

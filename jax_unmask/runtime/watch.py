@@ -14,17 +14,40 @@ import socket
 import sys
 import threading
 import time
+from typing import ClassVar
 
 import jax
 
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime.files import atomic_write
+from jax_unmask.settings import Settings, setting
 
 DIRECTORY = "heartbeats"
 STALLED = 124
 """Status of a process that left because training stood still; what `timeout` uses."""
 
 logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class WatchSettings(Settings):
+    """What is noticed of a run that stands still, and what is traced."""
+
+    is_exempt: ClassVar[bool] = True
+
+    stall_seconds: float = setting(
+        1800.0,
+        "A phase of a step that takes longer, compilation included, is reported with the process "
+        "that hangs and the stacks of all. 0: never.",
+        ge=0,
+        le=1e8,
+    )
+    end_stalled: bool = setting(
+        False, "End the processes then (status 124), for launchers that start them again."
+    )
+    profile_steps: int = setting(
+        0, "Steps to trace for TensorBoard, from the third of a process on.", ge=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

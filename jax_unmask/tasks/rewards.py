@@ -7,11 +7,14 @@ makes of them; they broadcast, and have no state.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
+
+from jax_unmask.settings import Settings, setting
 
 
 def multiplicative(
@@ -67,6 +70,20 @@ def additive(
 
 
 REWARDS: dict[str, Callable[..., Any]] = {"multiplicative": multiplicative, "additive": additive}
+
+
+@dataclasses.dataclass(frozen=True)
+class RewardSettings(Settings):
+    """The reward of an answer and its forwards."""
+
+    kind: Literal["multiplicative", "additive"] = setting(
+        "multiplicative", "How forwards are weighed: see tasks/rewards.py."
+    )
+    alpha: float = setting(1.0, "Weight of forwards; 0 rewards right answers alone.", ge=0, le=1e4)
+
+    def __call__(self, correct: Any, nfe: Any, gen_length: int) -> Any:
+        """Rewards of answers; see `multiplicative` and `additive`."""
+        return REWARDS[self.kind](correct, nfe, gen_length, self.alpha)
 
 
 def _require_positive(gen_length: int) -> None:

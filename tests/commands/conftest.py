@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 import tiny
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 from jax_unmask.commands import command_line
 
 _SUPERVISED = {
@@ -73,11 +73,11 @@ TINY = {
     },
 }
 FILE = """
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 
 def get_config():
-    config = defaults.{recipe}()
+    config = recipes.config("{recipe}")
     config.update_from_flattened_dict({settings!r})
     return config
 """
@@ -121,7 +121,7 @@ def tiny_config(tiny_settings):
     """The config of a tiny experiment: `tiny_config("sft", data__batch_size=2)`."""
 
     def make(recipe="policy_grpo", **changes):
-        config = getattr(defaults, recipe)()
+        config = recipes.config(recipe)
         config.update_from_flattened_dict(tiny_settings(recipe, **changes))
         return config
 

@@ -283,7 +283,7 @@ class TestBreakdown:
         assert found.startswith("error: config.rollout.block_length = 3")
         assert "no/such.py" in fails(capsys, "--breakdown", "--config=no/such.py")
         sft = tmp_path / "sft.py"
-        sft.write_text("from jax_unmask.config import sft as get_config")
+        sft.write_text("from jax_unmask import recipes\nget_config = lambda: recipes.config('sft')")
         assert "config.recipe = 'sft'" in fails(capsys, "--breakdown", f"--config={sft}")
 
 

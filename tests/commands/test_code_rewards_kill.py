@@ -16,11 +16,11 @@ from jax_unmask.tasks import sandbox
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS = 6
 EXPERIMENT = """
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 
 def get_config():
-    config = defaults.{recipe}()
+    config = recipes.config("{recipe}")
     config.task.update(name="kodcode", path={path!r}, prompt_length=200)
     config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=16, block_length=8, prompts_per_step=2, group_size=2, parts=2)

@@ -7,7 +7,7 @@ import runpy
 
 import pytest
 
-from jax_unmask import validation
+from jax_unmask import recipes, settings
 from jax_unmask.commands import curriculum
 from jax_unmask.evaluation import axes, candidates
 
@@ -46,7 +46,7 @@ def test_is_valid(experiment, monkeypatch, tmp_path):
     if config.recipe == curriculum.RECIPE:
         assert len(curriculum.stages(config, tmp_path)) > 1
     else:
-        validation.validate(config)
+        recipes.read(config)
 
 
 def test_all_published_settings_make_one_sweep(monkeypatch):
@@ -56,7 +56,7 @@ def test_all_published_settings_make_one_sweep(monkeypatch):
     for each in axes.combinations(make("all")):
         config = each.config
         config.eval.policies = ("threshold",)
-        for candidate in candidates.candidates(config):
+        for candidate in candidates.candidates(recipes.read(config)):
             for block in candidate.block_lengths:
                 found.add((config.model.path, config.rollout.gen_length, block))
     assert len(found) == 8
@@ -83,3 +83,25 @@ def test_an_unknown_choice_is_refused_with_those_that_there_are(name):
     make = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]
     with pytest.raises(ValueError, match=f"{name}.py:chess is unknown; use "):
         make("chess")
+
+
+def test_the_reference_page_is_that_of_the_declarations():
+    from jax_unmask.recipes.__main__ import page
+
+    assert (ROOT / "docs" / "config.md").read_text() == page(), (
+        "run python -m jax_unmask.recipes > docs/config.md"
+    )
+
+
+@pytest.mark.parametrize("name", list(recipes.RECIPES))
+def test_every_value_out_of_its_range_is_refused(name):
+    for each in settings.declared(recipes.defaults(name)):
+        bad = [each.le and each.le * 2, each.lt, each.gt, each.ge is not None and each.ge - 1]
+        wrong = [value for value in bad if value is not None and value is not False]
+        wrong += [float("nan"), float("inf"), 1e300] if each.kind is float else []
+        wrong += ["no such choice"] if each.choices else []
+        wrong += [True] if each.kind in (int, float) else [object()]
+        for value in wrong:
+            with pytest.raises(settings.SettingError):
+                each.check((value,) if each.is_tuple else value)
+        assert len(each.help) > 4

@@ -8,15 +8,14 @@ import jax
 import numpy as np
 import pytest
 
-from jax_unmask import config as defaults
-from jax_unmask import denoisers
+from jax_unmask import denoisers, recipes
 from jax_unmask.commands import curriculum, train
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.placement import Placement
 
 
 def config_of(*stages):
-    config = defaults.curriculum()
+    config = recipes.config("curriculum")
     config.stages = stages
     return config
 

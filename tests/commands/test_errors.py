@@ -5,6 +5,7 @@ Nearly all cases call the command's function in this process, because each start
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -18,7 +19,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import tiny
-from jax_unmask import policies
+from jax_unmask import policies, recipes
 from jax_unmask.commands import command_line, train
 from jax_unmask.denoisers.sharding import check_mesh
 from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
@@ -111,19 +112,6 @@ class TestModel:
         assert "more than the 64 that the denoiser was made for" in text
 
 
-class TestCache:
-    @pytest.mark.parametrize("recipe", ["policy_grpo", "tracerl"])
-    def test_for_another_kind_of_attention(self, recipe, tiny_config, message):
-        text = message(tiny_config(recipe, rollout__cache="block"))
-        assert "config.rollout.cache = 'block': cache 'block' is for block-causal" in text
-
-    def test_unknown(self, tiny_config, message):
-        text = message(tiny_config(rollout__cache="duel"))
-        assert "config.rollout.cache = 'duel': cache 'duel' is unknown; choose one of none" in text
-        text = message(tiny_config(eval__caches=("dual:every=2",)))
-        assert "there is no setting 'every'" in text
-
-
 class TestData:
     def test_prompt_longer_than_its_budget(self, tiny_config, message):
         text = message(tiny_config(task__prompt_length=16))
@@ -154,7 +142,7 @@ class TestData:
     @pytest.mark.parametrize("lines", [(), ("", "  ")])
     def test_empty(self, tiny_config, message, tmp_path, lines):
         text = message(gsm8k(tiny_config, tmp_path, *lines))
-        assert "train.jsonl holds no examples; it needs one JSON object per line" in text
+        assert "train.jsonl holds no examples" in text
 
     def test_too_small_for_a_training_split(self, tiny_config, message, tmp_path):
         # The first of every fifteen is held out for validation.
@@ -187,187 +175,117 @@ class TestData:
         assert "task 'gsm8k' has no closed vocabulary to start a model from" in text
 
 
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        (
-            {"rollout__block_length": 5},
-            "config.rollout.block_length = 5: it must divide config.rollout.gen_length = 16. "
-            "Change one of them; with rollout.block_length = 5, rollout.gen_length could be 15 or "
-            "20",
-        ),
-        ({"rollout__group_size": 1}, "config.rollout.group_size = 1: a group of fewer than two"),
-        ({"rollout__slots": -1}, "config.rollout.slots = -1: it must not be neg"),
-        ({"rollout__prompts_per_step": 0}, "config.rollout.prompts_per_step = 0: it must be pos"),
-        ({"task__name": "gsm8"}, "config.task.name = 'gsm8'"),
-        ({"task__name": "gsm8"}, "did you mean gsm8k"),
-        ({"policy__distribution": "dpl"}, "config.policy.distribution = 'dpl'"),
-        ({"policy__network__hidden_dim": 10}, "hidden_dim = 10"),
-        (
-            {"policy__network__hidden_size": 12},
-            "config.policy.network.hidden_size = 12: the denoiser's hidden states are 16 wide",
-        ),
-        ({"policy__network__top_k": 10}, "policy.network.top_k = 10: the denoiser has 9 tokens"),
-        ({"policy__init_from": "/no/such"}, "/no/such/policy_config.json does not exist"),
-        (
-            {"expert__count": 1, "expert__block_length": 4, "rollout__block_length": 4},
-            "config.expert.count = 1: expert steering is for full diffusion. Set expert.count = 0",
-        ),
-        (
-            {"expert__imitation": 1.0, "expert__imitation_steps": 5},
-            "config.expert.imitation = 1.0: there is no expert to imitate (expert.count = 0)",
-        ),
-        (
-            {"expert__imitation": 1.0, "expert__count": 1, "expert__block_length": 4},
-            "config.expert.imitation = 1.0: expert.imitation_steps = 0",
-        ),
-        (
-            {"expert__count": 1, "expert__block_length": 5},
-            "config.expert.block_length = 5: it must divide config.rollout.gen_length = 16",
-        ),
-        (
-            {"expert__count": 1, "expert__block_length": 4, "expert__policy": "treshold"},
-            "config.expert.policy = 'treshold'",
-        ),
-        ({"model__quantization": "int4"}, "config.model.quantization = 'int4'"),
-        ({"optimizer__lr": float("nan")}, "config.optimizer.lr = nan: it must be positive"),
-        (
-            {"optimizer__warmup_steps": 6},
-            "config.optimizer.warmup_steps = 6: it leaves nothing of the run's 6 optimiser steps",
-        ),
-        (
-            {"eval__after_training": True, "eval__block_lengths": (16, 5)},
-            "config.eval.block_lengths = (16, 5): block length 5 does not divide",
-        ),
-        (
-            {
-                "eval__after_training": True,
-                "eval__block_lengths": (16,),
-                "eval__policies": ("treshold",),
-            },
-            "config.eval.policies = 'treshold'",
-        ),
-        ({"seed": 2**32}, "seed=4294967296 must be in 0..2**32 - 1"),
-    ],
-)
-def test_impossible_settings(tiny_config, message, changes, expected):
-    assert expected in message(tiny_config(**changes))
+_EXPERT = {"expert__count": 1, "expert__block_length": 4}
+_JUDGE = {"process__judge": "model", "process__model": "m"}
+# Recipe, changes, and what the message names: full keys and values, and what else there is to say.
+IMPOSSIBLE = [
+    ("policy_grpo", {"rollout__block_length": 5}, "rollout.block_length = 5", "15 or 20"),
+    ("policy_grpo", {"rollout__group_size": 1}, "rollout.group_size = 1", "at least 2"),
+    ("policy_grpo", {"rollout__slots": -1}, "rollout.slots = -1", "at least 0"),
+    ("policy_grpo", {"rollout__cache": "duel"}, "rollout.cache = 'duel'", "dual"),
+    ("policy_grpo", {"task__name": "gsm8"}, "task.name = 'gsm8'", "gsm8k"),
+    ("policy_grpo", {"policy__distribution": "dpl"}, "policy.distribution = 'dpl'", "'dpls'"),
+    ("policy_grpo", {"policy__distribution": "threshold"}, "policy.distribution", "dpls"),
+    ("policy_grpo", {"policy__network__hidden_dim": 10}, "policy.network.hidden_dim = 10", ""),
+    ("policy_grpo", {"policy__network__hidden_size": 12}, "policy.network.hidden_size = 12", "16"),
+    ("policy_grpo", {"policy__network__top_k": 10}, "policy.network.top_k = 10", "9 tokens"),
+    ("policy_grpo", {"policy__init_from": "/no/such"}, "/no/such/policy_config.json", ""),
+    ("policy_grpo", _EXPERT | {"rollout__block_length": 4}, "expert.count = 1", "full diffusion"),
+    (
+        "policy_grpo",
+        {"expert__imitation": 1.0, "expert__imitation_steps": 5},
+        "expert.imitation = 1",
+        "",
+    ),
+    ("policy_grpo", _EXPERT | {"expert__imitation": 1.0}, "expert.imitation = 1.0", "steps"),
+    ("policy_grpo", _EXPERT | {"expert__block_length": 5}, "expert.block_length = 5", "16"),
+    ("policy_grpo", _EXPERT | {"expert__policy": "treshold"}, "expert.policy = 'treshold'", ""),
+    ("policy_grpo", {"model__quantization": "int4"}, "model.quantization = 'int4'", "'int8'"),
+    ("policy_grpo", {"optimizer__lr": float("nan")}, "optimizer.lr = nan", "finite"),
+    ("policy_grpo", {"optimizer__warmup_steps": 6}, "optimizer.warmup_steps = 6", "6 optimiser"),
+    ("policy_grpo", {"seed": 2**32}, "seed = 4294967296", ""),
+    ("policy_grpo", {"eval__block_lengths": (16, 5)}, "eval.block_lengths = (16, 5)", "5"),
+    ("policy_grpo", {"eval__policies": ("treshold",)}, "eval.policies = 'treshold'", ""),
+    ("policy_grpo", {"eval__caches": ("dual:every=2",)}, "eval.caches = 'dual:every=2'", "every"),
+    ("policy_grpo", {"eval__curves": ("/no/such",)}, "eval.curves", "/no/such"),
+    ("policy_grpo", {"eval__viewer": ("threshold:=",)}, "eval.viewer", ""),
+    ("policy_grpo", {"eval__axes": ("seed=1|2",)}, "eval.axes", "jax_unmask.eval"),
+    ("sft", {"model__num_heads": 3}, "model.num_heads = 3", "model.hidden_size = 8"),
+    ("sft", {"masking__suffix_block_length": 5}, "masking.suffix_block_length = 5", "data.gen"),
+    ("sft", {"model__attention_block": 4}, "model.attention_block = 4", "state_sft"),
+    ("tracerl", {"learner__surrogate": "tracer"}, "learner.surrogate = 'tracer'", "'trace'"),
+    ("tracerl", {"learner__surrogate": "espo"}, "value.enabled = True", "learner.surrogate"),
+    ("tracerl", {"filter__low": 0.9}, "filter.low = 0.9", "filter.high = 0.8"),
+    ("tracerl", {"rollout__policy": "treshold"}, "rollout.policy = 'treshold'", ""),
+    ("tracerl", {"rollout__policy": "dynamic_edit"}, "rollout.policy", "edits"),
+    ("tracerl", {"rollout__cache": "block"}, "rollout.cache = 'block'", "block-causal"),
+    ("tracerl", {"rollout__parts": 0}, "rollout.parts = 0", "at least 1"),
+    (
+        "tracerl",
+        {"rollout__parts": 4, "rollout__prompts_per_step": 6},
+        "rollout.parts = 4",
+        "rollout.prompts_per_step = 6",
+    ),
+    ("tracerl", {"learner__num_pads": -2}, "learner.num_pads = -2", "at least -1"),
+    ("tracerl", {"learner__block_length": 8}, "learner.block_length = 8", "full attention"),
+    ("tracerl", {"learner__draws": 0}, "learner.draws = 0", "at least 1"),
+    ("tracerl", {"reward__advantage": "centered"}, "reward.advantage", "'centred'"),
+    ("tracerl", {"value__gamma": 1.5}, "value.gamma = 1.5", "at most 1"),
+    ("tracerl", {"model__param_dtype": "bfloat16"}, "model.param_dtype", "lora.rank"),
+    ("tracerl", {"lora__rank": 2, "lora__targets": ("q",)}, "lora.targets = ('q',)", "query"),
+    ("tracerl", {"process__judge": "steps"}, "process.judge = 'steps'", "sudoku"),
+    ("tracerl", {"process__judge": "model"}, "process.model = ''", "process.url"),
+    ("tracerl", _JUDGE | {"value__enabled": False}, "process.judge", "value.enabled"),
+    ("tracerl", _JUDGE | {"process__url": "host"}, "process.url = 'host'", "http"),
+    ("tracerl", _JUDGE | {"process__api_key_variable": "NO_SUCH"}, "process.api_key_variable", ""),
+    ("state_sft", {"learner__method": "semi-ar"}, "learner.method = 'semi-ar'", "'semi_ar'"),
+    ("state_sft", {"learner__mask_low": 0.95}, "learner.mask_low = 0.95", "learner.mask_high"),
+    ("state_sft", {"learner__method": "ar"}, "learner.method = 'ar'", "llada"),
+    ("state_sft", {"learner__method": "block"}, "learner.method = 'block'", "'random'"),
+    ("state_sft", {"model__attention_block": 4}, "learner.method = 'random'", "'block'"),
+    (
+        "state_sft",
+        {"learner__method": "semi_ar", "data__length_buckets": (8, 20)},
+        "data.length_buckets = (8, 20)",
+        "16",
+    ),
+    ("state_sft", {"data__length_buckets": (8,)}, "data.length_buckets", "learner.num_pads"),
+]
 
 
-def test_impossible_settings_of_sft(tiny_config, message):
-    text = message(tiny_config("sft", model__num_heads=3))
-    assert "config.model.num_heads = 3: it must divide config.model.hidden_size = 8" in text
-    text = message(tiny_config("sft", masking__suffix_block_length=5))
-    assert "config.masking.suffix_block_length = 5: it must divide config.data.gen_length" in text
-
-
-@pytest.mark.parametrize(
-    ("changes", "expected"),
-    [
-        ({"learner__surrogate": "tracer"}, "config.learner.surrogate = 'tracer': there is no such"),
-        ({"learner__surrogate": "espo"}, "config.value.enabled = True: values belong to the steps"),
-        ({"filter__low": 0.9}, "config.filter.low = 0.9: it must not exceed config.filter.high"),
-        ({"rollout__group_size": 1}, "config.rollout.group_size = 1: a group of fewer than two"),
-        ({"rollout__policy": "treshold"}, "config.rollout.policy = 'treshold'"),
-        ({"rollout__policy": "dynamic_edit"}, "it edits tokens that were filled"),
-        ({"learner__num_pads": -2}, "config.learner.num_pads = -2: it is a number of tokens"),
-        ({"learner__block_length": 8}, "family 'llada', has full attention. Leave it out"),
-        ({"learner__draws": 0}, "config.learner.draws = 0: it must be positive"),
-        ({"rollout__parts": 0}, "config.rollout.parts = 0: it must be positive"),
-        (
-            {"rollout__parts": 4, "rollout__prompts_per_step": 6},
-            "config.rollout.parts = 4: it must divide config.rollout.prompts_per_step = 6. Change "
-            "one of them; with rollout.parts = 4, rollout.prompts_per_step could be 4 or 8",
-        ),
-        ({"learner__kl": "k4"}, "config.learner.kl = 'k4': there is no such choice"),
-        ({"reward__advantage": "centered"}, "did you mean 'centred'?"),
-        ({"value__gamma": 1.5}, "config.value.gamma = 1.5: it must lie between 0.0 and 1.0"),
-        ({"lora__rank": -1}, "config.lora.rank = -1"),
-        (
-            {"model__param_dtype": "bfloat16"},
-            "config.model.param_dtype = 'bfloat16': steps of reinforcement are too small for "
-            "weights of 16 bits",
-        ),
-        (
-            {"lora__rank": 2, "lora__targets": ("q",)},
-            "('q',): target 'q' is no linear",
-        ),
-        ({"process__judge": "steps"}, "steps of task 'sudoku' cannot be verified"),
-        ({"process__judge": "model"}, "config.process.model = '': it names no model"),
-        (
-            {"process__judge": "steps", "value__enabled": False},
-            "config.process.judge = 'steps': rewards of parts need a value model",
-        ),
-        (
-            {"process__judge": "model", "process__model": "m", "process__url": "host"},
-            "config.process.url = 'host': it is no address",
-        ),
-        (
-            {
-                "process__judge": "model",
-                "process__model": "m",
-                "process__api_key_variable": "NO_SUCH_KEY",
-            },
-            "config.process.api_key_variable = 'NO_SUCH_KEY': the environment has no such variable",
-        ),
-    ],
-)
-def test_impossible_settings_of_tracerl(tiny_config, message, changes, expected):
-    assert expected in message(tiny_config("tracerl", **changes))
+@pytest.mark.parametrize(("recipe", "changes", "named", "more"), IMPOSSIBLE)
+def test_impossible_settings(tiny_config, message, recipe, changes, named, more):
+    if any(key.startswith("eval") for key in changes):
+        changes = {"eval__block_lengths": (16,), "eval__after_training": True} | changes
+    text = message(tiny_config(recipe, **changes))
+    assert named in text
+    assert more in text
 
 
 @pytest.mark.parametrize(
-    ("changes", "expected"),
+    ("recipe", "feeds", "parts", "named"),
     [
-        ({"learner__method": "semi-ar"}, "config.learner.method = 'semi-ar': there is no such"),
-        ({"learner__mask_low": 0.95}, "config.learner.mask_low = 0.95: it must not exceed"),
-        ({"learner__method": "ar"}, "logits of family 'llada' are not shifted"),
-        ({"learner__method": "block"}, "family 'llada', has full attention. Choose 'random'"),
-        ({"model__attention_block": 4}, "family 'sdar', has block attention. Choose 'block'"),
-        (
-            {"learner__method": "semi_ar", "data__length_buckets": (8, 20)},
-            "config.data.length_buckets = (8, 20): it must hold lengths in tokens, multiples of 16",
-        ),
-        (
-            {"learner__method": "random", "data__length_buckets": (8,)},
-            "config.data.length_buckets = (8,): learner.num_pads = -1 trains all padding",
-        ),
-    ],
-)
-def test_impossible_settings_of_state_sft(tiny_config, message, changes, expected):
-    assert expected in message(tiny_config("state_sft", **changes))
-
-
-def test_whole_texts_are_not_for_block_attention(tiny_config, message):
-    text = message(tiny_config("sft", model__attention_block=4))
-    assert "config.model.attention_block = 4" in text
-    assert "use recipe state_sft" in text
-
-
-@pytest.mark.parametrize(
-    ("recipe", "feeds", "parts", "expected"),
-    [
-        ("policy_grpo", 3, 1, "prompts_per_step = 2: its 2 prompts do not divide among 3 feeding"),
-        ("policy_grpo", 1, 8, "the 4 rows of a rollout do not divide among mesh.data x mesh.fsdp"),
-        ("sft", 3, 6, "config.data.batch_size = 4: its 4 rows do not divide among 3 feeding"),
-        ("tracerl", 1, 3, "do not divide among mesh.data x mesh.fsdp = 3 parts"),
+        ("policy_grpo", 3, 1, "config.rollout.prompts_per_step = 2"),
+        ("policy_grpo", 1, 8, "config.rollout.prompts_per_step = 2"),
+        ("sft", 3, 6, "config.data.batch_size = 4"),
+        ("tracerl", 1, 3, "config.rollout.prompts_per_step = 2"),
     ],
 )
 def test_batch_that_a_mesh_does_not_divide(
-    recipe, feeds, parts, expected, tiny_config, message, monkeypatch
+    recipe, feeds, parts, named, tiny_config, message, monkeypatch
 ):
     monkeypatch.setattr(Placement, "feeds", feeds)
     monkeypatch.setattr(Placement, "parts", parts)
     text = message(tiny_config(recipe))
-    assert expected in text
-    assert "Give a multiple, or another mesh (data=-1, fsdp=1, tensor=1)." in text
+    assert named in text
+    assert "mesh (data=-1, fsdp=1, tensor=1)." in text
 
 
 @pytest.mark.parametrize("recipe", ["policy_grpo", "tracerl"])
 def test_parts_that_the_prompts_of_a_process_do_not_fill(recipe, tiny_config, message, monkeypatch):
     monkeypatch.setattr(Placement, "feeds", 2)
     text = message(tiny_config(recipe, rollout__prompts_per_step=6, rollout__parts=2))
-    assert "config.rollout.parts = 2: the 3 prompts of each of 2 feeding processes do not" in text
+    assert "config.rollout.parts = 2: the 3 prompts" in text
 
 
 def test_mesh_of_another_machine(tiny_config, message):
@@ -388,15 +306,17 @@ def test_unknown_and_missing_keys(tiny_config, message):
     config = tiny_config()
     with config.unlocked():
         config.rollout.gen_lenght = 16
-    expected = "config.rollout.gen_lenght = 16: there is no such key. Did you mean 'gen_length'?"
-    assert expected in message(config)
+    text = message(config)
+    assert "config.rollout.gen_lenght = 16" in text
+    assert "Did you mean rollout.gen_length?" in text
     del config.rollout["gen_lenght"]
     del config["recipe"]
-    assert "config.recipe = None: the key is missing. Choose one of" in message(config)
+    assert "config.recipe = None" in message(config)
 
 
 def test_policy_of_another_network(tiny_config, message, tmp_path):
-    policy = build_policy(tiny_config(policy__network__hidden_dim=16), tiny.denoiser_config())
+    shape = tiny.denoiser_config()
+    policy = build_policy(recipes.read(tiny_config(policy__network__hidden_dim=16)), shape)
     policies.save_policy(tmp_path / "policy", policy, policy.init_params(jax.random.key(0)))
     text = message(tiny_config(policy__init_from=str(tmp_path / "policy")))
     assert "its network is another one: hidden_dim (16 there, 8 here)" in text
@@ -428,12 +348,29 @@ class TestFlags:
         assert "--config=nope.py:x: there is no file nope.py" in parse("--config=nope.py:x")
         assert "there is no file nope.py" in parse("--config", "nope.py")
 
-    def test_unknown_key(self, parse, experiment):
-        text = parse(f"--config={experiment}", "--config.data.batch_sise=3")
-        assert text == (
-            "error: --config.data.batch_sise: there is no such key. Did you mean 'batch_size'?"
-        )
-        assert "there is no such key. Keys and" in parse(f"--config={experiment}", "--config.qq=1")
+    @pytest.mark.parametrize(
+        ("key", "meant"),
+        [
+            ("data.batch_sise", "data.batch_size"),
+            ("dta.batch_size", "data.batch_size"),
+            ("lr", "optimizer.lr"),
+            ("qq", "data"),
+        ],
+    )
+    def test_unknown_key(self, parse, experiment, key, meant):
+        text = parse(f"--config={experiment}", f"--config.{key}=3")
+        assert text.startswith(f"error: --config.{key}: there is no such key.")
+        assert meant in text
+
+    def test_help_lists_the_settings(self, experiment, monkeypatch, capsys):
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+        monkeypatch.setattr(flags, "FLAGS", values)
+        with contextlib.suppress(SystemExit):
+            command_line.parse_flags(["train", f"--config={experiment}", "--help"])
+        shown = capsys.readouterr().out
+        assert "--config.data.batch_size: Rows of a batch" in shown
+        assert "(default: 4; int; at least 1)" in shown
 
     def test_value_of_another_type(self, parse, experiment):
         text = parse(f"--config={experiment}", "--config.data.batch_size=many")

@@ -12,20 +12,19 @@ import jax.numpy as jnp
 import pytest
 
 import tiny
-from jax_unmask import policies
+from jax_unmask import policies, recipes
 from jax_unmask.commands import eval as eval_command
-from jax_unmask.config import policy_grpo
 from jax_unmask.evaluation import axes
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
 from jax_unmask.runtime.config import ConfigError
 
 CONFIG = """
-from jax_unmask.config import policy_grpo
+from jax_unmask import recipes
 
 
 def get_config():
-    config = policy_grpo()
+    config = recipes.config("policy_grpo")
     config.task.update(name="sudoku", prompt_length=17, truncate_prompts=False)
     config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=16, block_length=16)
@@ -44,13 +43,13 @@ def config(tiny_model_dir):
 
 
 def save_policy(config, directory, step=0):
-    policy = build_policy(config, tiny.denoiser_config())
+    policy = build_policy(recipes.read(config), tiny.denoiser_config())
     policies.save_policy(directory, policy, policy.init_params(jax.random.key(step)))
     return directory
 
 
 def save_checkpoints(config, workdir, rewards):
-    policy = build_policy(config, tiny.denoiser_config())
+    policy = build_policy(recipes.read(config), tiny.denoiser_config())
     with Checkpoints(workdir, keep_latest=2, keep_best=1, best_metric="reward") as checkpoints:
         for step, reward in enumerate(rewards, start=1):
             params = policy.init_params(jax.random.key(step))
@@ -142,7 +141,7 @@ def test_validates_before_the_model_is_loaded(config, tmp_path):
 def test_the_default_grid_can_be_read():
     from jax_unmask.evaluation.candidates import candidates
 
-    found = candidates(policy_grpo())
+    found = candidates(recipes.defaults("policy_grpo"))
     assert len({candidate.method for candidate in found}) == 7
     assert all(candidate.label == "heuristic" for candidate in found)
 

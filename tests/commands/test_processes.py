@@ -204,9 +204,9 @@ def test_a_curriculum_hands_models_on_between_processes(write_experiment, tmp_pa
     )
     experiment = tmp_path / "experiment.py"
     experiment.write_text(
-        "from jax_unmask import config as defaults\n\n\n"
+        "from jax_unmask import recipes\n\n\n"
         "def get_config():\n"
-        "    config = defaults.curriculum()\n"
+        "    config = recipes.config('curriculum')\n"
         f"    config.stages = ({str(first)!r}, {str(second)!r})\n"
         "    return config\n"
     )

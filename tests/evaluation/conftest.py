@@ -7,7 +7,7 @@ import pathlib
 import pytest
 
 import tiny
-from jax_unmask.config import policy_grpo
+from jax_unmask import recipes
 from jax_unmask.environment.bundle import load_bundle
 
 
@@ -21,7 +21,7 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture
 def config(model_dir: pathlib.Path):
     """Evaluates a few settings on ten problems."""
-    config = policy_grpo()
+    config = recipes.config("policy_grpo")
     config.task.update(name="sudoku", prompt_length=17, truncate_prompts=False)
     config.model.update(path=str(model_dir), dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=16, block_length=16)
@@ -33,4 +33,4 @@ def config(model_dir: pathlib.Path):
 
 @pytest.fixture
 def bundle(config):
-    return load_bundle(config)
+    return load_bundle(recipes.read(config))

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unmask import policies
+from jax_unmask import policies, recipes
 from jax_unmask.environment import bundle as bundle_lib
 from jax_unmask.evaluation import candidates, sweep
 from jax_unmask.report import results
@@ -35,7 +35,7 @@ def save_policy(directory, key=0):
 
 
 def test_writes_rows_and_reports(config, bundle, tmp_path, capsys):
-    found = sweep.run(config, bundle, tmp_path)
+    found = sweep.run(recipes.read(config), bundle, tmp_path)
     rows = read(tmp_path)
     assert all(row.keys() >= KEYS for row in rows)
     # Rules that draw nothing are measured under one seed, others under each.
@@ -55,7 +55,7 @@ def test_writes_rows_and_reports(config, bundle, tmp_path, capsys):
 
 
 def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch):
-    sweep.run(config, bundle, tmp_path)
+    sweep.run(recipes.read(config), bundle, tmp_path)
     path = tmp_path / "results.jsonl"
     before = path.read_bytes()
     path.write_bytes(before[: before.rstrip().rfind(b"\n") + 40])
@@ -67,7 +67,7 @@ def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch):
         return measure(*args, **kwargs)
 
     monkeypatch.setattr(sweep, "measure", counting)
-    sweep.run(config, bundle, tmp_path)
+    sweep.run(recipes.read(config), bundle, tmp_path)
     assert calls == [1]
     timed = ("seconds_per_sequence", "tokens_per_second", "compile_seconds")
     untimed = [
@@ -78,7 +78,7 @@ def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch):
         for text in (before, path.read_bytes())
     ]
     assert untimed[0] == untimed[1]
-    sweep.run(config, bundle, tmp_path)
+    sweep.run(recipes.read(config), bundle, tmp_path)
     assert len(calls) == 1
 
 
@@ -86,9 +86,9 @@ def test_a_policy_that_was_trained_on_is_measured_again(config, bundle, tmp_path
     config.eval.update(policies=(), num_problems=2, seeds=(0,))
     config.reward.alpha = 3.0
     directory = save_policy(tmp_path / "policy")
-    sweep.run(config, bundle, tmp_path, trained=directory)
+    sweep.run(recipes.read(config), bundle, tmp_path, trained=directory)
     save_policy(directory, key=1)
-    found = sweep.run(config, bundle, tmp_path, trained=directory)
+    found = sweep.run(recipes.read(config), bundle, tmp_path, trained=directory)
     assert len(read(tmp_path)) == 2
     # The report knows only the policy that is there now.
     assert [(r.label, r.point.method) for r in found] == [("trained here", "policy, alpha 3")]
@@ -98,7 +98,7 @@ def test_validation_serves_heuristics_alone(config, bundle, tmp_path):
     config.eval.update(policies=("threshold:threshold=0.5",), seeds=(0,))
     config.eval.update(num_problems=4, validation_problems=3)
     directory = save_policy(tmp_path / "policy")
-    found = sweep.run(config, bundle, tmp_path / "out", trained=directory)
+    found = sweep.run(recipes.read(config), bundle, tmp_path / "out", trained=directory)
     assert [(row["split"], row["label"], row["n"]) for row in read(tmp_path / "out")] == [
         ("test", "heuristic", 4),
         ("validation", "heuristic", 3),
@@ -116,7 +116,7 @@ class TestCandidates:
         config.eval.policies = tuple(
             f"learned:{tmp_path}/alpha3-seed{seed},temperature=0.5" for seed in (1, 2)
         )
-        found = candidates.candidates(config)
+        found = candidates.candidates(recipes.read(config))
         assert [(c.method, c.training_seed, c.label) for c in found] == [
             ("alpha3", 1, "learned"),
             ("alpha3", 2, "learned"),
@@ -129,7 +129,7 @@ class TestCandidates:
             save_policy(tmp_path / "policies" / name)
         config.eval.update(policies=(), block_lengths=(16, 4), trained=("temperature=0.5|1",))
         config.eval.shipped = ("sudoku-*@16",)
-        found = candidates.candidates(config)
+        found = candidates.candidates(recipes.read(config))
         assert [(c.method, c.settings["temperature"], c.block_lengths) for c in found] == [
             ("sudoku-a", 0.5, (16,)),
             ("sudoku-a", 1.0, (16,)),
@@ -141,7 +141,9 @@ class TestCandidates:
     def test_deterministic_modes_draw_nothing(self, config, tmp_path):
         directory = save_policy(tmp_path / "policy")
         config.eval.update(policies=(), trained=("temperature=1", "distribution=threshold"))
-        assert [c.draws for c in candidates.candidates(config, trained=directory)] == [True, False]
+        assert [
+            c.draws for c in candidates.candidates(recipes.read(config), trained=directory)
+        ] == [True, False]
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -158,29 +160,29 @@ class TestCandidates:
     def test_says_what_is_wrong(self, config, changes, message):
         config.eval.update(changes)
         with pytest.raises(ConfigError, match=message):
-            candidates.candidates(config)
+            candidates.candidates(recipes.read(config))
 
 
 class TestBundle:
     def test_names_shipped_models_where_there_is_none(self, config):
         config.model.path = ""
         with pytest.raises(ConfigError, match=r"config\.model\.path = ''"):
-            bundle_lib.load_bundle(config)
+            bundle_lib.load_bundle(recipes.read(config))
 
     def test_missing_directory(self, config):
         config.model.path = "/no/such/model"
         with pytest.raises(FileNotFoundError, match="/no/such/model"):
-            bundle_lib.load_bundle(config)
+            bundle_lib.load_bundle(recipes.read(config))
 
     def test_unknown_task(self, config):
         config.task.name = "sodoku"
         with pytest.raises(ConfigError, match="there is no such task"):
-            bundle_lib.load_bundle(config)
+            bundle_lib.load_bundle(recipes.read(config))
 
     def test_data_of_a_task_that_reads_files(self, config):
         config.task.name = "math"
         with pytest.raises(ConfigError, match=r"config\.task\.path"):
-            bundle_lib.load_task(config)
+            bundle_lib.load_task(recipes.read(config))
 
     def test_too_few_problems(self, config, bundle):
         class Short:
@@ -188,16 +190,16 @@ class TestBundle:
                 return [{"prompt": "1234" * 4 + "="}] * 7
 
         with pytest.raises(ConfigError, match="the test split holds 7 problems"):
-            sweep.load_problems(config, bundle, Short(), "test", 10)
+            sweep.load_problems(recipes.read(config), bundle, Short(), "test", 10)
 
     def test_prompt_over_budget(self, config, bundle):
         config.task.prompt_length = 5
         with pytest.raises(ValueError, match="17 tokens, more than its budget of 5"):
-            sweep.load_problems(config, bundle, bundle.task, "test", 2)
+            sweep.load_problems(recipes.read(config), bundle, bundle.task, "test", 2)
 
 
 def test_rows_without_outcomes_still_collect(config, bundle, tmp_path):
-    sweep.run(config, bundle, tmp_path)
+    sweep.run(recipes.read(config), bundle, tmp_path)
     rows = read(tmp_path)
     (random,) = [r for r in results.collect(rows, lambda row: None) if r.sampling_seeds == 2]
     mean = np.mean([row["accuracy_se"] for row in rows[2:]])
@@ -207,7 +209,7 @@ def test_rows_without_outcomes_still_collect(config, bundle, tmp_path):
 def test_caches_are_methods_of_their_own(config, bundle, tmp_path):
     config.eval.update(policies=("top_confidence:tokens_per_step=1",), seeds=(0,))
     config.eval.update(block_lengths=(4,), caches=("none", "dual"))
-    found = sweep.run(config, bundle, tmp_path)
+    found = sweep.run(recipes.read(config), bundle, tmp_path)
     plain, dual = read(tmp_path)
     assert (plain["cache"], dual["cache"]) == ("none", "dual")
     assert plain["key"] != dual["key"]
@@ -222,11 +224,14 @@ def test_caches_are_methods_of_their_own(config, bundle, tmp_path):
     assert "cost" in (tmp_path / "summary.md").read_text()
     # The row without a cache is what it was before there were caches.
     config.eval.caches = ()
-    assert sweep.run(config, bundle, tmp_path)[0].point.accuracy == found[0].point.accuracy
+    assert (
+        sweep.run(recipes.read(config), bundle, tmp_path)[0].point.accuracy
+        == found[0].point.accuracy
+    )
     assert len(read(tmp_path)) == 2
 
 
 def test_a_cache_must_fit_the_denoiser(config, bundle, tmp_path):
     config.eval.caches = ("block",)
     with pytest.raises(ConfigError, match=r"config\.eval\.caches = 'block'.*full attention"):
-        sweep.run(config, bundle, tmp_path)
+        sweep.run(recipes.read(config), bundle, tmp_path)

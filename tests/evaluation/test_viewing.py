@@ -7,7 +7,7 @@ import json
 import jax
 import numpy as np
 
-from jax_unmask import policies
+from jax_unmask import policies, recipes
 from jax_unmask.evaluation import sweep, viewing
 
 NETWORK = policies.NetworkConfig(hidden_dim=8, feedforward_dim=8, num_heads=2, time_embed_dim=8)
@@ -27,7 +27,7 @@ def test_the_report_shows_what_was_measured(config, bundle, tmp_path):
     policy = policies.LearnedPolicy(NETWORK)
     policies.save_policy(tmp_path / "policy", policy, policy.init_params(jax.random.key(0)))
     out = tmp_path / "out"
-    found = sweep.run(config, bundle, out, trained=tmp_path / "policy")
+    found = sweep.run(recipes.read(config), bundle, out, trained=tmp_path / "policy")
     data = data_of(out)
     assert [curve["name"] for curve in data["curves"]] == ["run"]
     points = [p for s in data["sections"][0]["panels"][0]["series"] for p in s["points"]]

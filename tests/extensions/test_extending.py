@@ -8,8 +8,7 @@ import jax
 import pytest
 from safetensors.numpy import load_file
 
-from jax_unmask import config as defaults
-from jax_unmask import denoisers, policies
+from jax_unmask import denoisers, policies, recipes
 from jax_unmask.commands import bench, generate, harness, train
 from jax_unmask.commands.eval import evaluate
 
@@ -18,11 +17,11 @@ TASK = "my_package.capitals.Capitals"
 SHAPE = ("--gen_length=8", "--block_length=8")
 EXPERIMENT = """
 import my_experiment
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 
 
 def get_config(recipe):
-    config = my_experiment.get_config() if recipe == "policy_grpo" else defaults.tracerl()
+    config = my_experiment.get_config() if recipe == "policy_grpo" else recipes.config("tracerl")
     config.task.update(name={task!r}, prompt_length=12)
     config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
     config.rollout.update(gen_length=8, block_length=8, prompts_per_step=2, group_size=2)
@@ -75,7 +74,7 @@ def test_the_harness_takes_the_policy(model, package):
 def test_a_curriculum_of_both_recipes_trains_them_and_the_result_is_evaluated(
     experiment, model, tmp_path
 ):
-    config = defaults.curriculum()
+    config = recipes.config("curriculum")
     config.stages = (f"{experiment}:tracerl", f"{experiment}:policy_grpo policy.network.width=8")
     assert train.train(config, tmp_path)
 

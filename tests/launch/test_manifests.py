@@ -15,9 +15,9 @@ import pytest
 import yaml
 from absl import flags
 
-from jax_unmask import validation
+from jax_unmask import recipes
 from jax_unmask.commands import train
-from jax_unmask.runtime import config as check
+from jax_unmask.runtime.config import flatten
 
 LAUNCH = pathlib.Path(__file__).parents[2] / "launch"
 
@@ -199,14 +199,14 @@ def test_arguments_of_the_jobset_are_those_of_training(jobset):
     config = runpy.run_path(str(LAUNCH.parent / arguments["config"]))["get_config"]()
     for name, text in arguments.items():
         if name.startswith("config."):
-            before = check.get(config, name.removeprefix("config."))
+            before = flatten(config)[name.removeprefix("config.")]
             value = text if before is None else type(before)(text)
             config.update_from_flattened_dict({name.removeprefix("config."): value})
         else:
             assert name in values
     if "mesh" in config:
         config.mesh.update(data=-1, fsdp=1, tensor=1)  # What fits this machine.
-    validation.validate(config)
+    recipes.read(config)
 
 
 def test_skypilot_has_the_shape_of_its_specification():

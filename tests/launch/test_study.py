@@ -9,7 +9,7 @@ import shlex
 
 import pytest
 
-from jax_unmask import validation
+from jax_unmask import recipes
 from jax_unmask.commands import curriculum
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -80,7 +80,7 @@ def test_each_training_is_valid_and_comes_after_its_start(
             assert config.learner.block_length == 8
             assert len({config.seed, *(each.seed for each in later)}) == 3
         else:
-            validation.validate(config)
+            recipes.read(config)
         assert config.model.path is None or config.model.path in there
         there.add(str(workdir / "model"))
         seen.append(workdir.relative_to(tmp_path / "runs"))

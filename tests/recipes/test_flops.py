@@ -6,9 +6,7 @@ import dataclasses
 
 import pytest
 
-from jax_unmask import config as defaults
-from jax_unmask import denoisers, policies
-from jax_unmask.planning.estimate import work
+from jax_unmask import denoisers, policies, recipes
 from jax_unmask.recipes.tracerl import TraceRl, build_settings
 from jax_unmask.rollout import RolloutSettings, flops, parse_cache
 
@@ -54,9 +52,10 @@ def test_forwards_that_read_a_cache_count_what_they_compute(cache):
 
 
 def test_planner_and_training_count_alike():
-    config = defaults.tracerl()
+    config = recipes.config("tracerl")
     config.rollout.cache, config.rollout.block_length = "block", 4
-    planned = work(config, SDAR_8B, nfe=200)
+    config = recipes.read(config)
+    planned = TraceRl.work(config, SDAR_8B, nfe=200)
     recipe = TraceRl.__new__(TraceRl)
     recipe._config, recipe._group = config, config.rollout.group_size
     recipe._policy, _ = policies.parse_policy(config.rollout.policy)

@@ -9,7 +9,7 @@ import shutil
 import pytest
 
 import jax_unmask
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 from jax_unmask.report import results
 from jax_unmask.report.model_card import policy_card, write_policy_card
 from jax_unmask.shipped import shipped_policies
@@ -30,7 +30,7 @@ ROW = {
 
 
 def test_says_what_it_was_trained_on_how_it_acts_and_how_well():
-    config = defaults.policy_grpo()
+    config = recipes.config("policy_grpo")
     config.reward.alpha, config.model.quantization = 3.0, "int8"
     card = policy_card(config, {"distribution": "bernoulli", "scale": 1.0}, STEPS, [ROW])
     header, body = card.removeprefix("---\n").split("---\n", 1)
@@ -51,7 +51,7 @@ def test_says_what_it_was_trained_on_how_it_acts_and_how_well():
 
 
 def test_a_local_denoiser_is_no_base_model_and_no_steps_are_no_metrics():
-    config = defaults.policy_grpo()
+    config = recipes.config("policy_grpo")
     config.model.path = "/data/llada"
     card = policy_card(config, {}, [])
     assert "base_model" not in card
@@ -65,14 +65,14 @@ def test_is_written_from_what_the_run_left(tmp_path):
     other = ROW | {"label": results.HEURISTIC, "nfe_mean": 99.0}
     rows = [json.dumps(row) for row in (other, ROW)]
     (tmp_path / "results.jsonl").write_text("\n".join(rows) + "\n")
-    write_policy_card(tmp_path, defaults.policy_grpo(), tmp_path)
+    write_policy_card(tmp_path, recipes.config("policy_grpo"), tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "41.25" in card
     assert "99.00" not in card
 
 
 def test_experts_and_where_training_started():
-    config = defaults.policy_grpo()
+    config = recipes.config("policy_grpo")
     config.expert.update(count=4, policy="threshold:threshold=0.9", block_length=8)
     config.expert.update(imitation=1.0, imitation_steps=45)
     config.policy.init_from = "runs/first/policy"

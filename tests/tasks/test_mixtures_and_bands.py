@@ -3,7 +3,7 @@ from collections import Counter
 
 import pytest
 
-from jax_unmask import config as defaults
+from jax_unmask import recipes
 from jax_unmask.environment.bundle import load_task
 from jax_unmask.runtime.config import ConfigError
 from jax_unmask.tasks import decontamination
@@ -126,7 +126,7 @@ def test_report(capsys):
 
 
 def config(**settings):
-    made = defaults.policy_grpo()
+    made = recipes.config("policy_grpo")
     made.task.update(settings)
     return made
 

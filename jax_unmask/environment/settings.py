@@ -1,0 +1,216 @@
+"""Settings of every run, whatever its recipe: its task, denoiser, devices, length, evaluation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from jax_unmask.rollout import RolloutSettings
+from jax_unmask.runtime import placement as placements
+from jax_unmask.runtime.checkpoints import CheckpointSettings
+from jax_unmask.runtime.metrics import LogSettings
+from jax_unmask.runtime.placement import MeshSettings, Placement
+from jax_unmask.runtime.watch import WatchSettings
+from jax_unmask.settings import Settings, setting
+
+DType = Literal["float32", "bfloat16"]
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskSettings(Settings):
+    """The problems."""
+
+    name: str = setting("gsm8k", "Name of a task, or the import path of one of your own.")
+    path: str | None = setting(
+        None,
+        "Directory or file of the data; not used by tasks that generate their problems.",
+    )
+    settings: tuple[str, ...] = setting(
+        (),
+        "Further settings of the task, as SETTING=VALUE (difficulty=level:3..5); of a task of a "
+        "mixture as TASK.SETTING=VALUE.",
+    )
+    mixture: tuple[str, ...] = setting(
+        ("gsm8k", "math"), "Tasks of task mixture, with weights as in gsm8k=2."
+    )
+    tfds_data_dir: str | None = setting(
+        None, "Read the data through TensorFlow Datasets from this data_dir instead."
+    )
+    prompt_length: int = setting(200, "Prompt budget P in tokens.", ge=1)
+    prompt_buckets: tuple[int, ...] = setting(
+        (),
+        "Shorter lengths to which prompts are padded where they fit: in evaluations each problem, "
+        "in training each batch; every length compiles its own programs.",
+        ge=1,
+    )
+    truncate_prompts: bool = setting(
+        True,
+        "Keep the last prompt_length tokens of longer prompts, as published; otherwise a prompt "
+        "over its budget is an error (in recipe tracerl it is left out; either way it is counted).",
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings(Settings):
+    """The denoiser."""
+
+    path: str | None = setting(
+        "GSAI-ML/LLaDA-8B-Instruct",
+        "A shipped model (such as sudoku), a local Hugging Face or Orbax directory, or a hub name.",
+    )
+    dtype: DType = setting("bfloat16", "Type of activations and matrix products.")
+    param_dtype: DType = setting("bfloat16", "Type of the weights.")
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainSettings(Settings):
+    """The length of training."""
+
+    steps: int = setting(1000, "Training steps of the whole run.", ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvaluationSettings(Settings):
+    """What `jax_unmask.eval` measures."""
+
+    is_exempt: ClassVar[bool] = True
+
+    after_training: bool = setting(
+        False, "Evaluate the trained policy or denoiser, and those of policies, after training."
+    )
+    split: Literal["train", "validation", "test"] = setting("test", "The split that is measured.")
+    prompt_style: Literal["training", "evaluation"] = setting(
+        "evaluation", "Wording of prompts; the published experiments have two."
+    )
+    num_problems: int = setting(1024, "Problems of the split, its first ones.", ge=1)
+    batch_size: int = setting(
+        128,
+        "Problems that the denoiser serves at one time; one that is done makes room for the next.",
+        ge=1,
+    )
+    block_lengths: tuple[int, ...] = setting(
+        (32, 256), "Block lengths in tokens; 0 stands for the whole canvas.", ge=0
+    )
+    axes: tuple[str, ...] = setting(
+        (),
+        "Further things to vary, as KEY=A|B: models, tasks, canvas lengths (see "
+        "evaluation/axes.py); all combinations are measured, into one report.",
+    )
+    caches: tuple[str, ...] = setting(
+        (), "Caches of the rollouts, each measured; none given: that of rollout.cache."
+    )
+    stop_at_end: bool = setting(False, "End a row with the block that holds the end of its text.")
+    policies: tuple[str, ...] = setting(
+        (
+            "random:tokens_per_step=1|2|4|8",
+            "left_to_right:tokens_per_step=1|2|4|8",
+            "top_confidence:tokens_per_step=1|2|4|8",
+            "margin:tokens_per_step=1|2|4|8",
+            "threshold:threshold=0.1..0.9/0.05|0.925|0.95|0.97|0.98|0.99|0.995|0.999",
+            "factor:factor=0.05|0.1|0.2|0.3|0.4|0.5|0.6|0.75|1.0|1.25|1.5|2.0|3.0",
+            "entropy_bounded:gamma=0.01|0.02|0.05|0.1|0.2|0.3|0.4|0.5|0.75|1.0|1.5|2.0|3.0",
+        ),
+        "Policies as name:setting=value: a heuristic, or learned:DIR for a trained policy; several "
+        "settings as a|b|c or low..high/step, one block length as a trailing @32.",
+    )
+    shipped: tuple[str, ...] = setting(
+        (), "Names of policies that ship with the package, or patterns of names (sudoku-*@16)."
+    )
+    trained: tuple[str, ...] = setting(
+        ("temperature=1.0",), "Test-time modes of trained and shipped policies."
+    )
+    seeds: tuple[int, ...] = setting(
+        (0,),
+        "Seeds of what policies draw; those that draw nothing are measured once.",
+        ge=0,
+        lt=2**32,
+    )
+    validation_problems: int = setting(
+        0,
+        "Problems of the validation split on which heuristic settings are chosen; 0 for none.",
+        ge=0,
+    )
+    examples: int = setting(8, "Problems of the report's examples and trajectory viewer.", ge=0)
+    viewer: tuple[str, ...] = setting(
+        (),
+        "Policies shown there, in the notation of policies; none given: the trained one, and the "
+        "best at its speed.",
+    )
+    curves: tuple[str, ...] = setting(
+        (),
+        "Training runs whose curves the report shows: workdirs, metrics files, or patterns.",
+    )
+
+    def check(self) -> None:
+        self.require(bool(self.seeds), "seeds", "policies that draw need one", "Give at least one")
+        self.require(
+            not (self.after_training and self.axes),
+            "axes",
+            "after training there is one model and one task",
+            "Leave it empty, and run jax_unmask.eval with it afterwards",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSettings(Settings):
+    """Settings of every run; those of a recipe are a subclass in its file."""
+
+    recipe: str = setting("", "Way of training: its name, or the import path of one of your own.")
+    seed: int = setting(0, "Seed of everything random.", ge=0, lt=2**32)
+    task: TaskSettings = TaskSettings()
+    model: ModelSettings = ModelSettings()
+    train: TrainSettings = TrainSettings()
+    mesh: MeshSettings = MeshSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    watch: WatchSettings = WatchSettings()
+    log: LogSettings = LogSettings()
+    eval: EvaluationSettings = EvaluationSettings()
+
+    @property
+    def sampling(self) -> RolloutSettings:
+        """The rollouts of an evaluation, but for block length, cache and end of texts."""
+        raise NotImplementedError
+
+    @property
+    def rows(self) -> int:
+        """Rows of a training step over all devices."""
+        raise NotImplementedError
+
+    def check_devices(self) -> None:
+        """Checks that the mesh fits the devices, and that what is spread over them divides.
+
+        Raises:
+            SettingError: one of them does not.
+        """
+        self.check_spread(placements.from_config(self))
+
+    def check_spread(self, placement: Placement) -> None:
+        """Checks that rows divide among devices and processes; see `require_spread`.
+
+        Raises:
+            SettingError: they do not.
+        """
+
+    def require_spread(
+        self, placement: Placement, key: str, count: int, what: str, by: int | None = None
+    ) -> None:
+        """Raises a `SettingError` unless a number of rows divides among devices, or processes.
+
+        Args:
+            placement: the devices.
+            key: key of the number, or of what it follows from.
+            count: the number.
+            what: what is counted, for the message.
+            by: in how many shards; by default in those of the mesh.
+        """
+        shards = placement.parts if by is None else by
+        among = f"mesh.data x mesh.fsdp = {shards} shards of a batch"
+        if by is not None:
+            among = f"{by} processes that read data"
+        self.require(
+            count % shards == 0,
+            key,
+            f"{what} do not divide among {among}",
+            f"Give a multiple, or another mesh (data={self.mesh.data}, fsdp={self.mesh.fsdp}, "
+            f"tensor={self.mesh.tensor})",
+        )
