@@ -130,7 +130,7 @@ def test_a_position_can_be_restored_on_another_number_of_shards():
     assert flat(take(shard, 1)[0] for shard in shards) == take(make(), 4)[3]
 
 
-@settings(deadline=None, max_examples=15)
+@settings(deadline=None, max_examples=8)
 @given(
     shards=st.integers(1, 4),
     rows=st.integers(1, 3),
