@@ -9,6 +9,7 @@ one and the same question, and the rest of the canvas is EOS.
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeVar
@@ -126,7 +127,7 @@ class WordProblems(GeneratedTask):
         that was. `Mia has 7 pens` is right if that was stated or computed, a sentence of the story
         always. The answer is right if it repeats the quantity that was asked for.
         """
-        ledger = _Ledger([Quantity(*each) for each in example["story"]])
+        ledger = _Ledger([Quantity(*each) for each in json.loads(example["story"])])
         steps = []
         for found in _SENTENCE.finditer(response):
             if found["answer"] is not None:
@@ -152,7 +153,8 @@ class WordProblems(GeneratedTask):
             "solution": writer.write(author, self.canvas, teller.asked),
             "answer": teller.values[teller.asked],
             "author": str(author),
-            "story": [list(each) for each in teller.story],
+            # One text: batches go through all leaves of their examples.
+            "story": json.dumps(teller.story),
             "asked": teller.asked,
         }
 

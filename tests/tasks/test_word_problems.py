@@ -5,6 +5,7 @@ other generated tasks.
 """
 
 import itertools
+import json
 import re
 
 import pytest
@@ -45,14 +46,14 @@ def test_the_steps_of_every_author_are_right(author):
     for example in problems(20, canvas=256, **alone(author)):
         assert example["author"] == author
         steps = task.check_steps(example, example["solution"])
-        assert len(steps) > sum(1 for each in example["story"] if each[1])
+        assert len(steps) > sum(1 for each in json.loads(example["story"]) if each[1])
         assert all(step.right for step in steps), example
 
 
 @pytest.mark.parametrize("largest", [20, 99])
 def test_a_story_has_no_loose_ends_and_keeps_to_its_numbers(largest):
     for example in problems(100, largest=largest):
-        story, asked = example["story"], example["asked"]
+        story, asked = json.loads(example["story"]), example["asked"]
         assert 3 <= sum(1 for _, sign, *_ in story if sign) <= 8
         used = {left for _, sign, left, *_ in story if sign}
         used |= {right for _, sign, _, right, is_index, _ in story if sign and is_index}
@@ -62,12 +63,14 @@ def test_a_story_has_no_loose_ends_and_keeps_to_its_numbers(largest):
 
 
 STORY = {
-    "story": [
-        ["Mia", "", 7, 0, False, "Mia has 7 pens"],
-        ["Tom", "+", 0, 4, False, "Tom has 4 more pens than Mia"],
-        ["Mia", "+", 0, 2, False, "Mia then buys 2 pens"],
-        ["", "-", 1, 2, True, ""],
-    ],
+    "story": json.dumps(
+        [
+            ["Mia", "", 7, 0, False, "Mia has 7 pens"],
+            ["Tom", "+", 0, 4, False, "Tom has 4 more pens than Mia"],
+            ["Mia", "+", 0, 2, False, "Mia then buys 2 pens"],
+            ["", "-", 1, 2, True, ""],
+        ]
+    ),
     "asked": 3,
     "answer": 2,
 }
