@@ -7,6 +7,7 @@ of the vision tower stay on the host unchanged, so that saving loses nothing.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import os
 import pathlib
 from collections.abc import Mapping
@@ -90,26 +91,21 @@ def load(
     directory = hub.local_directory(path)
     fields = hub.read_json(directory / "config.json")
     config = config_from_hf(fields)
+    carried: dict[str, np.ndarray]
     if has_orbax_files(directory):
-        return _load_orbax(directory, config, fields, dtype, param_dtype)
-    files = TensorFiles(directory)
-    carried = {name for name in files.shapes if name.startswith(_CARRIED)}
-    names = [name for name in files.shapes if name not in carried]
-    tensors = TensorMap(tensor_specs(config), abstract_params(config))
-    check_shapes({name: files.shapes[name] for name in names}, tensors.shapes, directory)
-    if param_dtype is None:
-        param_dtype = widest(files.dtypes[name] for name in names)
+        params, param_dtype = read_orbax_files(directory, abstract_params(config), param_dtype)
+        carried = load_file(directory / _CARRIED_FILE)
+    else:
+        files, tensors = TensorFiles(directory), TensorMap(specs(config), abstract_params(config))
+        used = {name: s for name, s in files.shapes.items() if not name.startswith(_CARRIED)}
+        check_shapes(used, tensors.shapes, directory)
+        carried = {name: files.read(name) for name in sorted(files.shapes.keys() - used.keys())}
+        if param_dtype is None:
+            param_dtype = widest(files.dtypes[name] for name in used)
+        read = functools.partial(tensors.read, tensor=files.read, dtype=np.dtype(param_dtype))
+        params = unflatten_dict({path: jnp.asarray(read(path)) for path in tensors.paths})
     config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
-    params = {
-        path: jnp.asarray(tensors.read(path, files.read, np.dtype(config.param_dtype)))
-        for path in tensors.paths
-    }
-    return Checkpoint(
-        DiffusionGemma(config),
-        unflatten_dict(params),
-        fields,
-        {name: files.read(name) for name in sorted(carried)},
-    )
+    return Checkpoint(DiffusionGemma(config), params, fields, carried)
 
 
 def save(
@@ -127,7 +123,7 @@ def save(
     """
     directory = hub.begin_saving(directory)
     flat, config = flatten_dict(checkpoint.params), checkpoint.model.config
-    tensors = TensorMap(tensor_specs(config), checkpoint.params)
+    tensors = TensorMap(specs(config), checkpoint.params)
     sizes = {name: tensors.nbytes(name, flat) for name in tensors.shapes}
     sizes |= {name: value.nbytes for name, value in checkpoint.carried.items()}
 
@@ -156,37 +152,24 @@ def save_orbax(directory: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     _write_config(directory, checkpoint)
 
 
-def _load_orbax(
-    directory: pathlib.Path,
-    config: DiffusionGemmaConfig,
-    fields: Mapping[str, Any],
-    dtype: DTypeLike | None,
-    param_dtype: DTypeLike | None,
-) -> Checkpoint:
-    params, param_dtype = read_orbax_files(directory, abstract_params(config), param_dtype)
-    config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
-    carried = load_file(directory / _CARRIED_FILE)
-    return Checkpoint(DiffusionGemma(config), params, fields, carried)
-
-
 def _write_config(directory: pathlib.Path, checkpoint: Checkpoint) -> None:
     fields = {**checkpoint.fields, "dtype": str(checkpoint.model.config.param_dtype)}
     hub.finish_saving(directory, fields)
 
 
-def tensor_specs(config: DiffusionGemmaConfig) -> list[TensorSpec]:
+def specs(config: DiffusionGemmaConfig) -> list[TensorSpec]:
     """Every tensor of the text model and the parameter that it fills.
 
     The file has [out, in] where a parameter has [in, out], for experts on the last two axes.
     """
-    specs = [
+    found = [
         TensorSpec("model.decoder.embed_tokens.weight", ("embedding",)),
         TensorSpec("model.decoder.norm.weight", ("final_norm", "scale")),
         TensorSpec(
             "model.decoder.self_conditioning.pre_norm.weight", ("conditioning_norm", "scale")
         ),
     ]
-    specs += [
+    found += [
         TensorSpec(
             f"model.decoder.self_conditioning.{theirs}",
             ("conditioning_mlp", ours, "kernel"),
@@ -218,14 +201,14 @@ def tensor_specs(config: DiffusionGemmaConfig) -> list[TensorSpec]:
     names |= {f"mlp.{theirs}": (("mlp", ours, "kernel"), True) for theirs, ours in _MLP.items()}
     for index, layer in enumerate(config.layers):
         here = f"layers_{index}"
-        specs += [
+        found += [
             TensorSpec(f"model.decoder.layers.{index}.{name}", (here, *path), transpose=transpose)
             for name, (path, transpose) in names.items()
             if layer.is_sliding or path[0] != "value"
         ]
         own = f"model.encoder.language_model.layers.{index}.layer_scalar"
-        specs.append(TensorSpec(own, (here, "encoder_scalar")))
-    return specs
+        found.append(TensorSpec(own, (here, "encoder_scalar")))
+    return found
 
 
 def abstract_params(config: DiffusionGemmaConfig) -> Params:
