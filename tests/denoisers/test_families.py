@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import same
 from safetensors.numpy import load_file, save_file
 
 from jax_unmask import denoisers
@@ -41,13 +42,6 @@ def run(denoiser, params, *args, method=None, **more):
 
 def close(actual, expected):
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4)
-
-
-def equal_trees(a, b):
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(x, y)
 
 
 class TestDreamLogits:
@@ -196,19 +190,10 @@ class TestRoundTrips:
         for directory, limit in (("whole", 10**9), ("shards", 150_000)):
             target = tmp_path / directory
             denoisers.save_pretrained(target, denoiser, params, max_shard_bytes=limit)
-            original = load_file(FIXTURES / name / "model.safetensors")
-            written = {
-                key: value
-                for path in target.glob("*.safetensors")
-                for key, value in load_file(path).items()
-            }
-            assert original.keys() == written.keys()
-            for key, tensor in original.items():
-                assert tensor.dtype == written[key].dtype
-                assert tensor.tobytes() == written[key].tobytes(), key
+            same.tensors(target, load_file(FIXTURES / name / "model.safetensors"))
             again, loaded = denoisers.from_pretrained(target)
             assert again == denoiser
-            equal_trees(loaded, params)
+            same.trees(loaded, params)
 
     def test_bfloat16(self, name, tmp_path):
         original = {
@@ -229,10 +214,8 @@ class TestRoundTrips:
             save(tmp_path / save.__name__, denoiser, params)
             again, loaded = denoisers.from_pretrained(tmp_path / save.__name__)
             assert again == denoiser
-            equal_trees(loaded, params)
-        written = load_file(tmp_path / "save_pretrained" / "model.safetensors")
-        for key, tensor in original.items():
-            assert tensor.tobytes() == written[key].tobytes(), key
+            same.trees(loaded, params)
+        same.tensors(tmp_path / "save_pretrained", original)
 
     def test_bfloat16_computes_close_to_float32(self, name):
         denoiser, params = load(name)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import same
 from safetensors.numpy import load_file, save_file
 
 from jax_unmask import denoisers
@@ -46,13 +47,6 @@ def edit_tensors(directory: pathlib.Path, change) -> None:
     save_file(tensors, directory / "model.safetensors")
 
 
-def assert_equal_trees(a, b) -> None:
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
-        assert x.dtype == y.dtype
-        np.testing.assert_array_equal(x, y)
-
-
 class TestRoundTrips:
     def test_sharded(self, pretrained, tmp_path):
         denoiser, params = pretrained
@@ -66,7 +60,7 @@ class TestRoundTrips:
         assert index["weight_map"].keys() == original.keys()
         again, loaded = denoisers.from_pretrained(tmp_path)
         assert again == denoiser
-        assert_equal_trees(loaded, params)
+        same.trees(loaded, params)
 
         # Saving again replaces them.
         denoisers.save_pretrained(tmp_path, denoiser, params)
@@ -78,7 +72,7 @@ class TestRoundTrips:
         denoisers.save_orbax(tmp_path, denoiser, params)
         again, loaded = denoisers.from_pretrained(tmp_path)
         assert again == denoiser
-        assert_equal_trees(loaded, params)
+        same.trees(loaded, params)
         with pytest.raises(FileExistsError):
             denoisers.save_orbax(tmp_path, denoiser, params)
         # Beside safetensors, nobody knows which is out of date; and another model's are refused.
@@ -93,17 +87,17 @@ class TestRoundTrips:
         denoiser, params = denoisers.from_pretrained(FIXTURE, param_dtype="bfloat16")
         assert denoiser.config.dtype == denoiser.config.param_dtype == jnp.bfloat16
         expected = jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), pretrained[1])
-        assert_equal_trees(params, expected)
+        same.trees(params, expected)
         for save in (denoisers.save_pretrained, denoisers.save_orbax):
             save(tmp_path / save.__name__, denoiser, params)
             again, loaded = denoisers.from_pretrained(tmp_path / save.__name__)
             assert again == denoiser
-            assert_equal_trees(loaded, params)
+            same.trees(loaded, params)
             wide, loaded = denoisers.from_pretrained(
                 tmp_path / save.__name__, param_dtype=jnp.float32, dtype=jnp.bfloat16
             )
             assert (wide.config.param_dtype, wide.config.dtype) == (jnp.float32, jnp.bfloat16)
-            assert_equal_trees(loaded, jax.tree.map(lambda leaf: leaf.astype("f4"), params))
+            same.trees(loaded, jax.tree.map(lambda leaf: leaf.astype("f4"), params))
 
     def test_mixed_types_load_as_the_widest(self, copy, pretrained):
         def narrow(tensors):
@@ -121,7 +115,7 @@ class TestRoundTrips:
         denoisers.save_pretrained(tmp_path, denoisers.Denoiser(config), params)
         denoiser, loaded = denoisers.from_pretrained(tmp_path)
         assert denoiser.config == config
-        assert_equal_trees(loaded, params)
+        same.trees(loaded, params)
 
 
 def drop(name):
