@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jax_unmask import denoisers
 from jax_unmask.denoisers.families import llada
@@ -34,6 +36,17 @@ def denoiser_config(**changes: Any) -> denoisers.DenoiserConfig:
         "pad_token_id": 10,
     }
     return denoisers.DenoiserConfig(**settings | changes)
+
+
+def random_params(config: denoisers.DenoiserConfig, seed: int = 0) -> denoisers.Params:
+    """Parameters of order 1 / sqrt(width) for tests that do not care: nothing is compiled."""
+    random = np.random.default_rng(seed)
+
+    def leaf(shape: jax.ShapeDtypeStruct) -> jax.Array:
+        scale = shape.shape[-2] ** -0.5 if len(shape.shape) > 1 else 1.0
+        return jnp.asarray(scale * random.normal(size=shape.shape), shape.dtype)
+
+    return jax.tree.map(leaf, denoisers.abstract_params(config))
 
 
 def save_model(

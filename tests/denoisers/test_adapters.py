@@ -21,7 +21,7 @@ CONFIG = tiny.denoiser_config(
     eos_token_id=30,
     pad_token_id=30,
 )
-PARAMS = denoisers.init_params(CONFIG, jax.random.key(0))
+PARAMS = tiny.random_params(CONFIG)
 TOKENS = jnp.arange(24).reshape(2, 12) % 32
 
 
@@ -65,7 +65,7 @@ def test_targets_and_sizes():
 
 def test_weights_of_bfloat16_take_float32_adapters():
     config = dataclasses.replace(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    params = denoisers.init_params(config, jax.random.key(0))
+    params = tiny.random_params(config)
     adapters = trained(denoisers.init_adapters(config, jax.random.key(2), rank=3))
     merged = denoisers.merge_adapters(params, adapters)
     kernels = [leaf for path, leaf in flatten_dict(merged).items() if path[-1] == "kernel"]

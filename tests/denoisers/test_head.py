@@ -194,7 +194,7 @@ def test_sliced_scores_keep_one_slice_of_logits():
     vocab, chunk = 4096, 256
     config = dataclasses.replace(CONFIG, vocab_size=vocab)
     denoiser = denoisers.Denoiser(config)
-    params = denoisers.init_params(config, jax.random.key(0))
+    params = tiny.random_params(config)
     hidden = jnp.zeros((8, 32, CONFIG.hidden_size))
     keys = jax.random.split(jax.random.key(0), 8)
 

@@ -48,7 +48,7 @@ def pretrained():
 
 @pytest.fixture(scope="module")
 def model():
-    return denoisers.Denoiser(TINY), denoisers.init_params(TINY, jax.random.key(0))
+    return denoisers.Denoiser(TINY), tiny.random_params(TINY)
 
 
 def random_tokens(seed: int, *shape: int) -> np.ndarray:
@@ -162,7 +162,7 @@ class TestDenoiser:
 
     def test_last_positions_of_a_single_layer(self):
         config = dataclasses.replace(TINY, num_layers=1)
-        params = denoisers.init_params(config, jax.random.key(0))
+        params = tiny.random_params(config)
         tokens = random_tokens(1, 3, 9)
         whole, _ = jax.jit(forward, static_argnums=0)(config, params, tokens)
         last = jax.jit(functools.partial(forward, last=5), static_argnums=0)
@@ -192,7 +192,7 @@ class TestDenoiser:
 
     def test_tied_embeddings_have_one_table(self):
         config = dataclasses.replace(TINY, tie_embeddings=True)
-        params = denoisers.init_params(config, jax.random.key(0))
+        params = tiny.random_params(config)
         assert "head" not in params
         denoiser = denoisers.Denoiser(config)
         tokens = random_tokens(6, 1, 4)
