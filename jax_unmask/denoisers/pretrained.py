@@ -183,6 +183,7 @@ def read_config(
     if family is not None:
         fields |= {families.FIELD: family}
     fields = families.complete(fields)
+    found = families.of(fields)
     if mask_token_id is not None:
         fields["mask_token_id"] = mask_token_id
     if fields.get("mask_token_id") is None:
@@ -192,7 +193,7 @@ def read_config(
                 "beside it could name the mask token; add the field, or give mask_token_id"
             )
         fields["mask_token_id"] = load_tokenizer(directory).mask_id
-    return families.of(fields).config_from_hf(fields)
+    return found.config_from_hf(fields)
 
 
 def _load_tensors(
