@@ -307,10 +307,13 @@ class Names:
     Args:
         kind: the kind, as errors call it: "policy", "task".
         aliases: short names of what the package has, with their import paths.
+        package: beginning of these paths.
     """
 
-    def __init__(self, kind: str, aliases: Mapping[str, str]) -> None:
-        self.kind, self._aliases = kind, dict(aliases)
+    def __init__(self, kind: str, aliases: Mapping[str, str], package: str = "") -> None:
+        prefix = f"{package}." if package else ""
+        self.kind = kind
+        self._aliases = {name: prefix + path for name, path in aliases.items()}
 
     def __iter__(self) -> Iterator[str]:
         """The short names."""

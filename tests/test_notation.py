@@ -149,7 +149,7 @@ def test_tasks():
             tasks.parse(text)
 
 
-NAMES = notation.Names("task", {"sudoku": "jax_unmask.tasks.sudoku.Sudoku"})
+NAMES = notation.Names("task", {"sudoku": "sudoku.Sudoku"}, package="jax_unmask.tasks")
 
 
 def test_names_are_aliases_of_import_paths():

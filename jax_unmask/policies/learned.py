@@ -22,9 +22,10 @@ from jax_unmask.settings import Settings, setting
 NETWORKS = notation.Names(
     "network",
     {
-        "confidence": "jax_unmask.policies.network.NetworkConfig",
-        "hidden": "jax_unmask.policies.hidden_network.HiddenNetworkConfig",
+        "confidence": "network.NetworkConfig",
+        "hidden": "hidden_network.HiddenNetworkConfig",
     },
+    package="jax_unmask.policies",
 )
 Distribution = Literal["bernoulli", "bernoulli_argmax", "dpls", "threshold"]
 Context = Literal["full", "block"]

@@ -16,33 +16,33 @@ from jax_unmask.policies.base import Params, Policy
 from jax_unmask.policies.checkpoint import load_policy
 from jax_unmask.policies.learned import LearnedPolicy
 
-_HERE = "jax_unmask.policies"
 POLICIES = notation.Names(
     "policy",
     {
-        "random": f"{_HERE}.heuristics.Random",
-        "top_confidence": f"{_HERE}.heuristics.TopConfidence",
-        "margin": f"{_HERE}.heuristics.Margin",
-        "left_to_right": f"{_HERE}.heuristics.LeftToRight",
-        "threshold": f"{_HERE}.heuristics.Threshold",
-        "factor": f"{_HERE}.heuristics.Factor",
-        "entropy_bounded": f"{_HERE}.heuristics.EntropyBounded",
-        "frontier_threshold": f"{_HERE}.heuristics.FrontierThreshold",
-        "conflict_free": f"{_HERE}.heuristics.ConflictFree",
-        "origin": f"{_HERE}.family_samplers.Origin",
-        "maskgit_plus": f"{_HERE}.family_samplers.MaskgitPlus",
-        "topk_margin": f"{_HERE}.family_samplers.TopkMargin",
-        "entropy": f"{_HERE}.family_samplers.Entropy",
-        "dream_threshold": f"{_HERE}.family_samplers.DreamThreshold",
-        "dynamic": f"{_HERE}.family_samplers.Dynamic",
-        "dynamic_edit": f"{_HERE}.family_samplers.DynamicEdit",
-        "learned": f"{_HERE}.spec.load_learned",
+        "random": "heuristics.Random",
+        "top_confidence": "heuristics.TopConfidence",
+        "margin": "heuristics.Margin",
+        "left_to_right": "heuristics.LeftToRight",
+        "threshold": "heuristics.Threshold",
+        "factor": "heuristics.Factor",
+        "entropy_bounded": "heuristics.EntropyBounded",
+        "frontier_threshold": "heuristics.FrontierThreshold",
+        "conflict_free": "heuristics.ConflictFree",
+        "origin": "family_samplers.Origin",
+        "maskgit_plus": "family_samplers.MaskgitPlus",
+        "topk_margin": "family_samplers.TopkMargin",
+        "entropy": "family_samplers.Entropy",
+        "dream_threshold": "family_samplers.DreamThreshold",
+        "dynamic": "family_samplers.Dynamic",
+        "dynamic_edit": "family_samplers.DynamicEdit",
+        "learned": "spec.load_learned",
         # As the public samplers of LLaDA and SDAR call them.
-        "low_confidence": f"{_HERE}.heuristics.TopConfidence",
-        "low_confidence_static": f"{_HERE}.heuristics.TopConfidence",
-        "low_confidence_dynamic": f"{_HERE}.family_samplers.Dynamic",
-        "sequential": f"{_HERE}.heuristics.LeftToRight",
+        "low_confidence": "heuristics.TopConfidence",
+        "low_confidence_static": "heuristics.TopConfidence",
+        "low_confidence_dynamic": "family_samplers.Dynamic",
+        "sequential": "heuristics.LeftToRight",
     },
+    package="jax_unmask.policies",
 )
 
 

@@ -21,27 +21,27 @@ __all__ = [
     "settings",
 ]
 
-_HERE = "jax_unmask.tasks"
 TASKS = notation.Names(
     "task",
     {
-        "aime24": f"{_HERE}.competitions.Aime24",
-        "aime25": f"{_HERE}.competitions.Aime25",
-        "amc23": f"{_HERE}.competitions.Amc23",
-        "arithmetic": f"{_HERE}.arithmetic.Arithmetic",
-        "countdown": f"{_HERE}.countdown.Countdown",
-        "gsm8k": f"{_HERE}.gsm8k.Gsm8k",
-        "humaneval": f"{_HERE}.humaneval.HumanEval",
-        "kodcode": f"{_HERE}.kodcode.KodCode",
-        "leetcode": f"{_HERE}.leetcode.LeetCode",
-        "math": f"{_HERE}.math.Math",
-        "math500": f"{_HERE}.competitions.Math500",
-        "mbpp": f"{_HERE}.mbpp.Mbpp",
-        "mixture": f"{_HERE}.mixture.Mixture",
-        "sudoku": f"{_HERE}.sudoku.Sudoku",
-        "sudoku_puzzles": f"{_HERE}.sudoku_puzzles.SudokuPuzzles",
-        "word_problems": f"{_HERE}.word_problems.WordProblems",
+        "aime24": "competitions.Aime24",
+        "aime25": "competitions.Aime25",
+        "amc23": "competitions.Amc23",
+        "arithmetic": "arithmetic.Arithmetic",
+        "countdown": "countdown.Countdown",
+        "gsm8k": "gsm8k.Gsm8k",
+        "humaneval": "humaneval.HumanEval",
+        "kodcode": "kodcode.KodCode",
+        "leetcode": "leetcode.LeetCode",
+        "math": "math.Math",
+        "math500": "competitions.Math500",
+        "mbpp": "mbpp.Mbpp",
+        "mixture": "mixture.Mixture",
+        "sudoku": "sudoku.Sudoku",
+        "sudoku_puzzles": "sudoku_puzzles.SudokuPuzzles",
+        "word_problems": "word_problems.WordProblems",
     },
+    package="jax_unmask.tasks",
 )
 
 
@@ -82,8 +82,10 @@ def create(name: str, **settings: Any) -> Task:
             raise notation.NotationError(name, problem)
     for key, parameter in known.items():
         if key not in settings and parameter.default is parameter.empty:
-            what = "reads its problems from files: give their" if key == "path" else "needs a"
-            raise notation.NotationError(name, f"the task {what} {key}")
+            problem = f"the task needs a value for {key}"
+            if key == "path":
+                problem = "the task reads its problems from files: give --data=DIR, or NAME:DIR"
+            raise notation.NotationError(name, problem)
     return make(**settings)
 
 
@@ -99,6 +101,5 @@ def parse(text: str, path: str | None = None) -> Task:
     """
     spec = notation.parse(text)
     kinds = {key: each.annotation for key, each in settings(spec.name).items()}
-    given = spec.arguments(kinds)
     path = spec.target or path
-    return create(spec.name, **({"path": path} if path else {}), **given)
+    return create(spec.name, **({"path": path} if path else {}) | spec.arguments(kinds))

@@ -153,4 +153,5 @@ def test_needs_a_prompt(model, capsys):
     assert "there is no prompt" in fails(capsys, f"--model={model}")
     missing = fails(capsys, f"--model={model}", "--task=sudoku", "--problem=-1")
     assert "--problem=-1 does not exist" in missing
-    assert "give --data=DIR" in fails(capsys, f"--model={model}", "--task=math")
+    for task in ("math", "humaneval"):
+        assert "give --data=DIR" in fails(capsys, f"--model={model}", f"--task={task}")

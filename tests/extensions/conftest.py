@@ -34,15 +34,22 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
 
 
 @pytest.fixture(scope="session")
-def model(package, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """A denoiser of bytes with random weights, in the format of `my_package.family`."""
-    ours, theirs = (tmp_path_factory.mktemp(name) for name in ("llada", "mine"))
-    tiny.save_byte_model(ours)
-    denoiser, params = denoisers.from_pretrained(ours)
+def llada(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A denoiser of bytes with random weights."""
+    directory = tmp_path_factory.mktemp("llada")
+    tiny.save_byte_model(directory)
+    return directory
+
+
+@pytest.fixture(scope="session")
+def model(package, llada, tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """The same in the format of `my_package.family`."""
+    directory = tmp_path_factory.mktemp("mine")
+    denoiser, params = denoisers.from_pretrained(llada)
     config = dataclasses.replace(denoiser.config, family="my_package.family.FAMILY")
-    tokenizer = denoisers.load_tokenizer(ours)
-    denoisers.save_pretrained(theirs, denoisers.Denoiser(config), params, tokenizer)
-    return theirs
+    tokenizer = denoisers.load_tokenizer(llada)
+    denoisers.save_pretrained(directory, denoisers.Denoiser(config), params, tokenizer)
+    return directory
 
 
 @pytest.fixture(autouse=True)

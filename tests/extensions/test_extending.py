@@ -11,6 +11,7 @@ from safetensors.numpy import load_file
 from jax_unmask import denoisers, policies, recipes
 from jax_unmask.commands import bench, generate, harness, train
 from jax_unmask.commands.eval import evaluate
+from jax_unmask.runtime.config import ConfigError
 
 RULE = "my_package.rules.AboveMean"
 TASK = "my_package.capitals.Capitals"
@@ -96,6 +97,24 @@ def test_a_curriculum_of_both_recipes_trains_them_and_the_result_is_evaluated(
     config.policy.network.width = 8
     results = evaluate(config, tmp_path / "eval", tmp_path / "02-policy_grpo")
     assert {result.point.method for result in results} == {"AboveMean", "policy, alpha 1"}
+
+
+def test_the_published_network_on_hidden_states_trains_like_any_other(experiment, llada, tmp_path):
+    space: dict = {}
+    exec(experiment.read_text(), space)
+    config = space["get_config"]("policy_grpo")
+    config.model.path = str(llada)
+    config.policy.network = policies.network_settings("hidden", time_embed_dim=8)
+    config.policy.context = "block"
+    assert train.train(config, tmp_path / "run")
+    policy, _ = policies.load_policy(tmp_path / "run" / "policy")
+    assert isinstance(policy.network, policies.HiddenNetworkConfig)
+    assert policy.network.denoiser.hidden_size == 32
+
+    config.policy.init_from = str(tmp_path / "run" / "policy")
+    config.policy.network.num_blocks = 2
+    with pytest.raises(ConfigError, match=r"policy.init_from.*num_blocks \(1 there, 2 here\)"):
+        train.train(config, tmp_path / "more")
 
 
 def test_settings_from_outside_are_converted_and_checked(package):

@@ -26,17 +26,17 @@ __all__ = [
 
 FIELD = "jax_unmask_family"
 """Field of a `config.json` that holds the import path of its family, for families from outside."""
-_HERE = "jax_unmask.denoisers.families"
 _NAMES = notation.Names(
     "family",
     {
-        "llada": f"{_HERE}.llada.FAMILY",
-        "dream": f"{_HERE}.dream.FAMILY",
-        "sdar": f"{_HERE}.sdar.FAMILY",
-        "sdar_moe": f"{_HERE}.sdar.MOE_FAMILY",
-        "llada_moe": f"{_HERE}.llada_moe.FAMILY",
-        "llada2_moe": f"{_HERE}.llada2.FAMILY",
+        "llada": "llada.FAMILY",
+        "dream": "dream.FAMILY",
+        "sdar": "sdar.FAMILY",
+        "sdar_moe": "sdar.MOE_FAMILY",
+        "llada_moe": "llada_moe.FAMILY",
+        "llada2_moe": "llada2.FAMILY",
     },
+    package="jax_unmask.denoisers.families",
 )
 FAMILIES: tuple[Family, ...] = tuple(_NAMES(name) for name in _NAMES)
 PUBLISHED = {name: family for family in FAMILIES for name in family.published}
