@@ -21,7 +21,7 @@ import time
 import jax
 import numpy as np
 
-from jax_unmask import denoisers, policies, recipes, tasks
+from jax_unmask import denoisers, policies, recipes
 from jax_unmask.evaluation import measure
 from jax_unmask.rollout import RolloutSettings, trimmed
 from jax_unmask.runtime.placement import Placement
@@ -71,7 +71,7 @@ class Stories(Arithmetic):
 def make_recipe(name, parts, workers, directory):
     make = runpy.run_path(str(ROOT / "configs" / name))["get_config"]
     config = make("arithmetic" if name == "tiny_policy.py" else "full")
-    config.task.update(name="waiting", settings=(f"workers={workers}",))
+    config.task.update(name=f"{__name__}.Waiting", settings=(f"workers={workers}",))
     config.rollout.update(prompts_per_step=PROMPTS, group_size=GROUP, slots=32, parts=parts)
     if "expert" in config:
         config.expert.count = 0
@@ -80,7 +80,6 @@ def make_recipe(name, parts, workers, directory):
 
 
 def overlap(repeats, workers):
-    tasks.register("waiting", __name__, "Waiting")
     print(
         "| training | parts | s per iteration | rollout and checks | ratio |\n|---|--:|--:|--:|--:|"
     )
