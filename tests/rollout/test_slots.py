@@ -177,7 +177,7 @@ def test_nine_of_ten_forwards_are_useful_where_lengths_vary_fourfold(random_mode
     assert useful > 1.3 * whole.useful_forward_fraction
 
 
-@pytest.mark.parametrize("slots", [None, 3])
+@pytest.mark.parametrize("slots", [0, 3])
 def test_absent_rows_are_not_rolled_out(random_model, slots):
     rng = np.random.default_rng(3)
     policy, params, prompts = POLICIES["random"], make_params("random", rng), make_prompts(rng)
@@ -258,7 +258,7 @@ expected = rollout(*model, policy, params, prompts, keys, RolloutSettings(8, 4))
 split = NamedSharding(make_mesh(), spec("batch"))
 prompts, keys = jax.device_put((prompts, keys), split)
 params["tokens_per_step"] = jax.device_put(params["tokens_per_step"], split)
-for slots, groups in ((None, 1), (8, 4)):
+for slots, groups in ((0, 1), (8, 4)):
     settings = RolloutSettings(8, 4, record=True, slots=slots, slot_groups=groups)
     arguments = (*model, policy, params, prompts, keys, settings)
     out = rollout(*arguments)
