@@ -118,7 +118,7 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--count",
         action="store_true",
-        help="also let the compiler count the operations of a step (compiles a few small programs)",
+        help="also count the operations of a step by the compiler (compiles a few small programs)",
     )
     add(
         "--dtype",

@@ -89,9 +89,9 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help=f"a shipped model ({shipped}), a Hugging Face or Orbax directory, or a hub name",
     )
-    _add_prompts(described.add_argument_group("what is asked"))
-    _add_sampling(described.add_argument_group("how it is answered"))
-    _add_output(described.add_argument_group("what is shown"))
+    _add_prompts(described.add_argument_group("prompt"))
+    _add_sampling(described.add_argument_group("decoding"))
+    _add_output(described.add_argument_group("output"))
     return described
 
 
@@ -149,9 +149,9 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     add("--temperature", type=float, default=0.0, help="of the denoiser; default: 0 (arg max)")
     add("--top_k", type=int, default=0, help="draw from the k best tokens; default: 0 (all)")
     add("--top_p", type=float, default=1.0, help="draw from the best tokens of this mass")
-    add("--seed", type=int, default=0, help="seed of all that is drawn; default: 0")
+    add("--seed", type=int, default=0, help="seed of all random draws; default: 0")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
-    add("--quantization", choices=tuple(TYPES), help="the layers' matrices in a byte per weight")
+    add("--quantization", choices=tuple(TYPES), help="one byte per weight of the layers' matrices")
 
 
 def _add_output(group: argparse._ArgumentGroup) -> None:

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num_fewshot", type=int, help="default: the task's own")
     add("--limit", type=int, help="only the first problems of each task")
     add("--include_path", help="directory with further tasks (YAML files)")
-    add("--seed", type=int, default=0, help="seed of all that is drawn; default: 0")
+    add("--seed", type=int, default=0, help="seed of all random draws; default: 0")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
     add("--output", metavar="FILE", help="write the results as JSON")
     return described

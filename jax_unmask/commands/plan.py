@@ -74,7 +74,7 @@ class Plan:
         table = 0
         if not self.denoiser.tie_embeddings:
             table = self.denoiser.vocab_size * self.denoiser.hidden_size
-        return 4 * (self.denoiser_parameters - table) // self.weight_parts
+        return 4 * (self.denoiser_parameters - table) // self.weight_shards
 
     @property
     def _is_widened(self) -> bool:
@@ -87,7 +87,7 @@ class Plan:
         return jax.default_backend() == "cpu" and is_narrow
 
     @property
-    def weight_parts(self) -> int:
+    def weight_shards(self) -> int:
         """Shards of each of the denoiser's matrices."""
         mesh = placements.from_config(self.config).mesh
         return 1 if mesh is None else mesh.shape["fsdp"] * mesh.shape["tensor"]

@@ -87,12 +87,12 @@ def _spread(
         return jax.lax.psum(_mix(x, chosen, weights, tuple(whole)), "tensor")
 
     rows = spec("batch")
-    parts = tuple(_part_specs(*pair) for pair in zip(kernels, _NAMES, strict=True))
+    parts = tuple(_shard_specs(*pair) for pair in zip(kernels, _NAMES, strict=True))
     split = on_each_device(of_shard, (rows, rows, rows, *parts), rows)
     return split(x, chosen, weights, *kernels)
 
 
-def _part_specs(kernel: Any, names: tuple[str | None, ...]) -> Any:
+def _shard_specs(kernel: Any, names: tuple[str | None, ...]) -> Any:
     """Specs of a stack of matrices; scales of a quantised one are sharded along outputs only."""
     if not is_quantized(kernel):
         return spec(*names)

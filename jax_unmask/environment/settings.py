@@ -203,7 +203,7 @@ class RunSettings(Settings):
             what: what is counted, for the message.
             by: in how many shards; by default in those of the mesh.
         """
-        shards = placement.parts if by is None else by
+        shards = placement.shards if by is None else by
         among = f"mesh.data x mesh.fsdp = {shards} shards of a batch"
         if by is not None:
             among = f"{by} processes that read data"

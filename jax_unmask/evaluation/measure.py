@@ -149,10 +149,12 @@ def measure(
             raise ValueError(f"{name}={value} must be at least 1")
     places = Placement() if placement is None else placement
     # Every process has all problems, and checks its own rows of each rollout.
-    size, batch_size = (-(-number // places.parts) * places.parts for number in (size, batch_size))
+    size, batch_size = (
+        -(-number // places.shards) * places.shards for number in (size, batch_size)
+    )
     batch_size = min(batch_size, size)
     settings = dataclasses.replace(
-        settings, record=False, slots=batch_size, slot_groups=places.parts
+        settings, record=False, slots=batch_size, slot_groups=places.shards
     )
     params = jax.tree.map(_strong, policy_params)
     key = streams.stream(streams.root(seed), "sampling")

@@ -101,7 +101,7 @@ def measure_all(
         splits.append(load_problems(config, bundle, task, "validation", count))
     # All processes measure the same rows and skip the same ones; process 0 has the files.
     store = None if jax.process_index() else ResultStore(workdir)
-    known = bundle.placement.of_first({} if store is None else dict(store.rows))
+    known = bundle.placement.broadcast({} if store is None else dict(store.rows))
     denoiser_hash = tree_hash(bundle.params, first_rows_only=True)
     plan = [
         dataclasses.replace(item, cache=cache)

@@ -115,7 +115,7 @@ def record_problems(
     if not shown or not count:
         return []
     # Outcomes are known to the process that has the files.
-    picked = bundle.placement.of_first(
+    picked = bundle.placement.broadcast(
         pick_problems([s.correct for s in shown], len(problems.examples), count)
     )
     examples = [problems.examples[index] for index in picked]

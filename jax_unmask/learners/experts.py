@@ -132,14 +132,16 @@ def with_experts(
             f"{length}"
         )
     aligned = dataclasses.replace(
-        expert, obs=_as_seen_by(policy.obs, expert.obs), action=_as_action_of(policy.action, expert)
+        expert,
+        obs=_observation_of(policy.obs, expert.obs),
+        action=_as_action_of(policy.action, expert),
     )
     records = merge_groups(policy, aligned, group_size, num_experts, axis=1)
     rows = jnp.arange(records.active.shape[1])
     return records, rows % (group_size + num_experts) >= group_size
 
 
-def _as_seen_by(policy: Observation, expert: Observation) -> Observation:
+def _observation_of(policy: Observation, expert: Observation) -> Observation:
     """The expert's observation as the policy would have had it: one block, all masks legal."""
     optional: dict[str, Any] = {}
     for name in ("entropy", "hidden"):

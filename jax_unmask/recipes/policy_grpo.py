@@ -214,7 +214,7 @@ class PolicyGrpo:
         self._config = config
         self._placement = placements.from_config(config)
         shape = load_denoiser_config(config)
-        self._parts = build_parts(config, shape, slot_groups=self._placement.parts)
+        self._parts = build_parts(config, shape, slot_groups=self._placement.shards)
         self._given = self._load_policy() if config.policy.init_from else None
         self._group = config.rollout.group_size
         self._experts = config.expert.count
@@ -223,7 +223,7 @@ class PolicyGrpo:
         self._check_denoiser(self._bundle.denoiser.config)
         if config.rollout.stop_at_end:
             stop_ids = self._bundle.tokenizer.stop_ids
-            self._parts = build_parts(config, shape, stop_ids, self._placement.parts)
+            self._parts = build_parts(config, shape, stop_ids, self._placement.shards)
 
     def _load_policy(self) -> Any:
         """Weights of a saved policy, which must have the network of this config."""
@@ -403,7 +403,7 @@ class PolicyGrpo:
     def blueprint(
         cls, config: PolicyGrpoSettings, shape: DenoiserConfig, placement: Placement
     ) -> Blueprint:
-        parts = build_parts(config, shape, (shape.eos_token_id,), slot_groups=placement.parts)
+        parts = build_parts(config, shape, (shape.eos_token_id,), slot_groups=placement.shards)
         denoiser, weights = denoisers.Denoiser(shape), denoisers.abstract_params(shape)
         if (kind := config.model.quantization) is not None:
             weights = jax.eval_shape(lambda params: quantize_params(params, kind), weights)

@@ -112,7 +112,7 @@ class ProcessRewards:
         """
         # This process's responses. Of processes that share their rows, one asks.
         local = [(k, each) for k, each in enumerate(examples) if each is not None and wanted[k]]
-        if not self._placement.leads:
+        if not self._placement.is_first_of_feed:
             local = []
         solutions = [
             self._solution(each, tokens[k][: length[k]], bool(right[k])) for k, each in local

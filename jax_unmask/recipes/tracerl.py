@@ -341,14 +341,14 @@ class TraceRl:
         denoiser = self._bundle.denoiser
         check_fits(denoiser.config, config.task.prompt_length, config.rollout.gen_length)
         self._ends = self._bundle.tokenizer.stop_ids
-        self._settings = build_settings(config, denoiser.config, self._ends, self._placement.parts)
+        self._settings = build_settings(config, denoiser.config, self._ends, self._placement.shards)
         self._learner = build_learner(config, denoiser, self._ends)
         jax.eval_shape(lambda: make_adapters(config, denoiser.config))  # Are there such targets?
         self._process = build_process_rewards(config.process, self._bundle)
         self._batches: data.BatchIterator | None = None
 
     def init(self) -> TrainState:
-        params, needed = self._bundle.params, self._let_go()
+        params, needed = self._bundle.params, self._free_loaded()
         return self._placement.make(
             self._learner.init,
             params,
@@ -360,12 +360,12 @@ class TraceRl:
 
     def like(self) -> TrainState:
         params, denoiser = self._bundle.params, self._bundle.denoiser.config
-        self._let_go()
+        self._free_loaded()
         adapters = jax.eval_shape(lambda: make_adapters(self._config, denoiser))
         key = streams.training_key(self._config.seed)
         return self._placement.like(self._learner.init, params, key, adapters, rules=RULES)
 
-    def _let_go(self) -> bool:
+    def _free_loaded(self) -> bool:
         """Frees the loaded weights, unless steps need them; returns whether they do."""
         needed = self._lora or self._config.learner.reference_beta > 0
         if not needed:
@@ -373,7 +373,7 @@ class TraceRl:
             self._rollouts = Rollouts.of(self._config, self._bundle)
         return needed
 
-    def _whole(self, state: TrainState) -> Any:
+    def _denoiser_params(self, state: TrainState) -> Any:
         """All current parameters of the denoiser; with adapters, those and the frozen ones."""
         params = state.params["denoiser"]
         return denoisers.with_adapters(self._bundle.params, params) if self._lora else params
@@ -400,7 +400,7 @@ class TraceRl:
                 # Nothing is carried over to the next step, so its position is all there is to save.
                 batch = next(self._batches)
             round_key = streams.stream(key, "rollout", number)
-            rounds.append(self._roll_out(self._whole(state), batch, round_key, timer))
+            rounds.append(self._roll_out(self._denoiser_params(state), batch, round_key, timer))
             if sum(int(each.scores.kept.sum()) for each in rounds) >= wanted:
                 break
         scores = jax.tree.map(lambda *x: np.concatenate(x), *(each.scores for each in rounds))
@@ -538,7 +538,7 @@ class TraceRl:
     ) -> Blueprint:
         ends, denoiser = (shape.eos_token_id,), denoisers.Denoiser(shape)
         learner = build_learner(config, denoiser, ends)
-        settings = build_settings(config, shape, ends, placement.parts)
+        settings = build_settings(config, shape, ends, placement.shards)
         policy, policy_params = parse_policy("rollout.policy", config.rollout.policy)
         weights = placement.parameters(denoisers.abstract_params(shape), RULES)
         adapters = jax.eval_shape(lambda: make_adapters(config, shape))

@@ -86,7 +86,7 @@ def spec(*names: str | None) -> PartitionSpec:
     return PartitionSpec(*(None if name is None else LOGICAL[name] for name in names))
 
 
-def batch_parts(mesh: Mesh | AbstractMesh) -> int:
+def batch_shards(mesh: Mesh | AbstractMesh) -> int:
     """Number of shards of a batch, over the axes that no enclosing `shard_map` has taken."""
     return math.prod(mesh.shape[axis] for axis in BATCH if axis in free_axes(mesh))
 
@@ -108,7 +108,7 @@ def active() -> AbstractMesh | None:
 def active_over(rows: int) -> AbstractMesh | None:
     """`active`, but None too where so many rows cannot be spread: initialisation traces one."""
     mesh = active()
-    return None if mesh is None or rows % batch_parts(mesh) else mesh
+    return None if mesh is None or rows % batch_shards(mesh) else mesh
 
 
 def constrain(x: jax.Array, *names: str | None) -> jax.Array:

@@ -71,14 +71,14 @@ class Placement:
             yield
 
     @property
-    def parts(self) -> int:
+    def shards(self) -> int:
         """Number of shards of a batch; must divide its rows."""
-        return 1 if self.mesh is None else meshes.batch_parts(self.mesh)
+        return 1 if self.mesh is None else meshes.batch_shards(self.mesh)
 
     @property
     def feed(self) -> int:
         """Index of the slice of a batch that this process reads, of `feeds`."""
-        return self._feeds().index(self._holders()[self._own_part()])
+        return self._feeds().index(self._holders()[self._shard_index()])
 
     @property
     def feeds(self) -> int:
@@ -86,7 +86,7 @@ class Placement:
         return len(self._feeds())
 
     @property
-    def leads(self) -> bool:
+    def is_first_of_feed(self) -> bool:
         """Whether this process is the first of those that read the same rows."""
         return jax.process_index() == min(self._feeds()[self.feed])
 
@@ -177,7 +177,7 @@ class Placement:
         """Of batches [B, ...] on the devices all rows, as NumPy arrays."""
         return self.gather(self.fetch(tree))
 
-    def of_first(self, value: Json) -> Json:
+    def broadcast(self, value: Json) -> Json:
         """The value that process 0 passes, on all processes; those of the others are ignored."""
         if jax.process_count() == 1:
             return value
@@ -236,14 +236,14 @@ class Placement:
         """The processes of each shard of a batch."""
         if self.mesh is None:
             return [frozenset({jax.process_index()})]
-        devices = self.mesh.devices.reshape(self.parts, -1)
+        devices = self.mesh.devices.reshape(self.shards, -1)
         return [frozenset(device.process_index for device in part) for part in devices]
 
     def _feeds(self) -> list[frozenset[int]]:
         """The feeds in the order of their rows."""
         return list(dict.fromkeys(self._holders()))
 
-    def _own_part(self) -> int:
+    def _shard_index(self) -> int:
         me = jax.process_index()
         return next(i for i, holders in enumerate(self._holders()) if me in holders)
 

@@ -30,7 +30,7 @@ for sizes in ((2, 2, 1), (1, 2, 2), (1, 1, 4)):
         doubled = jax.jit(lambda x: 2 * x)(batch)
         whole = placement.everywhere({"k": jax.random.key(3), "v": np.arange(3)})
     report[str(sizes)] = {
-        "parts": placement.parts, "feed": placement.feed, "feeds": placement.feeds,
+        "parts": placement.shards, "feed": placement.feed, "feeds": placement.feeds,
         "shape": batch.shape,
         "own": placement.fetch(doubled).tolist(),
         "all": placement.fetch_all(doubled).tolist(),
@@ -91,7 +91,7 @@ def test_two_processes_feed_one_batch():
 def test_one_device_is_no_mesh():
     placement = Placement.of()
     assert placement.mesh is None
-    assert (placement.parts, placement.feed, placement.feeds) == (1, 0, 1)
+    assert (placement.shards, placement.feed, placement.feeds) == (1, 0, 1)
     batch = placement.rows({"x": np.arange(3)})
     np.testing.assert_array_equal(placement.fetch_all(batch)["x"], np.arange(3))
     assert placement.make(lambda x: x, batch, rules=()) is batch
