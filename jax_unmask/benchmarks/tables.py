@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TypeVar
 
 from jax_unmask.benchmarks.breakdown import PHASES, Breakdown
 from jax_unmask.benchmarks.hardware import MatmulPeak, describe
@@ -13,6 +14,8 @@ from jax_unmask.benchmarks.subjects import Subject
 from jax_unmask.report.tables import text_table
 from jax_unmask.rollout import RolloutSettings
 from jax_unmask.rollout.caching import NONE
+
+Item = TypeVar("Item")
 
 
 def rollouts_text(
@@ -33,90 +36,70 @@ def rollouts_text(
         f"{describe()['device']}"
     )
     has_counts = any(row.compiled_flops_per_rollout is not None for row in rows)
-    table = [
-        [
-            *(
-                "batch",
-                "slots",
-                "cache",
-                "compile s",
-                "s/rollout",
-                "sequences/s",
-                "tokens/s",
-                "NFE",
-                "cost",
-                "ms/forward",
-            ),
-            "TFLOP/rollout",
-            *(["counted"] if has_counts else []),
-            *("useful %", "TFLOP/s", "% of peak", "program MB", "peak MB"),
-        ]
-    ]
-    table += [
-        [
-            str(row.batch_size),
-            str(row.slots),
-            row.cache,
-            f"{row.compile_seconds:.2f}" + (" (cached)" if row.compiled_from_cache else ""),
-            _spread(row.seconds),
-            f"{row.sequences_per_second:.4g}",
-            f"{row.tokens_per_second:.4g}",
-            f"{row.nfe_mean:.2f}",
-            f"{row.cost_mean:.2f}",
-            f"{1e3 * row.seconds_per_forward:.4g}",
-            f"{row.flops_per_rollout / 1e12:.4g}",
-            *([_tera(row.compiled_flops_per_rollout)] if has_counts else []),
-            f"{100 * row.useful_forward_fraction:.1f}",
-            f"{row.tflops_per_second:.3g}",
-            f"{100 * row.share_of_matmul_peak:.1f}",
-            _megabytes(row.program_bytes),
-            _megabytes(row.peak_bytes),
-        ]
-        for row in rows
-    ]
+    counted = {"counted": lambda row: _tera(row.compiled_flops_per_rollout)} if has_counts else {}
+    columns: dict[str, Callable[[Speed], object]] = {
+        "batch": lambda row: row.batch_size,
+        "slots": lambda row: row.slots,
+        "cache": lambda row: row.cache,
+        "compile s": lambda row: (
+            f"{row.compile_seconds:.2f}" + (" (cached)" if row.compiled_from_cache else "")
+        ),
+        "s/rollout": lambda row: _spread(row.seconds),
+        "sequences/s": lambda row: f"{row.sequences_per_second:.4g}",
+        "tokens/s": lambda row: f"{row.tokens_per_second:.4g}",
+        "NFE": lambda row: f"{row.nfe_mean:.2f}",
+        "cost": lambda row: f"{row.cost_mean:.2f}",
+        "ms/forward": lambda row: f"{1e3 * row.seconds_per_forward:.4g}",
+        "TFLOP/rollout": lambda row: _tera(row.flops_per_rollout),
+        **counted,
+        "useful %": lambda row: f"{100 * row.useful_forward_fraction:.1f}",
+        "TFLOP/s": lambda row: f"{row.tflops_per_second:.3g}",
+        "% of peak": lambda row: f"{100 * row.share_of_matmul_peak:.1f}",
+        "program MB": lambda row: _megabytes(row.program_bytes),
+        "peak MB": lambda row: _megabytes(row.peak_bytes),
+    }
     parts = [
         header,
-        text_table(table),
+        _table(columns, rows),
         f"Peak: {peak.tflops_per_second:.3g} TFLOP/s, products of {peak.dtype} matrices of side "
         f"{peak.size}. FLOPs: exact count of the denoiser's matrix products"
         + ("; counted: all operations, by the compiler." if has_counts else "."),
     ]
     if comparisons:
-        compared = [row for row in rows if row.cache == NONE]
-        table = [
-            [
-                *("batch", "reference s/rollout", "sequences/s", "ours is faster by"),
-                *("at equal NFE", "NFE ours", "NFE theirs", "equal rows %", "equal tokens %"),
-            ]
-        ]
-        table += [
-            [
-                str(row.batch_size),
-                _spread(other.seconds),
-                f"{other.sequences_per_second:.4g}",
-                f"{other.speedup:.2f} [{min(other.speedup_by_turn):.2f}, "
-                f"{max(other.speedup_by_turn):.2f}]",
-                f"{other.speedup_at_equal_nfe:.2f}",
-                f"{row.nfe_mean:.2f}",
-                f"{other.nfe_mean:.2f}",
-                f"{100 * other.rows_equal:.1f}",
-                f"{100 * other.positions_equal:.2f}",
-            ]
-            for row, other in zip(compared, comparisons, strict=True)
-        ]
-        parts.append(text_table(table))
+        compared: dict[str, Callable[[tuple[Speed, ReferenceSpeed]], object]] = {
+            "batch": lambda pair: pair[0].batch_size,
+            "reference s/rollout": lambda pair: _spread(pair[1].seconds),
+            "sequences/s": lambda pair: f"{pair[1].sequences_per_second:.4g}",
+            "ours is faster by": lambda pair: (
+                f"{pair[1].speedup:.2f} "
+                f"[{min(pair[1].speedup_by_turn):.2f}, {max(pair[1].speedup_by_turn):.2f}]"
+            ),
+            "at equal NFE": lambda pair: f"{pair[1].speedup_at_equal_nfe:.2f}",
+            "NFE ours": lambda pair: f"{pair[0].nfe_mean:.2f}",
+            "NFE theirs": lambda pair: f"{pair[1].nfe_mean:.2f}",
+            "equal rows %": lambda pair: f"{100 * pair[1].rows_equal:.1f}",
+            "equal tokens %": lambda pair: f"{100 * pair[1].positions_equal:.2f}",
+        }
+        without_cache = [row for row in rows if row.cache == NONE]
+        parts.append(_table(compared, list(zip(without_cache, comparisons, strict=True))))
     return "\n\n".join(parts)
+
+
+def _table(columns: Mapping[str, Callable[[Item], object]], items: Sequence[Item]) -> str:
+    """A line per item, with columns by their headings."""
+    lines = [[str(cell(item)) for cell in columns.values()] for item in items]
+    return text_table([list(columns), *lines])
 
 
 def breakdown_text(measured: Breakdown) -> str:
     """A line per phase of a training step, and the rest in words."""
-    table = [["phase", "ms/step", "share %"]]
-    table += [
-        [name, f"{1e3 * measured.phase_seconds[name]:.4g}", f"{100 * measured.shares[name]:.1f}"]
-        for name in PHASES
-    ]
+    columns = {
+        "phase": lambda name: name,
+        "ms/step": lambda name: f"{1e3 * measured.phase_seconds[name]:.4g}",
+        "share %": lambda name: f"{100 * measured.shares[name]:.1f}",
+    }
     return (
-        f"{text_table(table)}\n\n"
+        f"{_table(columns, PHASES)}\n\n"
         f"{_spread(measured.seconds)} s per step ({measured.rollouts_per_step} rollouts, "
         f"{measured.rollouts_per_second:.4g} per second of rollout); first step, which compiles: "
         f"{measured.first_step_seconds:.1f} s. NFE {measured.nfe_mean:.2f}, "
