@@ -50,7 +50,9 @@ def prepared(name: str, block_size: int | None):
     if block_size is not None:
         blocks = jnp.arange(tokens.shape[1])[None] // block_size
     group, time = merged(jnp.asarray(data["step_map"]), case["shrink"], blocks)
-    trained = trainable_tokens(tokens, data["step_map"], case["pad_id"], case.get("post_num"))
+    pads = case.get("post_num")
+    pads = -1 if pads is None else pads
+    trained = trainable_tokens(tokens, data["step_map"], case["pad_id"], pads)
     return tokens, np.asarray(group), np.asarray(time), np.asarray(trained)
 
 
