@@ -187,7 +187,6 @@ class FullyMasked(_Drawn):
 
     draws: int = 1
     prompt_mask_ratio: float = 0.15
-
     complement: bool = dataclasses.field(default=False, init=False)
 
     def states(
