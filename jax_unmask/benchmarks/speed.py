@@ -28,6 +28,7 @@ from jax_unmask.rollout import (
 )
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.rollout.flops import RolloutFlops, rollout_flops
+from jax_unmask.runtime import streams
 from jax_unmask.runtime.compilation import CompileTimes
 
 
@@ -144,7 +145,7 @@ def measure_speed(
         policy,
         jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), policy_params),
         jax.tree.map(jnp.asarray, prompts),
-        row_keys(jax.random.key(seed), batch),
+        row_keys(streams.stream(streams.root(seed), "sampling"), batch),
         dataclasses.replace(settings, record=False),
     )
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import dataclasses
 import difflib
 
-import jax
 import numpy as np
 
 from jax_unmask import denoisers, tasks
 from jax_unmask.denoisers import Denoiser, DenoiserConfig, Params, Tokenizer
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.rollout import Prompts
+from jax_unmask.runtime import streams
 from jax_unmask.shipped import resolve_model
 
 
@@ -118,7 +118,7 @@ def random_subject(name: str, config: DenoiserConfig, *, seed: int) -> Subject:
         config: the shape, with untied embeddings.
         seed: seed of the weights.
     """
-    params = denoisers.init_params(config, jax.random.key(seed))
+    params = denoisers.init_params(config, streams.stream(streams.root(seed), "init"))
     params["head"] = params["head"].at[config.mask_token_id].set(0)
     return Subject(name, Denoiser(config), params)
 

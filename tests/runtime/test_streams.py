@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pathlib
+import re
 from typing import get_args
 
 import jax
@@ -43,3 +45,14 @@ def test_no_two_streams_coincide():
                     for row, each in enumerate(row_keys(key, 4)):
                         note((seed, step, name, index, row), each)
     assert {*OF_A_RUN, *OF_A_STEP, "turn"} == set(get_args(streams.StreamName))
+
+
+def test_seeds_become_keys_in_one_place():
+    """Elsewhere keys of constants stand for shapes, or for numbers that nothing depends on."""
+    package = pathlib.Path(streams.__file__).parents[1]
+    found = {
+        (path.relative_to(package).as_posix(), argument)
+        for path in package.rglob("*.py")
+        for argument in re.findall(r"random\.(?:key|PRNGKey)\((\w+)\)", path.read_text())
+    }
+    assert {each for each in found if not each[1].isdecimal()} == {("runtime/streams.py", "seed")}
