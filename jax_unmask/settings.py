@@ -87,7 +87,7 @@ class Setting:
         is_tuple: the value is a tuple of such elements, and the range that of each element.
         is_optional: the value may be None.
         ge, gt, le, lt: bounds of the value: at least, above, at most, below.
-        choices: all values that there are; empty where bounds say it.
+        choices: all allowed values; empty where bounds define them.
         is_exempt: may change when a run is resumed, since it does not touch what is trained.
         parse: makes the dataclass's value of a config's text; None where both are the same.
     """
@@ -114,7 +114,7 @@ class Setting:
 
     @property
     def range_text(self) -> str:
-        """The range in words; empty where the type says it all."""
+        """The range in words; empty if the type has no further limits."""
         if self.choices:
             return "one of " + ", ".join(map(repr, self.choices))
         bounds = (
@@ -415,7 +415,7 @@ def declared(instance: Any) -> list[Setting]:
 
 
 def flat(instance: Settings) -> dict[str, Any]:
-    """The values of all settings under their full keys, as a config holds them."""
+    """The values of all settings under their full keys, in the types of a config."""
     return {each.key: each.default for each in declared(instance)}
 
 
@@ -573,7 +573,7 @@ def _members(instance: Any) -> Iterator[tuple[str, Any]]:
 
 
 def _text(declaration: Setting, value: Any) -> Any:
-    """A value as a config holds it."""
+    """A value in the type of a config."""
     if declaration.parse is not None:
         return "none" if value is None else str(value)
     if declaration.kind is float and value is not None:
@@ -595,7 +595,7 @@ _own: Callable[[type], tuple[Setting, ...]] = functools.cache(_read_declarations
 
 
 def _declaration(kind: type, field: dataclasses.Field[Any], declaration: dict[str, Any]) -> Setting:
-    """The declaration of a field, whose annotation says the type."""
+    """The declaration of a field, with the type from its annotation."""
     annotation: Any = field.type
     if isinstance(annotation, str):
         owner = next(c for c in kind.__mro__ if field.name in inspect.get_annotations(c))

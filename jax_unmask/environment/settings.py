@@ -71,7 +71,7 @@ class TrainSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationSettings(Settings):
-    """What `jax_unmask.eval` measures."""
+    """Settings of evaluations: policies, problems, and what the report shows."""
 
     is_exempt: ClassVar[bool] = True
 

@@ -172,7 +172,7 @@ def record(
 ) -> tuple[Trajectory, Float[Array, "T B L"] | None]:
     """Rolls out as `rollout.rollout` with the same arguments does, with records.
 
-    At temperature 0 they hold what the denoiser says of the whole canvas, otherwise of what the
+    At temperature 0 they have scores of the whole canvas, otherwise of the positions that the
     policy reads.
 
     Returns:

@@ -67,8 +67,8 @@ def read(config: Any) -> RunSettings:
         config: a `ConfigDict` that began as `recipes.config(...)`.
 
     Raises:
-        ConfigError: the first mistake, with full key, value and remedy. What only the model and the
-            data tell is checked by those who load them.
+        ConfigError: the first mistake, with full key, value and remedy. Checks that need the model
+            or the data are made where those are loaded.
     """
     if not config.get("recipe"):
         known = "Choose one of " + ", ".join(RECIPES)

@@ -27,7 +27,7 @@ _SCANNED_WHOLE, _SCANNED_ELSE = 100_000, 256
 
 
 class Recipe(Protocol):
-    """A way to train: builds its parts from a config, then takes steps.
+    """A way to train: builds model, data and learner from a config, then takes steps.
 
     Everything random in a step follows from the state's key and step and from the batch, so a run
     that is resumed from (state, position of the data) continues exactly.

@@ -546,7 +546,7 @@ class TraceRl:
         state = placement.parameters(state, RULES)
         acting = state.params["denoiser"]
         has_reference = config.learner.reference_beta > 0
-        # Otherwise training lets go of what was loaded.
+        # Otherwise training frees the loaded weights.
         is_needed = adapters is not None or has_reference
         frozen = {"denoiser as loaded": weights} if is_needed else {}
         if adapters is not None:

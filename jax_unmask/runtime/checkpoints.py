@@ -45,7 +45,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class CheckpointSettings(Settings):
-    """When checkpoints are saved, and which are kept."""
+    """Settings of checkpoints: when they are saved, and which are kept."""
 
     is_exempt: ClassVar[bool] = True
 

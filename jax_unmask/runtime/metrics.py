@@ -30,7 +30,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class LogSettings(Settings):
-    """Where the numbers of a run go, beside metrics.jsonl."""
+    """Settings of logs: outputs of metrics other than metrics.jsonl."""
 
     is_exempt: ClassVar[bool] = True
 

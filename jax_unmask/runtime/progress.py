@@ -53,7 +53,7 @@ def progress_bar(
 
 
 class _Lines:
-    """A stream on which every refresh of a bar is a line of its own."""
+    """A stream on which every refresh of a bar is a new line."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream = stream

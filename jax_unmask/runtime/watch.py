@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class WatchSettings(Settings):
-    """What is noticed of a run that stands still, and what is traced."""
+    """Settings that watch a run: stalls and profiles."""
 
     is_exempt: ClassVar[bool] = True
 
