@@ -8,9 +8,10 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
-from jax_unmask.denoisers import Denoiser, DenoiserConfig, cached
+from jax_unmask.denoisers import Denoiser, DenoiserConfig
+from jax_unmask.denoisers.cache import empty_cache
 from jax_unmask.denoisers.head import score_candidates
-from jax_unmask.denoisers.transformer import abstract_params
+from jax_unmask.denoisers.transformer import abstract_params, forward
 from jax_unmask.rollout import RolloutSettings
 from jax_unmask.rollout.flops import RolloutFlops
 
@@ -87,7 +88,7 @@ def _count(
         tokens = jax.ShapeDtypeStruct((1, prompt_length), jnp.int32)
     elif step == "cached":
         tokens = jax.ShapeDtypeStruct((1, width), jnp.int32)
-    store = jax.eval_shape(lambda: cached.empty_cache(config, 1, whole))
+    store = jax.eval_shape(lambda: empty_cache(config, 1, whole))
     key = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
 
     def score(params: Any, hidden: Any, keys: Any) -> Any:
@@ -98,16 +99,14 @@ def _count(
         real = jnp.ones(tokens.shape, bool)
         if step == "plain":
             start = jnp.full(1, prompt_length) if scored < settings.gen_length else None
-            hidden = denoiser.apply(
-                {"params": params}, tokens, real, last=scored, start=start, method="hidden"
-            )
+            hidden, _ = forward(config, params, tokens, real, last=scored, start=start)
             return score(params, hidden, keys)
         if step == "cached":
             seen = jnp.ones((1, whole), bool)
-            hidden, kept = cached.read(config, params, store, tokens, tokens, real, seen)
-            return score(params, hidden, keys), kept
+            hidden, _ = forward(config, params, tokens, real, tokens, cache=store, cached_mask=seen)
+            return score(params, hidden, keys)
         last = 1 if step == "prompt" else settings.gen_length
-        hidden, store = cached.fill(config, params, store, lambda _, new: new, tokens, real, last)
+        hidden, store = forward(config, params, tokens, real, last=last, cache=store)
         return (hidden if step == "prompt" else score(params, hidden, keys)), store
 
     if head_only:

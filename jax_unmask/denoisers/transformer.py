@@ -259,7 +259,7 @@ class Denoiser(nn.Module):
         """Last hidden states after the final norm, see `forward`."""
         if self.is_initializing():  # Only here do the modules run themselves.
             x = jnp.zeros((1, self.config.hidden_size), self.config.dtype)
-            table = _rotations(self.config, jnp.zeros((1, 1), jnp.int32))
+            table = rotations(self.config, jnp.zeros((1, 1), jnp.int32))
             for run in self.runs:
                 run(x, table, None, 1)
             self.final_norm(x)
@@ -295,6 +295,7 @@ def forward(
     cached_mask: Bool[Array, "B K"] | None = None,
     put: Put | None = None,
     at: Int[Array, "B S"] | None = None,
+    table: Table | None = None,
     remat: bool = False,
 ) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
     """Last hidden states after the final norm, in the compute type, and the cache after it.
@@ -327,6 +328,7 @@ def forward(
             may be more; by default they are the same rows.
         at: for a window, the cached positions that its tokens' keys and values are written to; K
             and more for those that are not.
+        table: `rotations` of the positions, for loops that compute them once.
         remat: recompute each layer's activations in the backward pass.
 
     Returns:
@@ -361,7 +363,8 @@ def forward(
     elif config.attention_block is not None and not is_window:
         visible = block_causal(positions, config.attention_block)
         mask = visible if real is None else visible & real
-    table = _rotations(config, positions)
+    if table is None:
+        table = rotations(config, positions)
     x = look_up(params["embedding"], tokens.reshape(-1)).astype(config.dtype)
     # A state that was moved to the next position comes from one position before.
     window = None if last is None else min(last + config.logits_shift, length)
@@ -462,7 +465,7 @@ def _fill(
     return jax.lax.dynamic_update_slice(stacked, new[None].astype(stacked.dtype), start)
 
 
-def _rotations(config: DenoiserConfig, positions: Int[Array, "#B S"]) -> Table:
+def rotations(config: DenoiserConfig, positions: Int[Array, "#B S"]) -> Table:
     """Cosines and sines for the positions, in the type in which heads are rotated."""
     table = rotary_table(positions, config.rotary_dim or config.head_dim, config.rope_theta)
     if config.rotary_in_float32:

@@ -18,7 +18,7 @@ from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation.candidates import Candidate, candidates
 from jax_unmask.evaluation.problems import Measured, Problems, rollout_settings
 from jax_unmask.evaluation.store import Row, read_outcomes
-from jax_unmask.policies.base import Needs, Observing, Policy
+from jax_unmask.policies.base import Needs, Policy, WithObservations
 from jax_unmask.report import results, traces
 from jax_unmask.rollout import (
     Cache,
@@ -181,7 +181,7 @@ def record(
     """
     settings = dataclasses.replace(settings, record=True)
     # Which tokens are drawn depends on which positions are scored: those that the policy reads.
-    watched = policy if settings.temperature > 0 else Observing(policy, Needs(canvas=True))
+    watched = policy if settings.temperature > 0 else WithObservations(policy, Needs(canvas=True))
     trajectory = rollout(
         denoiser, denoiser_params, watched, policy_params, prompts, keys, settings, watch
     )

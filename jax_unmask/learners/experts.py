@@ -107,7 +107,7 @@ def with_experts(
     Args:
         policy: records of the policy's P * G rows, in full diffusion.
         expert: records of P * E expert rows with the same canvas length, made by a policy whose
-            needs cover those of the learning policy (`policies.base.Observing`).
+            needs cover those of the learning policy (`policies.base.WithObservations`).
         group_size: G.
         num_experts: E.
 
@@ -151,14 +151,14 @@ def _observation_of(policy: Observation, expert: Observation) -> Observation:
         elif seen is None:
             raise ValueError(
                 f"the policy observes {name}, which the expert's records lack; wrap the expert in "
-                "Observing(expert, policy.needs)"
+                "WithObservations(expert, policy.needs)"
             )
         optional[name] = seen
     top_k = policy.top_probs.shape[-1]
     if expert.top_probs.shape[-1] < top_k:
         raise ValueError(
             f"the policy observes top_k={top_k} probabilities, the expert's records hold "
-            f"{expert.top_probs.shape[-1]}; wrap the expert in Observing(expert, policy.needs)"
+            f"{expert.top_probs.shape[-1]}; roll out WithObservations(expert, policy.needs)"
         )
     return dataclasses.replace(
         expert,

@@ -123,21 +123,6 @@ def bernoulli_argmax_log_prob(
     return jnp.where(is_empty, -jnp.inf, log_prob)
 
 
-def plackett_luce_log_prob(
-    logits: Float[Array, "*B L"], legal: Bool[Array, "*B L"], rank: Int[Array, "*B L"]
-) -> Float[Array, "*B"]:
-    """Log-likelihood of an ordered draw without replacement (no STOP, length given).
-
-    Args:
-        logits: utilities.
-        legal: items that can be drawn.
-        rank: 1-based order in which items were drawn, 0 for those that were not.
-    """
-    no_stop = jnp.full(logits.shape[:-1], _NEGATIVE)
-    ordered, drawn, before = _remaining_log_sums(logits, legal, rank, no_stop)
-    return jnp.sum(jnp.where(drawn, ordered - before, 0.0), axis=-1)
-
-
 def dpls_log_prob(
     logits: Float[Array, "*B L"],
     legal: Bool[Array, "*B L"],

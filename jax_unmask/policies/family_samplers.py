@@ -17,8 +17,8 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
 from jax_unmask.policies.distributions import argmax_legal
 from jax_unmask.policies.heuristics import (
+    Rule,
     column,
-    deterministic,
     quota,
     quota_params,
     setting,
@@ -27,7 +27,7 @@ from jax_unmask.policies.heuristics import (
 
 
 @dataclasses.dataclass(frozen=True)
-class _Dream:
+class _Dream(Rule):
     """Base of Dream's `diffusion_generate` (Ye et al. 2025, arXiv 2508.15487).
 
     Time runs from 1 to eps in equal steps; a step from time t to s fills the share 1 - s / t of the
@@ -40,11 +40,6 @@ class _Dream:
     """
 
     reference_compat: bool = False
-
-    @property
-    def needs(self) -> Needs:
-        """Nothing beyond the confidence."""
-        return Needs()
 
     def params(self, steps: ArrayLike = 64, eps: ArrayLike = 1e-3) -> Params:
         """Settings.
@@ -78,16 +73,17 @@ class Origin(_Dream):
         """Random keys."""
         return Needs(keys=True)
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         return self.fill_below(params, row_uniform(keys, obs.legal.shape[-1:]), obs)
 
-    def fill_below(self, params: Params, uniform: Float[Array, "*B L"], obs: Observation) -> Action:
+    def fill_below(
+        self, params: Params, uniform: Float[Array, "*B L"], obs: Observation
+    ) -> Bool[Array, "*B L"]:
         """Fills where the draws [0, 1) are below the step's share."""
         fill = obs.legal & (uniform < column(self.share(params, obs)))
         if not self.reference_compat:
             fill |= argmax_legal(-uniform, obs.legal) & ~fill.any(axis=-1, keepdims=True)
-        return deterministic(fill)
+        return fill
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,22 +111,21 @@ class _Ranked(_Dream):
 
     def fill_best(
         self, params: Params, scores: Float[Array, "*B L"], obs: Observation, keys: Array
-    ) -> Action:
+    ) -> Bool[Array, "*B L"]:
         """Fills this step's number of positions by score."""
         temperature = column(params["alg_temp"])
         noise = jax.vmap(lambda key: jax.random.gumbel(key, scores.shape[-1:]))(keys)
         # Gumbel noise on the logits of the softmax: the best k are a draw without replacement.
         drawn = scores / jnp.where(temperature > 0, temperature, 1.0) + noise
         scores = jnp.where(temperature > 0, drawn, scores)
-        return deterministic(take_best(scores, obs.legal, self.count(params, obs)))
+        return take_best(scores, obs.legal, self.count(params, obs))
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskgitPlus(_Ranked):
     """Dream's `maskgit_plus`: fills the most confident positions."""
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         return self.fill_best(params, obs.confidence, obs, keys)
 
 
@@ -143,8 +138,7 @@ class TopkMargin(_Ranked):
         """The two largest probabilities."""
         return Needs(top_k=2)
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         margin = obs.top_probs[..., 0] - obs.top_probs[..., 1]
         return self.fill_best(params, margin, obs, keys)
 
@@ -158,25 +152,13 @@ class Entropy(_Ranked):
         """Entropies."""
         return Needs(entropy=True)
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`.
-
-        Raises:
-            ValueError: the observation has no entropies.
-        """
-        if obs.entropy is None:
-            raise ValueError("the observation lacks entropy, which Entropy reads")
-        return self.fill_best(params, -obs.entropy, obs, keys)
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
+        return self.fill_best(params, -self.entropy_of(obs), obs, keys)
 
 
 @dataclasses.dataclass(frozen=True)
-class _ThresholdAndQuota:
+class _ThresholdAndQuota(Rule):
     """Base of rules with a threshold and a number of positions per step."""
-
-    @property
-    def needs(self) -> Needs:
-        """Nothing beyond the confidence."""
-        return Needs()
 
     def params(
         self, threshold: ArrayLike = 0.9, tokens_per_step: ArrayLike = 1, steps: ArrayLike = 0
@@ -203,14 +185,12 @@ class DreamThreshold(_ThresholdAndQuota):
     block as a quota per step would have filled; the most confident one in any case.
     """
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        del keys
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         filled = obs.block_length - obs.legal.sum(axis=-1)
         most = quota(params, obs) * (obs.step_in_block + 1) - filled
         best = take_best(obs.confidence, obs.legal, jnp.maximum(most, 1))
         fill = best & (obs.confidence >= column(params["threshold"]))
-        return deterministic(fill | argmax_legal(obs.confidence, obs.legal))
+        return fill | argmax_legal(obs.confidence, obs.legal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -222,12 +202,10 @@ class Dynamic(_ThresholdAndQuota):
     same set, as fewer positions than the quota are all among the quota's most confident.)
     """
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        del keys
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         above: Bool[Array, "*B L"] = obs.legal & (obs.confidence > column(params["threshold"]))
         best = take_best(obs.confidence, obs.legal, quota(params, obs))
-        return deterministic(above | best)
+        return above | best
 
 
 @dataclasses.dataclass(frozen=True)

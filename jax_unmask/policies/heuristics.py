@@ -26,9 +26,29 @@ def take_best(
     return legal & (descending_ranks(scores, legal) < count[..., None])
 
 
-def deterministic(fill: Bool[Array, "*B L"]) -> Action:
-    """The action of a rule that does not learn: its log-probability is 0."""
-    return Action(fill=fill, log_prob=jnp.zeros(fill.shape[:-1], jnp.float32))
+@dataclasses.dataclass(frozen=True)
+class Rule:
+    """Base of hand-written rules. They read confidences, unless they say otherwise."""
+
+    @property
+    def needs(self) -> Needs:
+        """What `Observation` must hold."""
+        return Needs()
+
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
+        """The legal positions that the rule fills; arguments as of `Policy.__call__`."""
+        raise NotImplementedError
+
+    def entropy_of(self, obs: Observation) -> Float[Array, "*B L"]:
+        """Entropies of an observation; a `ValueError` if it has none."""
+        if obs.entropy is None:
+            raise ValueError(f"the observation lacks entropy, which {type(self).__name__} reads")
+        return obs.entropy
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        """See `Policy.__call__`. `log_prob` is 0: a rule is a baseline and does not learn."""
+        fill = self.fill(params, obs, keys)
+        return Action(fill=fill, log_prob=jnp.zeros(fill.shape[:-1], jnp.float32))
 
 
 def column(setting: Array) -> Array:
@@ -51,12 +71,8 @@ def setting(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Quota:
+class _Quota(Rule):
     """Base of rules that fill a number of positions which does not depend on confidence."""
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
 
     def params(self, tokens_per_step: ArrayLike = 1, steps: ArrayLike = 0) -> Params:
         """Settings: how many positions a step fills.
@@ -95,20 +111,17 @@ class Random(_Quota):
         """Random keys."""
         return Needs(keys=True)
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`. `log_prob` is 0: the rule is a baseline, not a learner."""
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         scores = row_uniform(keys, obs.legal.shape[-1:])
-        return deterministic(take_best(scores, obs.legal, quota(params, obs)))
+        return take_best(scores, obs.legal, quota(params, obs))
 
 
 @dataclasses.dataclass(frozen=True)
 class TopConfidence(_Quota):
     """Fills the most confident positions (LLaDA's `low_confidence` remasking)."""
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        del keys
-        return deterministic(take_best(obs.confidence, obs.legal, quota(params, obs)))
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
+        return take_best(obs.confidence, obs.legal, quota(params, obs))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,31 +136,23 @@ class Margin(_Quota):
         """The two largest probabilities."""
         return Needs(top_k=2)
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        del keys
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         margin = obs.top_probs[..., 0] - obs.top_probs[..., 1]
-        return deterministic(take_best(margin, obs.legal, quota(params, obs)))
+        return take_best(margin, obs.legal, quota(params, obs))
 
 
 @dataclasses.dataclass(frozen=True)
 class LeftToRight(_Quota):
     """Fills the leftmost positions."""
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        del keys
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         nth = jnp.cumsum(obs.legal, axis=-1)
-        return deterministic(obs.legal & (nth <= quota(params, obs)[..., None]))
+        return obs.legal & (nth <= quota(params, obs)[..., None])
 
 
 @dataclasses.dataclass(frozen=True)
-class _ThresholdParams:
+class _ThresholdParams(Rule):
     """Base of rules with a confidence threshold."""
-
-    @property
-    def needs(self) -> Needs:
-        return Needs()
 
     def params(self, threshold: ArrayLike = 0.9) -> Params:
         """Settings.
@@ -166,11 +171,9 @@ class Threshold(_ThresholdParams):
     whole batch.
     """
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        del keys
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         fill = obs.legal & (obs.confidence >= column(params["threshold"]))
-        return deterministic(fill | argmax_legal(obs.confidence, obs.legal))
+        return fill | argmax_legal(obs.confidence, obs.legal)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -180,12 +183,10 @@ class FrontierThreshold(_ThresholdParams):
     A rule that knows position: a strong baseline where late tokens are confident too early.
     """
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        del keys
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         leftmost = obs.legal & (jnp.cumsum(obs.legal, axis=-1) == 1)
         fill = obs.legal & (obs.confidence >= column(params["threshold"]))
-        return deterministic(fill | leftmost)
+        return fill | leftmost
 
 
 @dataclasses.dataclass(frozen=True)
@@ -197,22 +198,18 @@ class ConflictFree(_ThresholdParams):
     filled in any case.
     """
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        del keys
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         confidence, legal = obs.confidence, obs.legal
-        mine, other = confidence[..., :, None], confidence[..., None, :]
-        index = jnp.arange(confidence.shape[-1])
-        earlier = index[None, :] < index[:, None]
-        better = (other > mine) | ((other == mine) & earlier)
+        rank = descending_ranks(confidence, legal)
+        better = rank[..., None, :] < rank[..., :, None]
         same = obs.candidate[..., :, None] == obs.candidate[..., None, :]
         beaten = jnp.any(better & same & legal[..., None, :], axis=-1)
         fill = legal & ~beaten & (confidence >= column(params["threshold"]))
-        return deterministic(fill | argmax_legal(confidence, legal))
+        return fill | argmax_legal(confidence, legal)
 
 
 @dataclasses.dataclass(frozen=True)
-class Factor:
+class Factor(Rule):
     """Fills the longest prefix of the sorted confidences with (n + 1)(1 - c_n) <= factor.
 
     The first of the n = 1, 2, ... is always taken. "Fast-dLLM", arXiv 2505.22618, section 3.3.
@@ -224,11 +221,6 @@ class Factor:
 
     reference_compat: bool = False
 
-    @property
-    def needs(self) -> Needs:
-        """Nothing beyond the confidence."""
-        return Needs()
-
     def params(self, factor: ArrayLike = 1.0) -> Params:
         """Settings.
 
@@ -237,9 +229,7 @@ class Factor:
         """
         return {"factor": setting("factor", factor, 0)}
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`."""
-        del keys
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         rank = descending_ranks(obs.confidence, obs.legal)
         ordered = by_rank(obs.confidence, rank)
         n = jnp.arange(1, ordered.shape[-1] + 1)
@@ -249,11 +239,11 @@ class Factor:
         count = jnp.sum(jnp.cumprod(passes, axis=-1), axis=-1, keepdims=True)
         if self.reference_compat:
             count = jnp.where(count == total - 1, total, count)
-        return deterministic(obs.legal & (rank < count))
+        return obs.legal & (rank < count)
 
 
 @dataclasses.dataclass(frozen=True)
-class EntropyBounded:
+class EntropyBounded(Rule):
     """Fills the most certain positions while their joint entropy stays bounded.
 
     Ben-Hamu et al. 2025, "Accelerated Sampling from Masked Diffusion Models via Entropy Bounded
@@ -275,19 +265,12 @@ class EntropyBounded:
         """
         return {"gamma": setting("gamma", gamma, 0)}
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        """See `Policy.__call__`.
-
-        Raises:
-            ValueError: the observation has no entropies.
-        """
-        del keys
-        if obs.entropy is None:
-            raise ValueError("the observation lacks entropy, which EntropyBounded reads")
-        rank = descending_ranks(-obs.entropy, obs.legal)
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
+        entropy = self.entropy_of(obs)
+        rank = descending_ranks(-entropy, obs.legal)
         # Rounding can make an entropy slightly negative; a sum must not fall again.
-        ordered = jnp.maximum(by_rank(obs.entropy, rank), 0.0)
+        ordered = jnp.maximum(by_rank(entropy, rank), 0.0)
         before = jnp.cumsum(ordered, axis=-1) - ordered
         within = (before <= column(params["gamma"])).at[..., 0].set(True)
         count = jnp.sum(jnp.cumprod(within, axis=-1), axis=-1, keepdims=True)
-        return deterministic(obs.legal & (rank < count))
+        return obs.legal & (rank < count)

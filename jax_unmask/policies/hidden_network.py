@@ -16,7 +16,6 @@ from jaxtyping import Array, Float
 
 from jax_unmask.denoisers.attention import rotary_table
 from jax_unmask.denoisers.config import DenoiserConfig
-from jax_unmask.denoisers.families import llada
 from jax_unmask.denoisers.transformer import DenoiserBlock
 from jax_unmask.policies.base import Needs, Observation
 from jax_unmask.policies.layers import (
@@ -28,6 +27,8 @@ from jax_unmask.policies.layers import (
     zero_dense,
 )
 from jax_unmask.policies.network import NetworkInputs
+
+_FAMILY = "llada"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,7 +51,7 @@ class HiddenNetworkConfig:
     initial_bias: float = -2.0
 
     def __post_init__(self) -> None:
-        if self.denoiser.family != llada.NAME:
+        if self.denoiser.family != _FAMILY:
             raise ValueError(
                 f"family={self.denoiser.family!r}: the hidden-state network is made of LLaDA's "
                 "blocks; with other denoisers use a network on confidences"

@@ -267,12 +267,12 @@ def _scale(params: Params) -> Array:
 
 
 def _cut_block(inputs: Any, block_start: Array, width: int) -> tuple[Any, Array]:
-    """Slices each row's block out of its per-position inputs; leading axes become one."""
+    """Each row's block of its per-position inputs, with one leading axis, and where it begins."""
     lead, start = block_start.ndim, block_start.reshape(-1)
 
     def cut(x: Array) -> Array:
         rows = x.reshape(-1, *x.shape[lead:])
-        if x.ndim == lead:
+        if x.ndim == lead or rows.shape[1] == width:  # Hidden states may be those of the block.
             return rows
         return jax.vmap(lambda row, at: jax.lax.dynamic_slice_in_dim(row, at, width))(rows, start)
 

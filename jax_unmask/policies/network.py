@@ -30,6 +30,7 @@ from jax_unmask.policies.layers import (
     rotate_pairs,
     zero_dense,
 )
+from jax_unmask.policies.order import descending_ranks
 from jax_unmask.settings import Settings, setting
 
 
@@ -219,12 +220,7 @@ def confidence_rank(
 
     Of equally confident positions the first counts as more confident.
     """
-    width = confidence.shape[-1]
-    mine, other = confidence[..., :, None], confidence[..., None, :]
-    index = jnp.arange(width)
-    better = (other > mine) | ((other == mine) & (index[None, :] < index[:, None]))
-    rank = jnp.sum(better & legal[..., None, :], axis=-1, dtype=jnp.int32)
-    return jnp.where(legal, rank, width)
+    return jnp.where(legal, descending_ranks(confidence, legal), confidence.shape[-1])
 
 
 def position_features(

@@ -29,7 +29,7 @@ from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_exper
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.learners.state import TrainState
-from jax_unmask.policies.base import Observing
+from jax_unmask.policies.base import WithObservations
 from jax_unmask.policies.learned import NETWORKS, Network
 from jax_unmask.recipes.base import (
     Metrics,
@@ -152,7 +152,7 @@ class Parts:
     policy: policies.LearnedPolicy
     settings: RolloutSettings
     learner: PolicyLearner
-    expert: Observing | None
+    expert: WithObservations | None
     expert_params: Any
     expert_settings: RolloutSettings
 
@@ -188,7 +188,7 @@ def build_parts(
         return Parts(policy, settings, learner, None, None, settings)
     expert, expert_params = parse_policy("expert.policy", config.expert.policy)
     expert_settings = dataclasses.replace(settings, block_length=config.expert.block_length)
-    expert = Observing(expert, policy.needs)
+    expert = WithObservations(expert, policy.needs)
     return Parts(policy, settings, learner, expert, expert_params, expert_settings)
 
 

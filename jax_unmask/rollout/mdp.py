@@ -16,6 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.attention import fuses
 from jax_unmask.denoisers.head import Scores, score_candidates, score_targets
+from jax_unmask.denoisers.positions import window_of
 from jax_unmask.denoisers.transformer import Denoiser, Params
 from jax_unmask.policies.base import Observation, Policy
 from jax_unmask.rollout.trajectory import Prompts, Records, RolloutSettings
@@ -34,12 +35,20 @@ class Rows(NamedTuple):
     post_steps: Int[Array, " B"]
 
 
-class Held(NamedTuple):
-    """Everything of the rows that sit in the slots: where they stand, and what they were given."""
+class RunningBatch(NamedTuple):
+    """The rows in the slots.
+
+    Attributes:
+        rows: where they stand.
+        prompts: their prompts.
+        keys: their random streams.
+        positions: of prompt and canvas in the text, see `positions.default_positions`.
+    """
 
     rows: Rows
     prompts: Prompts
     keys: Array
+    positions: Int[Array, "S K"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,26 +115,33 @@ class Mdp:
         )
         return by_rows(rows)
 
-    def before(self, held: Held) -> Int[Array, " S"]:
+    def taken_by_prompt(self, batch: RunningBatch) -> Int[Array, " S"]:
         """Positions of a row's first block that its prompt has taken."""
         if not self.is_block_causal:
-            return jnp.zeros(held.rows.block.shape, jnp.int32)
-        length = held.prompts.mask.sum(axis=-1, dtype=jnp.int32)
+            return jnp.zeros(batch.rows.block.shape, jnp.int32)
+        length = batch.prompts.mask.sum(axis=-1, dtype=jnp.int32)
         return length % self.settings.block_length
 
-    def block_of(self, held: Held) -> Int[Array, "S L"]:
+    def block_of(self, batch: RunningBatch) -> Int[Array, "S L"]:
         """The block of each canvas position."""
         positions = jnp.arange(self.settings.gen_length)
-        return (self.before(held)[:, None] + positions) // self.settings.block_length
+        return (self.taken_by_prompt(batch)[:, None] + positions) // self.settings.block_length
 
-    def block_start(self, held: Held) -> Int[Array, " S"]:
+    def block_start(self, batch: RunningBatch) -> Int[Array, " S"]:
         """First canvas position of the current block."""
-        start = held.rows.block * self.settings.block_length - self.before(held)
+        start = batch.rows.block * self.settings.block_length - self.taken_by_prompt(batch)
         return jnp.maximum(start, 0)
 
-    def step_keys(self, held: Held) -> Array:
+    def window_start(self, batch: RunningBatch) -> Int[Array, " S"]:
+        """First of `scored` canvas positions that hold the current block.
+
+        Blocks may be cut at both ends of the canvas; a window of their width is not.
+        """
+        return jnp.minimum(self.block_start(batch), self.settings.gen_length - self.scored)
+
+    def step_keys(self, batch: RunningBatch) -> Array:
         """For each row a key of the denoiser's draw at this step and one of the policy's: [S, 2]"""
-        keys = jax.vmap(jax.random.fold_in)(held.keys, held.rows.step)
+        keys = jax.vmap(jax.random.fold_in)(batch.keys, batch.rows.step)
         return jax.vmap(functools.partial(jax.random.split, num=2))(keys)
 
     def score(
@@ -151,12 +167,21 @@ class Mdp:
         return score_targets(self.denoiser, self.denoiser_params, hidden, scores, targets)
 
     def observation(
-        self, held: Held, scores: Scores, hidden: Float[Array, "S L D"] | None
+        self, batch: RunningBatch, scores: Scores, hidden: Float[Array, "S W D"] | None
     ) -> Observation:
-        """What the policy reads before a step, of the whole canvas."""
-        rows = held.rows
-        in_block = self.block_of(held) == rows.block[:, None]
+        """What the policy reads before a step.
+
+        Args:
+            batch: the rows.
+            scores: of the whole canvas.
+            hidden: states of the whole canvas, or of the current block, or None.
+        """
+        rows, settings = batch.rows, self.settings
+        in_block = self.block_of(batch) == rows.block[:, None]
         masked = rows.canvas == self.mask_id
+        start = self.block_start(batch)
+        if hidden is not None and hidden.shape[1] != self.scored:
+            hidden = window_of(hidden, self.scored, self.window_start(batch))
         return Observation(
             candidate=scores.candidate,
             confidence=scores.confidence,
@@ -165,15 +190,15 @@ class Mdp:
             legal=masked & in_block,
             step=rows.step,
             step_in_block=rows.step_in_block,
-            block_start=self.block_start(held),
+            block_start=start,
             entropy=scores.entropy,
             hidden=hidden,
-            block_length=self.settings.block_length,
+            block_length=settings.block_length,
         )
 
     def act(
         self,
-        held: Held,
+        batch: RunningBatch,
         params: Params,
         obs: Observation,
         keys: Array,
@@ -183,11 +208,11 @@ class Mdp:
 
         Rows that are done stay as they are, and so do those that do not act (None: all do).
         """
-        rows = held.rows
+        rows = batch.rows
         if acting is not None:
             obs = dataclasses.replace(obs, legal=obs.legal & acting[:, None])
         action = self.policy(params, obs, keys)
-        in_block = self.block_of(held) == rows.block[:, None]
+        in_block = self.block_of(batch) == rows.block[:, None]
 
         has_masks = obs.legal.any(axis=-1)
         active = has_masks
@@ -207,7 +232,7 @@ class Mdp:
         edits_on = (post_steps < self.most_post_steps) & (has_masks | changes)
         block_length = self.settings.block_length
         next_block = active & jnp.where(unfinished, used >= block_length, ~edits_on)
-        is_last = rows.block == self.block_of(held)[:, -1]
+        is_last = rows.block == self.block_of(batch)[:, -1]
         if self.settings.stop_ids:
             stops = jnp.isin(canvas, jnp.asarray(self.settings.stop_ids, jnp.int32))
             is_last |= stops.any(axis=-1)

@@ -15,7 +15,7 @@ from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.losses import mixture_log_prob
 from jax_unmask.learners.policy_grpo import PolicyLearner
-from jax_unmask.policies.base import Action, Needs, Observing
+from jax_unmask.policies.base import Action, Needs, WithObservations
 from jax_unmask.policies.learned import LearnedPolicy
 from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.rollout.loop import rollout, row_keys
@@ -64,7 +64,7 @@ def learned(distribution):
 def rollouts(request):
     policy, params = learned(request.param)
     ours = roll(policy, params, GROUP)
-    theirs = roll(Observing(TwoBest(), policy.needs), {}, EXPERTS, BLOCK)
+    theirs = roll(WithObservations(TwoBest(), policy.needs), {}, EXPERTS, BLOCK)
     return policy, params, ours.records, theirs.records
 
 

@@ -26,7 +26,6 @@ dpls_entropy = jax.jit(distributions.dpls_entropy)
 dpls_log_prob = jax.jit(distributions.dpls_log_prob)
 dpls_probs = jax.jit(distributions.dpls_probs)
 dpls_sample = jax.jit(distributions.dpls_sample)
-plackett_luce_log_prob = jax.jit(distributions.plackett_luce_log_prob)
 with_argmax_fallback = jax.jit(distributions.with_argmax_fallback)
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "policy" / "likelihood"
@@ -102,16 +101,6 @@ def test_dpls_log_prob_equals_the_reference(name: str):
         STOP_LOGITS[name],
     )
     np.testing.assert_allclose(got, CASES[f"{name}.loglik"], rtol=1e-5, atol=1e-5)
-
-
-def test_plackett_luce_log_prob_equals_the_reference():
-    logits = CASES["pl.utilities"]
-    got = plackett_luce_log_prob(
-        jnp.asarray(logits),
-        jnp.ones(logits.shape, bool),
-        jnp.asarray(ranks(CASES["pl.selected"], logits.shape[-1])),
-    )
-    np.testing.assert_allclose(got, CASES["pl.loglik"], rtol=1e-5)
 
 
 def test_dpls_sample_equals_the_reference():
@@ -218,7 +207,6 @@ def _all_values_and_gradients(logits):
         lambda x: distributions.bernoulli_log_prob(x, LEGAL, RANK > 0, 0.5),
         lambda x: distributions.bernoulli_argmax_log_prob(x, LEGAL, RANK > 0),
         lambda x: distributions.dpls_log_prob(x, LEGAL, RANK, 0.0),
-        lambda x: distributions.plackett_luce_log_prob(x, LEGAL, RANK),
         lambda x: distributions.bernoulli_entropy(x, LEGAL),
         lambda x: distributions.dpls_entropy(x, LEGAL),
     )

@@ -127,7 +127,8 @@ class GivenDraws:
         draws = draws.reshape(draws.shape[0], -1)[obs.step]
         place = jnp.cumsum(obs.legal, axis=-1) - 1
         uniform = jnp.take_along_axis(draws, jnp.maximum(place, 0), axis=-1)
-        return self.policy.fill_below(params["own"], uniform, obs)
+        fill = self.policy.fill_below(params["own"], uniform, obs)
+        return Action(fill=fill, log_prob=jnp.zeros(fill.shape[0]))
 
 
 class TestSDAR:

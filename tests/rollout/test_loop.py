@@ -12,7 +12,7 @@ import pytest
 from jax_unmask import policies
 from jax_unmask.policies import LearnedPolicy, NetworkConfig, heuristics
 from jax_unmask.policies.base import Action, Needs, row_uniform
-from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.rollout import Cache, Prompts, RolloutSettings, rollout, row_keys
 
 VOCAB, MASK = 20, 2
 
@@ -244,6 +244,29 @@ def test_recorded_log_probabilities_can_be_recomputed(model):
         np.asarray(again)[active], np.asarray(out.records.action.log_prob)[active], atol=1e-5
     )
     assert active.sum() == out.nfe.sum()
+
+
+@pytest.mark.parametrize("cache", [None, Cache("dual")])
+@pytest.mark.parametrize("context", ["full", "block"])
+def test_hidden_states_are_recorded_in_the_type_and_width_that_the_policy_reads(
+    model, context, cache
+):
+    """In float32 and of the whole canvas, those of an 8B denoiser would fill a device."""
+    denoiser = model[0].clone(config=dataclasses.replace(model[0].config, dtype=jnp.bfloat16))
+    size = denoiser.config.hidden_size
+    network = NetworkConfig(hidden_dim=16, feedforward_dim=16, time_embed_dim=8, hidden_size=size)
+    policy = LearnedPolicy(network=network, context=context)
+    params = policy.init_params(jax.random.key(1), 8)
+    settings = RolloutSettings(gen_length=8, block_length=4, record=True, cache=cache)
+    prompts, keys = make_prompts(11, (6, 4)), row_keys(jax.random.key(0), 2)
+    out = rollout(denoiser, model[1], policy, params, prompts, keys, settings)
+    assert out.records.obs.hidden.dtype == jnp.bfloat16
+    assert out.records.obs.hidden.shape == (8, 2, 8 if context == "full" else 4, size)
+    again = policy.log_prob(params, out.records.obs, out.records.action)
+    active = np.asarray(out.records.active)
+    np.testing.assert_allclose(
+        np.asarray(again)[active], np.asarray(out.records.action.log_prob)[active], atol=1e-5
+    )
 
 
 @pytest.mark.parametrize(

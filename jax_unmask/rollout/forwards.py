@@ -1,0 +1,406 @@
+"""The forwards of a rollout: over whole sequences, and over windows beside cached keys and values.
+
+Without a cache every forward computes the whole sequences of all slots. With one there are two
+kinds. A full forward computes the whole sequences of a few slots and stores their keys and values.
+A window forward computes a few positions of every slot, which attend to the stored ones.
+
+Rows are at different places of their blocks, so some need a full forward while others can go on
+with a window. Each forward serves the slots that it is for; the others stay as they are, so what a
+row gets does not depend on when it is served. Little is wasted: full forwards wait until enough
+slots need one (`Cache.refresh_rows`) or no slot can do anything else.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int, Shaped
+
+from jax_unmask.denoisers.cache import KeyValueCache, empty_cache
+from jax_unmask.denoisers.head import Scores
+from jax_unmask.denoisers.positions import default_positions, window_of
+from jax_unmask.denoisers.transformer import forward, rotations
+from jax_unmask.rollout.mdp import Mdp, Rows, RunningBatch
+from jax_unmask.rollout.slots import ALL_SLOTS, Slots, SlotSubset
+from jax_unmask.rollout.trajectory import Forwards, Prompts
+from jax_unmask.runtime.mesh import by_rows, constrain
+
+
+class Readout(NamedTuple):
+    """What the policy reads of each canvas position, from the last forward that computed it.
+
+    Attributes:
+        scores: candidates, confidences and more; 0 before the first forward.
+        hidden: last hidden states in the denoiser's compute type, if the policy reads them: of the
+            canvas, or of the current block alone.
+    """
+
+    scores: Scores
+    hidden: Float[Array, "S W D"] | None
+
+
+class Counts(NamedTuple):
+    """What each row has had, with a cache.
+
+    Attributes:
+        written: with cache "block": the first of its blocks that the cache does not hold; -1 before
+            it holds the prompt.
+        full: full forwards so far.
+        window: window forwards so far.
+    """
+
+    written: Int[Array, " B"]
+    full: Int[Array, " B"]
+    window: Int[Array, " B"]
+
+
+class Memory(NamedTuple):
+    """What is kept between forwards: keys, values and readouts of slots, counts of rows."""
+
+    cache: KeyValueCache
+    readout: Readout
+    counts: Counts
+
+
+class LoopState(NamedTuple):
+    """The state of a rollout between two forwards.
+
+    Attributes:
+        rows: where all B rows stand.
+        slots: which of them are served.
+        memory: see `Memory`; None without a cache.
+        executed: forwards so far, by kind.
+    """
+
+    rows: Rows
+    slots: Slots
+    memory: Memory | None
+    executed: Int[Array, " kinds"]
+
+
+class Computed(NamedTuple):
+    """What a forward gives to the policy.
+
+    Attributes:
+        memory: the memory after it.
+        served: the slots that it computed.
+        batch: the rows in them.
+        readout: of their canvases.
+        policy_keys: for the policy's draws.
+        acting: rows that take a step with it; None for all.
+    """
+
+    memory: Memory | None
+    served: SlotSubset
+    batch: RunningBatch
+    readout: Readout
+    policy_keys: Array
+    acting: Bool[Array, " F"] | None
+
+
+class PlainForwards:
+    """Forwards without a cache, all of one kind: over the whole sequences of all slots.
+
+    Where the policy reads the current block only, so does the head: the last layer and the
+    projection to the vocabulary are computed for that block alone.
+    """
+
+    kinds = 1
+
+    def __init__(self, mdp: Mdp, prompts: Prompts, keys: Array) -> None:
+        self.mdp, self.prompts, self.keys = mdp, prompts, keys
+        self.rows, self.prompt_length = prompts.tokens.shape
+        self.canvas_length = mdp.settings.gen_length
+        self.length = self.prompt_length + self.canvas_length
+        self.config = mdp.denoiser.config
+        # Outside of the loop: what a branch of `cond` computes, it computes at every step.
+        self.positions = default_positions(self._real(prompts.mask), self.length)
+        self.rotations = rotations(self.config, jnp.arange(self.length))
+
+    def first_memory(self, slots: Slots) -> Memory | None:
+        """The memory before the first forward."""
+        del slots
+        return None
+
+    def due(self, state: LoopState) -> list[Bool[Array, ""]]:
+        """For each kind of forward, whether it is next; all False once every row is done."""
+        return [(state.rows.block < self.mdp.num_blocks).any()]
+
+    def run(self, kind: int, state: LoopState) -> Computed:
+        """One forward of a kind."""
+        del kind
+        mdp, settings, slots = self.mdp, self.mdp.settings, state.slots
+        batch = self.batch_in(slots, state.rows)
+        start, width, targets = None, mdp.scored, batch.prompts.targets
+        if width < self.canvas_length:
+            start = mdp.window_start(batch)
+            targets = None if targets is None else window_of(targets, width, start)
+        hidden = self._hidden(batch, width, start)
+        if settings.guidance > 0:
+            # The head is linear, so logits are guided by guiding the states that it projects.
+            nothing = jnp.full_like(batch.prompts.tokens, mdp.mask_id)
+            prompts = dataclasses.replace(batch.prompts, tokens=nothing)
+            unguided = self._hidden(batch._replace(prompts=prompts), width, start)
+            hidden = unguided + (settings.guidance + 1.0) * (hidden - unguided)
+        step_keys = mdp.step_keys(batch)
+        readout = self.read_out(hidden, step_keys[:, 0], targets)
+        if start is not None:
+            place = functools.partial(in_canvas, start=start, length=self.canvas_length)
+            readout = readout._replace(scores=jax.tree.map(place, readout.scores))
+        return Computed(None, ALL_SLOTS, batch, readout, step_keys[:, 1], acting=None)
+
+    def by_kind(self, state: LoopState) -> Forwards | None:
+        """With a cache, the forwards by kind."""
+        del state
+        return None
+
+    def batch_in(self, slots: Slots, rows: Rows) -> RunningBatch:
+        """The rows in the slots."""
+        return by_rows(RunningBatch(*slots.take((rows, self.prompts, self.keys, self.positions))))
+
+    def sequence(self, batch: RunningBatch) -> tuple[Int[Array, "S K"], Bool[Array, "S K"]]:
+        """Tokens of prompt and canvas, and which of them are no padding."""
+        tokens = jnp.concatenate([batch.prompts.tokens, batch.rows.canvas], axis=1)
+        return tokens, self._real(batch.prompts.mask)
+
+    def _forward(
+        self,
+        tokens: Int[Array, "F S"],
+        real: Bool[Array, "F S"],
+        positions: Int[Array, "F S"],
+        **options: Any,
+    ) -> tuple[Float[Array, "F W D"], Any]:
+        """Last hidden states, and the cache if there is one; see `transformer.forward`."""
+        table = (self.rotations[0][positions], self.rotations[1][positions])
+        params = self.mdp.denoiser_params
+        return forward(self.config, params, tokens, real, positions, table=table, **options)
+
+    def _real(self, mask: Bool[Array, "S P"]) -> Bool[Array, "S K"]:
+        canvas = jnp.ones((mask.shape[0], self.canvas_length), bool)
+        return jnp.concatenate([mask, canvas], axis=1)
+
+    def read_out(
+        self, hidden: Float[Array, "S W D"], keys: Array, targets: Int[Array, "S W"] | None = None
+    ) -> Readout:
+        """What the policy reads of the positions whose hidden states are given."""
+        scores = self.mdp.score(hidden, keys, targets)
+        return Readout(scores, hidden if self.mdp.policy.needs.hidden else None)
+
+    def _hidden(
+        self, batch: RunningBatch, width: int, start: Int[Array, " S"] | None
+    ) -> Float[Array, "S W D"]:
+        """Last hidden states of W canvas positions, from `start` (None: the last ones)."""
+        tokens, real = self.sequence(batch)
+        start = None if start is None else start + self.prompt_length
+        hidden, _ = self._forward(tokens, real, batch.positions, last=width, start=start)
+        return constrain(hidden, "batch")
+
+
+class CachedForwards(PlainForwards):
+    """Full forwards (kind 0) and window forwards (kind 1), with a cache (see `caching.Cache`).
+
+    For positions outside of the window a policy reads what the full forward that opened the block
+    said (with cache "block": 0 for positions of later blocks). Where the head scores the next
+    token, the first position of a window has none before it; it keeps what the opening forward
+    said. A policy fills positions of the current block only, and those are in the window.
+
+    Raises:
+        ValueError: the cache does not fit the denoiser, or the sequence is too long for it.
+    """
+
+    kinds = 2
+
+    def __init__(self, mdp: Mdp, prompts: Prompts, keys: Array) -> None:
+        super().__init__(mdp, prompts, keys)
+        cache, settings = mdp.settings.cache, mdp.settings
+        assert cache is not None
+        cache.check(self.config)
+        if self.length > self.config.max_length:
+            raise ValueError(
+                f"a sequence of {self.length} tokens is longer than max_length="
+                f"{self.config.max_length} of this denoiser; shorten the prompt or the canvas"
+            )
+        slots = settings.num_slots(self.rows)
+        self.per_group = cache.rows_per_refresh(slots // settings.slot_groups)
+        self.window = cache.window(settings.gen_length, settings.block_length)
+        self.is_exact = cache.kind == "block"
+        self.refresh_every = cache.refresh_every
+
+    def first_memory(self, slots: Slots) -> Memory:
+        """An empty cache, and readouts of 0."""
+        needs = self.mdp.policy.needs
+        count, none_yet = slots.row.size, jnp.zeros(self.rows, jnp.int32)
+        canvas = (count, self.canvas_length)
+        scores = Scores(
+            candidate=jnp.zeros(canvas, jnp.int32),
+            confidence=jnp.zeros(canvas),
+            top_probs=jnp.zeros((*canvas, needs.top_k)),
+            entropy=jnp.zeros(canvas) if needs.entropy else None,
+        )
+        states = (*canvas, self.config.hidden_size)
+        hidden = jnp.zeros(states, self.config.dtype) if needs.hidden else None
+        return Memory(
+            cache=empty_cache(self.config, count, self.length),
+            readout=by_rows(Readout(scores, hidden)),
+            counts=Counts(
+                written=none_yet - 1 if self.is_exact else none_yet, full=none_yet, window=none_yet
+            ),
+        )
+
+    def due(self, state: LoopState) -> list[Bool[Array, ""]]:
+        """Full forwards while enough slots of a group need one, or while no slot can go on."""
+        (is_any_unfinished,) = super().due(state)
+        needs_full, can_go_on = self._phases(state)
+        enough = needs_full.reshape(state.slots.row.shape).sum(axis=1) >= self.per_group
+        is_full = enough.any() | (needs_full.any() & ~can_go_on.any())
+        return [is_full, is_any_unfinished & ~is_full]
+
+    def run(self, kind: int, state: LoopState) -> Computed:
+        """One forward of a kind."""
+        assert state.memory is not None
+        return [self._full, self._window][kind](state, state.memory)
+
+    def by_kind(self, state: LoopState) -> Forwards:
+        """Forwards by kind."""
+        assert state.memory is not None
+        counts = state.memory.counts
+        return Forwards(
+            full=counts.full,
+            cached=counts.window,
+            full_executed=state.executed[0],
+            cached_executed=state.executed[1],
+            full_rows=self.per_group * self.mdp.settings.slot_groups,
+            full_tokens=self.prompt_length if self.is_exact else self.length,
+            cached_tokens=self.window,
+            length=self.length,
+        )
+
+    def _phases(self, state: LoopState) -> tuple[Bool[Array, " S"], Bool[Array, " S"]]:
+        """Slots whose row needs a full forward, and those whose row can go on with a window."""
+        assert state.memory is not None
+        rows, counts = by_rows(state.slots.take((state.rows, state.memory.counts)))
+        unfinished = rows.block < self.mdp.num_blocks
+        if self.is_exact:
+            needs = counts.written < 0
+        elif self.refresh_every:
+            needs = rows.step_in_block % self.refresh_every == 0
+        else:
+            needs = rows.step_in_block == 0
+        return unfinished & needs, unfinished & ~needs
+
+    def _full(self, state: LoopState, memory: Memory) -> Computed:
+        """A forward over the whole sequences of a few slots that need one.
+
+        With "prefix" and "dual" their rows take a step with it. With "block" it runs over the
+        prompt alone, and no row takes a step.
+        """
+        # 1. The slots that are served: those that need it, filled up with some that do not.
+        needs_full, _ = self._phases(state)
+        chosen = state.slots.choose(needs_full, self.per_group)
+        slots, is_served = chosen.of(state.slots), chosen.take(needs_full)
+        batch, counts = self.batch_in(slots, state.rows), slots.take(memory.counts)
+
+        def put(values: Array, new: Array) -> Array:
+            return chosen.put(values, new, is_served)
+
+        # 2. The forward, which writes keys and values of the served rows into the cache.
+        if self.is_exact:
+            tokens, real, last = batch.prompts.tokens, batch.prompts.mask, 1
+            # A prompt that fills no block needs none: the window of its first block holds it.
+            needed = is_served & (real.sum(axis=-1) >= self.mdp.settings.block_length)
+            counts = counts._replace(written=jnp.where(is_served, 0, counts.written))
+        else:
+            tokens, real = self.sequence(batch)
+            last, needed = self.canvas_length, is_served
+        positions = batch.positions[:, : tokens.shape[1]]
+        hidden, cache = self._forward(
+            tokens, real, positions, last=last, cache=memory.cache, put=put
+        )
+        # 3. What the policy reads: of the whole canvas, or (with "block") nothing yet.
+        step_keys = self.mdp.step_keys(batch)
+        if self.is_exact:
+            readout = jax.tree.map(jnp.zeros_like, chosen.take(memory.readout))
+            acting = jnp.zeros_like(is_served)
+        else:
+            readout, acting = self.read_out(hidden, step_keys[:, 0]), is_served
+        memory = Memory(
+            cache=cache,
+            readout=jax.tree.map(put, memory.readout, readout),
+            counts=slots.put(memory.counts, counts._replace(full=counts.full + needed)),
+        )
+        return Computed(memory, chosen, batch, readout, step_keys[:, 1], acting)
+
+    def _window(self, state: LoopState, memory: Memory) -> Computed:
+        """A forward over the window of every slot; rows that can go on with it take a step."""
+        # 1. Which block each window begins with. With "block", a row that has finished a block
+        # first computes it once more to write its final keys and values, and fills nothing.
+        _, can_go_on = self._phases(state)
+        slots = state.slots
+        batch, counts = self.batch_in(slots, state.rows), slots.take(memory.counts)
+        block = counts.written if self.is_exact else batch.rows.block
+        acting = can_go_on & (block == batch.rows.block)
+        # 2. The positions of the windows in the sequence (some may lie behind its end), and what
+        # they attend to besides each other: everything before, and with full attention behind.
+        tokens, real = self.sequence(batch)
+        first = block * self.mdp.settings.block_length - self.mdp.taken_by_prompt(batch)
+        start = (self.prompt_length + first)[:, None]
+        place = start + jnp.arange(self.window)
+        everywhere = jnp.arange(self.length)
+        cached_mask = everywhere < start
+        if not self.is_exact:
+            cached_mask |= everywhere >= start + self.window
+
+        def of_window(values: Array) -> Array:
+            return jnp.take_along_axis(values, jnp.minimum(place, self.length - 1), axis=1)
+
+        mask = (place < self.length) & of_window(real)
+        # 3. The forward.
+        at = None
+        if self.is_exact:
+            writing = can_go_on & ~acting
+            at = jnp.where(writing[:, None] & mask, place, self.length)
+            counts = counts._replace(written=counts.written + writing)
+        hidden, cache = self._forward(
+            of_window(tokens),
+            mask,
+            of_window(batch.positions),
+            cache=memory.cache,
+            cached_mask=cached_mask & real,
+            at=at,
+        )
+        # 4. What the policy reads, new in the windows of the rows that take a step.
+        step_keys = self.mdp.step_keys(batch)
+        is_new = acting[:, None] & (place >= self.prompt_length) & (place < self.length)
+        if self.config.logits_shift:
+            is_new = is_new.at[:, 0].set(False)
+        # Out of bounds, where the scatter drops it, if it is not new.
+        at = jnp.where(is_new, place - self.prompt_length, self.canvas_length)
+        write = jax.vmap(lambda old, new, at: old.at[at].set(new, mode="drop"))
+        readout = jax.tree.map(
+            lambda old, new: write(old, new, at),
+            memory.readout,
+            self.read_out(hidden, step_keys[:, 0]),
+        )
+        counts = slots.put(memory.counts, counts._replace(window=counts.window + can_go_on))
+        return Computed(
+            Memory(cache, readout, counts), ALL_SLOTS, batch, readout, step_keys[:, 1], acting
+        )
+
+
+def in_canvas(
+    values: Shaped[Array, "S W ..."], start: Int[Array, " S"], length: int
+) -> Shaped[Array, "S L ..."]:
+    """Canvases [S, L, ...] that hold the values of a window of each; 0 elsewhere.
+
+    Args:
+        values: of the positions of the windows.
+        start: first position of each window, at most L - W.
+        length: L.
+    """
+    whole = jnp.zeros((values.shape[0], length, *values.shape[2:]), values.dtype)
+    place = jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice_in_dim(row, x, at, 0))
+    return place(whole, values, start)
