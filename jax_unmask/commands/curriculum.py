@@ -1,4 +1,4 @@
-"""Several trainings in a row, each from what the one before it made.
+"""Several trainings in a row, each from the result of the one before it.
 
 A stage is an experiment file and what it changes:
 

@@ -26,10 +26,10 @@ class LoraSettings(Settings):
 
     rank: int = setting(0, "Inner width of the adapters; 0 trains all weights instead.", ge=0)
     targets: tuple[str, ...] = setting(
-        (), "Linear maps to adapt, as in ('query', 'value'); none given: all of attention and MLP."
+        (), "Linear maps to adapt, as in ('query', 'value'); empty for all of attention and MLP."
     )
     scale: float = setting(
-        1.0, "Standard deviation of what lora_a makes of an input of order 1.", gt=0, le=1e6
+        1.0, "Standard deviation of lora_a's output for an input of order 1.", gt=0, le=1e6
     )
 
 

@@ -85,11 +85,11 @@ class EvaluationSettings(Settings):
     num_problems: int = setting(1024, "Problems of the split, its first ones.", ge=1)
     batch_size: int = setting(
         128,
-        "Problems that the denoiser serves at one time; one that is done makes room for the next.",
+        "Problems in the running batch; one that is done makes room for the next.",
         ge=1,
     )
     block_lengths: tuple[int, ...] = setting(
-        (32, 256), "Block lengths in tokens; 0 stands for the whole canvas.", ge=0
+        (32, 256), "Block lengths in tokens; 0 for the whole canvas.", ge=0
     )
     axes: tuple[str, ...] = setting(
         (),
@@ -97,7 +97,7 @@ class EvaluationSettings(Settings):
         "evaluation/axes.py); all combinations are measured, into one report.",
     )
     caches: tuple[str, ...] = setting(
-        (), "Caches of the rollouts, each measured; none given: that of rollout.cache."
+        (), "Caches of the rollouts, each measured; empty for that of rollout.cache."
     )
     stop_at_end: bool = setting(False, "End a row with the block that holds the end of its text.")
     policies: tuple[str, ...] = setting(
@@ -121,7 +121,7 @@ class EvaluationSettings(Settings):
     )
     seeds: tuple[int, ...] = setting(
         (0,),
-        "Seeds of what policies draw; those that draw nothing are measured once.",
+        "Seeds of random policies; deterministic ones are measured once.",
         ge=0,
         lt=2**32,
     )
@@ -133,7 +133,7 @@ class EvaluationSettings(Settings):
     examples: int = setting(8, "Problems of the report's examples and trajectory viewer.", ge=0)
     viewer: tuple[str, ...] = setting(
         (),
-        "Policies shown there, in the notation of policies; none given: the trained one, and the "
+        "Policies shown there, in the notation of policies; empty for the trained one, and the "
         "best at its speed.",
     )
     curves: tuple[str, ...] = setting(

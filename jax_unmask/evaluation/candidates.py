@@ -112,13 +112,13 @@ def candidates(
 
 
 def _block_lengths(config: RunSettings) -> tuple[int, ...]:
-    """Block lengths of `config.eval`, without repetition; 0 stands for the whole canvas."""
+    """Block lengths of `config.eval`, without repetition; 0 for the whole canvas."""
     lengths = [block or config.sampling.gen_length for block in config.eval.block_lengths]
     return tuple(dict.fromkeys(lengths))
 
 
 def _candidate(config: RunSettings, key: str, spec: notation.Spec, label: str) -> Candidate:
-    # 0 stands for the whole canvas, as in `eval.block_lengths`.
+    # 0 for the whole canvas, as in `eval.block_lengths`.
     blocks = tuple(block or config.sampling.gen_length for block in spec.block_lengths)
     for block in blocks:
         _check_block(key, spec.text, block, config.sampling.gen_length)

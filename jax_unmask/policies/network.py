@@ -48,34 +48,36 @@ class NetworkConfig(Settings):
     time_period: float = setting(
         1.0, "Longest period of the time embedding; 1 makes all frequencies 1.", gt=0, le=1e9
     )
-    top_k: int = setting(1, "How many of the largest probabilities per position are seen.", ge=1)
-    entropy: bool = setting(False, "Also see the entropy of the denoiser's distribution (nats).")
+    top_k: int = setting(
+        1, "Number of largest probabilities per position that the network reads.", ge=1
+    )
+    entropy: bool = setting(False, "Also read the entropy of the denoiser's distribution (nats).")
     token_buckets: int = setting(
         0,
-        "Also see the candidate token through a learned embedding with this many entries, indexed "
+        "Also read the candidate token through a learned embedding with this many entries, indexed "
         "by token id modulo token_buckets; 0 for none.",
         ge=0,
     )
     position: bool = setting(
         False,
-        "Also see k / L, the fraction of the canvas left of k that is still masked, and whether k "
+        "Also read k / L, the fraction of the canvas left of k that is still masked, and whether k "
         "is the leftmost legal position.",
     )
     position_embedding: int = setting(
         0,
-        "Also see which position it is, through a learned embedding with this many entries, at "
-        "least the width that the network sees; 0 for none.",
+        "Also read which position it is, through a learned embedding with this many entries, at "
+        "least the width that the network reads; 0 for none.",
         ge=0,
     )
     pair_attention: int = setting(
         0,
         "Add a learned scalar per head and pair of positions to the attention logits; entries per "
-        "side, at least the width that the network sees; 0 for none.",
+        "side, at least the width that the network reads; 0 for none.",
         ge=0,
     )
     rank: bool = setting(
         False,
-        "Also see how many legal positions are more confident, over L, and, with entropy, the sum "
+        "Also read how many legal positions are more confident, over L, and, with entropy, the sum "
         "of their entropies (the entropy-bounded sampler bounds it); ties go to the first.",
     )
     rank_attention: tuple[float, ...] = setting(

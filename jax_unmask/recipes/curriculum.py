@@ -18,6 +18,6 @@ class CurriculumSettings(Settings):
 
 
 class Curriculum:
-    """Several trainings in a row, each from what the one before it made."""
+    """Several trainings in a row, each from the result of the one before it."""
 
     defaults = CurriculumSettings()

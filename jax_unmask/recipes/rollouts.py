@@ -44,13 +44,13 @@ class TrainingRollouts(RolloutSettings):
     group_size: int = setting(8, "Rollouts G per prompt; a lone one has no advantage.", ge=2)
     parts: int = setting(
         1,
-        "Parts in which the prompts of a step are rolled out, one after the other: slow checks of "
-        "the responses of one run beside the rollout of the next. 1 keeps slots busiest.",
+        "Rollouts that the prompts of a step are divided into: slow checks of one overlap with the "
+        "next. 1 keeps slots busiest.",
         ge=1,
     )
     stop_at_end: bool = setting(
         False,
-        "End a row with the block that holds the end of its text; what is behind stays masked.",
+        "End a row with the block that holds the end of its text; later positions stay masked.",
     )
 
     def check(self) -> None:

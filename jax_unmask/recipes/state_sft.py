@@ -72,8 +72,8 @@ class StateMethod(MaskRatios, TokenSettings):
 
     method: Literal["random", "semi_ar", "block", "trace", "ar"] = setting(
         "random",
-        "random: masks over the whole response. semi_ar: a state per block, the blocks behind "
-        "masked (full attention). block: masks in all blocks at once, each seeing the finished "
+        "random: masks over the whole response. semi_ar: a state per block, later blocks masked "
+        "(full attention). block: masks in all blocks at once, each seeing the finished "
         "ones before it (block attention). trace: the states in which the denoiser that training "
         "starts from would write the response. ar: next tokens, causally (a cold start for "
         "families whose logits are shifted).",

@@ -59,7 +59,7 @@ class CheckpointSettings(Settings):
     grace_seconds: float = setting(
         0.0,
         "Seconds that the scheduler grants between SIGTERM and SIGKILL; a run that cannot finish "
-        "and save its step in that time leaves by itself and says so. 0: as long as it takes.",
+        "and save its step in that time ends with a message. 0 for no limit.",
         ge=0,
     )
 

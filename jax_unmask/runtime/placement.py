@@ -29,7 +29,9 @@ class MeshSettings(Settings):
 
     is_exempt: ClassVar[bool] = True
 
-    data: int = setting(-1, "Copies of the model; -1 for what the others leave.", ge=-1)
+    data: int = setting(
+        -1, "Copies of the model; -1 for all devices that the other axes leave.", ge=-1
+    )
     fsdp: int = setting(
         1, "Shards of its weights, each with its shard of the batch; -1 as above.", ge=-1
     )

@@ -301,7 +301,7 @@ class SurrogateSettings(MaskRatios):
     """The states that reinforcement trains on."""
 
     surrogate: Literal["trace", "random_masking", "coupled", "diffu_grpo", "espo"] = setting(
-        "trace", "Method whose states stand for a response: TraceRL, or what it is compared with."
+        "trace", "Method whose states stand for a response: TraceRL, or one to compare it with."
     )
     shrink: int = setting(8, "Of trace: neighbouring steps s that are merged.", ge=1)
     draws: int | None = setting(
@@ -311,7 +311,7 @@ class SurrogateSettings(MaskRatios):
         ge=1,
     )
     mask_threshold: Threshold = setting(
-        "row", "Of random_masking and coupled: what has a mask ratio of its own."
+        "row", "Of random_masking and coupled: unit with a mask ratio of its own."
     )
     prompt_mask_ratio: float = setting(
         0.15, "Of diffu_grpo: probability that a prompt token is masked.", ge=0, lt=1
