@@ -41,6 +41,9 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
 
     Raises:
         ValueError: `rewards` is not a vector, or `group_size` does not divide its length.
+
+    >>> group_advantages([1.0, 0.0, 0.0, 0.0], group_size=2).advantages.tolist()
+    [0.5, -0.5, 0.0, 0.0]
     """
     rewards = jnp.asarray(rewards, jnp.float32)
     if rewards.ndim != 1:
@@ -94,6 +97,9 @@ def kept_groups(
         accuracy: share of right responses of each prompt's group.
         low: smallest accuracy that is kept (0.2 published in arXiv 2509.06949).
         high: largest one (0.8 published).
+
+    >>> kept_groups(np.asarray([0.0, 0.5, 1.0]), 0.2, 0.8).tolist()
+    [False, True, False]
     """
     # Shares of small groups meet the bounds exactly up to rounding: 0.8 of five is 4 / 5.
     return (accuracy >= low - 1e-6) & (accuracy <= high + 1e-6)

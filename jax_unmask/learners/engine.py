@@ -194,6 +194,10 @@ def split(
         whole_rows: keep all cells of a row together; minibatches then have equal numbers of rows.
             Only for devices that have all rows.
         shards: the devices. The minibatches do not depend on their number.
+
+    >>> cells = split(jnp.asarray([[True, False], [True, True]]))
+    >>> cells.order[: int(cells.total)].tolist()
+    [0, 2, 3]
     """
     width, edges = wanted.shape[1], jnp.arange(number + 1)
     # 1. The minibatch of each cell, in 0 .. M - 1; M where it does not count.

@@ -34,6 +34,10 @@ def clipped_objective(
         old_log_prob: the same under the policy that acted; a constant.
         advantage: advantage of the row that the step belongs to.
         epsilon: how far the ratio may move from 1 before its gradient vanishes.
+
+    >>> good_step_that_is_likelier = jnp.log(2.0), jnp.zeros(()), jnp.ones(())
+    >>> float(clipped_objective(*good_step_that_is_likelier, epsilon=0.5))
+    1.5
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:
         raise ValueError(
@@ -84,6 +88,9 @@ def step_weights(
     Args:
         active: the row still had a position to fill at this step.
         total: where the rows are spread over devices, sums a number over all of them.
+
+    >>> step_weights(jnp.asarray([[True, True], [True, False]])).tolist()
+    [[0.25, 0.5], [0.25, 0.0]]
     """
     steps = jnp.sum(active, axis=0)
     rows = jnp.sum(steps > 0)
