@@ -293,6 +293,7 @@ class PolicyGrpo:
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         parts, key, placement = self._parts, state.step_key(), self._placement
         rollouts, denoiser = self._rollouts, self._bundle.params
+        # 1. Rollouts of the policy, and of the expert on the same prompts.
         with timer.measure("rollout"):
             policy_parts = rollouts.start(
                 denoiser,
@@ -317,6 +318,7 @@ class PolicyGrpo:
             if self._experts:
                 rolled.append(rollouts.fetch(expert_parts, batch.examples, self._experts))
             trajectory = joined(policy_parts, placement.feeds)
+        # 2. Rewards, on the hosts.
         with timer.measure("reward"):
             scores = [each.scores() for each in rolled]
             missing = never_filled(
@@ -337,6 +339,7 @@ class PolicyGrpo:
                 self._config.reward(right, steps, parts.settings.gen_length)
                 for right, steps in zip(correct, nfe, strict=True)
             ]
+        # 3. Groups with their experts, advantages, the update.
         with timer.measure("update"):
             records, is_expert, group_rewards = trajectory.records, None, value[0]
             imitated = None
@@ -385,8 +388,7 @@ class PolicyGrpo:
         return rows * row_flops(denoiser, parts.policy, parts.settings, prompt, metrics["nfe"])
 
     def _imitation(self, state: TrainState) -> Any:
-        """Weight of the likelihood of right expert rollouts at this step; None where it is never
-        wanted."""
+        """Weight of the likelihood of right expert rollouts at this step, or None."""
         expert = self._config.expert
         if not expert.imitation:
             return None
