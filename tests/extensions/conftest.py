@@ -14,7 +14,8 @@ import tiny
 from jax_unmask import denoisers
 from jax_unmask.commands import command_line
 
-PAGE = pathlib.Path(__file__).parents[2] / "docs" / "extending.md"
+DOCS = pathlib.Path(__file__).parents[2] / "docs"
+PAGES = (DOCS / "extending.md", DOCS / "extending_recipe.md")
 FILE = re.compile(r"^<!-- (\S+) -->\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -22,7 +23,7 @@ FILE = re.compile(r"^<!-- (\S+) -->\n```python\n(.*?)^```", re.MULTILINE | re.DO
 def package(tmp_path_factory: pytest.TempPathFactory) -> Iterator[pathlib.Path]:
     """Directory with the files of the page, in which Python finds modules."""
     directory = tmp_path_factory.mktemp("outside")
-    for name, code in FILE.findall(PAGE.read_text()):
+    for name, code in FILE.findall("".join(page.read_text() for page in PAGES)):
         (directory / name).parent.mkdir(exist_ok=True)
         (directory / name).write_text(code)
     (directory / "my_package" / "__init__.py").touch()

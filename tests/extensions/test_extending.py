@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import jax
 import pytest
 from safetensors.numpy import load_file
 
+import tiny
 from jax_unmask import denoisers, policies, recipes
-from jax_unmask.commands import bench, generate, harness, train
+from jax_unmask.commands import bench, generate, harness, plan, train
 from jax_unmask.commands.eval import evaluate
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 
 RULE = "my_package.rules.AboveMean"
 TASK = "my_package.capitals.Capitals"
@@ -138,3 +140,52 @@ def test_a_family_is_named_by_argument_or_by_the_config(model, tmp_path):
     jax.tree.map(
         lambda x, y: (x == y).all() or pytest.fail(), params, denoisers.from_pretrained(model)[1]
     )
+
+
+@pytest.fixture(scope="module")
+def self_training(package, tmp_path_factory):
+    """A run of two steps of a recipe from outside, and its config."""
+    directory = tmp_path_factory.mktemp("sudoku")
+    tiny.save_model(directory, ["1", "2", "3", "4", ".", "="])
+    config = recipes.config("my_package.recipe.SelfTraining")
+    config.task.update(name="sudoku", prompt_length=17, truncate_prompts=False)
+    config.model.update(path=str(directory), dtype="float32", param_dtype="float32")
+    config.rollout.update(gen_length=16, block_length=16, prompts_per_step=2, group_size=2)
+    config.policy = "top_confidence:tokens_per_step=8"
+    config.train.steps = 2
+    config.checkpoint.every = 1
+    config.log.tensorboard = False
+    config.eval.update(num_problems=2, batch_size=2, block_lengths=(0,), examples=0)
+    config.eval.policies = ("top_confidence:tokens_per_step=8",)
+    workdir = tmp_path_factory.mktemp("run")
+    assert train.train(config, workdir)
+    return config, workdir
+
+
+def test_a_recipe_trains_and_resumes(self_training, package):
+    config, workdir = self_training
+    lines = (workdir / "metrics.jsonl").read_text().splitlines()
+    shutil.rmtree(workdir / "checkpoints" / "2")
+    assert train.train(config, workdir)
+    assert (workdir / "metrics.jsonl").read_text().splitlines() == lines
+    assert len(lines) == 2
+
+
+def test_a_recipe_is_planned_and_its_result_evaluated(self_training, tmp_path):
+    config, workdir = self_training
+    found = plan.plan(config)
+    assert "update" in found.table()
+    assert found.trained_parameters == found.denoiser_parameters
+    (result,) = evaluate(config, tmp_path, workdir / "model")
+    assert result.point.nfe == 2
+
+
+def test_settings_of_a_recipe_are_checked(self_training):
+    config, workdir = self_training
+    config = config.copy_and_resolve_references()
+    config.least_right = 2.0
+    with pytest.raises(ConfigError, match=r"config\.least_right = 2\.0"):
+        train.train(config, workdir)
+    for name in ("my_package.recipe.SelfTrainin", "json.dumps", "policy_gro"):
+        with pytest.raises(ConfigError, match=rf"config\.recipe = '{name}'"):
+            recipes.config(name)
