@@ -7,11 +7,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.denoisers.sharding import RULES
+from jax_unmask.environment.blueprint import Blueprint, TracedProgram, Work, prompt_shapes
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.state import TrainState
 from jax_unmask.learners.states.batch import TokenSettings
@@ -286,3 +289,35 @@ class StateSft:
                 RolloutSettings(length, learner.block_length if has_blocks else length),
             )
         return trajectory.step_map
+
+    @classmethod
+    def blueprint(
+        cls, config: StateSftSettings, shape: denoisers.DenoiserConfig, placement: Placement
+    ) -> Blueprint:
+        learner = build_learner(config, denoisers.Denoiser(shape))
+        weights = placement.parameters(denoisers.abstract_params(shape), RULES)
+        state = jax.eval_shape(learner.init, weights, jax.random.key(0))
+        state = placement.parameters(state, RULES)
+        prompts, _ = prompt_shapes(placement, config.rows, config.task.prompt_length)
+        canvas: Any = jax.ShapeDtypeStruct((config.rows, config.data.gen_length), jnp.int32)
+        responses = placement.everywhere(Responses(prompts, canvas, canvas))
+        with placement.active():
+            step = type(learner).step.lower(learner, state, responses)
+        # The denoiser of before training stays where it writes the traces.
+        frozen = {"denoiser as loaded": weights} if config.learner.method == "trace" else {}
+        return Blueprint(
+            {**frozen, "trained parameters and optimiser": state},
+            responses,
+            state.params,
+            (TracedProgram("update", step),),
+        )
+
+    @classmethod
+    def work(
+        cls, config: StateSftSettings, shape: denoisers.DenoiserConfig, nfe: int | None = None
+    ) -> Work:
+        del nfe
+        length = config.data.gen_length
+        states = build_learner(config, denoisers.Denoiser(shape)).num_states(length)
+        forward = forward_flops(shape, 1, config.task.prompt_length + length, length)
+        return Work(0, 0.0, 3.0 * config.rows * states * forward)
