@@ -27,41 +27,34 @@ from jax_unmask.policies.layers import (
     zero_dense,
 )
 from jax_unmask.policies.network import NetworkInputs
+from jax_unmask.settings import Settings, setting
 
 _FAMILY = "llada"
 
 
 @dataclasses.dataclass(frozen=True)
-class HiddenNetworkConfig:
+class HiddenNetworkConfig(Settings):
     """Shape of the hidden-state network.
 
     Attributes:
         denoiser: config of the denoiser whose hidden states are read and whose kind of block is
             used; the policy itself computes in float32.
-        time_embed_dim: width of the sinusoidal embedding of t.
-        num_blocks: denoiser blocks.
-        time_period: longest period of the time embedding; 1 (published) makes all frequencies 1.
-        initial_bias: initial bias of the output logit.
     """
 
     denoiser: DenoiserConfig
-    time_embed_dim: int = 128
-    num_blocks: int = 1
-    time_period: float = 1.0
-    initial_bias: float = -2.0
+    time_embed_dim: int = setting(128, "Width of the sinusoidal embedding of time t.", ge=2)
+    num_blocks: int = setting(1, "Denoiser blocks.", ge=1)
+    time_period: float = setting(
+        1.0, "Longest period of the time embedding; 1 makes all frequencies 1.", gt=0, le=1e9
+    )
+    initial_bias: float = setting(-2.0, "Initial bias of the output logit.", ge=-1e4, le=1e4)
 
-    def __post_init__(self) -> None:
+    def check(self) -> None:
         if self.denoiser.family != _FAMILY:
             raise ValueError(
                 f"family={self.denoiser.family!r}: the hidden-state network is made of LLaDA's "
                 "blocks; with other denoisers use a network on confidences"
             )
-        if self.num_blocks < 1:
-            raise ValueError(f"num_blocks={self.num_blocks} must be at least 1")
-        if self.time_embed_dim < 2:
-            raise ValueError(f"time_embed_dim={self.time_embed_dim} must be at least 2")
-        if self.time_period <= 0:
-            raise ValueError(f"time_period={self.time_period} must be positive")
 
     @property
     def needs(self) -> Needs:

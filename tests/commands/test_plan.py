@@ -34,7 +34,8 @@ class TestLLaDA8B:
         # Weights and two moments in float32, and a few counters.
         state = published.lasting_bytes["policy and optimiser"]
         assert 0 < state - 3 * 4 * 331_265 < 100
-        assert published.rows == 128
+        experts = published.config.expert.count
+        assert published.config.rows == 128 + 16 * experts
 
     def test_step_is_traced_at_full_size(self, published):
         names = [program.name for program in published.programs]
