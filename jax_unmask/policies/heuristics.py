@@ -28,11 +28,11 @@ def take_best(
 
 @dataclasses.dataclass(frozen=True)
 class Rule:
-    """Base of hand-written rules. They read confidences, unless they say otherwise."""
+    """Base of hand-written rules. They read confidences only, unless `needs` is overridden."""
 
     @property
     def needs(self) -> Needs:
-        """What `Observation` must hold."""
+        """Inputs that `Observation` must have."""
         return Needs()
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:

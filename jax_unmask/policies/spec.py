@@ -94,7 +94,7 @@ def parse_policy(text: str) -> tuple[Policy, Params]:
         settings = policy.params(**numbers)
     except ValueError as error:
         raise notation.NotationError(text, str(error)) from error
-    if loads:  # What is not given stays as it was saved.
+    if loads:  # Settings that are not given stay as they were saved.
         settings = {key: settings[key] for key in numbers}
     return policy, params | settings
 

@@ -31,7 +31,7 @@ class PolicyTensor:
     part: tuple[int, int] = (0, 1)
 
     def file_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
-        """Shape in the file of (the part of) a parameter of the given shape."""
+        """Shape in the file of (the slice of) a parameter of the given shape."""
         shape = (*shape[:-1], shape[-1] // self.part[1])
         return shape[::-1] if self.transpose else shape
 
@@ -43,7 +43,7 @@ class PolicyTensor:
 
 
 def tensor_specs(config: Any, paths: Iterable[tuple[str, ...]]) -> list[PolicyTensor]:
-    """Every trained tensor of a network, in the order of the parameter's parts.
+    """Every trained tensor of a network, in the order of the parameter's slices.
 
     Args:
         config: the network.

@@ -15,11 +15,11 @@ from jax_unmask.runtime.placement import Placement
 def by_length(
     mask: Bool[np.ndarray, "n P"], buckets: Sequence[int]
 ) -> list[tuple[int, Int[np.ndarray, " m"]]]:
-    """Which prompts go to which length.
+    """Indices of the prompts that are padded to each length.
 
     Args:
         mask: mask of left-padded prompts.
-        buckets: lengths beside P; those of P and more are never needed.
+        buckets: lengths other than P; those of P and more are never needed.
 
     Returns:
         Pairs of a length and the prompts for which it is the shortest that holds them, in order;
@@ -32,11 +32,11 @@ def by_length(
 
 
 def trimmed(prompts: Prompts, buckets: Sequence[int], placement: Placement) -> Prompts:
-    """The batch, all of it padded to the shortest length that holds its longest prompt.
+    """The batch, padded to the shortest length in which its longest prompt fits.
 
     Args:
         prompts: left-padded prompts, NumPy arrays [B, P]; of this process.
-        buckets: lengths beside P.
+        buckets: lengths other than P.
         placement: knows the other processes, whose prompts count too.
     """
     if not buckets:

@@ -1,4 +1,4 @@
-"""Which keys and values a rollout keeps from one step to the next."""
+"""Kinds of caches: the keys and values that a rollout keeps from one step to the next."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ NONE = "none"
 
 @dataclasses.dataclass(frozen=True)
 class Cache:
-    """How a rollout caches (static).
+    """Settings of a rollout's cache (static).
 
     With "prefix" and "dual" (Wu et al. 2025, "Fast-dLLM", arXiv 2505.22618), which are for full
     attention, a row opens each block with a forward over its whole sequence. Its other steps in the
@@ -27,7 +27,7 @@ class Cache:
         kind: see above.
         refresh_every: with "prefix" and "dual": a forward over the whole sequence at every so
             many steps of a block, not only at its first. 1 caches nothing; 0 for never.
-        extra_tokens: with "dual": so many positions behind the block are computed anew as well
+        extra_tokens: with "dual": so many positions after the block are computed anew as well
             (fewer where the canvas ends).
         refresh_rows: rows of a forward over whole sequences (per slot group). A row that needs one
             waits until so many do, or no row can do anything else. Any number gives the same
@@ -98,7 +98,7 @@ class Cache:
         """Rows of a forward over whole sequences, of so many slots (of one group)."""
         if self.refresh_rows is not None:
             return min(self.refresh_rows, slots)
-        # A divisor: rows in lock step then wait for nobody.
+        # A divisor of the slots, so that rows in lock step never wait.
         most = -(-slots // 8)
         return max(count for count in range(1, most + 1) if slots % count == 0)
 

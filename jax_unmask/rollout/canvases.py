@@ -1,9 +1,9 @@
 """Canvases from uniform noise to text (DiffusionGemma): one compiled program for a whole batch.
 
 The masked models' loop is `rollout.loop`. At each step every position of the canvas gets a drawn
-token; a policy says which positions accept theirs, and the others become random tokens again. A
-canvas ends when the best tokens have stopped changing and are certain, and is then encoded for the
-next one.
+token; a policy chooses the positions that accept theirs, and the others become random tokens again.
+A canvas ends when the best tokens have stopped changing and are certain, and is then encoded for
+the next one.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _LOGITS_AT_ONCE = 2**25
 
 @dataclasses.dataclass(frozen=True)
 class CanvasSettings:
-    """How canvases are denoised; static. The defaults are the published ones.
+    """Settings of the denoising of canvases (static). The defaults are the published ones.
 
     Attributes:
-        canvases: at most so many canvases, one behind the other.
+        canvases: at most so many canvases, one after the other.
         steps: forwards of a canvas at most.
         t_min: the temperature falls linearly to this, ...
         t_max: ... from this.
@@ -65,10 +65,10 @@ class CanvasSettings:
 
 @struct.dataclass
 class Generated:
-    """What came out.
+    """The generated canvases, and how they were generated.
 
     Attributes:
-        tokens: all canvases; padding behind the end of a text.
+        tokens: all canvases; padding after the end of a text.
         step_map: index of the row's own forward since which each position has its token, -1 for
             padding.
         confidence: probability of the token at the canvas's last forward, 0 for padding.
@@ -106,7 +106,7 @@ class _Scores(NamedTuple):
 
 
 class _Canvas(NamedTuple):
-    """Where the rows stand within a canvas."""
+    """State of the rows within a canvas."""
 
     step: Int[Array, ""]
     current: Int[Array, "B C"]
@@ -121,7 +121,7 @@ class _Canvas(NamedTuple):
 
 
 class _Text(NamedTuple):
-    """Where the rows stand between canvases."""
+    """State of the rows between canvases."""
 
     number: Int[Array, ""]
     cache: KeyValueCache
@@ -145,7 +145,7 @@ def generate(
     settings: CanvasSettings,
     watch: Watcher | None = None,
 ) -> Generated:
-    """Writes canvases behind prompts; what a row gets does not depend on the rows beside it.
+    """Generates canvases after prompts; a row's result does not depend on the other rows.
 
     Args:
         model: the network (static).
@@ -156,11 +156,11 @@ def generate(
         prompts: left-padded prompts.
         keys: typed PRNG keys [B], see `rollout.row_keys`.
         settings: see there (static).
-        watch: sees the best tokens after each forward, as in `rollout.rollout` (static).
+        watch: called with the best tokens after each forward, as in `rollout.rollout` (static).
 
     Raises:
-        ValueError: prompt and canvases are longer than the model was made for, or the policy wants
-            to observe hidden states.
+        ValueError: prompt and canvases are longer than the model was made for, or the policy needs
+            hidden states.
     """
     cfg = model.config
     batch, width = prompts.tokens.shape
@@ -172,7 +172,7 @@ def generate(
         )
     if policy.needs.hidden:
         raise ValueError(f"policy {policy} observes hidden states, which canvases do not offer")
-    # It gives arrays or a cache, as the method says.
+    # Returns arrays or a cache, by method.
     run: Callable[..., Any] = functools.partial(model.apply, {"params": params})
     real = jnp.concatenate([prompts.mask.astype(bool), jnp.ones((batch, total), bool)], axis=1)
 
@@ -342,5 +342,5 @@ def _score(
 
 
 def _fold(keys: Array, count: Int[Array, " B"], stream: int) -> Array:
-    """Each row's key for its own count, in one of three streams."""
+    """Each row's key for its count of steps, in one of three streams."""
     return jax.vmap(jax.random.fold_in)(keys, 3 * count + stream)

@@ -1,4 +1,4 @@
-"""The forwards of a rollout: over whole sequences, and over windows beside cached keys and values.
+"""The forwards of a rollout: over whole sequences, and over windows with cached keys and values.
 
 Without a cache every forward computes the whole sequences of all slots. With one there are two
 kinds. A full forward computes the whole sequences of a few slots and stores their keys and values.
@@ -31,7 +31,7 @@ from jax_unmask.runtime.mesh import by_rows, constrain
 
 
 class Readout(NamedTuple):
-    """What the policy reads of each canvas position, from the last forward that computed it.
+    """Scores of each canvas position, from the last forward that computed it, for the policy.
 
     Attributes:
         scores: candidates, confidences and more; 0 before the first forward.
@@ -44,7 +44,7 @@ class Readout(NamedTuple):
 
 
 class Counts(NamedTuple):
-    """What each row has had, with a cache.
+    """Counts of each row's forwards by kind, with a cache.
 
     Attributes:
         written: with cache "block": the first of its blocks that the cache does not hold; -1 before
@@ -59,7 +59,7 @@ class Counts(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """What is kept between forwards: keys, values and readouts of slots, counts of rows."""
+    """State between forwards: keys, values and readouts of slots, counts of rows."""
 
     cache: KeyValueCache
     readout: Readout
@@ -83,7 +83,7 @@ class LoopState(NamedTuple):
 
 
 class Computed(NamedTuple):
-    """What a forward gives to the policy.
+    """Result of a forward, for the policy.
 
     Attributes:
         memory: the memory after it.
@@ -186,7 +186,7 @@ class PlainForwards:
     def read_out(
         self, hidden: Float[Array, "S W D"], keys: Array, targets: Int[Array, "S W"] | None = None
     ) -> Readout:
-        """What the policy reads of the positions whose hidden states are given."""
+        """The policy's inputs at the positions of the given hidden states."""
         scores = self.mdp.score(hidden, keys, targets)
         return Readout(scores, hidden if self.mdp.policy.needs.hidden else None)
 
@@ -203,10 +203,10 @@ class PlainForwards:
 class CachedForwards(PlainForwards):
     """Full forwards (kind 0) and window forwards (kind 1), with a cache (see `caching.Cache`).
 
-    For positions outside of the window a policy reads what the full forward that opened the block
-    said (with cache "block": 0 for positions of later blocks). Where the head scores the next
-    token, the first position of a window has none before it; it keeps what the opening forward
-    said. A policy fills positions of the current block only, and those are in the window.
+    Positions outside of the window keep their scores from the full forward that opened the block
+    (with cache "block": 0 for positions of later blocks). Where the head scores the next token, the
+    first position of a window has none before it; it keeps the scores of the opening forward. A
+    policy fills positions of the current block only, and those are in the window.
 
     Raises:
         ValueError: the cache does not fit the denoiser, or the sequence is too long for it.
@@ -343,8 +343,9 @@ class CachedForwards(PlainForwards):
         batch, counts = self.batch_in(slots, state.rows), slots.take(memory.counts)
         block = counts.written if self.is_exact else batch.rows.block
         acting = can_go_on & (block == batch.rows.block)
-        # 2. The positions of the windows in the sequence (some may lie behind its end), and what
-        # they attend to besides each other: everything before, and with full attention behind.
+        # 2. The positions of the windows in the sequence (some may lie after its end), and the
+        # positions that they attend to besides each other: all before, and with full attention all
+        # after.
         tokens, real = self.sequence(batch)
         first = block * self.mdp.settings.block_length - self.mdp.taken_by_prompt(batch)
         start = (self.prompt_length + first)[:, None]

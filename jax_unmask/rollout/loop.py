@@ -5,8 +5,8 @@ heuristics and learned policies; with and without a cache. To follow a token fro
 trajectory, read `rollout` here, then `mdp.Mdp.act` (what a step does to a canvas) and `forwards`
 (what a forward computes).
 
-Rows are independent. Each row has its own block, step count and random stream, so what a row gets
-depends neither on the rows beside it nor on when they finish, nor on its slot (see `slots`).
+Rows are independent. Each row has its own block, step count and random stream, so its result
+depends neither on the other rows nor on when they finish, nor on its slot (see `slots`).
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from jax_unmask.rollout.trajectory import (
 from jax_unmask.runtime.mesh import by_rows
 
 _STEPS_PER_CHUNK = 8
-"""Iterations between two looks at whether all rows are done. Those behind the end are skipped."""
+"""Iterations between two looks at whether all rows are done. Those after the end are skipped."""
 
 
 def row_keys(key: Array, rows: Int[Array, " B"] | int) -> Array:
@@ -65,9 +65,9 @@ def rollout(
 ) -> Trajectory:
     """Fills the canvas of every row, from all masks to the end.
 
-    A row's block ends when it holds no mask any more or after `block_length` steps in it; masks
-    that a policy left behind stay. A policy that edits gets further steps on a full block, as many
-    as it needs (`Needs.post_steps`). The loop ends once every row is done.
+    A row's block ends when it has no mask any more or after `block_length` steps in it; masks that
+    a policy has not filled by then stay. A policy that edits gets further steps on a full block, as
+    many as it needs (`Needs.post_steps`). The loop ends once every row is done.
 
     Args:
         denoiser: the dLLM (static).
@@ -151,7 +151,7 @@ def rollout(
     room = (mdp.most_steps, batch)
 
     def empty(x: jax.ShapeDtypeStruct) -> Array:
-        # The carry of a loop keeps its layout if the dimensions behind the row's are one.
+        # The carry of a loop keeps its layout if the dimensions after the row's are one.
         return jnp.zeros((*room, math.prod(x.shape[1:])) if x.ndim > 1 else room, x.dtype)
 
     records = None

@@ -24,7 +24,7 @@ from jax_unmask.runtime.mesh import by_rows
 
 
 class Rows(NamedTuple):
-    """Where rows stand; L canvas positions."""
+    """State of the rows; L canvas positions."""
 
     canvas: Int[Array, "B L"]
     step_map: Int[Array, "B L"]
@@ -74,7 +74,7 @@ class Mdp:
 
     @property
     def scored(self) -> int:
-        """How many canvas positions a forward without a cache scores, see `scored_positions`."""
+        """Canvas positions that a forward without a cache scores, see `scored_positions`."""
         return scored_positions(self.policy, self.settings)
 
     @property
@@ -150,7 +150,7 @@ class Mdp:
         keys: Array,
         targets: Int[Array, "S W"] | None = None,
     ) -> Scores:
-        """What the policy reads of the denoiser at the positions of the hidden states."""
+        """Scores of the denoiser for the policy, at the positions of the hidden states."""
         scores = score_candidates(
             self.denoiser,
             self.denoiser_params,
@@ -169,7 +169,7 @@ class Mdp:
     def observation(
         self, batch: RunningBatch, scores: Scores, hidden: Float[Array, "S W D"] | None
     ) -> Observation:
-        """What the policy reads before a step.
+        """The observation of the policy before a step.
 
         Args:
             batch: the rows.
@@ -249,7 +249,7 @@ class Mdp:
 
 
 def scored_positions(policy: Policy, settings: RolloutSettings) -> int:
-    """How many canvas positions a forward without a cache scores: the canvas or a block of it."""
+    """Number of canvas positions that a forward without a cache scores: all or a block."""
     return settings.gen_length if policy.needs.canvas else settings.block_length
 
 

@@ -1,4 +1,4 @@
-"""Which row of a rollout sits in which slot of the running batch.
+"""Assignment of a rollout's rows to the slots of the running batch.
 
 The denoiser runs on a fixed number of slots. With fewer slots than rows, a row that is done leaves
 its slot to the next waiting row (continuous batching), so that rows which need many forwards do
@@ -23,7 +23,7 @@ Tree = TypeVar("Tree")
 
 
 class SlotStep(NamedTuple):
-    """What the rows in the slots did in one iteration of the loop.
+    """Actions and results of the rows in the slots in one iteration of the loop.
 
     Attributes:
         records: leaves [S, ...]; those of rows that were not active mean nothing.
@@ -97,7 +97,7 @@ class Slots:
         return SlotSubset(slot=order[:, :count].astype(jnp.int32))
 
     def record(self, records: Tree, done: SlotStep) -> Tree:
-        """Writes what happened in slots to the rows' own steps.
+        """Writes the records of slots to the steps of their rows.
 
         Args:
             records: of every row's own steps: leaves [T, B, F], or [T, B].

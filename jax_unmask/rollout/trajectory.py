@@ -1,4 +1,4 @@
-"""What goes into a rollout and what comes out of it."""
+"""Inputs and results of a rollout."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RolloutSettings(Settings):
             fsdp axes of the mesh), give their number: rows then never move between devices.
         sampling: top-k and top-p of the draw, and what a confidence is.
         stop_ids: tokens that end a text. A row is done with the first block that leaves one of them
-            on its canvas; the blocks behind stay masked. Empty: canvases are filled to the end.
+            on its canvas; later blocks stay masked. Empty: canvases are filled to the end.
     """
 
     gen_length: int = setting(256, "Canvas length L in tokens.", ge=1)
@@ -65,8 +65,8 @@ class RolloutSettings(Settings):
     )
     slots: int = setting(
         0,
-        "Rows that the denoiser serves at one time, 0 for all: a row that is done leaves its slot "
-        "to one that waits, and any number gives the same rollouts.",
+        "Rows in the running batch, 0 for all: a waiting row takes the slot of a row that is done, "
+        "and any number gives the same rollouts.",
         ge=0,
         exempt=True,
     )
@@ -139,7 +139,7 @@ def never_filled(
     Args:
         tokens: final canvases.
         mask_id: the mask token.
-        stop_ids: those of the settings; what stands behind the first of them is not missed.
+        stop_ids: those of the settings; masks after the first of them do not count.
     """
     stops = np.isin(tokens, stop_ids)
     return (tokens == mask_id) & (np.cumsum(stops, axis=1) == 0)
@@ -201,7 +201,7 @@ class Trajectory:
 
     @property
     def cost(self) -> Float[Array, " B"]:
-        """What each row's forwards cost, in forwards over its whole sequence.
+        """Cost of each row's forwards, in forwards over its whole sequence.
 
         That is `nfe` without a cache. With one, a forward counts for the share of the sequence's
         positions that it computes.
@@ -214,7 +214,7 @@ class Trajectory:
 
     @property
     def executed_cost(self) -> Float[Array, ""]:
-        """What was executed, in the same unit: more than the rows' `cost` if slots were idle."""
+        """Cost of all executed forwards, in that unit; more than the rows' if slots were idle."""
         kinds = self.by_kind
         if kinds is None:
             return self.slots * self.forwards.astype(jnp.float32)
@@ -224,7 +224,7 @@ class Trajectory:
 
     @property
     def useful_forward_fraction(self) -> Float[Array, ""]:
-        """Part of the executed row forwards that a row still needed, by what they cost."""
+        """Fraction of the executed row forwards that a row still needed, by cost."""
         if self.by_kind is None:
             return jnp.sum(self.nfe) / (self.slots * self.forwards)
         return jnp.sum(self.cost) / self.executed_cost
@@ -235,7 +235,7 @@ def joined(parts: Sequence[Trajectory], feeds: int = 1) -> Trajectory:
 
     Args:
         parts: the rollouts.
-        feeds: how many processes gave rows to each, one behind the other; all rows of a process,
+        feeds: how many processes gave rows to each, one after the other; all rows of a process,
             from all rollouts, come before those of the next.
     """
     if len(parts) == 1:
