@@ -94,7 +94,7 @@ class EvaluationSettings(Settings):
     axes: tuple[str, ...] = setting(
         (),
         "Further things to vary, as KEY=A|B: models, tasks, canvas lengths (see "
-        "evaluation/axes.py); all combinations are measured, into one report.",
+        "docs/evaluation.md); all combinations are measured, into one report.",
     )
     caches: tuple[str, ...] = setting(
         (), "Caches of the rollouts, each measured; empty for that of rollout.cache."

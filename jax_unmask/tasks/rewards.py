@@ -8,13 +8,13 @@ makes of them; they broadcast, and have no state.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Num
 
-from jax_unmask.settings import Settings, setting
+from jax_unmask import notation
+from jax_unmask.settings import SettingError, Settings, setting
 
 
 def multiplicative(
@@ -69,21 +69,33 @@ def additive(
     return xp.asarray(correct) - alpha * xp.asarray(nfe) / gen_length
 
 
-REWARDS: dict[str, Callable[..., Any]] = {"multiplicative": multiplicative, "additive": additive}
+REWARDS = notation.Names(
+    "reward",
+    {"multiplicative": "rewards.multiplicative", "additive": "rewards.additive"},
+    package="jax_unmask.tasks",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class RewardSettings(Settings):
     """The reward of an answer and its forwards."""
 
-    kind: Literal["multiplicative", "additive"] = setting(
-        "multiplicative", "How forwards are weighed: see tasks/rewards.py."
+    kind: str = setting(
+        "multiplicative",
+        "multiplicative, additive, or the import path of a function of your own with their "
+        "parameters: see tasks/rewards.py.",
     )
     alpha: float = setting(1.0, "Weight of forwards; 0 rewards right answers alone.", ge=0, le=1e4)
 
+    def check(self) -> None:
+        try:
+            REWARDS(self.kind)
+        except notation.NotationError as error:
+            raise SettingError("kind", self.kind, str(error), "Correct it") from error
+
     def __call__(self, correct: Any, nfe: Any, gen_length: int) -> Any:
         """Rewards of answers; see `multiplicative` and `additive`."""
-        return REWARDS[self.kind](correct, nfe, gen_length, self.alpha)
+        return REWARDS(self.kind)(correct, nfe, gen_length, self.alpha)
 
 
 def _require_positive(gen_length: int) -> None:

@@ -38,6 +38,7 @@ def get_config(recipe):
         config.learner.update(minibatches=1, chunk_size=4)
         config.rollout.policy = {rule!r}
     else:
+        config.reward.kind = "my_package.rewards.early"
         config.expert.update(count=1, policy={rule!r} + ":factor=2", block_length=8)
         config.eval.update(num_problems=2, batch_size=2, block_lengths=(8,), examples=0)
         config.eval.policies = ({rule!r} + ":factor=0.5|1",)
