@@ -40,10 +40,16 @@ _PLAIN = (bool, int, float, str)
 
 
 class NotationError(ValueError):
-    """A string of the notation cannot be read, or names something that does not exist."""
+    """A string of the notation cannot be read, or names something that does not exist.
+
+    Args:
+        text: the string.
+        problem: what is wrong with it.
+    """
 
     def __init__(self, text: str, problem: str) -> None:
         super().__init__(f"{text!r}: {problem}")
+        self.problem = problem
 
 
 @dataclasses.dataclass(frozen=True)

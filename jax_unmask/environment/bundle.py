@@ -210,8 +210,8 @@ def _task_settings(
     """
     try:
         accepted = tasks.settings(name)
-    except ValueError as error:
-        raise ConfigError("task.name", name, str(error), "Correct it") from error
+    except notation.NotationError as error:
+        raise ConfigError("task.name", name, error.problem, "Correct it") from error
     settings: dict[str, Any] = {"prompt_style": prompt_style}
     needs_path = "path" in accepted and accepted["path"].default is inspect.Parameter.empty
     if part:  # Each task of a mixture has a folder with its name.

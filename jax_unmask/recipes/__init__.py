@@ -12,7 +12,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from jax_unmask.notation import Names
+from jax_unmask.notation import Names, NotationError
 from jax_unmask.settings import ConfigError, SettingError, from_config, to_config
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def find(name: str) -> type[Recipe]:
     """
     try:
         found: type[Recipe] = RECIPES(name)
-    except ValueError as error:
-        raise ConfigError("recipe", name, str(error), "Correct it") from error
+    except NotationError as error:
+        raise ConfigError("recipe", name, error.problem, "Correct it") from error
     if not hasattr(found, "defaults"):
         raise ConfigError("recipe", name, "it has no `defaults`", "Name a recipe")
     return found

@@ -91,7 +91,7 @@ class RewardSettings(Settings):
         try:
             REWARDS(self.kind)
         except notation.NotationError as error:
-            raise SettingError("kind", self.kind, str(error), "Correct it") from error
+            raise SettingError("kind", self.kind, error.problem, "Correct it") from error
 
     def __call__(self, correct: Any, nfe: Any, gen_length: int) -> Any:
         """Rewards of answers; see `multiplicative` and `additive`."""
