@@ -275,7 +275,7 @@ def test_batch_that_a_mesh_does_not_divide(
     recipe, feeds, parts, named, tiny_config, message, monkeypatch
 ):
     monkeypatch.setattr(Placement, "feeds", feeds)
-    monkeypatch.setattr(Placement, "parts", parts)
+    monkeypatch.setattr(Placement, "shards", parts)
     text = message(tiny_config(recipe))
     assert named in text
     assert "mesh (data=-1, fsdp=1, tensor=1)." in text
