@@ -183,8 +183,8 @@ def test_some_positions_without_padding():
     np.testing.assert_allclose(some, whole[:, -4:], rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", MODELS)
 class TestRoundTrips:
+    @pytest.mark.parametrize("name", MODELS)
     def test_hugging_face_is_bit_exact(self, name, tmp_path):
         denoiser, params = load(name)
         for directory, limit in (("whole", 10**9), ("shards", 150_000)):
@@ -195,6 +195,7 @@ class TestRoundTrips:
             assert again == denoiser
             same.trees(loaded, params)
 
+    @pytest.mark.parametrize("name", ["dream", "sdar_tied", "llada2_moe"])
     def test_bfloat16(self, name, tmp_path):
         original = {
             key: value.astype(jnp.bfloat16)
@@ -217,6 +218,7 @@ class TestRoundTrips:
             same.trees(loaded, params)
         same.tensors(tmp_path / "save_pretrained", original)
 
+    @pytest.mark.parametrize("name", ["dream", "sdar", "llada_moe", "llada2_moe"])
     def test_bfloat16_computes_close_to_float32(self, name):
         denoiser, params = load(name)
         narrow = denoisers.Denoiser(dataclasses.replace(denoiser.config, dtype=jnp.bfloat16))
@@ -227,6 +229,7 @@ class TestRoundTrips:
         spread = np.abs(np.asarray(wide)).max()
         assert 1e-4 < np.median(np.abs(logits - wide)) < 0.02 * spread
 
+    @pytest.mark.parametrize("name", ["dream", "llada2_moe"])
     def test_every_wrong_tensor_is_in_one_error(self, name, tmp_path):
         tensors = load_file(FIXTURES / name / "model.safetensors")
         names = sorted(tensors)
@@ -270,16 +273,6 @@ class TestWrongFamily:
         directory = self.written(tmp_path, "llada_moe", "llada_moe")
         with pytest.raises(ValueError, match=r"mask_token_id is missing.*give mask_token_id"):
             denoisers.from_pretrained(directory)
-
-    @pytest.mark.parametrize("name", MODELS)
-    def test_integer_weights(self, tmp_path, name):
-        directory = self.written(tmp_path, name, name)
-        tensors = load_file(directory / "model.safetensors")
-        some = sorted(tensors)[0]
-        tensors[some] = tensors[some].astype(np.int8)
-        save_file(tensors, directory / "model.safetensors")
-        with pytest.raises(ValueError, match=rf"tensor {some} has type I8; only F32"):
-            denoisers.from_pretrained(directory, mask_token_id=MASKS.get(name))
 
     @pytest.mark.parametrize(
         ("name", "change", "message"),

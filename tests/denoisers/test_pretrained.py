@@ -163,6 +163,7 @@ BROKEN = {
     "empty": (cut(0), ValueError, "model.safetensors"),
     "garbled": (cut(0, b"\xff" * 1000), ValueError, "model.safetensors"),
     "float64": (tensor(lambda x: x.astype(np.float64)), ValueError, f"{UP} has type F64"),
+    "integers": (tensor(lambda x: x.astype(np.int8)), ValueError, f"{UP} has type I8"),
     "transposed": (tensor(lambda x: x.T.copy()), ValueError, r"\(64, 160\) instead of \(160, 64\)"),
     "all in one error": (
         config(n_layers=3, weight_tying=True),
