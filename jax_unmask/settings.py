@@ -227,6 +227,12 @@ def setting(
     return dataclasses.field(default=default, metadata={_DECLARATION: declaration})
 
 
+def setting_of(kind: Any, name: str) -> Any:
+    """A field that is a setting as another class declares it."""
+    field = next(field for field in dataclasses.fields(kind) if field.name == name)
+    return dataclasses.field(default=field.default, metadata=field.metadata)
+
+
 def given(default: Any = None) -> Any:
     """A field that code fills in (`dataclasses.replace`), and that no config has."""
     return dataclasses.field(default=default, metadata={_GIVEN: True})

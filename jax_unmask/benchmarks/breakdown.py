@@ -12,8 +12,8 @@ from ml_collections import ConfigDict
 
 from jax_unmask import recipes
 from jax_unmask.runtime.compilation import CompileTimes
-from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.progress import Timer
+from jax_unmask.settings import ConfigError
 
 PHASES = ("data", "rollout", "reward", "update", "other")
 
@@ -60,6 +60,9 @@ def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTime
         ConfigError: the config makes no sense, or its recipe has no rollouts.
     """
     settings, recipe_class = recipes.read(config), recipes.find(config.recipe)
+    if not hasattr(settings, "rollout"):
+        problem = "its steps have no rollout to compare with the update"
+        raise ConfigError("recipe", config.recipe, problem, "Give a config of another recipe")
     reports, metrics = [], []
     with tempfile.TemporaryDirectory(prefix="jax_unmask_bench_") as workdir:
         recipe = recipe_class(settings, pathlib.Path(workdir))
@@ -74,9 +77,6 @@ def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTime
                 programs = compile_times.programs
             else:
                 metrics.append(values)
-    if "rollout" not in {name.partition("/")[2] for name in reports[0]}:
-        problem = "its steps have no rollout to compare with the update"
-        raise ConfigError("recipe", config.recipe, problem, "Give a config of another recipe")
     first, *reports = reports
     seconds = [report["seconds/total"] for report in reports]
     phase = {name: sum(report.get(f"seconds/{name}", 0.0) for report in reports) for name in PHASES}

@@ -26,10 +26,10 @@ from ml_collections import ConfigDict
 from jax_unmask import notation, recipes
 from jax_unmask.commands.command_line import load_config
 from jax_unmask.recipes.curriculum import CurriculumSettings
-from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir, read_value
+from jax_unmask.runtime.config import check_workdir, claim_workdir, read_value
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.placement import Placement
-from jax_unmask.settings import from_config
+from jax_unmask.settings import ConfigError, from_config
 
 RECIPE = "curriculum"
 # Where a stage finds the denoiser or the policy of the stage before it, and where that wrote it.

@@ -26,7 +26,7 @@ from jax_unmask.recipes.base import check_fits
 from jax_unmask.runtime import accelerators, compilation
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.accelerators import Accelerator
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 from jax_unmask.shipped import resolve_model
 
 USABLE = 0.92

@@ -21,14 +21,14 @@ from jax_unmask.recipes.base import Recipe
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.checkpoints import Checkpoints
-from jax_unmask.runtime.config import ConfigError, check_workdir, claim_workdir
+from jax_unmask.runtime.config import check_workdir, claim_workdir
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
 from jax_unmask.runtime.progress import Timer, progress_bar
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
-from jax_unmask.settings import exempt_keys, flat
+from jax_unmask.settings import ConfigError, exempt_keys, flat
 from jax_unmask.tasks.data import BatchIterator
 
 logger = logging.getLogger(__name__)

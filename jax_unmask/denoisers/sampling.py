@@ -8,9 +8,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from jax_unmask.settings import Settings, setting
+
 
 @dataclasses.dataclass(frozen=True)
-class Sampling:
+class Sampling(Settings):
     """Filters between the logits and the draw; hashable. The default filters nothing.
 
     Published samplers disagree about what the confidence of a drawn token is. LLaDA takes the
@@ -18,25 +20,23 @@ class Sampling:
     drawn, after temperature and filters (with top_k=1, then, every confidence is 1).
 
     Attributes:
-        top_k: draw from this many most probable tokens only; 0 for all. Equals of the last one stay
-            in.
-        top_p: draw from the most probable tokens that together reach this probability; 1 for all.
         top_p_first: top-p counts all tokens, as in Dream; otherwise those that top-k left, as in
             SDAR.
         filtered_confidence: confidences (and largest probabilities and entropies) are those of the
             distribution that the token is drawn from, as in Dream and SDAR.
     """
 
-    top_k: int = 0
-    top_p: float = 1.0
+    top_k: int = setting(
+        0, "Draw from this many most probable tokens only, and equals of the last; 0 for all.", ge=0
+    )
+    top_p: float = setting(
+        1.0,
+        "Draw from the most probable tokens that together reach this probability; 1 for all.",
+        gt=0,
+        le=1,
+    )
     top_p_first: bool = False
     filtered_confidence: bool = False
-
-    def __post_init__(self) -> None:
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must not be negative (0 keeps all tokens)")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1] (1 keeps all tokens)")
 
     @property
     def filters(self) -> bool:

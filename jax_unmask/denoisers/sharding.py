@@ -19,7 +19,6 @@ from jaxtyping import Array, Float, Int
 
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.quantization import is_quantized
-from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.mesh import (
     Rules,
     active,
@@ -29,6 +28,7 @@ from jax_unmask.runtime.mesh import (
     param_shardings,
     spec,
 )
+from jax_unmask.settings import ConfigError
 
 Names = tuple[str | None, str | None]
 Tree = TypeVar("Tree")

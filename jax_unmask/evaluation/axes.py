@@ -18,7 +18,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jax_unmask import notation
-from jax_unmask.runtime.config import ConfigError, read_value
+from jax_unmask.runtime.config import read_value
+from jax_unmask.settings import ConfigError
 
 _KEY = "eval.axes"
 _FIXED = ("recipe", "eval.axes", "eval.after_training")

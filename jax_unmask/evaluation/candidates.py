@@ -13,7 +13,7 @@ from jax_unmask.environment.bundle import build_cache
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.policies.base import Params, Policy
 from jax_unmask.report import curves, results
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 from jax_unmask.shipped import shipped_policies
 
 _SEED = re.compile(r"(?P<method>.+?)[-_]seed(?P<seed>\d+)")

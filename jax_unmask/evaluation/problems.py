@@ -9,7 +9,7 @@ from jax_unmask.environment.bundle import Bundle
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation.candidates import Candidate
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 from jax_unmask.tasks.base import Example, Task
 
 _PROBLEM_SEED = 0

@@ -29,7 +29,7 @@ from jax_unmask.evaluation.store import ResultStore, Row, read_outcomes
 from jax_unmask.report import results
 from jax_unmask.rollout import Cache
 from jax_unmask.rollout.caching import NONE
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 from jax_unmask.tasks.base import Task
 
 _HASHED = ("model.path", "task.path", "task.tfds_data_dir")

@@ -15,7 +15,7 @@ from jax_unmask.denoisers import Tokenizer
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.advantages import chunk_z_scores
 from jax_unmask.runtime.placement import Placement
-from jax_unmask.settings import ConfigError, SettingError, Settings, setting
+from jax_unmask.settings import ConfigError, SettingError, Settings, setting, setting_of
 from jax_unmask.tasks.base import Example, Task
 from jax_unmask.tasks.judges import Judge, LanguageModelJudge, Solution, StepJudge
 
@@ -33,10 +33,10 @@ class ProcessSettings(Settings):
         "Of judge model: a server that speaks OpenAI's chat completions.",
     )
     model: str = setting("", "Of judge model: the name of its model.")
-    votes: int = setting(3, "Of judge model: replies per chunk.", ge=1)
-    timeout: float = setting(120.0, "Of judge model: seconds per request.", gt=0, le=1e6)
-    retries: int = setting(3, "Of judge model: further attempts.", ge=0)
-    workers: int = setting(16, "Of judge model: requests at one time.", ge=1)
+    votes: int = setting_of(LanguageModelJudge, "votes")
+    timeout: float = setting_of(LanguageModelJudge, "timeout")
+    retries: int = setting_of(LanguageModelJudge, "retries")
+    workers: int = setting_of(LanguageModelJudge, "workers")
     api_key_variable: str = setting(
         "", "Environment variable that holds the server's key; empty for a server without one."
     )

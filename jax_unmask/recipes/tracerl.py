@@ -15,6 +15,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask import denoisers
 from jax_unmask.denoisers.flops import head_flops, layer_flops
+from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.environment.blueprint import (
     Blueprint,
@@ -61,7 +62,7 @@ from jax_unmask.runtime import streams
 from jax_unmask.runtime.mesh import REPLICATED
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import ConfigError, setting, values_of
+from jax_unmask.settings import ConfigError, setting, setting_of, values_of
 from jax_unmask.tasks import data, rewards
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.data import Batch
@@ -85,10 +86,8 @@ class ReinforcedModel(ModelSettings):
 class TraceRollouts(TrainingRollouts):
     """The rollouts of TraceRL."""
 
-    top_k: int = setting(0, "Draw from the most probable tokens only; 0 keeps all.", ge=0)
-    top_p: float = setting(
-        1.0, "Draw from the most probable tokens of so much probability; 1 keeps all.", gt=0, le=1
-    )
+    top_k: int = setting_of(Sampling, "top_k")
+    top_p: float = setting_of(Sampling, "top_p")
     policy: str = setting("top_confidence:tokens_per_step=1", "The unmasking policy.")
 
 

@@ -16,7 +16,7 @@ from jax_unmask.denoisers.sampling import PLAIN, Sampling
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.prompts import Prompts as Prompts
 from jax_unmask.rollout.caching import Cache, parse_cache
-from jax_unmask.settings import Settings, setting
+from jax_unmask.settings import Settings, given, setting
 
 Watcher = Callable[[np.ndarray, np.ndarray], None]
 """Gets canvases [B, L] and step maps [B, L] after each iteration, while the rollout runs."""
@@ -71,7 +71,7 @@ class RolloutSettings(Settings):
         exempt=True,
     )
     slot_groups: int = 1
-    sampling: Sampling = PLAIN
+    sampling: Sampling = given(PLAIN)
     stop_ids: tuple[int, ...] = ()
     cache: Cache | None = setting(
         "none",

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import notation
 from jax_unmask.runtime import files
-from jax_unmask.settings import ConfigError as ConfigError
+from jax_unmask.settings import ConfigError
 
 RECORD = "config.json"
 

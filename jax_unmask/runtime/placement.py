@@ -15,9 +15,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from jax_unmask.runtime import mesh as meshes
-from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.mesh import Params, Rules
-from jax_unmask.settings import Settings, setting
+from jax_unmask.settings import ConfigError, Settings, setting
 
 Tree = TypeVar("Tree")
 Json = Any

@@ -10,8 +10,8 @@ import pytest
 
 from jax_unmask import denoisers, recipes
 from jax_unmask.commands import curriculum, train
-from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.placement import Placement
+from jax_unmask.settings import ConfigError
 
 
 def config_of(*stages):

@@ -24,8 +24,8 @@ from jax_unmask.commands import command_line, train
 from jax_unmask.denoisers.sharding import check_mesh
 from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
-from jax_unmask.runtime.config import ConfigError
 from jax_unmask.runtime.placement import Placement
+from jax_unmask.settings import ConfigError
 
 RIGHT = json.dumps({"question": "1 + 1?", "answer": "It is 2.\n#### 2"})
 

@@ -17,7 +17,7 @@ from jax_unmask.commands import eval as eval_command
 from jax_unmask.evaluation import axes
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 
 CONFIG = """
 from jax_unmask import recipes

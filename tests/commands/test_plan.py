@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 
 from jax_unmask.commands.plan import denoiser_config, plan
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 VOCABULARY = 126_464

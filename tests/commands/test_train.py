@@ -27,7 +27,7 @@ from jax_unmask.recipes import RECIPES
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.checkpoints import Checkpoints
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 
 LONG = {"train__steps": 24, "checkpoint__every": 2, "seed": 3}
 EXPORTED = {

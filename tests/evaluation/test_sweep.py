@@ -13,7 +13,7 @@ from jax_unmask import policies, recipes
 from jax_unmask.environment import bundle as bundle_lib
 from jax_unmask.evaluation import candidates, sweep
 from jax_unmask.report import results
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 
 KEYS = {
     *("task", "denoiser", "policy", "settings", "method", "label", "seed", "split"),

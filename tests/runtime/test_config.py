@@ -6,7 +6,7 @@ import pytest
 from ml_collections import ConfigDict, config_dict
 
 from jax_unmask.runtime import config as checks
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 
 
 def defaults() -> ConfigDict:

@@ -5,7 +5,7 @@ import pytest
 
 from jax_unmask import recipes
 from jax_unmask.environment.bundle import load_task
-from jax_unmask.runtime.config import ConfigError
+from jax_unmask.settings import ConfigError
 from jax_unmask.tasks import decontamination
 from jax_unmask.tasks.difficulty import Band
 from jax_unmask.tasks.gsm8k import Gsm8k
