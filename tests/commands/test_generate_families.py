@@ -133,6 +133,14 @@ def test_commands_of_a_conversation(models, capsys, monkeypatch):
     assert "there is no command /x" in shown.err
 
 
+def test_every_turn_draws_anew(models, capsys, monkeypatch):
+    monkeypatch.setattr("sys.stdin", io.StringIO("2+2?\n/reset\n2+2?\n"))
+    arguments = (f"--model={models[0]['sdar']}", "--chat", "--json", "--temperature=1")
+    first, second = run(capsys, *arguments)
+    assert first["prompt"] == second["prompt"]
+    assert first["tokens"] != second["tokens"]
+
+
 def test_filtered_draws(models, capsys):
     directories, _ = models
     arguments = (f"--model={directories['dream']}", "--prompt=2+2?", "--json", "--temperature=0.7")
@@ -146,8 +154,8 @@ def test_filtered_draws(models, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--prompt=x", "--system=y"), "--system is for chats: add --chat"),
-        (("--messages=x.json", "--chat"), "--messages is the whole prompt"),
+        (("--prompt=x", "--system=y"), "--system"),
+        (("--messages=x.json", "--chat"), "--messages"),
         (("--messages=no/such.json",), "no/such.json"),
         (("--prompt=x", "--top_p=0"), "top_p = 0.0"),
         (("--prompt=x", "--top_k=-1"), "top_k = -1"),

@@ -21,6 +21,15 @@ def model_dir(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 @pytest.fixture
 def config(model_dir: pathlib.Path):
     """Evaluates a few settings on ten problems."""
+    return make_config(model_dir)
+
+
+@pytest.fixture(scope="session")
+def bundle(model_dir: pathlib.Path):
+    return load_bundle(recipes.read(make_config(model_dir)))
+
+
+def make_config(model_dir: pathlib.Path):
     config = recipes.config("policy_grpo")
     config.task.update(name="sudoku", prompt_length=17, truncate_prompts=False)
     config.model.update(path=str(model_dir), dtype="float32", param_dtype="float32")
@@ -29,8 +38,3 @@ def config(model_dir: pathlib.Path):
     config.eval.examples = 0  # Recording compiles programs of its own.
     config.eval.policies = ("threshold:threshold=0.3|0.9", "random:tokens_per_step=4")
     return config
-
-
-@pytest.fixture
-def bundle(config):
-    return load_bundle(recipes.read(config))

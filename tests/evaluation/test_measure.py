@@ -65,10 +65,14 @@ def run(
     )
 
 
-@pytest.mark.parametrize(("batch_size", "rows"), [(1, None), (3, 4), (5, 25), (64, None)])
-def test_results_do_not_depend_on_the_shape(bundle, problems, batch_size, rows):
+@pytest.fixture
+def expected(bundle, problems):
+    return run(bundle, problems, "random:tokens_per_step=3", batch_size=4, temperature=1.0)
+
+
+@pytest.mark.parametrize(("batch_size", "rows"), [(3, 4), (64, None)])
+def test_results_do_not_depend_on_the_shape(bundle, problems, expected, batch_size, rows):
     policy = "random:tokens_per_step=3"
-    expected = run(bundle, problems, policy, batch_size=4, temperature=1.0)
     found = run(bundle, problems, policy, batch_size=batch_size, rows=rows, temperature=1.0)
     assert found.responses == expected.responses
     np.testing.assert_array_equal(found.nfe, expected.nfe)
@@ -94,12 +98,10 @@ def test_results_do_not_depend_on_the_length_that_prompts_are_padded_to(bundle, 
     assert task.asked == [*prompts[::3], *(prompts[k] for k in range(N) if k % 3)]
 
 
-def test_seeds_differ(bundle, problems):
-    one, two = (
-        run(bundle, problems, "random:tokens_per_step=1", batch_size=5, seed=seed, temperature=1.0)
-        for seed in (0, 1)
-    )
-    assert one.responses != two.responses
+def test_seeds_differ(bundle, problems, expected):
+    policy = "random:tokens_per_step=3"
+    other = run(bundle, problems, policy, batch_size=4, seed=1, temperature=1.0)
+    assert other.responses != expected.responses
 
 
 def test_padding_rows_are_neither_rolled_out_nor_checked(bundle, problems):
@@ -116,10 +118,11 @@ def test_padding_rows_are_neither_rolled_out_nor_checked(bundle, problems):
 
 def test_problems_that_are_done_make_room(bundle, problems):
     policy = "threshold:threshold=0.5"
-    found = run(bundle, problems, policy, batch_size=2)
+    found = run(bundle, problems, policy, batch_size=5)
     assert found.nfe.min() < found.nfe.max()
-    # Two slots differ by the last row's forwards at most.
-    assert found.nfe.sum() / 2 <= found.forwards <= (found.nfe.sum() + found.nfe.max()) / 2
+    # Slots differ by the last row's forwards at most.
+    least, most = found.nfe.sum() / 5, (found.nfe.sum() + 4 * found.nfe.max()) / 5
+    assert least <= found.forwards <= most
 
 
 def test_settings_share_one_program(bundle, problems):

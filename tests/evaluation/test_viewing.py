@@ -67,7 +67,7 @@ def test_picks_problems_that_tell_policies_apart():
 
 def test_named_policies_are_shown_in_that_order(config):
     config.eval.update(examples=1, viewer=("random@4", "threshold:threshold=0.5"))
-    shown = viewing._named(config, 16)
+    shown = viewing._named(recipes.read(config), 16)
     assert [(s.candidate.method, s.block_length) for s in shown] == [
         ("random", 4),
         ("threshold", 16),

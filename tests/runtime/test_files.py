@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import stat
 
 import pytest
@@ -33,6 +34,12 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         files.atomic_write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_stores_are_no_file_systems():
+    assert files.local_path("runs/a") == pathlib.Path("runs/a")
+    with pytest.raises(ValueError, match="gs://bucket/run"):
+        files.local_path("gs://bucket/run")
 
 
 def test_permissions_follow_the_umask(tmp_path):
