@@ -18,9 +18,8 @@ import numpy as np
 import pytest
 
 import tiny
-from jax_unmask import denoisers
+from jax_unmask import denoisers, recipes
 from jax_unmask.commands import train
-from jax_unmask.recipes import RECIPES
 from jax_unmask.tasks import gsm8k
 from jax_unmask.tasks.tfds import prepare_gsm8k
 
@@ -57,16 +56,15 @@ def trains_and_resumes(config, tmp_path, monkeypatch):
     rows = list(scored)
 
     with monkeypatch.context() as patch:
-        recipe = RECIPES["policy_grpo"](config, tmp_path / "stopped")
+        recipe = recipes.find("policy_grpo")
         step = recipe.step
 
-        def step_and_signal(state, batch, timer):
+        def step_and_signal(self, state, batch, timer):
             if state.step == SAVED:
                 os.kill(os.getpid(), signal.SIGTERM)
-            return step(state, batch, timer)
+            return step(self, state, batch, timer)
 
         patch.setattr(recipe, "step", step_and_signal)
-        patch.setitem(RECIPES, "policy_grpo", lambda config, workdir: recipe)
         train.train(config, tmp_path / "stopped")
     assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == SAVED + 1
     train.train(config, tmp_path / "stopped")
