@@ -143,7 +143,9 @@ def steps(recipe: Any, count: int) -> list[dict[str, float]]:
 
 def steps_and_collectives(recipe: Any, count: int) -> dict[str, Any]:
     """The metrics of so many steps, and the collectives of their programs."""
-    learner = type(recipe._parts.learner if hasattr(recipe, "_parts") else recipe._learner)
+    learner = type(
+        recipe._components.learner if hasattr(recipe, "_components") else recipe._learner
+    )
     name = "step" if hasattr(learner, "step") else "update"
     update = Programs(getattr(learner, name), (0,))
     programs = {"update": update}

@@ -137,7 +137,7 @@ def build_policy(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> polici
 
 
 @dataclasses.dataclass(frozen=True)
-class Parts:
+class Components:
     """Policy, learner, expert and their rollout settings, built from a config.
 
     Attributes:
@@ -157,13 +157,13 @@ class Parts:
     expert_settings: RolloutSettings
 
 
-def build_parts(
+def build_components(
     config: PolicyGrpoSettings,
     denoiser: DenoiserConfig,
     end_ids: tuple[int, ...] = (),
     slot_groups: int = 1,
-) -> Parts:
-    """Builds `Parts` from settings.
+) -> Components:
+    """Builds `Components` from settings.
 
     Args:
         config: the settings.
@@ -185,11 +185,11 @@ def build_parts(
         expert=config.expert,
     )
     if not config.expert.count:
-        return Parts(policy, settings, learner, None, None, settings)
+        return Components(policy, settings, learner, None, None, settings)
     expert, expert_params = parse_policy("expert.policy", config.expert.policy)
     expert_settings = dataclasses.replace(settings, block_length=config.expert.block_length)
     expert = WithObservations(expert, policy.needs)
-    return Parts(policy, settings, learner, expert, expert_params, expert_settings)
+    return Components(policy, settings, learner, expert, expert_params, expert_settings)
 
 
 def _described(network: Network) -> dict[str, Any]:
@@ -214,7 +214,7 @@ class PolicyGrpo:
         self._config = config
         self._placement = placements.from_config(config)
         shape = load_denoiser_config(config)
-        self._parts = build_parts(config, shape, slot_groups=self._placement.shards)
+        self._components = build_components(config, shape, slot_groups=self._placement.shards)
         self._given = self._load_policy() if config.policy.init_from else None
         self._group = config.rollout.group_size
         self._experts = config.expert.count
@@ -223,13 +223,13 @@ class PolicyGrpo:
         self._check_denoiser(self._bundle.denoiser.config)
         if config.rollout.stop_at_end:
             stop_ids = self._bundle.tokenizer.stop_ids
-            self._parts = build_parts(config, shape, stop_ids, self._placement.shards)
+            self._components = build_components(config, shape, stop_ids, self._placement.shards)
 
     def _load_policy(self) -> Any:
         """Weights of a saved policy, which must have the network of this config."""
         directory = str(self._config.policy.init_from)
         saved, params = policies.load_policy(directory)
-        ours, theirs = (_described(p.network) for p in (self._parts.policy, saved))
+        ours, theirs = (_described(p.network) for p in (self._components.policy, saved))
         different = [
             f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)"
             for name in ours | theirs
@@ -248,7 +248,7 @@ class PolicyGrpo:
 
     def _check_denoiser(self, denoiser: DenoiserConfig) -> None:
         """Refuses observations that the denoiser does not offer."""
-        config, network = self._config, self._parts.policy.network
+        config, network = self._config, self._components.policy.network
         check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
         check_cache(config.rollout.cache, denoiser)
         if isinstance(network, policies.NetworkConfig):
@@ -277,8 +277,8 @@ class PolicyGrpo:
         seed, params = self._config.seed, self._given
         if params is None:
             key = streams.stream(streams.root(seed), "init")
-            params = self._parts.policy.init_params(key, self._config.rollout.gen_length)
-        return self._parts.learner.init(params, streams.training_key(seed))
+            params = self._components.policy.init_params(key, self._config.rollout.gen_length)
+        return self._components.learner.init(params, streams.training_key(seed))
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
@@ -291,28 +291,28 @@ class PolicyGrpo:
         return training_batches(bundle.task, bundle.tokenizer, settings, self._placement)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
-        parts, key, placement = self._parts, state.step_key(), self._placement
+        components, key, placement = self._components, state.step_key(), self._placement
         rollouts, denoiser = self._rollouts, self._bundle.params
         # 1. Rollouts of the policy, and of the expert on the same prompts.
         with timer.measure("rollout"):
             policy_parts = rollouts.start(
                 denoiser,
-                parts.policy,
+                components.policy,
                 state.params,
                 batch.prompts,
                 self._group,
                 streams.stream(key, "rollout", 0),
-                parts.settings,
+                components.settings,
             )
             if self._experts:
                 expert_parts = rollouts.start(
                     denoiser,
-                    parts.expert,
-                    parts.expert_params,
+                    components.expert,
+                    components.expert_params,
                     batch.prompts,
                     self._experts,
                     streams.stream(key, "experts"),
-                    parts.expert_settings,
+                    components.expert_settings,
                 )
             rolled = [rollouts.fetch(policy_parts, batch.examples, self._group)]
             if self._experts:
@@ -324,7 +324,7 @@ class PolicyGrpo:
             missing = never_filled(
                 rolled[0].tokens,
                 self._bundle.denoiser.config.mask_token_id,
-                parts.settings.stop_ids,
+                components.settings.stop_ids,
             )
             # All processes need the scores that each computed for its own rows.
             correct, nfe, unfinished, cost = placement.gather(
@@ -336,7 +336,7 @@ class PolicyGrpo:
                 )
             )
             value = [
-                self._config.reward(right, steps, parts.settings.gen_length)
+                self._config.reward(right, steps, components.settings.gen_length)
                 for right, steps in zip(correct, nfe, strict=True)
             ]
         # 3. Groups with their experts, advantages, the update.
@@ -363,7 +363,7 @@ class PolicyGrpo:
             )
             of_rows = placement.global_rows((advantages.advantages, is_expert, imitated))
             with placement.active():
-                state, metrics = parts.learner.update(state, records, *of_rows)
+                state, metrics = components.learner.update(state, records, *of_rows)
             jax.block_until_ready(state.params)
         return state, {
             "reward": np.mean(value[0]),
@@ -382,10 +382,12 @@ class PolicyGrpo:
     def flops(self, metrics: Mapping[str, float]) -> float:
         # Of the policy's rollouts alone: its own network is small beside the denoiser, and the
         # forwards of experts are in no metric.
-        config, parts = self._config, self._parts
+        config, components = self._config, self._components
         rows, prompt = config.rollout.prompts_per_step * self._group, config.task.prompt_length
         denoiser = self._bundle.denoiser.config
-        return rows * row_flops(denoiser, parts.policy, parts.settings, prompt, metrics["nfe"])
+        return rows * row_flops(
+            denoiser, components.policy, components.settings, prompt, metrics["nfe"]
+        )
 
     def _imitation(self, state: TrainState) -> Any:
         """Weight of the likelihood of right expert rollouts at this step, or None."""
@@ -397,7 +399,7 @@ class PolicyGrpo:
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         directory = workdir / "policy"
         if not jax.process_index():
-            policies.save_policy(directory, self._parts.policy, state.params)
+            policies.save_policy(directory, self._components.policy, state.params)
             write_policy_card(directory, self._config, workdir)
         return dataclasses.replace(self._bundle, policy=directory)
 
@@ -405,14 +407,16 @@ class PolicyGrpo:
     def blueprint(
         cls, config: PolicyGrpoSettings, shape: DenoiserConfig, placement: Placement
     ) -> Blueprint:
-        parts = build_parts(config, shape, (shape.eos_token_id,), slot_groups=placement.shards)
+        components = build_components(
+            config, shape, (shape.eos_token_id,), slot_groups=placement.shards
+        )
         denoiser, weights = denoisers.Denoiser(shape), denoisers.abstract_params(shape)
         if (kind := config.model.quantization) is not None:
             weights = jax.eval_shape(lambda params: quantize_params(params, kind), weights)
         weights = placement.parameters(weights, RULES)
         state = jax.eval_shape(
-            lambda key: parts.learner.init(
-                parts.policy.init_params(key, config.rollout.gen_length), key
+            lambda key: components.learner.init(
+                components.policy.init_params(key, config.rollout.gen_length), key
             ),
             jax.random.key(0),
         )
@@ -436,13 +440,17 @@ class PolicyGrpo:
             return placement.records(jax.tree.map(whole_step, program.lowered.out_info.records))
 
         with placement.active():
-            programs = [roll_out("rollout", group, parts.policy, state.params, parts.settings)]
+            programs = [
+                roll_out("rollout", group, components.policy, state.params, components.settings)
+            ]
             records = passing = records_of(programs[0])
             is_expert = None
             if experts:
-                params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, parts.expert_params))
-                params, settings = placement.everywhere(params), parts.expert_settings
-                programs.append(roll_out("expert rollout", experts, parts.expert, params, settings))
+                params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, components.expert_params))
+                params, settings = placement.everywhere(params), components.expert_settings
+                programs.append(
+                    roll_out("expert rollout", experts, components.expert, params, settings)
+                )
                 theirs = records_of(programs[1])
                 merged, is_expert = jax.eval_shape(
                     lambda ours, theirs: with_experts(ours, theirs, group, experts), records, theirs
@@ -452,8 +460,8 @@ class PolicyGrpo:
             advantages = placement.rows(
                 jax.ShapeDtypeStruct((records.active.shape[1],), jnp.float32)
             )
-            update = type(parts.learner).update
-            lowered = update.lower(parts.learner, state, records, advantages, is_expert)
+            update = type(components.learner).update
+            lowered = update.lower(components.learner, state, records, advantages, is_expert)
         return Blueprint(
             {"denoiser": weights, "policy and optimiser": state},
             passing,
@@ -466,6 +474,8 @@ class PolicyGrpo:
         cls, config: PolicyGrpoSettings, shape: DenoiserConfig, nfe: int | None = None
     ) -> Work:
         # The policy's own network is small beside the denoiser, which is not trained.
-        nfe, parts = nfe or config.rollout.gen_length // 2, build_parts(config, shape)
-        each = row_flops(shape, parts.policy, parts.settings, config.task.prompt_length, nfe)
+        nfe, components = nfe or config.rollout.gen_length // 2, build_components(config, shape)
+        each = row_flops(
+            shape, components.policy, components.settings, config.task.prompt_length, nfe
+        )
         return Work(nfe, config.rows * each, 0.0)
