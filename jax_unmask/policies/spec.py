@@ -61,9 +61,9 @@ def available() -> dict[str, dict[str, Any]]:
 def parse_policy(text: str) -> tuple[Policy, Params]:
     """Builds a policy from NAME, NAME:SETTING=VALUE,... or NAME:DIR,SETTING=VALUE,...
 
-    >>> policy, params = parse_policy("threshold:threshold=0.9")
-    >>> policy, float(params["threshold"]).hex()[:6]
-    (Threshold(), '0x1.cc')
+    >>> policy, params = parse_policy("factor:factor=2,reference_compat=true")
+    >>> policy, float(params["factor"])
+    (Factor(reference_compat=True), 2.0)
 
     Args:
         text: the policy; settings that are left out have their defaults.

@@ -7,18 +7,9 @@ import pathlib
 import pytest
 
 from jax_unmask.notation import NotationError
-from jax_unmask.policies import Factor, TopConfidence, available, parse_policy
+from jax_unmask.policies import available, parse_policy
 
 REFERENCE = pathlib.Path(__file__).parents[1] / "fixtures" / "policy" / "dit_confidence"
-
-
-def test_builds_heuristics():
-    policy, params = parse_policy("factor:factor=1.5, reference_compat=true")
-    assert policy == Factor(reference_compat=True)
-    assert params["factor"] == 1.5
-    policy, params = parse_policy("top_confidence:tokens_per_step=2")
-    assert policy == TopConfidence()
-    assert (params["tokens_per_step"], params["steps"]) == (2, 0)
 
 
 def test_every_available_heuristic_parses_with_its_defaults():
