@@ -34,7 +34,7 @@ from jax_unmask.rollout.trajectory import (
 from jax_unmask.runtime.mesh import by_rows
 
 _STEPS_PER_CHUNK = 8
-"""Iterations between two looks at whether all rows are done. Those after the end are skipped."""
+"""Iterations that are scanned at a time. Those after the last row is done are skipped."""
 
 
 def row_keys(key: Array, rows: Int[Array, " B"] | int) -> Array:
@@ -100,11 +100,14 @@ def rollout(
 
     def serve(kind: int, state: LoopState) -> tuple[LoopState, SlotStep | None]:
         """One forward, and the step that the rows take with it."""
+        # 1. The denoiser: what the policy may read of the canvases in the slots.
         done = forwards.run(kind, state)
         slots, served = state.slots, done.served.of(state.slots)
+        # 2. The policy: which positions to fill, and the canvases after it.
         params = select_settings(policy_params, served.take)
         obs = mdp.observation(done.batch, done.readout.scores, done.readout.hidden)
         rows, records = mdp.act(done.batch, params, obs, done.policy_keys, done.acting)
+        # 3. The new state; slots of rows that are done go to waiting rows.
         all_rows = by_rows(served.put(state.rows, rows))
         if watch is not None:
             io_callback(watch, None, all_rows.canvas, all_rows.step_map, ordered=True)
@@ -132,7 +135,10 @@ def rollout(
     shapes = jax.eval_shape(functools.partial(serve, 0), state)[1]
 
     def iterate(state: LoopState, _: None) -> tuple[LoopState, SlotStep | None]:
-        """One forward of the kind that is due; nothing if all rows are done."""
+        """One forward of the kind that is due; nothing if all rows are done.
+
+        At most one kind is due. (A `switch` among them would copy the cache.)
+        """
         found = state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
         for kind, is_due in enumerate(forwards.due(state)):
             found = jax.lax.cond(

@@ -64,8 +64,11 @@ class Reader:
         return self.policy(params, obs, keys)
 
 
-@pytest.mark.parametrize(("policy", "params"), POLICIES, ids=["threshold", "random", "lazy"])
-@pytest.mark.parametrize("guidance", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("policy", "params", "guidance"),
+    [(*POLICIES[0], 0.5), (*POLICIES[2], 0.0)],
+    ids=["threshold", "lazy"],
+)
 def test_what_is_not_read_is_not_computed_and_changes_nothing(model, policy, params, guidance):
     prompts, keys = make_prompts(1, (6, 3, 1, 5)), row_keys(jax.random.key(7), 4)
     settings = RolloutSettings(
@@ -88,7 +91,7 @@ def test_what_is_not_read_is_not_computed_and_changes_nothing(model, policy, par
         assert expected[~here].any()
 
 
-@pytest.mark.parametrize(("policy", "params"), POLICIES, ids=["threshold", "random", "lazy"])
+@pytest.mark.parametrize(("policy", "params"), POLICIES[1:], ids=["random", "lazy"])
 def test_a_row_does_not_depend_on_the_rows_beside_it(model, policy, params):
     prompts = make_prompts(1, (6, 3, 1, 5))
     settings = RolloutSettings(gen_length=8, block_length=4)
@@ -125,7 +128,7 @@ def test_padding_changes_nothing(model):
     np.testing.assert_array_equal(a.step_map, b.step_map)
 
 
-@pytest.mark.parametrize("block_length", [2, 4, 8])
+@pytest.mark.parametrize("block_length", [2, 8])
 def test_blocks_are_filled_one_after_the_other(model, block_length):
     settings = RolloutSettings(gen_length=8, block_length=block_length)
     out = rollout(
