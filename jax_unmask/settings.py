@@ -385,23 +385,6 @@ def get(instance: Any, key: str) -> Any:
     return functools.reduce(getattr, key.split("."), instance)
 
 
-def replace(instance: S, changes: Mapping[str, Any]) -> S:
-    """The settings with some values changed, by dotted keys.
-
-    >>> replace(some, {"rollout.gen_length": 64})  # doctest: +SKIP
-    """
-    groups: dict[str, dict[str, Any]] = {}
-    values = {}
-    for key, value in changes.items():
-        name, dot, rest = key.partition(".")
-        if dot:
-            groups.setdefault(name, {})[rest] = value
-        else:
-            values[name] = value
-    nested = {name: replace(getattr(instance, name), inner) for name, inner in groups.items()}
-    return dataclasses.replace(instance, **nested, **values)
-
-
 def declared(instance: Any) -> list[Setting]:
     """Every setting under its full key, in order of declaration; defaults are the instance's."""
     found = []

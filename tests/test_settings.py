@@ -73,7 +73,6 @@ def test_configs_hold_what_is_declared_and_are_turned_back():
     assert settings.from_config(Whole(), config) == Whole()
     changed = settings.from_config(Whole(), edited("reward.alpha", 2))
     assert changed == Whole(reward=Reward(alpha=2))
-    assert settings.replace(Whole(), {"reward.alpha": 2.0}) == changed
     assert settings.flat(changed)["reward.alpha"] == 2.0
 
 

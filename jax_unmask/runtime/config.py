@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fnmatch
-import hashlib
 import json
 import os
 import pathlib
@@ -42,17 +41,6 @@ def config_json(config: ConfigDict | Mapping[str, Any]) -> str:
     for key, value in flat.items():
         _require_plain(key, value)
     return json.dumps(flat, indent=2) + "\n"
-
-
-def fingerprint(config: ConfigDict | Mapping[str, Any], *, exempt: Sequence[str] = ()) -> str:
-    """SHA-256 (64 hexadecimal digits) of the configuration without its exempt keys.
-
-    Args:
-        config: the configuration.
-        exempt: patterns of dotted keys that do not change what a run computes, such as "log.*".
-    """
-    kept = {key: value for key, value in flatten(config).items() if not _matches(key, exempt)}
-    return hashlib.sha256(config_json(kept).encode()).hexdigest()
 
 
 def check_workdir(

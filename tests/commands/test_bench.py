@@ -308,7 +308,7 @@ class TestBreakdown:
         (("--preset=tiny", "--vocab_chunk=0"), ("vocab_chunk", "0")),
         (("--model=/no/such", *SHAPE), ("/no/such",)),
         (("--model=/no/such",), ("--gen_length", "--block_length")),
-        (("--model=sudoku", "--task=math"), ("--task=math", "--data")),
+        (("--model=sudoku", "--task=math"), ("math", "--data")),
     ],
 )
 def test_says_what_is_wrong(capsys, arguments, names):
