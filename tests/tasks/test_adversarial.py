@@ -68,12 +68,14 @@ ANSWERS = (
     "The answer is 5, \\frac{1}{2}, (1,2), x^2+1 or east.",
     "\\boxed{\\begin{pmatrix} 1 \\\\ 3 \\end{pmatrix}}",
 )
+# Algebra works on these until its time is over; so they meet one right answer only.
+ENDLESS = ("\\boxed{9^{9^{9^9}}}", "\\boxed{(10!)!}", "\\boxed{10^{10^{7}}}")
 RIGHT = ("5", "\\frac{1}{2}", "(1,2)", "x^2+1", "\\text{east}")
 
 
 @pytest.mark.parametrize("equivalence", ["string", "symbolic"])
 def test_mathematics(equivalence):
-    pairs = [(right, answer) for right in RIGHT for answer in ANSWERS]
+    pairs = [(a, b) for a in RIGHT for b in ANSWERS if a == RIGHT[0] or b not in ENDLESS]
     assert len(pairs) >= 200
     task = Math("unused", equivalence=equivalence)
     examples = [{"problem": "", "solution": "", "answer": right} for right, _ in pairs]
