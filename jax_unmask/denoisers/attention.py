@@ -84,7 +84,7 @@ def attention_in_copies(
 
 @struct.dataclass
 class CachedKeys:
-    """Cached keys (rotated) and values, head by head, that positions see beside their own.
+    """Cached keys (rotated) and values, head by head, that positions attend to beside the new ones.
 
     `cached_mask` is True where a query may see a cached key, `mask` where it may see one of the
     positions' own.

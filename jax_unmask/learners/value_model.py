@@ -33,7 +33,7 @@ from jax_unmask.settings import Settings, given, setting
 
 @dataclasses.dataclass(frozen=True)
 class ValueSettings(Settings):
-    """How a value model is trained beside the denoiser.
+    """Settings of a value model that is trained beside the denoiser.
 
     Attributes:
         optimizer: its own optimiser, at the learning rate `lr`.

@@ -39,7 +39,7 @@ class TokenSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class StateSettings(TokenSettings):
-    """How the states of responses are chosen and scored.
+    """Settings of the states of responses: their choice and scoring.
 
     Attributes:
         denoiser: the module to train.

@@ -27,7 +27,7 @@ class Corruption(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class Masking(Settings):
-    """How training rows are masked.
+    """Settings of the masks of training rows.
 
     Every row is one of two kinds.
 
