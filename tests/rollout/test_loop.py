@@ -275,9 +275,9 @@ def test_hidden_states_are_recorded_in_the_type_and_width_that_the_policy_reads(
 @pytest.mark.parametrize(
     ("kwargs", "named"),
     [
-        ({"gen_length": 10, "block_length": 4}, "block_length=4"),
-        ({"gen_length": 0, "block_length": 1}, "gen_length=0"),
-        ({"gen_length": 4, "block_length": 4, "temperature": -1.0}, "temperature=-1.0"),
+        ({"gen_length": 10, "block_length": 4}, "block_length.*4"),
+        ({"gen_length": 0, "block_length": 1}, "gen_length.*0"),
+        ({"gen_length": 4, "block_length": 4, "temperature": -1.0}, "temperature.*-1.0"),
     ],
 )
 def test_impossible_shapes_are_refused(kwargs, named):
