@@ -520,11 +520,6 @@ def suggestion(key: str, known: Sequence[str]) -> str:
     )
 
 
-def exempt_keys(instance: Settings) -> frozenset[str]:
-    """Keys of the settings that may change when a run is resumed."""
-    return frozenset(each.key for each in declared(instance) if each.is_exempt)
-
-
 def reference(settings: Sequence[Setting]) -> str:
     """Declarations as a Markdown table: key, default, range, meaning."""
     lines = ["| key | default | values | meaning |", "|---|---|---|---|"]

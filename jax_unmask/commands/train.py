@@ -28,7 +28,7 @@ from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
 from jax_unmask.runtime.progress import Timer, progress_bar
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
-from jax_unmask.settings import ConfigError, exempt_keys, flat
+from jax_unmask.settings import ConfigError, declared, flat
 from jax_unmask.tasks.data import BatchIterator
 
 logger = logging.getLogger(__name__)
@@ -58,7 +58,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         from jax_unmask.evaluation import candidates  # Draws plots; training needs none of it.
 
         candidates.check(settings)
-    exempt = tuple(exempt_keys(settings))
+    exempt = tuple(each.key for each in declared(settings) if each.is_exempt)
     check_workdir(workdir, config, exempt=exempt)
     recipe = recipes.find(config.recipe)(settings, workdir)
     data = recipe.data()

@@ -64,15 +64,6 @@ class ResultStore:
         return row
 
 
-def read_rows(path: str | os.PathLike[str]) -> list[Row]:
-    """The rows of a results.jsonl, none where the file does not exist.
-
-    Raises:
-        ValueError: a line is not a JSON object with a "key"; names the line.
-    """
-    return files.read_json_rows(path, "key")
-
-
 def read_outcomes(
     directory: str | os.PathLike[str], row: Mapping[str, Any]
 ) -> tuple[Float[np.ndarray, " n"], Int[np.ndarray, " n"]] | None:

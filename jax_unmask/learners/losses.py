@@ -99,33 +99,6 @@ def step_weights(
     return jnp.where(active, 1.0 / scale.astype(jnp.float32), 0.0)
 
 
-def policy_loss(
-    log_prob: Float[Array, "T B"],
-    old_log_prob: Float[Array, "T B"],
-    advantages: Float[Array, " B"],
-    active: Bool[Array, "T B"],
-    epsilon: float,
-) -> Float[Array, ""]:
-    """The GRPO loss of a batch: minus the clipped objective, averaged over steps, then over rows.
-
-    The learner computes the same number from chunks of the active steps; this is its definition.
-
-    Args:
-        log_prob: log-probabilities under the policy being trained.
-        old_log_prob: log-probabilities under the policy that acted.
-        advantages: one advantage per row.
-        active: the row still had a position to fill at this step.
-        epsilon: clip range of the ratio.
-    """
-    advantage = jnp.broadcast_to(advantages, active.shape)
-    # Inactive steps hold arbitrary numbers. Their exp may overflow, and infinity times the weight
-    # zero is a NaN, in the value and in the gradient.
-    log_prob = jnp.where(active, log_prob, 0.0)
-    old_log_prob = jnp.where(active, old_log_prob, 0.0)
-    objective = clipped_objective(log_prob, old_log_prob, advantage, epsilon)
-    return -jnp.sum(step_weights(active) * objective)
-
-
 def clamped_log_ratio(
     log_prob: Float[Array, "*N"], other: Float[Array, "*N"], limit: float
 ) -> Float[Array, "*N"]:

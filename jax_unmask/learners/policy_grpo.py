@@ -69,7 +69,7 @@ class PolicyLearner(Settings):
     """Trains a policy's network by GRPO; hashable, so that one instance is one compiled update.
 
     The objective is that of arXiv 2512.09106: group-mean advantages, a clipped ratio per step
-    (`losses.policy_loss` is its definition), no KL term, no reference policy. The learner
+    (averaged by `losses.step_weights`), no KL term, no reference policy. The learner
     gathers the (step, row) pairs that carry gradient and walks over them in chunks of static size,
     adding up gradients, so that memory does not grow with T x B, padded steps cost nothing, and
     one compiled program serves rollouts of any length.

@@ -174,10 +174,6 @@ class Placement:
 
         return jax.tree.map(gather, tree)
 
-    def fetch_all(self, tree: Any) -> Any:
-        """Of batches [B, ...] on the devices all rows, as NumPy arrays."""
-        return self.gather(self.fetch(tree))
-
     def broadcast(self, value: Json) -> Json:
         """The value that process 0 passes, on all processes; those of the others are ignored."""
         if jax.process_count() == 1:

@@ -17,7 +17,8 @@ from jax_unmask import denoisers
 from jax_unmask.commands import eval as eval_command
 from jax_unmask.commands import train
 from jax_unmask.denoisers.config import ExpertsConfig
-from jax_unmask.evaluation.store import read_outcomes, read_rows
+from jax_unmask.evaluation.store import read_outcomes
+from jax_unmask.runtime.files import read_json_rows
 from jax_unmask.shipped import shipped_lengths
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -52,7 +53,7 @@ def launch(module, *arguments):
 
 def check_same_rows(directory, expected):
     """The rows of two workdirs, but for how long they took, and what happened on each problem."""
-    rows, others = (read_rows(each / "results.jsonl") for each in (directory, expected))
+    rows, others = (read_json_rows(each / "results.jsonl", "key") for each in (directory, expected))
     assert len(rows) == len(others)
     for row, other in zip(rows, others, strict=True):
         assert row.keys() == other.keys()
@@ -142,7 +143,7 @@ def test_two_processes_roll_out_in_parts_and_evaluate(write_experiment, tiny_con
     launch("jax_unmask.train", f"--config={experiment}", f"--workdir={directory}")
     assert train.train(tiny_config(**settings), alone)
     check_same_metrics(directory, alone)
-    rows = [read_rows(each / "results.jsonl") for each in (directory, alone)]
+    rows = [read_json_rows(each / "results.jsonl", "key") for each in (directory, alone)]
     for ours, theirs in zip(*rows, strict=True):
         # What was trained differs by rounding, and so its hash does.
         assert ours["policy_hash"] == theirs["policy_hash"] or ours["label"] == "trained here"

@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from jax_unmask.evaluation.store import ResultStore, read_outcomes, read_rows
+from jax_unmask.evaluation.store import ResultStore, read_outcomes
 
 CORRECT, NFE = np.array([1, 0, 0.5], np.float32), np.array([3, 4, 16])
 
@@ -59,7 +59,7 @@ def test_names_a_damaged_line(tmp_path):
 
 
 def test_a_file_without_rows_is_no_file(tmp_path):
-    assert read_rows(tmp_path / "results.jsonl") == []
+    assert ResultStore(tmp_path).rows == {}
 
 
 def test_what_json_cannot_say_is_null(tmp_path):

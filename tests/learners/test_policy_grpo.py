@@ -13,7 +13,7 @@ import pytest
 
 from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import ExpertSettings
-from jax_unmask.learners.losses import policy_loss, step_weights
+from jax_unmask.learners.losses import step_weights
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.distributions import (
@@ -93,7 +93,9 @@ def dense_loss(network, records, epsilon=0.5):
     """The loss by its definition, over the whole grid at once."""
     params = {**PARAMS, "network": network}
     log_prob = LinearPolicy().log_prob(params, records.obs, records.action)
-    return policy_loss(log_prob, records.action.log_prob, ADVANTAGES, records.active, epsilon)
+    return gradients.grid_policy_loss(
+        log_prob, records.action.log_prob, ADVANTAGES, records.active, epsilon
+    )
 
 
 def assert_trees_equal(a, b):
@@ -295,7 +297,7 @@ def test_experts_count_as_a_mixture():
         now = jnp.log(jnp.where(is_expert, 2 / 3 * prob + 1 / 3, prob))
         log_prob = jnp.where(records.active, now, 0.0)
         old = jax.lax.stop_gradient(log_prob)
-        return policy_loss(log_prob, old, ADVANTAGES, records.active, 0.5)
+        return gradients.grid_policy_loss(log_prob, old, ADVANTAGES, records.active, 0.5)
 
     expected = jax.tree.map(
         lambda p, g: p - 0.1 * g, PARAMS["network"], jax.grad(dense)(PARAMS["network"])

@@ -12,7 +12,6 @@ import pytest
 from jax_unmask.learners.losses import (
     clipped_objective,
     mixture_log_prob,
-    policy_loss,
     step_weights,
 )
 
@@ -70,15 +69,3 @@ def test_step_weights_are_means_of_means():
     np.testing.assert_allclose(
         step_weights(active), [[third, 0.5, 0], [third, 0, 0], [third, 0, 0], [0, 0, 0]], rtol=1e-6
     )
-
-
-def test_policy_loss_ignores_what_stands_in_inactive_steps():
-    active = jnp.array([[True, True], [True, False]])
-    old = jnp.array([[-1.0, -2.0], [-3.0, -400.0]])
-    new = jnp.array([[-0.9, -2.1], [-3.3, 400.0]])
-    advantages = jnp.array([1.0, -2.0])
-    loss, grad = jax.value_and_grad(policy_loss)(new, old, advantages, active, 0.5)
-    expected = -0.5 * ((math.exp(0.1) + math.exp(-0.3)) / 2 - 2 * math.exp(-0.1))
-    assert float(loss) == pytest.approx(expected, rel=1e-5)
-    assert np.isfinite(grad).all()
-    assert float(grad[1, 1]) == 0.0

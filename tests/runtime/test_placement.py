@@ -33,7 +33,7 @@ for sizes in ((2, 2, 1), (1, 2, 2), (1, 1, 4)):
         "parts": placement.shards, "feed": placement.feed, "feeds": placement.feeds,
         "shape": batch.shape,
         "own": placement.fetch(doubled).tolist(),
-        "all": placement.fetch_all(doubled).tolist(),
+        "all": placement.gather(placement.fetch(doubled)).tolist(),
         "gathered": placement.gather(local + 100 * jax.process_index()).tolist(),
         "everywhere": [int(jax.random.bits(whole["k"])), whole["v"].is_fully_replicated],
     }
@@ -93,7 +93,7 @@ def test_one_device_is_no_mesh():
     assert placement.mesh is None
     assert (placement.shards, placement.feed, placement.feeds) == (1, 0, 1)
     batch = placement.rows({"x": np.arange(3)})
-    np.testing.assert_array_equal(placement.fetch_all(batch)["x"], np.arange(3))
+    np.testing.assert_array_equal(placement.fetch(batch)["x"], np.arange(3))
     assert placement.make(lambda x: x, batch, rules=()) is batch
 
 
