@@ -17,7 +17,7 @@ from jax_unmask import notation
 from jax_unmask.policies import distributions
 from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
 from jax_unmask.policies.network import NetworkConfig
-from jax_unmask.settings import Settings, setting
+from jax_unmask.settings import Settings, Variant, setting, to_config
 
 NETWORKS = notation.Names(
     "network",
@@ -69,14 +69,11 @@ def network_settings(kind: str, **settings: Any) -> ConfigDict:
     Raises:
         NotationError: there is no such network or setting.
     """
-    fields = {field.name: field for field in dataclasses.fields(NETWORKS(kind))}
-    fields.pop("denoiser", None)
-    for name in settings:
-        if name not in fields:
-            problem = f"the network has no setting {name!r}{notation.suggestion(name, fields)}"
-            raise notation.NotationError(kind, problem)
-    defaults = {name: field.default for name, field in fields.items()}
-    return ConfigDict({"kind": kind, **defaults, **settings})
+    defaults = to_config(Variant(NETWORKS, kind))
+    for name in settings.keys() - defaults.keys():
+        problem = f"the network has no setting {name!r}{notation.suggestion(name, defaults)}"
+        raise notation.NotationError(kind, problem)
+    return ConfigDict({**defaults, **settings})
 
 
 @dataclasses.dataclass(frozen=True)
