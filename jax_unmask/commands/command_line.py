@@ -14,7 +14,7 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import recipes
-from jax_unmask.runtime import distributed
+from jax_unmask.runtime import compilation, distributed
 from jax_unmask.runtime.config import flatten
 from jax_unmask.settings import help_text, suggestion
 
@@ -108,6 +108,22 @@ def set_up_logging() -> None:
     """Sends the package's messages to standard error without prefix; libraries only warn."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("jax_unmask").setLevel(logging.INFO)
+
+
+def begin(argv: Sequence[str]) -> None:
+    """Sets up logging and the compile cache of a command that takes nothing but flags."""
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
+    set_up_logging()
+    compilation.enable_cache()
+
+
+def define_config_flag(values: flags.FlagValues = flags.FLAGS) -> None:
+    """The flag of the experiment file, `--config`, which is required."""
+    config_flags.DEFINE_config_file(
+        "config", None, "Experiment file.", lock_config=True, flag_values=values
+    )
+    flags.mark_flag_as_required("config", flag_values=values)
 
 
 def define_process_flags(values: flags.FlagValues = flags.FLAGS) -> None:

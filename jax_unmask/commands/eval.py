@@ -7,8 +7,8 @@ import pathlib
 from typing import Any
 
 import jax
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from jax_unmask import policies, recipes
 from jax_unmask.commands import command_line
@@ -19,7 +19,6 @@ from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.report.results import Result
-from jax_unmask.runtime import compilation
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.files import local_path
@@ -106,10 +105,7 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
-    command_line.set_up_logging()
-    compilation.enable_cache()
+    command_line.begin(argv)
     values = flags.FLAGS
     with command_line.clear_errors():
         checkpoint = None if values.checkpoint is None else local_path(values.checkpoint)
@@ -120,9 +116,7 @@ def main(argv: list[str]) -> None:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of the command."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Experiment file.", lock_config=True, flag_values=values
-    )
+    command_line.define_config_flag(values)
     flags.DEFINE_string("workdir", None, "Where to write the results.", flag_values=values)
     flags.DEFINE_string(
         "checkpoint",
@@ -133,4 +127,4 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=values,
     )
     command_line.define_process_flags(values)
-    flags.mark_flags_as_required(["config", "workdir"], flag_values=values)
+    flags.mark_flag_as_required("workdir", flag_values=values)

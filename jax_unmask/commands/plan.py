@@ -7,8 +7,8 @@ import pathlib
 
 import jax
 import jax.numpy as jnp
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, recipes
 from jax_unmask.commands import command_line
@@ -23,7 +23,7 @@ from jax_unmask.environment.settings import RunSettings
 from jax_unmask.planning.collectives import Collective, bytes_per_round
 from jax_unmask.planning.programs import Program
 from jax_unmask.recipes.base import check_fits
-from jax_unmask.runtime import accelerators, compilation
+from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.settings import ConfigError
@@ -297,10 +297,7 @@ def _seconds(seconds: float) -> str:
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
-    command_line.set_up_logging()
-    compilation.enable_cache()
+    command_line.begin(argv)
     values = flags.FLAGS
     with command_line.clear_errors():
         device = stand_in(values.devices) if values.devices else None
@@ -310,9 +307,7 @@ def main(argv: list[str]) -> None:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of the command."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Experiment file.", lock_config=True, flag_values=values
-    )
+    command_line.define_config_flag(values)
     flags.DEFINE_string(
         "devices", None, "What to plan for, such as v5e-16 or h100x8.", flag_values=values
     )
@@ -322,4 +317,3 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_integer(
         "nfe", None, "Forwards per row for the estimate of time.", 1, flag_values=values
     )
-    flags.mark_flag_as_required("config", flag_values=values)

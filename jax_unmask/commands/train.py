@@ -10,8 +10,8 @@ import sys
 import time
 
 import jax
-from absl import app, flags
-from ml_collections import ConfigDict, config_flags
+from absl import flags
+from ml_collections import ConfigDict
 
 from jax_unmask import recipes
 from jax_unmask.commands import command_line, curriculum
@@ -19,7 +19,6 @@ from jax_unmask.environment.settings import RunSettings
 from jax_unmask.learners.state import TrainState
 from jax_unmask.recipes.base import Recipe
 from jax_unmask.report.model_card import write_policy_card
-from jax_unmask.runtime import compilation
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import check_workdir, claim_workdir
 from jax_unmask.runtime.files import local_path
@@ -188,10 +187,7 @@ def _require_best_metric(config: RunSettings, values: dict[str, float]) -> None:
 
 def main(argv: list[str]) -> None:
     """Runs the command."""
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
-    command_line.set_up_logging()
-    compilation.enable_cache()
+    command_line.begin(argv)
     start = time.perf_counter()
     with command_line.clear_errors():
         workdir = local_path(flags.FLAGS.workdir or command_line.default_workdir("config"))
@@ -204,9 +200,7 @@ def main(argv: list[str]) -> None:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the flags of the command."""
-    config_flags.DEFINE_config_file(
-        "config", None, "Experiment file.", lock_config=True, flag_values=values
-    )
+    command_line.define_config_flag(values)
     flags.DEFINE_string(
         "workdir", None, "Directory of the run (default: runs/NAME_OF_CONFIG).", flag_values=values
     )
@@ -217,4 +211,3 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flag_values=values,
     )
     command_line.define_process_flags(values)
-    flags.mark_flag_as_required("config", flag_values=values)
