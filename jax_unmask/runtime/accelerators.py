@@ -17,9 +17,6 @@ class Accelerator:
         kind: regular expression for JAX's `device_kind`.
         memory_bytes: its memory.
         flops: dense bfloat16 matrix products, operations per second.
-        memory_bandwidth: bytes per second between memory and cores.
-        link_bandwidth: bytes per second to its neighbours, all links of the device together, both
-            directions (ICI, NVLink).
         cores: what a number of devices in a name such as "v5p-64" counts: 2 cores per device, or 1.
     """
 
@@ -27,8 +24,6 @@ class Accelerator:
     kind: str
     memory_bytes: int
     flops: float
-    memory_bandwidth: float
-    link_bandwidth: float
     cores: int = 1
 
 
@@ -36,15 +31,15 @@ GB = 10**9
 # TPUs: cloud.google.com/tpu/docs, the page of each version. GPUs: NVIDIA's data sheets, SXM forms,
 # without sparsity.
 ACCELERATORS = (
-    Accelerator("v4", r"TPU v4", 32 * GB, 275e12, 1.228e12, 300e9, cores=2),
-    Accelerator("v5e", r"TPU v5 ?(lite|e)", 16 * GB, 197e12, 0.819e12, 200e9),
-    Accelerator("v5p", r"TPU v5p?", 95 * GB, 459e12, 2.765e12, 600e9, cores=2),
-    Accelerator("v6e", r"TPU v6 ?(lite|e)", 32 * GB, 918e12, 1.64e12, 448e9),
-    Accelerator("a100", r"NVIDIA A100.*40GB", 40 * GB, 312e12, 1.555e12, 600e9),
-    Accelerator("a100-80g", r"NVIDIA A100.*80GB", 80 * GB, 312e12, 2.039e12, 600e9),
-    Accelerator("h100", r"NVIDIA H100.*", 80 * GB, 989e12, 3.35e12, 900e9),
-    Accelerator("h200", r"NVIDIA H200.*", 141 * GB, 989e12, 4.8e12, 900e9),
-    Accelerator("b200", r"NVIDIA B200.*", 180 * GB, 2250e12, 8.0e12, 1800e9),
+    Accelerator("v4", r"TPU v4", 32 * GB, 275e12, cores=2),
+    Accelerator("v5e", r"TPU v5 ?(lite|e)", 16 * GB, 197e12),
+    Accelerator("v5p", r"TPU v5p?", 95 * GB, 459e12, cores=2),
+    Accelerator("v6e", r"TPU v6 ?(lite|e)", 32 * GB, 918e12),
+    Accelerator("a100", r"NVIDIA A100.*40GB", 40 * GB, 312e12),
+    Accelerator("a100-80g", r"NVIDIA A100.*80GB", 80 * GB, 312e12),
+    Accelerator("h100", r"NVIDIA H100.*", 80 * GB, 989e12),
+    Accelerator("h200", r"NVIDIA H200.*", 141 * GB, 989e12),
+    Accelerator("b200", r"NVIDIA B200.*", 180 * GB, 2250e12),
 )
 
 
