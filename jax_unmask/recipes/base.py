@@ -16,7 +16,7 @@ from jax_unmask.learners.state import TrainState
 from jax_unmask.rollout import Cache
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import ConfigError, SettingError
+from jax_unmask.settings import ConfigError, SettingError, setting
 from jax_unmask.tasks import data
 from jax_unmask.tasks.base import Task
 
@@ -181,6 +181,12 @@ def check_cache(cache: Cache | None, denoiser: DenoiserConfig) -> None:
             cache.check(denoiser)
         except ValueError as error:
             raise ConfigError("rollout.cache", str(cache), str(error), "Correct it") from error
+
+
+def export_setting() -> Any:
+    """The declaration of `export`, where `export_denoiser` writes."""
+    text = "Where to write the trained denoiser in Hugging Face's format; None for WORKDIR/model."
+    return setting(None, text)
 
 
 def export_denoiser(config: Any, bundle: Bundle, workdir: pathlib.Path) -> Bundle:

@@ -31,6 +31,7 @@ from jax_unmask.recipes.base import (
     check_fits,
     check_schedule,
     export_denoiser,
+    export_setting,
     training_batches,
 )
 from jax_unmask.rollout import RolloutSettings
@@ -92,10 +93,7 @@ class SupervisedSettings(RunSettings):
     optimizer: OptimizerSettings = OptimizerSettings(
         lr=2e-3, final_fraction=0.01, b2=0.98, weight_decay=0.01, grad_clip=1.0
     )
-    export: str | None = setting(
-        None,
-        "Where to write the trained denoiser in Hugging Face's format; None for WORKDIR/model.",
-    )
+    export: str | None = export_setting()
 
     def check(self) -> None:
         check_schedule(self.optimizer, self.train.steps)

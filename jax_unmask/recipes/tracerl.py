@@ -50,6 +50,7 @@ from jax_unmask.recipes.base import (
     check_rollouts,
     check_schedule,
     export_denoiser,
+    export_setting,
     parse_policy,
     training_batches,
 )
@@ -135,10 +136,7 @@ class TraceRlSettings(RunSettings):
         lr=1e-6, warmup_steps=0, schedule="constant", b2=0.999, weight_decay=0.0, grad_clip=1.0
     )
     train: TrainSettings = TrainSettings(steps=50)
-    export: str | None = setting(
-        None,
-        "Where to write the trained denoiser in Hugging Face's format; None for WORKDIR/model.",
-    )
+    export: str | None = export_setting()
 
     def check(self) -> None:
         check_schedule(self.optimizer, self.optimizer_steps)
