@@ -68,8 +68,20 @@ class Tokenizer:
         self.stop_ids = (eos_id, *sorted(turn_ends - {eos_id}))
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of plain text; nothing is added."""
-        return self._backend.encode(text, add_special_tokens=False)
+        """Token ids of plain text; nothing is added.
+
+        Raises:
+            ValueError: the vocabulary is closed and has no token for a part of the text.
+        """
+        try:
+            return self._backend.encode(text, add_special_tokens=False)
+        except Exception as error:  # The library raises nothing narrower.
+            if "[UNK]" not in str(error):
+                raise
+            raise ValueError(
+                f"{text[:80]!r}: the vocabulary of {self.directory} has no token for a part of it; "
+                "give another prompt or task, or another model"
+            ) from None
 
     def encode_prompt(self, prompt: str | Messages, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a prompt.

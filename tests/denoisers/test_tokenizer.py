@@ -82,6 +82,10 @@ class TestEncoding:
         assert tokenizer.encode_prompt("what is the answer ?") == expected
         assert tokenizer.encode("") == []
 
+    def test_a_text_outside_of_a_closed_vocabulary_is_named(self, tokenizer):
+        with pytest.raises(ValueError, match=r"'what is seven'.*another model"):
+            tokenizer.encode("what is seven")
+
     def test_llada_template_for_messages(self, tokenizer):
         messages = [
             {"role": "system", "content": " is the answer"},
