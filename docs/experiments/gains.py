@@ -25,7 +25,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from jax_unmask.report.frontier import Point, compare_interpolated, pareto
+from jax_unmask.report.frontier import Point, compare, interpolate, pareto
 
 HERE = pathlib.Path(__file__).parent
 HEURISTICS = ("heuristic", "hand-written rule")
@@ -102,7 +102,7 @@ def forwards_at(frontier: Sequence[Point], accuracy: float) -> tuple[float, floa
 
 
 def row(task: str, alpha: float, seeds: Sequence[Point], frontier: Sequence[Point]) -> str:
-    gains = [compare_interpolated(seed, frontier) for seed in seeds]
+    gains = [compare(seed, interpolate(frontier, seed.nfe)) for seed in seeds]
     saved, errors, unreached = [], [], 0
     for seed in seeds:
         found = forwards_at(frontier, seed.accuracy)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -50,7 +51,7 @@ class Point:
 
     @property
     def identity(self) -> tuple[str, tuple[tuple[str, float | str], ...]]:
-        """Key of the point: the same on every split."""
+        """Key of the point, the same on every split."""
         return self.method, self.settings
 
 
@@ -93,24 +94,25 @@ def pareto(points: Iterable[Point]) -> list[Point]:
     return frontier
 
 
-def best_at_most(points: Iterable[Point], nfe: float) -> Point | None:
-    """The most accurate point with at most this NFE (the fastest of equals), or None."""
-    fast = [point for point in points if point.nfe <= nfe]
-    return min(fast, key=lambda p: (-p.accuracy, p.nfe), default=None)
+def best_at_most(
+    points: Iterable[Point], nfe: float, validation: Iterable[Point] | None = None
+) -> Point | None:
+    """The most accurate point with at most this NFE (the fastest of equals), or None.
 
-
-def chosen_at_most(validation: Iterable[Point], test: Iterable[Point], nfe: float) -> Point | None:
-    """Of the points on test with at most this NFE, the one that is most accurate on validation.
-
-    Taking the best of many settings on the problems that are also reported flatters the winner;
-    here accuracies on test have no part in the choice. The budget is that of the test problems, for
-    which the policy's own NFE was measured.
+    Args:
+        points: the points of the reported split. The budget is that of its problems, for which a
+            policy's own NFE was measured.
+        nfe: the budget.
+        validation: points on another split, whose accuracies alone choose: the best of many
+            settings on the problems that are also reported flatters the winner.
 
     Raises:
         ValueError: a setting was not measured on validation.
     """
+    fast = [point for point in points if point.nfe <= nfe]
+    if validation is None:
+        return min(fast, key=lambda p: (-p.accuracy, p.nfe), default=None)
     accuracy = {point.identity: point.accuracy for point in validation}
-    fast = [point for point in test if point.nfe <= nfe]
     for point in fast:
         if point.identity not in accuracy:
             raise ValueError(
@@ -141,13 +143,12 @@ def interpolate(points: Iterable[Point], nfe: float) -> Point | None:
     low, high = frontier[right - 1], frontier[right]
     weight = (nfe - low.nfe) / (high.nfe - low.nfe)
 
-    def mix(a: float, b: float) -> float:
+    def mix(a: Any, b: Any) -> Any:
         return (1 - weight) * a + weight * b
 
-    outcomes: np.ndarray | None = None
-    se = mix(low.accuracy_se, high.accuracy_se)
-    if low.outcomes is not None and high.outcomes is not None and _pairable(low, high):
-        outcomes = np.asarray((1 - weight) * low.outcomes + weight * high.outcomes)
+    outcomes, se = None, mix(low.accuracy_se, high.accuracy_se)
+    if _pairable(low, high):
+        outcomes = mix(low.outcomes, high.outcomes)
         se = standard_error(outcomes)
     return Point(
         method=f"{low.method}~{high.method}" if low.method != high.method else low.method,
@@ -169,50 +170,12 @@ def compare(point: Point, reference: Point | None) -> Comparison:
     """
     if reference is None:
         return Comparison(point, None, point.accuracy, point.accuracy_se, paired=False)
-    gain = point.accuracy - reference.accuracy
-    if _pairable(point, reference):
-        differences = point.outcomes - reference.outcomes  # type: ignore[operator]
-        return Comparison(point, reference, gain, standard_error(differences), paired=True)
-    se = math.hypot(point.accuracy_se, reference.accuracy_se)
-    return Comparison(point, reference, gain, se, paired=False)
-
-
-def compare_at_most(
-    point: Point, heuristics: Sequence[Point], validation: Sequence[Point] | None = None
-) -> Comparison:
-    """A policy's point against the best heuristic at equal or lower NFE.
-
-    Args:
-        point: the policy's point on the reported split.
-        heuristics: the heuristics on the same split.
-        validation: the same heuristics on the validation split, to choose the setting there; None
-            chooses on the reported split, which favours the heuristics.
-    """
-    if validation is None:
-        return compare(point, best_at_most(heuristics, point.nfe))
-    return compare(point, chosen_at_most(validation, heuristics, point.nfe))
-
-
-def compare_interpolated(point: Point, heuristics: Sequence[Point]) -> Comparison:
-    """A policy's point against the heuristics' frontier, interpolated at the point's NFE."""
-    return compare(point, interpolate(heuristics, point.nfe))
-
-
-def lies_below(comparisons: Iterable[Comparison], tolerance: float = 2.0) -> list[Comparison]:
-    """The comparisons in which the point is more than `tolerance` standard errors below.
-
-    Empty if the policy is nowhere more than `tolerance` standard errors below.
-    """
-    if tolerance < 0:
-        raise ValueError(f"tolerance={tolerance} must not be negative")
-    return [c for c in comparisons if c.significance < -tolerance]
-
-
-def lies_above(
-    comparisons: Iterable[Comparison], *, gain: float = 0.05, tolerance: float = 3.0
-) -> list[Comparison]:
-    """The comparisons won by at least `gain` (in accuracy) and `tolerance` standard errors."""
-    return [c for c in comparisons if c.gain >= gain and c.significance >= tolerance]
+    paired = _pairable(point, reference)
+    if paired:
+        se = standard_error(point.outcomes - reference.outcomes)  # type: ignore[operator]
+    else:
+        se = math.hypot(point.accuracy_se, reference.accuracy_se)
+    return Comparison(point, reference, point.accuracy - reference.accuracy, se, paired)
 
 
 def area(points: Iterable[Point], low: float, high: float) -> float:
@@ -254,21 +217,16 @@ def over_training_seeds(points: Sequence[Point]) -> Point:
             f"points of {first.method} differ in settings or number of problems; average only "
             "training seeds that were measured alike"
         )
-    accuracies = np.array([point.accuracy for point in points])
-    outcomes = None
-    if all(point.outcomes is not None for point in points):
-        matrix = np.stack([np.asarray(point.outcomes, np.float64) for point in points])
-        outcomes = matrix.mean(axis=0)
-        accuracy_se = crossed_standard_error(matrix)
-    else:
-        accuracy_se = _seeds_and_problems(accuracies, [p.accuracy_se for p in points])
-    nfes = np.array([point.nfe for point in points])
+    accuracies = [point.accuracy for point in points]
+    rows = [point.outcomes for point in points]
+    outcomes = None if any(row is None for row in rows) else np.mean(rows, axis=0)  # type: ignore[arg-type]
+    nfes = [point.nfe for point in points]
     return dataclasses.replace(
         first,
-        accuracy=float(accuracies.mean()),
-        accuracy_se=accuracy_se,
-        nfe=float(nfes.mean()),
-        nfe_se=_seeds_and_problems(nfes, [p.nfe_se for p in points]),
+        accuracy=float(np.mean(accuracies)),
+        accuracy_se=_seeds_standard_error(rows, accuracies, [p.accuracy_se for p in points]),
+        nfe=float(np.mean(nfes)),
+        nfe_se=_seeds_standard_error([None], nfes, [p.nfe_se for p in points]),
         outcomes=outcomes,
     )
 
@@ -284,13 +242,9 @@ def compare_over_training_seeds(comparisons: Sequence[Comparison]) -> Comparison
         ValueError: for no comparisons, or points of different settings.
     """
     point = over_training_seeds([c.point for c in comparisons])
-    gains = np.array([c.gain for c in comparisons])
+    gains = [c.gain for c in comparisons]
     rows = [_differences(c) for c in comparisons]
-    paired = [row for row in rows if row is not None]
-    if len(paired) == len(rows):
-        se = crossed_standard_error(np.stack(paired))
-    else:
-        se = _seeds_and_problems(gains, [c.se for c in comparisons])
+    se = _seeds_standard_error(rows, gains, [c.se for c in comparisons])
     reference = comparisons[0].reference
     if reference is not None:
         names = sorted({_text(c.reference) for c in comparisons if c.reference})
@@ -300,11 +254,12 @@ def compare_over_training_seeds(comparisons: Sequence[Comparison]) -> Comparison
             )
         reference = dataclasses.replace(
             reference,
-            accuracy=point.accuracy - float(gains.mean()),
+            accuracy=point.accuracy - float(np.mean(gains)),
             nfe=float(np.mean([c.reference.nfe for c in comparisons if c.reference])),
             outcomes=None,
         )
-    return Comparison(point, reference, float(gains.mean()), se, len(paired) == len(rows))
+    paired = all(row is not None for row in rows)
+    return Comparison(point, reference, float(np.mean(gains)), se, paired)
 
 
 def standard_error(values: Float[np.ndarray, " n"]) -> float:
@@ -338,12 +293,15 @@ def crossed_standard_error(values: Float[np.ndarray, "S n"]) -> float:
     return math.sqrt(variance)
 
 
-def _seeds_and_problems(means: np.ndarray, errors: Sequence[float]) -> float:
-    """Standard error of a mean over seeds that share their problems, without outcomes."""
-    of_problems = float(np.mean(np.square(errors)))
-    if len(means) == 1:
-        return math.sqrt(of_problems)
-    return math.sqrt(means.var(ddof=1) / len(means) + of_problems)
+def _seeds_standard_error(
+    rows: Sequence[np.ndarray | None], means: Sequence[float], errors: Sequence[float]
+) -> float:
+    """Standard error of a mean over seeds, from their values per problem if all have them."""
+    kept = [row for row in rows if row is not None]
+    if len(kept) == len(rows):
+        return crossed_standard_error(np.stack(kept))
+    of_seeds = np.var(means, ddof=1) / len(means) if len(means) > 1 else 0.0
+    return math.sqrt(of_seeds + np.mean(np.square(errors)))
 
 
 def _pairable(a: Point, b: Point) -> bool:

@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_unmask import policies
-from jax_unmask.report.results import TRAINED
+from jax_unmask.report.results import TRAINED, settings_text
+from jax_unmask.report.tables import markdown_table
 from jax_unmask.runtime.files import read_json_rows
 
 CARD = "README.md"
@@ -114,33 +115,21 @@ def _training(steps: Sequence[Mapping[str, Any]]) -> list[str]:
     last = steps[-_LAST:]
     if not last:
         return ["No training steps were recorded."]
-    lines = [
+    names = [name for name in _SHOWN if all(name in step for step in last)]
+    means = {name: sum(step[name] for step in last) / len(last) for name in names}
+    rows = [["metric", "value"], *([name, f"{value:.4g}"] for name, value in means.items())]
+    return [
         f"Sampled rollouts of training problems, mean of the last {len(last)} recorded steps:",
         "",
-        "| metric | value |",
-        "|---|--:|",
-    ]
-    return lines + [
-        f"| {name} | {sum(step[name] for step in last) / len(last):.4g} |"
-        for name in _SHOWN
-        if all(name in step for step in last)
+        markdown_table(rows),
     ]
 
 
 def _measured(results: Sequence[Mapping[str, Any]]) -> list[str]:
-    if not results:
-        return []
-    return [
-        "",
-        "Held-out problems:",
-        "",
-        "| task | split | n | block | policy | accuracy | NFE |",
-        "|---|---|--:|--:|---|--:|--:|",
-        *(
-            f"| {row['task']} | {row['split']} | {row['n']} | {row['block_length']} | "
-            f"{', '.join(f'{k}={v}' for k, v in row['settings'].items()) or 'as saved'} | "
-            f"{100 * row['accuracy']:.1f} ± {100 * row['accuracy_se']:.1f} | "
-            f"{row['nfe_mean']:.2f} |"
-            for row in results
-        ),
-    ]
+    rows = [["task", "split", "n", "block", "policy", "accuracy", "NFE"]]
+    for row in results:
+        accuracy = f"{100 * row['accuracy']:.1f} ± {100 * row['accuracy_se']:.1f}"
+        policy = settings_text(row["settings"].items()) or "as saved"
+        place = [row["task"], row["split"], str(row["n"]), str(row["block_length"])]
+        rows.append([*place, policy, accuracy, f"{row['nfe_mean']:.2f}"])
+    return ["", "Held-out problems:", "", markdown_table(rows)] if results else []

@@ -13,6 +13,7 @@ import html
 import importlib.resources
 import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,26 +22,9 @@ from jax_unmask.runtime.files import atomic_write
 Data = Mapping[str, Any]
 
 _WEB = importlib.resources.files("jax_unmask.report") / "web"
-_SCRIPTS = (
-    "base.js",
-    "styles.js",
-    "frontier.js",
-    "tables.js",
-    "curves.js",
-    "trace.js",
-    "viewer.js",
-    "main.js",
-)
+_SCRIPTS = ("base", "styles", "frontier", "tables", "curves", "trace", "viewer", "main")
 # Characters that could end the data's script element, or a line of it.
-_ESCAPES = str.maketrans(
-    {
-        "<": "\\u003c",
-        ">": "\\u003e",
-        "&": "\\u0026",
-        "\u2028": "\\u2028",
-        "\u2029": "\\u2029",
-    }
-)
+_ESCAPES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
 
 def write_page(
@@ -80,31 +64,26 @@ def write_page(
 def render(data: Data, *, text: str = "") -> str:
     """The page as text; arguments as in `write_page`."""
     style = (_WEB / "style.css").read_text(encoding="utf-8")
-    scripts = "\n".join((_WEB / name).read_text(encoding="utf-8") for name in _SCRIPTS)
+    scripts = "\n".join((_WEB / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{scripts}}})();\n'
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
         "base-uri 'none'; form-action 'none'"
     )
     page = (_WEB / "page.html").read_text(encoding="utf-8")
-    # In one pass: what is filled in may itself hold what looks like a place to fill.
     parts = {
         "policy": policy,
         "title": _markup(str(data["title"])),
         "style": style,
         "text": _markup(text),
-        "data": embed(data),
+        "data": _embed(data),
         "script": script,
     }
-    pieces = page.split("{{")
-    filled = [pieces[0]]
-    for piece in pieces[1:]:
-        name, _, rest = piece.partition("}}")
-        filled += [parts[name], rest]
-    return "".join(filled)
+    # In one pass: what is filled in may itself hold what looks like a place to fill.
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], page)
 
 
-def embed(data: Any) -> str:
+def _embed(data: Any) -> str:
     """Data as JSON that cannot end the script element around it."""
     # Lone surrogates, which a tokenizer can yield, have no UTF-8: ASCII writes them as escapes.
     text = json.dumps(data, ensure_ascii=True, allow_nan=False, separators=(",", ":"))

@@ -14,7 +14,7 @@ from jax_unmask.report.results import (
     RULE,
     Result,
     Standing,
-    label_order,
+    by_series,
     over_training_seeds,
     settings_text,
     standings,
@@ -55,15 +55,11 @@ def _panel(
 ) -> dict[str, Any]:
     first = results[0]
     on_frontier = {id(point) for point in frontier.pareto(r.point for r in results)}
-    series: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        series.setdefault(result.series, []).append(result)
-    ordered = sorted(series, key=lambda name: (label_order(name[0]), name[0]))
     full = " (full diffusion)" if first.block_length == first.gen_length else ""
     return {
         "title": f"block length {first.block_length}{full}, {first.point.n} {split} problems",
         "gen_length": first.gen_length,
-        "series": [_series(name, series[name], on_frontier, has_costs) for name in ordered],
+        "series": [_series(each, on_frontier, has_costs) for each in by_series(results).values()],
         "standings": [_standing(standing) for standing in found],
         "verdict": tables.verdict(found) if found else "",
         "chosen_on": found[0].chosen_on if found else "",
@@ -75,10 +71,8 @@ def _panel(
     }
 
 
-def _series(
-    name: tuple[str, str], results: Sequence[Result], on_frontier: set[int], has_costs: bool
-) -> dict[str, Any]:
-    label, method = name
+def _series(results: Sequence[Result], on_frontier: set[int], has_costs: bool) -> dict[str, Any]:
+    label, method = results[0].series
     return {
         "key": f"{label}/{method}",
         "label": _LABELS.get(label, label),
@@ -120,16 +114,16 @@ def _point(result: Result, is_on_frontier: bool, has_costs: bool) -> dict[str, A
 def _standing(standing: Standing) -> dict[str, Any]:
     point, reference = standing.result.point, standing.at_most.reference
     settings = settings_text(point.settings)
-    best = None
+    best: dict[str, Any] = dict.fromkeys(("reference", "reference_accuracy", "reference_nfe"))
     if reference is not None:
-        best = f"{reference.method} {settings_text(reference.settings)}".strip()
+        best["reference"] = f"{reference.method} {settings_text(reference.settings)}".strip()
+        best["reference_accuracy"] = _rounded(reference.accuracy)
+        best["reference_nfe"] = _rounded(reference.nfe)
     return {
         "policy": f"{point.method}{f' ({settings})' if settings else ''}",
         "accuracy": _rounded(point.accuracy),
         "nfe": _rounded(point.nfe),
-        "reference": best,
-        "reference_accuracy": None if reference is None else _rounded(reference.accuracy),
-        "reference_nfe": None if reference is None else _rounded(reference.nfe),
+        **best,
         "at_most": _gain(standing.at_most),
         "interpolated": _gain(standing.interpolated),
     }

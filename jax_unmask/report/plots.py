@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jax_unmask.report.results import (
@@ -13,7 +13,7 @@ from jax_unmask.report.results import (
     HEURISTIC,
     RULE,
     Result,
-    label_order,
+    by_series,
     over_training_seeds,
 )
 from jax_unmask.runtime.files import atomic_write
@@ -25,6 +25,8 @@ _RULE_COLOUR = "#777777"
 _LINE_MARKERS = ("o", "s", "^", "v", "D", "<", ">")
 _DASHES = ("-", "--", ":", "-.")
 _POINT_MARKERS = ("*", "P", "X", "h", "d", "8", "p")
+_LINE = {"linewidth": 1.3, "markersize": 3.5}
+_POINT = {"linestyle": "none", "markersize": 9, "markeredgecolor": "black", "markeredgewidth": 0.8}
 _LOG_ABOVE = 64
 """NFE beyond which the axis is logarithmic: settings are then spread over decades."""
 
@@ -57,8 +59,7 @@ def draw_frontier(
     if cost:
         results, label = [_at_cost(result) for result in results], "cost (whole forwards)"
     blocks = sorted({result.block_length for result in results})
-    series = _ordered_series(results)
-    styles = _styles(series)
+    styles = _styles(by_series(results))
     # The legend has a column of its own, so that it can never cover data.
     figure = Figure(figsize=(5.0 * len(blocks) + 3.0, 4.4), layout="constrained")
     grid = figure.add_gridspec(1, len(blocks) + 1, width_ratios=[5.0] * len(blocks) + [2.4])
@@ -67,10 +68,10 @@ def draw_frontier(
         axis = figure.add_subplot(grid[0, column], sharey=axes[0] if axes else None)
         axes.append(axis)
         here = [result for result in results if result.block_length == block]
-        for name in series:
-            _draw_series(axis, [r for r in here if r.series == name], styles[name])
+        for name, members in by_series(here).items():
+            _draw_series(axis, members, styles[name])
         _decorate(axis, here, block, label, is_first=column == 0)
-    _draw_legend(figure.add_subplot(grid[0, -1]), series, styles)
+    _draw_legend(figure.add_subplot(grid[0, -1]), styles)
     figure.suptitle(title)
     picture = io.BytesIO()
     figure.savefig(picture, format="png", dpi=150)
@@ -83,47 +84,36 @@ def _at_cost(result: Result) -> Result:
     return dataclasses.replace(result, point=point)
 
 
-def _ordered_series(results: Sequence[Result]) -> list[tuple[str, str]]:
-    unique = dict.fromkeys(result.series for result in results)
-    return sorted(unique, key=lambda series: (label_order(series[0]), series[0]))
-
-
-def _styles(series: Sequence[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
+def _styles(series: Iterable[tuple[str, str]]) -> dict[tuple[str, str], dict[str, Any]]:
     """Style of each series; lines and points count separately."""
     styles: dict[tuple[str, str], dict[str, Any]] = {}
     counts = {True: 0, False: 0}
-    for name in series:
-        is_line = name[0] in (HEURISTIC, RULE)
+    for label, method in series:
+        is_line = label in (HEURISTIC, RULE)
         k = counts[is_line]
         counts[is_line] += 1
-        turn = k // len(_COLOURS)
-        colour = _COLOURS[k % len(_COLOURS)]
+        turn = k + k // len(_COLOURS)  # Another marker where colours begin anew.
         if is_line:
-            styles[name] = {
-                "color": _RULE_COLOUR if name[0] == RULE else colour,
-                "linestyle": _DASHES[(k + turn) % len(_DASHES)],
-                "linewidth": 1.3,
-                "marker": _LINE_MARKERS[(k + turn) % len(_LINE_MARKERS)],
-                "markersize": 3.5,
+            style = {
+                "color": _RULE_COLOUR if label == RULE else _COLOURS[k % len(_COLOURS)],
+                "linestyle": _DASHES[turn % len(_DASHES)],
+                "marker": _LINE_MARKERS[turn % len(_LINE_MARKERS)],
+                **_LINE,
             }
         else:
             # Learned policies start from the other end of the palette.
             colour = _COLOURS[-2 - k % (len(_COLOURS) - 1)]
-            styles[name] = {
+            style = {
                 "color": colour,
-                "linestyle": "none",
-                "marker": _POINT_MARKERS[(k + turn) % len(_POINT_MARKERS)],
-                "markersize": 9,
-                "markeredgecolor": "black",
-                "markeredgewidth": 0.8,
+                "marker": _POINT_MARKERS[turn % len(_POINT_MARKERS)],
+                **_POINT,
             }
+        styles[label, method] = style
     return styles
 
 
 def _draw_series(axis: Any, results: Sequence[Result], style: dict[str, Any]) -> None:
     points = sorted((result.point for result in results), key=lambda point: point.nfe)
-    if not points:
-        return
     axis.errorbar(
         [point.nfe for point in points],
         [point.accuracy for point in points],
@@ -155,26 +145,21 @@ def _decorate(
         axis.spines[side].set_visible(False)
 
 
-def _draw_legend(
-    axis: Any, series: Sequence[tuple[str, str]], styles: dict[tuple[str, str], dict[str, Any]]
-) -> None:
+def _draw_legend(axis: Any, styles: dict[tuple[str, str], dict[str, Any]]) -> None:
     """A legend in groups, each under its label."""
     from matplotlib.lines import Line2D
 
     axis.axis("off")
-    handles: list[Any] = []
-    names: list[str] = []
-    heads: list[int] = []
-    for label in dict.fromkeys(label for label, _ in series):
-        heads.append(len(names))
-        handles.append(Line2D([], [], linestyle="none"))
-        names.append(HEADINGS.get(label, label))
-        for name in series:
-            if name[0] == label:
-                handles.append(Line2D([], [], **styles[name]))
-                names.append(name[1])
+    entries: list[tuple[str, Any]] = []
+    heads = {}
+    for (label, method), style in styles.items():
+        if label not in heads:
+            heads[label] = len(entries)
+            entries.append((HEADINGS.get(label, label), Line2D([], [], linestyle="none")))
+        entries.append((method, Line2D([], [], **style)))
+    names, handles = zip(*entries, strict=True)
     legend = axis.legend(
         handles, names, loc="center left", fontsize=8, frameon=False, borderaxespad=0.0
     )
-    for head in heads:
+    for head in heads.values():
         legend.get_texts()[head].set_weight("bold")

@@ -31,6 +31,7 @@ Policies are compared with the published heuristics; rules that were written wit
 shown beside them.
 """
 
+_MEANS = ("seconds_per_sequence", "still_masked", "cost", "cost_se")
 Row = Mapping[str, Any]
 Outcomes = tuple[np.ndarray, np.ndarray]
 
@@ -45,16 +46,13 @@ class Result:
         split: split of the problems.
         block_length: block length of the rollouts.
         gen_length: canvas length of the rollouts.
-        training_seed: seed of the training run, None where it does not apply or was averaged over.
         training_seeds: number of training runs that were averaged.
         sampling_seeds: number of rows that were averaged.
         seconds_per_sequence: wall time, the least of the sampling seeds: they do the same work, and
             other programs on the machine only add to it.
-        tokens_per_second: throughput, the largest likewise.
         still_masked: mean fraction of canvas positions that were never filled.
         cache: cache of the rollouts, "none" for none.
-        cost: mean cost of a sequence's forwards, in forwards over the whole sequence.
-        cost_se: its standard error.
+        cost, cost_se: mean cost of a sequence, in whole forwards, and its standard error.
     """
 
     point: Point
@@ -62,11 +60,9 @@ class Result:
     split: str
     block_length: int
     gen_length: int
-    training_seed: int | None
     training_seeds: int
     sampling_seeds: int
     seconds_per_sequence: float
-    tokens_per_second: float
     still_masked: float
     cache: str = NO_CACHE
     cost: float = math.nan
@@ -115,16 +111,15 @@ def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result
         )
 
     def mean(name: str) -> float:
-        return float(np.mean([_number(row[name]) for row in rows]))
+        return float(np.mean([math.nan if row[name] is None else row[name] for row in rows]))
 
     kept = [pair for pair in outcomes if pair is not None]
     correct: np.ndarray | None = None
     accuracy_se, nfe_se = mean("accuracy_se"), mean("nfe_se")
     if len(kept) == len(rows):
-        correct = np.stack([pair[0] for pair in kept]).astype(np.float64).mean(axis=0)
-        nfe = np.stack([pair[1] for pair in kept]).mean(axis=0)
+        correct = np.asarray(np.mean([pair[0] for pair in kept], axis=0, dtype=np.float64))
         accuracy_se = frontier.standard_error(correct)
-        nfe_se = frontier.standard_error(nfe)
+        nfe_se = frontier.standard_error(np.mean([pair[1] for pair in kept], axis=0))
     point = Point(
         # Methods with another cache are other methods: their forwards are.
         method=first["method"] + (f", {_cache(first)} cache" if _cache(first) != NO_CACHE else ""),
@@ -142,11 +137,9 @@ def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result
         split=first["split"],
         block_length=first["block_length"],
         gen_length=first["gen_length"],
-        training_seed=first.get("training_seed"),
         training_seeds=1,
         sampling_seeds=len(rows),
         seconds_per_sequence=min(row["seconds_per_sequence"] for row in rows),
-        tokens_per_second=max(row["tokens_per_second"] for row in rows),
         still_masked=mean("still_masked"),
         cache=_cache(first),
         cost=mean("cost_mean") if "cost_mean" in first else point.nfe,
@@ -162,16 +155,12 @@ def over_training_seeds(results: Sequence[Result]) -> list[Result]:
 def _average_seeds(results: Sequence[Result]) -> Result:
     if len(results) == 1:
         return results[0]
+    means: dict[str, Any] = {n: float(np.mean([getattr(r, n) for r in results])) for n in _MEANS}
     return dataclasses.replace(
         results[0],
         point=frontier.over_training_seeds([result.point for result in results]),
-        training_seed=None,
         training_seeds=len(results),
-        seconds_per_sequence=float(np.mean([r.seconds_per_sequence for r in results])),
-        tokens_per_second=float(np.mean([r.tokens_per_second for r in results])),
-        still_masked=float(np.mean([r.still_masked for r in results])),
-        cost=float(np.mean([r.cost for r in results])),
-        cost_se=float(np.mean([r.cost_se for r in results])),
+        **means,
     )
 
 
@@ -214,11 +203,13 @@ def standings(results: Sequence[Result], split: str) -> list[Standing]:
         if not heuristics(split):
             continue
         validation = heuristics("validation") if split != "validation" else []
-        at_most = [
-            frontier.compare_at_most(run.point, heuristics(split), validation or None)
-            for run in runs
-        ]
-        interpolated = [frontier.compare_interpolated(run.point, heuristics(split)) for run in runs]
+        references = heuristics(split)
+        at_most, interpolated = [], []
+        for point in (run.point for run in runs):
+            best = frontier.best_at_most(references, point.nfe, validation or None)
+            at_most.append(frontier.compare(point, best))
+            mixed = frontier.interpolate(references, point.nfe)
+            interpolated.append(frontier.compare(point, mixed))
         found.append(
             Standing(
                 _average_seeds(runs),
@@ -238,6 +229,14 @@ def _by_training_run(results: Sequence[Result]) -> list[list[Result]]:
     return list(groups.values())
 
 
+def by_series(results: Iterable[Result]) -> dict[tuple[str, str], list[Result]]:
+    """Results by group and method, in the order of tables and plots."""
+    found: dict[tuple[str, str], list[Result]] = defaultdict(list)
+    for result in sorted(results, key=lambda r: (label_order(r.label), r.label)):
+        found[result.series].append(result)
+    return dict(found)
+
+
 def label_order(label: str) -> int:
     """Rank of a label in tables and plots."""
     return LABELS.index(label) if label in LABELS else len(LABELS)
@@ -245,12 +244,7 @@ def label_order(label: str) -> int:
 
 def settings_text(settings: Iterable[tuple[str, Any]]) -> str:
     """Settings as readable text: "threshold=0.9"."""
-    return ", ".join(f"{name}={_short(value)}" for name, value in settings)
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+    return ", ".join(
+        f"{name}={value:.4g}" if isinstance(value, float) else f"{name}={value}"
+        for name, value in settings
+    )

@@ -18,6 +18,7 @@ from jax_unmask.report.results import (
     SHIPPED,
     Result,
     Standing,
+    by_series,
     label_order,
     over_training_seeds,
     settings_text,
@@ -98,18 +99,9 @@ def results_table(results: Sequence[Result]) -> Table:
 
 def standings_table(found: Sequence[Standing]) -> Table:
     """One line per learned operating point: what the heuristics reach with as many forwards."""
-    header = [
-        "policy",
-        "settings",
-        "accuracy % @ NFE",
-        "best heuristic at equal or lower NFE",
-        "accuracy % @ NFE",
-        "gain (points)",
-        "in SE",
-        "gain over interpolated frontier",
-        "in SE",
-    ]
-    table = [header]
+    header = ["policy", "settings", "accuracy % @ NFE", "best heuristic at equal or lower NFE"]
+    header += ["accuracy % @ NFE", "gain (points)", "in SE"]
+    table = [[*header, "gain over interpolated frontier", "in SE"]]
     for standing in found:
         point, best = standing.result.point, standing.at_most.reference
         table.append(
@@ -139,23 +131,18 @@ def areas(results: Sequence[Result]) -> list[tuple[str, str, float]]:
         (label, method, area) of every method, of all heuristics together, and of these with the
         shipped policies (a policy has one point for each setting, a frontier needs several).
     """
-    found = []
-    series: dict[tuple[str, str], list[Result]] = {}
-    for result in results:
-        series.setdefault(result.series, []).append(result)
+    groups = by_series(results)
     heuristics = [result for result in results if result.label == HEURISTIC]
-    groups = list(series.items())
     if heuristics:
-        groups.append(((HEURISTIC, "all heuristics"), heuristics))
+        groups[HEURISTIC, "all heuristics"] = heuristics
         shipped = [result for result in results if result.label == SHIPPED]
         if shipped:
-            groups.append(((SHIPPED, "all heuristics and shipped policies"), heuristics + shipped))
-    for (label, method), members in sorted(groups, key=lambda g: (label_order(g[0][0]), g[0])):
-        length = members[0].gen_length
-        if length > 1:
-            points = [member.point for member in members]
-            found.append((label, method, frontier.area(points, 1, length)))
-    return found
+            groups[SHIPPED, "all heuristics and shipped policies"] = heuristics + shipped
+    return [
+        (*name, frontier.area([result.point for result in groups[name]], 1, results[0].gen_length))
+        for name in sorted(groups, key=lambda name: (label_order(name[0]), name))
+        if results[0].gen_length > 1
+    ]
 
 
 def areas_table(results: Sequence[Result]) -> Table:
@@ -208,12 +195,11 @@ def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool
 def verdict(found: Sequence[Standing]) -> str:
     """In words: where learned policies win clearly, and whether they lose anywhere."""
     comparisons = [standing.at_most for standing in found]
-    above, below = frontier.lies_above(comparisons), frontier.lies_below(comparisons)
-    won = "; ".join(_where(c) for c in above) or "nowhere"
-    lost = "; ".join(_where(c) for c in below) or "nowhere"
+    won = "; ".join(_where(c) for c in comparisons if c.gain >= 0.05 and c.significance >= 3)
+    lost = "; ".join(_where(c) for c in comparisons if c.significance < -2)
     return (
-        f"At least 5 points and 3 SE above the best heuristic at equal or lower NFE: {won}. "
-        f"More than 2 SE below it: {lost}."
+        "At least 5 points and 3 SE above the best heuristic at equal or lower NFE: "
+        f"{won or 'nowhere'}. More than 2 SE below it: {lost or 'nowhere'}."
     )
 
 

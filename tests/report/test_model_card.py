@@ -45,7 +45,7 @@ def test_says_what_it_was_trained_on_how_it_acts_and_how_well():
         "- distribution: bernoulli",
         "mean of the last 20 recorded steps",
         "| accuracy | 0.205 |",  # The mean of 0.11 .. 0.30.
-        "| gsm8k | test | 200 | 32 | temperature=1.0 | 76.5 ± 3.0 | 41.25 |",
+        "| gsm8k | test | 200 | 32 | temperature=1 | 76.5 ± 3.0 | 41.25 |",
     ):
         assert text in body
 

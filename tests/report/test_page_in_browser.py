@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import pathlib
-import sys
 
 import numpy as np
 import pytest
 
+import browser
+import reports as made
 from jax_unmask.report import page, payload, traces
-
-
-def _load(name):
-    """A module of this directory, which is no package."""
-    spec = importlib.util.spec_from_file_location(
-        name, pathlib.Path(__file__).with_name(f"{name}.py")
-    )
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-browser = _load("browser")
-made = _load("test_page")
 
 pytestmark = [
     pytest.mark.slow,
