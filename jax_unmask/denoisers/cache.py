@@ -55,7 +55,14 @@ def write_positions(
     """
 
     def place(old: Array, new: Array, at: Array) -> Array:
-        return old.at[:, :, at].set(new.astype(old.dtype), mode="drop")
+        return old.at[at].set(new.astype(old.dtype), mode="drop")
 
-    of_rows = jax.vmap(place, in_axes=(1, 1, 0), out_axes=1)
-    return jax.tree.map(lambda old, new: of_rows(old, new, at), cache, new)
+    # One by one along all axes but the last: a scatter of longer windows would want the cache in
+    # another layout on a TPU, so that every step copies it whole.
+    for _ in range(3):
+        place = jax.vmap(place)
+
+    def place_all(old: Array, new: Array) -> Array:
+        return place(old, new, jnp.broadcast_to(at[None, :, None], new.shape[:-1]))
+
+    return jax.tree.map(place_all, cache, new)
