@@ -20,6 +20,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers import Denoiser, Params
+from jax_unmask.denoisers.head import score_candidates
 from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.states.token_log_prob import token_log_prob
 from jax_unmask.runtime import streams
@@ -27,6 +28,7 @@ from jax_unmask.runtime import streams
 _Rows = tuple[Any, ...]  # (tokens, real, wanted), [S] or [R, S] each
 
 _POSITIONS_PER_CHUNK = 256
+_VOCAB_CHUNK = 16384
 _WIDTH = 32
 """Sequences are padded to multiples of this: few lengths to compile for."""
 
@@ -205,18 +207,19 @@ def _are_greedy(
     wanted: Bool[Array, "R S"],
 ) -> Bool[Array, " R"]:
     mask_id = denoiser.config.mask_token_id
+    rows, keys = jnp.arange(len(tokens)), jax.random.split(jax.random.key(0), len(tokens))
 
-    def is_greedy(tokens: Array, real: Array, wanted: Array) -> Array:
-        def step(_: Array, canvas: Int[Array, " S"]) -> Int[Array, " S"]:
-            logits = denoiser.apply({"params": params}, canvas[None], real[None])[0]
-            # The mask token is no text, as in the rollout.
-            logits = logits.at[:, mask_id].set(-jnp.inf)
-            confidence = jnp.where(canvas == mask_id, jax.nn.softmax(logits).max(axis=-1), -1.0)
-            place = jnp.argmax(jnp.where(wanted, confidence, -1.0))
-            return canvas.at[place].set(jnp.argmax(logits[place]).astype(canvas.dtype))
+    def step(_: Array, canvas: Int[Array, "R S"]) -> Int[Array, "R S"]:
+        hidden = denoiser.apply({"params": params}, canvas, real, method="hidden")
+        scores = score_candidates(
+            denoiser, params, cast(Array, hidden), keys, vocab_chunk=_VOCAB_CHUNK
+        )
+        is_open = wanted & (canvas == mask_id)
+        place = jnp.argmax(jnp.where(is_open, scores.confidence, -1.0), axis=-1)
+        # Rows that are full have no open position; they stay as they are.
+        place = jnp.where(is_open.any(axis=-1), place, canvas.shape[1])
+        return canvas.at[rows, place].set(scores.candidate[rows, place], mode="drop")
 
-        start = jnp.where(wanted, mask_id, tokens)
-        written = jax.lax.fori_loop(0, wanted.sum(dtype=jnp.int32), step, start)
-        return (written == tokens).all()
-
-    return jax.vmap(is_greedy)(tokens, real, wanted)
+    most = wanted.sum(axis=-1, dtype=jnp.int32).max()
+    written = jax.lax.fori_loop(0, most, step, jnp.where(wanted, mask_id, tokens))
+    return (written == tokens).all(axis=-1)
