@@ -16,7 +16,7 @@ import numpy as np
 
 from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.base import Example
-from jax_unmask.tasks.generated import GeneratedTask
+from jax_unmask.tasks.generated import GeneratedTask, check_bounds
 from jax_unmask.tasks.judges.steps import Step
 
 NAMES = ("Ada", "Ben", "Eva", "Ian", "Leo", "Mia", "Noa", "Tom")
@@ -31,7 +31,6 @@ LIMIT = 20
 _MERGED_BY_THE_TERSEST = 0.7
 _WORDS = NAMES + ITEMS + DAYS + GAINS + LOSSES + tuple(FACTORS) + LINKS
 _SYMBOLS = ("has", "+", "-", "*", "=", "####")
-_ANSWER = re.compile(r"####\s*(-?\d{1,9})\s*$")
 _STEP = re.compile(r"(?P<line>[^.#]*)\.|####\s*(?P<answer>-?\d{1,9})")
 _LINE = re.compile(
     rf"(?: (?:{'|'.join(LINKS)}))?(?P<days>(?: (?:{'|'.join(DAYS)}))+)(?: (?P<start>\d{{1,9}}))?"
@@ -62,15 +61,7 @@ class Arithmetic(GeneratedTask):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.min_operations > self.max_operations:
-            raise ValueError(
-                f"min_operations={self.min_operations} is over max_operations={self.max_operations}"
-            )
-
-    def check(self, example: Example, response: str) -> float:
-        """1.0 if the response ends in `#### ` and the right number, else 0.0."""
-        found = _ANSWER.search(response)
-        return float(found is not None and int(found.group(1)) == example["answer"])
+        check_bounds(self, "operations")
 
     def check_steps(self, example: Example, response: str) -> list[Step]:
         """Every line, and the answer, given the story and the total that the line before claims.

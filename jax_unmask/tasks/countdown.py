@@ -14,7 +14,7 @@ import numpy as np
 from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks import files, prompts
 from jax_unmask.tasks.base import Example, Prompt, Source, Split
-from jax_unmask.tasks.checkers import answers, expressions
+from jax_unmask.tasks.checkers import answers, expressions, published
 from jax_unmask.tasks.generated import GeneratedTask
 
 Style = Literal["expression", "equations", "chat"]
@@ -62,8 +62,7 @@ class Countdown(GeneratedTask):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.reference_compat and self.style != "chat":
-            raise ValueError(f"reference_compat=True needs style='chat', not {self.style!r}")
+        published.check_style(self)
 
     def source(self, split: Split, *, seed: int = 0) -> Source:
         """An endless stream of problems, of which no prompt occurs in two splits, or the file."""
@@ -77,7 +76,7 @@ class Countdown(GeneratedTask):
         if self.style != "chat":
             return example["prompt"]
         request = _REQUEST.format(format=prompts.TRAINING_FORMAT, **example)
-        return [{"role": "user", "content": request}]
+        return prompts.turns(request)
 
     def target(self, example: Example) -> str:
         """A right response."""
@@ -127,26 +126,23 @@ class Countdown(GeneratedTask):
         return _example(numbers, values[0], ",".join(steps))
 
     def _parse(self, example: Example) -> Example:
-        found = _parse(example)
-        if len(found["numbers"]) != self.numbers:
+        output, steps = example["output"], ""
+        try:
+            numbers = [int(number) for number in example["input"].split(",")]
+            if "=" in output:
+                *numbers, output = numbers
+                steps = example["output"]
+            target = int(output)
+        except ValueError as error:
+            raise ValueError(
+                "fields 'input' and 'output' must be like '30,100,93' and '23', or '15,44,79,50' "
+                f"and '44-15=29,79-29=50'; found {example['input']!r} and {example['output']!r}"
+            ) from error
+        if len(numbers) != self.numbers:
             raise ValueError(
                 f"field 'input' must hold {self.numbers} numbers, found {example['input']!r}"
             )
-        return found
-
-
-def _parse(example: Example) -> Example:
-    try:
-        numbers = [int(number) for number in example["input"].split(",")]
-        if "=" in example["output"]:
-            *numbers, target = numbers
-            return _example(numbers, target, example["output"])
-        return _example(numbers, int(example["output"]), "")
-    except ValueError as error:
-        raise ValueError(
-            "fields 'input' and 'output' must be like '30,100,93' and '23', or '15,44,79,50' and "
-            f"'44-15=29,79-29=50'; found {example['input']!r} and {example['output']!r}"
-        ) from error
+        return _example(numbers, target, steps)
 
 
 def _example(numbers: list[int], target: int, steps: str) -> Example:
@@ -261,10 +257,9 @@ def _makes(expression: str, numbers: Sequence[int], target: int) -> bool:
 
 
 def _published_reward(response: str, numbers: Sequence[int], target: int) -> float:
-    matches = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
-    if not matches:
+    equation = published.last_tagged(response)
+    if equation is None:
         return 0.0
-    equation = matches[-1].strip()
     if sorted(int(n) for n in re.findall(r"\d+", equation)) != sorted(numbers):
         return 0.1
     value = None

@@ -175,10 +175,10 @@ def batches(
     length = len(source) if settings.limit is None else min(settings.limit, len(source))
     if length < 1:
         raise ValueError(f"task {task.name!r} has no examples in split {split!r}")
-    rows = grain.MapDataset.source(_Numbered(source, length))
+    numbers = grain.MapDataset.range(length)
     if settings.shuffle:
-        rows = rows.shuffle(seed=settings.seed)
-    rows = _ShardRows(rows.repeat(settings.num_epochs), settings)
+        numbers = numbers.shuffle(seed=settings.seed)
+    rows = _ShardRows(source, numbers.repeat(settings.num_epochs), settings)
     collate = _Collate(task, split, tokenizer, settings)
     collated = grain.MapDataset.source(rows).batch(rows.local_size, batch_fn=collate)
     in_this_thread = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
@@ -193,45 +193,31 @@ def batches(
     return BatchIterator(iter(collated.to_iter_dataset(in_this_thread)), identity)
 
 
-class _NumberedExample(NamedTuple):
-    number: int
+class _Row(NamedTuple):
+    number: int  # Index in the split, for messages.
     example: Example
     valid: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class _Numbered:
-    """Examples with their index in the split, for messages."""
-
-    source: Source
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    def __getitem__(self, index: int) -> tuple[int, Example]:
-        return int(index), self.source[int(index)]
 
 
 class _ShardRows:
     """One shard's rows of every global batch, batch after batch; the last batch is filled up."""
 
-    def __init__(self, rows: Any, settings: BatchSettings) -> None:
+    def __init__(self, source: Source, numbers: Any, settings: BatchSettings) -> None:
         self.local_size = settings.batch_size // settings.shard_count
-        self._rows = rows
+        self._source, self._numbers = source, numbers
         self._batch_size = settings.batch_size
         self._first = settings.shard_index * self.local_size
 
     def __len__(self) -> int:
-        steps = -(-len(self._rows) // self._batch_size)
+        steps = -(-len(self._numbers) // self._batch_size)
         return min(steps * self.local_size, _ENDLESS)
 
-    def __getitem__(self, index: int) -> _NumberedExample:
+    def __getitem__(self, index: int) -> _Row:
         step, row = divmod(int(index), self.local_size)
         position = step * self._batch_size + self._first + row
-        last = len(self._rows) - 1
-        number, example = self._rows[min(position, last)]
-        return _NumberedExample(number, example, valid=position <= last)
+        last = len(self._numbers) - 1
+        number = int(self._numbers[min(position, last)])
+        return _Row(number, self._source[number], valid=position <= last)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -243,7 +229,7 @@ class _Collate:
     tokenizer: PromptTokenizer
     settings: BatchSettings
 
-    def __call__(self, rows: Sequence[_NumberedExample]) -> Batch:
+    def __call__(self, rows: Sequence[_Row]) -> Batch:
         length, cut = self.settings.prompt_length, self.settings.truncate
         prompts = [self._prompt(row) for row in rows]
         responses = [self._response(row) for row in rows]
@@ -255,7 +241,7 @@ class _Collate:
             valid=np.array([row.valid for row in rows]),
         )
 
-    def _prompt(self, row: _NumberedExample) -> list[int]:
+    def _prompt(self, row: _Row) -> list[int]:
         ids = self.tokenizer.encode_prompt(self.task.prompt(row.example))
         if len(ids) > self.settings.prompt_length and not self.settings.truncate:
             raise ValueError(
@@ -265,7 +251,7 @@ class _Collate:
             )
         return ids
 
-    def _response(self, row: _NumberedExample) -> list[int]:
+    def _response(self, row: _Row) -> list[int]:
         length = self.settings.gen_length
         ids = self.tokenizer.encode(self.task.target(row.example)) if length else []
         if len(ids) > length:
@@ -275,6 +261,6 @@ class _Collate:
             )
         return ids + [self.tokenizer.eos_id] * (length - len(ids))
 
-    def _describe(self, row: _NumberedExample) -> str:
+    def _describe(self, row: _Row) -> str:
         example = f"example {row.number} ({str(row.example)[:80]}...)"
         return f"task {self.task.name!r}, split {self.split!r}, {example}"

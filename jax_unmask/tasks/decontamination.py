@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import itertools
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 
 from jax_unmask import tasks
-from jax_unmask.tasks.base import Example, Source
+from jax_unmask.tasks.base import Example, Split
 
 _WORD = re.compile(r"[^\W_]+")
 # Fields of examples that contain the text of a problem.
@@ -87,17 +88,8 @@ def overlap(train: Iterable[str], test: Sequence[str], *, n: int = 13) -> Overla
     return Overlap(exact, shared, train=count, test=len(tests), n=n)
 
 
-def texts(source: Source) -> Iterator[str]:
-    """The problem texts of a source.
-
-    Raises:
-        ValueError: an example has none of the fields that tasks keep texts in.
-    """
-    for index in range(len(source)):
-        yield _text(source[index])
-
-
-def _text(example: Example) -> str:
+def text(example: Example) -> str:
+    """The problem text of an example; raises ValueError if no field of a known name has it."""
     for field in _FIELDS:
         if isinstance(example.get(field), str):
             return example[field]
@@ -121,25 +113,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--n", type=int, default=13, help="words in a row that must agree")
     args = parser.parse_args(arguments)
     try:
-        sets = {
-            split: {
-                name: list(texts(tasks.parse(name).source(split))) for name in getattr(args, split)
-            }
+        trains, tests = (
+            {name: _texts(name, split) for name in getattr(args, split)}
             for split in ("train", "test")
-        }
-        for train, train_texts in sets["train"].items():
-            for test, test_texts in sets["test"].items():
-                _print(train, test, train_texts, test_texts, args.n)
+        )
+        for (train, given), (test, texts) in itertools.product(trains.items(), tests.items()):
+            found = overlap(given, texts, n=args.n)
+            print(f"{train} in {test}: {found.summary()}")
+            for kind, pairs in (("exact", found.exact), (f"{args.n} words", found.ngram)):
+                for first, second in pairs[:_SHOWN]:
+                    print(f"  {kind}: train {first} / test {second}: {texts[second][:90]!r}")
     except (ValueError, OSError) as error:
         parser.error(str(error))
 
 
-def _print(train: str, test: str, train_texts: list[str], test_texts: list[str], n: int) -> None:
-    found = overlap(train_texts, test_texts, n=n)
-    print(f"{train} in {test}: {found.summary()}")
-    for kind, pairs in (("exact", found.exact), (f"{n} words", found.ngram)):
-        for first, second in pairs[:_SHOWN]:
-            print(f"  {kind}: train {first} / test {second}: {test_texts[second][:90]!r}")
+def _texts(name: str, split: Split) -> list[str]:
+    source = tasks.parse(name).source(split)
+    return [text(source[k]) for k in range(len(source))]
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import re
 import zlib
 from collections.abc import Callable
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,17 +31,15 @@ class ClosedVocabulary(Protocol):
 
 
 # Shares of the 16 hash buckets of prompts.
-_BUCKETS: dict[str, range] = {"test": range(2), "validation": range(2, 3), "train": range(3, 16)}
+_BUCKETS: dict[Split, range] = {"test": range(2), "validation": range(2, 3), "train": range(3, 16)}
 _MAX_DRAWS = 10_000
+_ANSWER = re.compile(r"####\s*(-?\d{1,9})\s*$")
 
 
 def split_of(prompt: str) -> Split:
     """The only split in which a prompt may appear."""
     bucket = zlib.crc32(prompt.encode()) % 16
-    for split, buckets in _BUCKETS.items():
-        if bucket in buckets:
-            return split  # type: ignore[return-value]
-    raise AssertionError(f"bucket {bucket} belongs to no split")
+    return next(split for split, buckets in _BUCKETS.items() if bucket in buckets)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +77,19 @@ class GeneratedSource:
         raise RuntimeError(f"no problem of split {self.split!r} in {_MAX_DRAWS} draws")
 
 
+def check_bounds(task: Any, name: str) -> None:
+    """Raises ValueError if a task's setting `min_NAME` is over its `max_NAME`."""
+    low, high = getattr(task, f"min_{name}"), getattr(task, f"max_{name}")
+    if low > high:
+        raise ValueError(f"min_{name}={low} is over max_{name}={high}")
+
+
 class GeneratedTask(Task):
-    """A task that draws its problems; an example has a "prompt" and a "solution", both text."""
+    """A task that draws its problems; an example has a "prompt" and a "solution", both text.
+
+    A response is right when it ends in `#### ` and the example's "answer", a whole number, unless a
+    task checks otherwise.
+    """
 
     @abc.abstractmethod
     def draw(self, generator: np.random.Generator) -> Example:
@@ -96,3 +106,8 @@ class GeneratedTask(Task):
     def target(self, example: Example) -> str:
         """The solution that the problem was drawn with."""
         return example["solution"]
+
+    def check(self, example: Example, response: str) -> float:
+        """1.0 for a right response, else 0.0."""
+        found = _ANSWER.search(response)
+        return float(found is not None and int(found[1]) == example["answer"])

@@ -26,10 +26,8 @@ class HumanEval(code.CodeTask):
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The published prompt, with the response opened."""
-        return [
-            {"role": "user", "content": _QUESTION.format(prompt=example["prompt"])},
-            {"role": "assistant", "content": _OPENED.format(prompt=example["prompt"])},
-        ]
+        head = example["prompt"]
+        return prompts.turns(_QUESTION.format(prompt=head), _OPENED.format(prompt=head))
 
     def target(self, example: Example) -> str:
         """The data set's function body, and the closing fence."""

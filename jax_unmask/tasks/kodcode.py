@@ -33,10 +33,8 @@ class KodCode(code.CodeTask):
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The published prompt, with the response opened."""
-        return [
-            {"role": "user", "content": _QUESTION.format(question=example["question"])},
-            {"role": "assistant", "content": _OPENED + _declaration(example)},
-        ]
+        request = _QUESTION.format(question=example["question"])
+        return prompts.turns(request, _OPENED + _declaration(example))
 
     def target(self, example: Example) -> str:
         """The solution's function without its head, what it needs, and the closing fence."""

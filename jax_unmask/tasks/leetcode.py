@@ -21,20 +21,13 @@ class LeetCode(code.CodeTask):
 
     name = "leetcode"
     fields = (
-        "problem_description",
-        "starter_code",
-        "prompt",
-        "completion",
-        "entry_point",
-        "test",
+        *("problem_description", "starter_code", "prompt"),
+        *("completion", "entry_point", "test"),
     )
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The problem with the class to complete; the response opens within a fence."""
-        return [
-            {"role": "user", "content": _QUESTION.format(**example)},
-            {"role": "assistant", "content": code.OPEN_FENCE},
-        ]
+        return prompts.turns(_QUESTION.format(**example), code.OPEN_FENCE)
 
     def target(self, example: Example) -> str:
         """The data set's program, and the closing fence."""

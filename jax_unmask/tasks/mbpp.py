@@ -50,10 +50,7 @@ class Mbpp(code.CodeTask):
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The published three-shot prompt in one turn, with the response's fence opened."""
-        return [
-            {"role": "user", "content": f"{self._shots}{_question(example)}"},
-            {"role": "assistant", "content": f"\n{code.OPEN_FENCE}"},
-        ]
+        return prompts.turns(self._shots + _question(example), f"\n{code.OPEN_FENCE}")
 
     @functools.cached_property
     def _shots(self) -> str:

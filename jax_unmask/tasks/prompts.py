@@ -34,6 +34,7 @@ Your reasoning here
 <answer>
 \\boxed{{...}}
 </answer>"""
+_OPENED = "<reasoning>"
 # The published MATH prompt ends in a stray quotation mark and a line end.
 _MATH_EVALUATION_FORMAT = _EVALUATION_FORMAT + '"\n'
 
@@ -41,15 +42,15 @@ _MATH_EVALUATION_FORMAT = _EVALUATION_FORMAT + '"\n'
 def gsm8k_messages(question: str, style: PromptStyle) -> Messages:
     """GSM8K's messages in training or in evaluation."""
     if style == "training":
-        return _user(f"{TRAINING_FORMAT}\n\n{question}")
-    return _opened(_user(f"{_EVALUATION_FORMAT}\n\n{question}"))
+        return turns(f"{TRAINING_FORMAT}\n\n{question}")
+    return turns(f"{_EVALUATION_FORMAT}\n\n{question}", _OPENED)
 
 
 def math_messages(problem: str, style: PromptStyle) -> Messages:
     """MATH's messages in training or in evaluation."""
     if style == "training":
-        return _user(f"{TRAINING_FORMAT}\n\n{_EXPERT} \n\n{problem}")
-    return _opened(_user(f"{_MATH_EVALUATION_FORMAT}\n\n{problem}"))
+        return turns(f"{TRAINING_FORMAT}\n\n{_EXPERT} \n\n{problem}")
+    return turns(f"{_MATH_EVALUATION_FORMAT}\n\n{problem}", _OPENED)
 
 
 def worked_response(reasoning: str, answer: str, style: PromptStyle) -> str:
@@ -59,9 +60,7 @@ def worked_response(reasoning: str, answer: str, style: PromptStyle) -> str:
     return f"\n{reasoning}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"
 
 
-def _user(content: str) -> Messages:
-    return [{"role": "user", "content": content}]
-
-
-def _opened(messages: Messages) -> Messages:
-    return [*messages, {"role": "assistant", "content": "<reasoning>"}]
+def turns(request: str, opened: str = "") -> Messages:
+    """The user's turn, and the beginning of the assistant's if there is one."""
+    answer = [{"role": "assistant", "content": opened}] if opened else []
+    return [{"role": "user", "content": request}, *answer]

@@ -38,8 +38,7 @@ def multiplicative(
     >>> multiplicative(1.0, 17, 64, alpha=1.0), multiplicative(0.0, 1, 64, alpha=1.0)
     (np.float64(0.75), np.float64(0.0))
     """
-    _require_positive(gen_length)
-    xp = _namespace(correct, nfe)
+    xp = _namespace(gen_length, correct, nfe)
     speed = (gen_length - xp.minimum(nfe, gen_length) + 1) / gen_length
     return xp.asarray(correct) * speed**alpha
 
@@ -64,8 +63,7 @@ def additive(
     >>> additive(1.0, 16, 64, alpha=1.0), additive(0.0, 64, 64, alpha=3.0)
     (np.float64(0.75), np.float64(-3.0))
     """
-    _require_positive(gen_length)
-    xp = _namespace(correct, nfe)
+    xp = _namespace(gen_length, correct, nfe)
     return xp.asarray(correct) - alpha * xp.asarray(nfe) / gen_length
 
 
@@ -98,13 +96,10 @@ class RewardSettings(Settings):
         return REWARDS(self.kind)(correct, nfe, gen_length, self.alpha)
 
 
-def _require_positive(gen_length: int) -> None:
+def _namespace(gen_length: int, *values: Any) -> Any:
+    """`jax.numpy` if any value is a JAX array, else `numpy`; refuses an empty canvas."""
     if gen_length < 1:
         raise ValueError(f"gen_length={gen_length} must be at least 1")
-
-
-def _namespace(*values: Any) -> Any:
-    """`jax.numpy` if any value is a JAX array, else `numpy`."""
     for value in values:
         if hasattr(value, "__array_namespace__") and not isinstance(value, np.ndarray | np.generic):
             return value.__array_namespace__()

@@ -14,43 +14,29 @@ import numpy as np
 
 from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.base import Example
-from jax_unmask.tasks.generated import GeneratedTask
+from jax_unmask.tasks.generated import GeneratedTask, check_bounds
 
 CELLS = 16
 _EMPTY = "."
 
 
-def _units() -> np.ndarray:
-    """Cell indices of the 12 units (rows, columns, boxes): int [12, 4]."""
-    cells = np.arange(CELLS).reshape(4, 4)
-    boxes = cells.reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(4, 4)
-    return np.concatenate([cells, cells.T, boxes])
-
-
-UNITS = _units()
+_INDICES = np.arange(CELLS).reshape(4, 4)
+_BOXES = _INDICES.reshape(2, 2, 2, 2).transpose(0, 2, 1, 3).reshape(4, 4)
+UNITS = np.concatenate([_INDICES, _INDICES.T, _BOXES])
+"""Cell indices of the 12 units (rows, columns, boxes): int [12, 4]."""
 
 
 @functools.cache
 def grids() -> np.ndarray:
     """All 288 valid grids, digits 1 to 4, in ascending order: int8 [288, 16]."""
     rows = np.array(list(itertools.permutations((1, 2, 3, 4))), np.int8)
-    # The first two and the last two rows must fill two boxes each: 96 pairs, not 576.
-    pairs = _pairs(rows)
-    boxes = np.sort(pairs.reshape(-1, 2, 2, 2).transpose(0, 2, 1, 3).reshape(-1, 2, 4))
-    halves = pairs[(boxes == [1, 2, 3, 4]).all(axis=(1, 2))]
-    found = _pairs(halves)
-    return found[(np.sort(found[:, UNITS]) == [1, 2, 3, 4]).all(axis=(1, 2))]
+    found = rows[np.indices([len(rows)] * 4).reshape(4, -1).T].reshape(-1, CELLS)
+    return found[is_valid(found)]
 
 
-def _pairs(parts: np.ndarray) -> np.ndarray:
-    """Every row followed by every row: [n, k] to [n * n, 2 * k]."""
-    first_and_second = np.indices((len(parts), len(parts))).reshape(2, -1).T
-    return parts[first_and_second].reshape(-1, 2 * parts.shape[1])
-
-
-def is_valid(grid: np.ndarray) -> bool:
-    """Whether a full grid (int [16], digits 1 to 4) obeys all rows, columns and boxes."""
-    return bool((np.sort(grid[UNITS], axis=1) == np.array([1, 2, 3, 4])).all())
+def is_valid(grids: np.ndarray) -> np.ndarray:
+    """Whether full grids (int [..., 16], digits 1 to 4) obey all rows, columns and boxes."""
+    return (np.sort(grids[..., UNITS]) == [1, 2, 3, 4]).all(axis=(-2, -1))
 
 
 def solves(puzzle: str, grid: str) -> bool:
@@ -63,7 +49,7 @@ def solves(puzzle: str, grid: str) -> bool:
         return False
     if any(given not in (_EMPTY, cell) for given, cell in zip(puzzle, grid, strict=False)):
         return False
-    return is_valid(np.array([int(cell) for cell in grid]))
+    return bool(is_valid(np.array([int(cell) for cell in grid])))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -85,8 +71,7 @@ class Sudoku(GeneratedTask):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.min_holes > self.max_holes:
-            raise ValueError(f"min_holes={self.min_holes} is over max_holes={self.max_holes}")
+        check_bounds(self, "holes")
 
     def check(self, example: Example, response: str) -> float:
         """1.0 if the response is 16 digits that complete the puzzle, else 0.0."""

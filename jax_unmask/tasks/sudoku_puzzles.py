@@ -9,7 +9,7 @@ from typing import Literal
 from jax_unmask.settings import setting
 from jax_unmask.tasks import prompts
 from jax_unmask.tasks.base import Example, Prompt
-from jax_unmask.tasks.checkers import answers
+from jax_unmask.tasks.checkers import answers, published
 from jax_unmask.tasks.from_files import FileTask
 from jax_unmask.tasks.sudoku import CELLS, Sudoku, solves
 
@@ -65,8 +65,7 @@ class SudokuPuzzles(FileTask):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.reference_compat and self.style != "chat":
-            raise ValueError(f"reference_compat=True needs style='chat', not {self.style!r}")
+        published.check_style(self)
 
     def parse(self, example: Example) -> Example:
         """Puzzle and solution of a record; refuses what is no puzzle with a right solution."""
@@ -90,7 +89,7 @@ class SudokuPuzzles(FileTask):
         """The puzzle, as text or as d1's message."""
         if self.style == "plain":
             return example["prompt"]
-        return [{"role": "user", "content": _REQUEST.format(puzzle=example["puzzle"])}]
+        return prompts.turns(_REQUEST.format(puzzle=example["puzzle"]))
 
     def target(self, example: Example) -> str:
         """The listed solution."""
@@ -113,12 +112,7 @@ class SudokuPuzzles(FileTask):
 
 
 def _published_reward(response: str, puzzle: str, solution: str) -> float:
-    matches = re.findall(r"<answer>(.*?)</answer>", response, re.DOTALL)
-    if not matches:
-        return 0.0
-    digits = "".join(c for c in matches[-1] if c in "0123456789")
-    grid = digits[:CELLS].ljust(CELLS, "0")
+    digits = re.sub("[^0-9]", "", published.last_tagged(response) or "")
+    grid = digits.ljust(CELLS, "0")
     holes = [k for k in range(CELLS) if puzzle[k] == "0"]
-    if not holes:
-        return 0.0
-    return sum(grid[k] == solution[k] for k in holes) / len(holes)
+    return sum(grid[k] == solution[k] for k in holes) / max(len(holes), 1)

@@ -18,7 +18,7 @@ import numpy as np
 
 from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.base import Example
-from jax_unmask.tasks.generated import GeneratedTask
+from jax_unmask.tasks.generated import GeneratedTask, check_bounds
 from jax_unmask.tasks.judges.steps import Step
 
 T = TypeVar("T")
@@ -42,7 +42,6 @@ _EQUATION = re.compile(
     r"(?P<left>\d{1,9}) (?P<sign>[-+*/]) (?P<right>\d{1,9}) = (?P<result>\d{1,9})(?: [a-z]+)?$"
 )
 _STATEMENT = re.compile(r"(?P<owner>[A-Z]\w+) has (?P<value>\d{1,9})(?: [a-z]+)?$")
-_ANSWER = re.compile(r"####\s*(\d{1,9})\s*$")
 _OPPOSITE = {"+": "-", "-": "+", "*": "/", "/": "*"}
 _OPERATIONS: dict[str, Callable[[int, int], int]] = {
     "+": lambda a, b: a + b,
@@ -105,19 +104,13 @@ class WordProblems(GeneratedTask):
 
     def __post_init__(self) -> None:
         check_ranges(self)
-        if self.min_steps > self.max_steps:
-            raise ValueError(f"min_steps={self.min_steps} is over max_steps={self.max_steps}")
+        check_bounds(self, "steps")
         if not sum(self._weights):
             raise ValueError(f"the weights of all authors are 0; give one of {AUTHORS} some")
 
     @property
     def _weights(self) -> list[float]:
         return [getattr(self, author) for author in AUTHORS]
-
-    def check(self, example: Example, response: str) -> float:
-        """1.0 if the response ends in `#### ` and the right number, else 0.0."""
-        found = _ANSWER.search(response)
-        return float(found is not None and int(found[1]) == example["answer"])
 
     def check_steps(self, example: Example, response: str) -> list[Step]:
         """Every sentence with a number, and the answer, given what the sentences before claim.
@@ -175,26 +168,22 @@ class _Draws:
         self._generator = generator
         self._ready: list[float] = []
 
-    def uniform(self) -> float:
-        """A number in [0, 1)."""
+    def chance(self, probability: float) -> bool:
+        return self._uniform() < probability
+
+    def integer(self, low: int, high: int) -> int:
+        """An integer from low up to high, both included."""
+        return low + int(self._uniform() * (high - low + 1))
+
+    def pick(self, options: Sequence[T]) -> T:
+        return options[self.integer(0, len(options) - 1)]
+
+    def _uniform(self) -> float:
         if not self._ready:
             self._ready = self._generator.random(64).tolist()
         return self._ready.pop()
 
-    def chance(self, probability: float) -> bool:
-        """True with a probability."""
-        return self.uniform() < probability
-
-    def integer(self, low: int, high: int) -> int:
-        """An integer from low up to high, both included."""
-        return low + int(self.uniform() * (high - low + 1))
-
-    def pick(self, options: Sequence[T]) -> T:
-        """One of some options."""
-        return options[self.integer(0, len(options) - 1)]
-
     def shuffled(self, options: Sequence[T]) -> list[T]:
-        """The options in random order."""
         left = list(options)
         return [left.pop(self.integer(0, len(left) - 1)) for _ in options]
 
@@ -333,10 +322,8 @@ class _Writer:
         # Sentences, each with whether the solution can do without it.
         sentences: list[tuple[str, bool]] = []
         for k, each in enumerate(self._story):
-            if each.sign:
-                sentences += [
-                    (f" {text}.", text != needed) for needed, text in self._step(author, k)
-                ]
+            for needed, text in self._step(author, k) if each.sign else ():
+                sentences.append((f" {text}.", text != needed))
         if author == "chatty" and self._draws.chance(0.5):
             sentences.append((" that is what was asked.", True))
         sentences.append((f" #### {self._values[asked]}", False))
@@ -352,7 +339,8 @@ class _Writer:
     def _step(self, author: str, k: int) -> list[tuple[str, str]]:
         """Sentences of a step, each with the one that cannot be left out."""
         each, result = self._story[k], self._values[k]
-        a, b = self._operands(each)
+        a, b = self._values[each.left], each.right
+        b = self._values[b] if each.is_index else b
         equation = f"{a} {each.sign} {b} = {result}"
         if author == "terse":
             return [(equation, equation)]
@@ -380,10 +368,6 @@ class _Writer:
             if self._draws.chance(0.5):
                 after.append(self._draws.pick(("good", "that is right", "that is good")))
         return [(needed, text) for text in (*before, needed, *after)]
-
-    def _operands(self, quantity: Quantity) -> tuple[int, int]:
-        right = self._values[quantity.right] if quantity.is_index else quantity.right
-        return self._values[quantity.left], right
 
 
 class _Ledger:

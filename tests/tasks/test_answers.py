@@ -110,7 +110,7 @@ def test_final_expression(text, expected):
     assert answers.final_expression(text) == expected
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(TEXTS)
 def test_readers_take_any_text(text):
     for read in (answers.final_number, answers.final_expression, answers.tagged, answers.boxes):
@@ -119,7 +119,7 @@ def test_readers_take_any_text(text):
     published.math_answer_for_evaluation(text)
 
 
-@settings(deadline=None, max_examples=60)
+@settings(deadline=None, max_examples=30)
 @given(TEXTS, TEXTS)
 def test_equivalence_takes_any_text_and_is_symmetric(first, second):
     for compat in (False, True):

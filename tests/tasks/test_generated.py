@@ -71,21 +71,18 @@ def test_a_number_is_one_token_where_the_vocabulary_has_it(tmp_path):
         assert [tokenizer.decode([k]) for k in tokenizer.encode(text)] == pieces
 
 
-def test_text_outside_the_vocabulary_is_an_error_not_an_unknown_token(tmp_path):
+def test_vocabularies_refuse_other_text_and_repeated_tokens(tmp_path):
     word_level.save_word_level(tmp_path, ("1", "2"))
     with pytest.raises(ValueError, match="'hello'.*" + re.escape(str(tmp_path))):
         load_tokenizer(tmp_path).encode("hello")
-
-
-def test_a_vocabulary_with_a_repeated_token_is_refused(tmp_path):
     with pytest.raises(ValueError, match="twice"):
         word_level.save_word_level(tmp_path, ("1", "1"))
 
 
-def test_there_are_288_grids_and_all_are_valid():
+def test_there_are_288_grids_in_ascending_order():
     assert sudoku.grids().shape == (288, 16)
-    assert len({tuple(grid) for grid in sudoku.grids()}) == 288
-    assert all(sudoku.is_valid(grid) for grid in sudoku.grids())
+    grids = [tuple(grid) for grid in sudoku.grids()]
+    assert grids == sorted(set(grids))
 
 
 @settings(max_examples=50, deadline=None)
@@ -99,13 +96,10 @@ def test_one_wrong_cell_makes_a_grid_wrong(index, cell, shift):
 
 
 def test_every_completion_is_right_and_no_other_grid():
-    task = sudoku.Sudoku()
-    example = {"prompt": "." * 16 + "="}
-    assert task.check(example, "1234341221434321") == 1.0
-    example = {"prompt": "2" + "." * 15 + "="}
-    assert task.check(example, "1234341221434321") == 0.0
-    for broken in ("", "1234", "1234341221434321 ", "1234341221434325", "1" * 16):
-        assert task.check({"prompt": "." * 16 + "="}, broken) == 0.0
+    empty, right = "." * 16 + "=", "1234341221434321"
+    assert sudoku.solves(empty, right) and not sudoku.solves("2" + empty[1:], right)
+    for broken in ("", "1234", right + " ", right[:-1] + "5", "1" * 16):
+        assert not sudoku.solves(empty, broken)
 
 
 @pytest.mark.parametrize(
@@ -120,33 +114,18 @@ def test_every_completion_is_right_and_no_other_grid():
         ("#### 19 pens", False),
         ("#### 190", False),
         ("####", False),
+        (f"#### {'19' * 5000}", False),
         ("", False),
     ],
 )
-def test_only_the_number_after_the_last_marker_counts(response, right):
-    assert arithmetic.Arithmetic().check({"answer": 19}, response) == float(right)
-
-
-@settings(max_examples=50, deadline=None)
-@given(index=INDICES)
-def test_the_worked_solution_is_correct_step_by_step(index):
-    example = arithmetic.Arithmetic().source("train")[index]
-    total = ""
-    for line in example["solution"].split(".")[:-1]:
-        left, _, right = line.partition("=")
-        expression = total + "".join(word for word in left.split() if not word.isalpha())
-        total = right.split()[0]
-        assert eval(expression) == int(total)
-        assert 0 <= int(total) <= arithmetic.LIMIT
-    assert int(total) == example["answer"]
+@pytest.mark.parametrize("task", [arithmetic.Arithmetic(), word_problems.WordProblems()])
+def test_only_the_number_after_the_last_marker_counts(task, response, right):
+    assert task.check({"answer": 19}, response) == float(right)
 
 
 def test_lengths_vary_for_one_and_the_same_question():
-    task = arithmetic.Arithmetic()
-    lengths = [
-        len(task._write(np.random.default_rng(k), 12, [("+", 7), ("-", 5), ("+", 2)], "pens"))
-        for k in range(200)
-    ]
+    write, steps = arithmetic.Arithmetic()._write, [("+", 7), ("-", 5), ("+", 2)]
+    lengths = [len(write(np.random.default_rng(k), 12, steps, "pens")) for k in range(200)]
     assert max(lengths) > 2 * min(lengths)
 
 

@@ -9,13 +9,12 @@ EXAMPLE = {"question": "How many?", "answer": "It is 2*9 = <<2*9=18>>18.\n#### 1
 
 
 def test_training_prompt():
-    assert Gsm8k(SAMPLES).prompt(EXAMPLE) == [
-        {
-            "role": "user",
-            "content": "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n"
-            "<answer>\n...\n</answer>\n\n\nHow many?",
-        }
-    ]
+    (turn,) = Gsm8k(SAMPLES).prompt(EXAMPLE)
+    assert turn == {
+        "role": "user",
+        "content": "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n"
+        "<answer>\n...\n</answer>\n\n\nHow many?",
+    }
 
 
 def test_evaluation_prompt_opens_the_response():
@@ -31,25 +30,17 @@ def test_evaluation_prompt_opens_the_response():
     ]
 
 
-def test_targets_are_in_the_format_asked_for():
-    assert Gsm8k(SAMPLES).target(EXAMPLE) == (
-        "<reasoning>\nIt is 2*9 = 18.\n</reasoning>\n<answer>\n18\n</answer>"
-    )
-    assert Gsm8k(SAMPLES, prompt_style="evaluation").target(EXAMPLE) == (
-        "\nIt is 2*9 = 18.\n</reasoning>\n<answer>\n\\boxed{18}\n</answer>"
-    )
-
-
-@pytest.mark.parametrize("style", ["training", "evaluation"])
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_every_target_is_right(style, split):
+@pytest.mark.parametrize(
+    ("style", "target"),
+    [
+        ("training", "<reasoning>\nIt is 2*9 = 18.\n</reasoning>\n<answer>\n18\n</answer>"),
+        ("evaluation", "\nIt is 2*9 = 18.\n</reasoning>\n<answer>\n\\boxed{18}\n</answer>"),
+    ],
+)
+def test_targets_are_in_the_format_asked_for(style, target):
     task = Gsm8k(SAMPLES, prompt_style=style)
-    source = task.source(split)
-    examples = [source[index] for index in range(len(source))]
-    assert task.check_batch(examples, [task.target(example) for example in examples]) == [
-        1.0
-    ] * len(examples)
-    assert task.check_batch(examples, ["no answer"] * len(examples)) == [0.0] * len(examples)
+    assert task.target(EXAMPLE) == target
+    assert task.check(EXAMPLE, target) == 1
 
 
 @pytest.mark.parametrize(
@@ -89,12 +80,18 @@ def test_checks_and_where_the_published_parser_differs(answer, response, score, 
     assert Gsm8k(SAMPLES, reference_compat=True).check(example, response) == published
 
 
-def test_published_evaluation_knows_no_negative_answer_and_no_tolerance():
+@pytest.mark.parametrize(
+    ("right", "response", "score"),
+    [
+        ("-7", "\\boxed{-7}", 0),
+        ("7", "\\boxed{7}", 1),
+        ("7", "\\boxed{7.0000001}", 0),
+        ("-7", "", 0),
+    ],
+)
+def test_published_evaluation_knows_no_negative_answer_and_no_tolerance(right, response, score):
     task = Gsm8k(SAMPLES, prompt_style="evaluation", reference_compat=True)
-    assert task.check({"answer": "#### -7"}, "\\boxed{-7}") == 0
-    assert task.check({"answer": "#### 7"}, "\\boxed{7}") == 1
-    assert task.check({"answer": "#### 7"}, "\\boxed{7.0000001}") == 0
-    assert task.check({"answer": "#### -7"}, "nothing") == 0
+    assert task.check({"answer": f"#### {right}"}, response) == score
 
 
 def test_bad_settings():

@@ -9,14 +9,13 @@ EXAMPLE = {"problem": "Half of one?", "solution": "It is $\\boxed{\\frac{1}{2}}$
 
 
 def test_training_prompt():
-    assert Math(SAMPLES).prompt(EXAMPLE) == [
-        {
-            "role": "user",
-            "content": "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n"
-            "<answer>\n...\n</answer>\n\n\nYou are a math expert. You will be given a question to "
-            "solve. Solve it step by step. Wrap the final answer in a \\boxed{}. \n\nHalf of one?",
-        }
-    ]
+    (turn,) = Math(SAMPLES).prompt(EXAMPLE)
+    assert turn == {
+        "role": "user",
+        "content": "\nRespond in the following format:\n<reasoning>\n...\n</reasoning>\n"
+        "<answer>\n...\n</answer>\n\n\nYou are a math expert. You will be given a question to "
+        "solve. Solve it step by step. Wrap the final answer in a \\boxed{}. \n\nHalf of one?",
+    }
 
 
 def test_evaluation_prompt_opens_the_response():
@@ -34,15 +33,11 @@ def test_evaluation_prompt_opens_the_response():
 
 @pytest.mark.parametrize("style", ["training", "evaluation"])
 @pytest.mark.parametrize("compat", [False, True])
-@pytest.mark.parametrize("split", ["train", "validation", "test"])
-def test_every_target_is_right(style, compat, split):
+def test_every_target_is_right(style, compat):
     task = Math(SAMPLES, prompt_style=style, reference_compat=compat)
-    source = Math(SAMPLES).source(split)
-    examples = [source[index] for index in range(len(source))]
-    assert task.check_batch(examples, [task.target(example) for example in examples]) == [
-        1.0
-    ] * len(examples)
-    assert task.check_batch(examples, ["no answer"] * len(examples)) == [0.0] * len(examples)
+    source = Math(SAMPLES).source("test")
+    for example in (EXAMPLE, *(source[k] for k in range(len(source)))):
+        assert task.check_batch([example] * 2, [task.target(example), "no answer"]) == [1, 0]
 
 
 def test_problems_without_a_right_answer_are_left_out():

@@ -13,8 +13,8 @@ from jax_unmask.tasks.gsm8k import Gsm8k
 from jax_unmask.tasks.math import Math, gold
 from jax_unmask.tasks.sudoku_puzzles import SudokuPuzzles
 
-ROOT = pathlib.Path(__file__).parents[2]
-DATA = pathlib.Path(os.environ.get("JAX_UNMASK_DATA", ROOT.parent / "shared" / "data"))
+BESIDE = pathlib.Path(__file__).parents[3] / "shared" / "data"
+DATA = pathlib.Path(os.environ.get("JAX_UNMASK_DATA", BESIDE))
 
 
 def data_set(*parts):

@@ -9,11 +9,24 @@ first public commit (arXiv 2512.09106), checked against golden records.
 from __future__ import annotations
 
 import re
+from typing import Any
 
 _BOX = re.compile(r"\\boxed{(.*?)}")
 _NUMBER = re.compile(r"-?\d+\.?\d*")
 _TAG = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 _EVALUATION_GOLD = re.compile(r"####\s*\$?([\d,]+(?:\.\d+)?)")
+
+
+def check_style(task: Any) -> None:
+    """Raises ValueError if a task has `reference_compat` without the style that it is for."""
+    if task.reference_compat and task.style != "chat":
+        raise ValueError(f"reference_compat=True needs style='chat', not {task.style!r}")
+
+
+def last_tagged(text: str) -> str | None:
+    """Content of the last closed answer tag, or None."""
+    found = _TAG.findall(text)
+    return found[-1].strip() if found else None
 
 
 def _float_or_number(text: str, index: int) -> float | None:

@@ -7,10 +7,9 @@ import os
 import pathlib
 import shutil
 import sys
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["bubblewrap", "namespaces"]
-KINDS: tuple[Kind, ...] = ("bubblewrap", "namespaces")
+KINDS = ("bubblewrap", "namespaces")
 
 _INSIDE = "/box/inside"
 _SCRATCH = "/scratch"
@@ -44,7 +43,7 @@ class SandboxUnavailable(RuntimeError):
     """This machine offers no way to make a box; nothing is run without one."""
 
 
-def choose(kind: str | None = None) -> Kind:
+def choose(kind: str | None = None) -> str:
     """The kind of box to make: the one asked for, else bubblewrap where it is installed.
 
     Raises:
@@ -60,12 +59,10 @@ def choose(kind: str | None = None) -> Kind:
     installed = shutil.which("bwrap") is not None
     if kind == "bubblewrap" and not installed:
         raise SandboxUnavailable("bubblewrap is not installed: `apt install bubblewrap`")
-    if kind is None:
-        return "bubblewrap" if installed else "namespaces"
-    return "bubblewrap" if kind == "bubblewrap" else "namespaces"
+    return kind or ("bubblewrap" if installed else "namespaces")
 
 
-def command(kind: Kind) -> list[str]:
+def command(kind: str) -> list[str]:
     """Command line of a box that serves jobs on its standard input and output."""
     view = _view()
     if kind == "bubblewrap":

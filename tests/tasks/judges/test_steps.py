@@ -23,9 +23,8 @@ def solution(*chunks: str) -> Solution:
     return Solution(EXAMPLE, EXAMPLE["prompt"], "19", chunks, right=False)
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_every_step_of_every_written_solution_is_right(seed):
-    task, source = Arithmetic(), Arithmetic().source("train", seed=seed)
+def test_every_step_of_every_written_solution_is_right():
+    task, source = Arithmetic(), Arithmetic().source("train")
     for i in range(200):
         steps = task.check_steps(source[i], task.target(source[i]))
         assert len(steps) >= 2
