@@ -10,6 +10,7 @@ def get_config():
     config.expert.count = 1
     # One epoch over 7,473 + 7,500 training problems, 16 prompts at a time.
     config.train.steps = 936
+    config.eval.axes = ("task.name=gsm8k|math500",)  # Both halves, as published.
     config.eval.block_lengths = (256,)
     config.eval.trained = ("distribution=bernoulli_argmax",)
     return config

@@ -40,5 +40,4 @@ def get_config(name: str = "llada_256_32"):
     config.rollout.update(gen_length=int(length), block_length=block_length)
     config.eval.block_lengths = (block_length,)
     config.eval.trained = (_TRAINED[block],)
-    config.eval.num_problems = 1319
     return config

@@ -13,7 +13,13 @@ from ml_collections import ConfigDict
 from jax_unmask import policies, recipes
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers.orbax_files import has_orbax_files
-from jax_unmask.environment.bundle import load_bundle, load_denoiser_config
+from jax_unmask.environment.bundle import (
+    check_split,
+    eval_splits,
+    load_bundle,
+    load_denoiser_config,
+    load_task,
+)
 from jax_unmask.evaluation import axes, candidates, reporting, sweep
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.recipes.policy_grpo import build_policy
@@ -51,7 +57,8 @@ def evaluate(
         trained = policy_directory(settings, checkpoint, workdir)
         candidates.candidates(settings, trained=trained)
     if not settings.eval.axes:
-        return sweep.run(settings, load_bundle(settings), workdir, trained=trained)
+        bundle = load_bundle(settings, splits=tuple(eval_splits(settings)))
+        return sweep.run(settings, bundle, workdir, trained=trained)
     return _sweep_axes(config, workdir, trained)
 
 
@@ -62,10 +69,12 @@ def _sweep_axes(
     varied = [(recipes.read(each.config), each.values) for each in axes.combinations(config)]
     for settings, _ in varied:
         candidates.candidates(settings, trained=trained)
+        for split in eval_splits(settings):  # Data of all of them, before the weights of any.
+            check_split(settings, load_task(settings), split)
     curve_files = reporting.curve_files(config, workdir)
     swept = []
     for settings, values in varied:
-        bundle = load_bundle(settings)
+        bundle = load_bundle(settings, splits=())
         swept.append(sweep.measure_all(settings, bundle, workdir, trained=trained, varied=values))
     if not jax.process_index():
         reporting.write(swept, workdir, curve_files)

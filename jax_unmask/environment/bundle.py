@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import inspect
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 from jax_unmask import denoisers, notation, tasks
@@ -17,7 +17,9 @@ from jax_unmask.runtime.mesh import param_shardings
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError, SettingError
 from jax_unmask.shipped import resolve_model, shipped_models
-from jax_unmask.tasks.base import Task
+from jax_unmask.tasks.base import Split, Task
+
+_ENDLESS, _GENERATED = 2**24, 1024
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,12 +45,14 @@ class Bundle:
     policy: pathlib.Path | None = None
 
 
-def load_bundle(config: Any) -> Bundle:
+def load_bundle(config: Any, splits: Sequence[Split] = ("train",)) -> Bundle:
     """Builds a `Bundle` from `config.model` and `config.task`.
 
     Args:
         config: a full config; `model.path` is a shipped name (such as "sudoku"), a local
             Hugging Face or Orbax directory, or a hub name.
+        splits: splits of the task that are going to be used; they are read before the weights, so
+            that what is wrong with them shows first. Those of `eval.after_training` are added.
 
     Raises:
         ConfigError: a key of the config names something that cannot be loaded.
@@ -56,6 +60,9 @@ def load_bundle(config: Any) -> Bundle:
         ValueError: the model's files do not fit together.
     """
     task, placement = load_task(config), placements.from_config(config)
+    measured = eval_splits(config) if config.eval.after_training else {}
+    for split in dict.fromkeys((*splits, *measured)):
+        check_split(config, task, split)
     quantization = getattr(
         config.model, "quantization", None
     )  # Models that are trained have no such key.
@@ -68,6 +75,33 @@ def load_bundle(config: Any) -> Bundle:
     )
     name = str(config.model.path) + (f" {quantization}" if quantization else "")
     return Bundle(denoiser, params, tokenizer, task, name, placement)
+
+
+def eval_splits(config: Any) -> dict[Split, int]:
+    """Splits that an evaluation of the config measures, with the number of problems; 0 for all."""
+    chosen = {config.eval.split: config.eval.num_problems}
+    if config.eval.validation_problems:
+        chosen.setdefault("validation", config.eval.validation_problems)
+    return chosen
+
+
+def check_split(config: Any, task: Task, split: Split) -> int:
+    """The number of problems of a split that an evaluation measures, all of them where not limited.
+
+    Of tasks that generate their problems, it is 1,024 where not limited.
+
+    Raises:
+        ConfigError: an evaluation of the config asks for more problems than there are.
+        FileNotFoundError, ValueError: the data cannot be read.
+    """
+    found = len(task.source(split, seed=0))
+    wanted = eval_splits(config).get(split, 0)
+    if wanted > found:
+        key = "eval.num_problems" if split == config.eval.split else "eval.validation_problems"
+        raise ConfigError(
+            key, wanted, f"the {split} split holds {found} problems", "Give at most that many"
+        )
+    return wanted or (found if found < _ENDLESS else _GENERATED)
 
 
 def load_denoiser_config(config: Any) -> denoisers.DenoiserConfig:
@@ -183,6 +217,8 @@ def _create(name: str, arguments: dict[str, Any]) -> Task:
     try:
         return tasks.create(name, **arguments)
     except SettingError as error:
+        if error.key == "path":
+            raise ConfigError("task.path", error.value, error.problem, error.remedy) from error
         text = f"{error.key}={error.value}"
         raise ConfigError("task.settings", text, error.problem, error.remedy) from error
     except (ValueError, TypeError) as error:
@@ -213,15 +249,10 @@ def _task_settings(
     except notation.NotationError as error:
         raise ConfigError("task.name", name, error.problem, "Correct it") from error
     settings: dict[str, Any] = {"prompt_style": prompt_style}
-    needs_path = "path" in accepted and accepted["path"].default is inspect.Parameter.empty
-    if part:  # Each task of a mixture has a folder with its name.
-        if "path" in accepted and (config.task.path or needs_path):
-            folder = name.rpartition(".")[2]
-            settings["path"] = str(pathlib.Path(_data_path(config)) / folder)
-    else:
-        settings |= {"path": config.task.path, "data_dir": config.task.tfds_data_dir}
-        if needs_path:
-            settings["path"] = _data_path(config)
+    path = config.task.path
+    if part and path:  # Each task of a mixture has a folder with its name.
+        path = str(pathlib.Path(path) / name.rpartition(".")[2])
+    settings |= {"path": path, "data_dir": config.task.tfds_data_dir}
     chosen = {key: value for key, value in settings.items() if key in accepted and value}
     kinds = {key: parameter.annotation for key, parameter in accepted.items()}
     for text in config.task.settings:
@@ -237,18 +268,3 @@ def _task_settings(
             remedy = f"Write {'NAME.' if part else ''}SETTING=VALUE"
             raise ConfigError("task.settings", text, str(error), remedy) from error
     return chosen
-
-
-def _data_path(config: Any) -> str:
-    path = config.task.path
-    if not path:
-        names = [text.partition("=")[0] for text in config.task.mixture]
-        folders = " and ".join(f"{name}/" for name in names)
-        needed = folders if config.task.name == "mixture" else "train.jsonl, test.jsonl"
-        raise ConfigError(
-            "task.path",
-            path,
-            f"task {config.task.name!r} reads its problems from files",
-            f"Give the directory that holds {needed}",
-        )
-    return path

@@ -23,7 +23,8 @@ class TaskSettings(Settings):
     name: str = setting("gsm8k", "Name of a task, or the import path of one of your own.")
     path: str | None = setting(
         None,
-        "Directory or file of the data; not used by tasks that generate their problems.",
+        "Directory or file of the data, or hub:OWNER/NAME; None for the published data set of the "
+        "task. Not used by tasks that generate their problems.",
     )
     settings: tuple[str, ...] = setting(
         (),
@@ -34,7 +35,7 @@ class TaskSettings(Settings):
         ("gsm8k", "math"), "Tasks of task mixture, with weights as in gsm8k=2."
     )
     tfds_data_dir: str | None = setting(
-        None, "Read the data through TensorFlow Datasets from this data_dir instead."
+        None, "Directory in which TensorFlow Datasets prepares gsm8k; None for its own default."
     )
     prompt_length: int = setting(200, "Prompt budget P in tokens.", ge=1)
     prompt_buckets: tuple[int, ...] = setting(
@@ -82,7 +83,15 @@ class EvaluationSettings(Settings):
     prompt_style: Literal["training", "evaluation"] = setting(
         "evaluation", "Wording of prompts; the published experiments have two."
     )
-    num_problems: int = setting(1024, "Problems of the split, its first ones.", ge=1)
+    num_problems: int = setting(
+        0,
+        "Problems of the split, its first ones; 0 for all (1,024 of tasks that generate them).",
+        ge=0,
+    )
+    truncate_prompts: bool = setting(
+        False,
+        "Cut prompts to task.prompt_length; otherwise they get the room that the longest needs.",
+    )
     batch_size: int = setting(
         128,
         "Problems in the running batch; one that is done makes room for the next.",

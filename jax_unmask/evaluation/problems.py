@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from typing import Any
 
-from jax_unmask.environment.bundle import Bundle
+from jax_unmask.environment.bundle import Bundle, check_split
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation.candidates import Candidate
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings
 from jax_unmask.settings import ConfigError
 from jax_unmask.tasks.base import Example, Task
 
+logger = logging.getLogger(__name__)
+_MULTIPLE = 8  # Of longer prompts, so that lengths that differ little share programs.
 _PROBLEM_SEED = 0
 """Seed of the problems of tasks that generate them: all policies and runs get the same ones."""
 
@@ -54,24 +57,41 @@ def rollout_settings(
     )
 
 
-def load_problems(
-    config: RunSettings, bundle: Bundle, task: Task, split: Any, count: int
-) -> Problems:
-    """The first `count` problems of a split, encoded.
+def load_problems(config: RunSettings, bundle: Bundle, task: Task, split: Any) -> Problems:
+    """The problems of a split that the config asks for, encoded.
+
+    Prompts that are longer than `task.prompt_length` get the room that the longest needs, or are
+    cut if the config says so, which is logged.
 
     Raises:
-        ConfigError: the split has fewer problems.
-        ValueError: a prompt is over its budget and may not be truncated.
+        ConfigError: the split has fewer problems, or prompt and canvas are too long for the model.
     """
+    count = check_split(config, task, split)
     source = task.source(split, seed=_PROBLEM_SEED)
-    if len(source) < count:
-        key = "eval.num_problems" if split == config.eval.split else "eval.validation_problems"
-        raise ConfigError(
-            key, count, f"the {split} split holds {len(source)} problems", "Give at most that many"
-        )
     examples = [source[index] for index in range(count)]
     encoded = [bundle.tokenizer.encode_prompt(task.prompt(example)) for example in examples]
-    prompts = bundle.tokenizer.pad_prompts(
-        encoded, config.task.prompt_length, truncate=config.task.truncate_prompts
-    )
+    budget, longest = config.task.prompt_length, max(map(len, encoded))
+    over = sum(len(prompt) > budget for prompt in encoded)
+    if over and config.eval.truncate_prompts:
+        logger.warning(
+            "%s, %s: %d of %d prompts have more than task.prompt_length=%d tokens (up to %d) and "
+            "lose their beginning",
+            *(task.name, split, over, count, budget, longest),
+        )
+    elif over:
+        total, most = longest + config.sampling.gen_length, bundle.denoiser.config.max_length
+        if total > most:
+            raise ConfigError(
+                "eval.truncate_prompts",
+                False,
+                f"the longest prompt of {task.name}, {split}, has {longest} tokens; with the "
+                f"canvas that makes {total}, more than the {most} that the denoiser was made for",
+                "Give True to cut prompts to task.prompt_length, or lower rollout.gen_length",
+            )
+        budget = min(-(-longest // _MULTIPLE) * _MULTIPLE, most - config.sampling.gen_length)
+        logger.info(
+            "%s, %s: %d of %d prompts have more than task.prompt_length=%d tokens; %d are used",
+            *(task.name, split, over, count, config.task.prompt_length, budget),
+        )
+    prompts = bundle.tokenizer.pad_prompts(encoded, budget, truncate=True)
     return Problems(split, examples, prompts)

@@ -12,7 +12,7 @@ from typing import Any
 
 import jax
 
-from jax_unmask.environment.bundle import Bundle, build_cache, load_task
+from jax_unmask.environment.bundle import Bundle, build_cache, eval_splits, load_task
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation import candidates as candidates_lib
 from jax_unmask.evaluation import reporting, viewing
@@ -95,10 +95,7 @@ def measure_all(
             "eval.policies", (), "there is nothing to measure", "Give at least one policy"
         )
     task = load_task(config, prompt_style=config.eval.prompt_style)
-    splits = [load_problems(config, bundle, task, config.eval.split, config.eval.num_problems)]
-    if config.eval.validation_problems and config.eval.split != "validation":
-        count = config.eval.validation_problems
-        splits.append(load_problems(config, bundle, task, "validation", count))
+    splits = [load_problems(config, bundle, task, split) for split in eval_splits(config)]
     # All processes measure the same rows and skip the same ones; process 0 has the files.
     store = None if jax.process_index() else ResultStore(workdir)
     known = bundle.placement.broadcast({} if store is None else dict(store.rows))
@@ -108,6 +105,8 @@ def measure_all(
         for cache in caches
         for item in _plan(config, found, splits)
     ]
+    # The same for all splits, so that they share programs.
+    per_rollout = min(max(len(each.examples) for each in splits), MOST_ROWS)
     rows = []
     began = time.monotonic()
     for index, item in enumerate(plan, start=1):
@@ -115,7 +114,7 @@ def measure_all(
         if row["key"] in known:
             rows.append(known[row["key"]])
             continue
-        rows.append(_measure(config, bundle, task, item, row, store))
+        rows.append(_measure(config, bundle, task, item, row, store, per_rollout))
         known[row["key"]] = rows[-1]
         _log(rows[-1], index, len(plan), time.monotonic() - began)
     # The viewer shows one environment, the first.
@@ -213,6 +212,7 @@ def _measure(
     item: Measured,
     row: Row,
     store: ResultStore | None,
+    rows: int,
 ) -> Row:
     measurement = measure(
         bundle.denoiser,
@@ -226,7 +226,7 @@ def _measure(
         rollout_settings(config, bundle, item.block_length, item.cache),
         seed=item.seed,
         batch_size=config.eval.batch_size,
-        rows=_rows_per_rollout(config),
+        rows=rows,
         buckets=config.task.prompt_buckets,
         placement=bundle.placement,
     )
@@ -238,12 +238,6 @@ def _measure(
         "device": jax.devices()[0].device_kind,
     }
     return row if store is None else store.append(row, measurement.correct, measurement.nfe)
-
-
-def _rows_per_rollout(config: RunSettings) -> int:
-    """Rows per rollout, the same for all splits, so that they share programs."""
-    most = max(config.eval.num_problems, config.eval.validation_problems)
-    return min(most, MOST_ROWS)
 
 
 def _title(config: RunSettings, bundle: Bundle, task: Task, varied: Mapping[str, Any]) -> str:

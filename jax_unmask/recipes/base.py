@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal, Protocol
+
+import numpy as np
 
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers import DenoiserConfig, Tokenizer
@@ -20,6 +23,7 @@ from jax_unmask.settings import ConfigError, SettingError, setting
 from jax_unmask.tasks import data
 from jax_unmask.tasks.base import Task
 
+logger = logging.getLogger(__name__)
 Metrics = Mapping[str, Any]
 
 # Larger splits are those of tasks that generate their problems, up to 2**31 of them.
@@ -244,7 +248,13 @@ def training_batches(
     once = dataclasses.replace(
         settings, batch_size=128, num_epochs=1, shuffle=False, limit=limit or None
     )
-    for _ in data.batches(task, "train", tokenizer, once):
-        pass
+    lengths = [b.prompt_lengths[b.valid] for b in data.batches(task, "train", tokenizer, once)]
+    over = np.concatenate(lengths) > settings.prompt_length
+    if over.any() and placement.feed == 0:
+        logger.warning(
+            "%d of %d training prompts have more than task.prompt_length=%d tokens (up to %d); "
+            "they lose their beginning, or are left out (task.truncate_prompts)",
+            *(over.sum(), over.size, settings.prompt_length, max(map(np.max, lengths))),
+        )
     shard = dataclasses.replace(settings, shard_index=placement.feed, shard_count=placement.feeds)
     return data.batches(task, "train", tokenizer, shard)

@@ -82,10 +82,7 @@ def create(name: str, **settings: Any) -> Task:
             raise notation.NotationError(name, problem)
     for key, parameter in known.items():
         if key not in settings and parameter.default is parameter.empty:
-            problem = f"the task needs a value for {key}"
-            if key == "path":
-                problem = "the task reads its problems from files: give --data=DIR, or NAME:DIR"
-            raise notation.NotationError(name, problem)
+            raise notation.NotationError(name, f"the task needs a value for {key}")
     return make(**settings)
 
 

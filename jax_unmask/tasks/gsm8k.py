@@ -8,7 +8,7 @@ import os
 import re
 
 from jax_unmask.settings import setting
-from jax_unmask.tasks import files, prompts, sources, tfds
+from jax_unmask.tasks import files, prompts, tfds
 from jax_unmask.tasks.base import Example, Source, Split
 from jax_unmask.tasks.checkers import answers, published
 from jax_unmask.tasks.from_files import FileTask
@@ -21,16 +21,16 @@ _TOLERANCE = 1e-6
 class Gsm8k(FileTask):
     """GSM8K. An example has a `question` and an `answer`, a solution that ends in `#### NUMBER`.
 
-    The validation split is every 15th problem of the training file (499 of 7,473); the training
-    split is the rest (6,974), the test split the test file (1,319).
+    There are 7,473 training problems (see `hold_out`) and 1,319 test problems.
 
     The faults of `reference_compat`: the first box counts, numbers end at a comma, and under
     prompt_style="evaluation" there are no negative right answers (two of the 1,319 test problems
     can then never be solved).
 
     Attributes:
-        path: as of `FileTask`; None reads through TensorFlow Datasets instead.
-        data_dir: where TensorFlow Datasets has `gsm8k` prepared; None is its own default.
+        path: as of `FileTask`. None reads through TensorFlow Datasets, which prepares the published
+            data set by itself; where that is not installed, the published files.
+        data_dir: where TensorFlow Datasets prepares `gsm8k`; None is its own default.
 
     Raises:
         ValueError: for both `path` and `data_dir`.
@@ -38,8 +38,9 @@ class Gsm8k(FileTask):
 
     name = "gsm8k"
     fields = ("question", "answer")
+    hub = tfds.GSM8K
+    folders = ("main",)
 
-    path: files.Path | None = None  # type: ignore[assignment]
     _: dataclasses.KW_ONLY
     data_dir: files.Path | None = None
     prompt_style: prompts.PromptStyle = setting(
@@ -56,14 +57,14 @@ class Gsm8k(FileTask):
                 "give one of them"
             )
 
-    def source(self, split: Split, *, seed: int = 0) -> Source:
-        """The problems of a split, in the order of the files, whatever the seed."""
-        if self.path is not None:
-            return super().source(split, seed=seed)
-        sources.check_split(split)
-        if split == "test":
-            return tfds.read_gsm8k("test", self.data_dir)
-        return self._in_band(sources.hold_out(tfds.read_gsm8k("train", self.data_dir), split))
+    def _load(self, split: Split) -> Source:
+        if self.path is None and split != "validation":
+            try:
+                return tfds.read_gsm8k(split, self.data_dir)
+            except ImportError:
+                if self.data_dir is not None:
+                    raise
+        return super()._load(split)
 
     def parse(self, example: Example) -> Example:
         """Refuses examples without a right answer."""

@@ -13,7 +13,7 @@ _OPENED = "Here is the completed function:\n```python\n{prompt}\n"
 
 
 class HumanEval(code.CodeTask):
-    """HumanEval, a test set of 164 problems: file `HumanEval.jsonl` or `.jsonl.gz`.
+    """HumanEval, a test set of 164 problems.
 
     The prompt is the published zero-shot one. It opens the response with the function's head, so a
     response is the function's body.
@@ -21,6 +21,7 @@ class HumanEval(code.CodeTask):
 
     name = "humaneval"
     fields = ("prompt", "entry_point", "canonical_solution", "test")
+    hub = "openai/openai_humaneval"
     test_stem = "HumanEval"
     test_only = True
 

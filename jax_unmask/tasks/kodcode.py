@@ -24,6 +24,7 @@ class KodCode(code.CodeTask):
 
     name = "kodcode"
     fields = ("question", "solution")
+    hub = "KodCode/KodCode-Light-RL-10K"
 
     def parse(self, example: Example) -> Example:
         """Refuses examples without tests."""

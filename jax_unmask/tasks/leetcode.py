@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from jax_unmask.tasks import code, prompts, sandbox
-from jax_unmask.tasks.base import Example
+from jax_unmask.tasks.base import Example, Split
 
 _QUESTION = (
     "You are an expert Python programmer, and here is your task:\n\n{problem_description}\n\n"
@@ -20,10 +22,14 @@ class LeetCode(code.CodeTask):
     """
 
     name = "leetcode"
+    hub = "newfacade/LeetCodeDataset"
     fields = (
         *("problem_description", "starter_code", "prompt"),
         *("completion", "entry_point", "test"),
     )
+
+    def _stems(self, split: Split) -> Sequence[str]:
+        return (*super()._stems(split), f"LeetCodeDataset.*{split}")
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The problem with the class to complete; the response opens within a fence."""

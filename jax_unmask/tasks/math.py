@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 from jax_unmask.settings import setting
-from jax_unmask.tasks import files, prompts, sources
-from jax_unmask.tasks.base import Example, SlowTask, Source
+from jax_unmask.tasks import prompts, sources
+from jax_unmask.tasks.base import Example, SlowTask, Source, Split
 from jax_unmask.tasks.checkers import answers, latex, published, symbolic
 from jax_unmask.tasks.from_files import FileTask
 
@@ -20,15 +19,16 @@ Equivalence = Literal["string", "symbolic"]
 class Math(SlowTask, FileTask):
     """MATH. An example has a `problem`, and a `solution` that boxes its answer.
 
-    The validation split is every 15th problem of the training file (500 of 7,500); the training
-    split is the rest, the test split the test file (5,000 problems, or the 500 of MATH-500).
-    Problems whose solution has an empty box (two of the 7,500) have no right answer and are left
-    out, except with `reference_compat`: then a response without a box is an answer as a whole, and
-    two missing answers are the same.
+    There are 7,500 training problems (see `hold_out`) and 5,000 test problems (or the 500 of
+    MATH-500, with test_file=math500). Problems whose solution has an empty box (two of the 7,500)
+    have no right answer and are left out, except with `reference_compat`: then a response without a
+    box is an answer as a whole, and two missing answers are the same.
     """
 
     name = "math"
     fields: ClassVar[tuple[str, ...]] = ("problem", "solution")
+    hub: ClassVar[str | None] = "EleutherAI/hendrycks_math"
+    folders: ClassVar[tuple[str, ...]] = ("*",)  # One a subject.
 
     test_file: str | None = setting(
         None, "Name of the test file in the directory, without suffix, such as math500."
@@ -89,11 +89,12 @@ class Math(SlowTask, FileTask):
         right = published.math_answer(example["solution"])
         return latex.is_equiv(answer, right, reference_compat=True)
 
-    def _test_file(self) -> str:
-        return self.test_file or self.test_stem
+    def _stems(self, split: Split) -> Sequence[str]:
+        own = self.test_file if split == "test" else None
+        return super()._stems(split) if own is None else (own,)
 
-    def _read(self, path: pathlib.Path) -> Source:
-        source = files.read_table(path, self.fields, self.parse)
+    def _load(self, split: Split) -> Source:
+        source = super()._load(split)
         if self.reference_compat:
             return source
         return sources.select(source, lambda example: _find_gold(example) is not None)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import ast
 import functools
+import pathlib
+from collections.abc import Sequence
 
-from jax_unmask.tasks import code, files, prompts, sandbox, sources
+from jax_unmask.tasks import code, prompts, sandbox, sources
 from jax_unmask.tasks.base import Example, Source, Split
 
 _QUESTION = (
@@ -20,7 +22,7 @@ _PROMPT_IDS = range(1, 11)
 
 
 class Mbpp(code.CodeTask):
-    """MBPP: file `mbpp.jsonl` (974 problems) or, with path="sanitized-mbpp.jsonl", its 427 best.
+    """MBPP: 974 problems, or its 427 best with path="sanitized-mbpp.jsonl" or the folder sanitized.
 
     The splits are the published ones, by task id: test 11 to 510, validation 511 to 600, train 601
     to 974. The prompt shows problems 2 to 4 with their solutions (1 to 3 in the full file).
@@ -28,14 +30,18 @@ class Mbpp(code.CodeTask):
 
     name = "mbpp"
     fields = ("code",)
-    test_stem = "mbpp"
+    hub = "google-research-datasets/mbpp"
+    folders = ("full",)
 
-    def source(self, split: Split, *, seed: int = 0) -> Source:
-        """The problems of a split, in the order of the file."""
-        del seed
-        sources.check_split(split)
-        source = self._select(_SPLITS[split])
-        return source if split == "test" else self._in_band(source)
+    def _stems(self, split: Split) -> Sequence[str]:
+        del split  # Published as one file, or as one for each split.
+        return ("mbpp", "train|validation|test|prompt")
+
+    def _check_single(self, file: pathlib.Path, split: Split) -> None:
+        """A single file holds all splits."""
+
+    def _load(self, split: Split) -> Source:
+        return self._select(_SPLITS[split])
 
     def parse(self, example: Example) -> Example:
         """Refuses examples without a text, a task id or tests."""
@@ -73,7 +79,7 @@ class Mbpp(code.CodeTask):
         )
 
     def _select(self, ids: range) -> Source:
-        source = self._read(files.table_file(self.path, self._test_file()))
+        source = super()._load("test")
         return sources.select(source, lambda example: example["task_id"] in ids)
 
 

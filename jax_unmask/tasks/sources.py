@@ -10,9 +10,6 @@ from typing import get_args
 
 from jax_unmask.tasks.base import Example, Source, Split
 
-# One of so many examples of a training set is held out for validation.
-VALIDATION_EVERY = 15
-
 
 @dataclasses.dataclass(frozen=True)
 class Subset:
@@ -79,18 +76,17 @@ def check_split(split: str) -> None:
         raise ValueError(f"split={split!r} is unknown; choose train, validation or test")
 
 
-def hold_out(source: Source, split: Split) -> Subset:
-    """The training or the validation split of a training set: every 15th example is held out.
-
-    Of GSM8K's 7,473 training problems 499 are held out, of MATH's 7,500 there are 500.
+def hold_out(source: Source, split: Split, every: int) -> Subset:
+    """The training or the validation split of a training set of which every n-th is held out.
 
     Args:
         source: the whole training set.
         split: "train" or "validation".
+        every: n; 15 holds out 499 of GSM8K's 7,473 problems and 500 of MATH's 7,500.
 
-    >>> hold_out([{"n": n} for n in range(40)], "validation").indices
+    >>> hold_out([{"n": n} for n in range(40)], "validation", 15).indices
     [0, 15, 30]
     """
     held_out = split == "validation"
     indices = range(len(source))
-    return Subset(source, [k for k in indices if (k % VALIDATION_EVERY == 0) == held_out])
+    return Subset(source, [k for k in indices if (k % every == 0) == held_out])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import tempfile
@@ -11,35 +12,45 @@ from jax_unmask.tasks import files
 from jax_unmask.tasks.base import Example
 
 _FIELDS = ("question", "answer")
+GSM8K = "openai/gsm8k"
+"""Name of the published data set on the Hugging Face hub."""
 
 
 def read_gsm8k(split: str, data_dir: str | os.PathLike[str] | None = None) -> list[Example]:
-    """The examples of a split of the prepared data set `gsm8k`.
+    """The examples of a split of the data set `gsm8k`, which is prepared first where it is not.
 
     Args:
         split: split in TensorFlow Datasets' notation, such as "train" or "train[:10%]".
-        data_dir: where the data set was prepared; None is TensorFlow Datasets' own default.
+        data_dir: root of prepared data sets; None is TensorFlow Datasets' own default.
 
     Raises:
-        FileNotFoundError: if the data set has not been prepared there.
+        FileNotFoundError: it is not prepared, and there is neither a network nor a copy of the
+            published files in the Hugging Face cache.
         ImportError: TensorFlow Datasets is not installed.
         ValueError: if the data set has no such split.
     """
     where = None if data_dir is None else os.fspath(data_dir)
-    builder = _import_tfds().builder("gsm8k", data_dir=where, file_format="array_record")
+
+    def find() -> Any:
+        return import_tfds().builder("gsm8k", data_dir=where, file_format="array_record")
+
+    builder = find()
     if not builder.is_prepared():
-        raise FileNotFoundError(
-            f"data set 'gsm8k' has not been prepared in {builder.data_path} (as array_record). "
-            "Either prepare it, with `tfds.builder('gsm8k', data_dir=..., "
-            "file_format='array_record').download_and_prepare()` or from JSON Lines files with "
-            "`jax_unmask.tasks.tfds.prepare_gsm8k(jsonl_dir, data_dir)`; or do without TensorFlow "
-            "Datasets: give the task path=DIR, a directory with train.jsonl and test.jsonl"
-        )
+        try:
+            prepare_gsm8k(f"{files.HUB}{GSM8K}", where)
+        except OSError as error:
+            # Another process may have been faster.
+            if not find().is_prepared():
+                raise FileNotFoundError(
+                    f"data set 'gsm8k' is not prepared in {builder.data_path}, and cannot be: "
+                    f"{error}"
+                ) from error
+        builder = find()
     records = builder.as_data_source(split=split)
     return [{name: record[name].decode("utf-8") for name in _FIELDS} for record in records]
 
 
-def _import_tfds() -> Any:
+def import_tfds() -> Any:
     """TensorFlow Datasets with its `gsm8k` builder registered (slow: import only where needed)."""
     try:
         import tensorflow_datasets as tfds
@@ -56,24 +67,25 @@ def _import_tfds() -> Any:
 
 
 def prepare_gsm8k(
-    jsonl_dir: str | os.PathLike[str], data_dir: str | os.PathLike[str]
+    source: str | os.PathLike[str], data_dir: str | os.PathLike[str] | None
 ) -> pathlib.Path:
-    """Prepares TensorFlow Datasets' `gsm8k` from local files: no network, no TensorFlow.
+    """Prepares TensorFlow Datasets' `gsm8k` from the published files, without TensorFlow.
 
     The result is what the stock builder's `download_and_prepare` writes, with the splits `train`
     and `test` only, and is read back by `read_gsm8k(split, data_dir)`.
 
     Args:
-        jsonl_dir: directory with `train.jsonl` and `test.jsonl`, plain or gzipped.
-        data_dir: TensorFlow Datasets' root directory to write to.
+        source: directory with the splits `train` and `test`, or `hub:OWNER/NAME`.
+        data_dir: TensorFlow Datasets' root directory to write to; None is its own default.
 
     Returns:
         The directory of the prepared data set.
     """
-    tfds = _import_tfds()
-    found = {split: files.table_file(jsonl_dir, split) for split in ("train", "test")}
-    for file in found.values():
-        files.read_table(file, _FIELDS, _with_one_answer)
+    tfds = import_tfds()
+    rows = {}
+    for split in ("train", "test"):
+        found = files.split_files(source, (split,), folders=("main",))
+        rows[split] = files.read_table(found, _FIELDS, _with_one_answer)
     stock = tfds.text.Gsm8k
 
     class LocalGsm8k(stock, skip_registration=True):  # type: ignore[call-arg, misc, valid-type]
@@ -85,11 +97,11 @@ def prepare_gsm8k(
             return {split: self._generate_examples(file) for split, file in plain.items()}
 
     with tempfile.TemporaryDirectory() as unpacked:  # The stock builder reads plain files only.
-        plain = {split: pathlib.Path(unpacked) / f"{split}.jsonl" for split in found}
-        for split, file in found.items():
-            lines = [line for line in files.read_text(file).split("\n") if line.strip()]
-            plain[split].write_text("\n".join(lines) + "\n", encoding="utf-8")
-        builder = LocalGsm8k(data_dir=os.fspath(data_dir), file_format="array_record")
+        plain = {split: pathlib.Path(unpacked) / f"{split}.jsonl" for split in rows}
+        for split, file in plain.items():
+            file.write_text("".join(json.dumps(row) + "\n" for row in rows[split]))
+        where = None if data_dir is None else os.fspath(data_dir)
+        builder = LocalGsm8k(data_dir=where, file_format="array_record")
         builder.download_and_prepare()
     return pathlib.Path(builder.data_path)
 

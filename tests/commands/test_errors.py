@@ -18,6 +18,7 @@ import pytest
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+import hub_cache
 import tiny
 from jax_unmask import policies, recipes
 from jax_unmask.commands import command_line, train
@@ -122,22 +123,33 @@ class TestData:
         config = tiny_config("sft", data__gen_length=15)
         assert "has 16 tokens, more than gen_length=15; raise gen_length" in message(config)
 
-    def test_no_such_path(self, tiny_config, message):
-        text = message(tiny_config(task__name="gsm8k", task__path="/no/such/data"))
-        assert "path='/no/such/data' does not exist; give a directory with train.jsonl" in text
+    @pytest.mark.parametrize("after_training", [False, True])
+    def test_data_is_read_before_weights(self, tiny_config, message, model_copy, after_training):
+        (model_copy / "model.safetensors").unlink()
+        data = model_copy / "train.jsonl"
+        data.write_text(RIGHT)
+        changes = {"task__name": "gsm8k", "model__path": str(model_copy)}
+        changes["eval__block_lengths"] = (16,)
+        path = str(data) if after_training else "/no/such/data"
+        config = tiny_config(task__path=path, eval__after_training=after_training, **changes)
+        text = message(config)
+        assert f"path={path!r}" in text
+        assert ("no split 'test'" if after_training else "a directory with train.jsonl") in text
 
     def test_task_that_needs_a_path(self, tiny_config, message):
-        text = message(tiny_config(task__name="math"))
+        text = message(tiny_config(task__name="sudoku_puzzles"))
         assert "config.task.path = None" in text
-        assert "Give the directory that holds train.jsonl, test.jsonl" in text
+        assert "Give a directory" in text
 
     def test_two_sources(self, tiny_config, message, tmp_path):
         config = gsm8k(tiny_config, tmp_path, RIGHT, task__tfds_data_dir="/somewhere")
         assert "exclude each other; give one of them" in message(config)
 
-    def test_unprepared_tensorflow_dataset(self, tiny_config, message, tmp_path):
+    def test_unprepared_tensorflow_dataset(self, tiny_config, message, tmp_path, monkeypatch):
+        hub_cache.use(monkeypatch, tmp_path)  # Neither a network nor a copy.
         text = message(tiny_config(task__name="gsm8k", task__tfds_data_dir=str(tmp_path)))
-        assert "data set 'gsm8k' has not been prepared in" in text
+        assert f"'gsm8k' is not prepared in {tmp_path}" in text
+        assert "openai/gsm8k" in text and "--config.task.path=DIR" in text
 
     @pytest.mark.parametrize("lines", [(), ("", "  ")])
     def test_empty(self, tiny_config, message, tmp_path, lines):
@@ -145,8 +157,8 @@ class TestData:
         assert "train.jsonl holds no examples" in text
 
     def test_too_small_for_a_training_split(self, tiny_config, message, tmp_path):
-        # The first of every fifteen is held out for validation.
-        text = message(gsm8k(tiny_config, tmp_path, RIGHT))
+        settings = {"task__settings": ("hold_out=15",)}  # The first of every fifteen.
+        text = message(gsm8k(tiny_config, tmp_path, RIGHT, **settings))
         assert "task 'gsm8k' has no examples in split 'train'" in text
 
     @pytest.mark.parametrize(

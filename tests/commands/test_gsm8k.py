@@ -17,11 +17,11 @@ import signal
 import numpy as np
 import pytest
 
+import hub_cache
 import tiny
 from jax_unmask import denoisers, recipes
 from jax_unmask.commands import train
 from jax_unmask.tasks import gsm8k
-from jax_unmask.tasks.tfds import prepare_gsm8k
 
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, SAVED = 4, 2
@@ -94,25 +94,21 @@ def trains_and_resumes(config, tmp_path, monkeypatch):
     return rows
 
 
-def test_on_samples(config, byte_model, fixtures_dir, tmp_path, monkeypatch):
-    config.model.path = str(byte_model)
-    config.task.path = str(fixtures_dir / "samples" / "gsm8k")
-    trains_and_resumes(config, tmp_path, monkeypatch)
-
-
-def test_through_tensorflow_datasets(config, byte_model, fixtures_dir, tmp_path):
+def test_with_its_defaults_from_a_filled_cache(
+    config, byte_model, fixtures_dir, tmp_path, monkeypatch
+):
+    """Model and data by their names on the hub; TensorFlow Datasets prepares the data."""
     pytest.importorskip("tensorflow_datasets")
-    prepare_gsm8k(fixtures_dir / "samples" / "gsm8k", tmp_path / "tfds")
-    config.model.path = str(byte_model)
-    config.train.steps, config.optimizer.warmup_steps = 1, 1
-    config.task.path = str(fixtures_dir / "samples" / "gsm8k")
-    train.train(config, tmp_path / "jsonl")
-    config.task.path, config.task.tfds_data_dir = None, str(tmp_path / "tfds")
-    train.train(config, tmp_path / "tensorflow_datasets")
-    # TensorFlow Datasets shuffles what it stores: same problems, another order.
-    for run in ("jsonl", "tensorflow_datasets"):
-        (line,) = (tmp_path / run / "metrics.jsonl").read_text().splitlines()
-        assert json.loads(line)["step"] == 1
+    cache = tmp_path / "cache"
+    hub_cache.use(monkeypatch, cache)
+    shutil.copytree(
+        byte_model, hub_cache.folder(cache, config.model.path, "models"), dirs_exist_ok=True
+    )
+    data = hub_cache.folder(cache, "openai/gsm8k") / "main"
+    shutil.copytree(fixtures_dir / "samples" / "gsm8k", data)
+    config.task.tfds_data_dir = str(tmp_path / "tfds")  # Not in the home of who runs the tests.
+    trains_and_resumes(config, tmp_path, monkeypatch)
+    assert list((tmp_path / "tfds").glob("gsm8k/*/*.array_record*"))
 
 
 def test_on_the_real_problems_with_a_real_tokenizer(config, shared_data_dir, tmp_path, monkeypatch):

@@ -9,8 +9,9 @@ import jax
 import numpy as np
 import pytest
 
-from jax_unmask.evaluation import sweep
+from jax_unmask import recipes
 from jax_unmask.evaluation.measure import Measurement, measure
+from jax_unmask.evaluation.problems import Problems, load_problems
 from jax_unmask.policies import parse_policy
 from jax_unmask.rollout import RolloutSettings
 from jax_unmask.runtime.compilation import CompileTimes
@@ -32,7 +33,8 @@ class CountsDigits:
 
 @pytest.fixture
 def problems(config, bundle):
-    return sweep.load_problems(config, bundle, bundle.task, "test", N)
+    config.eval.num_problems = N
+    return load_problems(recipes.read(config), bundle, bundle.task, "test")
 
 
 def run(
@@ -130,9 +132,7 @@ def test_settings_share_one_program(bundle, problems):
     compiled = CompileTimes()
     for threshold in (0.2, 0.5):
         run(bundle, problems, f"threshold:threshold={threshold}", batch_size=5)
-    fewer = sweep.Problems(
-        "test", problems.examples[:6], jax.tree.map(lambda x: x[:6], problems.prompts)
-    )
+    fewer = Problems("test", problems.examples[:6], jax.tree.map(lambda x: x[:6], problems.prompts))
     run(bundle, fewer, "threshold:threshold=0.9", batch_size=5, rows=N)
     assert compiled.programs == 0
 

@@ -12,6 +12,7 @@ import pytest
 from jax_unmask import policies, recipes
 from jax_unmask.environment import bundle as bundle_lib
 from jax_unmask.evaluation import candidates, sweep
+from jax_unmask.evaluation.problems import load_problems
 from jax_unmask.report import results
 from jax_unmask.settings import ConfigError
 
@@ -20,6 +21,18 @@ KEYS = {
     *("block_length", "gen_length", "n", "accuracy", "accuracy_se", "nfe_mean", "nfe_se"),
     *("seconds_per_sequence", "tokens_per_second", "useful_forward_fraction", "still_masked"),
 }
+
+
+class Short:
+    """Seven problems, each of 17 tokens."""
+
+    name = "short"
+
+    def source(self, split, *, seed):
+        return [{"prompt": "1234" * 4 + "="}] * 7
+
+    def prompt(self, example):
+        return example["prompt"]
 
 
 def read(workdir):
@@ -180,22 +193,26 @@ class TestBundle:
             bundle_lib.load_bundle(recipes.read(config))
 
     def test_data_of_a_task_that_reads_files(self, config):
-        config.task.name = "math"
+        config.task.name = "sudoku_puzzles"
         with pytest.raises(ConfigError, match=r"config\.task\.path"):
             bundle_lib.load_task(recipes.read(config))
 
     def test_too_few_problems(self, config, bundle):
-        class Short:
-            def source(self, split, *, seed):
-                return [{"prompt": "1234" * 4 + "="}] * 7
+        with pytest.raises(ConfigError, match="num_problems = 10: the test split holds 7 problems"):
+            load_problems(recipes.read(config), bundle, Short(), "test")
 
-        with pytest.raises(ConfigError, match="the test split holds 7 problems"):
-            sweep.load_problems(recipes.read(config), bundle, Short(), "test", 10)
-
-    def test_prompt_over_budget(self, config, bundle):
-        config.task.prompt_length = 5
-        with pytest.raises(ValueError, match="17 tokens, more than its budget of 5"):
-            sweep.load_problems(recipes.read(config), bundle, bundle.task, "test", 2)
+    def test_all_problems_and_whole_prompts_unless_told_otherwise(self, config, bundle, caplog):
+        config.eval.num_problems, config.task.prompt_length = 0, 5
+        whole = load_problems(recipes.read(config), bundle, Short(), "test").prompts
+        assert whole.tokens.shape == (7, 24) and (whole.mask.sum(axis=1) == 17).all()
+        config.eval.truncate_prompts = True
+        cut = load_problems(recipes.read(config), bundle, Short(), "test").prompts
+        assert cut.tokens.shape == (7, 5)
+        assert "7 of 7 prompts have more than task.prompt_length=5 tokens (up to 17)" in caplog.text
+        config.eval.update(truncate_prompts=False, num_problems=1)
+        config.rollout.update(gen_length=48, block_length=48)
+        with pytest.raises(ConfigError, match=r"eval.truncate_prompts .* 17 tokens.* 65, more"):
+            load_problems(recipes.read(config), bundle, Short(), "test")
 
 
 def test_rows_without_outcomes_still_collect(config, bundle, tmp_path):

@@ -88,8 +88,8 @@ def check_all(task, size):
 @pytest.mark.parametrize(
     ("task", "folder", "sizes"),
     [
-        (Gsm8k, "gsm8k", {"train": 6974, "validation": 499, "test": 1319}),
-        (Math, "math", {"train": 6998, "validation": 500, "test": 5000}),
+        (Gsm8k, "gsm8k", {"train": 7473, "test": 1319}),
+        (Math, "math", {"train": 7498, "test": 5000}),
     ],
 )
 def test_every_solution_of_a_real_file_is_right(task, folder, sizes):

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+import hub_cache
 from jax_unmask.tasks import files, sources, tfds
 from jax_unmask.tasks.gsm8k import Gsm8k
 from jax_unmask.tasks.math import Math
@@ -86,15 +87,18 @@ def test_files_that_are_not_what_their_name_says(tmp_path, name, content, messag
 
 
 def test_a_held_out_example_is_in_one_split_only():
-    task = Gsm8k(SAMPLES)
+    assert len(Gsm8k(SAMPLES).source("train")) == 30  # None is, unless asked for.
+    task = Gsm8k(SAMPLES, hold_out=15)
     whole = set((SAMPLES / "train.jsonl").read_text().splitlines())
     train, validation = (examples(task.source(split)) for split in ("train", "validation"))
     assert len(validation) == 2
     assert sorted(map(json.dumps, train + validation)) == sorted(whole)
 
 
-def test_a_single_file_serves_its_own_splits():
-    train, test = Gsm8k(SAMPLES / "train.jsonl"), Gsm8k(SAMPLES / "test.jsonl")
+def test_a_single_file_serves_its_own_splits(tmp_path):
+    packed = tmp_path / "gsm8k_test.jsonl.gz"
+    packed.write_bytes(gzip.compress((SAMPLES / "test.jsonl").read_bytes()))
+    train, test = Gsm8k(SAMPLES / "train.jsonl", hold_out=15), Gsm8k(packed)
     assert [len(train.source(split)) for split in ("train", "validation")] == [28, 2]
     assert len(test.source("test")) == 7
     for task, split in ((train, "test"), (test, "train")):
@@ -140,7 +144,7 @@ def test_tensorflow_datasets_hold_the_same_as_the_files(prepared):
 
 
 def test_gsm8k_through_tensorflow_datasets(prepared):
-    task = Gsm8k(data_dir=prepared)
+    task = Gsm8k(data_dir=prepared, hold_out=15)
     train, validation = task.source("train"), task.source("validation")
     assert (len(train), len(validation), len(task.source("test"))) == (28, 2, 7)
     questions = {example["question"] for example in examples(train)}
@@ -150,9 +154,23 @@ def test_gsm8k_through_tensorflow_datasets(prepared):
         task.source("dev")
 
 
-def test_unprepared_data_names_both_remedies(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"prepare_gsm8k.*path="):
-        Gsm8k(data_dir=tmp_path).source("train")
+def test_gsm8k_prepares_itself_from_the_hubs_files(tmp_path, monkeypatch):
+    cache, data_dir = tmp_path / "cache", tmp_path / "tfds"
+    hub_cache.use(monkeypatch, cache)
+    with pytest.raises(FileNotFoundError, match=rf"{data_dir}.*hf download .*{tfds.GSM8K}.*path"):
+        Gsm8k(data_dir=data_dir).source("train")
+    folder = hub_cache.folder(cache, tfds.GSM8K) / "main"
+    folder.mkdir()
+    for split in ("train", "test"):
+        (folder / f"{split}.jsonl").write_bytes((SAMPLES / f"{split}.jsonl").read_bytes())
+    assert len(Gsm8k(data_dir=data_dir).source("train")) == 30
+    assert list(data_dir.glob("gsm8k/**/*array_record*"))
+    # Prepared once, it needs the hub no more; without TensorFlow Datasets the hub's files serve.
+    hub_cache.use(monkeypatch, tmp_path / "nothing")
+    assert len(Gsm8k(data_dir=data_dir).source("test")) == 7
+    hub_cache.use(monkeypatch, cache)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)
+    assert len(Gsm8k().source("test")) == 7
 
 
 def test_preparation_verifies_the_files(tmp_path):

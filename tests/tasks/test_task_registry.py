@@ -8,12 +8,14 @@ from jax_unmask.tasks.math import Math
 from jax_unmask.tasks.mixture import Mixture
 
 SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples"
-MIXED = {"gsm8k": Gsm8k(SAMPLES / "gsm8k"), "math": Math(SAMPLES / "math")}
+MIXED = {
+    "gsm8k": Gsm8k(SAMPLES / "gsm8k", hold_out=15),
+    "math": Math(SAMPLES / "math", hold_out=15),
+}
 SETTINGS = {
-    "gsm8k": {"path": SAMPLES / "gsm8k"},
-    "math": {"path": SAMPLES / "math"},
+    **{n: {"path": SAMPLES / n, "hold_out": 15} for n in ("gsm8k", "kodcode", "leetcode", "math")},
     "mixture": {"tasks": MIXED},
-    **{name: {"path": SAMPLES / name} for name in ("humaneval", "kodcode", "leetcode", "mbpp")},
+    **{name: {"path": SAMPLES / name} for name in ("humaneval", "mbpp")},
     **{name: {"path": SAMPLES / "competitions"} for name in ("aime24", "aime25", "amc23")},
     "math500": {"path": SAMPLES / "competitions"},
     "sudoku_puzzles": {"path": SAMPLES / "sudoku"},
