@@ -221,10 +221,8 @@ def convert(text: str, kind: Any) -> Any:
     >>> convert("true", bool), convert("1e-3", float), convert("none", int | None)
     (True, 0.001, None)
 
-    Args:
-        text: the text.
-        kind: bool, int, float, str, a Literal, or a union of these with each other or None. With
-            any other type the text is read as a Python literal, or taken as it is.
+    With another type than bool, int, float, str, a Literal, or a union of these with each other or
+    None, the text is read as a Python literal, or taken as it is.
 
     Raises:
         ValueError: it does not fit; the message is the end of a sentence about it.

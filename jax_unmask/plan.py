@@ -1,10 +1,9 @@
 """Plans a training run without its weights: `python -m jax_unmask.plan --config=...`.
 
 Counts parameters and bytes from shapes alone, and traces the programs of a step at full size, laid
-out on the mesh of the config. With --devices (v5e-16, h100x8, ...) that mesh is one of so many
-devices, which need not be there: CPUs stand in for them. With --compile the programs are compiled
-ahead of time as well, which tells the memory of their temporaries and the bytes that devices send
-each other. Nothing of the model's size is ever allocated.
+out on the mesh of the config. With --devices (v5e-16, h100x8, ...) CPUs stand in for so many
+devices. With --compile the programs are compiled ahead of time as well, which tells the memory of
+their temporaries and the bytes that devices send each other.
 """
 
 from jax_unmask.commands import command_line, plan

@@ -20,6 +20,7 @@ import difflib
 import functools
 import inspect
 import math
+import operator
 import re
 import struct
 import sys
@@ -28,10 +29,9 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
-T = TypeVar("T")
-
 _DECLARATION, _GIVEN = "setting", "given"
 _MAX_INT = 2**31 - 1
+_NAME = r"`([\w.]+)`"
 
 
 class SettingError(ValueError):
@@ -48,23 +48,18 @@ class SettingError(ValueError):
     def __init__(self, key: str, value: object, problem: str, remedy: str) -> None:
         self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
         end = "" if remedy.endswith(("?", ".")) else "."
-        text = f"{problem}. {remedy}{end}"
-        super().__init__(f"{self._name(key)} = {value!r}: {self._completed(text)}")
+        text = re.sub(_NAME, lambda match: self._name(match[1]), f"{problem}. {remedy}{end}")
+        super().__init__(f"{self._name(key)} = {value!r}: {text}")
 
     @staticmethod
     def _name(key: str) -> str:
         return key
 
-    def _completed(self, text: str) -> str:
-        return re.sub(r"`([\w.]+)`", lambda match: self._name(match[1]), text)
-
     def within(self, group: str) -> ConfigError:
         """The same about the setting of a group of a config."""
         prefix = f"{group}." if group else ""
-        problem, remedy = (
-            re.sub(r"`([\w.]+)`", rf"`{prefix}\1`", text) for text in (self.problem, self.remedy)
-        )
-        return ConfigError(prefix + self.key, self.value, problem, remedy)
+        texts = (re.sub(_NAME, rf"`{prefix}\1`", text) for text in (self.problem, self.remedy))
+        return ConfigError(prefix + self.key, self.value, *texts)
 
 
 class ConfigError(SettingError):
@@ -117,20 +112,12 @@ class Setting:
         """The range in words; empty if the type has no further limits."""
         if self.choices:
             return "one of " + ", ".join(map(repr, self.choices))
-        bounds = (
-            ("at least", self.ge),
-            ("above", self.gt),
-            ("at most", self.le),
-            ("below", self.lt),
-        )
+        words = ("at least", "above", "at most", "below")
+        bounds = zip(words, (self.ge, self.gt, self.le, self.lt), strict=True)
         return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
 
     def check(self, value: object) -> None:
-        """Checks type, range and choices of a value that stands in a config.
-
-        Raises:
-            SettingError: it is not one of those that the setting can have.
-        """
+        """Raises a `SettingError` unless the setting of a config can have this value."""
         if value is None:
             if not self.is_optional:
                 self._refuse(value, f"it needs a value of type {self.type_name}")
@@ -149,17 +136,10 @@ class Setting:
         self.check_range(value)
 
     def check_range(self, value: Any) -> None:
-        """Checks range and choices of one value. Bounds hold for its nearest float32 too.
-
-        Raises:
-            SettingError: it lies outside.
-        """
+        """Checks range and choices of one value. Bounds hold for its nearest float32 too."""
         if self.choices:
             if value not in self.choices:
-                close = difflib.get_close_matches(str(value), list(map(str, self.choices)), n=1)
                 remedy = f"Choose {self.range_text}"
-                if close:
-                    remedy = f"Did you mean {close[0]!r}? {remedy}"
                 raise SettingError(self.key, value, "there is no such choice", remedy)
         elif self.kind in (int, float):
             rounded = _float32(value) if self.kind is float else value
@@ -177,9 +157,9 @@ class Setting:
                     self._refuse(value, f"it must be {self.range_text}")
 
     def _refuse(self, value: object, problem: str) -> typing.NoReturn:
-        remedy = f"The default is {self.default!r}"
+        remedy = "Correct it" if self.default is None else f"The default is {self.default!r}"
         if self.range_text and self.range_text not in problem:
-            remedy = f"Give a value {self.range_text}; the default is {self.default!r}"
+            remedy = f"Give a value {self.range_text}"
         raise SettingError(self.key, value, problem, remedy)
 
 
@@ -202,29 +182,24 @@ def setting(
 
     Args:
         default: the default value; with `parse`, the default text.
-        help: one sentence: what it is, its unit, its source.
-        ge: smallest value.
-        gt: bound that values lie above.
-        le: largest value.
-        lt: bound that values lie below.
-        choices: all values that there are, if they are few.
-        exempt: may change when a run is resumed.
+        help, ge, gt, le, lt, choices, exempt: see `Setting`.
         parse: makes the field's value of the text that a config has; ValueErrors are reported. The
             text of a value is `str` of it, that of None is "none".
     """
-    declaration = {
-        "help": help,
-        "choices": tuple(choices),
-        "is_exempt": exempt,
-        "parse": parse,
-        "ge": ge,
-        "gt": gt,
-        "le": le,
-        "lt": lt,
-    }
     if parse is not None:
         default = parse(default)
-    return dataclasses.field(default=default, metadata={_DECLARATION: declaration})
+    # Name and type are those of the field, see `_declaration`.
+    declared_as = Setting(
+        *("", default, help, object),
+        ge=ge,
+        gt=gt,
+        le=le,
+        lt=lt,
+        choices=tuple(choices),
+        is_exempt=exempt,
+        parse=parse,
+    )
+    return dataclasses.field(default=default, metadata={_DECLARATION: declared_as})
 
 
 def setting_of(kind: Any, name: str) -> Any:
@@ -253,20 +228,16 @@ class Settings:
         self.check()
 
     def check(self) -> None:
-        """Checks relations between settings; see `require`.
-
-        Raises:
-            SettingError: two of them do not go together.
-        """
+        """Checks relations between settings; see `require`."""
 
     def require(self, condition: bool, key: str, problem: str, remedy: str) -> None:
         """Raises a `SettingError` about a setting unless the condition holds."""
         if not condition:
-            raise SettingError(key, get(self, key), problem, remedy)
+            raise SettingError(key, operator.attrgetter(key)(self), problem, remedy)
 
     def require_divides(self, divisor: str, dividend: str) -> None:
         """One setting must divide another; both are positive."""
-        small, large = get(self, divisor), get(self, dividend)
+        small, large = operator.attrgetter(divisor, dividend)(self)
         below, above = large // small * small, (large // small + 1) * small
         fitting = " or ".join(str(number) for number in (below, above) if number)
         self.require(
@@ -278,20 +249,13 @@ class Settings:
 
     def require_at_most(self, smaller: str, larger: str) -> None:
         """One setting must not exceed another."""
-        self.require(
-            get(self, smaller) <= get(self, larger),
-            smaller,
-            f"it must not exceed `{larger}` = {get(self, larger)!r}",
-            "Change one of them",
-        )
+        small, large = operator.attrgetter(smaller, larger)(self)
+        problem = f"it must not exceed `{larger}` = {large!r}"
+        self.require(small <= large, smaller, problem, "Change one of them")
 
 
 def check_ranges(instance: Any) -> None:
-    """Checks the settings of a frozen dataclass, one by one; makes tuples of sequences.
-
-    Raises:
-        SettingError: a value is out of its range.
-    """
+    """Checks the settings of a frozen dataclass, one by one; makes tuples of sequences."""
     for declaration in _own(type(instance)):
         value = getattr(instance, declaration.key)
         if declaration.is_tuple and value is not None:
@@ -327,9 +291,8 @@ class Variant:
         for field in dataclasses.fields(self.names(self.kind)):
             if _GIVEN in field.metadata or field.default is dataclasses.MISSING:
                 continue
-            declared_as = field.metadata.get(_DECLARATION)
-            if declared_as is not None:
-                each = _declaration(self.names(self.kind), field, declared_as)
+            if _DECLARATION in field.metadata:
+                each = _declaration(self.names(self.kind), field)
             else:
                 is_tuple = isinstance(field.default, tuple)
                 sample = (*field.default, 0.0)[0] if is_tuple else field.default
@@ -339,11 +302,7 @@ class Variant:
         return found
 
     def of_kind(self, kind: str) -> Variant:
-        """The same, of another kind and at its defaults.
-
-        Raises:
-            SettingError: there is no such kind.
-        """
+        """The same, of another kind and at its defaults; a `SettingError` if there is no such."""
         try:
             self.names(kind)
         except ValueError as error:
@@ -351,11 +310,7 @@ class Variant:
         return Variant(self.names, kind)
 
     def with_values(self, values: Mapping[str, Any]) -> Variant:
-        """The same kind with other values; checks them where nothing else is needed for that.
-
-        Raises:
-            SettingError: they do not go together.
-        """
+        """The same kind with other values, checked where nothing else is needed for that."""
         chosen = {name: value for name, value in values.items() if name != "kind"}
         fields = dataclasses.fields(self.names(self.kind))
         if all(f.name in chosen or f.default is not dataclasses.MISSING for f in fields):
@@ -380,24 +335,15 @@ S = TypeVar("S", bound=Settings)
 _GROUPS = (Settings, Variant)
 
 
-def get(instance: Any, key: str) -> Any:
-    """The value under a dotted key."""
-    return functools.reduce(getattr, key.split("."), instance)
-
-
 def declared(instance: Any) -> list[Setting]:
     """Every setting under its full key, in order of declaration; defaults are the instance's."""
     found = []
     for name, value in _members(instance):
         if isinstance(value, _GROUPS):
-            found += [
-                dataclasses.replace(
-                    each,
-                    key=f"{name}.{each.key}",
-                    is_exempt=each.is_exempt or value.is_exempt,
-                )
-                for each in declared(value)
-            ]
+            for each in declared(value):
+                is_exempt = each.is_exempt or value.is_exempt
+                key = f"{name}.{each.key}"
+                found.append(dataclasses.replace(each, key=key, is_exempt=is_exempt))
         else:
             found.append(value)
     return found
@@ -432,18 +378,14 @@ def to_config(instance: Any) -> Any:
 def from_config(instance: S, config: Any) -> S:
     """The settings of a config that was made by `to_config`, and edited since.
 
-    Args:
-        instance: settings that have the names and types; of its values nothing but fields that are
-            no settings are kept.
-        config: a `ConfigDict`, or nested mappings.
+    `instance` has the names and types; of its values only fields that are no settings are kept.
 
     Raises:
         ConfigError: a key that there is not, or is missing; a value of another type or out of its
             range; two values that do not go together. The message has the full key.
     """
-    known = [each.key for each in declared(instance)]
-    settings: S = _from_config(instance, config, "", known)
-    return settings
+    found: S = _from_config(instance, config, "", [each.key for each in declared(instance)])
+    return found
 
 
 def _from_config(instance: Any, config: Any, prefix: str, known: Sequence[str]) -> Any:
@@ -499,25 +441,28 @@ def _value(declaration: Setting, value: Any) -> Any:
             raise ConfigError(declaration.key, value, text, "Correct it") from error
     if value is None:
         return None
-    make = float if declaration.kind is float else declaration.kind
-    return tuple(map(make, value)) if declaration.is_tuple else make(value)
+    return tuple(map(declaration.kind, value)) if declaration.is_tuple else declaration.kind(value)
 
 
 def suggestion(key: str, known: Sequence[str]) -> str:
     """A remedy for a key that there is not: the nearest keys, or those of its group."""
-    groups = [other[:i] for other in known for i, c in enumerate(other) if c == "."]
-    every = list(dict.fromkeys([*known, *groups]))
-    group, _, name = key.rpartition(".")
-    beside = [other.rpartition(".")[2] for other in every if other.rpartition(".")[0] == group]
-    near = difflib.get_close_matches(name, beside, n=1, cutoff=0.6)
-    close = [f"{group}.{near[0]}" if group else near[0]] if near else []
-    close += [other for other in every if other.rpartition(".")[2] == name]
-    close = close or difflib.get_close_matches(key, every, n=1, cutoff=0.7)
+    # Keys and their groups, each by the group that it is in and its name there.
+    every = {other[:end] for other in known for end in (*_dots(other), len(other))}
+    split = {other: other.rpartition(".")[::2] for other in sorted(every)}
+    group, name = key.rpartition(".")[::2]
+    beside = {own: other for other, (around, own) in split.items() if around == group}
+    close = [beside[own] for own in difflib.get_close_matches(name, beside, n=1)]
+    close += [other for other, (_, own) in split.items() if own == name]
+    close = close or difflib.get_close_matches(key, split, n=1, cutoff=0.7)
     if close:
-        return "Did you mean " + " or ".join(dict.fromkeys(close)) + "?"
-    return f"Known {f'in {group}' if beside and group else 'here'} are: " + ", ".join(
-        sorted(beside) or sorted({other.partition(".")[0] for other in every})
-    )
+        return f"Did you mean {' or '.join(dict.fromkeys(close))}?"
+    where, names = (f"in {group}", beside) if beside and group else ("here", {})
+    roots = sorted({other.partition(".")[0] for other in known})
+    return f"Known {where} are: {', '.join(names or roots)}"
+
+
+def _dots(key: str) -> list[int]:
+    return [place for place, character in enumerate(key) if character == "."]
 
 
 def reference(settings: Sequence[Setting]) -> str:
@@ -567,25 +512,22 @@ def _text(declaration: Setting, value: Any) -> Any:
 
 def _read_declarations(kind: Any) -> tuple[Setting, ...]:
     """The settings that a class declares, those of groups apart; keys are names."""
-    found = []
-    for field in dataclasses.fields(kind):
-        declaration = field.metadata.get(_DECLARATION)
-        if declaration is not None:
-            found.append(_declaration(kind, field, declaration))
-    return tuple(found)
+    fields = dataclasses.fields(kind)
+    return tuple(_declaration(kind, field) for field in fields if _DECLARATION in field.metadata)
 
 
-_own: Callable[[type], tuple[Setting, ...]] = functools.cache(_read_declarations)
+_own: Callable[[Any], tuple[Setting, ...]] = functools.cache(_read_declarations)
 
 
-def _declaration(kind: type, field: dataclasses.Field[Any], declaration: dict[str, Any]) -> Setting:
+def _declaration(kind: type, field: dataclasses.Field[Any]) -> Setting:
     """The declaration of a field, with the type from its annotation."""
+    declared_as: Setting = field.metadata[_DECLARATION]
     annotation: Any = field.type
     if isinstance(annotation, str):
         owner = next(c for c in kind.__mro__ if field.name in inspect.get_annotations(c))
         annotation = eval(annotation, vars(sys.modules[owner.__module__]))
     is_optional = is_tuple = False
-    choices = declaration["choices"]
+    choices = declared_as.choices
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         arguments = [each for each in typing.get_args(annotation) if each is not type(None)]
         is_optional = len(arguments) < len(typing.get_args(annotation))
@@ -595,20 +537,17 @@ def _declaration(kind: type, field: dataclasses.Field[Any], declaration: dict[st
     if typing.get_origin(annotation) is Literal:
         choices = choices or typing.get_args(annotation)
         annotation = type(choices[0])
-    if declaration["parse"] is not None:
+    if declared_as.parse is not None:
         annotation, is_optional, is_tuple = str, False, False
     if annotation not in (bool, int, float, str):
         raise TypeError(f"{kind.__name__}.{field.name}: a setting cannot be of type {annotation!r}")
-    default = field.default
-    values = {key: value for key, value in declaration.items() if key != "choices"}
-    return Setting(
+    return dataclasses.replace(
+        declared_as,
         key=field.name,
-        default=default,
         kind=annotation,
         is_tuple=is_tuple,
         is_optional=is_optional,
         choices=choices,
-        **values,
     )
 
 

@@ -47,10 +47,10 @@ def fixtures_dir() -> pathlib.Path:
 @pytest.fixture(scope="session")
 def shared_data_dir() -> pathlib.Path:
     """Real datasets and tokenizers, which are too large for the repository."""
-    value = os.environ.get("JAX_UNMASK_DATA")
-    if value is None:
-        pytest.skip("JAX_UNMASK_DATA is not set; give the directory that holds gsm8k/, math/, ...")
-    directory = pathlib.Path(value)
+    beside = pathlib.Path(__file__).parents[2] / "shared" / "data"
+    directory = pathlib.Path(os.environ.get("JAX_UNMASK_DATA", beside))
     if not directory.is_dir():
-        pytest.fail(f"JAX_UNMASK_DATA={value} is not a directory")
+        if "JAX_UNMASK_DATA" in os.environ:
+            pytest.fail(f"JAX_UNMASK_DATA={directory} is not a directory")
+        pytest.skip("give the directory that holds gsm8k/, math/, ... in JAX_UNMASK_DATA")
     return directory

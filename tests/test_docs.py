@@ -10,11 +10,12 @@ from pathlib import Path
 
 import pytest
 from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import config_flags
 
 from jax_unmask import notation, policies, recipes, tasks
 from jax_unmask.commands import bench, convert, generate, harness, plan, train
 from jax_unmask.commands import eval as evaluate
+from jax_unmask.settings import declared
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -112,16 +113,8 @@ def test_named_files_exist(document):
 # ---- settings
 
 
-def flat(values: ConfigDict, prefix: str = "") -> set[str]:
-    keys = set()
-    for key, value in values.items():
-        keys.add(prefix + key)
-        if isinstance(value, ConfigDict):
-            keys |= flat(value, f"{prefix}{key}.")
-    return keys
-
-
-KEYS = set().union(*(flat(recipes.config(name)) for name in recipes.RECIPES))
+KEYS = {each.key for name in recipes.RECIPES for each in declared(recipes.defaults(name))}
+KEYS |= {key[: match.start()] for key in KEYS for match in re.finditer(r"\.", key)}
 SECTIONS = {key.partition(".")[0] for key in KEYS if "." in key}
 
 

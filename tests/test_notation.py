@@ -132,9 +132,6 @@ def test_caches():
     for text in ("prefix", "dual:refresh_every=8,extra_tokens=16", "block:refresh_rows=2"):
         assert str(parse_cache(text)) == text
     assert parse_cache("none") is None
-    for text in ("dull", "dual:8", "dual:every=8", "dual:refresh_every=x", "none:refresh_every=8"):
-        with pytest.raises(ValueError, match=text.partition(":")[0]):
-            parse_cache(text)
 
 
 def test_tasks():

@@ -94,7 +94,7 @@ def test_configs_hold_what_is_declared_and_are_turned_back():
         ("reward.scale", 1e-300, ["above 0"]),
         ("reward.seeds", (1, -1), ["config.reward.seeds[1] = -1"]),
         ("reward.seeds", 1, ["config.reward.seeds = 1", "tuple of int"]),
-        ("reward.kind", "aditive", ["config.reward.kind = 'aditive'", "Did you mean 'additive'?"]),
+        ("reward.kind", "aditive", ["config.reward.kind = 'aditive'", "'additive'"]),
         ("reward.cache", "x", ["config.reward.cache = 'x'", "invalid literal"]),
         ("reward.block", 5, ["config.reward.block = 5", "config.reward.length = 16", "15 or 20"]),
         ("seed", 13, ["config.seed = 13", "config.reward.alpha"]),

@@ -94,8 +94,8 @@ def save_weights(directory: pathlib.Path, vocab_size: int, *, mask: int, eos: in
     denoisers.save_pretrained(directory, denoisers.Denoiser(config), params)
 
 
-def save_byte_model(directory: pathlib.Path) -> None:
-    """Writes a denoiser that reads bytes, with LLaDA's special tokens and no chat template."""
+def byte_tokenizer(special: Sequence[str]) -> Any:
+    """A tokenizer of bytes with some special tokens behind them."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers
 
@@ -105,7 +105,13 @@ def save_byte_model(directory: pathlib.Path) -> None:
     )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<|endoftext|>", "<|mdm_mask|>", *llada.SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(list(special))
+    return tokenizer
+
+
+def save_byte_model(directory: pathlib.Path) -> None:
+    """Writes a denoiser that reads bytes, with LLaDA's special tokens and no chat template."""
+    tokenizer = byte_tokenizer(["<|endoftext|>", "<|mdm_mask|>", *llada.SPECIAL_TOKENS])
     tokenizer.save(str(directory / "tokenizer.json"))
     settings = {"eos_token": "<|endoftext|>", "mask_token": "<|mdm_mask|>"}
     (directory / "tokenizer_config.json").write_text(

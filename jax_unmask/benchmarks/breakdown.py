@@ -28,24 +28,25 @@ class Breakdown:
         seconds: wall time of each other step.
         seconds_per_step: their median.
         rollouts_per_step: canvases per step, those of experts included.
-        rollouts_per_second: canvases by the time in phase "rollout".
+        rollouts_per_second: canvases by the time in phase "rollout"; None if no step is in it.
         phase_seconds: mean seconds per step, by phase.
         shares: part of the time of all steps, by phase; they add up to 1.
         programs_compiled: programs that steps after the first compiled; should be 0.
-        nfe_mean: denoiser forwards that a row of the policy needed, on average.
-        useful_forward_fraction: part of the executed row forwards that a row still needed.
+        nfe_mean: mean of the recipe's metric `nfe`, forwards that a row needed; None without it.
+        useful_forward_fraction: mean of its metric `useful_forwards`, the part of the executed row
+            forwards that a row still needed; None without it.
     """
 
     first_step_seconds: float
     seconds: list[float]
     seconds_per_step: float
     rollouts_per_step: int
-    rollouts_per_second: float
+    rollouts_per_second: float | None
     phase_seconds: dict[str, float]
     shares: dict[str, float]
     programs_compiled: int
-    nfe_mean: float
-    useful_forward_fraction: float
+    nfe_mean: float | None
+    useful_forward_fraction: float | None
 
 
 def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTimes) -> Breakdown:
@@ -82,15 +83,20 @@ def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTime
     phase = {name: sum(report.get(f"seconds/{name}", 0.0) for report in reports) for name in PHASES}
     phase["other"] = max(0.0, sum(seconds) - sum(phase.values()))
     rows = settings.rows
+
+    def mean(name: str) -> float | None:
+        known = all(name in values for values in metrics)
+        return float(np.mean([values[name] for values in metrics])) if known else None
+
     return Breakdown(
         first_step_seconds=first["seconds/total"],
         seconds=seconds,
         seconds_per_step=statistics.median(seconds),
         rollouts_per_step=rows,
-        rollouts_per_second=steps * rows / phase["rollout"],
+        rollouts_per_second=steps * rows / phase["rollout"] if phase["rollout"] else None,
         phase_seconds={name: value / steps for name, value in phase.items()},
         shares={name: value / sum(seconds) for name, value in phase.items()},
         programs_compiled=compile_times.programs - programs,
-        nfe_mean=float(np.mean([values["nfe"] for values in metrics])),
-        useful_forward_fraction=float(np.mean([values["useful_forwards"] for values in metrics])),
+        nfe_mean=mean("nfe"),
+        useful_forward_fraction=mean("useful_forwards"),
     )

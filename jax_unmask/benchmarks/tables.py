@@ -98,12 +98,18 @@ def breakdown_text(measured: Breakdown) -> str:
         "ms/step": lambda name: f"{1e3 * measured.phase_seconds[name]:.4g}",
         "share %": lambda name: f"{100 * measured.shares[name]:.1f}",
     }
+    rate, nfe, useful = (
+        measured.rollouts_per_second,
+        measured.nfe_mean,
+        measured.useful_forward_fraction,
+    )
     return (
         f"{_table(columns, PHASES)}\n\n"
-        f"{_spread(measured.seconds)} s per step ({measured.rollouts_per_step} rollouts, "
-        f"{measured.rollouts_per_second:.4g} per second of rollout); first step, which compiles: "
-        f"{measured.first_step_seconds:.1f} s. NFE {measured.nfe_mean:.2f}, "
-        f"{100 * measured.useful_forward_fraction:.1f}% useful forwards. "
+        f"{_spread(measured.seconds)} s per step ({measured.rollouts_per_step} rollouts"
+        f"{'' if rate is None else f', {rate:.4g} per second of rollout'}); first step, which "
+        f"compiles: {measured.first_step_seconds:.1f} s. "
+        f"{'' if nfe is None else f'NFE {nfe:.2f}. '}"
+        f"{'' if useful is None else f'{100 * useful:.1f}% useful forwards. '}"
         f"{measured.programs_compiled} programs compiled after the first step."
     )
 

@@ -21,14 +21,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import policies, tasks
-from jax_unmask.benchmarks import (
-    breakdown,
-    hardware,
-    reference,
-    speed,
-    subjects,
-    tables,
-)
+from jax_unmask.benchmarks import breakdown, hardware, reference, speed, subjects, tables
 from jax_unmask.benchmarks.compiled_flops import compiled_flops
 from jax_unmask.commands import command_line
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache, scored_positions
@@ -92,11 +85,7 @@ def parser() -> argparse.ArgumentParser:
         f"shipped model, or {_RANDOM_PROMPT_LENGTH} random ones",
     )
     add("--gen_length", type=int, help="canvas length; default: the preset's or shipped model's")
-    add(
-        "--block_length",
-        type=int,
-        help="block length; default: the preset's or shipped model's",
-    )
+    add("--block_length", type=int, help="block length; default: the preset's or shipped model's")
     add(
         "--policy",
         default="top_confidence:tokens_per_step=1",
@@ -132,7 +121,7 @@ def parser() -> argparse.ArgumentParser:
         help="vocabulary entries whose logits exist at one time; default: %(default)s",
     )
     add("--repeats", type=int, default=5, help="timed rollouts; default: %(default)s")
-    add("--seed", type=int, default=0, help="of weights, prompts and draws; default: 0")
+    add("--seed", type=command_line.seed, default=0, help="of weights, prompts, draws; default: 0")
     add("--reference", type=pathlib.Path, help="Python file of another implementation, see below")
     add("--breakdown", action="store_true", help="time the phases of a training step, see below")
     add("--config", help="experiment file for --breakdown")
@@ -174,11 +163,10 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ValueError("--config is for --breakdown; give both, or --model or --preset")
     if (args.model is None) == (args.preset is None):
         raise ValueError("give one of --model=NAME and --preset=NAME (or --breakdown)")
-    lowest_values = {"repeats": 1, "seed": 0, "prompt_length": 1, "vocab_chunk": 1, "slots": 1}
-    for name, lowest in lowest_values.items():
+    for name in ("repeats", "prompt_length", "vocab_chunk", "slots"):
         value = getattr(args, name)
-        if value is not None and value < lowest:
-            raise ValueError(f"--{name}={value} must be at least {lowest}")
+        if value is not None and value < 1:
+            raise ValueError(f"--{name}={value} must be at least 1")
     if args.task is not None and args.preset is not None:
         raise ValueError(
             "--task needs a tokenizer, which a --preset lacks; leave it out, or give --model"
@@ -193,22 +181,8 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
 
 
-def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """Everything that was measured, as plain values and as text."""
-    if args.breakdown:
-        config = read_config(args.config, overrides)
-        measured = breakdown.measure_breakdown(config, args.steps, CompileTimes())
-        record = {"config": args.config, "breakdown": dataclasses.asdict(measured)}
-        return record, tables.breakdown_text(measured)
-    return _rollouts(args)
-
-
 def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    """Reads an experiment file as the `--config` flag of other commands does.
-
-    Args:
-        path: FILE.py, or FILE.py:ARGUMENT.
-        overrides: arguments `--config.KEY=VALUE`.
+    """The config of FILE.py or FILE.py:ARGUMENT with overrides `--config.KEY=VALUE`.
 
     Raises:
         ValueError: the file, or an override, cannot be read.
@@ -225,7 +199,13 @@ def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
     return holder.value
 
 
-def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
+def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
+    """Everything that was measured, as plain values and as text."""
+    if args.breakdown:
+        config = read_config(args.config, overrides)
+        measured = breakdown.measure_breakdown(config, args.steps, CompileTimes())
+        record = {"config": args.config, "breakdown": dataclasses.asdict(measured)}
+        return record, tables.breakdown_text(measured)
     module = None
     if args.reference is not None:
         # Before JAX starts its backend, which would otherwise take most of a GPU's memory.
@@ -246,10 +226,19 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
         vocab_chunk=args.vocab_chunk,
         slots=args.slots or 0,
     )
-    subject = _subject(args, settings)
+    if args.model is not None:
+        subject = subjects.load_subject(
+            args.model, args.dtype, with_tokenizer=args.task is not None
+        )
+    else:
+        shape = subjects.find_preset(args.preset).config
+        if args.dtype is not None:
+            shape = dataclasses.replace(shape, dtype=args.dtype, param_dtype=args.dtype)
+        _check_length(shape.max_length, args.prompt_length, settings)
+        subject = subjects.random_subject(args.preset, shape, seed=args.seed)
     config = subject.denoiser.config
     for each in filter(None, caches):
-        each.check(config)
+        each.check_fits(config)
     prompts = _prompts(args, subject, max(batch_sizes))
     _check_length(config.max_length, prompts.tokens.shape[1], settings)
 
@@ -289,9 +278,10 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
             )
             rows.append(row)
             comparisons += [] if comparison is None else [comparison]
+    shown = dataclasses.asdict(config)
     record = {
         "model": subject.name,
-        "denoiser": _plain(config),
+        "denoiser": shown | {name: str(shown[name]) for name in ("dtype", "param_dtype")},
         "policy": args.policy,
         "settings": dataclasses.asdict(settings),
         "flops": "exact count of the denoiser's matrix products",
@@ -309,18 +299,14 @@ def _rollouts(args: argparse.Namespace) -> tuple[dict[str, Any], str]:
 
 def _complete_lengths(args: argparse.Namespace) -> None:
     """Fills in the lengths that were not given, from the preset or the shipped model."""
-    made_for: subjects.Preset | Lengths
+    made_for: subjects.Preset | Lengths | None = None
     if args.preset is not None:
         made_for = subjects.find_preset(args.preset)
     elif args.model in shipped_models():
         made_for = shipped_lengths(args.model)
-    else:
-        return
-    names = ["gen_length", "block_length"]
-    if args.task is None:  # The task determines the length of its prompts.
-        names.append("prompt_length")
-    for name in names:
-        if getattr(args, name) is None:
+    # The task determines the length of its prompts.
+    for name in ("gen_length", "block_length", *([] if args.task else ["prompt_length"])):
+        if made_for is not None and getattr(args, name) is None:
             setattr(args, name, getattr(made_for, name))
 
 
@@ -333,16 +319,6 @@ def _batch_sizes(text: str) -> list[int]:
     if sizes[0] < 1:
         raise ValueError(f"--batch_sizes={text} must be at least 1 each")
     return sizes
-
-
-def _subject(args: argparse.Namespace, settings: RolloutSettings) -> subjects.Subject:
-    if args.model is not None:
-        return subjects.load_subject(args.model, args.dtype, with_tokenizer=args.task is not None)
-    config = subjects.find_preset(args.preset).config
-    if args.dtype is not None:
-        config = dataclasses.replace(config, dtype=args.dtype, param_dtype=args.dtype)
-    _check_length(config.max_length, args.prompt_length, settings)
-    return subjects.random_subject(args.preset, config, seed=args.seed)
 
 
 def _prompts(args: argparse.Namespace, subject: subjects.Subject, count: int) -> Prompts:
@@ -360,8 +336,3 @@ def _check_length(longest: int, prompt_length: int, settings: RolloutSettings) -
             f"a prompt of {prompt_length} tokens and gen_length={settings.gen_length} do not fit "
             f"into the model's max_length={longest}; lower --prompt_length or --gen_length"
         )
-
-
-def _plain(config: Any) -> dict[str, Any]:
-    fields = dataclasses.asdict(config)
-    return fields | {name: str(fields[name]) for name in ("dtype", "param_dtype")}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import logging
 import pathlib
@@ -116,6 +117,13 @@ def begin(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
     set_up_logging()
     compilation.enable_cache()
+
+
+def seed(text: str) -> int:
+    """The value of an argument `--seed`, a number of 32 bits."""
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to {2**32 - 1}")
+    return int(text)
 
 
 def define_config_flag(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -54,22 +54,18 @@ def convert(
     mask_token_id: int | None = None,
     max_shard_bytes: int = 5_000_000_000,
 ) -> str:
-    """Writes a model in another layout.
+    """Writes a model in another layout; returns which one, "orbax" or "hf".
 
     Args:
-        source: a directory, or a hub name.
+        source: a directory, a hub name, or a shipped model.
         output: directory to make; must not exist, or be empty.
         to: "orbax" or "hf"; by default the one that the source is not.
         param_dtype: type of the weights; by default as stored.
         mask_token_id: see `denoisers.from_pretrained`.
         max_shard_bytes: limit of a safetensors file.
 
-    Returns:
-        The layout that was written.
-
     Raises:
-        FileExistsError: there is something in `output`.
-        FileNotFoundError: the source is missing, or lacks a file.
+        OSError: there is something in `output`; the source is missing, or lacks a file.
         ValueError: the source's files do not fit together.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):

@@ -42,30 +42,18 @@ logger = logging.getLogger(__name__)
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """One training of a curriculum.
-
-    Attributes:
-        name: its directory within that of the curriculum.
-        config: its full config.
-    """
+    """One training of a curriculum: its directory within that of the curriculum, and its config."""
 
     name: str
     config: ConfigDict
 
 
 def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
-    """Reads and checks all stages, before the first one starts.
+    """Reads and checks all stages, before the first one starts; a `ConfigError` names a bad one.
 
     A stage starts from the export of the nearest stage before it that trained the same thing (a
     denoiser or a policy), and unmasking policies are trained for the nearest denoiser; unless the
     stage sets these keys itself.
-
-    Args:
-        config: a config of recipe "curriculum".
-        workdir: directory of the curriculum.
-
-    Raises:
-        ConfigError: a stage cannot be read, or is invalid; the message names it.
     """
     from_config(CurriculumSettings(), config)
     if not config.stages:
@@ -105,9 +93,6 @@ def run(
 
     Returns:
         Whether the last stage is finished.
-
-    Raises:
-        ConfigError: a stage makes no sense, or the workdir belongs to another curriculum.
     """
     todo = stages(config, workdir)
     check_workdir(workdir, config)

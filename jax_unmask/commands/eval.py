@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import pathlib
 from typing import Any
@@ -20,14 +21,18 @@ from jax_unmask.environment.bundle import (
     load_denoiser_config,
     load_task,
 )
-from jax_unmask.evaluation import axes, candidates, reporting, sweep
+from jax_unmask.environment.settings import RunSettings
+from jax_unmask.evaluation import axes, candidates, dry_run, reporting, sweep
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
-from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.report.results import Result
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.checkpoints import Checkpoints
+from jax_unmask.runtime.config import RECORD, flatten
 from jax_unmask.runtime.files import local_path
+
+_NAMING = ("reward.alpha", "seed")
+_TRAINING = ("expert", "learner", "optimizer", "train", "filter", "process", "value", "lora")
 
 logger = logging.getLogger(__name__)
 
@@ -42,36 +47,29 @@ def evaluate(
         workdir: receives results.jsonl, outcomes/, summary.md, frontier.png and report.html; and
             policy/, if `checkpoint` is a training checkpoint.
         checkpoint: see the flag of the same name.
-
-    Raises:
-        runtime.config.ConfigError: the config asks for what cannot be measured.
-        ValueError, FileNotFoundError: the checkpoint or the model cannot be read.
     """
-    settings, trained = recipes.read(config), None
+    config, trained = _for_evaluation(config), None
+    settings = recipes.read(config)
     candidates.check(settings)  # Mistakes show before anything large is loaded.
-    if checkpoint is not None and recipes.find(config.recipe).trains == "denoiser":
-        config = config.copy_and_resolve_references()  # The caller keeps its own.
-        config.model.path = str(checkpoint)
+    if checkpoint is not None:
+        if recipes.find(config.recipe).trains == "denoiser":
+            config.model.path = str(checkpoint)
+        else:
+            config.update_from_flattened_dict(_recorded(config, checkpoint))
         settings = recipes.read(config)
-    elif checkpoint is not None:
-        trained = policy_directory(settings, checkpoint, workdir)
-        candidates.candidates(settings, trained=trained)
+        if recipes.find(config.recipe).trains == "policy":
+            trained = policy_directory(settings, checkpoint, workdir)
+            candidates.candidates(settings, trained=trained)
     if not settings.eval.axes:
         bundle = load_bundle(settings, splits=tuple(eval_splits(settings)))
         return sweep.run(settings, bundle, workdir, trained=trained)
-    return _sweep_axes(config, workdir, trained)
-
-
-def _sweep_axes(
-    config: ConfigDict, workdir: pathlib.Path, trained: pathlib.Path | None
-) -> list[Result]:
-    """Every combination of `eval.axes`, one after the other, into one report."""
-    varied = [(recipes.read(each.config), each.values) for each in axes.combinations(config)]
+    # Every combination of the axes, one after the other, into one report.
+    varied = _varied(config)
     for settings, _ in varied:
         candidates.candidates(settings, trained=trained)
         for split in eval_splits(settings):  # Data of all of them, before the weights of any.
             check_split(settings, load_task(settings), split)
-    curve_files = reporting.curve_files(config, workdir)
+    curve_files = reporting.curve_files(settings, workdir)
     swept = []
     for settings, values in varied:
         bundle = load_bundle(settings, splits=())
@@ -79,6 +77,50 @@ def _sweep_axes(
     if not jax.process_index():
         reporting.write(swept, workdir, curve_files)
     return [result for part in swept for result in part.results]
+
+
+def _for_evaluation(config: ConfigDict) -> ConfigDict:
+    """A copy of the config in which settings that only training uses have their defaults.
+
+    So a policy can be measured where it could not be trained, such as on a longer canvas.
+    """
+    config = config.copy_and_resolve_references()
+    defaults = recipes.config(config.recipe)
+    for group in set(_TRAINING) & set(config) & set(defaults):
+        config[group] = defaults[group]
+    if "rollout" in config and config.rollout.gen_length % max(config.rollout.block_length, 1):
+        config.rollout.block_length = config.rollout.gen_length  # `eval.block_lengths` counts.
+    return config
+
+
+def _varied(config: ConfigDict) -> list[tuple[RunSettings, dict[str, Any]]]:
+    """Settings of every combination of the axes, with their values."""
+    return [
+        (recipes.read(_for_evaluation(each.config)), each.values)
+        for each in axes.combinations(config)
+    ]
+
+
+def list_measurements(config: ConfigDict, *, speed: float | None, nfe: int | None) -> str:
+    """What `evaluate` would measure, as text; reads policies and counts problems.
+
+    Args:
+        config: a full config.
+        speed: row forwards per second, for an estimate of the time.
+        nfe: see `dry_run.planned`.
+    """
+    config = _for_evaluation(config)
+    candidates.check(recipes.read(config))
+    return dry_run.table(dry_run.planned(_varied(config), nfe=nfe), speed)
+
+
+def _recorded(config: ConfigDict, checkpoint: pathlib.Path) -> dict[str, Any]:
+    """The settings of the checkpoint's own run that name its policy in tables and plots."""
+    for place in (checkpoint, checkpoint.parent, checkpoint.parent.parent):
+        if (place / RECORD).is_file():
+            saved = json.loads((place / RECORD).read_text(encoding="utf-8"))
+            return {key: saved[key] for key in _NAMING if key in saved and key in flatten(config)}
+    return {}
 
 
 def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
@@ -92,6 +134,12 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
         return checkpoint
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"checkpoint {checkpoint} is not a directory")
+    recipe: Any = recipes.find(config.recipe)
+    if not hasattr(recipe, "build_policy"):
+        raise ValueError(
+            f"checkpoint {checkpoint}: recipe {config.recipe!r} has no `build_policy`, which makes "
+            f"the policy of a checkpoint; give the directory that it exported ({POLICY_CONFIG})"
+        )
     run, step = checkpoint, None
     if checkpoint.name.isdecimal() and has_orbax_files(checkpoint):
         run, step = checkpoint.absolute().parents[1], int(checkpoint.name)
@@ -100,7 +148,7 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
         run, best_metric=metric, best_mode=config.checkpoint.best_mode, read_only=True
     ) as checkpoints:
         which = step if step is not None else "best" if metric else "latest"
-        policy = build_policy(config, load_denoiser_config(config))
+        policy = recipe.build_policy(config, load_denoiser_config(config))
         like = placement.everywhere(jax.eval_shape(policy.init_params, jax.random.key(0)))
         step, params = checkpoints.restore_params(which, like=like)
     logger.info("Took the policy of step %d of %s.", step, run)
@@ -117,7 +165,12 @@ def main(argv: list[str]) -> None:
     command_line.begin(argv)
     values = flags.FLAGS
     with command_line.clear_errors():
+        if values.dry_run:
+            print(list_measurements(values.config, speed=values.speed, nfe=values.nfe), end="")
+            return
         checkpoint = None if values.checkpoint is None else local_path(values.checkpoint)
+        if values.workdir is None:
+            raise ValueError("--workdir is missing; give the directory for the results")
         workdir = local_path(values.workdir)
         command_line.join_processes()
         evaluate(values.config, workdir, checkpoint)
@@ -135,5 +188,23 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "it; with a config of recipe sft, state_sft or tracerl, the directory of a denoiser.",
         flag_values=values,
     )
+    flags.DEFINE_bool(
+        "dry_run", False, "List what would be measured; no weights are read.", flag_values=values
+    )
+    flags.DEFINE_float(
+        "speed",
+        None,
+        "With --dry_run: row forwards per second, for an estimate of the time (jax_unmask.bench "
+        "measures them: batch_size / seconds per forward).",
+        1e-9,
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "nfe",
+        None,
+        "With --dry_run: forwards that a row needs where that depends on the denoiser (default: "
+        "half the canvas).",
+        1,
+        flag_values=values,
+    )
     command_line.define_process_flags(values)
-    flags.mark_flag_as_required("workdir", flag_values=values)

@@ -58,13 +58,7 @@ _MASKED_ONLY = {
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """A prompt, with the task and problem that it is from.
-
-    Attributes:
-        prompt: the prompt; None to converse.
-        task: whose checker judges, if any.
-        example: the task's problem that the prompt is, if it is one.
-    """
+    """A prompt (None to converse), with the task and its problem that it is from, if any."""
 
     prompt: Prompt | None
     task: Task | None = None
@@ -89,14 +83,7 @@ def parser() -> argparse.ArgumentParser:
         required=True,
         help=f"a shipped model ({shipped}), a Hugging Face or Orbax directory, or a hub name",
     )
-    _add_prompts(described.add_argument_group("prompt"))
-    _add_sampling(described.add_argument_group("decoding"))
-    _add_output(described.add_argument_group("output"))
-    return described
-
-
-def _add_prompts(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add = described.add_argument_group("prompt").add_argument
     add("--prompt", help="the prompt; or give --task alone to pose one of its problems")
     add(
         "--chat",
@@ -120,10 +107,7 @@ def _add_prompts(group: argparse._ArgumentGroup) -> None:
     add("--task", help=f"a task whose checker judges the answer, {named}")
     add("--problem", type=int, default=0, help="which problem of the task's test split (from 0)")
     add("--data", help="directory of the task's data, for tasks that read files")
-
-
-def _add_sampling(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add = described.add_argument_group("decoding").add_argument
     add(
         "--policy",
         help=f"NAME:SETTING=VALUE,... or learned:DIR (names: {', '.join(policies.available())}); "
@@ -149,13 +133,10 @@ def _add_sampling(group: argparse._ArgumentGroup) -> None:
     add("--temperature", type=float, default=0.0, help="of the denoiser; default: 0 (arg max)")
     add("--top_k", type=int, default=0, help="draw from the k best tokens; default: 0 (all)")
     add("--top_p", type=float, default=1.0, help="draw from the best tokens of this mass")
-    add("--seed", type=int, default=0, help="seed of all random draws; default: 0")
+    add("--seed", type=command_line.seed, default=0, help="seed of all draws; default: 0")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
     add("--quantization", choices=tuple(TYPES), help="one byte per weight of the layers' matrices")
-
-
-def _add_output(group: argparse._ArgumentGroup) -> None:
-    add = group.add_argument
+    add = described.add_argument_group("output").add_argument
     add(
         "--live",
         action=argparse.BooleanOptionalAction,
@@ -170,24 +151,14 @@ def _add_output(group: argparse._ArgumentGroup) -> None:
         help="with --live: show each step at least so long; the rollout waits; default: 0",
     )
     add("--trace", action="store_true", help="print the canvas after every step, afterwards")
-    add(
-        "--html",
-        metavar="FILE",
-        help="write the generation as a web page to step through; it needs no network",
-    )
+    add("--html", metavar="FILE", help="write the generation as a web page to step through")
     add("--json", action="store_true", help="print one JSON object per answer instead of text")
+    return described
 
 
 def check(args: argparse.Namespace) -> None:
-    """Raises for all mistakes in the arguments that show before the model is loaded.
-
-    Raises:
-        ValueError: names the argument, its value and a remedy.
-        FileNotFoundError: a learned policy does not exist.
-    """
+    """Raises for all mistakes in the arguments that show before the model is loaded."""
     policies.parse_policy(args.policy or _DEFAULT_POLICY)
-    if args.seed < 0:
-        raise ValueError(f"--seed={args.seed} must not be negative")
     if args.html is not None and pathlib.Path(args.html).is_dir():
         raise ValueError(f"--html={args.html} is a directory; give the name of a file")
     if not 0 <= args.pace < 60:
@@ -196,27 +167,26 @@ def check(args: argparse.Namespace) -> None:
 
 
 def problem(args: argparse.Namespace) -> Problem:
-    """The problem that the arguments name.
-
-    Raises:
-        ValueError: arguments that do not go together, or a problem that does not exist.
-    """
+    """The problem that the arguments name."""
     if args.system is not None and not args.chat:
         raise ValueError("--system is for chats: add --chat (or put it into --messages)")
     if args.messages is not None:
         if args.prompt is not None or args.task is not None or args.chat:
             raise ValueError("--messages is the whole prompt: leave out --prompt, --task, --chat")
         return Problem(_read_messages(args.messages))
+    message: Prompt | None = args.prompt
+    if args.chat and args.prompt is not None:
+        message = [*system_turn(args.system), {"role": "user", "content": args.prompt}]
     if args.task is None:
         if args.prompt is None and not args.chat:
             raise ValueError(
                 "there is no prompt: give --prompt=TEXT, --task=NAME to pose one, or --chat to "
                 "converse"
             )
-        return Problem(_message(args))
+        return Problem(message)
     task = tasks.parse(args.task, args.data)
     if args.prompt is not None:
-        return Problem(_message(args), task)
+        return Problem(message, task)
     source = task.source("test")
     if not 0 <= args.problem < len(source):
         raise ValueError(
@@ -227,12 +197,7 @@ def problem(args: argparse.Namespace) -> Problem:
 
 
 def writer(args: argparse.Namespace) -> Writer:
-    """The model, loaded as the arguments ask.
-
-    Raises:
-        FileNotFoundError: a file of the model is missing.
-        ValueError: the model's files do not fit together, or not to the arguments.
-    """
+    """The model, loaded as the arguments ask."""
     directory = hub.local_directory(resolve_model(args.model))
     thinking = None if args.thinking is None else args.thinking == "on"
     if diffusion_gemma.is_model(directory):
@@ -269,33 +234,25 @@ def settings(
     config: DenoiserConfig | None = None,
     tokenizer: Tokenizer | None = None,
 ) -> RolloutSettings:
-    """The rollout's settings; without the model, those that follow from the arguments alone.
-
-    Raises:
-        ValueError: a length or a sampling argument is out of range, or the cache is not for the
-            denoiser.
-    """
+    """The rollout's settings; without the model, those that follow from the arguments alone."""
     length, block = _DEFAULT_LENGTH, 0
     if args.model in shipped_models():
         _, length, block = shipped_lengths(args.model)
     length = length if args.gen_length is None else args.gen_length
-    trained_block = None if config is None else config.attention_block
-    if args.block_length is not None:
-        block = args.block_length
-    elif trained_block is not None:
-        block = trained_block
-    elif not block or length % block:
-        block = length
+    cache, stop_ids = parse_cache(args.cache), ()
     sampling = Sampling(top_k=args.top_k, top_p=args.top_p)
-    stop_ids: tuple[int, ...] = ()
     if config is not None:
         sampling = families.sampling(config.family, args.top_k, args.top_p)
-    cache = parse_cache(args.cache)
-    if cache is not None and config is not None:
-        cache.check(config)
-    if trained_block is not None and tokenizer is not None:
-        # Block-causal models were not trained to predict tokens after the end of a text.
-        stop_ids = tokenizer.stop_ids
+        block = config.attention_block or block
+        if cache is not None:
+            cache.check_fits(config)
+        if config.attention_block is not None and tokenizer is not None:
+            # Block-causal models were not trained to predict tokens after the end of a text.
+            stop_ids = tokenizer.stop_ids
+    is_fitting = block and (length % block == 0 or (config and config.attention_block))
+    block = block if is_fitting else length
+    if args.block_length is not None:
+        block = args.block_length
     return RolloutSettings(
         gen_length=length,
         block_length=block,
@@ -307,18 +264,8 @@ def settings(
     )
 
 
-def _message(args: argparse.Namespace) -> Prompt | None:
-    if not args.chat or args.prompt is None:
-        return args.prompt
-    return [*system_turn(args.system), {"role": "user", "content": args.prompt}]
-
-
 def _read_messages(file: str) -> list[dict[str, str]]:
-    """A conversation from a JSON file.
-
-    Raises:
-        ValueError: it is not a list of messages.
-    """
+    """A conversation from a JSON file; a `ValueError` if it is not a list of messages."""
     text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text(encoding="utf-8")
     try:
         messages = json.loads(text)

@@ -42,7 +42,7 @@ def parser() -> argparse.ArgumentParser:
     add("--num_fewshot", type=int, help="default: the task's own")
     add("--limit", type=int, help="only the first problems of each task")
     add("--include_path", help="directory with further tasks (YAML files)")
-    add("--seed", type=int, default=0, help="seed of all random draws; default: 0")
+    add("--seed", type=command_line.seed, default=0, help="seed of all draws; default: 0")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
     add("--output", metavar="FILE", help="write the results as JSON")
     return described
@@ -78,19 +78,11 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             f"--tasks={args.tasks}: lm-evaluation-harness has no task {', '.join(unknown)}; "
             "`lm-eval ls tasks` lists them, --include_path adds a directory of your own"
         )
-    model = HarnessModel.load(
-        args.model,
-        policy=args.policy,
-        gen_length=args.gen_length,
-        block_length=args.block_length,
-        batch_size=args.batch_size,
-        mc_draws=args.mc_draws,
-        mc_batch_size=args.mc_batch_size,
-        mc_together=args.mc_together,
-        check_greedy=args.check_greedy,
-        seed=args.seed,
-        dtype=args.dtype,
+    settings = (
+        *("policy", "gen_length", "block_length", "batch_size", "check_greedy", "seed", "dtype"),
+        *("mc_draws", "mc_batch_size", "mc_together"),
     )
+    model = HarnessModel.load(args.model, **{name: getattr(args, name) for name in settings})
     found = lm_eval.simple_evaluate(
         model=model,
         tasks=names,

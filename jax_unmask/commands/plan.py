@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,13 +15,9 @@ from jax_unmask import denoisers, recipes
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import families, sharding
 from jax_unmask.denoisers.pretrained import read_config
-from jax_unmask.environment.blueprint import (
-    ASSUMED_UTILISATION,
-    Work,
-    bytes_per_device,
-)
+from jax_unmask.environment.blueprint import ASSUMED_UTILISATION, Work, bytes_per_device
 from jax_unmask.environment.settings import RunSettings
-from jax_unmask.planning.collectives import Collective, bytes_per_round
+from jax_unmask.planning.collectives import bytes_per_round
 from jax_unmask.planning.programs import Program
 from jax_unmask.recipes.base import check_fits
 from jax_unmask.runtime import accelerators
@@ -38,17 +35,13 @@ class Plan:
     """Memory, communication and time of one training step on each device.
 
     Attributes:
-        config: the settings planned for.
-        denoiser: the denoiser.
-        devices: how many devices.
-        device: their type; None for the devices of this machine.
-        denoiser_parameters: number of the denoiser's parameters.
-        trained_parameters: number of trained parameters.
+        config, denoiser: what is planned.
+        devices, device: how many devices, and their type; None for the devices of this machine.
+        denoiser_parameters, trained_parameters: numbers of parameters.
         lasting_bytes: what a device holds from step to step, by name.
         records_bytes: what a device holds between the programs of a step; with experts their rows
             count twice, by themselves and merged into the groups.
-        programs: the programs of a step.
-        work: its matrix products.
+        programs, work: the programs of a step, and its matrix products.
     """
 
     config: RunSettings
@@ -69,7 +62,7 @@ class Plan:
         XLA has no bfloat16 matrix products for CPUs, and converts all matrices before the loop over
         the steps; other devices make no such copies.
         """
-        if not self._is_widened:
+        if not _is_widened(self.denoiser.param_dtype):
             return 0
         table = 0
         if not self.denoiser.tie_embeddings:
@@ -77,20 +70,15 @@ class Plan:
         return 4 * (self.denoiser_parameters - table) // self.weight_shards
 
     @property
-    def _is_widened(self) -> bool:
-        is_narrow = jnp.dtype(self.denoiser.param_dtype).itemsize < 4
-        return jax.default_backend() == "cpu" and is_narrow
-
-    @property
-    def _is_computed_wide(self) -> bool:
-        is_narrow = jnp.dtype(self.denoiser.dtype).itemsize < 4
-        return jax.default_backend() == "cpu" and is_narrow
+    def mesh(self) -> dict[str, int]:
+        """Devices along each axis."""
+        mesh = placements.from_config(self.config).mesh
+        return dict(mesh.shape) if mesh is not None else {"data": 1, "fsdp": 1, "tensor": 1}
 
     @property
     def weight_shards(self) -> int:
         """Shards of each of the denoiser's matrices."""
-        mesh = placements.from_config(self.config).mesh
-        return 1 if mesh is None else mesh.shape["fsdp"] * mesh.shape["tensor"]
+        return self.mesh["fsdp"] * self.mesh["tensor"]
 
     @property
     def peak_bytes(self) -> int | None:
@@ -129,7 +117,7 @@ class Plan:
         if sampling.block_length < length:
             rows += f", blocks of {sampling.block_length}"
         name = jax.devices()[0].device_kind if self.device is None else self.device.name
-        mesh = " x ".join(f"{axis} {size}" for axis, size in self._mesh().items())
+        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
         return [
             f"denoiser  {config.model.path}: {denoiser.num_layers} layers, width "
             f"{denoiser.hidden_size}, {denoiser.vocab_size:,} tokens, "
@@ -139,10 +127,6 @@ class Plan:
             rows,
             f"devices   {self.devices} x {name}: mesh {mesh}",
         ]
-
-    def _mesh(self) -> dict[str, int]:
-        mesh = placements.from_config(self.config).mesh
-        return dict(mesh.shape) if mesh is not None else {"data": 1, "fsdp": 1, "tensor": 1}
 
     def _memory(self) -> list[str]:
         lines = ["memory on each device"]
@@ -175,7 +159,13 @@ class Plan:
         for program in self.programs:
             found = program.collectives or ()
             # Weights are gathered in the type of the products; on CPUs that is float32.
-            wide = [each for each in found if self._is_computed_wide and _is_gathered_wide(each)]
+            wide = [
+                each
+                for each in found
+                if each.kind == "all-gather"
+                and _is_widened(self.denoiser.dtype)
+                and all(array.startswith("f32") for array in each.arrays)
+            ]
             what = "per forward" if "rollout" in program.name else "per chunk of states"
             for index, name in enumerate(("once", what)):
                 size, double = bytes_per_round(found)[index], bytes_per_round(wide)[index]
@@ -210,10 +200,6 @@ def plan(
         compile_programs: compile the programs of a step for these devices.
         device: the accelerator that they stand in for; None for this machine's own devices.
         nfe: forwards that a row is assumed to need, for the estimate of time.
-
-    Raises:
-        ConfigError: the config makes no sense, or the shape of its model is not known.
-        ValueError: the model's config.json is not supported.
     """
     settings, recipe = recipes.read(config), recipes.find(config.recipe)
     if not hasattr(recipe, "blueprint"):
@@ -282,8 +268,9 @@ def stand_in(text: str) -> Accelerator:
     return device
 
 
-def _is_gathered_wide(each: Collective) -> bool:
-    return each.kind == "all-gather" and all(array.startswith("f32") for array in each.arrays)
+def _is_widened(dtype: Any) -> bool:
+    """Whether this machine computes numbers of a type in float32."""
+    return jax.default_backend() == "cpu" and jnp.dtype(dtype).itemsize < 4
 
 
 def _line(name: str, size: float) -> str:

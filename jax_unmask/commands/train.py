@@ -45,9 +45,8 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         Whether training is finished; False if a signal ended it before.
 
     Raises:
-        ConfigError: the config makes no sense, or the workdir belongs to another one.
-        ValueError, OSError: the model or the data cannot be used as they are. All of these come
-            before anything is compiled.
+        ValueError, OSError: the config, the model or the data cannot be used as they are; before
+            anything is compiled.
         FloatingPointError: a metric is not finite any more.
     """
     if config.get("recipe") == curriculum.RECIPE:

@@ -174,7 +174,7 @@ def build_cache(
     try:
         cache = parse_cache(text)
         if cache is not None and denoiser is not None:
-            cache.check(denoiser)
+            cache.check_fits(denoiser)
     except ValueError as error:
         raise ConfigError(key, text, str(error), "Correct it, or give 'none'") from error
     return cache

@@ -11,9 +11,8 @@ The last axis changes task and path together.
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
-from typing import Any
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
@@ -25,14 +24,8 @@ _KEY = "eval.axes"
 _FIXED = ("recipe", "eval.axes", "eval.after_training")
 
 
-@dataclasses.dataclass(frozen=True)
-class Combination:
-    """One config of a sweep.
-
-    Attributes:
-        config: the config, with this combination's values.
-        values: what this combination says, by key; empty without axes.
-    """
+class Combination(NamedTuple):
+    """One config of a sweep, and the values in it that the axes give, by key."""
 
     config: ConfigDict
     values: dict[str, Any]
@@ -60,18 +53,14 @@ def combinations(config: ConfigDict) -> list[Combination]:
 
 def _axis(config: ConfigDict, line: str) -> list[dict[str, Any]]:
     """The alternatives of one axis as values, all with the same keys."""
+    found = []
     try:
-        return [
-            {key: _value(config, key, text) for key, text in alternative.items()}
-            for alternative in notation.assignments(line)
-        ]
+        for alternative in notation.assignments(line):
+            found.append({key: read_value(config, key, text) for key, text in alternative.items()})
+            for key, value in found[-1].items():
+                if key in _FIXED or not isinstance(value, (bool, int, float, str)):
+                    raise ValueError(f"{key!r} is no key that can vary here: numbers and names can")
     except ValueError as error:
         remedy = "Write KEY=A|B, such as rollout.gen_length=256|512"
         raise ConfigError(_KEY, line, str(error), remedy) from error
-
-
-def _value(config: ConfigDict, key: str, text: str) -> Any:
-    value = read_value(config, key, text)
-    if key in _FIXED or not isinstance(value, (bool, int, float, str)):
-        raise ValueError(f"{key!r} is no key that can vary here: numbers and names can")
-    return value
+    return found

@@ -6,7 +6,6 @@ import dataclasses
 import fnmatch
 import pathlib
 import re
-from collections.abc import Sequence
 
 from jax_unmask import notation, policies
 from jax_unmask.environment.bundle import build_cache
@@ -30,8 +29,7 @@ class Candidate:
         method: name of the series that it belongs to in tables and plots.
         label: group of methods, see `report.results.LABELS`.
         settings: its settings; numbers where they are numbers.
-        policy: the policy.
-        params: its parameters, settings included.
+        policy, params: the policy, and its parameters with settings.
         block_lengths: block lengths to measure it at.
         training_seed: seed of its training run, if it is one of several.
     """
@@ -52,11 +50,7 @@ class Candidate:
 
 
 def check(config: RunSettings) -> None:
-    """Checks all of `config.eval` that can be checked before anything is loaded.
-
-    Raises:
-        ConfigError: something that it names cannot be read, or is not there.
-    """
+    """Raises a `ConfigError` for what of `config.eval` can be wrong before anything is loaded."""
     candidates(config)
     for text in config.eval.caches:
         build_cache(text, "eval.caches")
@@ -76,20 +70,15 @@ def candidates(
     """Every policy of `config.eval` at every setting; reads policies, compiles nothing.
 
     `eval.policies` holds heuristics and `learned:DIR` in the notation of `jax_unmask.notation`;
-    `eval.shipped` holds patterns of names of shipped policies ("sudoku-*", or "sudoku-*@16" for
-    one block length). Trained and shipped policies are taken at each setting of `eval.trained`. A
-    directory NAME-seedK is training run K of the method NAME.
-
-    Args:
-        config: a full config.
-        trained: directory of the policy that was trained with this config, if any.
+    `eval.shipped` holds patterns of names of shipped policies ("sudoku-*", or "sudoku-*@16" for one
+    block length). Trained and shipped policies are taken at each setting of `eval.trained`. A
+    directory NAME-seedK is training run K of the method NAME; `trained` is that of the config's own
+    policy.
 
     Raises:
         ConfigError: a policy cannot be read, or a block length does not divide the canvas.
     """
-    length = config.sampling.gen_length
-    for block in _block_lengths(config):
-        _check_block("eval.block_lengths", config.eval.block_lengths, block, length)
+    _block_lengths(config, "eval.block_lengths", config.eval.block_lengths)
     found: list[Candidate] = []
     for text in config.eval.policies:
         for spec in _expand("eval.policies", text):
@@ -105,23 +94,36 @@ def candidates(
             candidate = _candidate(config, "eval.trained", spec, results.TRAINED)
             found.append(dataclasses.replace(candidate, method=method, training_seed=seed))
     for pattern in config.eval.shipped:
-        for name, blocks in _shipped(pattern):
-            for spec in _at_trained_settings(config, name, blocks):
+        (named,) = _expand("eval.shipped", f"learned:{pattern}")
+        names = fnmatch.filter(shipped_policies(), named.target)
+        if not names:
+            known = f"There are: {', '.join(shipped_policies()) or 'none'}"
+            problem = "no shipped policy has such a name"
+            raise ConfigError("eval.shipped", pattern, problem, known)
+        for name in names:
+            for spec in _at_trained_settings(config, name, named.block_lengths):
                 found.append(_candidate(config, "eval.shipped", spec, results.SHIPPED))
     return found
 
 
-def _block_lengths(config: RunSettings) -> tuple[int, ...]:
-    """Block lengths of `config.eval`, without repetition; 0 for the whole canvas."""
-    lengths = [block or config.sampling.gen_length for block in config.eval.block_lengths]
-    return tuple(dict.fromkeys(lengths))
+def _block_lengths(config: RunSettings, key: str, blocks: tuple[int, ...]) -> tuple[int, ...]:
+    """Block lengths without repetition, the canvas length for 0, checked."""
+    length = config.sampling.gen_length
+    lengths = tuple(dict.fromkeys(block or length for block in blocks))
+    for block in lengths:
+        if block < 1 or length % block:
+            raise ConfigError(
+                key,
+                blocks,
+                f"block length {block} does not divide the canvas length {length}",
+                f"Give divisors of it; {length} is full diffusion",
+            )
+    return lengths
 
 
 def _candidate(config: RunSettings, key: str, spec: notation.Spec, label: str) -> Candidate:
-    # 0 for the whole canvas, as in `eval.block_lengths`.
-    blocks = tuple(block or config.sampling.gen_length for block in spec.block_lengths)
-    for block in blocks:
-        _check_block(key, spec.text, block, config.sampling.gen_length)
+    own = spec.block_lengths
+    blocks = _block_lengths(config, key, own or config.eval.block_lengths)
     try:
         policy, params = policies.parse_policy(spec.text)
     except (ValueError, FileNotFoundError) as error:
@@ -138,7 +140,7 @@ def _candidate(config: RunSettings, key: str, spec: notation.Spec, label: str) -
         settings={name: _number(value) for name, value in spec.settings},
         policy=policy,
         params=params,
-        block_lengths=blocks or _block_lengths(config),
+        block_lengths=blocks,
         training_seed=seed,
     )
 
@@ -155,35 +157,11 @@ def _at_trained_settings(
     return specs
 
 
-def _shipped(pattern: str) -> list[tuple[str, tuple[int, ...]]]:
-    """Names that match, with the block lengths of the pattern."""
-    (spec,) = _expand("eval.shipped", f"learned:{pattern}")
-    names = fnmatch.filter(shipped_policies(), spec.target)
-    if not names:
-        raise ConfigError(
-            "eval.shipped",
-            pattern,
-            "no shipped policy has such a name",
-            f"There are: {', '.join(shipped_policies()) or 'none'}",
-        )
-    return [(name, spec.block_lengths) for name in names]
-
-
-def _expand(key: str, text: str) -> Sequence[notation.Spec]:
+def _expand(key: str, text: str) -> list[notation.Spec]:
     try:
         return notation.expand(text)
     except ValueError as error:
         raise ConfigError(key, text, str(error), "Correct it") from error
-
-
-def _check_block(key: str, value: object, block: int, length: int) -> None:
-    if block < 1 or length % block:
-        raise ConfigError(
-            key,
-            value,
-            f"block length {block} does not divide the canvas length {length}",
-            f"Give divisors of it; {length} is full diffusion",
-        )
 
 
 def _number(text: str) -> float | str:

@@ -28,27 +28,18 @@ class HarnessModel(LM):
     policy and the canvas decide. `loglikelihood` masks at random, see `evaluation.likelihood`.
 
     Args:
-        denoiser: the dLLM.
-        params: its parameters.
-        tokenizer: its tokenizer.
+        denoiser, params, tokenizer: the dLLM.
         name: what the harness calls the model.
         policy: in the notation of `policies.parse_policy`.
-        gen_length: canvas length.
-        block_length: block length.
-        batch_size: prompts per rollout.
-        mc_draws: masks per likelihood.
-        mc_batch_size: masks per forward of each text.
-        mc_together: texts per forward.
+        gen_length, block_length, batch_size: shape of a rollout.
+        mc_draws, mc_batch_size, mc_together: masks per likelihood, masks of each text and texts per
+            forward.
         check_greedy: whether `loglikelihood` also finds out if a text is the greedy one, which
             costs a forward per token; otherwise it returns False.
         seed: seed of all that is drawn.
 
     Attributes:
-        sequences: texts that were generated.
-        forwards: denoiser forwards that they needed together.
-
-    Raises:
-        ValueError: lengths that do not fit together, or an unknown policy.
+        sequences, forwards: texts that were generated, and denoiser forwards that they needed.
     """
 
     def __init__(

@@ -26,19 +26,12 @@ def essence(value: Any) -> str:
         return repr(value)
     said = []
     for field in sorted(dataclasses.fields(value), key=lambda field: field.name):
-        content = getattr(value, field.name)
-        if not field.repr or field.name in ("parent", "name") or _is_default(field, content):
-            continue
-        said.append(f"{field.name}={essence(content)}")
+        content, default = getattr(value, field.name), field.default
+        if field.default_factory is not dataclasses.MISSING:
+            default = field.default_factory()
+        if field.repr and field.name not in ("parent", "name") and content != default:
+            said.append(f"{field.name}={essence(content)}")
     return f"{type(value).__name__}({', '.join(said)})"
-
-
-def _is_default(field: dataclasses.Field[Any], content: Any) -> bool:
-    if field.default is not dataclasses.MISSING:
-        return bool(content == field.default)
-    if field.default_factory is not dataclasses.MISSING:
-        return bool(content == field.default_factory())
-    return False
 
 
 def tree_hash(tree: Any, *, first_rows_only: bool = False) -> str:

@@ -37,16 +37,12 @@ class Likelihood:
     """Estimates log-likelihoods of responses to prompts.
 
     Args:
-        denoiser: the dLLM, with full attention.
-        params: its parameters.
+        denoiser, params: the dLLM, with full attention.
         draws: masks per response; the standard error falls with its square root.
         batch_size: masks per response and forward; divides `draws`. The numbers of masked tokens
             are spread evenly over them, as published.
         together: responses per forward, of like length.
         seed: seed of the masks.
-
-    Raises:
-        ValueError: the denoiser has block attention, or a number is out of range.
     """
 
     def __init__(
@@ -75,13 +71,10 @@ class Likelihood:
         self._key = streams.stream(streams.root(seed), "likelihood")
 
     def log_likelihoods(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[float]:
-        """The estimates for responses to prompts, in nats.
+        """The estimates for pairs of a prompt and its response (tokens), in nats.
 
         The masks depend on the seed and the lengths alone: alternatives of equal length, such as
         the choices of a question, are compared under the same masks, whatever stands beside them.
-
-        Args:
-            pairs: tokens of a prompt and of its response.
 
         Raises:
             ValueError: a response is empty, or both together are too long for the model.
@@ -94,11 +87,7 @@ class Likelihood:
         return [float(np.mean(each, dtype=np.float64)) for each in self._each(pairs, estimate)]
 
     def are_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
-        """Whether the model writes each response of itself, the most confident token first.
-
-        Raises:
-            ValueError: as `log_likelihoods`.
-        """
+        """Whether the model writes each response of itself, the most confident token first."""
         found = self._each(pairs, lambda rows: _are_greedy(self._denoiser, self._params, *rows))
         return [bool(each) for each in found]
 
@@ -182,11 +171,6 @@ def stratified_masks(key: Array, wanted: Bool[Array, " S"], rows: int) -> Bool[A
 
     The first row's k is uniform; the others follow at even distances, modulo l, so that every row's
     k is uniform and the rows of a batch cover all sizes.
-
-    Args:
-        key: typed PRNG key.
-        wanted: positions that may be masked.
-        rows: number of masks.
     """
     length = wanted.sum(dtype=jnp.int32)
     of_size, of_places = jax.random.split(key)

@@ -40,14 +40,11 @@ class Measurement:
         correct: score of each problem in [0, 1]; 1 is right.
         nfe: denoiser forwards that each problem's sequence needed.
         responses: text of each response, up to the first EOS.
-        seconds: wall time of all rollouts, without compilation. Decoding and checking overlap with
-            the next rollout and are not included.
-        compile_seconds: wall time of tracing and compiling; near 0 where the program was compiled
-            before.
-        batch_size: problems per forward.
-        forwards: forwards that were executed.
-        cost: cost of each problem's forwards, in forwards over its whole sequence; `nfe` without a
-            cache.
+        seconds: wall time of all rollouts, without compilation, decoding and checking (which
+            overlap).
+        compile_seconds: wall time of tracing and compiling; near 0 where the program was known.
+        batch_size, forwards: problems per forward; forwards that were executed.
+        cost: cost of each problem's forwards, in forwards over its whole sequence.
         executed_cost: cost of all executed forwards, in the same unit.
         tokens: response tokens before the first EOS, over all problems.
         still_masked: fraction of canvas positions that were never filled.
@@ -66,13 +63,10 @@ class Measurement:
     still_masked: float
 
     def summary(self) -> dict[str, float | int]:
-        """Means with standard errors over problems, and rates.
+        """Means with standard errors over problems (s / sqrt(n)), and rates, by the names of rows.
 
-        Returns:
-            n; accuracy and accuracy_se (binomial for right/wrong scores: s / sqrt(n) with the
-            sample deviation s); nfe_mean and nfe_se; cost_mean and cost_se; seconds_per_sequence;
-            tokens_per_second (of tokens before the first EOS); useful_forward_fraction, the
-            fraction of the executed row forwards that a row still needed, by cost; still_masked.
+        `tokens_per_second` counts tokens before the first EOS; `useful_forward_fraction` is the
+        fraction of the executed row forwards that a row still needed, by cost.
         """
         n = len(self.correct)
         return {
@@ -107,7 +101,7 @@ def measure(
     buckets: Sequence[int] = (),
     placement: Placement | None = None,
 ) -> Measurement:
-    """Measures a policy on problems.
+    """Measures a policy on n problems.
 
     A rollout takes many problems and serves `batch_size` of them at one time; one that is done
     makes room for the next. All rollouts have one shape (but for `buckets`), so one program serves
@@ -115,21 +109,17 @@ def measure(
     the batch size.
 
     Args:
-        denoiser: the dLLM.
-        denoiser_params: its parameters.
-        tokenizer: turns canvases into text.
-        task: checks the responses.
-        examples: the n problems.
+        denoiser, denoiser_params, tokenizer: the dLLM.
+        task, examples: checks the responses; the problems.
         prompts: their prompts as NumPy arrays [n, P], left-padded.
-        policy: chooses the positions to fill.
-        policy_params: its parameters and settings.
+        policy, policy_params: chooses the positions to fill; its parameters and settings.
         settings: shape of the rollout; its slots are replaced by `batch_size`, and nothing is
             recorded.
         seed: seed of everything that is drawn, at least 0.
         batch_size: problems per forward, at most n are used.
         rows: problems per rollout, n by default. Measurements on fewer problems share the program;
             the missing rows cost nothing.
-        buckets: lengths below P to which the prompts that fit are padded instead; each has its own
+        buckets: lengths below P to which the prompts that fit are padded, each with its own
             program.
         placement: where the denoiser is; the first device by default. Rows and batch sizes are
             rounded up to multiples of its shards.

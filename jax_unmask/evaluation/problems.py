@@ -21,13 +21,7 @@ _PROBLEM_SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-    """The problems of one split, ready to be rolled out.
-
-    Attributes:
-        split: their split.
-        examples: the problems.
-        prompts: left-padded prompts [n, P], NumPy.
-    """
+    """The n problems of one split with their left-padded prompts [n, P] (NumPy)."""
 
     split: str
     examples: list[Example]

@@ -30,11 +30,9 @@ class Swept:
     """Results of one task, denoiser and canvas length.
 
     Attributes:
-        title: names them.
-        split: the split to report.
-        results: results of all splits.
+        title, device: name of the task and denoiser, and what they were measured on.
+        split: the split to report; `results` has those of all splits.
         problems: recorded generations, see `report.traces.problem`.
-        device: what they were measured on.
     """
 
     title: str
@@ -45,11 +43,7 @@ class Swept:
 
 
 def curve_files(config: RunSettings, workdir: pathlib.Path) -> list[pathlib.Path]:
-    """Metrics of the training runs to show: of this workdir, and what `eval.curves` names.
-
-    Raises:
-        FileNotFoundError: a pattern of `eval.curves` matches nothing.
-    """
+    """Metrics of the training runs to show: of this workdir, and what `eval.curves` names."""
     own = workdir / curves.METRICS
     return [*([own] if own.is_file() else []), *curves.find(config.eval.curves)]
 
@@ -62,18 +56,12 @@ def write(swept: Sequence[Swept], workdir: pathlib.Path, metrics: Sequence[pathl
         workdir: receives summary.md, report.html and frontier.png; with several parts
             frontier-1.png, frontier-2.png, ...
         metrics: metrics of training runs, whose curves are shown.
-
-    Raises:
-        ValueError: a file of metrics is damaged.
     """
-
-    def summary(markdown: bool) -> str:
-        return "\n".join(
-            tables.summary(part.results, part.split, title=part.title, markdown=markdown)
-            for part in swept
-        )
-
-    atomic_write(workdir / "summary.md", summary(markdown=True))
+    markdown, text = (
+        "\n".join(tables.summary(p.results, p.split, title=p.title, markdown=m) for p in swept)
+        for m in (True, False)
+    )
+    atomic_write(workdir / "summary.md", markdown)
     for index, part in enumerate(swept, start=1):
         name = "frontier.png" if len(swept) == 1 else f"frontier-{index}.png"
         reported = [result for result in part.results if result.split == part.split]
@@ -82,11 +70,12 @@ def write(swept: Sequence[Swept], workdir: pathlib.Path, metrics: Sequence[pathl
             # With caches, forwards differ in cost, so the picture over cost is drawn too.
             path = workdir / name.replace("frontier", "frontier_cost")
             plots.draw_frontier(path, reported, title=part.title, cost=True)
-    text = summary(markdown=False)
+    devices = ", ".join(dict.fromkeys(part.device for part in swept))
+    day = time.strftime("%Y-%m-%d", time.gmtime())
     page.write_page(
         workdir / REPORT,
         title=swept[0].title if len(swept) == 1 else "Unmasking policies",
-        subtitle=_subtitle(swept),
+        subtitle=f"measured on {devices}; report of {day}, jax_unmask {jax_unmask.__version__}",
         sections=[payload.section(p.results, p.split, title=p.title) for p in swept],
         curves=curves.read_curves(metrics),
         problems=_problems(swept),
@@ -98,21 +87,12 @@ def write(swept: Sequence[Swept], workdir: pathlib.Path, metrics: Sequence[pathl
     logger.info("Wrote results.jsonl, summary.md, frontier plots and report.html to %s.", workdir)
 
 
-def _subtitle(swept: Sequence[Swept]) -> str:
-    devices = ", ".join(dict.fromkeys(part.device for part in swept))
-    day = time.strftime("%Y-%m-%d", time.gmtime())
-    return f"measured on {devices}; report of {day}, jax_unmask {jax_unmask.__version__}"
-
-
 def _problems(swept: Sequence[Swept]) -> list[dict[str, Any]]:
     """The problems of all results; with several tasks or models, each is labelled with its own."""
-    if len(swept) == 1:
-        problems = swept[0].problems
-    else:
-        problems = [
-            {**problem, "name": f"{part.title}: {problem['name']}"}
-            for part in swept
-            for problem in part.problems
-        ]
-    # A first look needs no click.
-    return [{**problem, "open": index < 2} for index, problem in enumerate(problems)]
+    found: list[dict[str, Any]] = []
+    for part in swept:
+        for problem in part.problems:
+            name = problem["name"] if len(swept) == 1 else f"{part.title}: {problem['name']}"
+            # A first look needs no click.
+            found.append({**problem, "name": name, "open": len(found) < 2})
+    return found

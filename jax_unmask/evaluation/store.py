@@ -24,14 +24,8 @@ class ResultStore:
     """The rows of `directory/results.jsonl` by their "key", with the outcome of every problem.
 
     A row is on disk when `append` returns. A line that a crash left half written is cut off when
-    the file is opened again. Outcomes lie in `outcomes/KEY.npz`: "correct" and "nfe", one entry per
-    problem.
-
-    Args:
-        directory: where the files lie; made if missing.
-
-    Raises:
-        ValueError: a line of the file is not a row; names the line.
+    the file is opened again; another line that is no row is a `ValueError`. Outcomes lie in
+    `outcomes/KEY.npz`: "correct" and "nfe", one entry per problem.
     """
 
     def __init__(self, directory: str | os.PathLike[str]) -> None:
@@ -41,15 +35,11 @@ class ResultStore:
         self.rows = {row["key"]: row for row in self._log.rows}
 
     def append(self, row: Row, correct: Float[np.ndarray, " n"], nfe: Int[np.ndarray, " n"]) -> Row:
-        """Adds a row, durably; its outcomes are on disk before it is.
+        """Adds a row, durably, after its outcomes; returns it as it was written, with their file.
 
         Args:
             row: plain values with a "key" that is new here; NaN is written as null.
-            correct: score of each problem.
-            nfe: forwards of each problem.
-
-        Returns:
-            The row as it was written, with the "outcomes" file.
+            correct, nfe: score and forwards of each problem.
         """
         if row["key"] in self.rows:
             raise ValueError(f"{self.path} has a row with key {row['key']} already")
@@ -57,7 +47,10 @@ class ResultStore:
         packed = io.BytesIO()
         np.savez_compressed(packed, correct=correct, nfe=nfe.astype(np.int32))
         files.atomic_write(self.directory / name, packed.getvalue())
-        row = {key: _plain(value) for key, value in {**row, "outcomes": name}.items()}
+        row = {
+            key: None if isinstance(value, float) and not math.isfinite(value) else value
+            for key, value in {**row, "outcomes": name}.items()
+        }
         self._log.append(row)
         self._log.sync()
         self.rows[row["key"]] = row
@@ -74,9 +67,3 @@ def read_outcomes(
         return None
     with np.load(path) as packed:
         return packed["correct"], packed["nfe"]
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

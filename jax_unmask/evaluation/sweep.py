@@ -63,10 +63,7 @@ def run(
         The results of this config, averaged over sampling seeds.
 
     Raises:
-        ConfigError: the config asks for a measurement that is impossible; raised before anything
-            compiles.
-        ValueError: a prompt is over its budget, or the results file is damaged.
-        FileNotFoundError: `eval.curves` names no metrics.
+        ValueError: a measurement is impossible (before anything compiles), or a file is damaged.
     """
     curve_files = reporting.curve_files(config, pathlib.Path(workdir))
     swept = measure_all(config, bundle, workdir, trained=trained)
@@ -100,25 +97,25 @@ def measure_all(
     store = None if jax.process_index() else ResultStore(workdir)
     known = bundle.placement.broadcast({} if store is None else dict(store.rows))
     denoiser_hash = tree_hash(bundle.params, first_rows_only=True)
-    plan = [
+    items = [
         dataclasses.replace(item, cache=cache)
         for cache in caches
-        for item in _plan(config, found, splits)
+        for item in plan(config, found, splits)
     ]
     # The same for all splits, so that they share programs.
     per_rollout = min(max(len(each.examples) for each in splits), MOST_ROWS)
     rows = []
     began = time.monotonic()
-    for index, item in enumerate(plan, start=1):
+    for index, item in enumerate(items, start=1):
         row = _identify(config, bundle, task, item, denoiser_hash, varied or {})
         if row["key"] in known:
             rows.append(known[row["key"]])
             continue
         rows.append(_measure(config, bundle, task, item, row, store, per_rollout))
         known[row["key"]] = rows[-1]
-        _log(rows[-1], index, len(plan), time.monotonic() - began)
+        _log(rows[-1], index, len(items), time.monotonic() - began)
     # The viewer shows one environment, the first.
-    pairs = [(item, row) for item, row in zip(plan, rows, strict=True) if item.cache == caches[0]]
+    pairs = [(item, row) for item, row in zip(items, rows, strict=True) if item.cache == caches[0]]
     chosen = viewing.chosen(config, pairs, workdir)
     return reporting.Swept(
         title=_title(config, bundle, task, varied or {}),
@@ -130,11 +127,7 @@ def measure_all(
 
 
 def _caches(config: RunSettings, bundle: Bundle) -> list[Cache | None]:
-    """The caches to measure with.
-
-    Raises:
-        ConfigError: one does not fit the denoiser.
-    """
+    """The caches to measure with; a `ConfigError` for one that does not fit the denoiser."""
     denoiser = bundle.denoiser.config
     if config.eval.caches:
         return [build_cache(text, "eval.caches", denoiser) for text in config.eval.caches]
@@ -143,9 +136,7 @@ def _caches(config: RunSettings, bundle: Bundle) -> list[Cache | None]:
     return [config.sampling.cache]
 
 
-def _plan(
-    config: RunSettings, found: list[Candidate], splits: list[Problems]
-) -> Iterator[Measured]:
+def plan(config: RunSettings, found: list[Candidate], splits: list[Problems]) -> Iterator[Measured]:
     """All measurements, ordered such that those that share a compiled program are adjacent."""
     temperature = config.sampling.temperature
     blocks = sorted({block for candidate in found for block in candidate.block_lengths})

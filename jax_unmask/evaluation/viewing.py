@@ -39,14 +39,7 @@ _LEARNED, _OTHERS = 2, 2
 
 @dataclasses.dataclass(frozen=True)
 class Shown:
-    """A policy of the viewer.
-
-    Attributes:
-        candidate: the policy.
-        block_length: block length of its rollouts.
-        seed: seed of what it draws.
-        correct: its score on each problem, float [n], where it was measured.
-    """
+    """A policy of the viewer; `correct` is its score on each problem [n], where it was measured."""
 
     candidate: Candidate
     block_length: int
@@ -62,11 +55,6 @@ def chosen(
     Those of `config.eval.viewer`. If it names none: of the learned policies the most accurate and
     the fastest, and of the others the two methods that are most accurate without needing more
     forwards than these.
-
-    Args:
-        config: a full config.
-        measured: what was measured, with its rows.
-        workdir: holds the outcomes.
     """
     if not config.eval.examples:
         return []
@@ -103,13 +91,10 @@ def record_problems(
     *,
     cache: Cache | None = None,
 ) -> list[dict[str, Any]]:
-    """Rolls out the policies on a few problems and keeps every step.
+    """Rollouts of the policies on a few problems with every step, see `report.traces.problem`.
 
     Rows of a rollout do not depend on each other, so these are the very generations that were
     measured with this cache.
-
-    Returns:
-        See `report.traces.problem`.
     """
     count = min(config.eval.examples, len(problems.examples))
     if not shown or not count:
@@ -132,32 +117,21 @@ def record_problems(
 
 
 def pick_problems(correct: Sequence[np.ndarray | None], n: int, count: int) -> list[int]:
-    """Chooses varied problems: in turn one on which policies disagree, one that all get wrong, one
-    that all get right; without outcomes the first ones.
+    """Indices of `count` varied problems of n, by the score [n] that each policy has on them.
 
-    Args:
-        correct: score of each problem, [n], of each policy.
-        n: number of problems.
-        count: how many to pick, at most n.
-
-    Returns:
-        Indices, disagreements first.
+    In turn one on which policies disagree, one that all get wrong, one that all get right, then
+    ordered by these kinds; without outcomes the first problems.
     """
     known = [scores >= 1 for scores in correct if scores is not None and len(scores) == n]
     if not known:
         return list(range(count))
     right = np.sum(known, axis=0)
-    kinds = [
-        np.flatnonzero((right > 0) & (right < len(known))).tolist(),
-        np.flatnonzero(right == 0).tolist(),
-        np.flatnonzero(right == len(known)).tolist(),
-    ]
-    takes: list[list[int]] = [[] for _ in kinds]
-    while sum(map(len, takes)) < count:
-        for kind, take in zip(kinds, takes, strict=True):
-            if len(take) < len(kind) and sum(map(len, takes)) < count:
-                take.append(kind[len(take)])
-    return [index for take in takes for index in take]
+    kind = np.where(right == 0, 1, np.where(right == len(known), 2, 0))
+    turn = np.zeros(n, int)  # How many problems of its kind come before each.
+    for each in range(3):
+        turn[kind == each] = np.arange((kind == each).sum())
+    picked = np.lexsort((kind, turn))[:count]
+    return picked[np.lexsort((picked, kind[picked]))].tolist()
 
 
 def record(
@@ -170,14 +144,10 @@ def record(
     settings: RolloutSettings,
     watch: Watcher | None = None,
 ) -> tuple[Trajectory, Float[Array, "T B L"] | None]:
-    """Rolls out as `rollout.rollout` with the same arguments does, with records.
+    """The trajectory of `rollout.rollout` with records, and the policy's fill probabilities if any.
 
-    At temperature 0 they have scores of the whole canvas, otherwise of the positions that the
-    policy reads.
-
-    Returns:
-        (the trajectory, the policy's probability of filling each position at each step), as NumPy
-        arrays; no probabilities for policies that have none.
+    Both are NumPy arrays. At temperature 0 the records have scores of the whole canvas, otherwise
+    of the positions that the policy reads.
     """
     settings = dataclasses.replace(settings, record=True)
     # Which tokens are drawn depends on which positions are scored: those that the policy reads.
@@ -226,6 +196,7 @@ def _record(
     """The traces of one policy on the picked problems."""
     candidate = shown.candidate
     settings = rollout_settings(config, bundle, shown.block_length, cache)
+    key = streams.stream(streams.root(shown.seed), "sampling")
     tokenizer, places, found = bundle.tokenizer, bundle.placement, []
     # Records of hidden states are large: those are rolled out one by one.
     size = 1 if candidate.policy.needs.hidden else len(picked)
@@ -235,7 +206,6 @@ def _record(
         prompts = places.everywhere(
             Prompts(tokens=problems.prompts.tokens[rows], mask=problems.prompts.mask[rows])
         )
-        key = streams.stream(streams.root(shown.seed), "sampling")
         keys = row_keys(key, places.everywhere(rows))
         trajectory, probability = record(
             bundle.denoiser, bundle.params, candidate.policy, params, prompts, keys, settings

@@ -15,10 +15,12 @@ from jax_unmask.policies.family_samplers import (
 )
 from jax_unmask.policies.heuristics import (
     ConflictFree,
+    CumulatedEntropy,
     EntropyBounded,
     Factor,
     FrontierThreshold,
     LeftToRight,
+    LowConfidence,
     Margin,
     Random,
     Threshold,
@@ -32,6 +34,7 @@ from jax_unmask.policies.spec import available, parse_policy
 __all__ = [
     "Action",
     "ConflictFree",
+    "CumulatedEntropy",
     "DreamThreshold",
     "Dynamic",
     "DynamicEdit",
@@ -42,6 +45,7 @@ __all__ = [
     "HiddenNetworkConfig",
     "LearnedPolicy",
     "LeftToRight",
+    "LowConfidence",
     "Margin",
     "MaskgitPlus",
     "Needs",

@@ -13,8 +13,13 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from flax import struct
+from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
+
+from jax_unmask.settings import Setting
 
 Params = Any
 
@@ -138,12 +143,7 @@ class Policy(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class WithObservations:
-    """Wraps a policy so that the rollout also records the observations that another one needs.
-
-    Attributes:
-        policy: chooses the actions.
-        more: what the other one reads.
-    """
+    """Wraps a policy so that the rollout also records `more`, which another policy needs."""
 
     policy: Policy
     more: Needs
@@ -152,13 +152,9 @@ class WithObservations:
     def needs(self) -> Needs:
         """Needs of both policies."""
         own, more = self.policy.needs, self.more
-        return dataclasses.replace(
-            own,
-            top_k=max(own.top_k, more.top_k),
-            entropy=own.entropy or more.entropy,
-            hidden=own.hidden or more.hidden,
-            canvas=own.canvas or more.canvas,
-        )
+        fields = ("top_k", "entropy", "hidden", "canvas")
+        both = {name: max(getattr(own, name), getattr(more, name)) for name in fields}
+        return dataclasses.replace(own, **both)
 
     @property
     def params(self) -> Callable[..., Params]:
@@ -172,29 +168,36 @@ class WithObservations:
 
 @struct.dataclass
 class PerRow:
-    """A setting with one value per row of a rollout, in a policy's params.
+    """A setting with one value per row of a rollout, in a policy's params; arrays [B, ...].
 
     A policy gets the values in its place.
-
-    Attributes:
-        values: arrays [B, ...].
     """
 
     values: Any
 
 
 def select_settings(params: Params, select: Callable[[Any], Any]) -> Params:
-    """A policy's params with each `PerRow` replaced by the values of the wanted rows.
-
-    Args:
-        params: a policy's params.
-        select: maps arrays [B, ...] to those of the wanted rows.
-    """
+    """A policy's params with `select(values)`, those of the wanted rows, for each `PerRow`."""
     return jax.tree.map(
         lambda leaf: select(leaf.values) if isinstance(leaf, PerRow) else leaf,
         params,
         is_leaf=lambda leaf: isinstance(leaf, PerRow),
     )
+
+
+def number(name: str, value: ArrayLike, *, whole: bool = False, **bounds: float) -> Array:
+    """A numeric setting, or an array of them, as float32 (as int32 where it is whole).
+
+    Raises:
+        SettingError: one lies outside of the bounds, which are those of `settings.Setting`.
+    """
+    numbers = np.asarray(value)
+    if whole and numbers.dtype.kind == "f" and (numbers % 1 == 0).all():
+        numbers = numbers.astype(np.int64)
+    declared_as = Setting(name, None, "", int if whole else float, **bounds)  # type: ignore[arg-type]
+    for each in numbers.ravel().tolist():
+        declared_as.check(each)
+    return jnp.asarray(numbers, jnp.int32 if whole else jnp.float32)
 
 
 def row_uniform(keys: Array, shape: tuple[int, ...]) -> Float[Array, "B ..."]:

@@ -45,17 +45,11 @@ _SETTINGS = ("temperature", "scale")
 
 
 def load_policy(directory: str | pathlib.Path) -> tuple[LearnedPolicy, Params]:
-    """Reads a policy that this package or the PyTorch reference saved.
+    """The policy that this package or the PyTorch reference saved, and its params (float32).
 
     The reference does not record how its policies act; they get the way it evaluates them:
     Bernoulli with arg-max fallback, full context, temperature 1. Use `dataclasses.replace` and the
     params to choose another.
-
-    Args:
-        directory: holds `policy_config.json` and `model.safetensors`.
-
-    Returns:
-        (policy, params), the params in float32 on the default device.
 
     Raises:
         FileNotFoundError: the directory or one of its files does not exist.
@@ -74,12 +68,7 @@ def load_policy(directory: str | pathlib.Path) -> tuple[LearnedPolicy, Params]:
 
 
 def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Params) -> None:
-    """Writes a policy; the inverse of `load_policy`.
-
-    Args:
-        directory: created if needed; files of an earlier policy in it are replaced.
-        policy: the policy.
-        params: its params, with scalar temperature and scale.
+    """Writes a policy, over another one if the directory has one; the inverse of `load_policy`.
 
     Raises:
         ValueError: temperature or scale differs between rows.
@@ -156,10 +145,10 @@ def _denoiser_fields(directory: pathlib.Path, fields: dict[str, Any]) -> dict[st
 
 def _config_fields(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
     network = policy.network
-    kind, names = next(
-        ((kind, names) for kind, (each, names) in _REFERENCE.items() if type(network) is each),
-        (NETWORKS.name_of(type(network)), {}),
-    )
+    kind, names = NETWORKS.name_of(type(network)), {}
+    for name, (make, settings) in _REFERENCE.items():
+        if type(network) is make:
+            kind, names = name, settings
     fields: dict[str, Any] = {"policy_type": kind}
     denoiser = getattr(network, "denoiser", None)
     if denoiser is not None:

@@ -2,7 +2,9 @@
 
 All functions are pure, work in float32 on rows of L positions with any leading axes, look only at
 positions with `legal` set (logits elsewhere may be anything, -inf included), and give 0 with zero
-gradient to rows that have no legal position. Equations: arXiv 2512.09106, section 4 and appendix.
+gradient to rows that have no legal position. Logits are already divided by the policy temperature;
+`scale` is a positive factor on Bernoulli probabilities, broadcast against [*B]. Equations:
+arXiv 2512.09106, section 4 and appendix.
 """
 
 from __future__ import annotations
@@ -35,13 +37,7 @@ def _legal_logits(logits: Array, legal: Array) -> Array:
 def bernoulli_probs(
     logits: Float[Array, "*B L"], legal: Bool[Array, "*B L"], scale: Scale = 1.0
 ) -> Float[Array, "*B L"]:
-    """Probability min(1, scale * sigmoid(logit)) of filling each position; 0 where not legal.
-
-    Args:
-        logits: policy logits, already divided by the policy temperature.
-        legal: positions that may be filled.
-        scale: positive factor on the probabilities, broadcast against [*B].
-    """
+    """Probability min(1, scale * sigmoid(logit)) of filling each position; 0 where not legal."""
     scale = jnp.asarray(scale, jnp.float32)[..., None]
     probs = jnp.minimum(1.0, scale * jax.nn.sigmoid(_legal_logits(logits, legal)))
     return jnp.where(legal, probs, 0.0)
@@ -135,14 +131,10 @@ def dpls_log_prob(
     replacement from the remaining legal ones and a STOP item, until STOP is drawn.
 
     Args:
-        logits: policy logits, already divided by the policy temperature.
-        legal: positions that may be filled.
+        logits, legal: see the module.
         rank: 1-based order in which positions were drawn, 0 for those that were not. A row with a
             legal position must have drawn at least one.
         stop_logit: logit of STOP.
-
-    Returns:
-        log p(first) + sum over later draws + log p(STOP at the end).
     """
     stop = jnp.full(logits.shape[:-1], stop_logit, jnp.float32)
     ordered, drawn, before = _remaining_log_sums(logits, legal, rank, stop)
@@ -188,8 +180,7 @@ def dpls_sample(
     """Completes a DPLS draw by Gumbel ranking.
 
     Args:
-        logits: policy logits, already divided by the policy temperature.
-        legal: positions that may be filled.
+        logits, legal: see the module.
         first_choice: position drawn first (`dpls_first_choice`); ignored in rows where nothing is
             legal.
         gumbel: standard Gumbel noise [*B, L + 1], the last entry for STOP.
@@ -225,11 +216,6 @@ def dpls_probs(
     A position is the first choice with p = softmax(logits), or else comes before STOP in what
     remains. Of two items of a Plackett-Luce draw, which comes first does not depend on the others,
     so the latter has probability sigmoid(logit - stop_logit), whatever the first choice was.
-
-    Args:
-        logits: policy logits, already divided by the policy temperature.
-        legal: positions that may be filled.
-        stop_logit: logit of the STOP item.
     """
     x = _legal_logits(logits, legal)
     first = jax.nn.softmax(jnp.where(legal, x, _NEGATIVE), axis=-1)

@@ -14,16 +14,10 @@ import jax.numpy as jnp
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
+from jax_unmask.policies.base import Action, Needs, Observation, Params, number, row_uniform
 from jax_unmask.policies.distributions import argmax_legal
-from jax_unmask.policies.heuristics import (
-    Rule,
-    column,
-    quota,
-    quota_params,
-    setting,
-    take_best,
-)
+from jax_unmask.policies.heuristics import Quota, Rule, column, margin, quota, take_best
+from jax_unmask.settings import check_ranges, setting
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,8 +43,8 @@ class _Dream(Rule):
             eps: time at which the schedule ends, in [0, 1).
         """
         return {
-            "steps": setting("steps", steps, 1, whole=True),
-            "eps": setting("eps", eps, 0, 0.999),
+            "steps": number("steps", steps, whole=True, ge=1),
+            "eps": number("eps", eps, ge=0, le=0.999),
         }
 
     def share(self, params: Params, obs: Observation) -> Float[Array, "*B"]:
@@ -101,7 +95,7 @@ class _Ranked(_Dream):
             alg_temp: above 0 the positions are drawn without replacement from the softmax of their
                 scores over this temperature; at 0 the best are taken.
         """
-        return {**super().params(steps, eps), "alg_temp": setting("alg_temp", alg_temp, 0)}
+        return {**super().params(steps, eps), "alg_temp": number("alg_temp", alg_temp, ge=0)}
 
     def count(self, params: Params, obs: Observation) -> Int[Array, "*B"]:
         """Number of positions that this step fills."""
@@ -139,8 +133,7 @@ class TopkMargin(_Ranked):
         return Needs(top_k=2)
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
-        margin = obs.top_probs[..., 0] - obs.top_probs[..., 1]
-        return self.fill_best(params, margin, obs, keys)
+        return self.fill_best(params, margin(obs), obs, keys)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,18 +156,9 @@ class _ThresholdAndQuota(Rule):
     def params(
         self, threshold: ArrayLike = 0.9, tokens_per_step: ArrayLike = 1, steps: ArrayLike = 0
     ) -> Params:
-        """Settings.
-
-        Args:
-            threshold: confidence, in [0, 1].
-            tokens_per_step: positions per step, at least 1.
-            steps: if positive, each block is spread over this many steps instead; see
-                `heuristics.TopConfidence`.
-        """
-        return {
-            "threshold": setting("threshold", threshold, 0, 1),
-            **quota_params(tokens_per_step, steps),
-        }
+        """Settings; threshold is a confidence, in [0, 1], the others as of `TopConfidence`."""
+        quota = Quota().params(tokens_per_step, steps)
+        return {"threshold": number("threshold", threshold, ge=0, le=1), **quota}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -215,16 +199,14 @@ class DynamicEdit(Dynamic):
     "Token editing" (arXiv 2602.08676): where the denoiser gives another token than the one that
     stands there a probability above a threshold of its own, that token is written instead. A block
     without masks gets further forwards until nothing changes.
-
-    Attributes:
-        max_post_steps: forwards at most on a block after its last mask was filled.
     """
 
-    max_post_steps: int = 16
+    max_post_steps: int = setting(
+        16, "Forwards at most on a block after its last mask was filled.", ge=0
+    )
 
     def __post_init__(self) -> None:
-        if self.max_post_steps < 0:
-            raise ValueError(f"max_post_steps={self.max_post_steps} must not be negative")
+        check_ranges(self)
 
     @property
     def needs(self) -> Needs:
@@ -238,15 +220,8 @@ class DynamicEdit(Dynamic):
         steps: ArrayLike = 0,
         editing_threshold: ArrayLike = 0.9,
     ) -> Params:
-        """Settings.
-
-        Args:
-            threshold: see `Dynamic`.
-            tokens_per_step: see `Dynamic`.
-            steps: see `Dynamic`.
-            editing_threshold: probability above which a token replaces another, in [0, 1].
-        """
-        own = {"editing_threshold": setting("editing_threshold", editing_threshold, 0, 1)}
+        """Those of `Dynamic`, and the probability above which a token replaces another."""
+        own = {"editing_threshold": number("editing_threshold", editing_threshold, ge=0, le=1)}
         return super().params(threshold, tokens_per_step, steps) | own
 
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:

@@ -8,13 +8,13 @@ scalars or as arrays [B] with one value per row, so that a sweep compiles once.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
+from jax_unmask.policies.base import Action, Needs, Observation, Params, number, row_uniform
 from jax_unmask.policies.distributions import argmax_legal
 from jax_unmask.policies.order import by_rank, descending_ranks
 
@@ -56,55 +56,50 @@ def column(setting: Array) -> Array:
     return jnp.asarray(setting)[..., None]
 
 
-def setting(
-    name: str, value: ArrayLike, low: float, high: float = np.inf, *, whole: bool = False
-) -> Array:
-    """A numeric setting as float32 (or int32), checked against its range."""
-    numbers = np.asarray(value)
-    if not np.issubdtype(numbers.dtype, np.number) or np.isnan(numbers).any():
-        raise ValueError(f"{name}={value!r} is not a number")
-    if np.any(numbers < low) or np.any(numbers > high):
-        raise ValueError(f"{name}={value!r} must lie in [{low:g}, {high:g}]")
-    if whole and np.any(numbers != np.floor(numbers)):
-        raise ValueError(f"{name}={value!r} must be a whole number")
-    return jnp.asarray(numbers, jnp.int32 if whole else jnp.float32)
-
-
 @dataclasses.dataclass(frozen=True)
-class _Quota(Rule):
+class Quota(Rule):
     """Base of rules that fill a number of positions which does not depend on confidence."""
+
+    of_canvas: ClassVar[bool] = False
+    """Whether `steps` are those of the whole canvas, spread evenly over its blocks."""
 
     def params(self, tokens_per_step: ArrayLike = 1, steps: ArrayLike = 0) -> Params:
         """Settings: how many positions a step fills.
 
         Args:
             tokens_per_step: positions per step, at least 1.
-            steps: if positive, each block is spread over this many steps instead, as in LLaDA's
-                `get_num_transfer_tokens`: BL // steps positions per step, and one more in the
-                first BL % steps of them. 0 uses `tokens_per_step`.
+            steps: if positive, each block (for `of_canvas`, the canvas) is spread over this many
+                steps instead, as in LLaDA's `get_num_transfer_tokens`: BL // steps positions per
+                step, and one more in the first BL % steps of them. 0 uses `tokens_per_step`.
         """
-        return quota_params(tokens_per_step, steps)
+        return {
+            "tokens_per_step": number("tokens_per_step", tokens_per_step, whole=True, ge=1),
+            "steps": number("steps", steps, whole=True, ge=0),
+        }
+
+    def quota(self, params: Params, obs: Observation) -> Int[Array, "*B"]:
+        """Positions to fill at this step."""
+        return quota(params, obs, of_canvas=self.of_canvas)
 
 
-def quota_params(tokens_per_step: ArrayLike, steps: ArrayLike) -> Params:
-    """Settings of a quota rule, checked; see `TopConfidence.params`."""
-    return {
-        "tokens_per_step": setting("tokens_per_step", tokens_per_step, 1, whole=True),
-        "steps": setting("steps", steps, 0, whole=True),
-    }
-
-
-def quota(params: Params, obs: Observation) -> Int[Array, "*B"]:
+def quota(params: Params, obs: Observation, *, of_canvas: bool = False) -> Int[Array, "*B"]:
     """Positions to fill at this step under the settings of a quota rule; at least 1."""
     steps = jnp.asarray(params["steps"])
+    if of_canvas:
+        blocks = obs.legal.shape[-1] // obs.block_length
+        number = jnp.minimum(obs.block_start // obs.block_length, blocks - 1)
+        own = (number + 1) * steps // blocks - number * steps // blocks
+        steps = jnp.where(steps > 0, jnp.maximum(own, 1), 0)
     divisor = jnp.maximum(steps, 1)
     spread = obs.block_length // divisor + (obs.step_in_block < obs.block_length % divisor)
     return jnp.maximum(jnp.where(steps > 0, spread, params["tokens_per_step"]), 1)
 
 
 @dataclasses.dataclass(frozen=True)
-class Random(_Quota):
-    """Fills positions in random order (LLaDA's `random` remasking)."""
+class Random(Quota):
+    """Fills positions in random order; LLaDA's `random`: `steps` are those of the whole canvas."""
+
+    of_canvas = True
 
     @property
     def needs(self) -> Needs:
@@ -113,19 +108,30 @@ class Random(_Quota):
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         scores = row_uniform(keys, obs.legal.shape[-1:])
-        return take_best(scores, obs.legal, quota(params, obs))
+        return take_best(scores, obs.legal, self.quota(params, obs))
 
 
 @dataclasses.dataclass(frozen=True)
-class TopConfidence(_Quota):
-    """Fills the most confident positions (LLaDA's `low_confidence` remasking)."""
+class TopConfidence(Quota):
+    """Fills the most confident positions."""
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
-        return take_best(obs.confidence, obs.legal, quota(params, obs))
+        return take_best(obs.confidence, obs.legal, self.quota(params, obs))
 
 
 @dataclasses.dataclass(frozen=True)
-class Margin(_Quota):
+class LowConfidence(TopConfidence):
+    """LLaDA's `low_confidence`: `TopConfidence` whose `steps` are those of the whole canvas.
+
+    LLaDA gives each block `steps` / blocks of them, which must be whole. Where it is not, blocks
+    differ by one here; each has at least one.
+    """
+
+    of_canvas = True
+
+
+@dataclasses.dataclass(frozen=True)
+class Margin(Quota):
     """Fills the positions whose two largest probabilities are furthest apart.
 
     Kim et al. 2025, "Train for the Worst, Plan for the Best", arXiv 2502.06768.
@@ -137,17 +143,21 @@ class Margin(_Quota):
         return Needs(top_k=2)
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
-        margin = obs.top_probs[..., 0] - obs.top_probs[..., 1]
-        return take_best(margin, obs.legal, quota(params, obs))
+        return take_best(margin(obs), obs.legal, self.quota(params, obs))
+
+
+def margin(obs: Observation) -> Float[Array, "*B L"]:
+    """The largest probability minus the second largest."""
+    return obs.top_probs[..., 0] - obs.top_probs[..., 1]
 
 
 @dataclasses.dataclass(frozen=True)
-class LeftToRight(_Quota):
+class LeftToRight(Quota):
     """Fills the leftmost positions."""
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         nth = jnp.cumsum(obs.legal, axis=-1)
-        return obs.legal & (nth <= quota(params, obs)[..., None])
+        return obs.legal & (nth <= self.quota(params, obs)[..., None])
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,7 +170,7 @@ class _ThresholdParams(Rule):
         Args:
             threshold: least confidence that fills a position, in [0, 1].
         """
-        return {"threshold": setting("threshold", threshold, 0, 1)}
+        return {"threshold": number("threshold", threshold, ge=0, le=1)}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,7 +237,7 @@ class Factor(Rule):
         Args:
             factor: bound on (n + 1)(1 - c_n), at least 0.
         """
-        return {"factor": setting("factor", factor, 0)}
+        return {"factor": number("factor", factor, ge=0)}
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         rank = descending_ranks(obs.confidence, obs.legal)
@@ -263,14 +273,44 @@ class EntropyBounded(Rule):
         Args:
             gamma: bound in nats, at least 0.
         """
-        return {"gamma": setting("gamma", gamma, 0)}
+        return {"gamma": number("gamma", gamma, ge=0)}
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
-        entropy = self.entropy_of(obs)
-        rank = descending_ranks(-entropy, obs.legal)
-        # Rounding can make an entropy slightly negative; a sum must not fall again.
-        ordered = jnp.maximum(by_rank(entropy, rank), 0.0)
-        before = jnp.cumsum(ordered, axis=-1) - ordered
-        within = (before <= column(params["gamma"])).at[..., 0].set(True)
-        count = jnp.sum(jnp.cumprod(within, axis=-1), axis=-1, keepdims=True)
-        return obs.legal & (rank < count)
+        rank, ordered, total = _cumulated(self.entropy_of(obs), obs.legal)
+        return _fill_prefix(rank, total - ordered <= column(params["gamma"]), obs)
+
+
+@dataclasses.dataclass(frozen=True)
+class CumulatedEntropy(Rule):
+    """JetEngine's `entropy_bounded`, with which TraDo rolls out (arXiv 2509.06949).
+
+    With positions in ascending order of entropy, fills those whose cumulated entropy is below a
+    bound; the first always. In `EntropyBounded` a position's own entropy does not count.
+    """
+
+    @property
+    def needs(self) -> Needs:
+        """Entropies."""
+        return Needs(entropy=True)
+
+    def params(self, eb_threshold: ArrayLike = 0.35) -> Params:
+        """Settings: the bound in nats, at least 0; JetEngine's default."""
+        return {"eb_threshold": number("eb_threshold", eb_threshold, ge=0)}
+
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
+        rank, _, total = _cumulated(self.entropy_of(obs), obs.legal)
+        return _fill_prefix(rank, total < column(params["eb_threshold"]), obs)
+
+
+def _cumulated(entropy: Array, legal: Array) -> tuple[Array, Array, Array]:
+    """Ranks by entropy; in their order the entropies, and their sums up to each, own included."""
+    rank = descending_ranks(-entropy, legal)
+    # Rounding can make an entropy slightly negative; a sum must not fall again.
+    ordered = jnp.maximum(by_rank(entropy, rank), 0.0)
+    return rank, ordered, jnp.cumsum(ordered, axis=-1)
+
+
+def _fill_prefix(rank: Array, within: Array, obs: Observation) -> Bool[Array, "*B L"]:
+    """The longest prefix of the ranks that is within a bound, at least one position."""
+    within = within.at[..., 0].set(True)
+    return obs.legal & (rank < jnp.sum(jnp.cumprod(within, axis=-1), axis=-1, keepdims=True))

@@ -44,23 +44,19 @@ def time_embedding(t: Float[Array, "*B"], dim: int, period: float) -> Float[Arra
 def dense(features: int, fan_in: int, name: str, *, initial_bias: float | None = None) -> nn.Dense:
     """A linear layer with the initialisation of torch.nn.Linear: U(-1, 1) / sqrt(fan_in).
 
-    Args:
-        features: output width.
-        fan_in: input width.
-        name: parameter name.
-        initial_bias: constant that the bias starts at, instead of random.
+    With `initial_bias` the bias starts at this constant instead.
     """
     limit = 1.0 / math.sqrt(fan_in)
 
-    def random_bias(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def bias(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+        if initial_bias is not None:
+            return jnp.full(shape, initial_bias, dtype)
         return jax.random.uniform(key, shape, dtype, -limit, limit)
-
-    constant_bias = None if initial_bias is None else nn.initializers.constant(initial_bias)
 
     return nn.Dense(
         features,
         kernel_init=nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform"),
-        bias_init=constant_bias or random_bias,
+        bias_init=bias,
         precision=PRECISION,
         name=name,
     )

@@ -8,14 +8,13 @@ from typing import Any, ClassVar, Literal, Protocol, cast
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.typing import ArrayLike
 from jaxtyping import Array, Float
 from ml_collections import ConfigDict
 
 from jax_unmask import notation
 from jax_unmask.policies import distributions
-from jax_unmask.policies.base import Action, Needs, Observation, Params, row_uniform
+from jax_unmask.policies.base import Action, Needs, Observation, Params, number, row_uniform
 from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.settings import Settings, Variant, setting, to_config
 
@@ -59,12 +58,10 @@ class Network(Protocol):
 
 
 def network_settings(kind: str, **settings: Any) -> ConfigDict:
-    """Settings of a network, for `config.policy.network`.
+    """Settings of a network, for `config.policy.network`, with those that differ from defaults.
 
-    Args:
-        kind: "confidence", "hidden" (on the denoiser's hidden states), or the import path of a
-            `Network` of your own.
-        **settings: those of its settings that differ from their defaults.
+    The kind is "confidence", "hidden" (on the denoiser's hidden states), or the import path of a
+    `Network` of your own.
 
     Raises:
         NotationError: there is no such network or setting.
@@ -126,27 +123,16 @@ class LearnedPolicy(Settings):
         return dataclasses.replace(self.network.needs, canvas=self.context == "full", keys=draws)
 
     def init_params(self, key: Array, gen_length: int = 1) -> Params:
-        """Fresh parameters.
-
-        Args:
-            key: typed PRNG key.
-            gen_length: canvas length used to trace the shapes; no parameter depends on it.
-        """
+        """Fresh parameters; none depends on the canvas length, which only traces the shapes."""
         inputs = self.network.dummy_inputs(gen_length)
         return {"network": self.network.build().init(key, inputs)["params"], **self.params()}
 
     def params(self, temperature: ArrayLike = 1.0, scale: ArrayLike = 1.0) -> Params:
-        """Settings, which are in the params beside the weights of the network.
-
-        Args:
-            temperature: divides the logits, above 0.
-            scale: multiplies Bernoulli probabilities, above 0.
-        """
-        settings = {"temperature": temperature, "scale": scale}
-        for name, value in settings.items():
-            if not np.all(np.asarray(value) > 0):
-                raise ValueError(f"{name}={value} must be positive")
-        return {name: jnp.asarray(value, jnp.float32) for name, value in settings.items()}
+        """Settings, which are in the params beside the weights of the network; both above 0."""
+        return {
+            "temperature": number("temperature", temperature, gt=0),
+            "scale": number("scale", scale, gt=0),
+        }
 
     def logits(self, params: Params, obs: Observation) -> Float[Array, "*B L"]:
         """Logits over the policy temperature; -inf outside the block with context "block"."""

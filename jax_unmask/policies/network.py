@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -126,13 +125,8 @@ class NetworkConfig(Settings):
     @property
     def feature_size(self) -> int:
         """Width F of the linear input features."""
-        return (
-            self.top_k
-            + int(self.entropy)
-            + 3 * int(self.position)
-            + int(self.rank)
-            + int(self.rank and self.entropy)
-        )
+        ranks = self.rank + (self.rank and self.entropy)
+        return self.top_k + self.entropy + 3 * self.position + ranks
 
     @property
     def needs(self) -> Needs:
@@ -144,11 +138,7 @@ class NetworkConfig(Settings):
         return UnmaskingNetwork(self)
 
     def observe(self, obs: Observation) -> NetworkInputs:
-        """Picks and computes what the network reads; t is step / L.
-
-        Raises:
-            ValueError: if the observation lacks something that `needs` asks for.
-        """
+        """The inputs of the network; t is step / L. A `ValueError` if the observation lacks any."""
         if obs.top_probs.shape[-1] < self.top_k:
             raise ValueError(
                 f"Observation.top_probs holds {obs.top_probs.shape[-1]} probabilities per "
@@ -159,11 +149,8 @@ class NetworkConfig(Settings):
             features.append(required(obs.entropy, "entropy", "entropy=True")[..., None])
         if self.position:
             features.append(position_features(obs.masked, obs.legal))
-        rank = None
-        if self.rank or self.rank_attention:
-            rank = confidence_rank(obs.confidence, obs.legal)
+        rank = confidence_rank(obs.confidence, obs.legal)  # Not computed where nothing reads it.
         if self.rank:
-            assert rank is not None
             features.append(rank[..., None] / obs.masked.shape[-1])
             if self.entropy:
                 entropy = required(obs.entropy, "entropy", "entropy=True")
@@ -200,11 +187,9 @@ class NetworkInputs:
     Attributes:
         masked: the position's token is still the mask.
         t: fraction of the step budget used, step / L.
-        features: linear input features; the first `top_k` are probabilities. None for a network
-            that reads hidden states only.
-        candidate: candidate token ids, for networks that use them.
-        hidden: last hidden state of the denoiser, for networks that use it.
-        rank: order of confidence (`confidence_rank`), for networks whose attention follows it.
+        features: linear input features; the first `top_k` are probabilities.
+        candidate, hidden: candidate tokens and last hidden states of the denoiser.
+        rank: order of confidence (`confidence_rank`).
     """
 
     masked: Bool[Array, "*B W"]
@@ -275,17 +260,15 @@ class Block(nn.Module):
         logits = jnp.einsum("nhqd,nhkd->nhqk", query, key, precision=PRECISION)
         logits = logits / math.sqrt(dim // cfg.num_heads)
         if cfg.pair_attention:
-            entries = cfg.pair_attention
-            table = self.param(
-                "pair_bias", nn.initializers.zeros, (cfg.num_heads, entries, entries), jnp.float32
-            )
+            shape = cfg.num_heads, cfg.pair_attention, cfg.pair_attention
+            table = self.param("pair_bias", nn.initializers.zeros, shape)
             logits = logits + table[:, :width, :width]
         for name, pairs, start in (
             ("candidate_bias", same_candidate, cfg.candidate_attention),
             ("rank_bias", more_confident, cfg.rank_attention),
         ):
             if pairs is not None:
-                bias = self.param(name, _constant(start))
+                bias = self.param(name, lambda _, start=start: jnp.asarray(start, jnp.float32))
                 logits = logits + jnp.where(pairs[:, None], bias[:, None, None], 0.0)
         weights = jax.nn.softmax(logits, axis=-1)
         mixed = jnp.einsum("nhqk,nhkd->nqhd", weights, value, precision=PRECISION)
@@ -296,10 +279,6 @@ class Block(nn.Module):
         h = dense(cfg.feedforward_dim, dim, "up")(h.reshape(rows * width, dim))
         h = dense(dim, cfg.feedforward_dim, "down")(nn.gelu(h, approximate=False))
         return x + h.reshape(x.shape) * (1 + gate2)
-
-
-def _constant(values: tuple[float, ...]) -> Callable[[Array], Array]:
-    return lambda key: jnp.asarray(values, jnp.float32)
 
 
 class UnmaskingNetwork(nn.Module):
@@ -323,12 +302,8 @@ class UnmaskingNetwork(nn.Module):
         )
         if cfg.token_buckets:
             candidate = required(inputs.candidate, "candidate", "token_buckets > 0")
-            table = self.param(
-                "token_embedding",
-                nn.initializers.normal(0.1),
-                (cfg.token_buckets, cfg.hidden_dim),
-                jnp.float32,
-            )
+            shape = cfg.token_buckets, cfg.hidden_dim
+            table = self.param("token_embedding", nn.initializers.normal(0.1), shape)
             x = x + table[candidate.reshape(rows, width) % cfg.token_buckets]
         for name in ("position_embedding", "pair_attention"):
             if 0 < getattr(cfg, name) < width:
@@ -337,12 +312,8 @@ class UnmaskingNetwork(nn.Module):
                     f"network sees; give at least {width}"
                 )
         if cfg.position_embedding:
-            table = self.param(
-                "position_embedding",
-                nn.initializers.normal(0.1),
-                (cfg.position_embedding, cfg.hidden_dim),
-                jnp.float32,
-            )
+            shape = cfg.position_embedding, cfg.hidden_dim
+            table = self.param("position_embedding", nn.initializers.normal(0.1), shape)
             x = x + table[:width]
         if cfg.hidden_size:
             hidden = required(inputs.hidden, "hidden", "hidden_size > 0")

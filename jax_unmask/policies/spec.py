@@ -26,6 +26,7 @@ POLICIES = notation.Names(
         "threshold": "heuristics.Threshold",
         "factor": "heuristics.Factor",
         "entropy_bounded": "heuristics.EntropyBounded",
+        "cumulated_entropy": "heuristics.CumulatedEntropy",
         "frontier_threshold": "heuristics.FrontierThreshold",
         "conflict_free": "heuristics.ConflictFree",
         "origin": "family_samplers.Origin",
@@ -37,7 +38,7 @@ POLICIES = notation.Names(
         "dynamic_edit": "family_samplers.DynamicEdit",
         "learned": "spec.load_learned",
         # As the public samplers of LLaDA and SDAR call them.
-        "low_confidence": "heuristics.TopConfidence",
+        "low_confidence": "heuristics.LowConfidence",
         "low_confidence_static": "heuristics.TopConfidence",
         "low_confidence_dynamic": "family_samplers.Dynamic",
         "sequential": "heuristics.LeftToRight",
@@ -59,17 +60,11 @@ def available() -> dict[str, dict[str, Any]]:
 
 
 def parse_policy(text: str) -> tuple[Policy, Params]:
-    """Builds a policy from NAME, NAME:SETTING=VALUE,... or NAME:DIR,SETTING=VALUE,...
+    """The policy, and its params, of NAME, NAME:SETTING=VALUE,... or NAME:DIR,SETTING=VALUE,...
 
     >>> policy, params = parse_policy("factor:factor=2,reference_compat=true")
     >>> policy, float(params["factor"])
     (Factor(reference_compat=True), 2.0)
-
-    Args:
-        text: the policy; settings that are left out have their defaults.
-
-    Returns:
-        (policy, params).
 
     Raises:
         NotationError: unknown name or setting (with close matches), or a value out of range.

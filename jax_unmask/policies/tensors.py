@@ -65,18 +65,18 @@ def tensor_specs(config: Any, paths: Iterable[tuple[str, ...]]) -> list[PolicyTe
         name, path = f"transformer_blocks.{index}", f"block_{index}"
         for part, projection in enumerate(("q_proj", "k_proj", "v_proj")):
             specs += _linear(f"{name}.{projection}", (path, "qkv"), (part, 3))
-        specs += _linear(f"{name}.out_proj", (path, "out"))
-        specs += _linear(f"{name}.linear1", (path, "up"))
-        specs += _linear(f"{name}.linear2", (path, "down"))
-        specs += _linear(f"{name}.ada_conditioning", (path, "modulation"))
-        specs += _norm(f"{name}.norm1", (path, "norm1"))
-        specs += _norm(f"{name}.norm2", (path, "norm2"))
-        if config.pair_attention:
-            specs.append(PolicyTensor(f"{name}.pair_bias", (path, "pair_bias")))
-        if config.rank_attention:
-            specs.append(PolicyTensor(f"{name}.rank_bias", (path, "rank_bias")))
-        if config.candidate_attention:
-            specs.append(PolicyTensor(f"{name}.candidate_bias", (path, "candidate_bias")))
+        for theirs, ours in (
+            ("out_proj", "out"),
+            ("linear1", "up"),
+            ("linear2", "down"),
+            ("ada_conditioning", "modulation"),
+        ):
+            specs += _linear(f"{name}.{theirs}", (path, ours))
+        for norm in ("norm1", "norm2"):
+            specs += _norm(f"{name}.{norm}", (path, norm))
+        for kind in ("pair", "rank", "candidate"):
+            if getattr(config, f"{kind}_attention"):
+                specs.append(PolicyTensor(f"{name}.{kind}_bias", (path, f"{kind}_bias")))
     return [*specs, *_norm("final_norm", ("final_norm",)), *_linear("output_proj", ("output",))]
 
 

@@ -40,7 +40,9 @@ class Recipe(Protocol):
         shown: names of the metrics that the progress bar shows.
         defaults: its settings at their defaults, an instance of a subclass of `RunSettings`.
         trains: what `finish` exports, and what later stages of a curriculum and evaluations take: a
-            denoiser (into `model.path`) or a policy (into `policy.init_from`).
+            denoiser (into `model.path`) or a policy (into `policy.init_from`). Bare checkpoints of
+            a policy can be evaluated if the recipe has a function `build_policy(config, shape)`,
+            which makes the policy without its weights.
     """
 
     shown: tuple[str, ...]
@@ -182,7 +184,7 @@ def check_cache(cache: Cache | None, denoiser: DenoiserConfig) -> None:
     """
     if cache is not None:
         try:
-            cache.check(denoiser)
+            cache.check_fits(denoiser)
         except ValueError as error:
             raise ConfigError("rollout.cache", str(cache), str(error), "Correct it") from error
 

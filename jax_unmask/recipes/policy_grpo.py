@@ -208,6 +208,7 @@ class PolicyGrpo:
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
     defaults = PolicyGrpoSettings()
     trains: Literal["policy"] = "policy"
+    build_policy = staticmethod(build_policy)
 
     def __init__(self, config: PolicyGrpoSettings, workdir: pathlib.Path) -> None:
         del workdir

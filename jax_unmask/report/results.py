@@ -31,7 +31,7 @@ Policies are compared with the published heuristics; rules that were written wit
 shown beside them.
 """
 
-_MEANS = ("seconds_per_sequence", "still_masked", "cost", "cost_se")
+_MEANS = ("seconds_per_sequence", "still_masked", "cost", "cost_se", "pass_at")
 Row = Mapping[str, Any]
 Outcomes = tuple[np.ndarray, np.ndarray]
 
@@ -53,6 +53,8 @@ class Result:
         still_masked: mean fraction of canvas positions that were never filled.
         cache: cache of the rollouts, "none" for none.
         cost, cost_se: mean cost of a sequence, in whole forwards, and its standard error.
+        pass_at: fraction of problems that at least one sampling seed gets right (pass@k with k =
+            `sampling_seeds`); NaN without outcomes.
     """
 
     point: Point
@@ -67,6 +69,7 @@ class Result:
     cache: str = NO_CACHE
     cost: float = math.nan
     cost_se: float = math.nan
+    pass_at: float = math.nan
 
     @property
     def series(self) -> tuple[str, str]:
@@ -115,9 +118,10 @@ def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result
 
     kept = [pair for pair in outcomes if pair is not None]
     correct: np.ndarray | None = None
-    accuracy_se, nfe_se = mean("accuracy_se"), mean("nfe_se")
+    accuracy_se, nfe_se, pass_at = mean("accuracy_se"), mean("nfe_se"), math.nan
     if len(kept) == len(rows):
-        correct = np.asarray(np.mean([pair[0] for pair in kept], axis=0, dtype=np.float64))
+        scores = np.asarray([pair[0] for pair in kept], np.float64)
+        correct, pass_at = scores.mean(axis=0), float((scores >= 1).any(axis=0).mean())
         accuracy_se = frontier.standard_error(correct)
         nfe_se = frontier.standard_error(np.mean([pair[1] for pair in kept], axis=0))
     point = Point(
@@ -144,6 +148,7 @@ def _average(rows: Sequence[Row], outcomes: Sequence[Outcomes | None]) -> Result
         cache=_cache(first),
         cost=mean("cost_mean") if "cost_mean" in first else point.nfe,
         cost_se=mean("cost_se") if "cost_se" in first else nfe_se,
+        pass_at=pass_at,
     )
 
 

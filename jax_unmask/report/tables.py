@@ -75,9 +75,16 @@ def results_table(results: Sequence[Result]) -> Table:
     has_costs = any(result.cache != NO_CACHE for result in results)
     if has_costs:
         header.insert(6, "cost")
+    most_seeds = max((result.sampling_seeds for result in results), default=1)
+    if most_seeds > 1:
+        header.insert(5, f"pass@{most_seeds} %")
     table = [header]
     for result in ordered:
         point = result.point
+        passed: list[str] = []
+        if most_seeds > 1:
+            known = result.sampling_seeds == most_seeds
+            passed = [f"{100 * result.pass_at:.1f}" if known else "-"]
         cost = [f"{result.cost:.2f} ± {result.cost_se:.2f}"] if has_costs else []
         table.append(
             [
@@ -88,6 +95,7 @@ def results_table(results: Sequence[Result]) -> Table:
                 point.method,
                 settings_text(point.settings) or "-",
                 _percent(point.accuracy, point.accuracy_se),
+                *passed,
                 f"{point.nfe:.2f} ± {point.nfe_se:.2f}",
                 *cost,
                 f"{1000 * result.seconds_per_sequence:.3g}",

@@ -15,15 +15,11 @@ from jax_unmask.runtime.placement import Placement
 def by_length(
     mask: Bool[np.ndarray, "n P"], buckets: Sequence[int]
 ) -> list[tuple[int, Int[np.ndarray, " m"]]]:
-    """Indices of the prompts that are padded to each length.
+    """Lengths (ascending) and the indices of the prompts for which each is the shortest that fits.
 
     Args:
         mask: mask of left-padded prompts.
         buckets: lengths other than P; those of P and more are never needed.
-
-    Returns:
-        Pairs of a length and the prompts for which it is the shortest that holds them, in order;
-        lengths ascending, none without prompts.
     """
     lengths, longest = mask.sum(axis=1), mask.shape[1]
     ladder = np.array(sorted({*(size for size in buckets if size < longest), longest}))
@@ -32,12 +28,9 @@ def by_length(
 
 
 def trimmed(prompts: Prompts, buckets: Sequence[int], placement: Placement) -> Prompts:
-    """The batch, padded to the shortest length in which its longest prompt fits.
+    """This process's batch (NumPy), padded to the shortest length in which its longest prompt fits.
 
-    Args:
-        prompts: left-padded prompts, NumPy arrays [B, P]; of this process.
-        buckets: lengths other than P.
-        placement: knows the other processes, whose prompts count too.
+    The prompts of the other processes of the placement count too.
     """
     if not buckets:
         return prompts

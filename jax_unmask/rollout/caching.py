@@ -7,13 +7,14 @@ from typing import Literal, get_args
 
 from jax_unmask import notation
 from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.settings import Settings, setting
 
 CacheKind = Literal["prefix", "dual", "block"]
 NONE = "none"
 
 
 @dataclasses.dataclass(frozen=True)
-class Cache:
+class Cache(Settings):
     """Settings of a rollout's cache (static).
 
     With "prefix" and "dual" (Wu et al. 2025, "Fast-dLLM", arXiv 2505.22618), which are for full
@@ -23,49 +24,46 @@ class Cache:
     are approximations. "block" is for block-causal denoisers and exact: a row computes the current
     block only, and once more when the block is done, for its final keys and values.
 
-    Attributes:
-        kind: see above.
-        refresh_every: with "prefix" and "dual": a forward over the whole sequence at every so
-            many steps of a block, not only at its first. 1 caches nothing; 0 for never.
-        extra_tokens: with "dual": so many positions after the block are computed anew as well
-            (fewer where the canvas ends).
-        refresh_rows: rows of a forward over whole sequences (per slot group). A row that needs one
-            waits until so many do, or no row can do anything else. Any number gives the same
-            tokens; what differs is time: waiting rows leave slots idle, and small forwards use a
-            device less well. None for about an eighth of the slots.
+    A row that needs a forward over its whole sequence waits until `refresh_rows` rows do, or no row
+    can do anything else. Any number gives the same tokens; what differs is time: waiting rows leave
+    slots idle, and small forwards use a device less well.
     """
 
-    kind: CacheKind
-    refresh_every: int = 0
-    extra_tokens: int = 0
-    refresh_rows: int | None = None
+    kind: CacheKind = setting("dual", "Kind of cache.")
+    refresh_every: int = setting(
+        0,
+        "With prefix and dual: a forward over the whole sequence at every so many steps of a "
+        "block, not only at its first. 1 caches nothing; 0 for never.",
+        ge=0,
+    )
+    extra_tokens: int = setting(
+        0,
+        "With dual: so many positions after the block are computed anew as well (fewer where the "
+        "canvas ends).",
+        ge=0,
+    )
+    refresh_rows: int | None = setting(
+        None,
+        "Rows of a forward over whole sequences (per slot group); None for about an eighth of the "
+        "slots.",
+        ge=1,
+    )
 
-    def __post_init__(self) -> None:
-        if self.kind not in get_args(CacheKind):
-            raise ValueError(
-                f"cache {self.kind!r} is unknown; choose one of "
-                f"{', '.join((NONE, *get_args(CacheKind)))}"
-            )
-        for name in ("refresh_every", "extra_tokens"):
-            value = getattr(self, name)
-            if value < 0:
-                raise ValueError(f"cache {self.kind}: {name}={value} must not be negative")
-        if self.refresh_every and self.kind == "block":
-            raise ValueError(
-                f"cache block: refresh_every={self.refresh_every} has no meaning, as its keys and "
-                "values are exact; leave it out"
-            )
-        if self.extra_tokens and self.kind != "dual":
-            raise ValueError(
-                f"cache {self.kind}: extra_tokens={self.extra_tokens} is for cache 'dual'; leave "
-                "it out"
-            )
-        if self.refresh_rows is not None and self.refresh_rows < 1:
-            raise ValueError(
-                f"cache {self.kind}: refresh_rows={self.refresh_rows} must be at least 1"
-            )
+    def check(self) -> None:
+        self.require(
+            not self.refresh_every or self.kind != "block",
+            "refresh_every",
+            "cache block is exact: there is nothing to refresh",
+            "Leave it out",
+        )
+        self.require(
+            not self.extra_tokens or self.kind == "dual",
+            "extra_tokens",
+            f"it is for cache dual, not {self.kind}",
+            "Leave it out",
+        )
 
-    def check(self, config: DenoiserConfig) -> None:
+    def check_fits(self, config: DenoiserConfig) -> None:
         """Refuses a denoiser that the cache is not for.
 
         Raises:
@@ -122,13 +120,17 @@ def parse_cache(text: str) -> Cache | None:
         ValueError: the text cannot be read, or a setting makes no sense.
     """
     spec = notation.parse(text)
+    if spec.name not in (NONE, *get_args(CacheKind)):
+        known = f"{NONE}, {', '.join(get_args(CacheKind))}"
+        raise notation.NotationError(text, f"there is no cache {spec.name!r}; known: {known}")
     if spec.target:
         raise notation.NotationError(text, f"{spec.target!r} is not of the form SETTING=VALUE")
     kinds = {name: each.annotation for name, each in notation.parameters(Cache).items()}
     del kinds["kind"]
     settings = spec.arguments(kinds)
-    if spec.name != NONE:
-        return Cache(spec.name, **settings)  # type: ignore[arg-type]  # The constructor checks it.
-    if settings:
+    if spec.name == NONE and settings:
         raise notation.NotationError(text, "without a cache there is nothing to set")
-    return None
+    try:
+        return None if spec.name == NONE else Cache(spec.name, **settings)  # type: ignore[arg-type]
+    except ValueError as error:
+        raise notation.NotationError(text, str(error)) from error

@@ -25,42 +25,27 @@ from jax_unmask.denoisers.head import by_position
 from jax_unmask.denoisers.transformer import Params
 from jax_unmask.policies.base import Observation, Policy
 from jax_unmask.rollout.trajectory import Prompts, Watcher
+from jax_unmask.settings import Settings, setting
 
 # Logits [B, W, V] of so many entries exist at one time (float32: 128 MiB).
 _LOGITS_AT_ONCE = 2**25
 
 
 @dataclasses.dataclass(frozen=True)
-class CanvasSettings:
-    """Settings of the denoising of canvases (static). The defaults are the published ones.
+class CanvasSettings(Settings):
+    """Settings of the denoising of canvases (static). The defaults are the published ones."""
 
-    Attributes:
-        canvases: at most so many canvases, one after the other.
-        steps: forwards of a canvas at most.
-        t_min: the temperature falls linearly to this, ...
-        t_max: ... from this.
-        stability: the best tokens have to stay the same for this many steps.
-        confidence: mean entropy (nats) of the canvas below which it is certain.
-    """
+    canvases: int = setting(1, "Canvases at most, one after the other.", ge=1)
+    steps: int = setting(48, "Forwards of a canvas at most.", ge=1)
+    t_min: float = setting(0.4, "Temperature to which `t_max` falls linearly.", gt=0)
+    t_max: float = setting(0.8, "Temperature at the start of a canvas.", gt=0)
+    stability: int = setting(1, "Steps for which the best tokens have to stay the same.", ge=0)
+    confidence: float = setting(
+        0.005, "Mean entropy (nats) of the canvas below which it is certain.", gt=0
+    )
 
-    canvases: int = 1
-    steps: int = 48
-    t_min: float = 0.4
-    t_max: float = 0.8
-    stability: int = 1
-    confidence: float = 0.005
-
-    def __post_init__(self) -> None:
-        for name in ("canvases", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if not 0 < self.t_min <= self.t_max:
-            raise ValueError(f"t_min={self.t_min} must be positive, and at most t_max={self.t_max}")
-        if self.stability < 0 or self.confidence <= 0:
-            raise ValueError(
-                f"stability={self.stability} must not be negative, and confidence="
-                f"{self.confidence} must be positive"
-            )
+    def check(self) -> None:
+        self.require_at_most("t_min", "t_max")
 
 
 @struct.dataclass
@@ -86,14 +71,8 @@ class Generated:
 class _Scores(NamedTuple):
     """The network's view of each position of a canvas, at the step's temperature.
 
-    Attributes:
-        token: a drawn token.
-        best: the most probable token.
-        confidence: probability of the drawn token.
-        certainty: probability of the most probable token.
-        top_probs: the K largest probabilities, in descending order.
-        entropy: entropy in nats.
-        soft: expected embedding, for self-conditioning.
+    A drawn token and its probability, the most probable one and its probability, the K largest
+    probabilities, the entropy in nats, and the expected embedding for self-conditioning.
     """
 
     token: Int[Array, "B C"]
@@ -148,11 +127,9 @@ def generate(
     """Generates canvases after prompts; a row's result does not depend on the other rows.
 
     Args:
-        model: the network (static).
-        params: its parameters.
-        policy: its `fill` are the positions that accept their token (static). The published one is
-            `policies.EntropyBounded` with gamma = 0.1.
-        policy_params: its settings.
+        model, params: the network (static) and its parameters.
+        policy, policy_params: its `fill` are the positions that accept their token (static), and
+            its settings. The published one is `policies.EntropyBounded` with gamma = 0.1.
         prompts: left-padded prompts.
         keys: typed PRNG keys [B], see `rollout.row_keys`.
         settings: see there (static).

@@ -37,12 +37,8 @@ def rollout_flops(
 ) -> RolloutFlops:
     """Matrix products of the denoiser in the forwards of a rollout; the policy counts nothing.
 
-    Args:
-        config: the denoiser.
-        settings: shape of the rollout.
-        prompt_length: prompt tokens, padding included.
-        scored: canvas positions that a forward without a cache scores, see
-            `rollout.scored_positions`.
+    `prompt_length` includes padding; `scored` are the canvas positions that a forward without a
+    cache scores, see `rollout.scored_positions`.
     """
     length, cache = settings.gen_length, settings.cache
     whole = prompt_length + length
@@ -63,15 +59,7 @@ def row_flops(
     prompt_length: int,
     nfe: float,
 ) -> float:
-    """Matrix products of the forwards that one row needs.
-
-    Args:
-        config: the denoiser.
-        policy: the policy; decides which positions are scored.
-        settings: shape of the rollout, its cache included.
-        prompt_length: prompt tokens, padding included.
-        nfe: forwards of the row.
-    """
+    """Matrix products of the forwards that one row needs; the policy decides what is scored."""
     each = rollout_flops(config, settings, prompt_length, scored_positions(policy, settings))
     blocks, cache = settings.gen_length // settings.block_length, settings.cache
     if cache is None:

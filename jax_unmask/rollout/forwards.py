@@ -218,7 +218,7 @@ class CachedForwards(PlainForwards):
         super().__init__(mdp, prompts, keys)
         cache, settings = mdp.settings.cache, mdp.settings
         assert cache is not None
-        cache.check(self.config)
+        cache.check_fits(self.config)
         if self.length > self.config.max_length:
             raise ValueError(
                 f"a sequence of {self.length} tokens is longer than max_length="

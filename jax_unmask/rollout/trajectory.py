@@ -98,11 +98,7 @@ class RolloutSettings(Settings):
         )
 
     def num_slots(self, rows: int) -> int:
-        """Slots of a rollout of so many rows.
-
-        Raises:
-            ValueError: the rows do not divide among the groups.
-        """
+        """Slots of a rollout of so many rows; a `ValueError` if they do not fit the groups."""
         if rows % self.slot_groups:
             raise ValueError(
                 f"{rows} rows do not divide among slot_groups={self.slot_groups}; give a multiple "
@@ -117,7 +113,6 @@ class Records:
 
     T is the most steps that a row can take: gen_length; with a block-causal denoiser one block
     more, because a canvas may begin and end within a block; and what a policy that edits asks for.
-
 
     Attributes:
         obs: observations, each leaf [T, B, ...].
@@ -136,10 +131,7 @@ def never_filled(
 ) -> Bool[np.ndarray, "B L"]:
     """Positions of final canvases that a rollout should have filled and did not.
 
-    Args:
-        tokens: final canvases.
-        mask_id: the mask token.
-        stop_ids: those of the settings; masks after the first of them do not count.
+    Masks after the first of the settings' `stop_ids` do not count.
     """
     stops = np.isin(tokens, stop_ids)
     return (tokens == mask_id) & (np.cumsum(stops, axis=1) == 0)
@@ -150,14 +142,13 @@ class Forwards:
     """Forwards of a rollout with a cache.
 
     Attributes:
-        full: forwards over the whole sequence that each row needed (with cache "block": over its
-            prompt).
+        full: forwards over the whole sequence (with cache "block": over its prompt) that a row
+            needed.
         cached: forwards over a few positions that each row needed.
-        full_executed: forwards over whole sequences that were executed.
-        cached_executed: forwards over a few positions that were executed, each of all slots.
+        full_executed, cached_executed: forwards of both kinds that were executed, the latter of all
+            slots each.
         full_rows: rows per forward over whole sequences.
-        full_tokens: positions of such a forward, per row.
-        cached_tokens: positions of the others, per row.
+        full_tokens, cached_tokens: positions of such forwards, per row.
         length: positions of a whole sequence, prompt and canvas.
     """
 
@@ -233,10 +224,8 @@ class Trajectory:
 def joined(parts: Sequence[Trajectory], feeds: int = 1) -> Trajectory:
     """Rollouts of one shape as if they were one: their rows one after the other.
 
-    Args:
-        parts: the rollouts.
-        feeds: how many processes gave rows to each, one after the other; all rows of a process,
-            from all rollouts, come before those of the next.
+    Where `feeds` processes gave rows to each, all rows of a process, from all rollouts, come before
+    those of the next.
     """
     if len(parts) == 1:
         return parts[0]

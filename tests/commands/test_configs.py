@@ -9,17 +9,20 @@ import pytest
 
 from jax_unmask import recipes, settings
 from jax_unmask.commands import curriculum
+from jax_unmask.commands import eval as evaluate
 from jax_unmask.evaluation import axes, candidates
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS_OF_PAPER = tuple(
-    f"{model}_{length}_{block}"
+    f"{model}_{length}_{block}_{task}"
     for model in ("llada", "dream")
     for length in (256, 512)
     for block in ("32", "full")
+    for task in ("gsm8k", "math500", "humaneval", "mbpp")
 )
 EXPERIMENTS = (
-    *("quickstart", "gsm8k", "gsm8k_math", "block_scaling", "tiny_block_scaling:1"),
+    *("quickstart", "gsm8k", "gsm8k_math", "gsm8k_math:32", "kodcode", "block_scaling"),
+    *("tiny_block_scaling:1", "published:scales", "published:pass_at_k"),
     *("tiny_block_sft", "tiny_state_sft:full", "tiny_state_sft:block"),
     *(
         f"{name}:{task}"
@@ -58,12 +61,28 @@ def test_all_published_settings_make_one_sweep(monkeypatch):
         config.eval.policies = ("threshold",)
         for candidate in candidates.candidates(recipes.read(config)):
             for block in candidate.block_lengths:
-                found.add((config.model.path, config.rollout.gen_length, block))
-    assert len(found) == 8
+                found.add(_environment(config, block))
+    assert len(found) == 32
     singles = [make(name) for name in EXPERIMENTS_OF_PAPER]
-    assert found == {
-        (one.model.path, one.rollout.gen_length, one.rollout.block_length) for one in singles
-    }
+    assert found == {_environment(one, one.rollout.block_length) for one in singles}
+    assert make("llada_256_32") == make("llada_256_32_gsm8k")
+
+
+def _environment(config, block):
+    return config.model.path, config.task.name, config.rollout.gen_length, block
+
+
+@pytest.mark.parametrize("trained_as", ["gsm8k", "gsm8k_math", "gsm8k_math:32", "kodcode"])
+def test_every_training_can_be_measured_on_a_longer_canvas(trained_as, monkeypatch):
+    """Expert steering is for full diffusion, which an evaluation need not be."""
+    monkeypatch.chdir(ROOT)
+    name, _, argument = trained_as.partition(":")
+    make = runpy.run_path(f"configs/{name}.py")["get_config"]
+    config = make(argument) if argument else make()
+    config.rollout.gen_length = 512
+    config.eval.block_lengths = (32, 0)
+    text = evaluate.list_measurements(config, speed=50, nfe=None)
+    assert "hours at 50 row forwards per second" in text
 
 
 def test_all_of_them_are_tested():
@@ -76,7 +95,7 @@ def test_all_of_them_are_tested():
     "name",
     [
         *("tiny_sft", "tiny_policy", "tracerl", "tracerl_large", "published"),
-        *("tiny_block_scaling", "tiny_state_sft"),
+        *("tiny_block_scaling", "tiny_state_sft", "gsm8k_math"),
     ],
 )
 def test_an_unknown_choice_is_refused_with_those_that_there_are(name):

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pathlib
 
 import jax
-import numpy as np
 import pytest
 
-from jax_unmask import denoisers, recipes
+from jax_unmask import recipes
 from jax_unmask.commands import curriculum, train
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError
@@ -47,20 +46,6 @@ def test_each_stage_starts_from_the_one_before_it(files, tmp_path):
     assert found[2].config.model.path == str(workdir / "02-tracerl" / "model")
     assert found[2].config.policy.init_from is None
     assert found[2].config.rollout.block_length == 8
-
-
-def test_supervised_then_reinforced(files, tmp_path):
-    # No answer is right, so the second stage learns nothing: it ends with what it started from.
-    config = config_of(files["sft"], f"{files['tracerl']} filter.low=0.5 filter.rounds=1")
-    workdir = tmp_path / "run"
-    assert train.train(config, workdir)
-    models = [
-        denoisers.from_pretrained(workdir / name / "model")[1] for name in ("01-sft", "02-tracerl")
-    ]
-    assert jax.tree.all(jax.tree.map(np.array_equal, *models))
-    written = (workdir / "02-tracerl" / "metrics.jsonl").stat().st_mtime_ns
-    assert train.train(config, workdir)
-    assert (workdir / "02-tracerl" / "metrics.jsonl").stat().st_mtime_ns == written
 
 
 def test_an_interrupted_stage_is_gone_on_with_and_finished_ones_are_not_repeated(files, tmp_path):

@@ -78,113 +78,88 @@ def gsm8k(tiny_config, tmp_path, *lines, **changes):
     return tiny_config(task__name="gsm8k", task__truncate_prompts=True, **changes)
 
 
-class TestModel:
-    def test_no_such_directory(self, tiny_config, message):
-        text = message(tiny_config(model__path="/no/such/model"))
-        assert "model directory /no/such/model does not exist" in text
+MISSING = "/no/such"
+WRONG = [
+    ("policy_grpo", {"model__path": MISSING}, "model directory /no/such does not exist"),
+    ("policy_grpo", {"model__path": ""}, "config.model.path = '': a denoiser is needed. Give one"),
+    (
+        "policy_grpo",
+        {"rollout__gen_length": 48, "rollout__block_length": 48},
+        "config.task.prompt_length = 17: with a canvas of 48 that makes 65 tokens",
+    ),
+    (
+        "policy_grpo",
+        {"task__prompt_length": 16},
+        "has 17 tokens, more than prompt_length=16; raise prompt_length",
+    ),
+    ("sft", {"data__gen_length": 15}, "has 16 tokens, more than gen_length=15; raise gen_length"),
+    ("policy_grpo", {"task__name": "gsm8k", "task__path": MISSING}, "path='/no/such' does not"),
+    ("policy_grpo", {"task__name": "sudoku_puzzles"}, "config.task.path = None"),
+    (
+        "sft",
+        {"task__name": "gsm8k", "task__path": "."},
+        "task 'gsm8k' has no closed vocabulary to start a model from",
+    ),
+]
 
-    def test_a_file_instead_of_a_directory(self, tiny_config, message, tiny_model_dir):
-        path = tiny_model_dir / "config.json"
-        text = message(tiny_config(model__path=str(path)))
-        assert f"{path} is a file; give the directory that holds config.json" in text
 
-    def test_no_path(self, tiny_config, message):
-        text = message(tiny_config(model__path=""))
-        assert "config.model.path = '': a denoiser is needed. Give one of the shipped" in text
+@pytest.mark.parametrize(("recipe", "changes", "named"), WRONG)
+def test_a_model_or_data_that_cannot_be_used(tiny_config, message, recipe, changes, named):
+    assert named in message(tiny_config(recipe, **changes))
 
-    def test_no_tokenizer(self, tiny_config, message, model_copy):
-        (model_copy / "tokenizer.json").unlink()
-        text = message(tiny_config(model__path=str(model_copy)))
-        assert f"{model_copy} holds no tokenizer.json; add the file" in text
 
-    def test_no_mask_token(self, tiny_config, message, model_copy):
+@pytest.mark.parametrize(
+    ("file", "named"),
+    [
+        ("tokenizer.json", "holds no tokenizer.json; add the file"),
+        ("model.safetensors", "safetensors"),
+        ("", "names no mask token: set mask_token_id in config.json"),
+    ],
+)
+def test_a_model_without_one_of_its_parts(tiny_config, message, model_copy, file, named):
+    if file:
+        (model_copy / file).unlink()
+    else:
         edit_json(model_copy / "config.json", mask_token_id=None)
         edit_json(model_copy / "tokenizer_config.json", mask_token=None)
-        text = message(tiny_config(model__path=str(model_copy)))
-        assert "names no mask token: set mask_token_id in config.json" in text
-
-    def test_no_weights(self, tiny_config, message, model_copy):
-        (model_copy / "model.safetensors").unlink()
-        assert "safetensors" in message(tiny_config(model__path=str(model_copy)))
-
-    def test_canvas_too_long_for_it(self, tiny_config, message):
-        text = message(tiny_config(rollout__gen_length=48, rollout__block_length=48))
-        assert "config.task.prompt_length = 17: with a canvas of 48 that makes 65 tokens" in text
-        assert "more than the 64 that the denoiser was made for" in text
+    assert named in message(tiny_config(model__path=str(model_copy)))
 
 
-class TestData:
-    def test_prompt_longer_than_its_budget(self, tiny_config, message):
-        text = message(tiny_config(task__prompt_length=16))
-        assert "task 'sudoku', split 'train', example 0" in text
-        assert "has 17 tokens, more than prompt_length=16; raise prompt_length" in text
+@pytest.mark.parametrize("after_training", [False, True])
+def test_data_is_read_before_weights(tiny_config, message, model_copy, after_training):
+    (model_copy / "model.safetensors").unlink()
+    data = model_copy / "train.jsonl"
+    data.write_text(RIGHT)
+    changes = {"task__name": "gsm8k", "model__path": str(model_copy)}
+    changes["eval__block_lengths"] = (16,)
+    path = str(data) if after_training else "/no/such/data"
+    text = message(tiny_config(task__path=path, eval__after_training=after_training, **changes))
+    assert f"path={path!r}" in text
+    assert ("no split 'test'" if after_training else "a directory with train.jsonl") in text
 
-    def test_target_longer_than_the_canvas(self, tiny_config, message):
-        config = tiny_config("sft", data__gen_length=15)
-        assert "has 16 tokens, more than gen_length=15; raise gen_length" in message(config)
 
-    @pytest.mark.parametrize("after_training", [False, True])
-    def test_data_is_read_before_weights(self, tiny_config, message, model_copy, after_training):
-        (model_copy / "model.safetensors").unlink()
-        data = model_copy / "train.jsonl"
-        data.write_text(RIGHT)
-        changes = {"task__name": "gsm8k", "model__path": str(model_copy)}
-        changes["eval__block_lengths"] = (16,)
-        path = str(data) if after_training else "/no/such/data"
-        config = tiny_config(task__path=path, eval__after_training=after_training, **changes)
-        text = message(config)
-        assert f"path={path!r}" in text
-        assert ("no split 'test'" if after_training else "a directory with train.jsonl") in text
+@pytest.mark.parametrize(
+    ("lines", "changes", "named"),
+    [
+        ((), {}, "train.jsonl holds no examples"),
+        (("", "  "), {}, "train.jsonl holds no examples"),
+        # The first of every fifteen is held out.
+        ((RIGHT,), {"task__settings": ("hold_out=15",)}, "no examples in split 'train'"),
+        ((RIGHT, RIGHT, '["1", "2"]', RIGHT), {}, "line 3: expected a JSON object, found list"),
+        ((RIGHT, RIGHT), {}, "has no chat template, and lacks <|start_header_id|>"),
+    ],
+)
+def test_data_that_cannot_be_read(tiny_config, message, tmp_path, lines, changes, named):
+    assert named in message(gsm8k(tiny_config, tmp_path, *lines, **changes))
 
-    def test_task_that_needs_a_path(self, tiny_config, message):
-        text = message(tiny_config(task__name="sudoku_puzzles"))
-        assert "config.task.path = None" in text
-        assert "Give a directory" in text
 
-    def test_two_sources(self, tiny_config, message, tmp_path):
-        config = gsm8k(tiny_config, tmp_path, RIGHT, task__tfds_data_dir="/somewhere")
-        assert "exclude each other; give one of them" in message(config)
-
-    def test_unprepared_tensorflow_dataset(self, tiny_config, message, tmp_path, monkeypatch):
-        hub_cache.use(monkeypatch, tmp_path)  # Neither a network nor a copy.
-        text = message(tiny_config(task__name="gsm8k", task__tfds_data_dir=str(tmp_path)))
-        assert f"'gsm8k' is not prepared in {tmp_path}" in text
-        assert "openai/gsm8k" in text and "--config.task.path=DIR" in text
-
-    @pytest.mark.parametrize("lines", [(), ("", "  ")])
-    def test_empty(self, tiny_config, message, tmp_path, lines):
-        text = message(gsm8k(tiny_config, tmp_path, *lines))
-        assert "train.jsonl holds no examples" in text
-
-    def test_too_small_for_a_training_split(self, tiny_config, message, tmp_path):
-        settings = {"task__settings": ("hold_out=15",)}  # The first of every fifteen.
-        text = message(gsm8k(tiny_config, tmp_path, RIGHT, **settings))
-        assert "task 'gsm8k' has no examples in split 'train'" in text
-
-    @pytest.mark.parametrize(
-        ("line", "problem"),
-        [
-            ('{"question": "1 + 1?", ', "malformed JSON"),
-            ('["1 + 1?", "2"]', "expected a JSON object, found list"),
-            ('{"question": "1 + 1?"}', "field 'answer' is missing; found ['question']"),
-            ('{"question": "1 + 1?", "answer": 2}', "field 'answer' must be text, found 2"),
-            ('{"question": "1 + 1?", "answer": "2"}', "must end in '#### NUMBER', found '2'"),
-            ('{"question": "1 + 1?", "answer": "#### two"}', "must end in '#### NUMBER'"),
-        ],
-    )
-    def test_malformed_line(self, tiny_config, message, tmp_path, line, problem):
-        text = message(gsm8k(tiny_config, tmp_path, RIGHT, RIGHT, line, RIGHT))
-        assert f"{tmp_path / 'data' / 'train.jsonl'}, line 3: " in text
-        assert problem in text
-
-    def test_tokenizer_without_a_chat_template(self, tiny_config, message, tmp_path):
-        text = message(gsm8k(tiny_config, tmp_path, RIGHT, RIGHT))
-        assert "has no chat template, and lacks <|start_header_id|>" in text
-
-    def test_task_without_a_closed_vocabulary(self, tiny_config, message, tmp_path):
-        data = str(tmp_path)
-        text = message(tiny_config("sft", task__name="gsm8k", task__path=data))
-        assert "task 'gsm8k' has no closed vocabulary to start a model from" in text
+def test_two_sources_of_data(tiny_config, message, tmp_path, monkeypatch):
+    config = gsm8k(tiny_config, tmp_path, RIGHT, task__tfds_data_dir="/somewhere")
+    assert "exclude each other; give one of them" in message(config)
+    hub_cache.use(monkeypatch, tmp_path)  # Neither a network nor a copy.
+    text = message(tiny_config(task__name="gsm8k", task__tfds_data_dir=str(tmp_path)))
+    assert f"'gsm8k' is not prepared in {tmp_path}" in text
+    assert "openai/gsm8k" in text and "--config.task.path=DIR" in text
 
 
 _EXPERT = {"expert__count": 1, "expert__block_length": 4}

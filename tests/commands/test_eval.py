@@ -3,43 +3,30 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
 import sys
 
 import jax
 import jax.numpy as jnp
 import pytest
+from absl import flags
 
 import tiny
 from jax_unmask import policies, recipes
 from jax_unmask.commands import eval as eval_command
-from jax_unmask.evaluation import axes
+from jax_unmask.evaluation import axes, dry_run
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
 from jax_unmask.settings import ConfigError
 
-CONFIG = """
-from jax_unmask import recipes
-
-
-def get_config():
-    config = recipes.config("policy_grpo")
-    config.task.update(name="sudoku", prompt_length=17, truncate_prompts=False)
-    config.model.update(path={model!r}, dtype="float32", param_dtype="float32")
-    config.rollout.update(gen_length=16, block_length=16)
-    config.policy.network.update(hidden_dim=8, feedforward_dim=8, time_embed_dim=8)
-    config.eval.update(num_problems=4, batch_size=4, block_lengths=(16,))
-    config.eval.policies = ("threshold:threshold=0.5|0.9",)
-    return config
-"""
-
 
 @pytest.fixture
-def config(tiny_model_dir):
-    space = {}
-    exec(CONFIG.format(model=str(tiny_model_dir)), space)
-    return space["get_config"]()
+def config(tiny_config):
+    return tiny_config(
+        eval__num_problems=4,
+        eval__batch_size=4,
+        eval__block_lengths=(16,),
+        eval__policies=("threshold:threshold=0.5|0.9",),
+    )
 
 
 def save_policy(config, directory, step=0):
@@ -57,40 +44,19 @@ def save_checkpoints(config, workdir, rewards):
             checkpoints.save(step, params=params, state=state, metrics={"reward": reward})
 
 
-def test_as_a_command(tiny_model_dir, config, tmp_path):
-    path = tmp_path / "experiment.py"
-    path.write_text(CONFIG.format(model=str(tiny_model_dir)))
-    policy = save_policy(config, tmp_path / "policy")
-    workdir = tmp_path / "out"
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "jax_unmask.eval", f"--config={path}"),
-            *(f"--workdir={workdir}", f"--checkpoint={policy}"),
-            *("--config.eval.num_problems=3", "--config.eval.examples=1"),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        timeout=500,
-    )
-    assert result.returncode == 0, result.stderr
-    rows = [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
-    assert [(row["label"], row["n"]) for row in rows] == [
-        ("heuristic", 3),
-        ("heuristic", 3),
-        ("trained here", 3),
-    ]
-    assert "trained here" in result.stdout
-    assert (workdir / "frontier.png").exists()
-    assert (workdir / "summary.md").exists()
-    assert "<!doctype html>" in (workdir / "report.html").read_text()
-
-
-def test_a_wrong_config_is_refused_before_anything_runs(config, tmp_path):
-    config.eval.block_lengths = (5,)
-    with pytest.raises(ConfigError, match=r"config\.eval\.block_lengths"):
-        eval_command.evaluate(config, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+def test_as_a_command(write_experiment, tmp_path, monkeypatch):
+    path, called = write_experiment(tmp_path / "experiment.py"), []
+    values = flags.FlagValues()
+    eval_command.define_flags(values)
+    argv = ["eval", f"--config={path}", f"--workdir={tmp_path}", "--checkpoint=relative"]
+    argv.append("--config.eval.num_problems=3")
+    monkeypatch.setattr(sys, "argv", argv)
+    values(argv)
+    monkeypatch.setattr(flags, "FLAGS", values)
+    monkeypatch.setattr(eval_command, "evaluate", lambda *arguments: called.append(arguments))
+    eval_command.main(argv[:1])
+    ((config, workdir, checkpoint),) = called
+    assert (config.eval.num_problems, workdir, checkpoint.name) == (3, tmp_path, "relative")
 
 
 class TestPolicyDirectory:
@@ -113,6 +79,21 @@ class TestPolicyDirectory:
         expected = policy.init_params(jax.random.key(step))
         assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, expected))
 
+    def test_is_named_after_its_own_run(self, config, tmp_path):
+        directory = save_policy(config, tmp_path / "run" / "policy")
+        record = {"reward.alpha": 7.0, "seed": 4, "model.path": "elsewhere"}
+        (tmp_path / "run" / "config.json").write_text(json.dumps(record))
+        config.eval.update(num_problems=2, examples=0, policies=())
+        (found,) = eval_command.evaluate(config, tmp_path / "out", directory)
+        assert found.point.method == "policy, alpha 7"
+        assert config.seed == 0
+
+    def test_of_a_recipe_that_builds_no_policy(self, config, tmp_path, monkeypatch):
+        save_checkpoints(config, tmp_path / "run", [0.5])
+        monkeypatch.delattr(recipes.find("policy_grpo"), "build_policy")
+        with pytest.raises(ValueError, match=r"'policy_grpo' has no `build_policy`.*exported"):
+            eval_command.policy_directory(recipes.read(config), tmp_path / "run", tmp_path)
+
     def test_says_what_is_wrong(self, config, tmp_path):
         with pytest.raises(FileNotFoundError, match="missing is not a directory"):
             eval_command.policy_directory(recipes.read(config), tmp_path / "missing", tmp_path)
@@ -129,6 +110,32 @@ def test_validates_before_the_model_is_loaded(config, tmp_path):
     config.eval.policies = ("nonsense",)
     with pytest.raises(ConfigError, match="nonsense"):
         eval_command.evaluate(config, tmp_path)
+
+
+def test_a_dry_run_lists_what_would_be_measured(config, capsys):
+    config.model.path = "/no/such/model"
+    config.rollout.gen_length = 32
+    config.eval.update(block_lengths=(8,), seeds=(0, 1), num_problems=10, caches=("none", "dual"))
+    config.eval.policies = ("random:tokens_per_step=3", "low_confidence:steps=8|16", "threshold")
+    config.eval.axes = ("rollout.gen_length=16|32",)
+    varied = eval_command._varied(config)
+    found = {(row.gen_length, row.method): row for row in dry_run.planned(varied, nfe=5)}
+    assert [(row.rows, row.problems) for row in found.values()] == 2 * [(4, 40), (4, 40), (2, 20)]
+    # Three steps a block; as many as the canvas gets; assumed.
+    assert [row.forwards / row.problems for row in found.values()] == [6, 12, 5, 12, 12, 5]
+    assert found[16, "low_confidence"].settings == 2
+    text = eval_command.list_measurements(config, speed=100, nfe=5)
+    assert "20 rows, 200 generations, 1,880 row forwards: 0.01 hours at 100" in text
+    assert "* assumed" in text
+
+
+def test_settings_of_training_alone_are_no_obstacle(config, tmp_path):
+    config.update_from_flattened_dict({"expert.count": 1, "expert.block_length": 5})
+    config.update_from_flattened_dict({"optimizer.warmup_steps": 9, "rollout.block_length": 5})
+    config.model.path = "/no/such/model"
+    with pytest.raises(FileNotFoundError, match="/no/such/model"):
+        eval_command.evaluate(config, tmp_path)
+    assert config.expert.count == 1
 
 
 def test_the_default_grid_can_be_read():

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 
 import pytest
 
@@ -34,21 +31,11 @@ def shape(length=8, block=4):
     return f"--gen_length={length}", f"--block_length={block}"
 
 
-def test_as_a_command_it_prints_the_text(model):
-    result = subprocess.run(
-        [
-            *(sys.executable, "-m", "jax_unmask.generate", f"--model={model}"),
-            *(f"--prompt={PUZZLE}", "--policy=threshold:threshold=0.5", *shape()),
-        ],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "JAX_PLATFORMS": "cpu"},
-        timeout=300,
-        check=True,
-    )
-    assert set(result.stdout.strip()) <= set("1234.=")
-    assert "NFE 8 for 8 positions" in result.stderr
-    assert "Traceback" not in result.stderr
+def test_prints_the_text(model, capsys):
+    arguments = (f"--model={model}", f"--prompt={PUZZLE}", "--policy=threshold:threshold=0.5")
+    shown = run(capsys, *arguments, *shape())
+    assert set(shown.out.strip()) <= set("1234.=")
+    assert "NFE 8 for 8 positions" in shown.err
 
 
 def test_json_describes_every_position(model, capsys):
@@ -71,7 +58,7 @@ def test_with_a_cache_it_says_what_was_saved(model, capsys):
     assert record["cost"] == pytest.approx(2 + 6 * 4 / (len(PUZZLE) + 8))
     found = fails(capsys, *arguments[:-1], "--cache=block")
     assert "cache 'block' is for block-causal denoisers" in found
-    assert "'duel' is unknown" in fails(capsys, *arguments[:-1], "--cache=duel")
+    assert "no cache 'duel'" in fails(capsys, *arguments[:-1], "--cache=duel")
 
 
 def test_seed_decides_what_is_drawn(model, capsys):
@@ -137,7 +124,7 @@ def test_a_task_poses_and_judges(model, capsys):
         (("--gen_length=0",), "gen_length = 0"),
         (("--temperature=-1", *shape()), "temperature = -1.0"),
         (("--gen_length=48",), "gen_length=48"),
-        (("--seed=-1", *shape()), "--seed=-1"),
+        (("--seed=-1", *shape()), "--seed"),
         (("--pace=-1", *shape()), "--pace=-1.0"),
         (("--model=/no/such/model", *shape()), "/no/such/model"),
         (("--chat", *shape()), "chat template"),

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 
+import tiny
 from jax_unmask.commands import generate
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
@@ -33,18 +34,7 @@ PROMPTS = {
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """The recorded models, each with a tokenizer of bytes that knows all special tokens."""
-    import tokenizers
-    from tokenizers import decoders, pre_tokenizers
-    from tokenizers import models as token_models
-
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = tokenizers.Tokenizer(
-        token_models.BPE(vocab={character: k for k, character in enumerate(alphabet)}, merges=[])
-    )
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(SPECIAL)
-    directories = {}
+    tokenizer, directories = tiny.byte_tokenizer(SPECIAL), {}
     for name in PROMPTS:
         directory = tmp_path_factory.mktemp(name)
         for file in ("config.json", "model.safetensors"):

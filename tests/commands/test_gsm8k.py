@@ -41,20 +41,45 @@ def config():
     return made
 
 
-def trains_and_resumes(config, tmp_path, monkeypatch):
-    """Trains with and without a stop half-way, to the same end. Returns what was scored."""
-    scored = []
-    check_batch = gsm8k.Gsm8k.check_batch
+@pytest.fixture
+def scored(monkeypatch):
+    """(example, response, score) of every rollout, in order."""
+    rows, check_batch = [], gsm8k.Gsm8k.check_batch
 
     def record(task, examples, responses):
         scores = check_batch(task, examples, responses)
-        scored.extend(zip(examples, responses, scores, strict=True))
+        rows.extend(zip(examples, responses, scores, strict=True))
         return scores
 
     monkeypatch.setattr(gsm8k.Gsm8k, "check_batch", record)
-    train.train(config, tmp_path / "whole")
-    rows = list(scored)
+    return rows
 
+
+def trains(config, workdir, rows):
+    train.train(config, workdir)
+    metrics = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    batch = config.rollout.prompts_per_step * config.rollout.group_size
+    assert len(rows) == STEPS * batch
+    for index, line in enumerate(metrics):
+        scores = [score for _, _, score in rows[index * batch : (index + 1) * batch]]
+        assert line["accuracy"] == np.mean(scores)
+        assert line["reward"] == pytest.approx(np.mean(scores) - line["nfe"] / 16, abs=1e-6)
+        assert 1 <= line["nfe"] <= 16
+    assert any(line["pairs"] > 0 and line["grad_norm"] > 0 for line in metrics)
+    # Every response is a text that the parser has read; a right one would have counted.
+    example = rows[0][0]
+    right = f"<answer>{gsm8k.gold(example):g}</answer>"
+    assert gsm8k.Gsm8k("unused").check_batch([example], [right]) == [1.0]
+    assert any(response.strip() for _, response, _ in rows)
+
+
+def test_on_samples(config, byte_model, fixtures_dir, tmp_path, monkeypatch, scored):
+    config.model.path = str(byte_model)
+    config.task.path = str(fixtures_dir / "samples" / "gsm8k")
+    trains(config, tmp_path / "whole", scored)
+    saved = {int(path.name) for path in (tmp_path / "whole" / "checkpoints").iterdir()}
+    assert saved == {SAVED, STEPS}
+    # A run that is stopped half-way comes to the same end.
     with monkeypatch.context() as patch:
         recipe = recipes.find("policy_grpo")
         step = recipe.step
@@ -68,30 +93,9 @@ def trains_and_resumes(config, tmp_path, monkeypatch):
         train.train(config, tmp_path / "stopped")
     assert len((tmp_path / "stopped" / "metrics.jsonl").read_text().splitlines()) == SAVED + 1
     train.train(config, tmp_path / "stopped")
-
     for name in ("metrics.jsonl", "policy/model.safetensors"):
         contents = {(tmp_path / run / name).read_bytes() for run in ("whole", "stopped")}
         assert len(contents) == 1
-    saved = {int(path.name) for path in (tmp_path / "whole" / "checkpoints").iterdir()}
-    assert saved == {SAVED, STEPS}
-
-    lines = (tmp_path / "whole" / "metrics.jsonl").read_text().splitlines()
-    metrics = [json.loads(line) for line in lines]
-    batch = config.rollout.prompts_per_step * config.rollout.group_size
-    assert len(rows) == STEPS * batch
-    for index, line in enumerate(metrics):
-        scores = [score for _, _, score in rows[index * batch : (index + 1) * batch]]
-        assert line["accuracy"] == np.mean(scores)
-        assert line["reward"] == pytest.approx(np.mean(scores) - line["nfe"] / 16, abs=1e-6)
-        assert 1 <= line["nfe"] <= 16
-    assert any(line["pairs"] > 0 and line["grad_norm"] > 0 for line in metrics)
-    # Every response is a text that the parser has read; a right one would have counted.
-    example = rows[0][0]
-    right = f"<answer>{gsm8k.gold(example):g}</answer>"
-    assert gsm8k.Gsm8k("unused").check_batch([example], [right]) == [1.0]
-    assert all(isinstance(response, str) for _, response, _ in rows)
-    assert any(response.strip() for _, response, _ in rows)
-    return rows
 
 
 def test_with_its_defaults_from_a_filled_cache(
@@ -111,7 +115,7 @@ def test_with_its_defaults_from_a_filled_cache(
     assert list((tmp_path / "tfds").glob("gsm8k/*/*.array_record*"))
 
 
-def test_on_the_real_problems_with_a_real_tokenizer(config, shared_data_dir, tmp_path, monkeypatch):
+def test_on_the_real_problems_with_a_real_tokenizer(config, shared_data_dir, tmp_path, scored):
     source = shared_data_dir / "tokenizer_sdar_qwen3"
     model = tmp_path / "model"
     model.mkdir()
@@ -123,11 +127,11 @@ def test_on_the_real_problems_with_a_real_tokenizer(config, shared_data_dir, tmp
     tiny.save_weights(model, 151_936, mask=151_669, eos=151_643)
     config.model.path = str(model)
     config.task.path = str(shared_data_dir / "gsm8k")
-    rows = trains_and_resumes(config, tmp_path, monkeypatch)
-    assert len({example["question"] for example, _, _ in rows}) == STEPS * 2
+    trains(config, tmp_path / "run", scored)
+    assert len({example["question"] for example, _, _ in scored}) == STEPS * 2
     tokenizer = denoisers.load_tokenizer(model)
-    prompt = tokenizer.encode_prompt(gsm8k.Gsm8k("unused").prompt(rows[0][0]))
+    prompt = tokenizer.encode_prompt(gsm8k.Gsm8k("unused").prompt(scored[0][0]))
     text = tokenizer.decode(prompt, skip_special_tokens=False, cut_at_eos=False)
     assert text.startswith("<|im_start|>user\n")
-    assert rows[0][0]["question"] in text
+    assert scored[0][0]["question"] in text
     assert len(prompt) < 300

@@ -248,27 +248,19 @@ class TestPolicyRuns:
         assert jax.tree.all(jax.tree.map(np.array_equal, params, untouched))
 
 
-class TestWorkdir:
-    def test_of_another_config_is_refused_with_the_keys_that_differ(self, tiny_config, tmp_path):
-        train.train(tiny_config("sft"), tmp_path)
-        written = (tmp_path / "metrics.jsonl").read_bytes()
-        other = tiny_config("sft", optimizer__lr=0.5, seed=4)
-        with pytest.raises(ConfigError, match="another configuration") as error:
-            train.train(other, tmp_path)
-        assert "optimizer.lr (0.002 there, 0.5 here), seed (0 there, 4 here)" in str(error.value)
-        assert (tmp_path / "metrics.jsonl").read_bytes() == written
-
-    def test_takes_other_settings_of_log_and_eval_and_changes_nothing(self, tiny_config, tmp_path):
-        train.train(tiny_config("sft"), tmp_path)
-        written = (tmp_path / "metrics.jsonl").read_bytes()
-        changed = tiny_config("sft", log__every=2, eval__num_problems=5, checkpoint__every=1)
-        train.train(changed, tmp_path)
-        assert (tmp_path / "metrics.jsonl").read_bytes() == written
-
-    def test_is_not_claimed_by_a_run_that_cannot_start(self, tiny_config, tmp_path):
-        with pytest.raises(FileNotFoundError, match="/no/such/model"):
-            train.train(tiny_config("sft", model__path="/no/such/model"), tmp_path)
-        train.train(tiny_config("sft"), tmp_path)
+def test_a_workdir_belongs_to_one_configuration(tiny_config, tmp_path):
+    with pytest.raises(FileNotFoundError, match="/no/such/model"):
+        train.train(tiny_config("sft", model__path="/no/such/model"), tmp_path)
+    train.train(tiny_config("sft"), tmp_path)  # The run that could not start did not claim it.
+    written = (tmp_path / "metrics.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match="another configuration") as error:
+        train.train(tiny_config("sft", optimizer__lr=0.5, seed=4), tmp_path)
+    assert "optimizer.lr (0.002 there, 0.5 here), seed (0 there, 4 here)" in str(error.value)
+    # Settings of log, evaluation and checkpoints are exempt.
+    train.train(
+        tiny_config("sft", log__every=2, eval__num_problems=5, checkpoint__every=1), tmp_path
+    )
+    assert (tmp_path / "metrics.jsonl").read_bytes() == written
 
 
 def test_lost_numbers_stop_the_run_before_they_are_saved(tiny_config, tmp_path, monkeypatch):
@@ -298,7 +290,7 @@ class TestTraceRuns:
     def run(self, config, workdir):
         train.train(config, workdir)
         found = lines(workdir)
-        assert [line["step"] for line in found] == [1, 2, 3]
+        assert len(found) == config.train.steps
         for line in found:
             assert all(isinstance(v, int | float) and math.isfinite(v) for v in line.values())
             assert 1 <= line["nfe"] <= 16
@@ -334,11 +326,6 @@ class TestTraceRuns:
         ]
         weights = [tmp_path / name / EXPORTED["tracerl"] for name in ("one", "two")]
         assert weights[0].read_bytes() == weights[1].read_bytes()
-
-    def test_another_method_is_one_line(self, tiny_config, tmp_path):
-        config = tiny_config("tracerl", learner__surrogate="espo", value__enabled=False)
-        found = self.run(config, tmp_path)
-        assert any(line["skipped"] == 0 and line["grad_norm"] > 0 for line in found)
 
     def test_adapters_are_trained_and_exported_merged(self, tiny_config, tiny_model_dir, tmp_path):
         config = tiny_config(
@@ -391,7 +378,7 @@ class TestTraceRuns:
             },
         }
         for name, changes in reasons.items():
-            settings = {"task__prompt_length": 16, "filter__rounds": 2}
+            settings = {"task__prompt_length": 16, "filter__rounds": 2, "train__steps": 1}
             config = tiny_config("tracerl", **settings, **changes)
             for line in self.run(config, tmp_path / name):
                 assert line["groups_kept"] == 0
@@ -427,12 +414,11 @@ class TestTraceRuns:
         assert trained.config.attention_block == 8
 
 
-@pytest.mark.parametrize(("method", "blocks"), [("block", 4), ("semi_ar", 0)])
-def test_supervised_training_in_states(tiny_config, tmp_path, method, blocks):
+def test_supervised_training_in_states(tiny_config, tmp_path):
     config = tiny_config(
         "state_sft",
-        model__attention_block=blocks,
-        learner__method=method,
+        model__attention_block=4,
+        learner__method="block",
         learner__block_length=4,
         train__steps=6,
         log__every=1,
@@ -443,7 +429,7 @@ def test_supervised_training_in_states(tiny_config, tmp_path, method, blocks):
     assert found[-1]["loss"] < found[0]["loss"]
     assert all(line["trained_tokens"] > 0 for line in found)
     trained, _ = denoisers.from_pretrained(tmp_path / "model")
-    assert trained.config.attention_block == (blocks or None)
+    assert trained.config.attention_block == 4
 
 
 def test_supervised_training_on_shorter_canvases(tiny_config, tmp_path):

@@ -100,12 +100,6 @@ def test_results_do_not_depend_on_the_length_that_prompts_are_padded_to(bundle, 
     assert task.asked == [*prompts[::3], *(prompts[k] for k in range(N) if k % 3)]
 
 
-def test_seeds_differ(bundle, problems, expected):
-    policy = "random:tokens_per_step=3"
-    other = run(bundle, problems, policy, batch_size=4, seed=1, temperature=1.0)
-    assert other.responses != expected.responses
-
-
 def test_padding_rows_are_neither_rolled_out_nor_checked(bundle, problems):
     task = CountsDigits(bundle.task)
     policy = "top_confidence:tokens_per_step=1"
@@ -118,15 +112,6 @@ def test_padding_rows_are_neither_rolled_out_nor_checked(bundle, problems):
     assert found.summary()["useful_forward_fraction"] == pytest.approx(N / 12)
 
 
-def test_problems_that_are_done_make_room(bundle, problems):
-    policy = "threshold:threshold=0.5"
-    found = run(bundle, problems, policy, batch_size=5)
-    assert found.nfe.min() < found.nfe.max()
-    # Slots differ by the last row's forwards at most.
-    least, most = found.nfe.sum() / 5, (found.nfe.sum() + 4 * found.nfe.max()) / 5
-    assert least <= found.forwards <= most
-
-
 def test_settings_share_one_program(bundle, problems):
     run(bundle, problems, "threshold:threshold=0.9", batch_size=5)
     compiled = CompileTimes()
@@ -137,15 +122,6 @@ def test_settings_share_one_program(bundle, problems):
     assert compiled.programs == 0
 
 
-def test_compilation_is_timed_apart(bundle, problems):
-    compiled = CompileTimes()
-    # A shape that no other test compiles.
-    first = run(bundle, problems, "left_to_right:tokens_per_step=2", batch_size=7)
-    assert compiled.programs > 0
-    again = run(bundle, problems, "left_to_right:tokens_per_step=2", batch_size=7)
-    assert first.compile_seconds > 5 * again.compile_seconds
-
-
 def test_an_error_of_the_checker_is_raised(bundle, problems):
     class Broken:
         def check_batch(self, examples, responses):
@@ -153,12 +129,6 @@ def test_an_error_of_the_checker_is_raised(bundle, problems):
 
     with pytest.raises(RuntimeError, match="cannot check"):
         run(bundle, problems, "threshold", batch_size=5, task=Broken())
-
-
-def test_refuses_no_problems(bundle, problems):
-    empty = dataclasses.replace(problems, examples=[])
-    with pytest.raises(ValueError, match="0 examples and 10 prompts"):
-        run(bundle, empty, "threshold", batch_size=5)
 
 
 def test_summary_of_hand_made_numbers():

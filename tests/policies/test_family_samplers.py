@@ -123,9 +123,3 @@ class TestThresholds:
         assert int(second.sum()) == 3
         unsure = policy(params, observe([[0.1, 0.2, 0.3, 0.4]]), keys(1)).fill
         assert np.flatnonzero(unsure[0]).tolist() == [3]
-
-
-def test_entropy_needs_entropies():
-    obs = observe([[0.5, 0.6]]).replace(entropy=None)
-    with pytest.raises(ValueError, match="lacks entropy"):
-        Entropy()(Entropy().params(), obs, keys(1))

@@ -57,17 +57,6 @@ def test_acts_on_legal_positions_and_scores_its_own_actions(
     np.testing.assert_array_equal(again.fill, action.fill[order])
 
 
-def test_scores_time_major_records(make_observation):
-    """Leading axes [T, B] with one temperature per row."""
-    policy, params = make(distribution="dpls", context="block")
-    params["temperature"] = jnp.linspace(0.5, 2.0, 4)
-    steps = [make_observation(seed) for seed in range(2)]
-    actions = [jax.jit(policy)(params, obs, keys(4)) for obs in steps]
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(steps, actions, strict=True))
-    got = jax.jit(policy.log_prob)(params, *stacked)
-    np.testing.assert_allclose(got, [action.log_prob for action in actions], atol=1e-5)
-
-
 def test_block_context_is_the_network_on_the_block_alone(make_observation):
     policy, params = make(context="block")
     obs = make_observation(1, rows=6)

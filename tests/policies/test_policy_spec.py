@@ -28,7 +28,7 @@ def test_whole_numbers_and_published_names():
     policy, params = parse_policy("dynamic_edit:max_post_steps=3,editing_threshold=0.5")
     assert (policy.max_post_steps, params["editing_threshold"]) == (3, 0.5)
     assert policy.needs.post_steps == 3
-    assert parse_policy("low_confidence:steps=4") == parse_policy("top_confidence:steps=4")
+    assert parse_policy("low_confidence_static:steps=4") == parse_policy("top_confidence:steps=4")
     assert parse_policy("sequential") == parse_policy("left_to_right")
 
 

@@ -2,11 +2,29 @@
 
 from __future__ import annotations
 
+import json
+
 import jax
 import pytest
+from safetensors.numpy import load_file
 
 import tiny
 from jax_unmask import denoisers
+
+
+@pytest.fixture(scope="session")
+def recorded(fixtures_dir):
+    """Arrays and descriptions of the decodings of the public samplers."""
+    folder = fixtures_dir / "samplers"
+    cases = json.loads((folder / "meta.json").read_text())["cases"]
+    return load_file(folder / "cases.safetensors"), {case["name"]: case for case in cases}
+
+
+@pytest.fixture(scope="session")
+def models(fixtures_dir):
+    """Small models of three families, as their public implementations saved them."""
+    names = ("llada", "dream", "sdar")
+    return {name: denoisers.from_pretrained(fixtures_dir / name) for name in names}
 
 
 @pytest.fixture(scope="session")

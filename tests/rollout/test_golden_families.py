@@ -16,13 +16,6 @@ from jax_unmask.policies.base import Action, Needs, Observation
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings, rollout, row_keys
 
 
-@pytest.fixture(scope="module")
-def recorded(fixtures_dir):
-    arrays = load_file(fixtures_dir / "samplers" / "cases.safetensors")
-    meta = json.loads((fixtures_dir / "samplers" / "meta.json").read_text())
-    return arrays, {case["name"]: case for case in meta["cases"]}
-
-
 def decode(model, arrays, name, policy, params, **settings):
     prompt = arrays[f"{name}.prompt"]
     mask = arrays.get(f"{name}.attention_mask", np.ones_like(prompt)).astype(bool)
@@ -31,14 +24,9 @@ def decode(model, arrays, name, policy, params, **settings):
     return rollout(*model, policy, params, Prompts(prompt, mask), keys, settings)
 
 
-@pytest.fixture(scope="module")
-def dream(fixtures_dir):
-    return denoisers.from_pretrained(fixtures_dir / "dream")
-
-
-@pytest.fixture(scope="module")
-def sdar(fixtures_dir):
-    return denoisers.from_pretrained(fixtures_dir / "sdar")
+@pytest.fixture
+def dream(models):
+    return models["dream"]
 
 
 @pytest.fixture(scope="module")
@@ -131,91 +119,30 @@ class GivenDraws:
         return Action(fill=fill, log_prob=jnp.zeros(fill.shape[0]))
 
 
-class TestSDAR:
-    def check(self, sdar, recorded, name, policy, params, **settings):
-        """The record's canvas ends with a block of the text; ours, with a multiple of blocks.
+def test_rows_with_other_prompts_get_the_same(models, recorded):
+    """Prompts of 11 and 8 tokens in one batch: their blocks begin at different places."""
+    names = ("sdar_static_b8_partial", "sdar_dynamic_b8")
+    prompts = [recorded[0][f"{name}.prompt"][0] for name in names]
+    tokens, mask = np.zeros((2, 13), np.int32), np.zeros((2, 13), bool)
+    for row, prompt in enumerate(prompts):
+        tokens[row, -len(prompt) :], mask[row, -len(prompt) :] = prompt, True
+    policy = policies.Dynamic()
+    settings = RolloutSettings(gen_length=16, block_length=8, record=True)
 
-        Blocks behind are invisible, so what the record has must be the same.
-        """
-        arrays, cases = recorded
-        case, prompt = cases[name], arrays[f"{name}.prompt"]
-        width, block = prompt.shape[1], case["block_length"]
-        length = case["total_length"] - width
-        out = decode(
-            sdar,
-            arrays,
-            name,
-            policy,
-            params,
-            gen_length=-(-length // block) * block,
-            block_length=block,
-            **settings,
+    def decode(prompts):
+        keys = row_keys(jax.random.key(0), len(prompts.tokens))
+        return rollout(
+            *models["sdar"], policy, policy.params(threshold=0.45), prompts, keys, settings
         )
-        np.testing.assert_array_equal(
-            out.tokens[:, :length], arrays[f"{name}.sequences"][:, width:]
-        )
-        step_map = np.asarray(out.step_map[:, :length])
-        np.testing.assert_array_equal(step_map, arrays[f"{name}.step_map"][:, width:])
-        assert step_map.max() + 1 == case["denoise_forwards"]
-        return out
 
-    @pytest.mark.parametrize(
-        "name", ["sdar_static_b4", "sdar_static_b8_partial", "sdar_static_b8_ds4"]
-    )
-    def test_static(self, sdar, recorded, name):
-        policy = policies.TopConfidence()
-        params = policy.params(steps=recorded[1][name]["denoising_steps"])
-        self.check(sdar, recorded, name, policy, params)
-
-    @pytest.mark.parametrize("name", ["sdar_dynamic_b4", "sdar_dynamic_b8"])
-    def test_dynamic(self, sdar, recorded, name):
-        case, policy = recorded[1][name], policies.Dynamic()
-        params = policy.params(threshold=case["threshold"], steps=case["denoising_steps"])
-        self.check(sdar, recorded, name, policy, params)
-
-    def test_sequential(self, sdar, recorded):
-        policy = policies.LeftToRight()
-        params = policy.params(steps=recorded[1]["sdar_sequential_b4"]["denoising_steps"])
-        self.check(sdar, recorded, "sdar_sequential_b4", policy, params)
-
-    def test_stops_after_the_block_that_ends_the_text(self, sdar, recorded):
-        case, policy = recorded[1]["sdar_stop"], policies.TopConfidence()
-        params = policy.params(steps=case["denoising_steps"])
-        out = self.check(
-            sdar, recorded, "sdar_stop", policy, params, stop_ids=tuple(case["stop_ids"])
-        )
-        assert out.nfe == out.forwards == case["denoise_forwards"]
-        assert (out.tokens == case["mask_id"]).any()
-
-    def test_rows_with_other_prompts_get_the_same(self, sdar, recorded):
-        """Prompts of 11 and 8 tokens in one batch: their blocks begin at different places."""
-        arrays, _ = recorded
-        names = ("sdar_static_b8_partial", "sdar_dynamic_b8")
-        prompts = [arrays[f"{name}.prompt"][0] for name in names]
-        tokens = np.zeros((2, 13), np.int32)
-        mask = np.zeros((2, 13), bool)
-        for row, prompt in enumerate(prompts):
-            tokens[row, -len(prompt) :], mask[row, -len(prompt) :] = prompt, True
-        policy = policies.Dynamic()
-        params = policy.params(threshold=0.45)
-        settings = RolloutSettings(gen_length=16, block_length=8, record=True)
-        both = rollout(
-            *sdar, policy, params, Prompts(tokens, mask), row_keys(jax.random.key(0), 2), settings
-        )
-        for row, prompt in enumerate(prompts):
-            alone = rollout(
-                *sdar,
-                policy,
-                params,
-                Prompts(prompt[None], np.ones((1, len(prompt)), bool)),
-                row_keys(jax.random.key(0), 1),
-                settings,
-            )
-            np.testing.assert_array_equal(both.tokens[row], alone.tokens[0])
-            np.testing.assert_array_equal(both.step_map[row], alone.step_map[0])
-        # The first block of the first row is what 11 tokens leave of two blocks of 8.
-        assert set(both.records.obs.block_start[: both.nfe[0], 0].tolist()) == {0, 5, 13}
-        assert set(both.records.obs.block_start[: both.nfe[1], 1].tolist()) == {0, 8}
+    both = decode(Prompts(tokens, mask))
+    for row, prompt in enumerate(prompts):
+        alone = decode(Prompts(prompt[None], np.ones((1, len(prompt)), bool)))
+        np.testing.assert_array_equal(both.tokens[row], alone.tokens[0])
+        np.testing.assert_array_equal(both.step_map[row], alone.step_map[0])
+    # The first block of the first row is what 11 tokens leave of two blocks of 8.
+    assert set(both.records.obs.block_start[: both.nfe[0], 0].tolist()) == {0, 5, 13}
+    assert set(both.records.obs.block_start[: both.nfe[1], 1].tolist()) == {0, 8}
 
 
 class TestJetEngine:

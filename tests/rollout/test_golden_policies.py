@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_unmask import denoisers, policies
+from jax_unmask import policies
 from jax_unmask.policies import distributions, heuristics
 from jax_unmask.policies.base import Action, Needs
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
@@ -64,11 +64,6 @@ class Injected:
                 fill = distributions.with_argmax_fallback(fill, logits, obs.legal)
             action = Action(fill=fill, log_prob=jnp.zeros(rows.shape))
         return action.replace(log_prob=policy.log_prob(inner, obs, action))
-
-
-@pytest.fixture(scope="module")
-def models(fixtures_dir):
-    return {name: denoisers.from_pretrained(fixtures_dir / name) for name in ("llada", "dream")}
 
 
 @pytest.fixture(scope="module")
@@ -185,34 +180,19 @@ def check(case, data, out):
         )
 
 
-@pytest.mark.parametrize("name", ["expert_threshold_b1", "threshold_b1"])
-def test_threshold_decoding(models, recorded, name):
+@pytest.mark.parametrize("name", ["expert_threshold_b1", "threshold_b1", "lowconf_k2"])
+def test_heuristics(models, recorded, name):
     arrays, cases = recorded
     case, data = cases[name], case_arrays(arrays, name)
-    threshold = np.ravel(case["threshold"]).astype(np.float32)
     prompt = data["prompt"]
-    policy = heuristics.Threshold()
+    policy, params = heuristics.TopConfidence(), {"tokens_per_step": 2}
+    if name != "lowconf_k2":
+        threshold = np.ravel(case["threshold"]).astype(np.float32)[0]
+        policy, params = heuristics.Threshold(), {"threshold": threshold}
     out = rollout(
         *models[case["model"]],
         policy,
-        policy.params(threshold=threshold[0]),
-        Prompts(prompt, np.ones(prompt.shape, bool)),
-        row_keys(jax.random.key(0), 1),
-        RolloutSettings(gen_length=case["gen_length"], block_length=case["block_length"]),
-    )
-    np.testing.assert_array_equal(out.tokens, data["sequences"][:, prompt.shape[1] :])
-    np.testing.assert_array_equal(out.nfe, data["steps_taken"])
-
-
-def test_fixed_tokens_per_step(models, recorded):
-    arrays, cases = recorded
-    case, data = cases["lowconf_k2"], case_arrays(arrays, "lowconf_k2")
-    prompt = data["prompt"]
-    policy = heuristics.TopConfidence()
-    out = rollout(
-        *models[case["model"]],
-        policy,
-        policy.params(tokens_per_step=2),
+        policy.params(**params),
         Prompts(prompt, np.ones(prompt.shape, bool)),
         row_keys(jax.random.key(0), prompt.shape[0]),
         RolloutSettings(gen_length=case["gen_length"], block_length=case["block_length"]),

@@ -3,31 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
-from jax_unmask import denoisers
 from jax_unmask.denoisers import head
 from jax_unmask.policies import heuristics
 from jax_unmask.policies.base import Action, Needs
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 
 
-@pytest.fixture(scope="module")
-def model(fixtures_dir):
-    return denoisers.from_pretrained(fixtures_dir / "llada")
-
-
-@pytest.fixture(scope="module")
-def recorded(fixtures_dir):
-    arrays = load_file(fixtures_dir / "samplers" / "cases.safetensors")
-    meta = json.loads((fixtures_dir / "samplers" / "meta.json").read_text())
-    return arrays, {case["name"]: case for case in meta["cases"]}
+@pytest.fixture
+def model(models):
+    return models["llada"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +62,6 @@ def decode(model, arrays, case, policy, params):
         "llada_lowconf_uneven",
         "llada_lowconf_leftpad",
         "llada_cfg",
-        "fastdllm_quota_none",
     ],
 )
 def test_quota_of_the_most_confident(model, recorded, name):
@@ -81,21 +70,6 @@ def test_quota_of_the_most_confident(model, recorded, name):
     blocks = case["gen_length"] // case["block_length"]
     policy = heuristics.TopConfidence()
     decode(model, arrays, case, policy, policy.params(steps=case["steps"] // blocks))
-
-
-@pytest.mark.parametrize("name", ["fastdllm_threshold_none", "fastdllm_threshold_full_none"])
-def test_threshold(model, recorded, name):
-    arrays, cases = recorded
-    policy = heuristics.Threshold()
-    params = policy.params(threshold=cases[name]["threshold"])
-    decode(model, arrays, cases[name], policy, params)
-
-
-def test_factor(model, recorded):
-    arrays, cases = recorded
-    case = cases["fastdllm_factor_none"]
-    policy = heuristics.Factor(reference_compat=True)
-    decode(model, arrays, case, policy, policy.params(factor=case["factor"]))
 
 
 @pytest.mark.parametrize("name", ["llada_random_semi", "llada_random_full"])

@@ -113,39 +113,6 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(model, policy, params):
     assert alone.nfe[0] == together.nfe[0]
 
 
-def test_padding_changes_nothing(model):
-    narrow = make_prompts(3, (4, 4), width=4)
-    wide = Prompts(
-        tokens=np.pad(narrow.tokens, ((0, 0), (5, 0)), constant_values=1),
-        mask=np.pad(narrow.mask, ((0, 0), (5, 0))),
-    )
-    settings = RolloutSettings(gen_length=8, block_length=8)
-    keys = row_keys(jax.random.key(0), 2)
-    params = THRESHOLD.params(threshold=0.5)
-    a = rollout(*model, THRESHOLD, params, narrow, keys, settings)
-    b = rollout(*model, THRESHOLD, params, wide, keys, settings)
-    np.testing.assert_array_equal(a.tokens, b.tokens)
-    np.testing.assert_array_equal(a.step_map, b.step_map)
-
-
-@pytest.mark.parametrize("block_length", [2, 8])
-def test_blocks_are_filled_one_after_the_other(model, block_length):
-    settings = RolloutSettings(gen_length=8, block_length=block_length)
-    out = rollout(
-        *model,
-        THRESHOLD,
-        THRESHOLD.params(threshold=0.4),
-        make_prompts(4, (6,) * 5),
-        row_keys(jax.random.key(0), 5),
-        settings,
-    )
-    steps = np.asarray(out.step_map).reshape(5, -1, block_length)
-    assert (steps.max(axis=2)[:, :-1] < steps.min(axis=2)[:, 1:]).all()
-    # The step map counts every forward of a row once, and only those.
-    for row in range(5):
-        assert set(steps[row].ravel()) == set(range(int(out.nfe[row])))
-
-
 def test_confidences_are_those_of_the_step_that_filled_the_position(model):
     settings = RolloutSettings(gen_length=8, block_length=8, record=True)
     out = rollout(
@@ -209,46 +176,6 @@ def test_the_mask_token_is_never_written(model):
     assert not (out.tokens == MASK).any()
 
 
-def test_temperature_draws_per_row_and_is_reproducible(model):
-    settings = RolloutSettings(gen_length=8, block_length=4, temperature=1.0)
-    prompts = jax.tree.map(lambda x: np.repeat(x[:1], 6, axis=0), make_prompts(9, (6,)))
-    params = heuristics.LeftToRight().params(tokens_per_step=1)
-    keys = row_keys(jax.random.key(3), 6)
-    first = rollout(*model, heuristics.LeftToRight(), params, prompts, keys, settings)
-    again = rollout(*model, heuristics.LeftToRight(), params, prompts, keys, settings)
-    np.testing.assert_array_equal(first.tokens, again.tokens)
-    assert len({tuple(row) for row in np.asarray(first.tokens)}) > 1
-
-
-def test_settings_of_a_policy_do_not_recompile(model):
-    settings = RolloutSettings(gen_length=4, block_length=4)
-    prompts, keys = make_prompts(10, (6, 6)), row_keys(jax.random.key(0), 2)
-    rollout(*model, THRESHOLD, THRESHOLD.params(threshold=0.9), prompts, keys, settings)
-    compiled = rollout._cache_size()
-    for threshold in (0.1, 0.5, 0.7):
-        rollout(*model, THRESHOLD, THRESHOLD.params(threshold=threshold), prompts, keys, settings)
-    assert rollout._cache_size() == compiled
-
-
-def test_recorded_log_probabilities_can_be_recomputed(model):
-    policy = LearnedPolicy(
-        network=NetworkConfig(
-            hidden_dim=16, feedforward_dim=16, time_embed_dim=8, top_k=2, entropy=True
-        )
-    )
-    params = policy.init_params(jax.random.key(1), 8)
-    settings = RolloutSettings(gen_length=8, block_length=4, record=True)
-    out = rollout(
-        *model, policy, params, make_prompts(11, (6, 4)), row_keys(jax.random.key(0), 2), settings
-    )
-    again = policy.log_prob(params, out.records.obs, out.records.action)
-    active = np.asarray(out.records.active)
-    np.testing.assert_allclose(
-        np.asarray(again)[active], np.asarray(out.records.action.log_prob)[active], atol=1e-5
-    )
-    assert active.sum() == out.nfe.sum()
-
-
 @pytest.mark.parametrize("cache", [None, Cache("dual")])
 @pytest.mark.parametrize("context", ["full", "block"])
 def test_hidden_states_are_recorded_in_the_type_and_width_that_the_policy_reads(
@@ -270,19 +197,6 @@ def test_hidden_states_are_recorded_in_the_type_and_width_that_the_policy_reads(
     np.testing.assert_allclose(
         np.asarray(again)[active], np.asarray(out.records.action.log_prob)[active], atol=1e-5
     )
-
-
-@pytest.mark.parametrize(
-    ("kwargs", "named"),
-    [
-        ({"gen_length": 10, "block_length": 4}, "block_length.*4"),
-        ({"gen_length": 0, "block_length": 1}, "gen_length.*0"),
-        ({"gen_length": 4, "block_length": 4, "temperature": -1.0}, "temperature.*-1.0"),
-    ],
-)
-def test_impossible_shapes_are_refused(kwargs, named):
-    with pytest.raises(ValueError, match=named):
-        RolloutSettings(**kwargs)
 
 
 def test_a_watcher_sees_every_step_as_it_happens_and_changes_nothing(model):

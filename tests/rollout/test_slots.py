@@ -120,18 +120,6 @@ def test_there_are_no_more_slots_than_rows():
     assert WHOLE.num_slots(ROWS) == ROWS
 
 
-def test_idle_steps_hold_zeros(random_model):
-    rng = np.random.default_rng(1)
-    policy, params = POLICIES["threshold"], make_params("threshold", rng)
-    for settings in (WHOLE, IN_SLOTS):
-        keys = row_keys(jax.random.key(0), ROWS)
-        out = rollout(*random_model, policy, params, make_prompts(rng), keys, settings)
-        idle = ~np.asarray(out.records.active)
-        assert idle.any()
-        for leaf in jax.tree.leaves(out.records):
-            assert not np.asarray(leaf)[idle].any()
-
-
 def test_nine_of_ten_forwards_are_useful_where_lengths_vary_fourfold(random_model):
     rows, slots = 256, 16
     rng = np.random.default_rng(2)
