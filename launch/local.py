@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import ctypes
-import dataclasses
 import os
 import shlex
 import signal
@@ -27,37 +26,13 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
-from types import FrameType
 from typing import BinaryIO
 
 POLL_SECONDS = 0.05
 _PR_SET_PDEATHSIG = 1
 
 
-@dataclasses.dataclass(frozen=True)
-class Options:
-    """The command line.
-
-    Attributes:
-        command: what every process runs.
-        processes: how many.
-        restarts: how often all of them are started again after one failed.
-        grace_seconds: time between asking the survivors of a failure to end and killing them.
-        heartbeat_seconds: silence after which JAX takes a process for dead.
-        cpu_devices: devices made of each process's CPU; None leaves that to JAX.
-        gpus: GPUs for each process; None shows all of them to all.
-    """
-
-    command: tuple[str, ...]
-    processes: int
-    restarts: int
-    grace_seconds: float
-    heartbeat_seconds: int
-    cpu_devices: int | None
-    gpus: int | None
-
-
-def environment(options: Options, index: int, port: int) -> dict[str, str]:
+def environment(options: argparse.Namespace, index: int, port: int) -> dict[str, str]:
     """What one process finds in its environment."""
     own = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
@@ -80,13 +55,10 @@ def environment(options: Options, index: int, port: int) -> dict[str, str]:
 class Group:
     """The processes of one attempt."""
 
-    def __init__(self, options: Options) -> None:
-        port = _free_port()
-        die_with_parent = _dies_with_parent()
-        self._processes: list[subprocess.Popen[bytes]] = []
-        self._readers: list[threading.Thread] = []
-        for index in range(options.processes):
-            process = subprocess.Popen(
+    def __init__(self, options: argparse.Namespace) -> None:
+        port, die_with_parent = _free_port(), _dies_with_parent()
+        self._processes = [
+            subprocess.Popen(
                 options.command,
                 env=environment(options, index, port),
                 stdin=subprocess.DEVNULL,
@@ -94,15 +66,15 @@ class Group:
                 stderr=subprocess.PIPE,
                 preexec_fn=die_with_parent,
             )
-            self._processes.append(process)
-            for source, target in (
-                (process.stdout, sys.stdout.buffer),
-                (process.stderr, sys.stderr.buffer),
-            ):
-                assert source is not None
-                reader = threading.Thread(target=_relay, args=(source, target, index), daemon=True)
-                reader.start()
-                self._readers.append(reader)
+            for index in range(options.processes)
+        ]
+        self._readers = [
+            threading.Thread(target=_relay, args=(source, target.buffer, index), daemon=True)
+            for index, process in enumerate(self._processes)
+            for source, target in ((process.stdout, sys.stdout), (process.stderr, sys.stderr))
+        ]
+        for reader in self._readers:
+            reader.start()
 
     def send(self, number: int) -> None:
         """Sends a signal to all that are alive."""
@@ -137,14 +109,14 @@ class Group:
 class Launcher:
     """Starts groups until one succeeds, or may not be followed by another."""
 
-    def __init__(self, options: Options) -> None:
+    def __init__(self, options: argparse.Namespace) -> None:
         self._options = options
         self._signals: list[int] = []
 
     def run(self) -> int:
         """Returns the exit status."""
         for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, self._on_signal)
+            signal.signal(number, lambda number, frame: self._signals.append(number))
         for attempt in range(self._options.restarts + 1):
             status = self._attempt()
             if not status or self._signals:
@@ -152,9 +124,6 @@ class Launcher:
             if attempt < self._options.restarts:
                 _say(f"starting all again ({attempt + 1} of {self._options.restarts})")
         return status
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._signals.append(number)
 
     def _attempt(self) -> int:
         """Runs one group to its end; returns 0, or the status of the process that failed first."""
@@ -214,7 +183,7 @@ def _say(text: str) -> None:
     print(f"[launcher] {text}", file=sys.stderr, flush=True)
 
 
-def parse(arguments: Sequence[str] | None = None) -> Options:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads the command line; ends the process where it makes no sense."""
     parser = argparse.ArgumentParser(
         prog="launch/local.py",
@@ -248,7 +217,7 @@ def parse(arguments: Sequence[str] | None = None) -> Options:
     for name in ("restarts", "grace_seconds"):
         if getattr(options, name) < 0:
             parser.error(f"--{name}={getattr(options, name)}: it must not be negative")
-    return Options(**(vars(options) | {"command": tuple(options.command)}))
+    return options
 
 
 def main() -> None:

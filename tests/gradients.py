@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax_unmask.learners import policy_grpo
 from jax_unmask.learners.engine import ALONE, split
 from jax_unmask.learners.losses import clipped_objective, step_weights
-from jax_unmask.learners.states.batch import StateBatch
+from jax_unmask.learners.states import StateBatch
 
 
 def grid_policy_loss(log_prob, old_log_prob, advantages, active, epsilon):
@@ -40,4 +40,6 @@ def of_policy(learner, params, records, advantages, is_expert=None):
 @functools.partial(jax.jit, static_argnums=0)
 def log_probs(learner, params, responses, kept, key):
     """Log-probabilities [slots, B, L] of the tokens that the first pass trains, 0 elsewhere."""
-    return StateBatch.of(learner, responses, kept, key).log_probs(params, 0)
+    return StateBatch(learner, responses, learner.describe(responses), kept, key).log_probs(
+        params, 0
+    )

@@ -143,11 +143,10 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
     run, step = checkpoint, None
     if checkpoint.name.isdecimal() and has_orbax_files(checkpoint):
         run, step = checkpoint.absolute().parents[1], int(checkpoint.name)
-    metric, placement = config.checkpoint.best_metric or None, placements.from_config(config)
-    with Checkpoints(
-        run, best_metric=metric, best_mode=config.checkpoint.best_mode, read_only=True
-    ) as checkpoints:
-        which = step if step is not None else "best" if metric else "latest"
+    placement = placements.from_config(config)
+    with Checkpoints(run, config.checkpoint, read_only=True) as checkpoints:
+        best = "best" if config.checkpoint.best_metric else "latest"
+        which = best if step is None else step
         policy = recipe.build_policy(config, load_denoiser_config(config))
         like = placement.everywhere(jax.eval_shape(policy.init_params, jax.random.key(0)))
         step, params = checkpoints.restore_params(which, like=like)

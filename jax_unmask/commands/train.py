@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jax_unmask import recipes
 from jax_unmask.commands import command_line, curriculum
 from jax_unmask.environment.settings import RunSettings
-from jax_unmask.learners.state import TrainState
+from jax_unmask.learners.engine import TrainState
 from jax_unmask.recipes.base import Recipe
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.runtime.checkpoints import Checkpoints
@@ -61,14 +61,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     recipe = recipes.find(config.recipe)(settings, workdir)
     data = recipe.data()
     claim_workdir(workdir, config, exempt=exempt)
-    checkpoint = settings.checkpoint
-    with Checkpoints(
-        workdir,
-        keep_latest=checkpoint.keep_latest,
-        keep_best=checkpoint.keep_best if checkpoint.best_metric else 0,
-        best_metric=checkpoint.best_metric or None,
-        best_mode=checkpoint.best_mode,
-    ) as checkpoints:
+    with Checkpoints(workdir, settings.checkpoint) as checkpoints:
         state = _run(settings, workdir, recipe, data, checkpoints)
     if state is None:
         return False

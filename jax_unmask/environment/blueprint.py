@@ -18,34 +18,21 @@ Tree = Any
 
 @dataclasses.dataclass(frozen=True)
 class TracedProgram:
-    """One program of a training step.
-
-    Attributes:
-        name: what it does.
-        lowered: the traced program (`jax.stages.Lowered`).
-        has_denoiser: it runs the denoiser.
-    """
+    """One program of a training step."""
 
     name: str
-    lowered: Any
-    has_denoiser: bool = True
+    lowered: Any  # jax.stages.Lowered
+    has_denoiser: bool = True  # It runs the denoiser.
 
 
 @dataclasses.dataclass(frozen=True)
 class Blueprint:
-    """A training step as shapes in their places.
+    """A training step as shapes in their places."""
 
-    Attributes:
-        lasting: what devices hold from step to step, by name.
-        passing: what one program of a step leaves for the next.
-        trained: parameters that are trained.
-        programs: in the order in which they run.
-    """
-
-    lasting: dict[str, Tree]
-    passing: Tree
-    trained: Tree
-    programs: tuple[TracedProgram, ...]
+    lasting: dict[str, Tree]  # What devices hold from step to step, by name.
+    passing: Tree  # What one program of a step leaves for the next.
+    trained: Tree  # Parameters that are trained.
+    programs: tuple[TracedProgram, ...]  # In the order in which they run.
 
 
 ASSUMED_UTILISATION = 0.4
@@ -54,17 +41,11 @@ ASSUMED_UTILISATION = 0.4
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Matrix products of a step, in operations over all devices.
+    """Matrix products of a step, in operations over all devices."""
 
-    Attributes:
-        nfe: forwards that a row is assumed to need; 0 for recipes without rollouts.
-        rollout: of the rollouts.
-        update: of the update, its backward pass included.
-    """
-
-    nfe: int
+    nfe: int  # Forwards that a row is assumed to need; 0 for recipes without rollouts.
     rollout: float
-    update: float
+    update: float  # With its backward pass.
 
     def seconds(self, device: Accelerator, devices: int) -> tuple[float, float]:
         """Seconds of rollout and update at `ASSUMED_UTILISATION`, were nothing ever waited for."""

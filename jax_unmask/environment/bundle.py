@@ -24,25 +24,15 @@ _ENDLESS, _GENERATED = 2**24, 1024
 
 @dataclasses.dataclass(frozen=True)
 class Bundle:
-    """A denoiser with what is needed to pose it problems.
-
-    Attributes:
-        denoiser: the dLLM.
-        params: its parameters, a nested dict; None where nothing reads them.
-        tokenizer: its tokenizer.
-        task: source of the prompts and checker of the responses.
-        name: how result rows call the denoiser, e.g. "sudoku" or "GSAI-ML/LLaDA-8B-Instruct".
-        placement: the devices, over which the parameters are laid out.
-        policy: directory of a policy that was trained for the denoiser, if any.
-    """
+    """A denoiser with what is needed to pose it problems."""
 
     denoiser: denoisers.Denoiser
-    params: Any
+    params: Any  # None where nothing reads them.
     tokenizer: denoisers.Tokenizer
     task: Task
-    name: str = ""
+    name: str = ""  # In result rows, e.g. "sudoku" or "GSAI-ML/LLaDA-8B-Instruct".
     placement: Placement = dataclasses.field(default_factory=Placement)
-    policy: pathlib.Path | None = None
+    policy: pathlib.Path | None = None  # Of a policy that was trained for the denoiser, if any.
 
 
 def load_bundle(config: Any, splits: Sequence[Split] = ("train",)) -> Bundle:
@@ -63,9 +53,8 @@ def load_bundle(config: Any, splits: Sequence[Split] = ("train",)) -> Bundle:
     measured = eval_splits(config) if config.eval.after_training else {}
     for split in dict.fromkeys((*splits, *measured)):
         check_split(config, task, split)
-    quantization = getattr(
-        config.model, "quantization", None
-    )  # Models that are trained have no such key.
+    # Models that are trained have no such key.
+    quantization = getattr(config.model, "quantization", None)
     denoiser, params, tokenizer = load_model(
         _model_path(config),
         dtype=config.model.dtype,
@@ -161,15 +150,10 @@ def load_model(
 def build_cache(
     text: str, key: str, denoiser: denoisers.DenoiserConfig | None = None
 ) -> Cache | None:
-    """The cache that a key of the config asks for.
-
-    Args:
-        text: its value, in the notation of `rollout.parse_cache`.
-        key: the key.
-        denoiser: what it must serve; None if that is not known yet.
+    """The cache that a key of the config asks for, in the notation of `rollout.parse_cache`.
 
     Raises:
-        ConfigError: it cannot be read, or does not fit the denoiser's attention.
+        ConfigError: it cannot be read, or does not fit the denoiser's attention (if that is given).
     """
     try:
         cache = parse_cache(text)
@@ -181,12 +165,7 @@ def build_cache(
 
 
 def load_task(config: Any, *, prompt_style: str = "training") -> Task:
-    """Makes the task of `config.task`.
-
-    Args:
-        config: a full config.
-        prompt_style: "training" or "evaluation"; the published experiments word their prompts
-            differently. Plays no part for tasks that know only one way to ask.
+    """The task of `config.task`, in one of the two wordings of the published experiments.
 
     Raises:
         ConfigError: the task is unknown, or lacks its data.

@@ -186,19 +186,11 @@ class RunSettings(Settings):
         raise NotImplementedError
 
     def check_devices(self) -> None:
-        """Checks that the mesh fits the devices, and that what is spread over them divides.
-
-        Raises:
-            SettingError: one of them does not.
-        """
+        """Raises a `SettingError` unless the mesh fits the devices, and rows divide among them."""
         self.check_spread(placements.from_config(self))
 
     def check_spread(self, placement: Placement) -> None:
-        """Checks that rows divide among devices and processes; see `require_spread`.
-
-        Raises:
-            SettingError: they do not.
-        """
+        """Raises a `SettingError` unless rows divide among the devices; see `require_spread`."""
 
     def require_spread(
         self, placement: Placement, key: str, count: int, what: str, by: int | None = None

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.denoisers.head import score_candidates
 from jax_unmask.denoisers.transformer import output_table
-from jax_unmask.learners.states.token_log_prob import token_log_prob
+from jax_unmask.learners.token_log_prob import token_log_prob
 from jax_unmask.runtime import streams
 
 _Rows = tuple[Any, ...]  # (tokens, real, wanted), [S] or [R, S] each

@@ -11,16 +11,14 @@ from jaxtyping import Array, Bool, Float, Int
 
 
 class GroupAdvantages(NamedTuple):
-    """Advantages of a batch, and the groups that carry any signal.
+    """Advantages of a batch, exactly 0 in groups of equal rewards.
 
     Attributes:
         advantages: reward minus the mean reward of the row's group.
-        signal: the rewards of the row's group differ; else its advantages are exactly 0.
         signal_fraction: share of the groups whose rewards differ (a scalar in [0, 1]).
     """
 
     advantages: Float[Array, " B"]
-    signal: Bool[Array, " B"]
     signal_fraction: Float[Array, ""]
 
 
@@ -29,15 +27,12 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
 
     There is no division by the standard deviation: it would weigh prompts by how seldom they
     succeed (arXiv 2503.20783), and unmasking policies are trained without it (arXiv 2512.09106).
-    The mean of n equal floats need not equal them, so groups of
-    equal rewards are set to zero explicitly; a learner may then skip them by testing for zero.
+    The mean of n equal floats need not equal them, so groups of equal rewards are set to zero
+    explicitly, for learners that skip zeros.
 
     Args:
         rewards: rewards, the rows of a group next to each other.
         group_size: rows per group, experts included (static).
-
-    Returns:
-        Float32 advantages with their signal mask, in the order of `rewards`.
 
     Raises:
         ValueError: `rewards` is not a vector, or `group_size` does not divide its length.
@@ -59,7 +54,6 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
     centred = groups - jnp.mean(groups, axis=1, keepdims=True)
     return GroupAdvantages(
         advantages=jnp.where(differ[:, None], centred, 0.0).reshape(batch),
-        signal=jnp.repeat(differ, group_size, total_repeat_length=batch),
         signal_fraction=jnp.mean(differ, dtype=jnp.float32),
     )
 
@@ -70,15 +64,7 @@ def group_z_scores(rewards: Float[Array, " B"], group_size: int) -> GroupAdvanta
     The deviation is that of the group itself (divided by n, not n - 1), with nothing added to it;
     a group of equal rewards gets zeros (arXiv 2509.06949, section 5.1).
 
-    Args:
-        rewards: rewards, the rows of a group next to each other.
-        group_size: rows per group (static).
-
-    Returns:
-        Float32 advantages with their signal mask, in the order of `rewards`.
-
-    Raises:
-        ValueError: as `group_advantages`.
+    Args and errors: as `group_advantages`.
     """
     centred = group_advantages(rewards, group_size)
     groups = centred.advantages.reshape(-1, group_size)
@@ -88,33 +74,11 @@ def group_z_scores(rewards: Float[Array, " B"], group_size: int) -> GroupAdvanta
     return centred._replace(advantages=scores.reshape(-1))
 
 
-def kept_groups(
-    accuracy: Float[np.ndarray, " P"], low: float, high: float
-) -> Bool[np.ndarray, " P"]:
-    """Selects the prompts that are neither hopeless nor solved.
-
-    Args:
-        accuracy: share of right responses of each prompt's group.
-        low: smallest accuracy that is kept (0.2 published in arXiv 2509.06949).
-        high: largest one (0.8 published).
-
-    >>> kept_groups(np.asarray([0.0, 0.5, 1.0]), 0.2, 0.8).tolist()
-    [False, True, False]
-    """
-    # Shares of small groups meet the bounds exactly up to rounding: 0.8 of five is 4 / 5.
-    return (accuracy >= low - 1e-6) & (accuracy <= high + 1e-6)
-
-
 class TokenReturns(NamedTuple):
-    """Targets of a value model, and advantages for the denoiser.
+    """Targets of a value model, and advantages for the denoiser; 0 where nothing is trained."""
 
-    Attributes:
-        returns: R_j, the discounted reward from each token on; 0 where nothing is trained.
-        advantages: A_j; 0 where nothing is trained.
-    """
-
-    returns: Float[Array, "B L"]
-    advantages: Float[Array, "B L"]
+    returns: Float[Array, "B L"]  # R_j, the discounted reward from each token on.
+    advantages: Float[Array, "B L"]  # A_j.
 
 
 def trace_gae(
@@ -236,7 +200,7 @@ def chunk_rewards(
     Args:
         scores: scores of the chunks; chunk k covers tokens k * chunk_length and on.
         length: tokens of each response that are judged.
-        time: step of each token, see `trace.merged_steps`.
+        time: step of each token, see `merged_steps`.
         trained: the tokens that count.
         chunk_length: tokens per chunk (static).
     """

@@ -22,12 +22,48 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sharding import keep
-from jax_unmask.learners.state import Params
 from jax_unmask.runtime.mesh import BATCH, active, active_over, spec
 
 Tree = TypeVar("Tree")
 Carry = TypeVar("Carry")
 Metrics = dict[str, Float[Array, ""]]
+Params = Any
+
+
+@struct.dataclass
+class TrainState:
+    """Parameters and everything needed to continue training exactly; one checkpoint item.
+
+    Attributes:
+        step: learner steps taken, also those that changed nothing. A step's randomness is
+            `fold_in(key, step)`, so it does not depend on how often training was resumed.
+        params: parameters being trained.
+        opt_state: optimiser state.
+        key: typed PRNG key of the run; never split, only folded.
+        ema: exponential moving average of the parameters, or None.
+    """
+
+    step: Int[Array, ""]
+    params: Params
+    opt_state: optax.OptState
+    key: Array
+    ema: Params | None = None
+
+    @classmethod
+    def first(cls, params: Params, opt_state: Any, key: Array, ema: Params | None = None) -> Self:
+        """The state before the first step."""
+        # Strongly typed: a weak type would compile the first step twice.
+        return cls(jnp.zeros((), jnp.int32), params, opt_state, key, ema)
+
+    def after(self, params: Params, opt_state: Any, ema: Params | None = None) -> Self:
+        """The state after one more step."""
+        return dataclasses.replace(
+            self, step=self.step + 1, params=params, opt_state=opt_state, ema=ema
+        )
+
+    def step_key(self) -> Array:
+        """The key of the coming step."""
+        return jax.random.fold_in(self.key, self.step)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,16 +78,6 @@ class Shards:
 
     axes: tuple[str, ...] = ()
     by_rows: bool = True
-
-    @property
-    def count(self) -> int:
-        """Number of shards."""
-        return jax.lax.axis_size(self.axes) if self.axes else 1
-
-    @property
-    def index(self) -> Int[Array, ""] | int:
-        """Number of this shard."""
-        return jax.lax.axis_index(self.axes) if self.axes else 0
 
     def sum(self, tree: Tree) -> Tree:
         """Sum over the shards."""
@@ -121,37 +147,22 @@ def over_copies(function: Callable[..., Tree], *whole: Any) -> Tree:
 
 @struct.dataclass
 class Minibatch:
-    """The cells of one optimiser step, as places in a packed order; see `split`.
+    """The cells of one optimiser step, as places in a packed order; see `split`."""
 
-    Attributes:
-        start: first place of this device's cells.
-        stop: end of them.
-        end: end of its walk. Over several devices, all run the same number of iterations; the last
-            of them may have fewer cells.
-        count: cells of all devices.
-    """
-
-    start: Int[Array, "*M"]
-    stop: Int[Array, "*M"]
-    end: Int[Array, "*M"]
-    count: Int[Array, "*M"]
+    start: Int[Array, "*M"]  # First place of this device's cells,
+    stop: Int[Array, "*M"]  # and the end of them.
+    end: Int[Array, "*M"]  # End of its walk: all devices run the same number of iterations.
+    count: Int[Array, "*M"]  # Cells of all devices.
 
 
 @struct.dataclass
 class Minibatches:
-    """Cells of a grid, packed minibatch by minibatch.
+    """Cells of a grid, packed minibatch by minibatch."""
 
-    Attributes:
-        order: indices into the flattened grid of this device, those that count for nothing last.
-        each: the M minibatches, stacked.
-        total: cells of all minibatches and devices.
-        width: B, the width of this device's grid (static).
-    """
-
-    order: Int[Array, " N"]
-    each: Minibatch
-    total: Int[Array, ""]
-    width: int = struct.field(pytree_node=False)
+    order: Int[Array, " N"]  # Indices into this device's flattened grid; what counts comes first.
+    each: Minibatch  # All M, stacked.
+    total: Int[Array, ""]  # Cells of all minibatches and devices.
+    width: int = struct.field(pytree_node=False)  # B of this device's grid.
 
     @property
     def first(self) -> Minibatch:
@@ -161,17 +172,11 @@ class Minibatches:
 
 @struct.dataclass
 class Chunk:
-    """Cells of a grid, as indices into arrays [T, B, ...].
-
-    Attributes:
-        step: index t of each cell.
-        row: index b of each cell.
-        valid: the cell counts; the others repeat one that does.
-    """
+    """Cells (t, b) of a grid, as indices into arrays [T, B, ...]."""
 
     step: Int[Array, " C"]
     row: Int[Array, " C"]
-    valid: Bool[Array, " C"]
+    valid: Bool[Array, " C"]  # The cell counts; the others repeat one that does.
 
 
 def split(
@@ -214,7 +219,8 @@ def split(
         rank = jnp.zeros(flat.shape, jnp.int32).at[order].set(jnp.arange(flat.size))
         whole = (rank * number // jnp.maximum(jnp.sum(flat), 1)).reshape(units.shape)
         if shards.axes and shards.by_rows:
-            whole = jax.lax.dynamic_slice_in_dim(whole, shards.index * width, width, axis=1)
+            first = jax.lax.axis_index(shards.axes) * width
+            whole = jax.lax.dynamic_slice_in_dim(whole, first, width, axis=1)
         place = jnp.where(wanted, whole, number)
     # 2. The cells of a minibatch together, in the order of the grid.
     place = place.reshape(-1)
@@ -224,8 +230,8 @@ def split(
     count, end = stop - start, stop
     # 3. Their shares, where every device has all cells.
     if shards.axes and not shards.by_rows:
-        share = -(-count // shards.count)
-        start += shards.index * share
+        share = -(-count // jax.lax.axis_size(shards.axes))
+        start += jax.lax.axis_index(shards.axes) * share
         end = start + share
         stop = jnp.minimum(end, stop)
     elif shards.axes:
@@ -255,7 +261,7 @@ def over_chunks(
     """
     size = min(chunk_size, cells.order.shape[0])
     if not shards.by_rows:
-        size = -(-size // shards.count)
+        size = -(-size // jax.lax.axis_size(shards.axes))
     # Places from `stop` on repeat the last cell: a real cell with weight zero cannot bring in the
     # NaN that an empty one might. Without a cell on this device it is another device's.
     last = minibatch.stop - 1
@@ -276,27 +282,16 @@ class Sums:
 
     A unit is what has a ratio of probabilities (new to old): a step of an unmasking policy, a
     token, or a response.
-
-    Attributes:
-        loss: loss of each optimiser step.
-        units: number of units.
-        clipped: units whose ratio left the clip range.
-        kl: estimates of the KL divergence to the old parameters.
-        kl_units: units that `kl` is of.
-        reference_kl: estimates of the KL divergence to reference parameters, of all units.
-        surprise: -log p of the decisions.
-        decisions: number of these: legal positions of a policy, trained tokens of a denoiser.
-        ratio_max: largest ratio.
     """
 
-    loss: Float[Array, ""]
+    loss: Float[Array, ""]  # Of each optimiser step.
     units: Float[Array, ""]
-    clipped: Float[Array, ""]
-    kl: Float[Array, ""]
-    kl_units: Float[Array, ""]
-    reference_kl: Float[Array, ""]
-    surprise: Float[Array, ""]
-    decisions: Float[Array, ""]
+    clipped: Float[Array, ""]  # Units whose ratio left the clip range.
+    kl: Float[Array, ""]  # Estimates of the KL divergence to the old parameters,
+    kl_units: Float[Array, ""]  # and the units that they are of.
+    reference_kl: Float[Array, ""]  # The same to reference parameters, of all units.
+    surprise: Float[Array, ""]  # -log p of the decisions:
+    decisions: Float[Array, ""]  # legal positions of a policy, trained tokens of a denoiser.
     ratio_max: Float[Array, ""]
 
     @classmethod
@@ -369,21 +364,13 @@ def descend(
 
 @struct.dataclass
 class Optimised:
-    """The outcome of all optimiser steps of a batch.
-
-    Attributes:
-        params: new parameters.
-        opt_state: new state of the optimiser.
-        sums: the sums of all steps.
-        grad_norm: norms of the gradients before clipping, added up.
-        steps: optimiser steps taken; minibatches without a cell take none.
-    """
+    """The outcome of all optimiser steps of a batch."""
 
     params: Params
     opt_state: Any
-    sums: Sums
-    grad_norm: Float[Array, ""]
-    steps: Float[Array, ""]
+    sums: Sums  # Of all steps.
+    grad_norm: Float[Array, ""]  # Norms before clipping, added up.
+    steps: Float[Array, ""]  # Those taken: minibatches without a cell take none.
 
     def metrics(self) -> Metrics:
         """`Sums.metrics`, and the mean norm of the gradient."""
@@ -408,7 +395,7 @@ def optimise(
         optimizer: an optax transformation.
         params: parameters to start from.
         opt_state: state of the optimiser.
-        passes: passes over the batch (static).
+        passes: how many (static).
     """
 
     def one_pass(carry: Optimised, index: Array) -> tuple[Optimised, None]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool
 
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.order import descending_ranks
@@ -63,31 +63,15 @@ def merge_groups(
         group_size: G.
         num_experts: E.
         axis: the axis of the rows.
-
-    Returns:
-        The pytree with P * (G + E) rows.
-
-    Raises:
-        ValueError: the rows are not those of whole groups of the same prompts.
     """
 
     def merge(ours: Array, theirs: Array) -> Array:
-        rows, expert_rows = ours.shape[axis], theirs.shape[axis]
-        prompts, rest = divmod(rows, group_size)
-        if rest or expert_rows != prompts * num_experts:
-            raise ValueError(
-                f"{rows} policy rows and {expert_rows} expert rows are not whole groups of "
-                f"group_size={group_size} and num_experts={num_experts} of the same prompts"
-            )
         lead, tail = ours.shape[:axis], ours.shape[axis + 1 :]
-        groups = jnp.concatenate(
-            [
-                ours.reshape(*lead, prompts, group_size, *tail),
-                theirs.reshape(*lead, prompts, num_experts, *tail),
-            ],
-            axis=axis + 1,
-        )
-        return groups.reshape(*lead, rows + expert_rows, *tail)
+        groups = [
+            ours.reshape(*lead, -1, group_size, *tail),
+            theirs.reshape(*lead, -1, num_experts, *tail),
+        ]
+        return jnp.concatenate(groups, axis=axis + 1).reshape(*lead, -1, *tail)
 
     return jax.tree.map(merge, policy, expert)
 
@@ -112,9 +96,8 @@ def with_experts(
         num_experts: E.
 
     Returns:
-        Records of P * (G + E) rows, groups together, each with its experts last; and which rows
-        are experts. The experts' log-probabilities are not yet those of the policy:
-        `PolicyLearner.update` computes them.
+        Records of P * (G + E) rows, see `merge_groups`, and which rows are experts. Their
+        log-probabilities are not yet those of the policy: `PolicyLearner.update` computes them.
 
     Raises:
         ValueError: the policy's rollouts were not full diffusion, or the records do not match.
@@ -177,9 +160,6 @@ def _as_action_of(policy: Action, expert: Records) -> Action:
         return dataclasses.replace(action, rank=None)
     if action.rank is not None:
         return action
-    return dataclasses.replace(action, rank=_confidence_rank(action.fill, expert.obs.confidence))
-
-
-def _confidence_rank(fill: Bool[Array, "*B L"], confidence: Array) -> Int[Array, "*B L"]:
-    """1-based rank of the filled positions by descending confidence, 0 elsewhere."""
-    return jnp.where(fill, descending_ranks(confidence, fill) + 1, 0)
+    # 1-based rank of the filled positions by descending confidence, 0 elsewhere.
+    rank = descending_ranks(expert.obs.confidence, action.fill) + 1
+    return dataclasses.replace(action, rank=jnp.where(action.fill, rank, 0))

@@ -17,8 +17,10 @@ from jax_unmask.learners.engine import (
     Metrics,
     Minibatch,
     Minibatches,
+    Params,
     Shards,
     Sums,
+    TrainState,
     accumulate,
     optimise,
     over_chunks,
@@ -27,7 +29,6 @@ from jax_unmask.learners.engine import (
 )
 from jax_unmask.learners.experts import ExpertSettings
 from jax_unmask.learners.losses import clipped_objective, mixture_log_prob, step_weights
-from jax_unmask.learners.state import Params, TrainState, zero_step
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.rollout.trajectory import Records
 from jax_unmask.runtime import streams
@@ -69,16 +70,12 @@ class PolicyLearner(Settings):
     """Trains a policy's network by GRPO; hashable, so that one instance is one compiled update.
 
     The objective is that of arXiv 2512.09106: group-mean advantages, a clipped ratio per step
-    (averaged by `losses.step_weights`), no KL term, no reference policy. The learner
-    gathers the (step, row) pairs that carry gradient and walks over them in chunks of static size,
-    adding up gradients, so that memory does not grow with T x B, padded steps cost nothing, and
-    one compiled program serves rollouts of any length.
+    (averaged by `losses.step_weights`), no KL term, no reference policy. See `engine` for the walk
+    over the (step, row) pairs that carry gradient.
 
     Attributes:
-        policy: the policy to train.
-        optimizer: see `optim.OptimizerSettings`; it updates `params["network"]` only.
+        optimizer: it updates `params["network"]` only.
         group_size: G, policy rollouts per group; only the mixture likelihood of experts uses it.
-        expert: the experts of each group, E = `expert.count` rollouts.
     """
 
     policy: TrainablePolicy = given()
@@ -110,11 +107,7 @@ class PolicyLearner(Settings):
         return self.updates_per_batch * self.minibatches
 
     def init(self, params: Params, key: Array) -> TrainState:
-        """The state before the first update.
-
-        Args:
-            params: the policy's parameters, with the trained ones under "network".
-            key: typed PRNG key of the run.
+        """The state before the first update, from the policy's parameters and the run's key.
 
         Raises:
             ValueError: a setting beside the network differs between rows.
@@ -129,12 +122,7 @@ class PolicyLearner(Settings):
         # An explicit dtype strips weak types, which would compile the second update again.
         settings = {name: jnp.asarray(value, jnp.float32) for name, value in settings.items()}
         params = {"network": params["network"], **settings}
-        return TrainState(
-            step=zero_step(),
-            params=params,
-            opt_state=self.optimizer.init(params["network"]),
-            key=key,
-        )
+        return TrainState.first(params, self.optimizer.init(params["network"]), key)
 
     @functools.partial(jax.jit, static_argnums=0)
     def update(
@@ -168,8 +156,8 @@ class PolicyLearner(Settings):
             estimator rho - 1 - log rho; `grad_norm` before clipping. Further `ratio_max`, `pairs`
             (pairs per pass) and `skipped` (0 or 1). A skipped batch has zeros.
         """
-        self._check(records, advantages, is_expert, imitated)
         rows = _Rows(advantages, is_expert, imitated)
+        self._check(records, rows)
         return over_rows(self._update, state, records=records, rows=rows)
 
     def _update(
@@ -201,10 +189,7 @@ class PolicyLearner(Settings):
             state.opt_state,
             self.updates_per_batch,
         )
-        params = {**state.params, "network": done.params}
-        state = dataclasses.replace(
-            state, step=state.step + 1, params=params, opt_state=done.opt_state
-        )
+        state = state.after({**state.params, "network": done.params}, done.opt_state)
         return state, _named(done.metrics()) | {
             "pairs": done.sums.units / self.updates_per_batch,
             "skipped": 1.0 - signal.astype(jnp.float32),
@@ -237,34 +222,18 @@ class PolicyLearner(Settings):
         zeros = jnp.zeros(wanted.shape, jnp.float32)
         return over_chunks(body, zeros, cells, cells.first, self.chunk_size)
 
-    def _check(
-        self,
-        records: Records,
-        advantages: Array,
-        is_expert: Array | None,
-        imitated: Array | None = None,
-    ) -> None:
+    def _check(self, records: Records, rows: _Rows) -> None:
         batch = records.active.shape[1]
-        if imitated is not None and imitated.shape != (batch,):
-            raise ValueError(
-                f"imitated has shape {imitated.shape}, but the records hold {batch} rows; give one "
-                "weight per row"
-            )
-        if advantages.shape != (batch,):
-            raise ValueError(
-                f"advantages have shape {advantages.shape}, but the records hold {batch} rows; "
-                "give one advantage per row"
-            )
-        if is_expert is None:
-            return
-        if self.expert.count < 1:
+        for name, values in vars(rows).items():
+            if values is not None and values.shape != (batch,):
+                raise ValueError(
+                    f"{name} have shape {values.shape}, but the records hold {batch} rows; give "
+                    "one per row"
+                )
+        if rows.is_expert is not None and self.expert.count < 1:
             raise ValueError(
                 "is_expert was given, but expert.count = 0; the mixture likelihood needs their "
                 "number per group"
-            )
-        if is_expert.shape != (batch,):
-            raise ValueError(
-                f"is_expert has shape {is_expert.shape}, but the records hold {batch} rows"
             )
 
     def _wanted(self, records: Records, rows: _Rows) -> Bool[Array, "T B"]:

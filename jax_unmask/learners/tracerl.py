@@ -18,23 +18,24 @@ from jax_unmask.learners.engine import (
     Minibatch,
     Minibatches,
     Optimised,
+    Params,
     Shards,
     Sums,
+    TrainState,
     accumulate,
     optimise,
     over_chunks,
     over_copies,
 )
-from jax_unmask.learners.losses import (
-    KlEstimator,
-    clamped_log_ratio,
-    kl_estimate,
-    ratio_objective,
+from jax_unmask.learners.losses import KlEstimator, clipped_objective, kl_estimate
+from jax_unmask.learners.states import (
+    Responses,
+    StateBatch,
+    States,
+    StateSettings,
+    TokenSettings,
+    Trace,
 )
-from jax_unmask.learners.state import Params, TrainState, zero_step
-from jax_unmask.learners.states.batch import StateBatch, StateSettings, TokenSettings
-from jax_unmask.learners.states.responses import Responses
-from jax_unmask.learners.states.surrogates import States, Trace
 from jax_unmask.learners.value_model import ValueSettings, init_value_model, train_values
 from jax_unmask.runtime.mesh import constrain
 from jax_unmask.settings import setting
@@ -44,7 +45,7 @@ __all__ = ["TraceLearner", "ValueSettings"]
 
 @dataclasses.dataclass(frozen=True)
 class LossSettings(TokenSettings):
-    """The loss of an update of `tracerl.TraceLearner`, and its optimiser steps."""
+    """The loss of an update of `TraceLearner`, and its optimiser steps."""
 
     clip: float = setting(
         0.2, "Clip range epsilon of the ratio (0.2 in arXiv 2509.06949).", gt=0, lt=1
@@ -78,13 +79,11 @@ class TraceLearner(LossSettings, StateSettings):
 
         sum_k w_k [ beta KL_k - min(rho_k A_k, clip(rho_k, 1 - eps, 1 + eps) A_k) ]
 
-    over the tokens k that the state trains: arXiv 2509.06949, eq. 3, for `surrogates.Trace`. For a
+    over the tokens k that the state trains: arXiv 2509.06949, eq. 3, for `Trace`. For a
     surrogate with one ratio per response the same function of that ratio is averaged over
     responses. Only trained positions go through the vocabulary projection.
 
-    Attributes:
-        optimizer: see `optim.OptimizerSettings`.
-        value: how a value model is trained beside; None for none. Needs `surrogates.Trace`.
+    A value model may be trained beside it, on the states of a `Trace`.
     """
 
     _: dataclasses.KW_ONLY
@@ -105,16 +104,13 @@ class TraceLearner(LossSettings, StateSettings):
         return self.passes * self.minibatches
 
     def init(self, params: Params, key: Array, adapters: Params | None = None) -> TrainState:
-        """The state before the first update.
+        """The state before the first update: parameters "denoiser" and, if there is one, "value".
 
         Args:
             params: parameters of the denoiser; copied, so that the caller's stay alive.
             key: typed PRNG key of the training.
             adapters: low-rank adapters to train instead of all parameters; `update` then takes the
                 parameters as `base`.
-
-        Returns:
-            A state with parameters {"denoiser": ...} and, with a value model, "value".
         """
         trained = params if adapters is None else adapters
         trees = {"denoiser": jax.tree.map(jnp.copy, trained)}
@@ -122,7 +118,7 @@ class TraceLearner(LossSettings, StateSettings):
         if self.value is not None:
             trees["value"] = init_value_model(params, adapters)
             opt_state["value"] = self.value.optimizer.init(trees["value"])
-        return TrainState(step=zero_step(), params=trees, opt_state=opt_state, key=jnp.copy(key))
+        return TrainState.first(trees, opt_state, jnp.copy(key))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def update(
@@ -172,7 +168,8 @@ class TraceLearner(LossSettings, StateSettings):
         base: Params | None,
     ) -> tuple[TrainState, Metrics]:
         """`update`, on one copy of the model."""
-        batch = StateBatch.of(self, responses, kept, state.step_key(), base, shards)
+        canvas, key = self.describe(responses), state.step_key()
+        batch = StateBatch(self, responses, canvas, kept, key, base, shards)
         params, opt_state = dict(state.params), dict(state.opt_state)
         metrics: Metrics = {}
         # 1. Advantages: the rewards, or those over the value model, which learns first.
@@ -196,10 +193,7 @@ class TraceLearner(LossSettings, StateSettings):
             batch, params["denoiser"], opt_state["denoiser"], advantages, reference
         )
         params["denoiser"], opt_state["denoiser"] = done.params, done.opt_state
-        new_state = keep(
-            dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
-        )
-        return new_state, metrics | done.metrics() | {
+        return keep(state.after(params, opt_state)), metrics | done.metrics() | {
             "trained_tokens": done.sums.decisions / self.passes,
             "states": jnp.sum(batch.wanted(0), dtype=jnp.float32),
             "skipped": (done.steps == 0).astype(jnp.float32),
@@ -261,10 +255,7 @@ class TraceLoss:
     """The loss of an optimiser step of `TraceLearner`.
 
     Attributes:
-        learner: the settings.
-        batch: the responses.
         index: the pass, which decides on the states.
-        advantages: of each token.
         old: log-probabilities under the parameters that the batch began with; None where those are
             the ones to differentiate at.
         anchor: log-probabilities under the reference parameters, or None.
@@ -280,16 +271,9 @@ class TraceLoss:
     def gradient(
         self, params: Params, cells: Minibatches, minibatch: Minibatch
     ) -> tuple[Params, Sums]:
-        """Gradient and sums of the states of a minibatch."""
-        of_unit = self._of_tokens
+        """Gradient and sums of the states of a minibatch: a mean over states, or responses."""
         if self.learner.surrogate.unit == "sequence":
-            of_unit = self._of_responses
-        return of_unit(params, cells, minibatch)
-
-    def _of_tokens(
-        self, params: Params, cells: Minibatches, minibatch: Minibatch
-    ) -> tuple[Params, Sums]:
-        """The mean over states, where each token has its own ratio."""
+            return self._of_responses(params, cells, minibatch)
 
         def loss(params: Params, at: Chunk) -> tuple[Array, Sums]:
             states, weight, new, ratio, anchor = self._scored(params, at)
@@ -379,11 +363,13 @@ class TraceLoss:
             units: the units that count.
         """
         learner, zero = self.learner, jnp.zeros_like(log_ratio)
-        log_ratio = clamped_log_ratio(log_ratio, zero, learner.ratio_limit)
+        # Outside of the limits no gradient flows.
+        limits = {"min": -learner.ratio_limit, "max": learner.ratio_limit}
+        log_ratio = jnp.clip(log_ratio, **limits)
         kl, reference_kl = kl_estimate(log_ratio, learner.kl), zero
-        loss = learner.beta * kl - ratio_objective(log_ratio, advantage, learner.clip)
+        loss = learner.beta * kl - clipped_objective(log_ratio, zero, advantage, learner.clip)
         if anchor is not None:
-            anchor = clamped_log_ratio(anchor, zero, learner.ratio_limit)
+            anchor = jnp.clip(anchor, **limits)
             reference_kl = kl_estimate(anchor, learner.kl)
             loss += learner.reference_beta * reference_kl
         ratio = jnp.exp(log_ratio)

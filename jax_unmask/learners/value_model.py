@@ -24,20 +24,14 @@ from jax_unmask.learners.engine import (
     optimise,
 )
 from jax_unmask.learners.losses import clipped_value_loss
-from jax_unmask.learners.states.batch import StateBatch
-from jax_unmask.learners.states.forward import AttentionBlocks, canvas_hidden
-from jax_unmask.learners.states.surrogates import States
+from jax_unmask.learners.states import AttentionBlocks, StateBatch, States, canvas_hidden
 from jax_unmask.rollout.trajectory import Prompts
 from jax_unmask.settings import Settings, given, setting
 
 
 @dataclasses.dataclass(frozen=True)
 class ValueSettings(Settings):
-    """Settings of a value model that is trained beside the denoiser.
-
-    Attributes:
-        optimizer: its own optimiser, at the learning rate `lr`.
-    """
+    """Settings of a value model that is trained beside the denoiser, by its own optimiser."""
 
     optimizer: optax.GradientTransformation = given()
     enabled: bool = setting(
@@ -88,7 +82,7 @@ def token_values(
 ) -> Float[Array, "C L"]:
     """Values of all canvas positions of C states, float32; those of masked positions count.
 
-    Args: as of `forward.canvas_hidden`, with `params` of `init_value_model`.
+    Args: as of `canvas_hidden`, with `params` of `init_value_model`.
     """
     trunk = params["backbone"]
     if not denoiser.config.tie_embeddings:
@@ -110,7 +104,7 @@ def train_values(
     """All optimiser steps of the value model on one batch.
 
     Args:
-        batch: the responses; their states are those of `surrogates.Trace`, the same in all passes.
+        batch: the responses; their states are those of `Trace`, the same in all passes.
         settings: how the value model is trained.
         params: its parameters.
         opt_state: state of its optimiser.

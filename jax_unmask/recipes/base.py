@@ -14,8 +14,8 @@ from jax_unmask import denoisers, policies
 from jax_unmask.denoisers import DenoiserConfig, Tokenizer
 from jax_unmask.environment.blueprint import Blueprint, Work
 from jax_unmask.environment.bundle import Bundle
+from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
-from jax_unmask.learners.state import TrainState
 from jax_unmask.rollout import Cache
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
@@ -52,16 +52,13 @@ class Recipe(Protocol):
     def __init__(self, config: Any, workdir: pathlib.Path) -> None: ...
 
     def init(self) -> TrainState:
-        """The state before the first step.
-
-        The recipe frees loaded weights that no step needs beside the state.
-        """
+        """The state before the first step; frees loaded weights that no step needs beside it."""
         ...
 
     def like(self) -> TrainState:
         """Shapes and places of the arrays of `init`, for a run that restores its state instead.
 
-        The recipe frees the same weights as `init` does, and makes none.
+        It frees the same weights, and makes none.
         """
         ...
 
@@ -74,15 +71,12 @@ class Recipe(Protocol):
         ...
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
-        """One training step.
+        """One training step: the new state, and scalar metrics (host numbers or device arrays).
 
         Args:
             state: the training state; may be donated.
             batch: the next batch of `data`.
             timer: takes the seconds of each phase of the step.
-
-        Returns:
-            The new state, and scalar metrics (host numbers or device arrays).
         """
         ...
 
@@ -90,10 +84,8 @@ class Recipe(Protocol):
         """Matrix products that the maths of a step needs, over all devices, in operations.
 
         A forward that a row needs counts once, a forward with its gradient three times; what is
-        computed again to save memory, or for rows that are done, counts nothing.
-
-        Args:
-            metrics: the metrics of that step, on the host.
+        computed again to save memory, or for rows that are done, counts nothing. `metrics` are
+        those of that step, on the host.
         """
         ...
 
@@ -103,33 +95,20 @@ class Recipe(Protocol):
 
     @classmethod
     def blueprint(cls, config: Any, shape: DenoiserConfig, placement: Placement) -> Blueprint:
-        """A training step as shapes, and its programs as traced: what the planner compiles.
-
-        Args:
-            config: the settings.
-            shape: the denoiser.
-            placement: the devices.
-        """
+        """A training step as shapes, and its programs as traced: what the planner compiles."""
         ...
 
     @classmethod
     def work(cls, config: Any, shape: DenoiserConfig, nfe: int | None = None) -> Work:
         """Matrix products of a step before it is run, for the planner.
 
-        Args:
-            config: the settings.
-            shape: the denoiser.
-            nfe: forwards that a row needs; half the canvas by default.
+        `nfe` are the forwards that a row needs; half the canvas by default.
         """
         ...
 
 
 def check_schedule(optimizer: OptimizerSettings, total_steps: int) -> None:
-    """Checks that warm-up leaves something of a run; see `OptimizerSettings.check_steps`.
-
-    Raises:
-        ConfigError: it does not.
-    """
+    """Raises a `ConfigError` if warm-up leaves nothing of a run."""
     try:
         optimizer.check_steps(total_steps)
     except SettingError as error:
@@ -154,11 +133,7 @@ def parse_policy(key: str, text: str) -> tuple[Any, Any]:
 
 
 def check_rollouts(config: Any, placement: Placement) -> None:
-    """Checks that the rows of `config.rollout` divide among devices, processes and parts.
-
-    Raises:
-        SettingError: they do not.
-    """
+    """Raises a `SettingError` unless rollouts divide among devices, processes and parts."""
     rollout, feeds = config.rollout, placement.feeds
     prompts, parts = rollout.prompts_per_step, rollout.parts
     key = "rollout.prompts_per_step"
@@ -177,11 +152,7 @@ def check_rollouts(config: Any, placement: Placement) -> None:
 
 
 def check_cache(cache: Cache | None, denoiser: DenoiserConfig) -> None:
-    """Refuses a cache of `config.rollout` that does not fit the denoiser's attention.
-
-    Raises:
-        ConfigError: it does not.
-    """
+    """Raises a `ConfigError` for a cache that does not fit the denoiser's attention."""
     if cache is not None:
         try:
             cache.check_fits(denoiser)
@@ -196,12 +167,7 @@ def export_setting() -> Any:
 
 
 def export_denoiser(config: Any, bundle: Bundle, workdir: pathlib.Path) -> Bundle:
-    """Saves a trained denoiser in Hugging Face format.
-
-    Args:
-        config: the config; `export` names the directory, by default `model/` of the workdir.
-        bundle: the denoiser as trained, with its tokenizer and task.
-        workdir: the directory of the run.
+    """Saves a trained denoiser to `config.export`, or `workdir/model`, in Hugging Face format.
 
     Returns:
         The bundle without a name, for evaluation.
@@ -212,11 +178,7 @@ def export_denoiser(config: Any, bundle: Bundle, workdir: pathlib.Path) -> Bundl
 
 
 def check_fits(denoiser: DenoiserConfig, prompt_length: int, gen_length: int) -> None:
-    """Refuses sequences that are longer than the denoiser was made for.
-
-    Raises:
-        ConfigError: prompt and canvas together exceed `denoiser.max_length`.
-    """
+    """Raises a `ConfigError` for sequences that are longer than the denoiser was made for."""
     total = prompt_length + gen_length
     if total > denoiser.max_length:
         raise ConfigError(
@@ -235,12 +197,6 @@ def training_batches(
 
     Every example is encoded once before, so that one over its budget stops no run half-way. Of a
     task that generates its problems, the first ones stand for all.
-
-    Args:
-        task: the task.
-        tokenizer: the denoiser's tokenizer.
-        settings: shapes and order of the batches, over all processes.
-        placement: determines which rows this process reads.
 
     Raises:
         ValueError: an example does not fit; the message names it.

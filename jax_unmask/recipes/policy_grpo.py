@@ -25,10 +25,10 @@ from jax_unmask.environment.blueprint import (
 from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config
 from jax_unmask.environment.settings import ModelSettings, RunSettings, TrainSettings
 from jax_unmask.learners.advantages import group_advantages
+from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.policy_grpo import PolicyLearner
-from jax_unmask.learners.state import TrainState
 from jax_unmask.policies.base import WithObservations
 from jax_unmask.policies.learned import NETWORKS, Network
 from jax_unmask.recipes.base import (
@@ -138,16 +138,7 @@ def build_policy(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> polici
 
 @dataclasses.dataclass(frozen=True)
 class Components:
-    """Policy, learner, expert and their rollout settings, built from a config.
-
-    Attributes:
-        policy: the policy.
-        settings: its rollouts.
-        learner: what updates it.
-        expert: the expert of each group, or None.
-        expert_params: the expert's parameters.
-        expert_settings: the expert's rollouts.
-    """
+    """Policy, learner, expert and their rollout settings, built from a config."""
 
     policy: policies.LearnedPolicy
     settings: RolloutSettings
@@ -170,10 +161,6 @@ def build_components(
         denoiser: shape of the denoiser.
         end_ids: tokens that end a text, for `rollout.stop_at_end`.
         slot_groups: shards of a batch on the mesh.
-
-
-    Raises:
-        ValueError: a value makes no sense; the message names it.
     """
     policy = build_policy(config, denoiser)
     settings = config.rollout.settings(end_ids, record=True, slot_groups=slot_groups)

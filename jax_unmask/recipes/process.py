@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import itertools
 import os
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,18 +15,26 @@ from jaxtyping import Bool, Float, Int
 from jax_unmask.denoisers import Tokenizer
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.advantages import chunk_z_scores
+from jax_unmask.notation import Names, NotationError
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError, SettingError, Settings, setting, setting_of
 from jax_unmask.tasks.base import Example, Task
-from jax_unmask.tasks.judges import Judge, LanguageModelJudge, Solution, StepJudge
+from jax_unmask.tasks.judges import Judge, LanguageModelJudge, Solution
+
+JUDGES = Names(
+    "judge", {"steps": "StepJudge", "model": "LanguageModelJudge"}, "jax_unmask.tasks.judges"
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ProcessSettings(Settings):
     """Rewards of chunks of a response, for runs with a value model."""
 
-    judge: Literal["none", "steps", "model"] = setting(
-        "none", "steps verifies the steps of tasks that can, model asks a language model."
+    judge: str = setting(
+        "none",
+        "none, steps (verifies the steps of tasks that can), model (asks a language model), or the "
+        "import path of a `tasks.judges.Judge` of one's own: it gets those of these settings, and "
+        "of task and api_key, that it has parameters for.",
     )
     chunk_length: int = setting(200, "Tokens per chunk.", ge=1)
     url: str = setting(
@@ -42,6 +51,11 @@ class ProcessSettings(Settings):
     )
 
     def check(self) -> None:
+        if self.judge != "none":
+            try:
+                JUDGES(self.judge)
+            except NotationError as error:
+                raise SettingError("judge", self.judge, error.problem, "Correct it") from error
         if self.judge == "model":
             self.require(
                 bool(self.model),
@@ -58,15 +72,10 @@ class ProcessSettings(Settings):
 
 
 class Judged(NamedTuple):
-    """Scores of the chunks of responses.
+    """Scores of the chunks of responses."""
 
-    Attributes:
-        scores: z-score of each chunk among the same chunks of its group; 0 where there is none.
-        mean: mean score of all chunks, before that.
-    """
-
-    scores: Float[np.ndarray, "B K"]
-    mean: float
+    scores: Float[np.ndarray, "B K"]  # Among the same chunks of the group; 0 where there is none.
+    mean: float  # Of all chunks, before that.
 
 
 class ProcessRewards:
@@ -106,7 +115,7 @@ class ProcessRewards:
             examples: problem of each response; None where another process knows it.
             tokens: responses.
             length: tokens of each up to its end.
-            right: whether the checker accepts it.
+            right: the checker accepts it.
             wanted: the responses to judge; the others get zeros, and cost nothing.
             group_size: responses per prompt, next to each other.
         """
@@ -154,30 +163,22 @@ def build_process_rewards(process: ProcessSettings, bundle: Bundle) -> ProcessRe
     """
     if process.judge == "none":
         return None
-    judge: Judge
-    if process.judge == "steps":
-        try:
-            judge = StepJudge(bundle.task)
-        except ValueError as error:
-            remedy = "Choose process.judge = 'model', or another task"
-            raise ConfigError("process.judge", process.judge, str(error), remedy) from error
-    else:
-        key = None
-        if process.api_key_variable:
-            key = os.environ.get(process.api_key_variable)
-            if not key:
-                raise ConfigError(
-                    "process.api_key_variable",
-                    process.api_key_variable,
-                    "the environment has no such variable, or it is empty",
-                    "Set it, or leave the setting empty for a server without keys",
-                )
-        names = ("url", "model", "votes", "timeout", "retries", "workers")
-        given = {name: getattr(process, name) for name in names}
-        try:
-            judge = LanguageModelJudge(**given, api_key=key)
-        except SettingError as error:
-            raise error.within("process") from error
+    variable, kind = process.api_key_variable, JUDGES(process.judge)
+    if variable and not os.environ.get(variable):
+        raise ConfigError(
+            "process.api_key_variable",
+            variable,
+            "the environment has no such variable, or it is empty",
+            "Set it, or leave the setting empty for a server without keys",
+        )
+    given = vars(process) | {"task": bundle.task, "api_key": os.environ.get(variable)}
+    try:
+        judge = kind(**{n: given[n] for n in inspect.signature(kind).parameters if n in given})
+    except SettingError as error:
+        raise error.within("process") from error
+    except ValueError as error:
+        remedy = "Choose another judge, or another task"
+        raise ConfigError("process.judge", process.judge, str(error), remedy) from error
     return ProcessRewards(
         judge, bundle.task, bundle.tokenizer, process.chunk_length, bundle.placement
     )

@@ -17,19 +17,12 @@ from jax_unmask.tasks.base import Example, start_checks
 
 
 class Fetched(NamedTuple):
-    """Rollouts on the host: the rows of this process's feed.
+    """Rollouts on the host: the rows of this process's feed."""
 
-    Attributes:
-        tokens: final canvases.
-        step_map: step that filled each position, -1 if none did.
-        nfe: forwards of each row.
-        checks: gives the scores of each part, once they are there.
-    """
-
-    tokens: Int[np.ndarray, "B L"]
-    step_map: Int[np.ndarray, "B L"]
+    tokens: Int[np.ndarray, "B L"]  # Final canvases.
+    step_map: Int[np.ndarray, "B L"]  # Step that filled each position, -1 if none did.
     nfe: Int[np.ndarray, " B"]
-    checks: list[Callable[[], list[float]]]
+    checks: list[Callable[[], list[float]]]  # Give the scores of each part, once they are there.
 
     def scores(self) -> Float[np.ndarray, " B"]:
         """Waits for the scores of all rows."""
@@ -63,12 +56,7 @@ class TrainingRollouts(RolloutSettings):
         return self.prompts_per_step * self.group_size
 
     def settings(self, end_ids: tuple[int, ...], **given: Any) -> RolloutSettings:
-        """The shape of the rollouts.
-
-        Args:
-            end_ids: tokens that end a text, for `stop_at_end`.
-            **given: fields of `RolloutSettings` that no config has.
-        """
+        """The shape of the rollouts, from the tokens that end a text and what no config has."""
         stop_ids = end_ids if self.stop_at_end else ()
         return RolloutSettings(**values_of(self, RolloutSettings), stop_ids=stop_ids, **given)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,10 +22,9 @@ from jax_unmask.environment.blueprint import (
 )
 from jax_unmask.environment.bundle import Bundle, load_bundle, load_task
 from jax_unmask.environment.settings import DType, ModelSettings, RunSettings, TaskSettings
+from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
-from jax_unmask.learners.state import TrainState
-from jax_unmask.learners.supervised.corruption import Masking
-from jax_unmask.learners.supervised.sft import SftBatch, SftLearner
+from jax_unmask.learners.sft import Masking, SftBatch, SftLearner
 from jax_unmask.recipes.base import (
     Metrics,
     check_fits,
@@ -138,13 +137,6 @@ def build_learner(config: SftSettings, denoiser: denoisers.Denoiser) -> SftLearn
     )
 
 
-def step_flops(config: SupervisedSettings, denoiser: denoisers.DenoiserConfig) -> float:
-    """Matrix products of a training step, in operations."""
-    length = config.data.gen_length
-    forward = forward_flops(denoiser, 1, config.task.prompt_length + length, length)
-    return 3.0 * config.data.batch_size * forward
-
-
 def starting_bundle(config: SupervisedSettings, workdir: pathlib.Path) -> Bundle:
     """The denoiser that training starts from, with its tokenizer and task.
 
@@ -220,25 +212,6 @@ def random_params(config: SupervisedSettings, bundle: Bundle) -> denoisers.Param
     return bundle.placement.make(make, rules=RULES)
 
 
-def shapes_of(bundle: Bundle) -> Any:
-    """Parameters of a starting bundle, or their shapes where it has none yet."""
-    if bundle.params is None:
-        return denoisers.abstract_params(bundle.denoiser.config)
-    return bundle.params
-
-
-def supervised_batches(config: SupervisedSettings, bundle: Bundle) -> data.BatchIterator:
-    """Batches of prompts and target responses."""
-    settings = data.BatchSettings(
-        batch_size=config.data.batch_size,
-        prompt_length=config.task.prompt_length,
-        gen_length=config.data.gen_length,
-        seed=config.seed,
-        truncate=config.task.truncate_prompts,
-    )
-    return training_batches(bundle.task, bundle.tokenizer, settings, bundle.placement)
-
-
 class Sft:
     """Trains a denoiser from random weights, or goes on from given ones.
 
@@ -249,28 +222,53 @@ class Sft:
     """
 
     shown: tuple[str, ...] = ("loss", "masked_accuracy")
-    defaults = SftSettings()
+    defaults: ClassVar[Any] = SftSettings()
     trains: Literal["denoiser"] = "denoiser"
+    build_learner: ClassVar[Any] = staticmethod(build_learner)
 
-    def __init__(self, config: SftSettings, workdir: pathlib.Path) -> None:
+    def __init__(self, config: Any, workdir: pathlib.Path) -> None:
         self._config, self._bundle = config, starting_bundle(config, workdir)
-        self._learner = build_learner(config, self._bundle.denoiser)
+        self._learner = self.build_learner(config, self._bundle.denoiser)
+
+    @classmethod
+    def keeps_start(cls, config: Any) -> bool:
+        """Whether steps need the parameters that training starts from."""
+        del config
+        return False
 
     def init(self) -> TrainState:
-        bundle, key = self._bundle, streams.training_key(self._config.seed)
-        params = bundle.params
-        if params is None:
-            params = random_params(self._config, bundle)
-        self._bundle = dataclasses.replace(bundle, params=None)
-        return bundle.placement.make(self._learner.init, params, key, rules=RULES, donate=(0,))
+        params, placement = self._start(), self._bundle.placement
+        donate = () if self.keeps_start(self._config) else (0,)
+        key = streams.training_key(self._config.seed)
+        return placement.make(self._learner.init, params, key, rules=RULES, donate=donate)
 
     def like(self) -> TrainState:
-        bundle, self._bundle = self._bundle, dataclasses.replace(self._bundle, params=None)
-        shapes, key = shapes_of(bundle), streams.training_key(self._config.seed)
-        return bundle.placement.like(self._learner.init, shapes, key, rules=RULES)
+        bundle, key = self._bundle, streams.training_key(self._config.seed)
+        if bundle.params is not None or self.keeps_start(self._config):
+            params = self._start()
+        else:
+            params = denoisers.abstract_params(bundle.denoiser.config)
+        return bundle.placement.like(self._learner.init, params, key, rules=RULES)
+
+    def _start(self) -> denoisers.Params:
+        """The parameters that training starts from; the recipe keeps them only if steps do."""
+        params = self._bundle.params
+        if params is None:
+            params = random_params(self._config, self._bundle)
+        keeps = self.keeps_start(self._config)
+        self._bundle = dataclasses.replace(self._bundle, params=params if keeps else None)
+        return params
 
     def data(self) -> data.BatchIterator:
-        return supervised_batches(self._config, self._bundle)
+        config, bundle = self._config, self._bundle
+        settings = data.BatchSettings(
+            batch_size=config.data.batch_size,
+            prompt_length=config.task.prompt_length,
+            gen_length=config.data.gen_length,
+            seed=config.seed,
+            truncate=config.task.truncate_prompts,
+        )
+        return training_batches(bundle.task, bundle.tokenizer, settings, bundle.placement)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         placement, rows = self._bundle.placement, SftBatch(batch.prompts, batch.responses)
@@ -280,7 +278,8 @@ class Sft:
             return self._learner.step(state, rows)
 
     def flops(self, metrics: Mapping[str, float]) -> float:
-        return step_flops(self._config, self._bundle.denoiser.config)
+        del metrics
+        return self.work(self._config, self._bundle.denoiser.config).update
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         params = state.params if state.ema is None else state.ema
@@ -289,28 +288,33 @@ class Sft:
 
     @classmethod
     def blueprint(
-        cls, config: SftSettings, shape: denoisers.DenoiserConfig, placement: Placement
+        cls, config: Any, shape: denoisers.DenoiserConfig, placement: Placement
     ) -> Blueprint:
-        learner = build_learner(config, denoisers.Denoiser(shape))
+        learner = cls.build_learner(config, denoisers.Denoiser(shape))
         weights = placement.parameters(denoisers.abstract_params(shape), RULES)
-        state = placement.parameters(
-            jax.eval_shape(learner.init, weights, jax.random.key(0)), RULES
-        )
+        state = jax.eval_shape(learner.init, weights, jax.random.key(0))
+        state = placement.parameters(state, RULES)
         prompts, _ = prompt_shapes(placement, config.rows, config.task.prompt_length)
-        targets = jax.ShapeDtypeStruct((config.rows, config.data.gen_length), jnp.int32)
-        batch = SftBatch(prompts, placement.rows(targets))
+        canvas = jax.ShapeDtypeStruct((config.rows, config.data.gen_length), jnp.int32)
+        batch = cls.batch_shapes(placement, prompts, canvas)
         with placement.active():
             step = type(learner).step.lower(learner, state, batch)
+        frozen = {"denoiser as loaded": weights} if cls.keeps_start(config) else {}
         return Blueprint(
-            {"trained parameters and optimiser": state},
+            {**frozen, "trained parameters and optimiser": state},
             batch,
             state.params,
             (TracedProgram("update", step),),
         )
 
     @classmethod
-    def work(
-        cls, config: SftSettings, shape: denoisers.DenoiserConfig, nfe: int | None = None
-    ) -> Work:
+    def batch_shapes(cls, placement: Placement, prompts: Any, canvas: Any) -> Any:
+        """A batch as the learner takes it, as shapes."""
+        return SftBatch(prompts, placement.rows(canvas))
+
+    @classmethod
+    def work(cls, config: Any, shape: denoisers.DenoiserConfig, nfe: int | None = None) -> Work:
         del nfe
-        return Work(0, 0.0, step_flops(config, shape))
+        length = config.data.gen_length
+        forward = forward_flops(shape, 1, config.task.prompt_length + length, length)
+        return Work(0, 0.0, 3.0 * config.data.batch_size * forward)

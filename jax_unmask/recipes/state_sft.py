@@ -7,45 +7,39 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers.flops import forward_flops
-from jax_unmask.denoisers.sharding import RULES
-from jax_unmask.environment.blueprint import Blueprint, TracedProgram, Work, prompt_shapes
-from jax_unmask.environment.bundle import Bundle
-from jax_unmask.learners.state import TrainState
-from jax_unmask.learners.states.batch import TokenSettings
-from jax_unmask.learners.states.forward import AttentionBlocks, in_blocks
-from jax_unmask.learners.states.responses import Responses
-from jax_unmask.learners.states.surrogates import (
+from jax_unmask.environment.blueprint import Work
+from jax_unmask.learners.engine import TrainState
+from jax_unmask.learners.state_sft import StateLearner
+from jax_unmask.learners.states import (
+    AttentionBlocks,
     Autoregressive,
     MaskRatios,
     RandomMasking,
+    Responses,
     SemiAutoregressive,
     Surrogate,
     Threshold,
+    TokenSettings,
     Trace,
+    in_blocks,
 )
-from jax_unmask.learners.supervised.states import StateLearner
-from jax_unmask.recipes.base import Metrics, export_denoiser
+from jax_unmask.recipes.base import Metrics
 from jax_unmask.recipes.sft import (
     DataSettings,
     ModelFromScratch,
+    Sft,
     SupervisedSettings,
-    random_params,
-    shapes_of,
-    starting_bundle,
-    supervised_batches,
 )
 from jax_unmask.rollout import RolloutSettings, by_length, rollout, row_keys, trimmed
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import ConfigError, setting, values_of
-from jax_unmask.tasks.data import Batch, BatchIterator
+from jax_unmask.tasks.data import Batch
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,7 +165,7 @@ def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> Sta
     )
 
 
-class StateSft:
+class StateSft(Sft):
     """Trains a denoiser on given responses in chosen states (arXiv 2509.06949, sections 3 and 5.2).
 
     With `learner.method = "trace"` these are the states that the denoiser, as it was before
@@ -182,47 +176,24 @@ class StateSft:
         workdir: as of `Sft`.
     """
 
-    shown: tuple[str, ...] = ("loss", "trained_tokens")
+    shown = ("loss", "trained_tokens")
     defaults = StateSftSettings()
-    trains: Literal["denoiser"] = "denoiser"
+    build_learner = staticmethod(build_learner)
 
     def __init__(self, config: StateSftSettings, workdir: pathlib.Path) -> None:
-        self._config, bundle = config, starting_bundle(config, workdir)
-        self._learner = build_learner(config, bundle.denoiser)
-        denoiser = in_blocks(bundle.denoiser, self._learner.blocks)
-        self._bundle = dataclasses.replace(bundle, denoiser=denoiser)
-        self._traces = config.learner.method == "trace"
+        super().__init__(config, workdir)
+        denoiser = in_blocks(self._bundle.denoiser, self._learner.blocks)
+        self._bundle = dataclasses.replace(self._bundle, denoiser=denoiser)
 
-    def init(self) -> TrainState:
-        params, key = self._weights(), streams.training_key(self._config.seed)
-        place = self._bundle.placement
-        if self._traces:  # The denoiser of before training stays.
-            return place.make(self._learner.init, params, key, rules=RULES)
-        self._bundle = dataclasses.replace(self._bundle, params=None)
-        return place.make(self._learner.init, params, key, rules=RULES, donate=(0,))
-
-    def like(self) -> TrainState:
-        params = self._weights() if self._traces else shapes_of(self._bundle)
-        if not self._traces:
-            self._bundle = dataclasses.replace(self._bundle, params=None)
-        key = streams.training_key(self._config.seed)
-        return self._bundle.placement.like(self._learner.init, params, key, rules=RULES)
-
-    def _weights(self) -> denoisers.Params:
-        """The parameters that training starts from."""
-        if self._bundle.params is None:
-            params = random_params(self._config, self._bundle)
-            self._bundle = dataclasses.replace(self._bundle, params=params)
-        return self._bundle.params
-
-    def data(self) -> BatchIterator:
-        return supervised_batches(self._config, self._bundle)
+    @classmethod
+    def keeps_start(cls, config: StateSftSettings) -> bool:
+        return config.learner.method == "trace"
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         placement = self._bundle.placement
         batch = self._fitted(batch)
         steps: Any = np.zeros(batch.responses.shape, np.int32)
-        if self._traces:
+        if self.keeps_start(self._config):
             with timer.measure("rollout"):
                 steps = placement.fetch(self._steps(batch))
         written: Any = batch.responses
@@ -241,10 +212,6 @@ class StateSft:
         canvas, denoiser = int(metrics["canvas_length"]), self._bundle.denoiser.config
         length = int(metrics["prompt_length"]) + canvas
         return 3.0 * metrics["states"] * forward_flops(denoiser, 1, length, canvas)
-
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
-        bundle = dataclasses.replace(self._bundle, params=state.params)
-        return export_denoiser(self._config, bundle, workdir)
 
     def _fitted(self, batch: Batch) -> Batch:
         """The batch, cut to the shortest lengths that hold its prompts and its responses.
@@ -291,26 +258,8 @@ class StateSft:
         return trajectory.step_map
 
     @classmethod
-    def blueprint(
-        cls, config: StateSftSettings, shape: denoisers.DenoiserConfig, placement: Placement
-    ) -> Blueprint:
-        learner = build_learner(config, denoisers.Denoiser(shape))
-        weights = placement.parameters(denoisers.abstract_params(shape), RULES)
-        state = jax.eval_shape(learner.init, weights, jax.random.key(0))
-        state = placement.parameters(state, RULES)
-        prompts, _ = prompt_shapes(placement, config.rows, config.task.prompt_length)
-        canvas: Any = jax.ShapeDtypeStruct((config.rows, config.data.gen_length), jnp.int32)
-        responses = placement.everywhere(Responses(prompts, canvas, canvas))
-        with placement.active():
-            step = type(learner).step.lower(learner, state, responses)
-        # The denoiser of before training stays where it writes the traces.
-        frozen = {"denoiser as loaded": weights} if config.learner.method == "trace" else {}
-        return Blueprint(
-            {**frozen, "trained parameters and optimiser": state},
-            responses,
-            state.params,
-            (TracedProgram("update", step),),
-        )
+    def batch_shapes(cls, placement: Placement, prompts: Any, canvas: Any) -> Any:
+        return placement.everywhere(Responses(prompts, canvas, canvas))
 
     @classmethod
     def work(

@@ -35,13 +35,10 @@ from jax_unmask.learners.advantages import (
     chunk_rewards,
     group_advantages,
     group_z_scores,
-    kept_groups,
 )
+from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
-from jax_unmask.learners.state import TrainState
-from jax_unmask.learners.states.forward import AttentionBlocks, in_blocks
-from jax_unmask.learners.states.responses import Responses
-from jax_unmask.learners.states.surrogates import SurrogateSettings
+from jax_unmask.learners.states import AttentionBlocks, Responses, SurrogateSettings, in_blocks
 from jax_unmask.learners.tracerl import LossSettings, TraceLearner, ValueSettings
 from jax_unmask.recipes.base import (
     Metrics,
@@ -54,7 +51,6 @@ from jax_unmask.recipes.base import (
     parse_policy,
     training_batches,
 )
-from jax_unmask.recipes.groups import GroupFilter, choose_groups, text_lengths
 from jax_unmask.recipes.process import ProcessSettings, build_process_rewards
 from jax_unmask.recipes.rollouts import Rollouts, TrainingRollouts
 from jax_unmask.rollout import RolloutSettings, rollout
@@ -63,7 +59,7 @@ from jax_unmask.runtime import streams
 from jax_unmask.runtime.mesh import REPLICATED
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import ConfigError, setting, setting_of, values_of
+from jax_unmask.settings import ConfigError, Settings, setting, setting_of, values_of
 from jax_unmask.tasks import data, rewards
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.data import Batch
@@ -90,6 +86,25 @@ class TraceRollouts(TrainingRollouts):
     top_k: int = setting_of(Sampling, "top_k")
     top_p: float = setting_of(Sampling, "top_p")
     policy: str = setting("top_confidence:tokens_per_step=1", "The unmasking policy.")
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupFilter(Settings):
+    """The groups that are trained: those of equal rewards never are."""
+
+    low: float = setting(0.2, "Lowest accuracy of a group that is trained.", ge=0, le=1)
+    high: float = setting(0.8, "Highest accuracy of a group that is trained.", ge=0, le=1)
+    rounds: int = setting(
+        4, "Most batches of prompts that are rolled out to fill a batch of groups.", ge=1
+    )
+
+    def check(self) -> None:
+        self.require_at_most("low", "high")
+
+    def keeps(self, accuracy: Float[np.ndarray, " P"]) -> Bool[np.ndarray, " P"]:
+        """Prompts that are neither hopeless nor solved, by the accuracy of their groups."""
+        # Shares of small groups meet the bounds exactly up to rounding: 0.8 of five is 4 / 5.
+        return (accuracy >= self.low - 1e-6) & (accuracy <= self.high + 1e-6)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -184,13 +199,8 @@ def build_learner(
 ) -> TraceLearner:
     """The learner of the denoiser, and of the value model if there is one.
 
-    Args:
-        config: the settings.
-        denoiser: the denoiser.
-        end_ids: tokens that end a text.
-
     Raises:
-        ValueError: a value makes no sense; the message names it.
+        ConfigError: a block length is given for a denoiser with full attention.
     """
     learner, value, blocks = config.learner, None, None
     if config.value.enabled:
@@ -222,11 +232,7 @@ def build_settings(
     end_ids: tuple[int, ...],
     slot_groups: int = 1,
 ) -> RolloutSettings:
-    """The shape of the rollouts.
-
-    Raises:
-        ConfigError: the cache does not fit the denoiser.
-    """
+    """The shape of the rollouts; raises a `ConfigError` for a cache that does not fit."""
     rollouts = config.rollout
     check_cache(rollouts.cache, denoiser)
     sampling = denoisers.families.sampling(denoiser.family, rollouts.top_k, rollouts.top_p)
@@ -235,44 +241,26 @@ def build_settings(
 
 @struct.dataclass
 class RoundScores:
-    """Scores of a round of rollouts on the hosts: B rows, P prompts of B / P rows each.
+    """Scores of a round of rollouts on the hosts: B rows, P prompts of B / P rows each."""
 
-    Attributes:
-        correct: the checker's verdict.
-        reward: reward.
-        nfe: forwards.
-        length: filled tokens before the first end, and that end.
-        unfinished: positions were left masked.
-        over_budget: the prompt was cut to its budget.
-        alike: all rewards of the prompt are equal.
-        kept: the prompt may be trained on.
-    """
-
-    correct: Float[np.ndarray, " B"]
+    correct: Float[np.ndarray, " B"]  # The checker's verdict.
     reward: Float[np.ndarray, " B"]
     nfe: Int[np.ndarray, " B"]
-    length: Int[np.ndarray, " B"]
-    unfinished: Bool[np.ndarray, " B"]
-    over_budget: Bool[np.ndarray, " P"]
-    alike: Bool[np.ndarray, " P"]
-    kept: Bool[np.ndarray, " P"]
+    length: Int[np.ndarray, " B"]  # Filled tokens before the first end, and that end.
+    unfinished: Bool[np.ndarray, " B"]  # Positions were left masked.
+    over_budget: Bool[np.ndarray, " P"]  # The prompt was cut to its budget.
+    alike: Bool[np.ndarray, " P"]  # All rewards of the prompt are equal.
+    kept: Bool[np.ndarray, " P"]  # The prompt may be trained on.
 
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """A round of rollouts: `group_size` responses to each prompt of a batch, next to each other.
+    """A round of rollouts: `group_size` responses to each prompt of a batch, next to each other."""
 
-    Attributes:
-        responses: the responses, on the devices, each of which has some of the rows.
-        scores: of all rows and prompts, the same in all processes.
-        examples: the problem of each row; None where another process knows it.
-        useful: share of the executed forwards that a row needed.
-    """
-
-    responses: Responses
-    scores: RoundScores
-    examples: list[Example | None]
-    useful: float
+    responses: Responses  # On the devices, each of which has some of the rows.
+    scores: RoundScores  # Of all rows and prompts, the same in all processes.
+    examples: list[Example | None]  # Problem of each row; None where another process knows it.
+    useful: float  # Share of the executed forwards that a row needed.
 
 
 def make_adapters(config: TraceRlSettings, denoiser: denoisers.DenoiserConfig) -> Any:
@@ -402,9 +390,9 @@ class TraceRl:
                 break
         scores = jax.tree.map(lambda *x: np.concatenate(x), *(each.scores for each in rounds))
         # 2. The rows to train on, gathered from the devices that wrote them.
-        chosen = choose_groups(scores.kept, wanted)
-        rows = (chosen.group[:, None] * self._group + np.arange(self._group)).reshape(-1)
-        kept = np.repeat(chosen.kept, self._group)
+        groups, is_kept = choose_groups(scores.kept, wanted)
+        rows = (groups[:, None] * self._group + np.arange(self._group)).reshape(-1)
+        kept = np.repeat(is_kept, self._group)
         responses = self._placement.make(
             _rows_of, [each.responses for each in rounds], rows, rules=REPLICATED
         )
@@ -457,7 +445,7 @@ class TraceRl:
             "unfinished": np.mean(scores.unfinished),
             "prompts_over_budget": np.mean(scores.over_budget),
             "groups_alike": np.mean(scores.alike),
-            "groups_kept": chosen.kept.sum() / wanted,
+            "groups_kept": is_kept.sum() / wanted,
             "rounds": len(rounds),
             **found,
             **metrics,
@@ -505,7 +493,7 @@ class TraceRl:
         grouped = reward.reshape(-1, size)
         alike = grouped.max(axis=1) == grouped.min(axis=1)
         right = correct.reshape(-1, size).mean(axis=1)
-        kept = kept_groups(right, config.filter.low, config.filter.high) & ~alike
+        kept = config.filter.keeps(right) & ~alike
         if not config.task.truncate_prompts:
             kept &= ~over_budget
         scores = RoundScores(
@@ -600,3 +588,20 @@ class TraceRl:
 def _rows_of(rounds: list[Responses], rows: Int[Array, " B"]) -> Responses:
     """These rows of all rounds, one after the other."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[rows], *rounds)
+
+
+def choose_groups(
+    kept: Bool[np.ndarray, " N"], wanted: int
+) -> tuple[Int[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
+    """The first `wanted` groups that are kept, filled up with others; and which are kept."""
+    order = np.argsort(~kept, kind="stable")[:wanted]
+    return order, kept[order]
+
+
+def text_lengths(
+    tokens: Int[np.ndarray, "B L"], step_map: Int[np.ndarray, "B L"], end_ids: tuple[int, ...]
+) -> Int[np.ndarray, " B"]:
+    """Filled tokens of each text, its end included."""
+    ends: Bool[np.ndarray, "B L"] = np.isin(tokens, end_ids)
+    before_end = np.cumsum(ends, axis=1) - ends == 0
+    return (before_end & (step_map >= 0)).sum(axis=1)

@@ -1,37 +1,673 @@
 """One compiled program per rollout: denoiser, policy and canvas in one scan over forwards.
 
 Everything that fills a canvas of masks goes through `rollout`: training, evaluation and generation;
-heuristics and learned policies; with and without a cache. To follow a token from prompt to
-trajectory, read `rollout` here, then `mdp.Mdp.act` (what a step does to a canvas) and `forwards`
-(what a forward computes).
+heuristics and learned policies; with and without a cache. It stands at the end of this file, after
+what it is made of: the MDP (where rows stand, what a policy observes, what its action does to a
+canvas: `Mdp.act`) and the forwards of the denoiser (`PlainForwards`, `CachedForwards`).
 
-Rows are independent. Each row has its own block, step count and random stream, so its result
-depends neither on the other rows nor on when they finish, nor on its slot (see `slots`).
+Jazbec et al. (arXiv 2512.09106, section 3): the state is the canvas, an action is a set of
+positions to fill, the frozen denoiser is the environment. Rows are independent. Each row has its
+own block, step count and random stream, so its result depends neither on the other rows nor on when
+they finish, nor on its slot (see `slots`).
+
+Without a cache every forward computes the whole sequences of all slots. With one there are two
+kinds. A full forward computes the whole sequences of a few slots and stores their keys and values.
+A window forward computes a few positions of every slot, which attend to the stored ones. Rows are
+at different places of their blocks, so some need a full forward while others can go on with a
+window. Each forward serves the slots that it is for; the others stay as they are, so what a row
+gets does not depend on when it is served. Little is wasted: full forwards wait until enough slots
+need one (`Cache.refresh_rows`) or no slot can do anything else.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax.experimental import io_callback
-from jaxtyping import Array, Int
+from jaxtyping import Array, Bool, Float, Int, Shaped
 
-from jax_unmask.denoisers.transformer import Denoiser, Params
-from jax_unmask.policies.base import Policy, select_settings
-from jax_unmask.rollout.forwards import CachedForwards, LoopState, PlainForwards
-from jax_unmask.rollout.mdp import Mdp, for_rollouts
-from jax_unmask.rollout.slots import Slots, SlotStep
+from jax_unmask.denoisers.attention import fuses
+from jax_unmask.denoisers.cache import KeyValueCache, empty_cache
+from jax_unmask.denoisers.head import Scores, score_candidates, score_targets
+from jax_unmask.denoisers.positions import default_positions, window_of
+from jax_unmask.denoisers.transformer import Denoiser, Params, forward, rotations
+from jax_unmask.policies.base import Observation, Policy, select_settings
+from jax_unmask.rollout.slots import ALL_SLOTS, Slots, SlotStep, SlotSubset
 from jax_unmask.rollout.trajectory import (
+    Forwards,
     Prompts,
     Records,
     RolloutSettings,
     Trajectory,
     Watcher,
 )
-from jax_unmask.runtime.mesh import by_rows
+from jax_unmask.runtime.mesh import by_rows, constrain
+
+
+class Rows(NamedTuple):
+    """State of the rows; L canvas positions."""
+
+    canvas: Int[Array, "B L"]
+    step_map: Int[Array, "B L"]
+    confidence: Array
+    step: Int[Array, " B"]
+    block: Int[Array, " B"]
+    step_in_block: Int[Array, " B"]
+    post_steps: Int[Array, " B"]
+
+
+class RunningBatch(NamedTuple):
+    """The rows in the slots.
+
+    Attributes:
+        rows: where they stand.
+        prompts: their prompts.
+        keys: their random streams.
+        positions: of prompt and canvas in the text, see `positions.default_positions`.
+    """
+
+    rows: Rows
+    prompts: Prompts
+    keys: Array
+    positions: Int[Array, "S K"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Mdp:
+    """The steps of a rollout, but for the denoiser's forward.
+
+    Attributes:
+        denoiser: the dLLM, see `for_rollouts`.
+        denoiser_params: its parameters.
+        policy: chooses the positions to fill.
+        settings: shape of the rollout.
+    """
+
+    denoiser: Denoiser
+    denoiser_params: Params
+    policy: Policy
+    settings: RolloutSettings
+
+    @property
+    def is_block_causal(self) -> bool:
+        """Blocks are counted from the start of the text."""
+        return self.denoiser.config.attention_block is not None
+
+    @property
+    def scored(self) -> int:
+        """Canvas positions that a forward without a cache scores, see `scored_positions`."""
+        return scored_positions(self.policy, self.settings)
+
+    @property
+    def num_blocks(self) -> int:
+        """Number of blocks of a canvas; a row in this block is done."""
+        # Blocks that are counted from the start of the text may be cut at both ends of the canvas.
+        return self.settings.gen_length // self.settings.block_length + self.is_block_causal
+
+    @property
+    def most_steps(self) -> int:
+        """T, the most steps that a row can take."""
+        return self.num_blocks * (self.settings.block_length + self.most_post_steps)
+
+    @property
+    def most_post_steps(self) -> int:
+        """Steps on a block without masks at most: 0 where tokens are final."""
+        return self.policy.needs.post_steps or 0
+
+    @property
+    def mask_id(self) -> int:
+        """The mask token."""
+        return self.denoiser.config.mask_token_id
+
+    def first_rows(self, batch: int, present: Bool[Array, " B"] | None) -> Rows:
+        """All-mask canvases; every counter at zero. Absent rows are done already."""
+        count, length = jnp.zeros(batch, jnp.int32), self.settings.gen_length
+        first = count
+        if present is not None:
+            first = jnp.where(present, 0, self.num_blocks).astype(jnp.int32)
+        rows = Rows(
+            canvas=jnp.full((batch, length), self.mask_id, jnp.int32),
+            step_map=jnp.full((batch, length), -1, jnp.int32),
+            confidence=jnp.zeros((batch, length), jnp.float32),
+            step=count,
+            block=first,
+            step_in_block=count,
+            post_steps=count,
+        )
+        return by_rows(rows)
+
+    def taken_by_prompt(self, batch: RunningBatch) -> Int[Array, " S"]:
+        """Positions of a row's first block that its prompt has taken."""
+        if not self.is_block_causal:
+            return jnp.zeros(batch.rows.block.shape, jnp.int32)
+        length = batch.prompts.mask.sum(axis=-1, dtype=jnp.int32)
+        return length % self.settings.block_length
+
+    def block_of(self, batch: RunningBatch) -> Int[Array, "S L"]:
+        """The block of each canvas position."""
+        positions = jnp.arange(self.settings.gen_length)
+        return (self.taken_by_prompt(batch)[:, None] + positions) // self.settings.block_length
+
+    def block_start(self, batch: RunningBatch) -> Int[Array, " S"]:
+        """First canvas position of the current block."""
+        start = batch.rows.block * self.settings.block_length - self.taken_by_prompt(batch)
+        return jnp.maximum(start, 0)
+
+    def window_start(self, batch: RunningBatch) -> Int[Array, " S"]:
+        """First of `scored` canvas positions that hold the current block.
+
+        Blocks may be cut at both ends of the canvas; a window of their width is not.
+        """
+        return jnp.minimum(self.block_start(batch), self.settings.gen_length - self.scored)
+
+    def step_keys(self, batch: RunningBatch) -> Array:
+        """For each row a key of the denoiser's draw at this step and one of the policy's: [S, 2]"""
+        keys = jax.vmap(jax.random.fold_in)(batch.keys, batch.rows.step)
+        return jax.vmap(functools.partial(jax.random.split, num=2))(keys)
+
+    def score(
+        self,
+        hidden: Float[Array, "S W D"],
+        keys: Array,
+        targets: Int[Array, "S W"] | None = None,
+    ) -> Scores:
+        """Scores of the denoiser for the policy, at the positions of the hidden states."""
+        scores = score_candidates(
+            self.denoiser,
+            self.denoiser_params,
+            hidden,
+            keys,
+            top_k=self.policy.needs.top_k,
+            entropy=self.policy.needs.entropy,
+            temperature=self.settings.temperature,
+            vocab_chunk=self.settings.vocab_chunk,
+            sampling=self.settings.sampling,
+        )
+        if targets is None:
+            return scores
+        return score_targets(self.denoiser, self.denoiser_params, hidden, scores, targets)
+
+    def observation(
+        self, batch: RunningBatch, scores: Scores, hidden: Float[Array, "S W D"] | None
+    ) -> Observation:
+        """The observation of the policy before a step.
+
+        Args:
+            batch: the rows.
+            scores: of the whole canvas.
+            hidden: states of the whole canvas, or of the current block, or None.
+        """
+        rows, settings = batch.rows, self.settings
+        in_block = self.block_of(batch) == rows.block[:, None]
+        masked = rows.canvas == self.mask_id
+        start = self.block_start(batch)
+        if hidden is not None and hidden.shape[1] != self.scored:
+            hidden = window_of(hidden, self.scored, self.window_start(batch))
+        return Observation(
+            candidate=scores.candidate,
+            confidence=scores.confidence,
+            top_probs=scores.top_probs,
+            masked=masked,
+            legal=masked & in_block,
+            step=rows.step,
+            step_in_block=rows.step_in_block,
+            block_start=start,
+            entropy=scores.entropy,
+            hidden=hidden,
+            block_length=settings.block_length,
+        )
+
+    def act(
+        self,
+        batch: RunningBatch,
+        params: Params,
+        obs: Observation,
+        keys: Array,
+        acting: Bool[Array, " S"] | None = None,
+    ) -> tuple[Rows, Records]:
+        """One step of rows: the policy's choice and what becomes of it.
+
+        Rows that are done stay as they are, and so do those that do not act (None: all do).
+        """
+        rows = batch.rows
+        if acting is not None:
+            obs = dataclasses.replace(obs, legal=obs.legal & acting[:, None])
+        action = self.policy(params, obs, keys)
+        in_block = self.block_of(batch) == rows.block[:, None]
+
+        has_masks = obs.legal.any(axis=-1)
+        active = has_masks
+        if self.most_post_steps:
+            active = rows.block < self.num_blocks
+            active = active if acting is None else active & acting
+        fill = action.fill & obs.legal
+        changes = jnp.zeros_like(has_masks)
+        if action.edit is not None:
+            edit = action.edit & in_block & ~obs.masked & (obs.candidate != rows.canvas)
+            edit &= active[:, None]
+            fill, changes = fill | edit, edit.any(axis=-1)
+        canvas = jnp.where(fill, obs.candidate, rows.canvas)
+        used = rows.step_in_block + active
+        post_steps = rows.post_steps + (active & ~has_masks)
+        unfinished = ((canvas == self.mask_id) & in_block).any(axis=-1)
+        edits_on = (post_steps < self.most_post_steps) & (has_masks | changes)
+        block_length = self.settings.block_length
+        next_block = active & jnp.where(unfinished, used >= block_length, ~edits_on)
+        is_last = rows.block == self.block_of(batch)[:, -1]
+        if self.settings.stop_ids:
+            stops = jnp.isin(canvas, jnp.asarray(self.settings.stop_ids, jnp.int32))
+            is_last |= stops.any(axis=-1)
+        new = Rows(
+            canvas=canvas,
+            step_map=jnp.where(fill, rows.step[:, None], rows.step_map),
+            confidence=jnp.where(fill, obs.confidence, rows.confidence),
+            step=rows.step + active,
+            block=jnp.where(next_block & is_last, self.num_blocks, rows.block + next_block),
+            step_in_block=jnp.where(next_block, 0, used),
+            post_steps=jnp.where(next_block, 0, post_steps),
+        )
+        return new, Records(obs, action, active)
+
+
+def scored_positions(policy: Policy, settings: RolloutSettings) -> int:
+    """Number of canvas positions that a forward without a cache scores: all or a block."""
+    return settings.gen_length if policy.needs.canvas else settings.block_length
+
+
+def for_rollouts(denoiser: Denoiser, block_length: int) -> Denoiser:
+    """The denoiser with the device's best attention, and with the attention blocks of the rollout.
+
+    Nothing is differentiated through a rollout, so it may use kernels that training cannot.
+    """
+    config = denoiser.config
+    if config.attention_block is not None:
+        config = dataclasses.replace(config, attention_block=block_length)
+    if fuses(config.dtype, config.head_dim, config.attention_block is not None):
+        config = dataclasses.replace(config, fused_attention=True)
+    return denoiser if config is denoiser.config else denoiser.clone(config=config)
+
+
+class Readout(NamedTuple):
+    """Scores of each canvas position, from the last forward that computed it, for the policy.
+
+    Attributes:
+        scores: candidates, confidences and more; 0 before the first forward.
+        hidden: last hidden states in the denoiser's compute type, if the policy reads them: of the
+            canvas, or of the current block alone.
+    """
+
+    scores: Scores
+    hidden: Float[Array, "S W D"] | None
+
+
+class Counts(NamedTuple):
+    """Counts of each row's forwards by kind, with a cache.
+
+    Attributes:
+        written: with cache "block": the first of its blocks that the cache does not hold; -1 before
+            it holds the prompt.
+        full: full forwards so far.
+        window: window forwards so far.
+    """
+
+    written: Int[Array, " B"]
+    full: Int[Array, " B"]
+    window: Int[Array, " B"]
+
+
+class Memory(NamedTuple):
+    """State between forwards: keys, values and readouts of slots, counts of rows."""
+
+    cache: KeyValueCache
+    readout: Readout
+    counts: Counts
+
+
+class LoopState(NamedTuple):
+    """The state of a rollout between two forwards.
+
+    Attributes:
+        rows: where all B rows stand.
+        slots: which of them are served.
+        memory: see `Memory`; None without a cache.
+        executed: forwards so far, by kind.
+    """
+
+    rows: Rows
+    slots: Slots
+    memory: Memory | None
+    executed: Int[Array, " kinds"]
+
+
+class Computed(NamedTuple):
+    """Result of a forward, for the policy.
+
+    Attributes:
+        memory: the memory after it.
+        served: the slots that it computed.
+        batch: the rows in them.
+        readout: of their canvases.
+        policy_keys: for the policy's draws.
+        acting: rows that take a step with it; None for all.
+    """
+
+    memory: Memory | None
+    served: SlotSubset
+    batch: RunningBatch
+    readout: Readout
+    policy_keys: Array
+    acting: Bool[Array, " F"] | None
+
+
+class PlainForwards:
+    """Forwards without a cache, all of one kind: over the whole sequences of all slots.
+
+    Where the policy reads the current block only, so does the head: the last layer and the
+    projection to the vocabulary are computed for that block alone.
+    """
+
+    kinds = 1
+
+    def __init__(self, mdp: Mdp, prompts: Prompts, keys: Array) -> None:
+        self.mdp, self.prompts, self.keys = mdp, prompts, keys
+        self.rows, self.prompt_length = prompts.tokens.shape
+        self.canvas_length = mdp.settings.gen_length
+        self.length = self.prompt_length + self.canvas_length
+        self.config = mdp.denoiser.config
+        # Outside of the loop: what a branch of `cond` computes, it computes at every step.
+        self.positions = default_positions(self._real(prompts.mask), self.length)
+        self.rotations = rotations(self.config, jnp.arange(self.length))
+
+    def first_memory(self, slots: Slots) -> Memory | None:
+        """The memory before the first forward."""
+        del slots
+        return None
+
+    def due(self, state: LoopState) -> list[Bool[Array, ""]]:
+        """For each kind of forward, whether it is next; all False once every row is done."""
+        return [(state.rows.block < self.mdp.num_blocks).any()]
+
+    def run(self, kind: int, state: LoopState) -> Computed:
+        """One forward of a kind."""
+        del kind
+        mdp, settings, slots = self.mdp, self.mdp.settings, state.slots
+        batch = self.batch_in(slots, state.rows)
+        start, width, targets = None, mdp.scored, batch.prompts.targets
+        if width < self.canvas_length:
+            start = mdp.window_start(batch)
+            targets = None if targets is None else window_of(targets, width, start)
+        hidden = self._hidden(batch, width, start)
+        if settings.guidance > 0:
+            # The head is linear, so logits are guided by guiding the states that it projects.
+            nothing = jnp.full_like(batch.prompts.tokens, mdp.mask_id)
+            prompts = dataclasses.replace(batch.prompts, tokens=nothing)
+            unguided = self._hidden(batch._replace(prompts=prompts), width, start)
+            hidden = unguided + (settings.guidance + 1.0) * (hidden - unguided)
+        step_keys = mdp.step_keys(batch)
+        readout = self.read_out(hidden, step_keys[:, 0], targets)
+        if start is not None:
+            place = functools.partial(in_canvas, start=start, length=self.canvas_length)
+            readout = readout._replace(scores=jax.tree.map(place, readout.scores))
+        return Computed(None, ALL_SLOTS, batch, readout, step_keys[:, 1], acting=None)
+
+    def by_kind(self, state: LoopState) -> Forwards | None:
+        """With a cache, the forwards by kind."""
+        del state
+        return None
+
+    def batch_in(self, slots: Slots, rows: Rows) -> RunningBatch:
+        """The rows in the slots."""
+        return by_rows(RunningBatch(*slots.take((rows, self.prompts, self.keys, self.positions))))
+
+    def sequence(self, batch: RunningBatch) -> tuple[Int[Array, "S K"], Bool[Array, "S K"]]:
+        """Tokens of prompt and canvas, and which of them are no padding."""
+        tokens = jnp.concatenate([batch.prompts.tokens, batch.rows.canvas], axis=1)
+        return tokens, self._real(batch.prompts.mask)
+
+    def _forward(
+        self,
+        tokens: Int[Array, "F S"],
+        real: Bool[Array, "F S"],
+        positions: Int[Array, "F S"],
+        **options: Any,
+    ) -> tuple[Float[Array, "F W D"], Any]:
+        """Last hidden states, and the cache if there is one; see `transformer.forward`."""
+        table = (self.rotations[0][positions], self.rotations[1][positions])
+        params = self.mdp.denoiser_params
+        return forward(self.config, params, tokens, real, positions, table=table, **options)
+
+    def _real(self, mask: Bool[Array, "S P"]) -> Bool[Array, "S K"]:
+        canvas = jnp.ones((mask.shape[0], self.canvas_length), bool)
+        return jnp.concatenate([mask, canvas], axis=1)
+
+    def read_out(
+        self, hidden: Float[Array, "S W D"], keys: Array, targets: Int[Array, "S W"] | None = None
+    ) -> Readout:
+        """The policy's inputs at the positions of the given hidden states."""
+        scores = self.mdp.score(hidden, keys, targets)
+        return Readout(scores, hidden if self.mdp.policy.needs.hidden else None)
+
+    def _hidden(
+        self, batch: RunningBatch, width: int, start: Int[Array, " S"] | None
+    ) -> Float[Array, "S W D"]:
+        """Last hidden states of W canvas positions, from `start` (None: the last ones)."""
+        tokens, real = self.sequence(batch)
+        start = None if start is None else start + self.prompt_length
+        hidden, _ = self._forward(tokens, real, batch.positions, last=width, start=start)
+        return constrain(hidden, "batch")
+
+
+class CachedForwards(PlainForwards):
+    """Full forwards (kind 0) and window forwards (kind 1), with a cache (see `caching.Cache`).
+
+    Positions outside of the window keep their scores from the full forward that opened the block
+    (with cache "block": 0 for positions of later blocks). Where the head scores the next token, the
+    first position of a window has none before it; it keeps the scores of the opening forward. A
+    policy fills positions of the current block only, and those are in the window.
+
+    Raises:
+        ValueError: the cache does not fit the denoiser, or the sequence is too long for it.
+    """
+
+    kinds = 2
+
+    def __init__(self, mdp: Mdp, prompts: Prompts, keys: Array) -> None:
+        super().__init__(mdp, prompts, keys)
+        cache, settings = mdp.settings.cache, mdp.settings
+        assert cache is not None
+        cache.check_fits(self.config)
+        if self.length > self.config.max_length:
+            raise ValueError(
+                f"a sequence of {self.length} tokens is longer than max_length="
+                f"{self.config.max_length} of this denoiser; shorten the prompt or the canvas"
+            )
+        slots = settings.num_slots(self.rows)
+        self.per_group = cache.rows_per_refresh(slots // settings.slot_groups)
+        self.window = cache.window(settings.gen_length, settings.block_length)
+        self.is_exact = cache.kind == "block"
+        self.refresh_every = cache.refresh_every
+
+    def first_memory(self, slots: Slots) -> Memory:
+        """An empty cache, and readouts of 0."""
+        needs = self.mdp.policy.needs
+        count, none_yet = slots.row.size, jnp.zeros(self.rows, jnp.int32)
+        canvas = (count, self.canvas_length)
+        scores = Scores(
+            candidate=jnp.zeros(canvas, jnp.int32),
+            confidence=jnp.zeros(canvas),
+            top_probs=jnp.zeros((*canvas, needs.top_k)),
+            entropy=jnp.zeros(canvas) if needs.entropy else None,
+        )
+        states = (*canvas, self.config.hidden_size)
+        hidden = jnp.zeros(states, self.config.dtype) if needs.hidden else None
+        return Memory(
+            cache=empty_cache(self.config, count, self.length),
+            readout=by_rows(Readout(scores, hidden)),
+            counts=Counts(
+                written=none_yet - 1 if self.is_exact else none_yet, full=none_yet, window=none_yet
+            ),
+        )
+
+    def due(self, state: LoopState) -> list[Bool[Array, ""]]:
+        """Full forwards while enough slots of a group need one, or while no slot can go on."""
+        (is_any_unfinished,) = super().due(state)
+        needs_full, can_go_on = self._phases(state)
+        enough = needs_full.reshape(state.slots.row.shape).sum(axis=1) >= self.per_group
+        is_full = enough.any() | (needs_full.any() & ~can_go_on.any())
+        return [is_full, is_any_unfinished & ~is_full]
+
+    def run(self, kind: int, state: LoopState) -> Computed:
+        """One forward of a kind."""
+        assert state.memory is not None
+        return [self._full, self._window][kind](state, state.memory)
+
+    def by_kind(self, state: LoopState) -> Forwards:
+        """Forwards by kind."""
+        assert state.memory is not None
+        counts = state.memory.counts
+        return Forwards(
+            full=counts.full,
+            cached=counts.window,
+            full_executed=state.executed[0],
+            cached_executed=state.executed[1],
+            full_rows=self.per_group * self.mdp.settings.slot_groups,
+            full_tokens=self.prompt_length if self.is_exact else self.length,
+            cached_tokens=self.window,
+            length=self.length,
+        )
+
+    def _phases(self, state: LoopState) -> tuple[Bool[Array, " S"], Bool[Array, " S"]]:
+        """Slots whose row needs a full forward, and those whose row can go on with a window."""
+        assert state.memory is not None
+        rows, counts = by_rows(state.slots.take((state.rows, state.memory.counts)))
+        unfinished = rows.block < self.mdp.num_blocks
+        if self.is_exact:
+            needs = counts.written < 0
+        elif self.refresh_every:
+            needs = rows.step_in_block % self.refresh_every == 0
+        else:
+            needs = rows.step_in_block == 0
+        return unfinished & needs, unfinished & ~needs
+
+    def _full(self, state: LoopState, memory: Memory) -> Computed:
+        """A forward over the whole sequences of a few slots that need one.
+
+        With "prefix" and "dual" their rows take a step with it. With "block" it runs over the
+        prompt alone, and no row takes a step.
+        """
+        # 1. The slots that are served: those that need it, filled up with some that do not.
+        needs_full, _ = self._phases(state)
+        chosen = state.slots.choose(needs_full, self.per_group)
+        slots, is_served = chosen.of(state.slots), chosen.take(needs_full)
+        batch, counts = self.batch_in(slots, state.rows), slots.take(memory.counts)
+
+        def put(values: Array, new: Array) -> Array:
+            return chosen.put(values, new, is_served)
+
+        # 2. The forward, which writes keys and values of the served rows into the cache.
+        if self.is_exact:
+            tokens, real, last = batch.prompts.tokens, batch.prompts.mask, 1
+            # A prompt that fills no block needs none: the window of its first block holds it.
+            needed = is_served & (real.sum(axis=-1) >= self.mdp.settings.block_length)
+            counts = counts._replace(written=jnp.where(is_served, 0, counts.written))
+        else:
+            tokens, real = self.sequence(batch)
+            last, needed = self.canvas_length, is_served
+        positions = batch.positions[:, : tokens.shape[1]]
+        hidden, cache = self._forward(
+            tokens, real, positions, last=last, cache=memory.cache, put=put
+        )
+        # 3. What the policy reads: of the whole canvas, or (with "block") nothing yet.
+        step_keys = self.mdp.step_keys(batch)
+        if self.is_exact:
+            readout = jax.tree.map(jnp.zeros_like, chosen.take(memory.readout))
+            acting = jnp.zeros_like(is_served)
+        else:
+            readout, acting = self.read_out(hidden, step_keys[:, 0]), is_served
+        memory = Memory(
+            cache=cache,
+            readout=jax.tree.map(put, memory.readout, readout),
+            counts=slots.put(memory.counts, counts._replace(full=counts.full + needed)),
+        )
+        return Computed(memory, chosen, batch, readout, step_keys[:, 1], acting)
+
+    def _window(self, state: LoopState, memory: Memory) -> Computed:
+        """A forward over the window of every slot; rows that can go on with it take a step."""
+        # 1. Which block each window begins with. With "block", a row that has finished a block
+        # first computes it once more to write its final keys and values, and fills nothing.
+        _, can_go_on = self._phases(state)
+        slots = state.slots
+        batch, counts = self.batch_in(slots, state.rows), slots.take(memory.counts)
+        block = counts.written if self.is_exact else batch.rows.block
+        acting = can_go_on & (block == batch.rows.block)
+        # 2. The positions of the windows in the sequence (some may lie after its end), and the
+        # positions that they attend to besides each other: all before, and with full attention all
+        # after.
+        tokens, real = self.sequence(batch)
+        first = block * self.mdp.settings.block_length - self.mdp.taken_by_prompt(batch)
+        start = (self.prompt_length + first)[:, None]
+        place = start + jnp.arange(self.window)
+        everywhere = jnp.arange(self.length)
+        cached_mask = everywhere < start
+        if not self.is_exact:
+            cached_mask |= everywhere >= start + self.window
+
+        def of_window(values: Array) -> Array:
+            return jnp.take_along_axis(values, jnp.minimum(place, self.length - 1), axis=1)
+
+        mask = (place < self.length) & of_window(real)
+        # 3. The forward.
+        at = None
+        if self.is_exact:
+            writing = can_go_on & ~acting
+            at = jnp.where(writing[:, None] & mask, place, self.length)
+            counts = counts._replace(written=counts.written + writing)
+        hidden, cache = self._forward(
+            of_window(tokens),
+            mask,
+            of_window(batch.positions),
+            cache=memory.cache,
+            cached_mask=cached_mask & real,
+            at=at,
+        )
+        # 4. What the policy reads, new in the windows of the rows that take a step.
+        step_keys = self.mdp.step_keys(batch)
+        is_new = acting[:, None] & (place >= self.prompt_length) & (place < self.length)
+        if self.config.logits_shift:
+            is_new = is_new.at[:, 0].set(False)
+        # Out of bounds, where the scatter drops it, if it is not new.
+        at = jnp.where(is_new, place - self.prompt_length, self.canvas_length)
+        write = jax.vmap(lambda old, new, at: old.at[at].set(new, mode="drop"))
+        readout = jax.tree.map(
+            lambda old, new: write(old, new, at),
+            memory.readout,
+            self.read_out(hidden, step_keys[:, 0]),
+        )
+        counts = slots.put(memory.counts, counts._replace(window=counts.window + can_go_on))
+        return Computed(
+            Memory(cache, readout, counts), ALL_SLOTS, batch, readout, step_keys[:, 1], acting
+        )
+
+
+def in_canvas(
+    values: Shaped[Array, "S W ..."], start: Int[Array, " S"], length: int
+) -> Shaped[Array, "S L ..."]:
+    """Canvases [S, L, ...] that hold the values of a window of each; 0 elsewhere.
+
+    Args:
+        values: of the positions of the windows.
+        start: first position of each window, at most L - W.
+        length: L.
+    """
+    whole = jnp.zeros((values.shape[0], length, *values.shape[2:]), values.dtype)
+    place = jax.vmap(lambda row, x, at: jax.lax.dynamic_update_slice_in_dim(row, x, at, 0))
+    return place(whole, values, start)
+
 
 _STEPS_PER_CHUNK = 8
 """Iterations that are scanned at a time. Those after the last row is done are skipped."""

@@ -23,13 +23,13 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jax_unmask.runtime import checksums
-from jax_unmask.runtime.structure import CheckpointError, abstract, require_same
 from jax_unmask.settings import Settings, setting
 
 Params = Any
@@ -40,7 +40,13 @@ DIRECTORY = "checkpoints"
 QUARANTINE = "corrupt_checkpoints"
 ITEMS = ("params", "state", "data")
 
+REMEDY = "It belongs to another configuration: restore with that one, or use a new workdir."
+
 logger = logging.getLogger(__name__)
+
+
+class CheckpointError(ValueError):
+    """A checkpoint is damaged, missing, or of another model."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,14 +72,7 @@ class CheckpointSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Restored:
-    """The contents of a checkpoint.
-
-    Attributes:
-        step: the step after which it was saved.
-        params: parameters, as the tree that was asked for.
-        state: training state (optimiser, step, PRNG keys), as the tree that was asked for.
-        data: position of the data iterator, as `Checkpoints.save` got it.
-    """
+    """The contents of the checkpoint of a step, see `Checkpoints.save`."""
 
     step: int
     params: Params
@@ -84,16 +83,10 @@ class Restored:
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """The checkpoints of one run, under `workdir/checkpoints/STEP`.
 
-    Retention keeps the latest `keep_latest` and, beside them, the best `keep_best` by
-    `best_metric`; the latest is never deleted, so a run resumes where it stopped.
-
     Args:
         workdir: directory of the run.
-        keep_latest: how many of the most recent checkpoints to keep, at least 1. With 2 or more, a
-            damaged one has another to fall back to.
-        keep_best: how many of the best to keep beside them; 0 for none.
-        best_metric: name of the metric that ranks checkpoints; needed when `keep_best` > 0.
-        best_mode: whether large ("max") or small ("min") values are good.
+        settings: which checkpoints to keep, and the metric that ranks them. With `keep_latest` of
+            2 or more, a damaged one has another to fall back to.
         read_only: neither saves, nor deletes, nor moves damaged checkpoints aside; for evaluation,
             also during a training.
     """
@@ -101,22 +94,12 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def __init__(
         self,
         workdir: str | os.PathLike[str],
+        settings: CheckpointSettings = CheckpointSettings(),
         *,
-        keep_latest: int = 2,
-        keep_best: int = 0,
-        best_metric: str | None = None,
-        best_mode: Literal["max", "min"] = "max",
         read_only: bool = False,
     ) -> None:
-        if keep_latest < 1:
-            raise ValueError(f"keep_latest must be at least 1, is {keep_latest}")
-        if best_mode not in ("max", "min"):
-            raise ValueError(f"best_mode must be 'max' or 'min', is {best_mode!r}")
-        if keep_best > 0 and best_metric is None:
-            raise ValueError(f"keep_best={keep_best} needs best_metric, the metric that ranks them")
         self.directory = pathlib.Path(workdir).absolute() / DIRECTORY
-        self.best_metric = best_metric
-        self.best_mode = best_mode
+        self._settings = settings
         self.read_only = read_only
         self._quarantine = self.directory.parent / QUARANTINE
         if read_only and not self.directory.is_dir():
@@ -129,16 +112,16 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             for step in _steps_in(self.directory):
                 if problem := self._problem(step, items=("metrics",)):
                     self._set_aside(step, problem)
-        self._manager = self._make_manager(keep_latest, keep_best)
+        self._manager = self._make_manager()
         self._saving: int | None = None
 
-    def _make_manager(self, keep_latest: int, keep_best: int) -> ocp.CheckpointManager:
-        policies: list[Any] = [checkpoint_managers.LatestN(keep_latest)]
-        if keep_best > 0:
+    def _make_manager(self) -> ocp.CheckpointManager:
+        policies: list[Any] = [checkpoint_managers.LatestN(self._settings.keep_latest)]
+        if self._settings.best_metric and self._settings.keep_best:
             policies.append(
                 checkpoint_managers.BestN(
                     get_metric_fn=self._goodness,
-                    n=keep_best,
+                    n=self._settings.keep_best,
                     keep_checkpoints_without_metrics=False,
                 )
             )
@@ -166,10 +149,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def _goodness(self, metrics: Mapping[str, float]) -> float:
         """A number that is larger for better checkpoints; NaN and missing values are worst."""
-        value = metrics.get(self.best_metric or "", math.nan)
+        value = metrics.get(self._settings.best_metric, math.nan)
         if math.isnan(value):
             return -math.inf
-        return value if self.best_mode == "max" else -value
+        return value if self._settings.best_mode == "max" else -value
 
     def save(
         self,
@@ -207,10 +190,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             )
         if step == latest:
             return False
-        self._saving = step
-        ranked = {}
-        if metrics is not None and self.best_metric is not None and self.best_metric in metrics:
-            ranked = {self.best_metric: float(metrics[self.best_metric])}
+        self._saving, best = step, self._settings.best_metric
+        ranked = {best: float(metrics[best])} if metrics and best in metrics else {}
         self._manager.save(
             step,
             args=ocp.args.Composite(
@@ -247,29 +228,22 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """The last step that has a checkpoint."""
         return max(self.steps(), default=None)
 
-    def best_step(self) -> int:
-        """The step with the best `best_metric`; the later one of equals.
-
-        Raises:
-            CheckpointError: no checkpoint has that metric.
-        """
+    def _best_step(self) -> int:
+        """The step with the best `best_metric`; the later one of equals."""
         ranked = [
             (self._goodness(metrics), step)
             for step in self.steps()
-            if (metrics := self._manager.metrics(step)) and self.best_metric in metrics
+            if (metrics := self._manager.metrics(step)) and self._settings.best_metric in metrics
         ]
         if not ranked:
             raise CheckpointError(
-                f"no checkpoint in {self.directory} has the metric {self.best_metric!r}; ask for "
-                "the latest, or a step by its number"
+                f"no checkpoint in {self.directory} has the metric "
+                f"{self._settings.best_metric!r}; ask for the latest, or a step by its number"
             )
         return max(ranked)[1]
 
     def restore(self, params: Params, state: PyTree) -> Restored | None:
-        """Restores the latest checkpoint that is whole.
-
-        A damaged checkpoint is named in a warning, moved to `workdir/corrupt_checkpoints`, and the
-        one before it is taken.
+        """Restores the latest checkpoint that is whole; damaged ones are moved aside.
 
         Args:
             params: tree of arrays or `jax.ShapeDtypeStruct`, with shardings where there is more
@@ -282,7 +256,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         Raises:
             CheckpointError: all checkpoints are damaged, or this one holds other arrays (named).
         """
-        wanted_params, wanted_state = abstract(params), abstract(state)
+        wanted_params, wanted_state = _abstract(params), _abstract(state)
         steps = self.steps()
         for step in reversed(steps):
             if problem := self._problem(step, items=ITEMS):
@@ -294,8 +268,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                     self._set_aside(step, problem)
                     self._manager.reload()
                 continue
-            self._require_same(step, "params", wanted_params, same_dtype=True)
-            self._require_same(step, "state", wanted_state, same_dtype=True)
+            self._check(step, "params", wanted_params, same_dtype=True)
+            self._check(step, "state", wanted_state, same_dtype=True)
             restored = self._manager.restore(
                 step,
                 args=ocp.args.Composite(
@@ -335,7 +309,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """
         steps = self.steps()
         if step == "best":
-            step = self.best_step()
+            step = self._best_step()
         elif step == "latest":
             step = max(steps, default=-1)
         if step not in steps:
@@ -352,17 +326,15 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if like is None:
             tree = self._manager.item_metadata(step).params.tree
             like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
-        wanted = abstract(like)
-        self._require_same(step, "params", wanted, same_dtype=False)
+        wanted = _abstract(like)
+        self._check(step, "params", wanted, same_dtype=False)
         restored = self._manager.restore(
             step, args=ocp.args.Composite(params=ocp.args.StandardRestore(wanted))
         )
         return step, restored.params
 
     def _problem(self, step: int, items: tuple[str, ...]) -> str | None:
-        """Description of what is wrong with a checkpoint's files, or None; the same on all
-        processes.
-        """
+        """Fault of a checkpoint's files, or None; the same on all processes."""
         problem = checksums.problem(
             self.directory / str(step),
             items=items,
@@ -393,10 +365,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         if jax.process_count() > 1:
             multihost_utils.sync_global_devices(f"set aside checkpoint {step}")
 
-    def _require_same(self, step: int, item: str, wanted: PyTree, *, same_dtype: bool) -> None:
+    def _check(self, step: int, item: str, wanted: PyTree, *, same_dtype: bool) -> None:
         saved = self._manager.item_metadata(step)[item].tree
         where = f"checkpoint {self.directory / str(step)}, {item}"
-        require_same(saved, wanted, where=where, same_dtype=same_dtype)
+        _require_same(saved, wanted, where=where, same_dtype=same_dtype)
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -416,10 +388,75 @@ def _steps_in(directory: pathlib.Path) -> list[int]:
 
 def _encode(data: Json) -> dict[str, Json]:
     """Bytes as Base64, for a JSON item."""
-    return (
-        {"base64": base64.b64encode(data).decode()} if isinstance(data, bytes) else {"json": data}
-    )
+    if isinstance(data, bytes):
+        return {"base64": base64.b64encode(data).decode()}
+    return {"json": data}
 
 
 def _decode(record: dict[str, Json]) -> Json:
     return base64.b64decode(record["base64"]) if "base64" in record else record["json"]
+
+
+def _abstract(tree: PyTree) -> PyTree:
+    """Shapes, types and shardings of a tree that Orbax is to restore.
+
+    NumPy arrays stay, and are restored as NumPy arrays (JAX would cut 64-bit types to 32). Leaves
+    without a sharding go to the first device.
+    """
+    single = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+
+    def convert(leaf: Any) -> np.ndarray | jax.ShapeDtypeStruct:
+        if isinstance(leaf, (np.ndarray, np.generic)):
+            return np.asarray(leaf)
+        if not hasattr(leaf, "dtype"):
+            raise TypeError(f"leaves must be arrays or jax.ShapeDtypeStruct, found {leaf!r}")
+        sharding = getattr(leaf, "sharding", None) or single
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(convert, tree)
+
+
+def _require_same(saved: PyTree, wanted: PyTree, *, where: str, same_dtype: bool) -> None:
+    """Raises a `CheckpointError` that names the first array which differs from the wanted one.
+
+    Args:
+        saved: leaves as Orbax's metadata gives them; PRNG keys as their bits, with one dimension
+            more.
+        wanted: what `_abstract` returns.
+        where: what is compared, for the message.
+        same_dtype: whether another dtype is an error too.
+    """
+    found, asked = _leaves_by_path(saved), _leaves_by_path(wanted)
+    if found.keys() != asked.keys():
+        missing = sorted(asked.keys() - found.keys())
+        extra = sorted(found.keys() - asked.keys())
+        raise CheckpointError(
+            f"{where}: it lacks {_some(missing)}, and has {_some(extra)} besides. {REMEDY}"
+        )
+    for path, leaf in asked.items():
+        shape, saved_shape = tuple(leaf.shape), tuple(found[path].shape)
+        is_key = jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+        if is_key:
+            shape = jax.eval_shape(jax.random.key_data, leaf).shape
+        if saved_shape != shape:
+            raise CheckpointError(
+                f"{where}: {path} has shape {saved_shape}, but {shape} is needed. {REMEDY}"
+            )
+        if same_dtype and not is_key and found[path].dtype != leaf.dtype:
+            raise CheckpointError(
+                f"{where}: {path} is {found[path].dtype}, but {leaf.dtype} is needed. {REMEDY}"
+            )
+
+
+def _leaves_by_path(tree: PyTree) -> dict[str, Any]:
+    """Leaves under names such as `opt/0/mu/kernel`, the same for tuples, classes and dicts."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+
+
+def _some(names: list[str]) -> str:
+    """The first few of many names."""
+    if not names:
+        return "nothing"
+    listed = ", ".join(names[:3])
+    return listed if len(names) <= 3 else f"{listed} and {len(names) - 3} more"

@@ -81,13 +81,8 @@ def claim_workdir(
 ) -> None:
     """Records the configuration in `workdir/config.json`, if `check_workdir` has no objection.
 
-    Call it once the configuration has proved to run. Then a run that failed at start does not keep
-    its directory claimed when its mistake is corrected.
-
-    Args: as of `check_workdir`; the directory is made where it does not exist.
-
-    Raises:
-        ConfigError: the directory belongs to another configuration; names the keys that differ.
+    Called once the configuration has proved to run, so that a run that failed at start does not
+    keep its directory claimed.
     """
     check_workdir(workdir, config, exempt=exempt)
     if jax.process_index() == 0:

@@ -36,11 +36,6 @@ def initialize(
     Without any of these the process is alone. JAX_HEARTBEAT_TIMEOUT_SECONDS (100) is how long a
     process may be silent until the others end with an error.
 
-    Args:
-        coordinator: HOST:PORT of process 0.
-        num_processes: how many processes there are.
-        process_id: the number of this one, from 0.
-
     Returns:
         Whether processes were joined (also if it is a single one that a cluster started).
 

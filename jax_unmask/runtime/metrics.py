@@ -15,7 +15,7 @@ import math
 import os
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar
 
 import jax
 import numpy as np
@@ -39,30 +39,8 @@ class LogSettings(Settings):
     wandb: bool = setting(False, "Also write to Weights & Biases.")
 
 
-class Sink(Protocol):
-    """A receiver of metrics other than the JSONL files."""
-
-    def write(self, step: int, values: Mapping[str, float]) -> None:
-        """Takes the numeric values of one step."""
-        ...
-
-    def flush(self) -> None:
-        """Makes what was written visible to readers."""
-        ...
-
-    def close(self) -> None:
-        """Flushes and releases."""
-        ...
-
-
 class StepLog(files.JsonLog):
-    """An append-only file of one JSON object per step, cut back to a step on resume.
-
-    Args:
-        path: the file.
-        resume_step: last step of the caller's state; later lines are cut off, so that the steps
-            that are now repeated do not appear twice.
-    """
+    """An append-only file of one JSON object per step; lines after `resume_step` are cut off."""
 
     def __init__(self, path: str | os.PathLike[str], *, resume_step: int) -> None:
         super().__init__(path, "step", int, keep=lambda row: row["step"] <= resume_step)
@@ -104,11 +82,7 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars to Weights & Biases. A workdir keeps its run id, so that a resumed run continues it.
-
-    Raises:
-        ModuleNotFoundError: wandb is not installed.
-    """
+    """Scalars to Weights & Biases; a workdir keeps its run id, for runs that are resumed."""
 
     def __init__(
         self, workdir: str | os.PathLike[str], *, project: str, config: Mapping[str, Any]
@@ -161,10 +135,10 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         *,
         resume_step: int,
         tensorboard: bool = True,
-        sinks: tuple[Sink, ...] = (),
+        sinks: tuple[WeightsAndBiases, ...] = (),
     ) -> None:
         self._is_writer = jax.process_index() == 0
-        self._sinks: list[Sink] = []
+        self._sinks: list[TensorBoard | WeightsAndBiases] = []
         if not self._is_writer:
             return
         directory = pathlib.Path(workdir)

@@ -104,11 +104,7 @@ class Placement:
     ) -> Tree:
         """Result of a function of arrays, each leaf created with the sharding of the rules.
 
-        Args:
-            function: the function.
-            *arguments: its arguments.
-            rules: see `mesh.param_shardings`.
-            donate: numbers of the arguments whose memory the result may take over.
+        The result may take over the memory of the arguments with these numbers (`donate`).
         """
         if self.mesh is None:
             make = jax.jit(function, donate_argnums=donate) if donate else function

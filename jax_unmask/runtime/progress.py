@@ -20,25 +20,21 @@ def progress_bar(
     initial: int = 0,
     title: str = "",
     stream: TextIO | None = None,
-    seconds_per_line: float = 10.0,
 ) -> tqdm.tqdm:
-    """A progress bar with rate and time left, on process 0.
-
-    On a terminal it is a bar; elsewhere (a log file, CI) a line every few seconds.
+    """A progress bar with rate and time left, on process 0; without a terminal a line every 10 s.
 
     Args:
         total: steps of the whole run.
         initial: steps done before this process began; they don't count towards the rate.
         title: words before the bar.
         stream: where to write; standard error by default.
-        seconds_per_line: least time between two lines where there is no terminal.
     """
     stream = stream or sys.stderr
     settings: dict[str, Any] = {"file": stream, "dynamic_ncols": True}
     if not stream.isatty():
         settings = {
             "file": _Lines(stream),
-            "mininterval": seconds_per_line,
+            "mininterval": 10.0,
             "miniters": 1,
             "bar_format": "{desc} {n_fmt}/{total_fmt} |{rate_fmt} | {elapsed}<{remaining}{postfix}",
         }
@@ -69,10 +65,6 @@ class Timer:
 
     JAX returns before the device is done, so a phase must end by fetching or blocking on its
     result; otherwise the next phase pays for it.
-
-        with timer.measure("rollout"):
-            trajectory = jax.block_until_ready(rollout(...))
-        writer.write_timings(step, timer.report())
 
     Args:
         clock: seconds, for tests.

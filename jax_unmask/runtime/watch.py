@@ -52,23 +52,13 @@ class WatchSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Beat:
-    """Progress report of one process.
-
-    Attributes:
-        step: the step that it is in.
-        phases: phases of that step that it has entered.
-        phase: the last of them.
-        seconds: for how long it has been there.
-        beats: number of reports so far.
-        host: name of its machine.
-        pid: its number there.
-    """
+    """Progress report of one process."""
 
     step: int
-    phases: int
-    phase: str
-    seconds: float
-    beats: int
+    phases: int  # Phases of that step that it has entered,
+    phase: str  # the last of them,
+    seconds: float  # and for how long it has been there.
+    beats: int  # Reports so far.
     host: str
     pid: int
 
@@ -86,9 +76,9 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
     the one that hangs. A process whose thread does not write any more is stopped, gone, or stuck
     where Python cannot run.
 
-    A thread writes `workdir/heartbeats/N.json`, whatever the main thread is at. When there was no
-    new phase for `stall_seconds`, each process appends the stacks of all of its threads to
-    `workdir/heartbeats/N.stacks.txt`, and the first that still answers names the one that hangs.
+    A thread writes `workdir/heartbeats/N.json`, whatever the main thread is at; on a stall each
+    process appends the stacks of its threads to `N.stacks.txt` there, and the first that still
+    answers names the one that hangs.
 
     Args:
         workdir: directory of the run, that all processes see.
@@ -208,12 +198,9 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
 
 
 def verdict(beats: dict[int, Beat], silent: list[int], own: Beat) -> str:
-    """The message that names the process that hangs.
+    """The message that names the process that hangs, from the last beat of each.
 
-    Args:
-        beats: the last beat of each process.
-        silent: processes that do not answer.
-        own: the beat of this process.
+    Processes that are `silent` do not answer.
     """
     text = f"Training has stood still for {own.seconds:.0f} s in step {own.step}."
     if silent:
@@ -241,10 +228,7 @@ def _name(number: int, beat: Beat | None) -> str:
 class Profile(contextlib.AbstractContextManager["Profile"]):
     """Traces some steps for TensorBoard and xprof, into `workdir/profile`.
 
-    Args:
-        workdir: directory of the run.
-        steps: how many steps to trace; 0 none. The first two steps of a process, which compile, are
-            left out.
+    The first two steps of a process, which compile, are left out.
     """
 
     SKIPPED = 2
@@ -296,11 +280,7 @@ def memory() -> dict[str, int]:
 
 
 def utilisation(flops: float, seconds: float) -> dict[str, float]:
-    """Share of the devices' peak speed that the model used, for `MetricWriter.write_timings`.
-
-    Args:
-        flops: operations that the model needed, over all devices.
-        seconds: wall time.
+    """Speed of the model for `MetricWriter.write_timings`, from operations over all devices.
 
     Returns:
         "model_flops_per_second", and "mfu", its part of what the devices can do (bfloat16, by

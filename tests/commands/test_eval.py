@@ -15,7 +15,7 @@ from jax_unmask import policies, recipes
 from jax_unmask.commands import eval as eval_command
 from jax_unmask.evaluation import axes, dry_run
 from jax_unmask.recipes.policy_grpo import build_policy
-from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
+from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints, CheckpointSettings
 from jax_unmask.settings import ConfigError
 
 
@@ -37,7 +37,7 @@ def save_policy(config, directory, step=0):
 
 def save_checkpoints(config, workdir, rewards):
     policy = build_policy(recipes.read(config), tiny.denoiser_config())
-    with Checkpoints(workdir, keep_latest=2, keep_best=1, best_metric="reward") as checkpoints:
+    with Checkpoints(workdir, CheckpointSettings(best_metric="reward")) as checkpoints:
         for step, reward in enumerate(rewards, start=1):
             params = policy.init_params(jax.random.key(step))
             state = {"step": jnp.asarray(step)}

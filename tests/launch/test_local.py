@@ -77,12 +77,6 @@ def test_one_that_fails_ends_the_others_with_its_status():
     assert time.monotonic() - began < 20
 
 
-def test_survivors_that_hear_nothing_are_killed():
-    process = start("deaf", "5", options=("--grace_seconds=0.2",))
-    assert process.communicate(timeout=60)
-    assert process.returncode == 5
-
-
 def test_a_killed_process_is_named_with_its_signal():
     process = start("sleep", "sleep")
     wait_until_ready(process)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import os
 import pathlib
@@ -241,27 +240,3 @@ def test_skypilot_tells_jax_where_the_others_are(fakes, tmp_path):
         *("-m", "jax_unmask.train", "--config=configs/gsm8k.py", "--workdir=/runs/gsm8k"),
         *("--config.seed=1", "--alsologtostderr"),
     ]
-
-
-@pytest.mark.parametrize(
-    ("change", "expected"),
-    [
-        (lambda j: j["spec"].pop("failurePolicy"), ".spec.failurePolicy: missing"),
-        (lambda j: j["spec"].update(replicatedjobs=[]), ".spec.replicatedjobs: unknown"),
-        (lambda j: j.update(apiVersion="v1"), ".apiVersion: 'v1' is none of"),
-        (lambda j: j["metadata"].update(name="jax_unmask"), ".metadata.name: 'jax_unmask' is not"),
-        (
-            lambda j: j["metadata"]["annotations"].update(x=4),
-            ".metadata.annotations.x: 4 is no str",
-        ),
-        (
-            lambda j: j["spec"]["replicatedJobs"][0].update(replicas=True),
-            ".spec.replicatedJobs[0].replicas: True is no int",
-        ),
-    ],
-)
-def test_mistakes_in_manifests_are_found(jobset, change, expected):
-    broken = copy.deepcopy(jobset)
-    change(broken)
-    (problem,) = problems(broken, JOBSET)
-    assert problem.startswith(expected)

@@ -36,7 +36,3 @@ def test_scripts(script):
 def test_scripts_of_skypilot(key):
     task = yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text())
     assert check("--shell=bash", "-", text=task[key]) == ""
-
-
-def test_mistakes_are_found():
-    assert "SC2086" in check("--shell=bash", "-", text='x=$1\nrm "a" $x\n')

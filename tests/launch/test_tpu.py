@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-
 import pytest
 
 # States come from a file, one per question, the last for ever; "ssh" takes its statuses likewise.
@@ -99,8 +97,3 @@ def test_explains_itself(fakes, tmp_path):
     _, errors = process.communicate(timeout=60)
     assert process.returncode != 0
     assert "set ZONE" in errors
-
-
-def test_the_script_is_where_it_says():
-    script = pathlib.Path(__file__).parents[2] / "launch" / "tpu.sh"
-    assert "docs/launch/tpu.md" in script.read_text()

@@ -6,7 +6,7 @@ import jax
 import numpy as np
 import pytest
 
-from jax_unmask.learners.supervised.corruption import Masking, corrupt
+from jax_unmask.learners.sft import Masking, corrupt
 
 BATCH, LENGTH = 512, 12
 

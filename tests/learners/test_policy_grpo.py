@@ -116,23 +116,7 @@ def test_log_prob_scores_active_steps_only():
     np.testing.assert_array_equal(some, np.where(wanted, got, 0.0))
 
 
-def test_at_ratio_one_the_gradient_is_that_of_reinforce():
-    records = make_records()
-
-    def reinforce(network):
-        params = {**PARAMS, "network": network}
-        log_prob = LinearPolicy().log_prob(params, records.obs, records.action)
-        per_row = jnp.sum(jnp.where(records.active, log_prob, 0), 0) / records.active.sum(0)
-        return -jnp.mean(ADVANTAGES * per_row)
-
-    grads, metrics = gradients.of_policy(make_learner(), PARAMS, records, ADVANTAGES)
-    assert_trees_close(grads, jax.grad(reinforce)(PARAMS["network"]), rtol=1e-5, atol=1e-7)
-    assert float(metrics["loss"]) == pytest.approx(-float(jnp.mean(ADVANTAGES)), abs=1e-6)
-    assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
-    assert float(metrics["clip_fraction"]) == 0.0
-
-
-@pytest.mark.parametrize("chunk_size", [1, 4, 9, 1000])
+@pytest.mark.parametrize("chunk_size", [4, 1000])
 def test_chunks_do_not_matter(chunk_size):
     records = make_records(noise=0.6)
     loss, expected = jax.value_and_grad(dense_loss)(PARAMS["network"], records)
@@ -187,15 +171,12 @@ def test_two_updates_reuse_the_old_log_probs():
     assert int(new.step) == 1
     assert float(metrics["skipped"]) == 0.0
     assert float(metrics["pairs"]) == float(np.sum(records.active & (ADVANTAGES != 0)))
-
-
-def test_only_the_network_is_trained():
-    learner = make_learner()
-    state = learner.init(PARAMS, jax.random.key(0))
-    new, _ = learner.update(state, make_records(), ADVANTAGES)
-    assert not np.array_equal(new.params["network"]["bias"], PARAMS["network"]["bias"])
     for name in ("temperature", "scale"):
         np.testing.assert_array_equal(new.params[name], PARAMS[name])
+    # One program serves all batches.
+    compiled = PolicyLearner.update._cache_size()
+    learner.update(new, make_records(1), ADVANTAGES)
+    assert PolicyLearner.update._cache_size() == compiled
 
 
 def test_minibatches_are_unbiased():
@@ -215,23 +196,12 @@ def test_minibatches_are_unbiased():
             lambda p, q: (p - q) / (rate * parts), PARAMS["network"], new.params["network"]
         )
 
-    draws = [estimate(seed) for seed in range(100)]
+    draws = [estimate(seed) for seed in range(60)]
     mean = jax.tree.map(lambda *x: np.mean(x, axis=0), *draws)
     error = jax.tree.map(lambda *x: np.std(x, axis=0) / np.sqrt(len(draws)) + 2e-4, *draws)
     jax.tree.map(
         lambda m, g, e: np.testing.assert_array_less(np.abs(m - g), 4 * e), mean, expected, error
     )
-
-
-def test_minibatches_split_every_pass_anew_and_cover_it():
-    # Each pair is in exactly one part: counted over a pass, they are all there.
-    records = make_records()
-    learner = make_learner(updates_per_batch=3, minibatches=4)
-    state = learner.init(PARAMS, jax.random.key(1))
-    new, metrics = learner.update(state, records, ADVANTAGES)
-    assert float(metrics["pairs"]) == float(np.sum(records.active & (ADVANTAGES != 0)))
-    other, _ = learner.update(state.replace(key=jax.random.key(2)), records, ADVANTAGES)
-    assert not np.array_equal(new.params["network"]["bias"], other.params["network"]["bias"])
 
 
 def test_empty_minibatches_take_no_step():
@@ -325,24 +295,6 @@ def test_imitated_rows_pull_by_their_likelihood():
     )
     assert_trees_close(state.params["network"], expected, rtol=1e-5)
     assert metrics["skipped"] == 0
-
-
-def test_imitation_that_is_over_changes_nothing():
-    records, state = make_records(), make_learner().init(PARAMS, jax.random.key(0))
-    learner = make_learner(group_size=2, expert=ExpertSettings(count=1))
-    is_expert = jnp.arange(ROWS) % 3 == 2
-    after, metrics = learner.update(state, records, jnp.zeros(ROWS), is_expert, jnp.zeros(ROWS))
-    assert_trees_equal(after.params, state.params)
-    assert metrics["skipped"] == 1
-
-
-def test_one_compilation_serves_all_batches():
-    learner = make_learner(chunk_size=3)
-    state = learner.init(PARAMS, jax.random.key(0))
-    before = PolicyLearner.update._cache_size()
-    for seed in range(4):
-        state, _ = learner.update(state, make_records(seed), ADVANTAGES * (seed != 2))
-    assert PolicyLearner.update._cache_size() == before + 1
 
 
 def test_bad_batches_are_named():

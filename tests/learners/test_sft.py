@@ -10,8 +10,14 @@ import pytest
 import tiny
 from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.optim import OptimizerSettings
-from jax_unmask.learners.supervised.corruption import Corruption, Masking, corrupt
-from jax_unmask.learners.supervised.sft import SftBatch, SftLearner, masked_cross_entropy
+from jax_unmask.learners.sft import (
+    Corruption,
+    Masking,
+    SftBatch,
+    SftLearner,
+    corrupt,
+    masked_cross_entropy,
+)
 from jax_unmask.rollout.trajectory import Prompts
 
 CONFIG = tiny.denoiser_config(intermediate_size=32)

@@ -18,10 +18,7 @@ from safetensors.numpy import load_file
 import tiny
 from jax_unmask.denoisers import Denoiser, from_pretrained, init_params
 from jax_unmask.denoisers.attention import Copies, attention, attention_in_copies
-from jax_unmask.learners.states.batch import StateBatch
-from jax_unmask.learners.states.forward import AttentionBlocks
-from jax_unmask.learners.states.responses import Responses
-from jax_unmask.learners.states.surrogates import RandomMasking, Trace
+from jax_unmask.learners.states import AttentionBlocks, RandomMasking, Responses, StateBatch, Trace
 from jax_unmask.learners.tracerl import TraceLearner, TraceLoss
 from jax_unmask.learners.value_model import token_values
 from jax_unmask.policies import parse_policy
@@ -38,6 +35,13 @@ DENOISER = Denoiser(CONFIG)
 PROMPT, LENGTH = 7, 10
 # All phases of a block of four.
 PROMPT_LENGTHS = np.asarray([4, 5, 6, 7])
+
+
+class FromResponse(AttentionBlocks):
+    """Blocks as the public code of TraceRL trains them: from the first response token."""
+
+    def of_positions(self, positions, prompt):
+        return (positions - jnp.sum(prompt, axis=-1, keepdims=True)) // self.length
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +139,7 @@ class TestCopies:
     def test_golden_masks(self, name):
         case = CASES[name]
         prompt, length = case["prompt_length"], case["response_length"]
-        blocks = AttentionBlocks(case["block_size"], "response")
+        blocks = FromResponse(case["block_size"])
         places = np.concatenate([np.arange(prompt + length), prompt + np.arange(length)])[None]
         real = jnp.ones(places.shape, bool)
         copies = Copies(
@@ -153,7 +157,7 @@ class TestCopies:
         real = (ids != case["pad_id"]) | (np.arange(ids.shape[1]) >= prompt)
         places = np.cumsum(real[:, : prompt + length], axis=1) - 1
         places = np.concatenate([places, places[:, prompt:]], axis=1)
-        blocks = AttentionBlocks(case["block_size"], "response")
+        blocks = FromResponse(case["block_size"])
         copies = Copies(
             block=blocks.of_positions(jnp.asarray(places), jnp.asarray(real[:, :prompt])),
             noisy=jnp.broadcast_to(jnp.arange(ids.shape[1]) >= prompt + length, ids.shape),
@@ -236,7 +240,7 @@ class TestGolden:
             denoiser=model[0],
             optimizer=optax.sgd(1.0),
             surrogate=Trace(shrink=case.get("shrink", 2)),
-            blocks=AttentionBlocks(case["block_size"], "response"),
+            blocks=FromResponse(case["block_size"]),
             normaliser="length",
             chunk_size=3,
             **settings,
@@ -274,7 +278,7 @@ class TestGolden:
                 beta=setting["beta"],
                 kl="k3" if setting["k3"] else "k1",
             )
-            batch = StateBatch.of(learner, responses, kept, key)
+            batch = StateBatch(learner, responses, learner.describe(responses), kept, key)
             loss = TraceLoss(
                 learner=learner,
                 batch=batch,

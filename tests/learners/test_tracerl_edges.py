@@ -10,9 +10,14 @@ import pytest
 
 import tiny
 from jax_unmask.denoisers import Denoiser, init_adapters, init_params
-from jax_unmask.learners.states.forward import AttentionBlocks
-from jax_unmask.learners.states.responses import Responses
-from jax_unmask.learners.states.surrogates import Elbo, FullyMasked, RandomMasking, Trace
+from jax_unmask.learners.states import (
+    AttentionBlocks,
+    Elbo,
+    FullyMasked,
+    RandomMasking,
+    Responses,
+    Trace,
+)
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.rollout import Prompts
 

@@ -11,15 +11,15 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_unmask.learners.advantages import group_z_scores, kept_groups, outcome_rewards, trace_gae
+from jax_unmask.learners.advantages import group_z_scores, outcome_rewards, trace_gae
 from jax_unmask.learners.losses import (
-    clamped_log_ratio,
+    clipped_objective,
     clipped_value_loss,
     kl_estimate,
-    ratio_objective,
     token_weights,
 )
-from jax_unmask.learners.states.responses import merged_steps, trainable_tokens
+from jax_unmask.learners.states import merged_steps, trainable_tokens
+from jax_unmask.recipes.tracerl import GroupFilter
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "tracerl"
 CASES = {case["name"]: case for case in json.loads((FIXTURES / "meta.json").read_text())["cases"]}
@@ -147,11 +147,13 @@ def test_policy_loss(name):
         advantage = jnp.broadcast_to(advantage[:, None], trained.shape)
     else:
         advantage = advantage[:, case["prompt_length"] :]
-    ratio = clamped_log_ratio(new, old, 10.0)
+    ratio = jnp.clip(new - old, -10.0, 10.0)
     weight = token_weights(trained, "length")
     for setting in case["settings"]:
         kl = kl_estimate(ratio, "k3" if setting["k3"] else "k1")
-        per_token = setting["beta"] * kl - ratio_objective(ratio, advantage, setting["eps"])
+        per_token = setting["beta"] * kl - clipped_objective(
+            ratio, jnp.zeros_like(ratio), advantage, setting["eps"]
+        )
         loss = jnp.mean(jnp.sum(weight * per_token, axis=-1))
         assert float(loss) == pytest.approx(setting["loss"], abs=2e-6)
 
@@ -175,11 +177,11 @@ def test_z_scores():
 
 def test_kept_groups():
     accuracy = np.asarray([0.0, 1 / 6, 0.2, 4 / 5, 0.81, 1.0], np.float32)
-    assert kept_groups(accuracy, 0.2, 0.8).tolist() == [False, False, True, True, False, False]
-
-
-def test_step_map_of_snapshots():
-    # The rollout records step maps itself; this one says how the reference counts steps.
-    snapshots, case = ARRAYS["history.snapshots"], CASES["history"]
-    first = (snapshots != case["mask_id"]).argmax(axis=0)
-    np.testing.assert_array_equal(first, ARRAYS["history.step_map"])
+    assert GroupFilter(0.2, 0.8).keeps(accuracy).tolist() == [
+        False,
+        False,
+        True,
+        True,
+        False,
+        False,
+    ]

@@ -5,23 +5,22 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jax_unmask.learners.states.surrogates import (
+from jax_unmask.learners.states import (
+    Autoregressive,
+    Coupled,
     Elbo,
     FullyMasked,
     RandomMasking,
     SurrogateSettings,
     Trace,
 )
-from jax_unmask.recipes.groups import choose_groups, text_lengths
+from jax_unmask.recipes.tracerl import choose_groups, text_lengths
 
 
 def test_kept_groups_come_first_and_others_fill_up():
-    chosen = choose_groups(np.asarray([False, True, False, True]), 3)
-    assert chosen.group.tolist() == [1, 3, 0]
-    assert chosen.kept.tolist() == [True, True, False]
-    chosen = choose_groups(np.asarray([True, True, True]), 2)
-    assert chosen.group.tolist() == [0, 1]
-    assert chosen.kept.all()
+    groups, kept = choose_groups(np.asarray([False, True, False, True]), 3)
+    assert groups.tolist() == [1, 3, 0]
+    assert kept.tolist() == [True, True, False]
 
 
 def test_text_lengths():
@@ -35,9 +34,10 @@ def test_text_lengths():
     [
         ("trace", None, Trace(shrink=8)),
         ("random_masking", None, RandomMasking(draws=25)),
-        ("coupled", 3, RandomMasking(draws=3, complement=True)),
+        ("coupled", 3, Coupled(draws=3)),
         ("diffu_grpo", None, FullyMasked(draws=1, prompt_mask_ratio=0.15)),
         ("espo", None, Elbo(draws=2)),
+        ("jax_unmask.learners.states.Autoregressive", None, Autoregressive()),
     ],
 )
 def test_methods_differ_in_their_surrogate_alone(name, draws, expected):

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import math
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,11 @@ import numpy as np
 import optax
 import pytest
 
-from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
+from jax_unmask.runtime.checkpoints import (
+    CheckpointError,
+    Checkpoints,
+    CheckpointSettings,
+)
 
 
 def make(scale: float = 1.0):
@@ -38,12 +43,24 @@ def assert_same(left, right):
         assert np.asarray(a).tobytes() == np.asarray(b).tobytes()
 
 
-def save_steps(workdir, steps, **options):
-    with Checkpoints(workdir, **options) as checkpoints:
+def save_steps(workdir, steps):
+    with Checkpoints(workdir) as checkpoints:
         for step in steps:
             params, state = make(step)
             assert checkpoints.save(step, params=params, state=state, data={"next": step})
-    return checkpoints
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """A run with checkpoints of steps 1 and 2; to be copied where it is changed."""
+    workdir = tmp_path_factory.mktemp("saved")
+    save_steps(workdir, [1, 2])
+    return workdir
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    return shutil.copytree(saved, tmp_path / "copy")
 
 
 def damage(workdir, step, item, how):
@@ -100,99 +117,82 @@ def test_arrays_may_be_donated_or_overwritten_right_after_save(tmp_path):
 
 def test_keeps_the_latest_and_the_best(tmp_path):
     params, state = make()
-    rewards = {1: 0.1, 2: 0.9, 3: 0.5, 4: None, 5: math.nan, 6: 0.2}
-    with Checkpoints(tmp_path, keep_latest=2, keep_best=1, best_metric="reward") as checkpoints:
+    rewards = {1: 0.1, 2: 0.9, 3: None, 4: math.nan, 5: 0.2}
+    with Checkpoints(tmp_path, CheckpointSettings(best_metric="reward")) as checkpoints:
         for step, reward in rewards.items():
             metrics = None if reward is None else {"reward": reward, "other": 1.0}
-            checkpoints.save(step, params=params, state=state, metrics=metrics)
+            assert checkpoints.save(step, params=params, state=state, metrics=metrics)
         checkpoints.wait()
-        assert checkpoints.steps() == [2, 5, 6]
-        assert checkpoints.best_step() == 2
-        assert checkpoints.latest_step() == 6
-    # Also when another process goes on.
-    with Checkpoints(tmp_path, keep_latest=1, keep_best=1, best_metric="reward") as checkpoints:
+        assert checkpoints.steps() == [2, 4, 5]
+        assert checkpoints.latest_step() == 5
+        assert checkpoints.restore_params("best")[0] == 2
+        assert not checkpoints.save(5, params=params, state=state)
+        with pytest.raises(ValueError, match=r"cannot save step 3.*already has step 5"):
+            checkpoints.save(3, params=params, state=state)
+    # Also when another process goes on, for which small values are good.
+    options = CheckpointSettings(keep_latest=1, best_metric="reward", best_mode="min")
+    with Checkpoints(tmp_path, options) as checkpoints:
         checkpoints.save(7, params=params, state=state, metrics={"reward": 0.3})
         checkpoints.wait()
-        assert checkpoints.steps() == [2, 7]
+        assert checkpoints.steps() == [5, 7]
 
 
-def test_best_may_be_the_smallest(tmp_path):
-    params, state = make()
-    options = {"keep_latest": 1, "keep_best": 1, "best_metric": "loss", "best_mode": "min"}
-    with Checkpoints(tmp_path, **options) as checkpoints:
-        for step, loss in ((1, 3.0), (2, 1.0), (3, 2.0)):
-            checkpoints.save(step, params=params, state=state, metrics={"loss": loss})
-        checkpoints.wait()
-        assert checkpoints.steps() == [2, 3]
-        assert checkpoints.restore_params("best")[0] == 2
-
-
-def test_restore_params_reads_no_training_state(tmp_path):
-    save_steps(tmp_path, [1, 2])
+def test_restore_params_reads_no_training_state_and_converts_when_asked(copy):
     for step in (1, 2):
-        damage(tmp_path, step, "state", "delete")
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        damage(copy, step, "state", "delete")
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), make()[0])
+    with Checkpoints(copy, read_only=True) as checkpoints:
         step, params = checkpoints.restore_params()
         assert step == 2
         assert_same(params, make(2)[0])
-        assert_same(checkpoints.restore_params(1)[1], make(1)[0])
+        _, params = checkpoints.restore_params(1, like=like)
+        assert_same(params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make(1)[0]))
 
 
-def test_restore_params_converts_dtypes_when_asked(tmp_path):
-    save_steps(tmp_path, [1])
-    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, jnp.bfloat16), make()[0])
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        _, params = checkpoints.restore_params(like=like)
-    assert_same(params, jax.tree.map(lambda leaf: leaf.astype(jnp.bfloat16), make(1)[0]))
-
-
-@pytest.mark.parametrize("how", ["flip", "truncate", "delete"])
-@pytest.mark.parametrize("item", ["params", "state", "data", "metrics"])
-def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(tmp_path, caplog, item, how):
-    save_steps(tmp_path, [1, 2])
-    name = damage(tmp_path, 2, item, how)
-    with caplog.at_level(logging.WARNING), Checkpoints(tmp_path) as checkpoints:
+@pytest.mark.parametrize(
+    ("item", "how"),
+    [("params", "flip"), ("state", "truncate"), ("data", "delete"), ("metrics", "truncate")],
+)
+def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(copy, caplog, item, how):
+    name = damage(copy, 2, item, how)
+    with caplog.at_level(logging.WARNING), Checkpoints(copy) as checkpoints:
         restored = checkpoints.restore(*make())
         assert restored.step == 1
         assert restored.data == {"next": 1}
         assert_same(restored.params, make(1)[0])
         # The run goes on and can save step 2 anew.
         assert checkpoints.save(2, params=make(2)[0], state=make(2)[1])
-    assert str(tmp_path / "checkpoints" / "2") in caplog.text
+    assert str(copy / "checkpoints" / "2") in caplog.text
     assert f"{item}/{name}" in caplog.text
-    assert (tmp_path / "corrupt_checkpoints" / "2").is_dir()
-    with Checkpoints(tmp_path) as checkpoints:
+    assert (copy / "corrupt_checkpoints" / "2").is_dir()
+    with Checkpoints(copy) as checkpoints:
         assert checkpoints.restore(*make()).step == 2
 
 
-def test_a_read_only_reader_moves_nothing(tmp_path):
-    save_steps(tmp_path, [1, 2])
-    damage(tmp_path, 2, "params", "flip")
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+def test_a_read_only_reader_moves_nothing(copy):
+    damage(copy, 2, "params", "flip")
+    with Checkpoints(copy, read_only=True) as checkpoints:
         with pytest.raises(CheckpointError, match=r"checkpoints/2 is damaged.*Other steps: 1"):
             checkpoints.restore_params()
         assert checkpoints.restore(*make()).step == 1
-    assert (tmp_path / "checkpoints" / "2").is_dir()
-    assert not (tmp_path / "corrupt_checkpoints").exists()
+    assert (copy / "checkpoints" / "2").is_dir()
+    assert not (copy / "corrupt_checkpoints").exists()
 
 
-def test_when_all_are_damaged_it_does_not_start_afresh(tmp_path):
-    save_steps(tmp_path, [1, 2])
+def test_when_all_are_damaged_it_does_not_start_afresh(copy):
     for step in (1, 2):
-        damage(tmp_path, step, "state", "truncate")
+        damage(copy, step, "state", "truncate")
     with (
-        Checkpoints(tmp_path) as checkpoints,
+        Checkpoints(copy) as checkpoints,
         pytest.raises(CheckpointError, match=r"all checkpoints .* damaged \(steps \[1, 2\]\)"),
     ):
         checkpoints.restore(*make())
 
 
-def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path):
-    save_steps(tmp_path, [1])
-    left = tmp_path / "checkpoints" / "2.orbax-checkpoint-tmp"
-    (tmp_path / "checkpoints" / "1").rename(left)
-    save_steps(tmp_path, [1])
-    with Checkpoints(tmp_path) as checkpoints:
+def test_leftovers_of_a_killed_save_are_ignored_and_removed(copy):
+    left = copy / "checkpoints" / "2.orbax-checkpoint-tmp"
+    (copy / "checkpoints" / "2").rename(left)
+    with Checkpoints(copy) as checkpoints:
         assert checkpoints.steps() == [1]
         assert checkpoints.restore(*make()).step == 1
     assert not left.exists()
@@ -215,44 +215,21 @@ def test_leftovers_of_a_killed_save_are_ignored_and_removed(tmp_path):
         (lambda p, s: s.update(rbg=jax.random.key(0)), r"rbg has shape \(4,\), but \(2,\)"),
     ],
 )
-def test_another_models_checkpoint_is_refused_and_left_alone(tmp_path, change, words):
-    save_steps(tmp_path, [1])
+def test_another_models_checkpoint_is_refused_and_left_alone(saved, change, words):
     params, state = make()
     change(params, state)
-    with Checkpoints(tmp_path) as checkpoints:
+    with Checkpoints(saved) as checkpoints:
         with pytest.raises(CheckpointError, match=words):
             checkpoints.restore(params, state)
-        assert checkpoints.steps() == [1]
+        assert checkpoints.steps() == [1, 2]
 
 
-def test_saving_the_same_step_again_is_skipped_and_an_older_one_refused(tmp_path):
-    params, state = make()
-    with Checkpoints(tmp_path) as checkpoints:
-        assert checkpoints.save(3, params=params, state=state)
-        assert not checkpoints.save(3, params=params, state=state)
-        with pytest.raises(ValueError, match=r"cannot save step 2.*already has step 3"):
-            checkpoints.save(2, params=params, state=state)
-
-
-def test_missing_checkpoints_are_explained(tmp_path):
+def test_missing_checkpoints_are_explained(saved, tmp_path):
     with pytest.raises(CheckpointError, match="has no directory 'checkpoints'"):
         Checkpoints(tmp_path, read_only=True)
-    save_steps(tmp_path, [1])
-    with Checkpoints(tmp_path, read_only=True, best_metric="reward") as checkpoints:
-        with pytest.raises(CheckpointError, match="no checkpoint of step 5; it has 1"):
+    options = CheckpointSettings(best_metric="reward")
+    with Checkpoints(saved, options, read_only=True) as checkpoints:
+        with pytest.raises(CheckpointError, match="no checkpoint of step 5; it has 1, 2"):
             checkpoints.restore_params(5)
         with pytest.raises(CheckpointError, match="has the metric 'reward'"):
             checkpoints.restore_params("best")
-
-
-@pytest.mark.parametrize(
-    ("options", "words"),
-    [
-        ({"keep_latest": 0}, "keep_latest must be at least 1, is 0"),
-        ({"keep_best": 1}, "keep_best=1 needs best_metric"),
-        ({"best_mode": "largest"}, "best_mode must be 'max' or 'min'"),
-    ],
-)
-def test_bad_options_are_refused(tmp_path, options, words):
-    with pytest.raises(ValueError, match=words):
-        Checkpoints(tmp_path, **options)

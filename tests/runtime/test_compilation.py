@@ -8,7 +8,6 @@ import sys
 
 import jax
 import jax.numpy as jnp
-import pytest
 
 from jax_unmask.runtime.compilation import CompileTimes
 
@@ -47,13 +46,9 @@ def test_the_second_process_compiles_nothing(tmp_path):
     assert first["hits"] == 0
     assert first["seconds"] > 0
     assert second["hits"] == second["programs"] == first["programs"] > 0
-
-
-@pytest.mark.parametrize("left", [0, 0.5])
-def test_entries_that_were_cut_off_are_compiled_again(tmp_path, left):
-    directory = pathlib.Path(run(tmp_path)["directory"])
+    # Entries that a killed process cut off are compiled again.
     for entry in directory.iterdir():
-        os.truncate(entry, int(left * entry.stat().st_size))
+        os.truncate(entry, entry.stat().st_size // 2)
     found = run(tmp_path)
     assert found["hits"] == 0
     assert found["programs"] > 0

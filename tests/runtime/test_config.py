@@ -34,13 +34,6 @@ def changed(key: str, value: object) -> ConfigDict:
     return config
 
 
-def test_flatten_and_json_are_sorted_and_round_trip():
-    flat = checks.flatten(defaults())
-    assert list(flat) == sorted(flat)
-    assert flat["optimizer.betas"] == (0.9, 0.99)
-    assert json.loads(checks.config_json(defaults())) == flat | {"optimizer.betas": [0.9, 0.99]}
-
-
 def test_claim_workdir_accepts_the_same_config_and_exempt_changes(tmp_path):
     checks.claim_workdir(tmp_path, defaults())
     checks.claim_workdir(tmp_path, defaults())

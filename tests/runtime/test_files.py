@@ -1,8 +1,6 @@
 from __future__ import annotations
 
 import os
-import pathlib
-import stat
 
 import pytest
 
@@ -34,18 +32,3 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         files.atomic_write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
-
-
-def test_stores_are_no_file_systems():
-    assert files.local_path("runs/a") == pathlib.Path("runs/a")
-    with pytest.raises(ValueError, match="gs://bucket/run"):
-        files.local_path("gs://bucket/run")
-
-
-def test_permissions_follow_the_umask(tmp_path):
-    old = os.umask(0o027)
-    try:
-        files.atomic_write(tmp_path / "file", "x")
-    finally:
-        os.umask(old)
-    assert stat.S_IMODE((tmp_path / "file").stat().st_mode) == 0o640

@@ -5,7 +5,7 @@ import json
 import jax
 import jax.numpy as jnp
 import pytest
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 
 from devices import run_on_devices
 from jax_unmask.runtime import mesh as meshes
@@ -65,12 +65,6 @@ def test_on_eight_devices():
     assert "dimension 0 (3) is not divisible by the 4 devices" in report["odd"]
 
 
-def test_one_device_by_default():
-    mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    assert dict(mesh.shape) == {"data": 1, "fsdp": 1, "tensor": 1}
-    assert mesh.axis_types == (AxisType.Auto,) * 3
-
-
 @pytest.mark.parametrize(
     ("rules", "words"),
     [
@@ -85,13 +79,3 @@ def test_bad_rules_name_the_parameter(rules, words):
     with pytest.raises(ValueError, match=words) as caught:
         meshes.param_shardings(params, rules, mesh)
     assert "layer/kernel" in str(caught.value)
-
-
-def test_the_first_matching_rule_wins():
-    mesh = meshes.make_mesh(devices=jax.devices()[:1])
-    params = {"a": jnp.ones((2, 2)), "b": jnp.ones((2, 2))}
-    chosen = meshes.param_shardings(
-        params, [("^a$", P("fsdp")), ("[ab]", P(None, "tensor")), (".*", P())], mesh
-    )
-    assert chosen["a"].spec == P("fsdp")
-    assert chosen["b"].spec == P(None, "tensor")

@@ -58,21 +58,6 @@ def test_who_leaves_in_time_is_not_ended(handler, monkeypatch):
     assert threading.active_count() == before
 
 
-def test_only_the_main_thread_may_enter():
-    errors: list[Exception] = []
-
-    def enter() -> None:
-        try:
-            Preemption().__enter__()
-        except RuntimeError as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=enter)
-    thread.start()
-    thread.join()
-    assert "main thread" in str(errors[0])
-
-
 def test_under_jax_distributed_its_service_decides(handler, monkeypatch):
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
     monkeypatch.setattr(

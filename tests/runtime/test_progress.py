@@ -36,15 +36,6 @@ def test_without_a_terminal_it_writes_a_line_now_and_then():
     assert lines[1] == "train 30/100 | 1.00step/s | 00:10<01:10, reward=0.123"
 
 
-def test_on_a_terminal_it_is_a_bar():
-    stream = Terminal()
-    with progress_bar(10, initial=4, title="train", stream=stream) as bar:
-        bar.set_postfix(nfe=3)
-        bar.update(6)
-    assert "10/10" in stream.getvalue()
-    assert "nfe=3" in stream.getvalue()
-
-
 def test_other_processes_show_nothing(monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     stream = Terminal()
@@ -76,12 +67,3 @@ def test_timer_reports_shares_and_starts_over():
     )
     clock.now += 1
     assert timer.report() == {"seconds/total": 1, "share/other": 1}
-
-
-def test_timer_counts_a_phase_that_raises():
-    clock = Clock()
-    timer = Timer(clock)
-    with pytest.raises(KeyError), timer.measure("reward"):
-        clock.now += 4
-        raise KeyError
-    assert timer.report()["seconds/reward"] == 4

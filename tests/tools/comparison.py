@@ -11,9 +11,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 
 from jax_unmask.runtime import checksums
-from jax_unmask.runtime.checkpoints import DIRECTORY, ITEMS, Checkpoints
+from jax_unmask.runtime.checkpoints import DIRECTORY, ITEMS, CheckpointError, Checkpoints
 from jax_unmask.runtime.checksums import IGNORED
-from jax_unmask.runtime.structure import CheckpointError, bits
 
 METRICS = "metrics.jsonl"
 WEIGHTS = "*.safetensors"
@@ -83,8 +82,11 @@ def contents(workdir: str | os.PathLike[str]) -> dict[str, Any]:
             # As NumPy arrays, because the devices that the run had need not be here.
             shapes = reader.metadata(directory / item).item_metadata.tree
             like = jax.tree.map(lambda leaf: np.empty(leaf.shape, leaf.dtype), shapes)
-            arrays = bits(reader.restore(directory / item, like))
-            found |= {f"{item}/{name}": value for name, value in arrays.items()}
+            # PRNG keys come as their bits.
+            tree = reader.restore(directory / item, like)
+            for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+                name = jax.tree_util.keystr(path, simple=True, separator="/")
+                found[f"{item}/{name}"] = np.asarray(leaf)
     return found
 
 

@@ -22,9 +22,9 @@ import optax
 
 from jax_unmask import policies, rollout
 from jax_unmask.environment.bundle import load_bundle
-from jax_unmask.learners.advantages import group_z_scores, kept_groups
-from jax_unmask.learners.state import TrainState
-from jax_unmask.learners.states.responses import Responses
+from jax_unmask.learners.advantages import group_z_scores
+from jax_unmask.learners.engine import TrainState
+from jax_unmask.learners.states import Responses
 from jax_unmask.recipes.tracerl import build_learner, build_settings
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.tasks import data
@@ -43,7 +43,7 @@ def rolled_out(config, bundle, settings, params, batch, key):
         np.float32,
     )
     rates = correct.reshape(-1, group).mean(axis=1)
-    kept = kept_groups(rates, config.filter.low, config.filter.high)
+    kept = config.filter.keeps(rates)
     responses = Responses(prompts=prompts, tokens=out.tokens, step_map=out.step_map)
     return responses, group_z_scores(correct, group).advantages, np.repeat(kept, group)
 

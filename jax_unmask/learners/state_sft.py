@@ -14,15 +14,15 @@ from jax_unmask.denoisers.sharding import keep
 from jax_unmask.learners.engine import (
     Chunk,
     Metrics,
+    Params,
     Shards,
     Sums,
+    TrainState,
     accumulate,
     descend,
     over_copies,
 )
-from jax_unmask.learners.state import Params, TrainState, zero_step
-from jax_unmask.learners.states.batch import StateBatch, StateSettings
-from jax_unmask.learners.states.responses import Responses
+from jax_unmask.learners.states import Responses, StateBatch, StateSettings
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,15 +46,10 @@ class StateLearner(StateSettings):
     full_length: int | None = None
 
     def init(self, params: Params, key: Array) -> TrainState:
-        """The state before the first step.
-
-        Args:
-            params: parameters of the denoiser; copied, so that the caller's stay alive.
-            key: typed PRNG key of the training.
-        """
+        """The state before the first step; the caller's parameters stay alive."""
         params = jax.tree.map(jnp.copy, params)
         opt_state = self.optimizer.init(params)
-        return TrainState(step=zero_step(), params=params, opt_state=opt_state, key=jnp.copy(key))
+        return TrainState.first(params, opt_state, jnp.copy(key))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def step(self, state: TrainState, responses: Responses) -> tuple[TrainState, Metrics]:
@@ -62,7 +57,7 @@ class StateLearner(StateSettings):
 
         Args:
             state: the training state.
-            responses: B responses; `step_map` is read by `surrogates.Trace` alone, but for -1,
+            responses: B responses; `step_map` is read by `Trace` alone, but for -1,
                 which keeps a token from being trained.
 
         Returns:
@@ -76,7 +71,8 @@ class StateLearner(StateSettings):
     ) -> tuple[TrainState, Metrics]:
         count, length = responses.tokens.shape
         kept = jnp.ones(count, bool)
-        batch = StateBatch.of(self, responses, kept, state.step_key(), shards=shards)
+        canvas, key = self.describe(responses), state.step_key()
+        batch = StateBatch(self, responses, canvas, kept, key, shards=shards)
         cells = batch.minibatches(0)
         minibatch, scale = cells.first, 1.0
         if self.normaliser == "length" and self.full_length is not None:
@@ -91,10 +87,7 @@ class StateLearner(StateSettings):
 
         grads, sums = accumulate(loss, state.params, cells, minibatch, self.chunk_size, shards)
         params, opt_state, norm = descend(self.optimizer, state.params, state.opt_state, grads)
-        new_state = keep(
-            dataclasses.replace(state, step=state.step + 1, params=params, opt_state=opt_state)
-        )
-        return new_state, {
+        return keep(state.after(params, opt_state)), {
             "loss": sums.metrics()["surprise"],
             "grad_norm": norm,
             "trained_tokens": sums.decisions,

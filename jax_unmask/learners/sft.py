@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,12 +13,117 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sharding import keep
-from jax_unmask.learners.engine import Metrics, descend
-from jax_unmask.learners.state import Params, TrainState, zero_step
-from jax_unmask.learners.supervised.corruption import Corruption, Masking, corrupt
+from jax_unmask.learners.engine import Metrics, Params, TrainState, descend
 from jax_unmask.rollout.trajectory import Prompts
 from jax_unmask.runtime import streams
 from jax_unmask.settings import Settings, given, setting
+
+
+class Corruption(NamedTuple):
+    """The hidden tokens of a batch of responses.
+
+    Attributes:
+        masked: the token is replaced by the mask token.
+        weight: what the token's cross-entropy counts, 0 where it is not a target. The loss is
+            sum(weight * cross_entropy) / (B * L).
+    """
+
+    masked: Bool[Array, "B L"]
+    weight: Float[Array, "B L"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Masking(Settings):
+    """Settings of the masks of training rows.
+
+    Every row is one of two kinds.
+
+    *Random rows* draw t ~ U(min_ratio, 1) and mask each token with probability t; masked tokens
+    weigh 1/t. That is the masked-diffusion bound of arXiv 2502.09992, eq. 3 and, for responses to
+    a prompt, eq. 5.
+
+    *Suffix rows* are the states that a semi-autoregressive sampler visits: a uniformly drawn block
+    is masked at a random ratio t, everything to its right is masked, everything to its left is
+    clear. Random rows hardly ever look like that, and where a token is repeated further right they
+    teach a small model to copy it from there instead of working it out.
+    """
+
+    min_ratio: float = setting(1e-3, "Smallest mask ratio t of a random row.", gt=0, lt=1)
+    max_weight: float | None = setting(
+        None,
+        "Upper limit of the weight 1/t, which has infinite variance without one as min_ratio goes "
+        "to 0; None for no limit.",
+        ge=1,
+    )
+    stratified: bool = setting(
+        True,
+        "Spread the t of a batch evenly over their range, t_b = u + b/B (mod 1), which keeps each "
+        "t uniform and takes variance out of the batch mean (arXiv 2107.00630).",
+    )
+    suffix_fraction: float = setting(0.0, "Probability that a row is a suffix row.", ge=0, le=1)
+    suffix_block_length: int = setting(
+        1, "Block length of suffix rows, a divisor of the response length.", ge=1
+    )
+    suffix_target: Literal["all", "block"] = setting(
+        "all",
+        "all trains every masked token of a suffix row, each weighing L / (masked tokens of the "
+        "row), so that a row counts one mean cross-entropy; block trains the drawn block alone "
+        "with weight blocks / t, the bound of block diffusion (arXiv 2503.09573).",
+    )
+
+
+def corrupt(masking: Masking, key: Array, batch: int, length: int) -> Corruption:
+    """Draws the masks and weights of a batch.
+
+    Apart from the shared offset of stratified ratios, row b draws from `fold_in(key, b)` alone.
+
+    Args:
+        masking: how to mask.
+        key: typed PRNG key of this step.
+        batch: number of rows B (static).
+        length: response length L (static).
+
+    Raises:
+        ValueError: suffix rows are wanted and their block length does not divide `length`.
+    """
+    if masking.suffix_fraction > 0 and length % masking.suffix_block_length:
+        raise ValueError(
+            f"suffix_block_length={masking.suffix_block_length} does not divide the response "
+            f"length {length}; choose a block length that divides it"
+        )
+    row_key, offset_key = jax.random.split(key)
+    rows = jnp.arange(batch)
+    keys = jax.vmap(lambda row: jax.random.fold_in(row_key, row))(rows)
+    draws = jax.vmap(lambda k: jax.random.uniform(k, (length + 3,)))(keys)
+    unit, kind, place, token = draws[:, 0], draws[:, 1], draws[:, 2], draws[:, 3:]
+    if masking.stratified:
+        unit = (jax.random.uniform(offset_key) + rows / batch) % 1.0
+    ratio = masking.min_ratio + (1.0 - masking.min_ratio) * unit
+    ratio_weight = 1.0 / ratio
+    if masking.max_weight is not None:
+        ratio_weight = jnp.minimum(ratio_weight, masking.max_weight)
+
+    hit = token < ratio[:, None]
+    weight = jnp.where(hit, ratio_weight[:, None], 0.0)
+    if masking.suffix_fraction == 0:
+        return Corruption(masked=hit, weight=weight)
+
+    blocks = length // masking.suffix_block_length
+    # floor(u * blocks) < blocks holds for u < 1 in exact arithmetic; float32 may round up to it.
+    chosen = jnp.minimum((place * blocks).astype(jnp.int32), blocks - 1)[:, None]
+    block = jnp.arange(length)[None, :] // masking.suffix_block_length
+    suffix_masked = jnp.where(block == chosen, hit, block > chosen)
+    if masking.suffix_target == "all":
+        count = jnp.sum(suffix_masked, axis=1, keepdims=True)
+        suffix_weight = jnp.where(suffix_masked, length / jnp.maximum(count, 1), 0.0)
+    else:
+        suffix_weight = jnp.where(block == chosen, blocks * weight, 0.0)
+
+    is_suffix = (kind < masking.suffix_fraction)[:, None]
+    return Corruption(
+        masked=jnp.where(is_suffix, suffix_masked, hit),
+        weight=jnp.where(is_suffix, suffix_weight, weight),
+    )
 
 
 @struct.dataclass
@@ -77,10 +182,7 @@ def masked_cross_entropy(
     hidden = hidden[:, batch.prompts.tokens.shape[1] :]
 
     def head(
-        hidden: Float[Array, "B C D"],
-        targets: Int[Array, "B C"],
-        weight: Float[Array, "B C"],
-        masked: Bool[Array, "B C"],
+        hidden: Array, targets: Array, weight: Array, masked: Array
     ) -> tuple[Float[Array, ""], Int[Array, ""]]:
         logits = denoiser.apply(variables, hidden, method="logits").astype(jnp.float32)
         entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
@@ -103,13 +205,7 @@ def masked_cross_entropy(
 
 @dataclasses.dataclass(frozen=True)
 class SftLearner(Settings):
-    """Trains a denoiser; hashable, so that one instance is one compiled step.
-
-    Attributes:
-        denoiser: the module to train.
-        optimizer: see `optim.OptimizerSettings`.
-        masking: how rows are masked.
-    """
+    """Trains a denoiser; hashable, so that one instance is one compiled step."""
 
     denoiser: Any = given()
     optimizer: optax.GradientTransformation = given()
@@ -126,28 +222,17 @@ class SftLearner(Settings):
     )
 
     def init(self, params: Params, key: Array) -> TrainState:
-        """The state before the first step.
-
-        Args:
-            params: initial parameters of the denoiser.
-            key: typed PRNG key of the run.
-        """
+        """The state before the first step, from initial parameters and the run's key."""
         # The step donates its state: a copy keeps the caller's parameters alive, and keeps one
         # buffer from being donated twice.
         params = jax.tree.map(jnp.copy, params)
         ema = jax.tree.map(jnp.copy, params) if self.ema_decay else None
         opt_state = self.optimizer.init(params)
-        return TrainState(
-            step=zero_step(), params=params, opt_state=opt_state, key=jnp.copy(key), ema=ema
-        )
+        return TrainState.first(params, opt_state, jnp.copy(key), ema)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def step(self, state: TrainState, batch: SftBatch) -> tuple[TrainState, Metrics]:
         """Takes one optimiser step on one batch. The state passed in is donated: use the new one.
-
-        Args:
-            state: the training state.
-            batch: B rows.
 
         Returns:
             The new state, and `loss`, `masked_accuracy`, `masked_fraction` and `grad_norm` (before
@@ -168,15 +253,9 @@ class SftLearner(Settings):
         if self.ema_decay:
             decay = jnp.minimum(self.ema_decay, (1.0 + state.step) / (10.0 + state.step))
             ema = optax.incremental_update(params, ema, 1.0 - decay)
-        new_state = keep(
-            dataclasses.replace(
-                state, step=state.step + 1, params=params, opt_state=opt_state, ema=ema
-            )
-        )
-        metrics = {
+        return keep(state.after(params, opt_state, ema)), {
             "loss": loss,
             "masked_accuracy": accuracy,
             "masked_fraction": jnp.mean(corruption.masked, dtype=jnp.float32),
             "grad_norm": norm,
         }
-        return new_state, metrics

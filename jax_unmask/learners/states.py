@@ -1,0 +1,785 @@
+"""The states that stand for a response in training: the difference between RL methods for dLLMs.
+
+The exact likelihood of a response under a masked diffusion model is out of reach. Every method
+evaluates its tokens at some partly masked states instead. Reward, advantage, ratio, clipping and
+KL are the same for all of them; only the states differ (and, for `Elbo`, what a ratio belongs to).
+
+In order: responses and their traces; the surrogates, each a way to choose states; the denoiser's
+hidden states there (`canvas_hidden`); and `StateBatch`, which scores the tokens of a batch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, ClassVar, Literal, cast
+
+import jax
+import jax.numpy as jnp
+from flax import struct
+from jaxtyping import Array, Bool, Float, Int
+
+from jax_unmask.denoisers.adapters import with_adapters
+from jax_unmask.denoisers.attention import Copies
+from jax_unmask.denoisers.positions import default_positions
+from jax_unmask.denoisers.transformer import output_table
+from jax_unmask.learners.engine import (
+    ALONE,
+    Chunk,
+    Minibatches,
+    Params,
+    Shards,
+    over_chunks,
+    split,
+)
+from jax_unmask.learners.losses import Normaliser, token_weights
+from jax_unmask.learners.token_log_prob import token_log_prob
+from jax_unmask.notation import Names, NotationError
+from jax_unmask.rollout.trajectory import Prompts
+from jax_unmask.runtime import streams
+from jax_unmask.runtime.mesh import by_rows, constrain
+from jax_unmask.settings import SettingError, Settings, setting
+
+Indices = Int[Array, " C"]
+Threshold = Literal["row", "block", "token"]
+
+SURROGATES = Names(
+    "surrogate",
+    {
+        "trace": "Trace",
+        "random_masking": "RandomMasking",
+        "coupled": "Coupled",
+        "diffu_grpo": "FullyMasked",
+        "espo": "Elbo",
+    },
+    "jax_unmask.learners.states",
+)
+
+
+@struct.dataclass
+class Responses:
+    """Responses, and the order in which the denoiser wrote them.
+
+    Token ids are those of the rollout itself; text is never tokenized again.
+
+    Attributes:
+        prompts: left-padded prompts.
+        tokens: final canvases; the mask token stands where nothing was ever filled in.
+        step_map: index of the row's own step that filled each position, -1 if none did.
+    """
+
+    prompts: Prompts
+    tokens: Int[Array, "B L"]
+    step_map: Int[Array, "B L"]
+
+
+def trainable_tokens(
+    tokens: Int[Array, "B L"],
+    step_map: Int[Array, "B L"],
+    pad_id: int,
+    num_pads: int,
+    end_ids: tuple[int, ...] = (),
+) -> Bool[Array, "B L"]:
+    """The tokens that a response is trained on: all that were filled in, but for most padding.
+
+    The end of a canvas is padding (in many families the very token that ends the text). A model
+    that is trained on all of it learns to stop early; one that is trained on none of it may never
+    learn to stop (arXiv 2509.06949, appendix B.5).
+
+    Args:
+        tokens: canvases.
+        step_map: see `Responses`.
+        pad_id: the token that fills up a canvas.
+        num_pads: how many padding tokens of each row are trained, its first ones (n_pad of the
+            paper; 1 trains the end of a text where end and padding are one token). -1 for all.
+        end_ids: tokens that end a text; tokens after the first of them are padding too, since no
+            reward depends on it.
+    """
+    filled = step_map >= 0
+    if num_pads < 0:
+        return filled
+    pads = tokens == pad_id
+    if end_ids:
+        ends = jnp.isin(tokens, jnp.asarray(end_ids, tokens.dtype))
+        pads |= jnp.cumsum(ends, axis=-1) - ends > 0
+    return filled & (~pads | (jnp.cumsum(pads, axis=-1) <= num_pads))
+
+
+def merged_steps(
+    step_map: Int[Array, "B L"], shrink: int, block_of: Int[Array, "#B L"] | None = None
+) -> tuple[Int[Array, "B L"], Int[Array, "B L"]]:
+    """Merges every `shrink` neighbouring steps of a trace: arXiv 2509.06949, section 4.1.
+
+    Steps are counted as they occur: of the distinct steps of a row in ascending order, the first
+    `shrink` make group 0, and so on, the last group possibly smaller. With blocks, the steps of
+    each block are grouped by themselves, so that no group crosses a block.
+
+    Args:
+        step_map: step of each position, -1 where nothing was filled; such a position goes with the
+            last step of its row or block.
+        shrink: s, how many steps make one (static); 1 keeps the trace as it is.
+        block_of: block of each position, rising along a row by at most 1 from one position to the
+            next; None for one block.
+
+    Returns:
+        The group of each position, counted from 0 within its row or block; and the last step of
+        that group, which orders the groups of all blocks in time.
+
+    Raises:
+        ValueError: `shrink` is below 1.
+    """
+    if shrink < 1:
+        raise ValueError(f"shrink={shrink} must be at least 1")
+    blocks = jnp.zeros((1, 1), jnp.int32) if block_of is None else block_of - block_of[:, :1]
+    merge = functools.partial(_merged_steps_of_row, shrink=shrink)
+    return jax.vmap(merge)(step_map, jnp.broadcast_to(blocks, step_map.shape))
+
+
+def _merged_steps_of_row(
+    step: Int[Array, " L"], block: Int[Array, " L"], *, shrink: int
+) -> tuple[Int[Array, " L"], Int[Array, " L"]]:
+    length = step.shape[0]
+    last_of_block = jnp.zeros_like(step).at[block].max(step)
+    step = jnp.where(step < 0, last_of_block[block], step)
+    order = jnp.lexsort((step, block))
+    ordered, block = step[order], block[order]
+    new_block = jnp.diff(block, prepend=-1) != 0
+    new_step = new_block | (jnp.diff(ordered, prepend=-1) != 0)
+    rank = jnp.cumsum(new_step) - 1
+    group = (rank - jax.lax.cummax(jnp.where(new_block, rank, 0))) // shrink
+    # In this order a group ends with its last step; going back from the end of the row, the nearest
+    # end of a group is the smallest pair (block, step) so far.
+    ends = (jnp.diff(group, append=-1) != 0) | jnp.roll(new_block, -1)
+    base = jnp.max(step) + 1
+    pair = jnp.where(ends, block * base + ordered, jnp.iinfo(jnp.int32).max)
+    last = jax.lax.cummin(pair, reverse=True) % jnp.maximum(base, 1)
+    place = jnp.zeros_like(order).at[order].set(jnp.arange(length))
+    return group[place].astype(jnp.int32), last[place].astype(jnp.int32)
+
+
+@struct.dataclass
+class Canvas:
+    """Layout of a batch of responses, for surrogates."""
+
+    trainable: Bool[Array, "B L"]  # See `trainable_tokens`.
+    group: Int[Array, "B L"]  # Of merged steps, see `merged_steps`.
+    time: Int[Array, "B L"]  # Order of the groups.
+    block_of: Int[Array, "B L"]  # Attention block, from 0; all 0 with full attention.
+    prompt: Bool[Array, "B P"]  # Real prompt tokens.
+
+
+@struct.dataclass
+class States:
+    """Partly masked states of C responses.
+
+    Attributes:
+        masked: canvas positions that hold the mask token.
+        trained: positions whose tokens are evaluated; a subset of `masked` (but for
+            `Autoregressive`).
+        prompt_masked: prompt positions that hold the mask token, or None.
+    """
+
+    masked: Bool[Array, "C L"]
+    trained: Bool[Array, "C L"]
+    prompt_masked: Bool[Array, "C P"] | None = None
+
+
+class Surrogate:
+    """A way to choose states; subclasses are frozen dataclasses.
+
+    The log-probabilities of all states of a response fit into `num_slots` arrays [B, L], because
+    states that share a slot train different tokens.
+
+    Attributes:
+        unit: whether each token has a ratio of its own, or each response one for all.
+        redraws: whether each pass over a batch draws other states.
+    """
+
+    unit: ClassVar[Literal["token", "sequence"]] = "token"
+    redraws: ClassVar[bool] = True
+
+    def num_states(self, length: int) -> int:
+        """States of a response, some of which may train nothing.
+
+        Args:
+            length: of the canvas; with block attention of a block, since one state then holds a
+                state of each block.
+        """
+        del length
+        return 1
+
+    @property
+    def num_slots(self) -> int:
+        return 1
+
+    def slot(self, index: Indices) -> Indices:
+        return jnp.zeros_like(index)
+
+    def states(self, canvas: Canvas, key: Array, index: Indices, row: Indices) -> States:
+        """States number `index` of responses `row`.
+
+        Args:
+            canvas: the whole batch.
+            key: typed PRNG key of the pass; what a state draws depends on it, on `index` and `row`.
+            index: which state of the response, below `num_states(L)`.
+            row: which response.
+        """
+        raise NotImplementedError
+
+
+class _Drawn(Surrogate):
+    """Masks that are drawn, alone or in pairs of complements, which share a slot."""
+
+    draws: int
+    complement: bool
+
+    def num_states(self, length: int) -> int:
+        del length
+        return self.draws * (1 + self.complement)
+
+    @property
+    def num_slots(self) -> int:
+        return self.draws
+
+    def slot(self, index: Indices) -> Indices:
+        return index // (1 + self.complement)
+
+
+@dataclasses.dataclass(frozen=True)
+class Trace(Surrogate):
+    """TraceRL: the states that the rollout visited, `shrink` neighbouring steps merged into one.
+
+    arXiv 2509.06949, section 4. Every trainable token is trained exactly once, in the state in
+    which (for `shrink` = 1) it was filled in.
+
+    Attributes:
+        shrink: s, steps that are merged.
+    """
+
+    shrink: int = 1
+    redraws: ClassVar[bool] = False
+
+    def num_states(self, length: int) -> int:
+        return -(-length // self.shrink)
+
+    def states(self, canvas: Canvas, key: Array, index: Indices, row: Indices) -> States:
+        del key
+        group = canvas.group[row]
+        trained = (group == index[:, None]) & canvas.trainable[row]
+        return States(masked=group >= index[:, None], trained=trained)
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomMasking(_Drawn):
+    """Random masks with a random ratio (UniGRPO of MMaDA, arXiv 2505.15809).
+
+    Untrained padding stays masked.
+
+    Attributes:
+        draws: masks (or pairs of them) per response; 25 published for full attention.
+        mask_low: smallest mask ratio.
+        mask_high: largest one.
+        complement: whether every mask is followed by the one that hides the other tokens.
+        mask_threshold: what has a mask ratio of its own: a row, a block, or (as the public code of
+            TraceRL has it for block attention, where ratios are then always near one half) a token.
+    """
+
+    draws: int = 25
+    mask_low: float = 0.1
+    mask_high: float = 0.9
+    complement: bool = False
+    mask_threshold: Threshold = "row"
+
+    def states(self, canvas: Canvas, key: Array, index: Indices, row: Indices) -> States:
+        trainable = canvas.trainable[row]
+        ratio, token = _uniforms(key, self.slot(index), row, trainable.shape[1], 2)
+        if self.mask_threshold == "row":
+            ratio = ratio[:, :1]
+        elif self.mask_threshold == "block":
+            ratio = jnp.take_along_axis(ratio, canvas.block_of[row], axis=1)
+        hit = token < self.mask_low + (self.mask_high - self.mask_low) * ratio
+        return _half(hit, trainable, index, self.complement)
+
+
+@dataclasses.dataclass(frozen=True)
+class Coupled(RandomMasking):
+    """coupled-GRPO of DiffuCoder (arXiv 2506.20639): each pair trains every token exactly once."""
+
+    complement: bool = True
+
+
+@dataclasses.dataclass(frozen=True)
+class FullyMasked(_Drawn):
+    """diffu-GRPO of d1 (arXiv 2504.12216): one step from a canvas of masks, prompts partly masked.
+
+    Attributes:
+        draws: prompt masks per response and pass (1 published; the passes have masks of their own).
+        prompt_mask_ratio: probability that a prompt token is masked (0.15 published).
+    """
+
+    draws: int = 1
+    prompt_mask_ratio: float = 0.15
+    complement: bool = dataclasses.field(default=False, init=False)
+
+    def states(self, canvas: Canvas, key: Array, index: Indices, row: Indices) -> States:
+        trainable, prompt = canvas.trainable[row], canvas.prompt[row]
+        (token,) = _uniforms(key, index, row, prompt.shape[1], 1)
+        return States(
+            masked=jnp.ones_like(trainable),
+            trained=trainable,
+            prompt_masked=prompt & (token < self.prompt_mask_ratio),
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Elbo(_Drawn):
+    """ESPO (arXiv 2512.03759): one ratio per response, from its evidence lower bound.
+
+    l of the n trainable tokens are masked, l uniform in 1 .. n; the bound's weight n / l makes the
+    bound per token the mean over states of the mean log-probability of a state's masked tokens. So
+    this surrogate goes with the normaliser "step".
+
+    Attributes:
+        draws: masks (or pairs of them) per response; 2 published.
+        complement: follow every mask by its complement, which takes variance out of the ratio.
+    """
+
+    draws: int = 2
+    complement: bool = True
+    unit: ClassVar[Literal["token", "sequence"]] = "sequence"
+
+    def states(self, canvas: Canvas, key: Array, index: Indices, row: Indices) -> States:
+        trainable = canvas.trainable[row]
+        unit, order = _uniforms(key, self.slot(index), row, trainable.shape[1], 2)
+        count = jnp.sum(trainable, axis=1, keepdims=True)
+        masks = 1 + jnp.minimum((unit[:, :1] * count).astype(jnp.int32), count - 1)
+        place = jnp.argsort(jnp.argsort(jnp.where(trainable, order, jnp.inf), axis=1), axis=1)
+        return _half(place < masks, trainable, index, self.complement)
+
+
+@dataclasses.dataclass(frozen=True)
+class SemiAutoregressive(Surrogate):
+    """A state per block: those of a block-wise decoder of a full-attention model.
+
+    Earlier blocks are finished, later ones masked, and the block itself is masked at random, at a
+    ratio of its own (arXiv 2509.06949, section 5.2, "semi-AR").
+
+    Attributes:
+        block_length: positions per block, counted from the start of the response.
+        mask_low: smallest mask ratio.
+        mask_high: largest one.
+    """
+
+    block_length: int
+    mask_low: float = 0.1
+    mask_high: float = 0.9
+
+    def num_states(self, length: int) -> int:
+        return -(-length // self.block_length)
+
+    def states(self, canvas: Canvas, key: Array, index: Indices, row: Indices) -> States:
+        trainable = canvas.trainable[row]
+        length = trainable.shape[1]
+        ratio, token = _uniforms(key, index, row, length, 2)
+        hit = token < self.mask_low + (self.mask_high - self.mask_low) * ratio[:, :1]
+        block = jnp.arange(length) // self.block_length
+        here, behind = block == index[:, None], block > index[:, None]
+        trained = here & hit & trainable
+        return States(masked=behind | trained | (here & ~trainable), trained=trained)
+
+
+@dataclasses.dataclass(frozen=True)
+class Autoregressive(Surrogate):
+    """The whole text, nothing masked: next-token prediction of a causal model.
+
+    For families whose hidden states score the next token, with causal attention: no position
+    attends to the token that it is trained to predict. A cold start for such a model.
+    """
+
+    redraws: ClassVar[bool] = False
+
+    def states(self, canvas: Canvas, key: Array, index: Indices, row: Indices) -> States:
+        del key, index
+        trainable = canvas.trainable[row]
+        return States(masked=jnp.zeros_like(trainable), trained=trainable)
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskRatios(Settings):
+    """Range of the mask ratios that are drawn."""
+
+    mask_low: float = setting(0.1, "Smallest mask ratio of states that are drawn.", ge=0, le=1)
+    mask_high: float = setting(0.9, "Largest mask ratio of states that are drawn.", ge=0, le=1)
+
+    def check(self) -> None:
+        super().check()
+        self.require_at_most("mask_low", "mask_high")
+
+
+@dataclasses.dataclass(frozen=True)
+class SurrogateSettings(MaskRatios):
+    """The states that reinforcement trains on."""
+
+    surrogate: str = setting(
+        "trace",
+        "Method whose states stand for a response: trace (TraceRL), random_masking, coupled, "
+        "diffu_grpo, espo, or the import path of a `learners.states.Surrogate` of one's own.",
+    )
+    shrink: int = setting(8, "Of trace: neighbouring steps s that are merged.", ge=1)
+    draws: int | None = setting(
+        None,
+        "States per response of the other surrogates, pairs for coupled and espo; None for the "
+        "published 25, 25, 1 and 2.",
+        ge=1,
+    )
+    mask_threshold: Threshold = setting(
+        "row", "Of random_masking and coupled: unit with a mask ratio of its own."
+    )
+    prompt_mask_ratio: float = setting(
+        0.15, "Of diffu_grpo: probability that a prompt token is masked.", ge=0, lt=1
+    )
+
+    def check(self) -> None:
+        super().check()
+        try:
+            SURROGATES(self.surrogate)
+        except NotationError as error:
+            raise SettingError("surrogate", self.surrogate, error.problem, "Correct it") from error
+
+    def build(self) -> Surrogate:
+        """The surrogate, with those of these settings that it has."""
+        kind = SURROGATES(self.surrogate)
+        values = {each.name: getattr(self, each.name, None) for each in dataclasses.fields(kind)}
+        found: Surrogate = kind(**{k: v for k, v in values.items() if v is not None})
+        return found
+
+
+def _half(hit: Array, trainable: Array, index: Array, complement: bool) -> States:
+    """States that hide what was hit, or with complements, at odd indices, what was not."""
+    if complement:
+        hit ^= (index % 2 == 1)[:, None]
+    return States(masked=hit | ~trainable, trained=hit & trainable)
+
+
+def _uniforms(key: Array, index: Array, row: Array, length: int, count: int) -> list[Array]:
+    """`count` arrays [C, length] of uniforms in [0, 1), a function of key, index and row."""
+
+    def of_row(index: Array, row: Array) -> Array:
+        own = jax.random.fold_in(jax.random.fold_in(key, row), index)
+        return jax.random.uniform(own, (count, length))
+
+    return list(jnp.moveaxis(jax.vmap(of_row)(index, row), 1, 0))
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionBlocks:
+    """The blocks of a block-causal denoiser in training.
+
+    Attributes:
+        length: tokens per block; that of the rollout, or another one where a denoiser learns to
+            work in longer blocks.
+    """
+
+    length: int
+
+    def of_positions(
+        self, positions: Int[Array, "B S"], prompt: Bool[Array, "B P"]
+    ) -> Int[Array, "B S"]:
+        """Block of each position of a text whose prompt has these real tokens.
+
+        Blocks are counted from the start of the text, as every decoder does: the first one of a
+        response begins with what the prompt leaves of one.
+        """
+        del prompt
+        return positions // self.length
+
+    def of_canvas(self, prompt: Bool[Array, "B P"], length: int) -> Int[Array, "B L"]:
+        """Block of each canvas position, counted from that of the first one."""
+        first = jnp.sum(prompt, axis=-1, keepdims=True, dtype=jnp.int32)
+        blocks = self.of_positions(first + jnp.arange(length), prompt)
+        return blocks - blocks[:, :1]
+
+
+def in_blocks(denoiser: Any, blocks: AttentionBlocks | None) -> Any:
+    """The denoiser as training in these blocks leaves it: what is saved names their length."""
+    if blocks is None:
+        return denoiser
+    config = dataclasses.replace(denoiser.config, attention_block=blocks.length)
+    return denoiser.clone(config=config)
+
+
+def canvas_hidden(
+    denoiser: Any,
+    params: Params,
+    prompts: Prompts,
+    tokens: Int[Array, "C L"],
+    states: States,
+    blocks: AttentionBlocks | None = None,
+) -> Float[Array, "C L D"]:
+    """Last hidden states of the canvas positions of C states.
+
+    Args:
+        denoiser: the dLLM.
+        params: its parameters.
+        prompts: prompt of each state.
+        tokens: final canvas of the response that each state belongs to.
+        states: which positions are masked.
+        blocks: None for full attention. Otherwise the state of each block is that of a decoder that
+            has finished the blocks before it and not begun those after it: all blocks in one
+            forward over the text and a masked copy of its canvas.
+    """
+    mask_id, prompt = denoiser.config.mask_token_id, prompts.tokens
+    if states.prompt_masked is not None:
+        prompt = jnp.where(states.prompt_masked, mask_id, prompt)
+    noisy = jnp.where(states.masked, mask_id, tokens)
+    if blocks is not None:
+        return _in_copies(denoiser, params, prompts, prompt, tokens, noisy, blocks)
+    real = jnp.concatenate([prompts.mask, jnp.ones(tokens.shape, bool)], axis=1)
+    hidden = denoiser.apply(
+        {"params": params},
+        jnp.concatenate([prompt, noisy], axis=1),
+        attention_mask=real,
+        method="hidden",
+    )
+    return cast(Array, hidden)[:, prompt.shape[1] :]
+
+
+def _in_copies(
+    denoiser: Any,
+    params: Params,
+    prompts: Prompts,
+    prompt: Int[Array, "C P"],
+    tokens: Int[Array, "C L"],
+    noisy: Int[Array, "C L"],
+    blocks: AttentionBlocks,
+) -> Float[Array, "C L D"]:
+    """[prompt | response | end of the prompt | masked response] in one forward.
+
+    The end of the prompt lies in the first block of the response, and attends to its masks there:
+    in the text it would attend to the response instead, so it needs a masked copy, too.
+    """
+    length = prompt.shape[1]
+    tail = min(blocks.length - 1, length)
+    real = jnp.concatenate([prompts.mask, jnp.ones(tokens.shape, bool)], axis=1)
+    positions = default_positions(real, real.shape[1])
+
+    def with_copy(of_text: Array, of_copy: Array | None = None) -> Array:
+        of_copy = of_text[:, length:] if of_copy is None else of_copy
+        return jnp.concatenate([of_text, of_text[:, length - tail : length], of_copy], axis=1)
+
+    places = with_copy(positions)
+    copies = Copies(
+        block=blocks.of_positions(places, prompts.mask),
+        noisy=jnp.broadcast_to(jnp.arange(places.shape[1]) >= real.shape[1], places.shape),
+        real=with_copy(real),
+    )
+    hidden = denoiser.apply(
+        {"params": params},
+        with_copy(jnp.concatenate([prompt, tokens], axis=1), noisy),
+        positions=places,
+        copies=copies,
+        method="hidden",
+    )
+    return cast(Array, hidden)[:, -tokens.shape[1] :]
+
+
+@dataclasses.dataclass(frozen=True)
+class TokenSettings(Settings):
+    """The tokens of a state that are trained, and how they are walked over."""
+
+    normaliser: Normaliser = setting("step", "Weights of tokens, see losses.token_weights.")
+    num_pads: int = setting(
+        -1, "Padding tokens trained per response, its first ones; -1 for all.", ge=-1
+    )
+    chunk_size: int = setting(64, "States whose activations are alive at once.", ge=1)
+    positions_per_chunk: int = setting(256, "Positions whose logits are alive at once.", ge=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class StateSettings(TokenSettings):
+    """Settings of the states of responses: their choice and scoring.
+
+    Attributes:
+        denoiser: the module to train.
+        surrogate: the states that stand for a response.
+        blocks: the blocks of a block-causal denoiser; None for full attention.
+        end_ids: tokens that end a text; tokens after it count as padding.
+        temperature: temperature of the log-probabilities.
+    """
+
+    _: dataclasses.KW_ONLY
+    denoiser: Any
+    surrogate: Surrogate = Trace()
+    blocks: AttentionBlocks | None = None
+    end_ids: tuple[int, ...] = ()
+    temperature: float = 1.0
+
+    def check(self) -> None:
+        family, attention_block = self.denoiser.config.family, self.denoiser.config.attention_block
+        if attention_block is None and self.blocks is not None:
+            raise ValueError(
+                f"blocks={self.blocks} are those of a block-causal denoiser, and this one of "
+                f"family {family!r} attends to everything; give None"
+            )
+        causal = isinstance(self.surrogate, Autoregressive)
+        if attention_block is not None and self.blocks is None and not causal:
+            raise ValueError(
+                f"the denoiser of family {family!r} is block-causal; give "
+                "blocks=AttentionBlocks(length) with the block length of the rollout"
+            )
+
+    def num_states(self, length: int) -> int:
+        """States of a response with a canvas of `length` positions."""
+        return self.surrogate.num_states(
+            length if self.blocks is None else min(self.blocks.length, length)
+        )
+
+    def describe(self, responses: Responses) -> Canvas:
+        """Layout of a batch of responses, for the surrogate."""
+        shrink = self.surrogate.shrink if isinstance(self.surrogate, Trace) else 1
+        block_of = None
+        if self.blocks is not None:
+            block_of = self.blocks.of_canvas(responses.prompts.mask, responses.tokens.shape[1])
+        group, time = merged_steps(responses.step_map, shrink, block_of)
+        trainable = trainable_tokens(
+            responses.tokens,
+            responses.step_map,
+            self.denoiser.config.pad_token_id,
+            self.num_pads,
+            self.end_ids,
+        )
+        return Canvas(
+            trainable=trainable,
+            group=group,
+            time=time,
+            block_of=jnp.zeros_like(group) if block_of is None else block_of,
+            prompt=responses.prompts.mask,
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class StateBatch:
+    """One batch of B responses under one learner, inside a trace of `jax.jit`.
+
+    The grid of the engine's cells has a row of N states for each response: [N, B].
+
+    Attributes:
+        settings: which states there are.
+        responses: the responses.
+        canvas: their layout, see `StateSettings.describe`.
+        kept: the responses that count.
+        key: typed PRNG key of the training step.
+        base: the frozen parameters below adapters, where only these are trained.
+        shards: the copies of the model, which take their shares of every minibatch.
+    """
+
+    settings: StateSettings
+    responses: Responses
+    canvas: Canvas
+    kept: Bool[Array, " B"]
+    key: Array
+    base: Params | None = None
+    shards: Shards = ALONE
+
+    def whole(self, params: Params) -> Params:
+        """All parameters of a denoiser, from those that are trained."""
+        return params if self.base is None else with_adapters(self.base, params)
+
+    def states(self, index: Array | int, at: Chunk) -> States:
+        """The states of a chunk in a pass; those of cells that do not count train nothing."""
+        key = streams.stream(self.key, "states", index)
+        states = by_rows(self.settings.surrogate.states(self.canvas, key, at.step, at.row))
+        return dataclasses.replace(states, trained=states.trained & at.valid[:, None])
+
+    def wanted(self, index: Array | int) -> Bool[Array, "N B"]:
+        """The states that train something in a pass."""
+        batch, length = self.responses.tokens.shape
+        rows, key = jnp.arange(batch), streams.stream(self.key, "states", index)
+
+        def of_index(state: Array) -> Bool[Array, " B"]:
+            numbers = jnp.full(batch, state)
+            states = self.settings.surrogate.states(self.canvas, key, numbers, rows)
+            return states.trained.any(axis=-1) & self.kept
+
+        # One state index at a time: [N, B, L] would be the largest array of an update.
+        return jax.lax.map(of_index, jnp.arange(self.settings.num_states(length)))
+
+    def minibatches(self, index: Array | int, number: int = 1) -> Minibatches:
+        """The states of each optimiser step of a pass."""
+        return split(
+            self.wanted(index),
+            number,
+            streams.stream(self.key, "minibatches", index),
+            whole_rows=self.settings.surrogate.unit == "sequence",
+            shards=self.shards,
+        )
+
+    def take(self, at: Chunk) -> tuple[Prompts, Array]:
+        """Prompts and tokens of a chunk."""
+        of_rows = by_rows(jax.tree.map(lambda leaf: leaf[at.row], self.responses))
+        return of_rows.prompts, of_rows.tokens
+
+    def score(self, params: Params, at: Chunk, states: States) -> Float[Array, "C L"]:
+        """Log-probabilities of the trained tokens of a chunk, 0 elsewhere."""
+        settings, (prompts, tokens) = self.settings, self.take(at)
+        params = self.whole(params)
+        hidden = canvas_hidden(settings.denoiser, params, prompts, tokens, states, settings.blocks)
+        scores = token_log_prob(
+            output_table(settings.denoiser.config, params),
+            hidden.reshape(-1, hidden.shape[-1]),
+            tokens.reshape(-1),
+            states.trained.reshape(-1),
+            settings.positions_per_chunk,
+            settings.temperature,
+        )
+        return constrain(scores.reshape(tokens.shape), "batch")
+
+    def weights(self, states: States) -> Float[Array, "C L"]:
+        """Weight of each token in the loss of its state."""
+        return token_weights(states.trained, self.settings.normaliser)
+
+    def log_probs(self, params: Params, index: Array | int) -> Float[Array, "slots B L"]:
+        """Log-probabilities of all tokens that a pass trains, 0 elsewhere."""
+
+        def scores(at: Chunk) -> tuple[Array, Array, Array]:
+            states = self.states(index, at)
+            slot = self.settings.surrogate.slot(at.step)
+            return self.score(params, at, states), slot, states.trained
+
+        return self.collect(scores, index, self.settings.surrogate.num_slots)
+
+    def collect(
+        self,
+        scores: Callable[[Chunk], tuple[Array, Array, Array]],
+        index: Array | int,
+        slots: int = 1,
+    ) -> Float[Array, "slots B L"]:
+        """Collects numbers of tokens from all states of a pass.
+
+        The result lies in shards of rows over the devices of a copy.
+
+        Args:
+            scores: chunk to its numbers [C, L], the slot of each cell [C], and the tokens whose
+                numbers count [C, L]; cells of one slot concern different tokens.
+            index: the pass.
+            slots: number of slots.
+        """
+
+        def body(out: Array, at: Chunk) -> Array:
+            values, slot, counts = scores(at)
+            # Whole on every device, each of which takes what belongs to its own rows.
+            values = constrain(jnp.where(counts & at.valid[:, None], values, 0.0))
+            return constrain(out.at[slot, at.row].add(values), None, "batch")
+
+        zeros = jnp.zeros((slots, *self.responses.tokens.shape), jnp.float32)
+        cells = split(self.wanted(index), shards=self.shards)
+        out = over_chunks(
+            body,
+            constrain(zeros, None, "batch"),
+            cells,
+            cells.first,
+            self.settings.chunk_size,
+            self.shards,
+        )
+        return self.shards.sum(out)
