@@ -8,6 +8,7 @@ import re
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
+CONFIGS = "jax_unmask.configs"
 
 
 def read_version() -> str:
@@ -68,7 +69,9 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    packages=setuptools.find_packages(include=["jax_unmask", "jax_unmask.*"]),
+    # The experiment files, so that `--config=gsm8k` finds them wherever it runs.
+    packages=[*setuptools.find_packages(include=["jax_unmask", "jax_unmask.*"]), CONFIGS],
+    package_dir={CONFIGS: "configs"},
     package_data={"jax_unmask": ["py.typed", "assets/**", "report/web/*"]},
     install_requires=REQUIRES,
     extras_require={

@@ -1,4 +1,4 @@
-"""The models and policies that ship with the package.
+"""The models, policies and experiment files that ship with the package.
 
 Each model is a directory under `assets/` in its family's own format. Its `generation_config.json`
 has the lengths that it was trained for. Each policy is a directory under `assets/policies/`.
@@ -30,6 +30,16 @@ class Lengths(NamedTuple):
 def assets() -> pathlib.Path:
     """Directory of the files that ship with the package."""
     return pathlib.Path(str(importlib.resources.files("jax_unmask"))) / "assets"
+
+
+def experiment(name: str) -> pathlib.Path | None:
+    """The experiment file of a name, such as "gsm8k" or "configs/gsm8k.py", if one ships."""
+    package = assets().parent
+    # In a checkout they stand beside the package.
+    folder = package / "configs" if (package / "configs").is_dir() else package.parent / "configs"
+    stem = pathlib.PurePath(name.removeprefix("configs/").removesuffix(".py"))
+    file = folder / f"{stem}.py"
+    return file if len(stem.parts) == 1 and file.is_file() else None
 
 
 def shipped_models() -> list[str]:

@@ -2,7 +2,7 @@
 # Trains on the GPUs of SLURM nodes, one process per GPU. Queues itself again before its time is over,
 # or when it is preempted, and goes on from the last checkpoint.
 #
-#   sbatch launch/slurm.sh --config=configs/gsm8k.py --workdir=/shared/runs/gsm8k
+#   sbatch launch/slurm.sh --config=gsm8k --workdir=/shared/runs/gsm8k
 #
 # Everything after the script goes to `python -m jax_unmask.train`. See docs/launch/slurm.md.
 #SBATCH --job-name=jax_unmask

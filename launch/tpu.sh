@@ -3,7 +3,7 @@
 # is made again, and all processes go on from their last checkpoint.
 #
 #   ZONE=us-west4-a TYPE=v5litepod-16 RUNTIME=v2-alpha-tpuv5-lite \
-#     launch/tpu.sh NAME --config=configs/gsm8k.py --workdir=/mnt/runs/gsm8k --config.mesh.fsdp=16
+#     launch/tpu.sh NAME --config=gsm8k --workdir=/mnt/runs/gsm8k
 #
 # Everything after NAME goes to `python -m jax_unmask.train`, on every host. See docs/launch/tpu.md.
 #

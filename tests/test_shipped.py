@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jax_unmask import tasks
-from jax_unmask.denoisers.pretrained import read_config
+from jax_unmask.denoisers.pretrained import from_pretrained, read_config
 from jax_unmask.shipped import assets, resolve_model, shipped_lengths, shipped_models
 
 
@@ -21,8 +21,12 @@ def test_lengths_are_those_that_the_model_holds(name):
     assert lengths.gen_length % lengths.block_length == 0
 
 
-def test_other_names_are_paths():
-    assert resolve_model("sudoku") == str(assets() / "sudoku")
+def test_models_are_known_by_name_everywhere_and_other_names_are_paths(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    denoiser, _ = from_pretrained("countdown")
+    assert denoiser.config.family == "llada"
     assert resolve_model("./sudoku") == "./sudoku"
+    with pytest.raises(FileNotFoundError, match=r"sudoko does not exist.*\(arithmetic, countdown"):
+        from_pretrained("sudoko")
     with pytest.raises(ValueError, match=r"'\./sudoku' is no shipped model; there are arithmetic"):
         shipped_lengths("./sudoku")

@@ -12,7 +12,6 @@ from jax_unmask.denoisers import Denoiser, DenoiserConfig, Params, Tokenizer
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.rollout import Prompts
 from jax_unmask.runtime import streams
-from jax_unmask.shipped import resolve_model
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,9 +133,7 @@ def load_subject(path: str, dtype: str | None, *, with_tokenizer: bool) -> Subje
     if with_tokenizer:
         denoiser, params, tokenizer = load_model(path, dtype=dtype, param_dtype=dtype)
         return Subject(path, denoiser, params, tokenizer)
-    denoiser, params = denoisers.from_pretrained(
-        resolve_model(path), dtype=dtype, param_dtype=dtype
-    )
+    denoiser, params = denoisers.from_pretrained(path, dtype=dtype, param_dtype=dtype)
     return Subject(path, denoiser, params)
 
 

@@ -18,6 +18,7 @@ from jax_unmask import recipes
 from jax_unmask.runtime import compilation, distributed
 from jax_unmask.runtime.config import flatten
 from jax_unmask.settings import help_text, suggestion
+from jax_unmask.shipped import experiment
 
 # Exceptions that wrong input raises: `ConfigError` and `CheckpointError` are ValueErrors, paths
 # that do not fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers
@@ -46,8 +47,11 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     """
     argv, file = list(argv), _config_file(argv)
     try:
-        if file and not pathlib.Path(file.partition(":")[0]).is_file():
-            load_config(file)
+        if file:
+            # ml_collections reads files only.
+            place = next(i for i, each in enumerate(argv) if _CONFIG_FLAG.fullmatch(each))
+            given = slice(place, place + (1 if "=" in argv[place] else 2))
+            argv[given] = [f"--config={find_experiment(file)}"]
         if any(re.fullmatch("--?h(elp(full|short)?)?", argument) for argument in argv):
             _print_settings(file)
     except FileNotFoundError as error:
@@ -72,20 +76,28 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def load_config(file: str) -> ConfigDict:
-    """The config of an experiment file, FILE.py or FILE.py:ARGUMENT.
-
-    Raises:
-        FileNotFoundError: there is no such file.
-    """
-    path, _, argument = file.partition(":")
-    if not pathlib.Path(path).is_file():
-        raise FileNotFoundError(
-            f"there is no file {path}; give the path of an experiment file, relative to "
-            f"{pathlib.Path.cwd()}"
-        )
+    """The config of an experiment file, FILE.py or FILE.py:ARGUMENT; see `find_experiment`."""
+    path, _, argument = find_experiment(file).partition(":")
     make = runpy.run_path(path)["get_config"]
     config: ConfigDict = make(argument) if argument else make()
     return config
+
+
+def find_experiment(file: str) -> str:
+    """An experiment file of one's own, or else the shipped one of that name; with its argument.
+
+    Raises:
+        FileNotFoundError: there is neither.
+    """
+    path, colon, argument = file.partition(":")
+    if pathlib.Path(path).is_file():
+        return file
+    if (found := experiment(path)) is not None:
+        return f"{found}{colon}{argument}"
+    raise FileNotFoundError(
+        f"there is no file {path}, and no experiment of that name ships with the package; give the "
+        f"path of an experiment file, relative to {pathlib.Path.cwd()}, or a name such as gsm8k"
+    )
 
 
 def _config_file(argv: Sequence[str]) -> str:

@@ -19,7 +19,7 @@ from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.denoisers.tokenizer import has_tokenizer
 from jax_unmask.runtime.files import local_path
-from jax_unmask.shipped import resolve_model, shipped_models
+from jax_unmask.shipped import shipped_models
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +72,7 @@ def convert(
         raise FileExistsError(f"{output} is not empty; choose another directory or remove it")
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes={max_shard_bytes} must be at least 1")
-    directory = hub.local_directory(resolve_model(source))
+    directory = hub.local_directory(source)
     if to is None:
         to = "hf" if has_orbax_files(directory) else "orbax"
     is_masked = not diffusion_gemma.is_model(directory)

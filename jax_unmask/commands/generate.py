@@ -36,7 +36,7 @@ from jax_unmask.report import canvas, page, traces
 from jax_unmask.rollout import RolloutSettings, Trajectory, parse_cache
 from jax_unmask.rollout.canvases import CanvasSettings
 from jax_unmask.runtime import compilation
-from jax_unmask.shipped import resolve_model, shipped_lengths, shipped_models
+from jax_unmask.shipped import shipped_lengths, shipped_models
 from jax_unmask.tasks.base import Example, Task
 
 _DEFAULT_LENGTH = 128
@@ -198,7 +198,7 @@ def problem(args: argparse.Namespace) -> Problem:
 
 def writer(args: argparse.Namespace) -> Writer:
     """The model, loaded as the arguments ask."""
-    directory = hub.local_directory(resolve_model(args.model))
+    directory = hub.local_directory(args.model)
     thinking = None if args.thinking is None else args.thinking == "on"
     if diffusion_gemma.is_model(directory):
         return _canvas_writer(args, directory, thinking)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
 from typing import Any
 
 import jax
@@ -13,21 +12,17 @@ from ml_collections import ConfigDict
 
 from jax_unmask import denoisers, recipes
 from jax_unmask.commands import command_line
-from jax_unmask.denoisers import families, sharding
-from jax_unmask.denoisers.pretrained import read_config
+from jax_unmask.denoisers import sharding
 from jax_unmask.environment.blueprint import ASSUMED_UTILISATION, Work, bytes_per_device
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.planning.collectives import bytes_per_round
 from jax_unmask.planning.programs import Program
 from jax_unmask.recipes.base import check_fits
+from jax_unmask.recipes.layout import USABLE, Estimate, denoiser_shape, estimate
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.settings import ConfigError
-from jax_unmask.shipped import resolve_model
-
-USABLE = 0.92
-"""Part of a device's memory that programs get; the runtime has the rest, and gaps."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +37,7 @@ class Plan:
         records_bytes: what a device holds between the programs of a step; with experts their rows
             count twice, by themselves and merged into the groups.
         programs, work: the programs of a step, and its matrix products.
+        estimate: its memory before anything is compiled.
     """
 
     config: RunSettings
@@ -54,6 +50,7 @@ class Plan:
     records_bytes: int
     programs: tuple[Program, ...]
     work: Work
+    estimate: Estimate
 
     @property
     def widened_bytes(self) -> int:
@@ -100,9 +97,11 @@ class Plan:
 
     @property
     def fits(self) -> bool | None:
-        """Whether that fits the devices; None where that is not known."""
-        if self.device is None or self.needed_bytes is None:
+        """Whether that fits the devices, by estimate unless compiled; None for CPUs."""
+        if self.device is None:
             return None
+        if self.needed_bytes is None:
+            return self.estimate.fits(self.device.memory_bytes)
         return self.needed_bytes <= USABLE * self.device.memory_bytes
 
     def table(self) -> str:
@@ -137,19 +136,25 @@ class Plan:
                 continue
             line = _line(f"temporaries of {program.name}", program.temporary_bytes)
             lines.append(f"{line}   compiled in {program.seconds_to_compile:.1f} s")
-        if self.peak_bytes is None or self.needed_bytes is None:
-            names = ", ".join(program.name for program in self.programs)
-            lines.append(f"  {names}: traced without error; --compile measures their temporaries")
-            return lines
-        lines.append(_line("peak", self.peak_bytes))
-        copies = self.peak_bytes - self.needed_bytes
-        if copies:
-            lines.append(_line("  of it float32 copies of weights, CPUs only", copies))
+        needed, ending = self.needed_bytes, ""
+        if self.peak_bytes is None or needed is None:
+            for name in ("rollout", "update"):
+                if size := getattr(self.estimate, name):
+                    lines.append(_line(f"temporaries of {name}, an estimate", size))
+            needed = self.estimate.total
+            lines.append(_line("peak, an estimate", needed))
+            ending = ", by estimate; --compile measures it"
+        else:
+            lines.append(_line("peak", self.peak_bytes))
+            if copies := self.peak_bytes - needed:
+                lines.append(_line("  of it float32 copies of weights, CPUs only", copies))
         if self.device is not None:
-            share = self.needed_bytes / self.device.memory_bytes
+            share, size = needed / self.device.memory_bytes, self.device.memory_bytes
             verdict = "fits" if self.fits else "DOES NOT FIT"
-            size = self.device.memory_bytes / accelerators.GB
-            lines.append(f"  {verdict}: {share:.0%} of the {size:.0f} GB of a {self.device.name}")
+            if not self.fits and ending and self.estimate.lasting < USABLE * size:
+                verdict = "MAY NOT FIT"
+            where = f"the {size / accelerators.GB:.0f} GB of a {self.device.name}"
+            lines.append(f"  {verdict}: {share:.0%} of {where}{ending}")
         return lines
 
     def _traffic(self) -> list[str]:
@@ -201,11 +206,12 @@ def plan(
         device: the accelerator that they stand in for; None for this machine's own devices.
         nfe: forwards that a row is assumed to need, for the estimate of time.
     """
-    settings, recipe = recipes.read(config), recipes.find(config.recipe)
+    memory = None if device is None else device.memory_bytes
+    settings, recipe = recipes.read(config, memory), recipes.find(config.recipe)
     if not hasattr(recipe, "blueprint"):
         remedy = "Give the config of another, or let it have `blueprint` and `work`"
         raise ConfigError("recipe", config.recipe, "it cannot be planned", remedy)
-    shape = denoiser_config(settings)
+    shape = denoiser_shape(settings)
     check_fits(shape, settings.task.prompt_length, settings.sampling.gen_length)
     placement = placements.from_config(settings)
     sharding.check_mesh(shape, placement.mesh)
@@ -222,37 +228,7 @@ def plan(
         records_bytes=bytes_per_device(blueprint.passing),
         programs=programs,
         work=recipe.work(settings, shape, nfe),
-    )
-
-
-def denoiser_config(config: RunSettings) -> denoisers.DenoiserConfig:
-    """Shape of `config.model.path`: from its config.json, or as published under that hub name.
-
-    Raises:
-        ConfigError: it is neither a directory nor a known hub name.
-    """
-    path = config.model.path
-    if path is None:
-        raise ConfigError(
-            "model.path",
-            path,
-            "the shape of a model from scratch follows from its task's vocabulary",
-            "Give a model's directory, or a hub name",
-        )
-    directory = pathlib.Path(resolve_model(path)).expanduser()
-    if directory.is_dir():
-        shape = read_config(directory)
-    elif path in families.PUBLISHED:
-        shape = families.published_config(path)
-    else:
-        raise ConfigError(
-            "model.path",
-            path,
-            "its shape is not known here",
-            f"Give a directory with its config.json, or one of {', '.join(families.PUBLISHED)}",
-        )
-    return dataclasses.replace(
-        shape, dtype=config.model.dtype, param_dtype=config.model.param_dtype
+        estimate=estimate(settings, shape, placement, blueprint),
     )
 
 

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_unmask.runtime.files import atomic_write, local_path
+from jax_unmask.shipped import resolve_model, shipped_models
 
 # `owner/name`, and nothing that could only be a path.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -24,20 +25,24 @@ def local_directory(source: str | os.PathLike[str], *, weights: bool = True) -> 
     A local directory always wins over a hub repository of the same name.
 
     Args:
-        source: a directory, or a hub name such as "GSAI-ML/LLaDA-8B-Instruct".
+        source: a shipped model such as "sudoku" ("./sudoku" is a directory), a directory, or a hub
+            name such as "GSAI-ML/LLaDA-8B-Instruct".
         weights: whether the weights are needed too.
 
     Raises:
         FileNotFoundError: there is no such directory, and no such model could be downloaded.
         NotADirectoryError: the path is a file.
     """
-    path = local_path(source).expanduser()
+    path = local_path(resolve_model(os.fspath(source))).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise NotADirectoryError(f"{path} is a file; give the directory that holds config.json")
     if not _HUB_NAME.fullmatch(str(source)):
-        raise FileNotFoundError(f"model directory {path} does not exist")
+        raise FileNotFoundError(
+            f"model directory {path} does not exist, and no such model ships with the package "
+            f"({', '.join(shipped_models())})"
+        )
     # Imported here: a local model needs no hub client.
     import huggingface_hub
     from huggingface_hub import errors

@@ -62,7 +62,8 @@ def from_pretrained(
     of one. Each parameter is quantised as soon as it is read.
 
     Args:
-        path: a directory with `config.json` and safetensors or Orbax weights, or a hub name.
+        path: a shipped model such as "sudoku", a directory with `config.json` and safetensors or
+            Orbax weights, or a hub name.
         dtype: type of the computation; by default that of the parameters.
         param_dtype: type of the parameters; by default as stored (the widest, where tensors
             differ).

@@ -16,7 +16,7 @@ from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.mesh import param_shardings
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError, SettingError
-from jax_unmask.shipped import resolve_model, shipped_models
+from jax_unmask.shipped import shipped_models
 from jax_unmask.tasks.base import Split, Task
 
 _ENDLESS, _GENERATED = 2**24, 1024
@@ -98,7 +98,7 @@ def load_denoiser_config(config: Any) -> denoisers.DenoiserConfig:
 
     Raises: as `load_bundle`.
     """
-    return read_config(hub.local_directory(resolve_model(_model_path(config))))
+    return read_config(hub.local_directory(_model_path(config)))
 
 
 def _model_path(config: Any) -> str:
@@ -126,14 +126,14 @@ def load_model(
     The tokenizer comes first: it is quick to load and most mistakes show there. With a placement
     the weights are read straight into their places.
     """
-    directory, shardings = resolve_model(path), None
-    tokenizer = denoisers.load_tokenizer(directory)
+    shardings = None
+    tokenizer = denoisers.load_tokenizer(path)
     mesh = None if placement is None else placement.mesh
     if mesh is not None:
-        sharding.check_mesh(read_config(hub.local_directory(directory)), mesh)
+        sharding.check_mesh(read_config(hub.local_directory(path)), mesh)
         shardings = functools.partial(param_shardings, rules=sharding.RULES, mesh=mesh)
     denoiser, params = denoisers.from_pretrained(
-        directory,
+        path,
         dtype=dtype,
         param_dtype=param_dtype,
         quantization=quantization,
@@ -141,7 +141,7 @@ def load_model(
     )
     if tokenizer.mask_id != denoiser.config.mask_token_id:
         raise ValueError(
-            f"{directory}: the tokenizer's mask token has id {tokenizer.mask_id}, the model's "
+            f"{path}: the tokenizer's mask token has id {tokenizer.mask_id}, the model's "
             f"config says {denoiser.config.mask_token_id}; they do not belong together"
         )
     return denoiser, params, tokenizer

@@ -185,6 +185,16 @@ class RunSettings(Settings):
         """Rows of a training step over all devices."""
         raise NotImplementedError
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are rolled out at one time, over all devices; 0 without rollouts."""
+        return 0
+
+    @property
+    def states_at_once(self) -> int:
+        """Sequences whose activations an update of the denoiser keeps at one time; 0 for none."""
+        return 0
+
     def check_devices(self) -> None:
         """Raises a `SettingError` unless the mesh fits the devices, and rows divide among them."""
         self.check_spread(placements.from_config(self))

@@ -60,11 +60,12 @@ def config(name: str) -> Any:
     return to_config(defaults(name))
 
 
-def read(config: Any) -> RunSettings:
+def read(config: Any, memory_bytes: float | None = None) -> RunSettings:
     """Checks a config and makes the settings of its recipe of it.
 
     Args:
         config: a `ConfigDict` that began as `recipes.config(...)`.
+        memory_bytes: memory of a device, for the choice of a mesh; by default of this machine's.
 
     Raises:
         ConfigError: the first mistake, with full key, value and remedy. Checks that need the model
@@ -75,10 +76,19 @@ def read(config: Any) -> RunSettings:
         raise ConfigError("recipe", config.get("recipe"), "it names no recipe", known)
     settings = from_config(defaults(config.recipe), config)
     try:
+        settings = _with_mesh(settings, memory_bytes)
         settings.check_devices()
     except SettingError as error:
         raise error if isinstance(error, ConfigError) else error.within("") from error
     return settings
+
+
+def _with_mesh(settings: RunSettings, memory_bytes: float | None) -> RunSettings:
+    if settings.mesh.fsdp:
+        return settings
+    from jax_unmask.recipes import layout  # Loads the denoisers.
+
+    return layout.choose_mesh(settings, memory_bytes or layout.device_memory())
 
 
 __all__ = ["RECIPES", "config", "defaults", "find", "read"]

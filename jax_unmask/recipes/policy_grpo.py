@@ -121,6 +121,10 @@ class PolicyGrpoSettings(RunSettings):
         return self.rollout.settings(())
 
     @property
+    def rows_at_once(self) -> int:
+        return self.rollout.rows_at_once
+
+    @property
     def rows(self) -> int:
         return self.rollout.rows + self.rollout.prompts_per_step * self.expert.count
 

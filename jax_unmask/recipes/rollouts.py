@@ -55,6 +55,12 @@ class TrainingRollouts(RolloutSettings):
         """Rows of a step over all devices."""
         return self.prompts_per_step * self.group_size
 
+    @property
+    def rows_at_once(self) -> int:
+        """Rows that are rolled out at one time."""
+        rows = self.rows // self.parts
+        return min(self.slots or rows, rows)
+
     def settings(self, end_ids: tuple[int, ...], **given: Any) -> RolloutSettings:
         """The shape of the rollouts, from the tokens that end a text and what no config has."""
         stop_ids = end_ids if self.stop_at_end else ()

@@ -110,6 +110,10 @@ class SupervisedSettings(RunSettings):
     def rows(self) -> int:
         return self.data.batch_size
 
+    @property
+    def states_at_once(self) -> int:
+        return self.rows
+
 
 @dataclasses.dataclass(frozen=True)
 class SftSettings(SupervisedSettings):

@@ -118,6 +118,14 @@ class StateSftSettings(SupervisedSettings):
             "Set `learner.num_pads` = 1 (the end of a text), or leave the lengths out",
         )
 
+    @property
+    def rows_at_once(self) -> int:
+        return self.rows if self.learner.method == "trace" else 0
+
+    @property
+    def states_at_once(self) -> int:
+        return self.learner.chunk_size
+
     def check_spread(self, placement: Placement) -> None:
         super().check_spread(placement)
         size = self.learner.chunk_size

@@ -190,6 +190,14 @@ class TraceRlSettings(RunSettings):
         return self.rollout.settings(())
 
     @property
+    def rows_at_once(self) -> int:
+        return self.rollout.rows_at_once
+
+    @property
+    def states_at_once(self) -> int:
+        return self.learner.chunk_size
+
+    @property
     def rows(self) -> int:
         return self.rollout.rows
 

@@ -32,7 +32,10 @@ class MeshSettings(Settings):
         -1, "Copies of the model; -1 for all devices that the other axes leave.", ge=-1
     )
     fsdp: int = setting(
-        1, "Shards of its weights, each with its shard of the batch; -1 as above.", ge=-1
+        0,
+        "Shards of its weights, each with its shard of the batch; 0 for as few as fit the memory "
+        "of the devices, -1 as above.",
+        ge=-1,
     )
     tensor: int = setting(1, "Shards of single matrix products; -1 as above.", ge=-1)
 
@@ -267,6 +270,7 @@ def from_config(config: Any) -> Placement:
         ConfigError: it does not fit the devices.
     """
     sizes = {axis: getattr(config.mesh, axis) for axis in meshes.AXES}
+    sizes["fsdp"] = sizes["fsdp"] or 1  # Where nobody has chosen.
     try:
         return Placement.of(**sizes)
     except ValueError as error:

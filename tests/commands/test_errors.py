@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import pathlib
 import shutil
 import subprocess
 import sys
@@ -334,6 +335,23 @@ class TestFlags:
     def test_no_such_file(self, parse):
         assert "--config=nope.py:x: there is no file nope.py" in parse("--config=nope.py:x")
         assert "there is no file nope.py" in parse("--config", "nope.py")
+
+    def test_shipped_experiments_have_names_and_files_of_ones_own_win(
+        self, tmp_path, monkeypatch, experiment
+    ):
+        monkeypatch.chdir(tmp_path)
+        for name in ("gsm8k", "gsm8k.py", "configs/gsm8k.py"):
+            assert command_line.load_config(name).recipe == "policy_grpo"
+        assert command_line.find_experiment("tracerl:full").endswith("/configs/tracerl.py:full")
+        (tmp_path / "gsm8k.py").write_text(pathlib.Path(experiment).read_text())
+        assert command_line.load_config("gsm8k.py").recipe == "sft"
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+        monkeypatch.setattr(flags, "FLAGS", values)
+        for given in (["--config=gsm8k"], ["--config", "gsm8k"]):
+            command_line.parse_flags(["train", *given])
+            assert values.config.recipe == "policy_grpo"
+            assert command_line.default_workdir("config") == pathlib.Path("runs/gsm8k")
 
     @pytest.mark.parametrize(
         ("key", "meant"),

@@ -5,11 +5,14 @@ from __future__ import annotations
 import pathlib
 import re
 import runpy
+import subprocess
+import sys
 
 import jax.numpy as jnp
 import pytest
 
-from jax_unmask.commands.plan import denoiser_config, plan
+from jax_unmask.commands.plan import plan
+from jax_unmask.recipes.layout import denoiser_shape
 from jax_unmask.settings import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -51,6 +54,7 @@ class TestLLaDA8B:
         assert all(program.temporary_bytes > 0 for program in published.programs)
         # One of 80 GB has room to spare; the logits of all canvases would be 16.6 GB more.
         assert published.needed_bytes < 32e9
+        assert published.estimate.total == pytest.approx(published.needed_bytes, rel=0.15)
 
     def test_logits_never_exist_for_the_whole_vocabulary(self, published):
         for program in published.programs[:-1]:
@@ -106,7 +110,17 @@ def test_without_compiling_it_traces_the_programs(tiny_config):
     traced = plan(tiny_config())
     assert [program.name for program in traced.programs] == ["rollout", "update"]
     assert traced.peak_bytes is None
-    assert "rollout, update: traced without error" in traced.table()
+    assert "temporaries of rollout, an estimate" in traced.table()
+
+
+def test_the_mesh_chooses_itself_and_says_why(tmp_path):
+    """In an empty directory: the weights of LLaDA-8B are more than a v5e chip can hold."""
+    command = [sys.executable, "-m", "jax_unmask.plan", "--config=gsm8k", "--devices=v5e-16"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "16 x v5e: mesh data 8 x fsdp 2 x tensor 1" in done.stdout
+    assert re.search(r"fits: \d\d% of the 16 GB of a v5e, by estimate", done.stdout)
+    assert re.search(r"Mesh: data 8 x fsdp 2 .* with fsdp 1 1\d\.\d GB", done.stderr)
 
 
 def test_traces_the_other_recipes(tiny_config, tiny_model_dir):
@@ -124,7 +138,7 @@ def test_traces_the_other_recipes(tiny_config, tiny_model_dir):
 
 
 def test_reads_the_shape_of_a_model_at_hand(tiny_config):
-    shape = denoiser_config(tiny_config(model__dtype="bfloat16"))
+    shape = denoiser_shape(tiny_config(model__dtype="bfloat16"))
     assert (shape.hidden_size, shape.vocab_size) == (16, 9)
     assert shape.dtype == jnp.bfloat16
     assert shape.param_dtype == jnp.float32

@@ -216,7 +216,6 @@ class TestUpdate:
         "surrogate",
         [
             Trace(shrink=2),
-            RandomMasking(draws=2),
             FullyMasked(draws=1, prompt_mask_ratio=0.5),
             Elbo(),
         ],

@@ -36,10 +36,10 @@ SURROGATES = {
 # Every method with both kinds of attention; a value model and adapters with some of them.
 METHODS = [
     ("full", "espo", "adapters"),
-    ("full", "diffu_grpo", ""),
     ("block", "trace", "value and adapters"),
 ]
 MORE_METHODS = [
+    ("full", "diffu_grpo", ""),
     ("full", "trace", "value"),
     ("full", "random_masking", "adapters"),
     ("block", "coupled", "adapters"),

@@ -7,29 +7,11 @@ import dataclasses
 import pytest
 
 from jax_unmask import denoisers, policies, recipes
+from jax_unmask.denoisers import families
 from jax_unmask.recipes.tracerl import TraceRl, build_settings
 from jax_unmask.rollout import RolloutSettings, flops, parse_cache
 
-SDAR_8B = denoisers.DenoiserConfig(
-    family="sdar",
-    vocab_size=151_936,
-    hidden_size=4096,
-    num_layers=36,
-    num_heads=32,
-    num_kv_heads=8,
-    head_dim=128,
-    intermediate_size=12_288,
-    rope_theta=1e6,
-    norm_eps=1e-6,
-    tie_embeddings=False,
-    attention_block=4,
-    qk_norm=True,
-    max_length=4096,
-    mask_token_id=0,
-    eos_token_id=1,
-    pad_token_id=1,
-    bos_token_id=2,
-)
+SDAR_8B = families.published_config("JetLM/SDAR-8B-Chat")
 
 
 @pytest.mark.parametrize("cache", ["block", "prefix", "none"])
