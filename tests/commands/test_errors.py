@@ -201,7 +201,7 @@ IMPOSSIBLE = [
     ("sft", {"model__num_heads": 3}, "model.num_heads = 3", "model.hidden_size = 8"),
     ("sft", {"masking__suffix_block_length": 5}, "masking.suffix_block_length = 5", "data.gen"),
     ("sft", {"model__attention_block": 4}, "model.attention_block = 4", "state_sft"),
-    ("tracerl", {"learner__surrogate": "tracer"}, "learner.surrogate = 'tracer'", "'trace'"),
+    ("tracerl", {"learner__surrogate": "tracer"}, "learner.surrogate = 'tracer'", "trace"),
     ("tracerl", {"learner__surrogate": "espo"}, "value.enabled = True", "learner.surrogate"),
     ("tracerl", {"filter__low": 0.9}, "filter.low = 0.9", "filter.high = 0.8"),
     ("tracerl", {"rollout__policy": "treshold"}, "rollout.policy = 'treshold'", ""),

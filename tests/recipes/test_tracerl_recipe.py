@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+import types
+
 import numpy as np
 import pytest
 
@@ -14,7 +17,9 @@ from jax_unmask.learners.states import (
     SurrogateSettings,
     Trace,
 )
+from jax_unmask.recipes.process import ProcessSettings, build_process_rewards
 from jax_unmask.recipes.tracerl import choose_groups, text_lengths
+from jax_unmask.runtime.placement import Placement
 
 
 def test_kept_groups_come_first_and_others_fill_up():
@@ -42,3 +47,18 @@ def test_text_lengths():
 )
 def test_methods_differ_in_their_surrogate_alone(name, draws, expected):
     assert SurrogateSettings(surrogate=name, draws=draws).build() == expected
+
+
+def test_a_judge_of_ones_own_gets_what_it_has_parameters_for(monkeypatch):
+    class Lengths:
+        def __init__(self, task, votes):
+            self.task, self.votes = task, votes
+
+        def judge(self, solutions):
+            return [[len(chunk) / 10 for chunk in each.chunks] for each in solutions]
+
+    monkeypatch.setitem(sys.modules, "judges_of_mine", types.SimpleNamespace(Lengths=Lengths))
+    settings = ProcessSettings(judge="judges_of_mine.Lengths", votes=5)
+    bundle = types.SimpleNamespace(task="task", tokenizer=None, placement=Placement())
+    judge = build_process_rewards(settings, bundle)._judge
+    assert (judge.task, judge.votes) == ("task", 5)
