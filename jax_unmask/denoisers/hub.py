@@ -39,10 +39,10 @@ def local_directory(source: str | os.PathLike[str], *, weights: bool = True) -> 
     if path.exists():
         raise NotADirectoryError(f"{path} is a file; give the directory that holds config.json")
     if not _HUB_NAME.fullmatch(str(source)):
-        raise FileNotFoundError(
-            f"model directory {path} does not exist, and no such model ships with the package "
-            f"({', '.join(shipped_models())})"
-        )
+        problem = f"model directory {path} does not exist"
+        if len(path.parts) == 1:
+            problem += f", and no such model ships with the package ({', '.join(shipped_models())})"
+        raise FileNotFoundError(problem)
     # Imported here: a local model needs no hub client.
     import huggingface_hub
     from huggingface_hub import errors

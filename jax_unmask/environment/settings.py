@@ -222,6 +222,6 @@ class RunSettings(Settings):
             count % shards == 0,
             key,
             f"{what} do not divide among {among}",
-            f"Give a multiple, or another mesh (data={self.mesh.data}, fsdp={self.mesh.fsdp}, "
+            f"Give a multiple, or another mesh (data={self.mesh.data}, fsdp={self.mesh.fsdp or 1}, "
             f"tensor={self.mesh.tensor})",
         )
