@@ -141,8 +141,8 @@ def test_tasks():
     assert tasks.parse("math", str(samples / "math")).name == "math"
     competition = f"aime24:{samples / 'competitions'},reference_compat=true"
     assert tasks.parse(competition).reference_compat is True
-    for text in ("math", "humaneval", "sudoku:min_hole=3", "sudoku:min_holes=x", "sodoku"):
-        with pytest.raises(NotationError):
+    for text in ("sudoku_puzzles", "sudoku:min_hole=3", "sudoku:min_holes=x", "sodoku"):
+        with pytest.raises(ValueError, match=text.partition(":")[0]):
             tasks.parse(text)
 
 

@@ -249,8 +249,7 @@ def _steps_are_right(response: str, numbers: Sequence[int], target: int) -> bool
 
 
 def _expression_is_right(response: str, numbers: Sequence[int], target: int) -> bool:
-    found = [box for box in answers.boxes(response) if box.strip()]
-    answer = found[-1] if found else answers.tagged(response)
+    answer = answers.final_expression(response)
     if answer is None:
         return False
     expression, equals, claimed = expressions.plain(answer).partition("=")

@@ -105,9 +105,7 @@ class SudokuPuzzles(FileTask):
             return _published_reward(response, example["puzzle"], example["solution"])
         grid = response
         if self.style == "chat":
-            found = answers.tagged(response) or ""
-            boxed = answers.boxes(found)
-            grid = re.sub(r"[\s|,]", "", boxed[-1] if boxed else found)
+            grid = re.sub(r"[\s|,]", "", answers.final_expression(response) or "")
         return float(solves(example["prompt"], grid))
 
 

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import hub_cache
 from jax_unmask.commands import generate
 
 PUZZLE = "1234341221434321="
@@ -136,9 +137,10 @@ def test_says_what_is_wrong(model, capsys, arguments, message):
     assert found.count("error:") == 1
 
 
-def test_needs_a_prompt(model, capsys):
+def test_needs_a_prompt(model, capsys, tmp_path, monkeypatch):
     assert "there is no prompt" in fails(capsys, f"--model={model}")
     missing = fails(capsys, f"--model={model}", "--task=sudoku", "--problem=-1")
     assert "--problem=-1 does not exist" in missing
-    for task in ("math", "humaneval"):
-        assert "give --data=DIR" in fails(capsys, f"--model={model}", f"--task={task}")
+    hub_cache.use(monkeypatch, tmp_path)  # Neither a network nor a copy.
+    for task in ("math", "humaneval", "sudoku_puzzles"):
+        assert "--data=DIR" in fails(capsys, f"--model={model}", f"--task={task}")

@@ -105,11 +105,35 @@ def test_mathematics(equivalence):
         ("12", "12 \\text{ cm}"),
         ("\\$36", "36.00"),
         ("x \\in [-2,7]", "[-2, 7]"),
+        ("14-i", "14.0-1.0i"),
+        ("0.1", "\\frac{1}{10}"),
+        ("1, -1", "\\pm 1"),
+        ("3, 5, \\text{ and } 7", "3, 5, 7"),
+        ("15\\text{ cm}^2", "15"),
     ],
 )
 def test_other_forms_of_the_right_answer(right, answer):
     task = Math500(SAMPLES / "competitions")
     assert task.check({"problem": "", "solution": "", "answer": right}, f"\\boxed{{{answer}}}") == 1
+
+
+@pytest.mark.parametrize(
+    ("right", "answer"),
+    [
+        ("\\frac{1}{2^{99}}", "\\frac{1}{2^{98}}"),
+        ("\\frac{1}{2004!}", "\\frac{1}{2006!}"),
+        ("\\frac{1}{3^{60}}", "0"),
+        ("\\frac13", "0.333333333333"),
+        ("1,1,2", "1,2"),
+        ("5", "5 \\text{ or } 6"),
+        ("5", "5 \\text{ and also } 7"),
+        ("\\frac{3}{4}", "\\frac{3}{4} \\text{ or } \\frac{1}{4}"),
+    ],
+)
+def test_answers_that_only_look_right(right, answer):
+    example = {"problem": "", "solution": "", "answer": right}
+    for equivalence in ("string", "symbolic"):
+        assert Math("unused", equivalence=equivalence).check(example, f"\\boxed{{{answer}}}") == 0
 
 
 def test_numbers():

@@ -7,9 +7,12 @@ values: `\frac{2}{4}` differs from `\frac{1}{2}`.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 
 Rule = Callable[[str], str]
+# A text that goes on with another value instead of naming a unit.
+_HEDGE = re.compile(r"\\text\{ [^{}]*(?:\b(?:or|and)\b|\d)|\\text\{ [^{}]*\}[^^\d]*\d")
 
 
 def _replacing(*pairs: tuple[str, str]) -> Rule:
@@ -113,6 +116,8 @@ def normalise(text: str, *, reference_compat: bool = False) -> str:
     for rule in _RULES:
         if rule is _drop_name and not reference_compat and not _has_named_side(text):
             continue  # `5=7` does not state that something is 7.
+        if rule is _drop_units and not reference_compat and _HEDGE.search(text):
+            continue  # `5 \text{ or } 6` is not 5.
         try:
             text = rule(text)
         except ValueError:
