@@ -4,14 +4,26 @@ from __future__ import annotations
 
 import abc
 import dataclasses
+import re
 from collections.abc import Callable, Sequence
 
+from jax_unmask.settings import setting
 from jax_unmask.tasks import sandbox
 from jax_unmask.tasks.base import Example, SlowTask
 from jax_unmask.tasks.from_files import FileTask
 
 FENCE = "```"
 OPEN_FENCE = FENCE + "python\n"
+_FENCE_LINE = re.compile(r"\s{0,3}(?:```+|~~~+)[^`\n]*$", re.MULTILINE)
+# How code begins, in contrast to prose: an indented line, a keyword, a decorator, an assignment.
+_CODE = re.compile(
+    r"\s*?(?:(?: {2,}|\t)\S|(?:def|class|import|from|return|for|while|if|try|with|async)\b"
+    r"|[@#\"'(]|[A-Za-z_][\w.\[\], ]*=(?!=)|[A-Za-z_][\w.]*\()"
+)
+_STRING = re.compile(r"\"\"\".*?\"\"\"|'''.*?'''|\"(?:[^\"\\\n]|\\.)+\"|'(?:[^'\\\n]|\\.)+'")
+_TRIPLE = ('"""', "'''")
+# Three quotes, a string on one line, a comment, a character that quotes the next.
+_TOKEN = re.compile(r"\"\"\"|'''|\"(?:[^\"\\\n]|\\.)*\"|'(?:[^'\\\n]|\\.)*'|#|\\.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +35,7 @@ class CodeTask(SlowTask, FileTask):
     """
 
     _: dataclasses.KW_ONLY
+    partial: bool = setting(False, "Score programs by the share of tests passed, not all or none.")
     box: sandbox.Sandbox | None = None
 
     @abc.abstractmethod
@@ -38,12 +51,48 @@ class CodeTask(SlowTask, FileTask):
         running = {job: box.submit(job) for job in dict.fromkeys(jobs)}
 
         def scores() -> list[float]:
-            right = {job: sandbox.outcome(each.result()).right for job, each in running.items()}
-            return [float(right[job]) for job in jobs]
+            found = {job: sandbox.outcome(each.result()) for job, each in running.items()}
+            if self.partial:
+                shares = {job: each.passed / max(each.total, 1) for job, each in found.items()}
+                return [shares[job] for job in jobs]
+            return [float(found[job].right) for job in jobs]
 
         return scores
 
 
 def opened_code(response: str) -> str:
-    """The code of a response that the prompt opened within a fence: all up to the closing one."""
-    return response.partition(FENCE)[0]
+    r"""The code of a response to a prompt that opened a fence: all up to the closing one.
+
+    A response that opens a fence of its own, at once or after some prose, states the code in there.
+    Fences within a string of three quotes are part of the code.
+
+    >>> opened_code("    return x\n```\nDone."), opened_code("Sure:\n```python3\nx = 1\n```")
+    ('    return x\n', 'x = 1\n')
+    """
+    lines = response.splitlines(keepends=True)
+    first = next((k for k, line in enumerate(lines) if _FENCE_LINE.match(line)), None)
+    if first is not None:
+        before = "".join(lines[:first])
+        if not before.strip() or not _CODE.match(before):
+            lines = lines[first + 1 :]
+    kept, quotes = [], ""
+    for line in lines:
+        outside = _STRING.sub(lambda found: " " * len(found[0]), line)
+        if not quotes and FENCE in outside:
+            kept.append(line[: outside.index(FENCE)])
+            break
+        kept.append(line)
+        quotes = _open_quotes(line, quotes)
+    return "".join(kept)
+
+
+def _open_quotes(line: str, quotes: str) -> str:
+    """The three quotes of the string in which a line ends; `quotes` is that in which it begins."""
+    for token in _TOKEN.findall(line):
+        if quotes:
+            quotes = "" if token == quotes else quotes
+        elif token in ("#", "\n"):
+            break
+        elif token in _TRIPLE:
+            quotes = token
+    return quotes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 from typing import Any
 
 from jax_unmask.tasks import code, prompts, sandbox
@@ -43,8 +44,11 @@ class KodCode(code.CodeTask):
 
     def job(self, example: Example, response: str) -> sandbox.Job:
         """The response after the declaration, and the problem's test functions."""
+        written, info = code.opened_code(response), _info(example)
+        # A response may also state the whole function.
+        whole = info and re.search(rf"^def {re.escape(info['function_name'])}\b", written, re.M)
         return sandbox.Job(
-            program=_declaration(example) + code.opened_code(response),
+            program=written if whole else _declaration(example) + written,
             tests=(_tests(example),),
             functions=True,
         )

@@ -70,11 +70,37 @@ def test_kodcode_prompt_opens_the_declaration():
         ("    raise SystemExit(0)", 0),
         ("    pass\n\ndef check(f): pass\n", 0),
         ("Sure! Here it is.", 0),
+        # The whole function, within a fence of its own, with notes around it.
+        ("```python\n{whole}```\nThat is all.", 1),
+        ("\n```python3\n{whole}\n```", 1),
+        ("Here it is:\n\n```py title=x\n{whole}```\n```\nlongest(['a'])\n```", 1),
+        ("{whole}", 1),
+        ('    """Use:\n    ```\n    f()\n    ```\n    """\n    return max(words, key=len)\n```', 1),
+        ("    fence = '```'\n    return max(words, key=len)  # Fine.```", 1),
     ],
 )
 def test_responses_to_humaneval(response, score):
     task = HumanEval(SAMPLES / "humaneval")
-    assert task.check(task.source("test")[1], response) == score
+    example = task.source("test")[1]
+    head = next(line for line in example["prompt"].splitlines() if line.startswith("def "))
+    whole = f"{head}\n    return max(words, key=len)\n"
+    assert task.check(example, response.replace("{whole}", whole)) == score
+
+
+@pytest.mark.usefixtures("needs_sandbox")
+def test_kodcode_takes_the_body_or_the_whole_function():
+    task = KodCode(SAMPLES / "kodcode")
+    example = task.source("test")[0]
+    for response in ("    return x + 0\n```", "```python\ndef add(x):\n    return x + 0\n```"):
+        assert task.check(example, response) == 1
+
+
+@pytest.mark.usefixtures("needs_sandbox")
+def test_the_share_of_tests_passed():
+    task = Mbpp(SAMPLES / "mbpp", partial=True)
+    example = task.source("test")[0]
+    for response, score in (("def twice(x): return abs(2 * x)", 2 / 3), ("twice = 3", 0), ("", 0)):
+        assert task.check(example, response) == pytest.approx(score)
 
 
 def test_bad_files(tmp_path):
