@@ -20,32 +20,18 @@ PHASES = ("data", "rollout", "reward", "update", "other")
 
 @dataclasses.dataclass(frozen=True)
 class Breakdown:
-    """Timings of training steps.
+    """Timings of training steps."""
 
-    Attributes:
-        first_step_seconds: wall time of the first step, which compiles; not part of the other
-            times.
-        seconds: wall time of each other step.
-        seconds_per_step: their median.
-        rollouts_per_step: canvases per step, those of experts included.
-        rollouts_per_second: canvases by the time in phase "rollout"; None if no step is in it.
-        phase_seconds: mean seconds per step, by phase.
-        shares: part of the time of all steps, by phase; they add up to 1.
-        programs_compiled: programs that steps after the first compiled; should be 0.
-        nfe_mean: mean of the recipe's metric `nfe`, forwards that a row needed; None without it.
-        useful_forward_fraction: mean of its metric `useful_forwards`, the part of the executed row
-            forwards that a row still needed; None without it.
-    """
-
-    first_step_seconds: float
-    seconds: list[float]
-    seconds_per_step: float
-    rollouts_per_step: int
-    rollouts_per_second: float | None
-    phase_seconds: dict[str, float]
-    shares: dict[str, float]
-    programs_compiled: int
-    nfe_mean: float | None
+    first_step_seconds: float  # It compiles, and is not part of the other times.
+    seconds: list[float]  # Of each other step.
+    seconds_per_step: float  # Their median.
+    rollouts_per_step: int  # Canvases, those of experts included.
+    rollouts_per_second: float | None  # By the time in phase "rollout"; None if no step is in it.
+    phase_seconds: dict[str, float]  # Mean per step.
+    shares: dict[str, float]  # Of the time of all steps; they add up to 1.
+    programs_compiled: int  # By steps after the first; should be 0.
+    nfe_mean: float | None  # Mean of the recipe's metric `nfe`; None without it.
+    # Mean of its metric `useful_forwards`, executed row forwards that a row still needed.
     useful_forward_fraction: float | None
 
 

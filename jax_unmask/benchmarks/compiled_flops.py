@@ -28,16 +28,8 @@ def compiled_flops(
     All operations, not matrix products alone. The compiler counts a loop's body once, however often
     it runs, so the steps are compiled with one layer and with two; the difference is a layer. (A
     step that reads the cache has no special last layer: there it is what one layer adds to the
-    head.)
-
-    Args:
-        config: the denoiser; its layers must all be of one kind.
-        settings: shape of the rollout.
-        prompt_length: prompt tokens.
-        scored: as of `rollout.flops.rollout_flops`.
-
-    Returns:
-        None where the compiler does not count, or layers differ.
+    head.) The arguments are those of `rollout.flops.rollout_flops`. None where the compiler does
+    not count, or layers differ.
     """
     if len(config.layer_runs) > 1:
         return None

@@ -23,17 +23,10 @@ _MIN_REPEATS, _MAX_REPEATS = 3, 100
 
 @dataclasses.dataclass(frozen=True)
 class MatmulPeak:
-    """The fastest matrix product that was measured on this machine.
+    """The fastest matrix product that was measured on this machine."""
 
-    Attributes:
-        size: side of the square matrices.
-        dtype: their type. The precision is JAX's default for it, which is also the denoiser's
-            (on some devices that means TF32 for float32).
-        tflops_per_second: 1e12 floating-point operations per second.
-    """
-
-    size: int
-    dtype: str
+    size: int  # Side of the square matrices.
+    dtype: str  # In JAX's default precision, as in the denoiser (for float32 that may be TF32).
     tflops_per_second: float
 
 
@@ -66,19 +59,13 @@ def measure_matmul_peak(dtype: DTypeLike) -> MatmulPeak:
 
 
 def peak_bytes() -> int | None:
-    """Peak memory of this process on its first device so far, in bytes.
-
-    None where the backend does not tell (CPUs).
-    """
+    """Peak memory of this process on its first device so far; None where it is not told (CPUs)."""
     statistics = jax.local_devices()[0].memory_stats()
     return None if statistics is None else statistics.get("peak_bytes_in_use")
 
 
 def program_bytes(compiled: Any) -> int | None:
-    """Memory of one compiled program in bytes: arguments, results and temporaries.
-
-    None where the backend does not tell.
-    """
+    """Arguments, results and temporaries of one compiled program; None where it is not told."""
     analysis = compiled.memory_analysis()
     if analysis is None:
         return None

@@ -49,45 +49,29 @@ Result = tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]
 
 @dataclasses.dataclass(frozen=True)
 class ReferenceSpeed:
-    """Ours against theirs on the same prompts.
+    """Ours against theirs on the same prompts."""
 
-    Attributes:
-        seconds: wall time of each repeat of theirs.
-        sequences_per_second: theirs, from the median.
-        speedup: our sequences per second by theirs, from the medians.
-        speedup_by_turn: the same for each pair of neighbouring runs.
-        speedup_at_equal_nfe: the speedup if both had needed the same number of forwards, each at
-            the speed that it has; equals `speedup` where `nfe_equal`.
-        nfe_mean: forwards that their rows needed, on average.
-        nfe_equal: every row needed as many forwards as ours.
-        tokens_equal: all canvases are the same.
-        rows_equal: fraction of canvases that are the same.
-        positions_equal: fraction of positions that hold the same token.
-    """
-
-    seconds: list[float]
-    sequences_per_second: float
-    speedup: float
-    speedup_by_turn: list[float]
-    speedup_at_equal_nfe: float
-    nfe_mean: float
-    nfe_equal: bool
-    tokens_equal: bool
-    rows_equal: float
-    positions_equal: float
+    seconds: list[float]  # Of each repeat of theirs.
+    sequences_per_second: float  # Theirs, from the median.
+    speedup: float  # Our sequences per second by theirs, from the medians.
+    speedup_by_turn: list[float]  # The same for each pair of neighbouring runs.
+    speedup_at_equal_nfe: float  # If both had needed as many forwards, each at its speed.
+    nfe_mean: float  # Theirs.
+    nfe_equal: bool  # Every row needed as many forwards as ours.
+    tokens_equal: bool  # All canvases are the same.
+    rows_equal: float  # Fraction of canvases that are the same.
+    positions_equal: float  # Fraction of positions that hold the same token.
 
 
+@dataclasses.dataclass
 class Reference:
     """A loaded implementation. Make it with `load_reference`."""
 
-    def __init__(
-        self, path: pathlib.Path, module: Any, model: Any, policy: str, settings: dict[str, float]
-    ) -> None:
-        self._path = path
-        self._module = module
-        self._model = model
-        self._policy = policy
-        self._settings = settings
+    path: pathlib.Path
+    module: Any
+    model: Any
+    policy: str
+    settings: dict[str, float]
 
     def generate(self, prompts: list[list[int]], settings: RolloutSettings) -> Result:
         """Fills the canvases.
@@ -95,27 +79,27 @@ class Reference:
         Raises:
             ValueError: what comes back has another shape than it should.
         """
-        with _keeps_traceback(self._path, "generate"):
-            returned = self._module.generate(
-                self._model,
+        with _keeps_traceback(self.path, "generate"):
+            returned = self.module.generate(
+                self.model,
                 prompts,
                 gen_length=settings.gen_length,
                 block_length=settings.block_length,
-                policy=self._policy,
-                settings=dict(self._settings),
+                policy=self.policy,
+                settings=dict(self.settings),
             )
         if not isinstance(returned, tuple) or len(returned) != 2:
-            raise ValueError(f"{self._path}: generate must return (tokens, nfe)")
+            raise ValueError(f"{self.path}: generate must return (tokens, nfe)")
         tokens, nfe = (np.asarray(part) for part in returned)
         expected = (len(prompts), settings.gen_length)
         if tokens.shape != expected:
             raise ValueError(
-                f"{self._path}: generate returned tokens of shape {tokens.shape}; [B, gen_length] "
+                f"{self.path}: generate returned tokens of shape {tokens.shape}; [B, gen_length] "
                 f"is {expected}, without the prompt"
             )
         if nfe.shape not in ((), expected[:1]):
             raise ValueError(
-                f"{self._path}: generate returned nfe of shape {nfe.shape}; give one number, or "
+                f"{self.path}: generate returned nfe of shape {nfe.shape}; give one number, or "
                 f"one per row ({expected[:1]})"
             )
         return tokens, np.broadcast_to(nfe, expected[:1])
@@ -153,12 +137,8 @@ def load_reference(
 ) -> Iterator[Reference]:
     """Writes the subject's weights where the reference can read them, and has it load them.
 
-    Args:
-        path: the file, for messages.
-        module: what `import_reference` made of it.
-        subject: whose weights both use.
-        policy: the policy string that both follow.
-        policy_params: its parameters; the scalars of their top level are the settings.
+    `module` is what `import_reference` made of the file; the scalars of the policy's parameters
+    (top level) are the settings that it gets.
     """
     settings = {}
     for name, value in policy_params.items():

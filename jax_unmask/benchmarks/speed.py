@@ -6,16 +6,14 @@ import dataclasses
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
-from jaxtyping import Int
 
 from jax_unmask.benchmarks import hardware
 from jax_unmask.benchmarks.hardware import MatmulPeak
-from jax_unmask.benchmarks.reference import Reference, ReferenceSpeed, compare
+from jax_unmask.benchmarks.reference import Reference, ReferenceSpeed, Result, compare
 from jax_unmask.benchmarks.subjects import Subject
 from jax_unmask.policies.base import Params, Policy
 from jax_unmask.rollout import (
@@ -32,78 +30,35 @@ from jax_unmask.runtime import streams
 from jax_unmask.runtime.compilation import CompileTimes
 
 
-class Filled(NamedTuple):
-    """The arrays of a rollout that are copied to the host.
-
-    Attributes:
-        tokens: final canvases.
-        nfe: denoiser forwards that each row needed.
-        done: the trajectory, counts on the host.
-    """
-
-    tokens: Int[np.ndarray, "B L"]
-    nfe: Int[np.ndarray, " B"]
-    done: Trajectory
-
-
 @dataclasses.dataclass(frozen=True)
 class Speed:
-    """Timings of one batch size. Rates come from the median of `seconds`.
-
-    Attributes:
-        batch_size: rows B.
-        slots: rows per forward.
-        cache: cache of the rollout, "none" for none.
-        prompt_length: prompt tokens P, padding included.
-        compile_seconds: wall time to trace and compile the rollout.
-        compiled_from_cache: it was read from JAX's persistent cache, so compile_seconds means
-            little.
-        seconds: wall time of each repeat, from the call to the tokens on the host.
-        seconds_per_rollout: their median.
-        sequences_per_second: B / seconds_per_rollout.
-        tokens_per_second: canvas positions per second, B * L / seconds_per_rollout.
-        nfe_mean: denoiser forwards that a row needed, on average.
-        forwards: forwards that were executed; of these `full_forwards` over whole sequences, of
-            `full_rows` rows each, and `cached_forwards` that read the cache.
-        cost_mean: what the forwards of a row cost, in forwards over its whole sequence.
-        seconds_per_forward: seconds_per_rollout / forwards; so it includes output projection,
-            policy and bookkeeping of a step.
-        useful_forward_fraction: part of the executed row forwards that a row still needed, by cost.
-        flops_per_rollout: of the executed forwards, see `rollout.flops`.
-        flops_per_forward: their mean.
-        compiled_flops_per_rollout: the same, but all operations, as the compiler counts them; None
-            where it was not asked, or does not tell. See `compiled_flops`.
-        tflops_per_second: 1e12 such operations per second.
-        share_of_matmul_peak: of the peak that was measured in the same run.
-        program_bytes: memory of the compiled rollout; None where the backend does not tell.
-        peak_bytes: most memory that the process has held on the device so far; None likewise.
-    """
+    """Timings of one batch size B. Rates come from the median of `seconds`."""
 
     batch_size: int
-    slots: int
+    slots: int  # Rows per forward.
     cache: str
-    prompt_length: int
-    compile_seconds: float
-    compiled_from_cache: bool
-    seconds: list[float]
-    seconds_per_rollout: float
+    prompt_length: int  # Padding included.
+    compile_seconds: float  # Tracing included.
+    compiled_from_cache: bool  # Of JAX's persistent cache: compile_seconds means little then.
+    seconds: list[float]  # Of each repeat, from the call to the tokens on the host.
+    seconds_per_rollout: float  # Their median.
     sequences_per_second: float
-    tokens_per_second: float
+    tokens_per_second: float  # Canvas positions, B * L / seconds_per_rollout.
     nfe_mean: float
-    forwards: int
-    full_forwards: int
+    forwards: int  # All that were executed.
+    full_forwards: int  # Of these, over whole sequences of `full_rows` rows each; ...
     full_rows: int
-    cached_forwards: int
-    cost_mean: float
-    seconds_per_forward: float
-    useful_forward_fraction: float
-    flops_per_rollout: int
+    cached_forwards: int  # ... and those that read the cache.
+    cost_mean: float  # Of a row's forwards, in forwards over its whole sequence.
+    seconds_per_forward: float  # Output projection, policy and bookkeeping included.
+    useful_forward_fraction: float  # Executed row forwards that a row still needed, by cost.
+    flops_per_rollout: int  # Of the executed forwards, see `rollout.flops`.
     flops_per_forward: float
-    compiled_flops_per_rollout: int | None
+    compiled_flops_per_rollout: int | None  # See `compiled_flops`; None where it was not asked.
     tflops_per_second: float
-    share_of_matmul_peak: float
-    program_bytes: int | None
-    peak_bytes: int | None
+    share_of_matmul_peak: float  # Of the peak that was measured in the same run.
+    program_bytes: int | None  # Memory of the compiled rollout, if the backend tells.
+    peak_bytes: int | None  # The most that this process has held on the device so far, likewise.
 
 
 def measure_speed(
@@ -134,9 +89,6 @@ def measure_speed(
         compile_times: running count of compilations.
         reference: another implementation, timed in turns with ours on the same prompts.
         compiled_flops: what the compiler counts in a step, if it was asked.
-
-    Returns:
-        The timings, and the comparison with the reference if there is one.
     """
     batch, prompt_length = prompts.tokens.shape
     arguments = (
@@ -149,10 +101,9 @@ def measure_speed(
         dataclasses.replace(settings, record=False),
     )
 
-    def ours() -> Filled:
+    def ours() -> tuple[Trajectory, Result]:
         done = rollout(*arguments)
-        tokens, nfe = jax.device_get((done.tokens, done.nfe))
-        return Filled(tokens, nfe, done)
+        return done, jax.device_get((done.tokens, done.nfe))
 
     hits = compile_times.cache_hits
     began = time.perf_counter()
@@ -160,7 +111,7 @@ def measure_speed(
     compile_seconds = time.perf_counter() - began
     from_cache = compile_times.cache_hits > hits
 
-    filled = ours()
+    done, filled = ours()
     comparison = None
     if reference is None:
         (seconds,) = time_in_turns([ours], repeats)
@@ -170,14 +121,12 @@ def measure_speed(
         def theirs() -> Any:
             return reference.generate(lists, settings)
 
-        their_tokens, their_nfe = theirs()
+        returned = theirs()
         seconds, their_seconds = time_in_turns([ours, theirs], repeats)
-        comparison = compare(
-            seconds, their_seconds, (filled.tokens, filled.nfe), (their_tokens, their_nfe)
-        )
+        comparison = compare(seconds, their_seconds, filled, returned)
 
     median = statistics.median(seconds)
-    done = jax.device_get(filled.done)
+    done = jax.device_get(done)
     kinds, forwards = done.by_kind, int(done.forwards)
     counted = rollout_flops(
         subject.denoiser.config, settings, prompt_length, scored_positions(policy, settings)
@@ -195,7 +144,7 @@ def measure_speed(
         seconds_per_rollout=median,
         sequences_per_second=batch / median,
         tokens_per_second=batch * settings.gen_length / median,
-        nfe_mean=float(filled.nfe.mean()),
+        nfe_mean=float(done.nfe.mean()),
         forwards=forwards,
         full_forwards=forwards if kinds is None else int(kinds.full_executed),
         full_rows=done.slots if kinds is None else kinds.full_rows,
@@ -205,9 +154,7 @@ def measure_speed(
         useful_forward_fraction=float(done.useful_forward_fraction),
         flops_per_rollout=products,
         flops_per_forward=products / forwards,
-        compiled_flops_per_rollout=None
-        if compiled_flops is None
-        else compiled_flops.executed(done),
+        compiled_flops_per_rollout=compiled_flops.executed(done) if compiled_flops else None,
         tflops_per_second=tflops,
         share_of_matmul_peak=tflops / peak.tflops_per_second,
         program_bytes=hardware.program_bytes(compiled),

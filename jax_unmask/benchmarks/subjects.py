@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+from typing import Any
 
 import numpy as np
 
 from jax_unmask import denoisers, tasks
-from jax_unmask.denoisers import Denoiser, DenoiserConfig, Params, Tokenizer
+from jax_unmask.denoisers import Denoiser, DenoiserConfig, Params, Tokenizer, families
+from jax_unmask.denoisers.families.base import TOKENS
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.rollout import Prompts
 from jax_unmask.runtime import streams
@@ -16,14 +18,7 @@ from jax_unmask.runtime import streams
 
 @dataclasses.dataclass(frozen=True)
 class Preset:
-    """A shape that is timed with random weights.
-
-    Attributes:
-        config: the denoiser.
-        prompt_length: usual number of prompt tokens.
-        gen_length: usual canvas length.
-        block_length: usual block length.
-    """
+    """A shape that is timed with random weights, and its usual lengths."""
 
     config: DenoiserConfig
     prompt_length: int
@@ -33,14 +28,7 @@ class Preset:
 
 @dataclasses.dataclass(frozen=True)
 class Subject:
-    """A denoiser to time.
-
-    Attributes:
-        name: what tables call it.
-        denoiser: the dLLM.
-        params: its parameters.
-        tokenizer: its tokenizer; None with random weights, or where none was needed.
-    """
+    """A denoiser to time, by the name that tables give it; with random weights, no tokenizer."""
 
     name: str
     denoiser: Denoiser
@@ -48,18 +36,13 @@ class Subject:
     tokenizer: Tokenizer | None = None
 
 
-def _llada(
-    dtype: str,
-    vocab: int,
-    special: tuple[int, int, int],
-    width: int,
-    layers: int,
-    heads: int,
-    mlp: int,
-) -> DenoiserConfig:
-    mask, eos, bos = special
-    return DenoiserConfig(
-        family="llada",
+_LLADA_8B = families.published_config("GSAI-ML/LLaDA-8B-Instruct")
+
+
+def small_llada(vocab: int, width: int, layers: int, heads: int, mlp: int) -> DenoiserConfig:
+    """A smaller LLaDA, float32."""
+    return dataclasses.replace(
+        _LLADA_8B,
         vocab_size=vocab,
         hidden_size=width,
         num_layers=layers,
@@ -67,29 +50,23 @@ def _llada(
         num_kv_heads=heads,
         head_dim=width // heads,
         intermediate_size=mlp,
-        rope_theta=500000.0,
-        norm_eps=1e-5,
-        max_length=4096,
-        tie_embeddings=False,
-        mask_token_id=mask,
-        eos_token_id=eos,
-        pad_token_id=eos,
-        bos_token_id=bos,
-        dtype=dtype,
-        param_dtype=dtype,
+        mask_token_id=2,
+        eos_token_id=1,
+        pad_token_id=1,
+        bos_token_id=0,
     )
 
 
 PRESETS = {
-    # GSAI-ML/LLaDA-8B-Instruct, with the lengths of Jazbec et al. (arXiv 2512.09106).
+    # With the lengths of Jazbec et al. (arXiv 2512.09106).
     "llada-8b": Preset(
-        _llada("bfloat16", 126464, (126336, 126081, 126080), 4096, 32, 32, 12288), 200, 256, 32
+        dataclasses.replace(_LLADA_8B, dtype="bfloat16", param_dtype="bfloat16"), 200, 256, 32
     ),
     # 98M parameters in the same proportions, with a smaller vocabulary, which would dominate
     # otherwise.
-    "llada-100m": Preset(_llada("float32", 8192, (2, 1, 0), 768, 12, 12, 2048), 64, 128, 32),
+    "llada-100m": Preset(small_llada(8192, 768, 12, 12, 2048), 64, 128, 32),
     # The size of the small models that ship with the package.
-    "tiny": Preset(_llada("float32", 106, (2, 1, 0), 64, 3, 4, 176), 21, 40, 8),
+    "tiny": Preset(small_llada(106, 64, 3, 4, 176), 21, 40, 8),
 }
 
 
@@ -110,12 +87,8 @@ def random_subject(name: str, config: DenoiserConfig, *, seed: int) -> Subject:
     """A denoiser with random weights that never proposes the mask token.
 
     Its logit is 0 everywhere, which is never the largest. Published samplers may write the mask
-    token, and then waste a step; against such weights they and ours do the same work.
-
-    Args:
-        name: what tables call it.
-        config: the shape, with untied embeddings.
-        seed: seed of the weights.
+    token, and then waste a step; against such weights they and ours do the same work. Embeddings
+    must be untied.
     """
     params = denoisers.init_params(config, streams.stream(streams.root(seed), "init"))
     params["head"] = params["head"].at[config.mask_token_id].set(0)
@@ -123,18 +96,14 @@ def random_subject(name: str, config: DenoiserConfig, *, seed: int) -> Subject:
 
 
 def load_subject(path: str, dtype: str | None, *, with_tokenizer: bool) -> Subject:
-    """A denoiser from files.
+    """A denoiser from files, in the type of the files if `dtype` is None.
 
-    Args:
-        path: a shipped model, a directory, or a hub name.
-        dtype: type of weights and computation; None for that of the files.
-        with_tokenizer: whether the tokenizer is needed too.
+    `path` is a shipped model, a directory, or a hub name.
     """
+    types: dict[str, Any] = {"dtype": dtype, "param_dtype": dtype}
     if with_tokenizer:
-        denoiser, params, tokenizer = load_model(path, dtype=dtype, param_dtype=dtype)
-        return Subject(path, denoiser, params, tokenizer)
-    denoiser, params = denoisers.from_pretrained(path, dtype=dtype, param_dtype=dtype)
-    return Subject(path, denoiser, params)
+        return Subject(path, *load_model(path, **types))
+    return Subject(path, *denoisers.from_pretrained(path, **types))
 
 
 def random_prompts(config: DenoiserConfig, count: int, length: int, *, seed: int) -> Prompts:
@@ -143,12 +112,7 @@ def random_prompts(config: DenoiserConfig, count: int, length: int, *, seed: int
     Raises:
         ValueError: the vocabulary holds nothing but special tokens.
     """
-    special = {
-        config.mask_token_id,
-        config.eos_token_id,
-        config.pad_token_id,
-        config.bos_token_id,
-    }
+    special = {getattr(config, name) for name in TOKENS}
     ordinary = np.array([k for k in range(config.vocab_size) if k not in special], np.int32)
     if not len(ordinary):
         raise ValueError(f"vocab_size={config.vocab_size} leaves no ordinary token for a prompt")
@@ -161,15 +125,8 @@ def task_prompts(
 ) -> Prompts:
     """The first test prompts of a task, over again where it has fewer.
 
-    Args:
-        name: in the notation of `tasks.parse`.
-        tokenizer: makes them tokens.
-        count: how many.
-        length: length that they are padded to on the left; None for that of the longest.
-        data: directory of the data, for tasks that read files.
-
-    Returns:
-        NumPy arrays [count, length].
+    `name` is in the notation of `tasks.parse`, `data` the directory of tasks that read files. They
+    are padded on the left to `length`; None for that of the longest.
 
     Raises:
         ValueError: the task is unknown, or a prompt is longer than `length`.

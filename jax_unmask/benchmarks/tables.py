@@ -26,10 +26,7 @@ def rollouts_text(
     rows: Sequence[Speed],
     comparisons: Sequence[ReferenceSpeed],
 ) -> str:
-    """Table of a benchmark: subject, a line per batch size, peak, a line per comparison.
-
-    After a median stand the fastest and the slowest in brackets.
-    """
+    """Table of a benchmark; after a median stand the fastest and the slowest in brackets."""
     header = (
         f"{subject.name}, {policy}, prompt {rows[0].prompt_length}, canvas {settings.gen_length}, "
         f"blocks of {settings.block_length}, {subject.denoiser.config.dtype}, "

@@ -45,11 +45,9 @@ def init_adapters(
     Args:
         config: the architecture.
         key: typed PRNG key.
-        rank: inner width r.
-        targets: names of the linear maps to adapt, in all layers; empty for all that there are.
-            Experts are not among them.
-        scale: standard deviation of `lora_a`'s outputs for inputs of order 1 (alpha / rank of the
-            paper enters here: Adam takes equal steps whatever the scale of the gradient).
+        rank: see `LoraSettings`, as are `targets` (experts are not among them) and `scale` (which
+            stands for the paper's alpha / rank: Adam takes equal steps whatever the gradient's
+            scale).
 
     Returns:
         A nested dict with float32 leaves, whatever the type of the weights.

@@ -32,16 +32,11 @@ class Copies:
     of the copy attends to the text's blocks before its block, and to its block in the copy. So each
     block of the copy attends to the same tokens as a decoder that has finished the blocks before
     it. The rule follows from these labels, one per token; a square mask is never in memory.
-
-    Attributes:
-        block: block of each token.
-        noisy: the token belongs to the copy.
-        real: the token is no padding.
     """
 
-    block: Int[Array, "B S"]
-    noisy: Bool[Array, "B S"]
-    real: Bool[Array, "B S"]
+    block: Int[Array, "B S"]  # Block of each token.
+    noisy: Bool[Array, "B S"]  # The token belongs to the copy.
+    real: Bool[Array, "B S"]  # The token is no padding.
 
     def visible(self, block: Int[Array, "B Q"], noisy: Bool[Array, "B Q"]) -> Bool[Array, "B Q S"]:
         """True where queries with these labels see a token."""
@@ -101,17 +96,12 @@ def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
 
     On GPUs that is cuDNN's flash attention, for 16-bit types. On one TPU it is JAX's Pallas kernel,
     if JAX_UNMASK_ATTENTION=flash asks for it: XLA does not partition that kernel over a mesh.
-    Everything else takes the plain products (between which XLA fuses the softmax on TPUs), and so
-    does everything with JAX_UNMASK_ATTENTION=plain. Which path is taken is logged once.
-
-    Args:
-        dtype: type of the computation.
-        head_dim: width of a head.
-        blocks: attention is block-causal, so masks differ from query to query.
+    Everything else takes the plain products, and so does everything with
+    JAX_UNMASK_ATTENTION=plain. `blocks`: attention is block-causal, so masks differ from query to
+    query.
 
     Raises:
-        ValueError: JAX_UNMASK_ATTENTION has an unknown value, or asks for a kernel that there is
-            not.
+        ValueError: JAX_UNMASK_ATTENTION is unknown, or asks for a kernel that there is not.
     """
     wanted, backend = os.environ.get("JAX_UNMASK_ATTENTION", "auto"), jax.default_backend()
     if wanted not in ("auto", "plain", "flash"):
@@ -149,15 +139,9 @@ def attention(
 ) -> Float[Array, "B Q H d"]:
     """Scaled dot-product attention, grouped where G < H (key head j serves H / G query heads).
 
-    Scores and softmax are float32; the result has the type of `query`. A query whose keys are all
-    hidden gets the mean of the values, which is finite; nothing reads such rows.
-
-    Args:
-        query: queries.
-        key: keys.
-        value: values.
-        mask: True where a query may see a key; None lets every query see every key.
-        fused: use the device's fused kernel, see `fuses`.
+    Scores and softmax are float32; the result has the type of `query`. `mask` is True where a query
+    may see a key; a query whose keys are all hidden gets the mean of the values, which is finite.
+    `fused` takes the device's kernel, see `fuses`.
     """
     if fused and jax.default_backend() == "tpu":
         return tpu_attention.flash(query, key, value, mask)
@@ -187,29 +171,25 @@ def _attend(
         lowest = jnp.finfo(jnp.float32).min
         return out if mask is None else jnp.where(mask[:, None, None], out, lowest)
 
+    def weighted(
+        weights: Array, values: Array, wide: DTypeLike | None
+    ) -> Float[Array, "B G h Q d"]:
+        weights = weights.astype(dtype)
+        return jnp.einsum("bghqk,bgkd->bghqd", weights, values, preferred_element_type=wide)
+
     scored = [(scores(keys, mask), values) for keys, values, mask in sets]
     if len(scored) == 1 and jax.default_backend() != "cpu":
-        weights = jax.nn.softmax(scored[0][0], axis=-1).astype(dtype)
-        out = jnp.einsum("bghqk,bgkd->bghqd", weights, scored[0][1])
+        out = weighted(jax.nn.softmax(scored[0][0], axis=-1), scored[0][1], None)
     else:
         # Divided by the sum of the weights after the product. Heads are narrower than sequences are
         # long, so that is less to divide; CPUs notice.
         maxima = [jnp.max(each, axis=-1, keepdims=True) for each, _ in scored]
         largest = jax.lax.stop_gradient(functools.reduce(jnp.maximum, maxima))
-        weighted = [(jnp.exp(each - largest), values) for each, values in scored]
-        products = [
-            jnp.einsum(
-                "bghqk,bgkd->bghqd",
-                weights.astype(dtype),
-                values,
-                preferred_element_type=jnp.float32,
-            )
-            for weights, values in weighted
-        ]
-        total = functools.reduce(
-            jnp.add, [weights.sum(axis=-1, keepdims=True) for weights, _ in weighted]
-        )
-        out = (functools.reduce(jnp.add, products) / total).astype(dtype)
+        weights = [(jnp.exp(each - largest), values) for each, values in scored]
+        products = [weighted(each, values, jnp.float32) for each, values in weights]
+        totals = [each.sum(axis=-1, keepdims=True) for each, _ in weights]
+        out = functools.reduce(jnp.add, products) / functools.reduce(jnp.add, totals)
+        out = out.astype(dtype)
     return out.reshape(batch, heads, length, width).transpose(0, 2, 1, 3)
 
 
@@ -236,13 +216,8 @@ def rotary_table(
 ) -> tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]:
     """Cosines and sines of rotary position embeddings, float32.
 
-    Su et al. 2021, "RoFormer", arXiv 2104.09864, with frequencies theta^(-2i / head_dim).
-
-    Args:
-        positions: position of each token.
-        head_dim: width d of a head; the table holds d / 2 frequencies.
-        theta: base of the frequencies.
-        turning: number of frequencies that are not zero; None for all.
+    Su et al. 2021, "RoFormer", arXiv 2104.09864: the d / 2 frequencies theta^(-2i / head_dim), of
+    which only the first `turning` are not zero (None for all).
     """
     frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
     if turning is not None:

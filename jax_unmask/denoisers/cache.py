@@ -46,12 +46,9 @@ def empty_cache(config: DenoiserConfig, rows: int, length: int) -> KeyValueCache
 def write_positions(
     cache: KeyValueCache, new: KeyValueCache, at: Int[Array, "B W"]
 ) -> KeyValueCache:
-    """The cache with new keys and values [N, B, G, W, d] at some positions of each row.
+    """The cache of K positions with new keys and values [N, B, G, W, d] at some of each row.
 
-    Args:
-        cache: the cache, of K positions.
-        new: what to write.
-        at: its positions; those of K and more are dropped.
+    Positions `at` of K and more are dropped.
     """
 
     def place(old: Array, new: Array, at: Array) -> Array:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Literal, NamedTuple
 
 import jax.numpy as jnp
@@ -12,40 +13,23 @@ from jax.typing import DTypeLike
 
 @dataclasses.dataclass(frozen=True)
 class ExpertsConfig:
-    """A mixture of experts in place of a layer's MLP (see `jax_unmask.denoisers.moe`).
-
-    Attributes:
-        num_experts: experts E of a layer.
-        per_token: experts that each token goes to.
-        size: intermediate width of an expert.
-        shared_size: intermediate width of an expert that gets every token; 0 for none.
-        score: what turns the router's logits into scores, over all experts.
-        has_bias: the router has a bias per expert that is added to the scores. It is a buffer that
-            balances load in pre-training; no gradient reaches it.
-        weigh_biased: the chosen experts are weighted by their biased scores; otherwise the bias
-            only takes part in choosing.
-        normalise: the weights of the chosen experts are divided by their sum.
-        scale: factor on the weights.
-        num_groups: the experts form this many groups of consecutive ones, ...
-        groups_kept: ... of which only this many are chosen from, those with the largest sum of
-            their two best scores.
-        router_in_float32: the router's product is float32 whatever the type of the computation.
-        layers: for each layer whether it has experts; layers without have the dense MLP.
-    """
+    """A mixture of experts in place of a layer's MLP (see `jax_unmask.denoisers.moe`)."""
 
     num_experts: int
-    per_token: int
-    size: int
-    layers: tuple[bool, ...]
-    shared_size: int = 0
-    score: Literal["softmax", "sigmoid"] = "softmax"
+    per_token: int  # Experts that each token goes to.
+    size: int  # Intermediate width of an expert.
+    layers: tuple[bool, ...]  # Which layers have experts; the others have the dense MLP.
+    shared_size: int = 0  # Intermediate width of an expert that gets every token; 0 for none.
+    score: Literal["softmax", "sigmoid"] = "softmax"  # Of the router's logits, over all experts.
+    # A bias per expert is added to the scores. It is a buffer that balances load in pre-training.
     has_bias: bool = False
-    weigh_biased: bool = False
-    normalise: bool = False
-    scale: float = 1.0
-    num_groups: int = 1
+    weigh_biased: bool = False  # The bias counts in the weights too, not in choosing alone.
+    normalise: bool = False  # The weights of the chosen experts are divided by their sum.
+    scale: float = 1.0  # Factor on the weights.
+    num_groups: int = 1  # The experts form this many groups of consecutive ones, ...
+    # ... of which only this many are chosen from, by the sum of their two best scores.
     groups_kept: int = 1
-    router_in_float32: bool = False
+    router_in_float32: bool = False  # Whatever the type of the computation.
 
     def __post_init__(self) -> None:
         _check_sizes(self, "num_experts", "per_token", "size", "num_groups", "groups_kept")
@@ -68,14 +52,7 @@ class ExpertsConfig:
 
 
 class LayerRun(NamedTuple):
-    """Consecutive layers of one kind, whose parameters are stacked.
-
-    Attributes:
-        name: name of their parameters.
-        start: the first layer.
-        stop: the layer after the last.
-        has_experts: whether they have experts instead of the dense MLP.
-    """
+    """Layers `start` to `stop` (excluded), all of one kind; their parameters are stacked."""
 
     name: str
     start: int
@@ -89,74 +66,43 @@ class DenoiserConfig:
 
     A family (a published checkpoint format) is a mapping from its own `config.json` to these
     fields; the transformer itself reads nothing else.
-
-    Attributes:
-        family: checkpoint format that the weights are read from and written to, e.g. "llada".
-        vocab_size: width V of the logits, which is also the number of embedding rows.
-        hidden_size: width D of the residual stream.
-        num_layers: transformer blocks.
-        num_heads: query heads.
-        num_kv_heads: key and value heads; each serves num_heads / num_kv_heads query heads.
-        head_dim: width of a head; even, because rotary embeddings turn pairs.
-        intermediate_size: width of the gated MLP.
-        rope_theta: base of the rotary frequencies.
-        norm_eps: epsilon of every RMSNorm.
-        max_length: longest sequence (prompt and canvas) that the model was made for.
-        tie_embeddings: the output projection is the embedding table.
-        mask_token_id: id of `[MASK]`.
-        eos_token_id: id that ends a response.
-        pad_token_id: id that fills the left of shorter prompts (never attended).
-        bos_token_id: id that starts a text, if the family has one.
-        dtype: floating type of the computation. Norm statistics, softmax and logits are float32
-            whatever it is.
-        param_dtype: floating type of the parameters.
-        qkv_bias: the query, key and value projections have biases.
-        out_bias: so has the projection after attention.
-        qk_norm: queries and keys are normalised per head before they are rotated.
-        rotary_dim: leading features of a head that are rotated; None for all.
-        rotary_in_float32: rotations are computed in float32; otherwise cosines and sines are
-            rounded to the compute type and the products are in it.
-        norm_scale_in_float32: norms multiply by their scale in float32 and round once; otherwise
-            they round before it.
-        logits_shift: the output projection at position i scores token i + 1, as in models made from
-            causal ones. `Denoiser` undoes it: its hidden states and logits at position i are always
-            those of token i.
-        attention_block: block-causal attention: a position attends to its block of this many
-            positions, counted from the start of the text, and to all blocks before. None for full
-            attention.
-        experts: mixture of experts, or None for dense layers only.
-        fused_attention: attention runs in one fused kernel of the device (see
-            `attention.fuses`); its rounding is another, and it has no gradient here. Not part of
-            what a denoiser is: rollouts set it for themselves.
     """
 
-    family: str
-    vocab_size: int
-    hidden_size: int
+    family: str  # Checkpoint format that the weights are read from and written to, e.g. "llada".
+    vocab_size: int  # Width V of the logits, which is also the number of embedding rows.
+    hidden_size: int  # Width D of the residual stream.
     num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    intermediate_size: int
-    rope_theta: float
-    norm_eps: float
-    max_length: int
-    tie_embeddings: bool
+    num_heads: int  # Of queries.
+    num_kv_heads: int  # Of keys and values; each serves num_heads / num_kv_heads query heads.
+    head_dim: int  # Even, because rotary embeddings turn pairs.
+    intermediate_size: int  # Width of the gated MLP.
+    rope_theta: float  # Base of the rotary frequencies.
+    norm_eps: float  # Of every RMSNorm.
+    max_length: int  # Longest sequence (prompt and canvas) that the model was made for.
+    tie_embeddings: bool  # The output projection is the embedding table.
     mask_token_id: int
-    eos_token_id: int
-    pad_token_id: int
-    bos_token_id: int | None = None
-    dtype: DTypeLike = jnp.float32
+    eos_token_id: int  # Ends a response.
+    pad_token_id: int  # Fills the left of shorter prompts (never attended).
+    bos_token_id: int | None = None  # Starts a text, if the family has one.
+    dtype: DTypeLike = jnp.float32  # Of the computation; norms, softmax and logits are float32.
     param_dtype: DTypeLike = jnp.float32
-    qkv_bias: bool = False
-    out_bias: bool = False
-    qk_norm: bool = False
-    rotary_dim: int | None = None
+    qkv_bias: bool = False  # The query, key and value projections have biases; ...
+    out_bias: bool = False  # ... so has the projection after attention.
+    qk_norm: bool = False  # Queries and keys are normalised per head before they are rotated.
+    rotary_dim: int | None = None  # Leading features of a head that are rotated; None for all.
+    # Otherwise cosines and sines are rounded to the compute type, and the products are in it.
     rotary_in_float32: bool = True
+    # Norms multiply by their scale in float32 and round once; otherwise they round before it.
     norm_scale_in_float32: bool = False
+    # The output projection at position i scores token i + 1, as in models made from causal ones.
+    # `Denoiser` undoes it: hidden states and logits at position i are always those of token i.
     logits_shift: bool = False
+    # Block-causal attention: a position attends to its block of this many positions, counted from
+    # the start of the text, and to all blocks before. None for full attention.
     attention_block: int | None = None
-    experts: ExpertsConfig | None = None
+    experts: ExpertsConfig | None = None  # None for dense layers only.
+    # Attention in a fused kernel of the device (`attention.fuses`): it rounds otherwise and has no
+    # gradient here. Not part of what a denoiser is: rollouts set it for themselves.
     fused_attention: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
@@ -173,7 +119,7 @@ class DenoiserConfig:
             )
         if self.rotary_dim is not None:
             _check_sizes(self, "rotary_dim")
-            if not 0 < self.rotary_dim <= self.head_dim or self.rotary_dim % 2:
+            if self.rotary_dim > self.head_dim or self.rotary_dim % 2:
                 raise ValueError(
                     f"rotary_dim={self.rotary_dim} must be even and between 2 and "
                     f"head_dim={self.head_dim}"
@@ -186,9 +132,23 @@ class DenoiserConfig:
                 f"layers, num_layers={self.num_layers}"
             )
         for name in ("rope_theta", "norm_eps"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be positive")
-        self._check_tokens()
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name}={getattr(self, name)} must be positive and finite")
+        for name in ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id"):
+            token = getattr(self, name)
+            if token is None and name == "bos_token_id":
+                continue
+            _check_int(name, token)
+            if not 0 <= token < self.vocab_size:
+                raise ValueError(
+                    f"{name}={token} is not in the vocabulary of vocab_size={self.vocab_size} "
+                    "tokens"
+                )
+            if token == self.mask_token_id and name != "mask_token_id":
+                raise ValueError(
+                    f"{name}={token} is also mask_token_id; a text that holds it could not be told "
+                    "from an unfinished one"
+                )
         for name in ("dtype", "param_dtype"):
             # One canonical object per type, so that equal configs hash alike ("bfloat16",
             # jnp.bfloat16 and np.dtype("bfloat16") are three different keys otherwise).
@@ -207,24 +167,6 @@ class DenoiserConfig:
             LayerRun("layers" if len(starts) == 1 else f"layers_{start}", start, end, kinds[start])
             for start, end in zip(starts, ends, strict=True)
         )
-
-    def _check_tokens(self) -> None:
-        for name in ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id"):
-            token = getattr(self, name)
-            if token is None and name == "bos_token_id":
-                continue
-            _check_int(name, token)
-            if not 0 <= token < self.vocab_size:
-                raise ValueError(
-                    f"{name}={token} is not in the vocabulary of vocab_size={self.vocab_size} "
-                    "tokens"
-                )
-        for name in ("eos_token_id", "pad_token_id", "bos_token_id"):
-            if getattr(self, name) == self.mask_token_id:
-                raise ValueError(
-                    f"{name}={self.mask_token_id} is also mask_token_id; a text that holds it "
-                    "could not be told from an unfinished one"
-                )
 
 
 def _check_sizes(config: object, *names: str) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
 
@@ -26,19 +27,12 @@ Tree = TypeVar("Tree")
 
 @struct.dataclass
 class Scores:
-    """The denoiser's predictions at each position, float32.
+    """The denoiser's predictions at each position, float32."""
 
-    Attributes:
-        candidate: the token that would be written.
-        confidence: the denoiser's probability of the candidate.
-        top_probs: the K largest probabilities, in descending order.
-        entropy: entropy of the distribution in nats, or None if it was not asked for.
-    """
-
-    candidate: Int[Array, "B L"]
-    confidence: Float[Array, "B L"]
-    top_probs: Float[Array, "B L K"]
-    entropy: Float[Array, "B L"] | None
+    candidate: Int[Array, "B L"]  # The token that would be written.
+    confidence: Float[Array, "B L"]  # The denoiser's probability of the candidate.
+    top_probs: Float[Array, "B L K"]  # The largest probabilities, in descending order.
+    entropy: Float[Array, "B L"] | None  # In nats; None if it was not asked for.
 
 
 def score_targets(
@@ -64,23 +58,14 @@ def score_targets(
 
 
 class _Partial(NamedTuple):
-    """Reductions over the slices of the vocabulary so far.
+    """Reductions over the slices of the vocabulary so far."""
 
-    Attributes:
-        top: the K largest logits, descending; top[..., 0] is the maximum.
-        mass: sum of exp(logit - maximum).
-        moment: sum of exp(logit - maximum) * (logit - maximum).
-        best: largest (perturbed) logit of a token that may be a candidate.
-        candidate: that token.
-        chosen: its logit without noise.
-    """
-
-    top: Float[Array, "B L K"]
-    mass: Float[Array, "B L"]
-    moment: Float[Array, "B L"]
-    best: Float[Array, "B L"]
-    candidate: Int[Array, "B L"]
-    chosen: Float[Array, "B L"]
+    top: Float[Array, "B L K"]  # The largest logits, descending; the first is the maximum.
+    mass: Float[Array, "B L"]  # Sum of exp(logit - maximum).
+    moment: Float[Array, "B L"]  # Sum of exp(logit - maximum) * (logit - maximum).
+    best: Float[Array, "B L"]  # Largest (perturbed) logit of a token that may be a candidate.
+    candidate: Int[Array, "B L"]  # That token.
+    chosen: Float[Array, "B L"]  # Its logit without noise.
 
 
 def score_candidates(
@@ -103,13 +88,10 @@ def score_candidates(
     temperature 1 and without noise, as in LLaDA's `generate` (arXiv 2502.09992).
 
     A position that is filled with the mask token has not been filled: published samplers then
-    waste the step, or never end. So the mask token is not a candidate. Only the choice is
-    restricted: confidence, top_probs and entropy are those of the denoiser's own distribution over
-    the whole vocabulary, whatever it gives to the mask token. Wherever a published sampler's
-    candidate is a real token, the results are therefore the same.
-
-    `sampling` can restrict the draw to the most probable tokens, and take the confidences from the
-    distribution that the token is drawn from.
+    waste the step, or never end. So the mask token is not a candidate, unless `allow_mask_token`.
+    Only the choice is restricted: confidence, top_probs and entropy are those of the denoiser's own
+    distribution over the whole vocabulary. Wherever a published sampler's candidate is a real
+    token, the results are therefore the same.
 
     Args:
         denoiser: gives the output projection.
@@ -119,9 +101,8 @@ def score_candidates(
         top_k: how many of the largest probabilities to return.
         entropy: whether to compute the entropy.
         temperature: denoiser temperature (static).
-        vocab_chunk: size of the slice of the vocabulary whose logits exist at one time; None for
-            all of it. The slices change nothing but memory: draws are the same, sums agree to
-            rounding.
+        vocab_chunk: vocabulary entries whose logits exist at one time; None for all. Draws stay the
+            same, sums agree to rounding.
         allow_mask_token: lets the mask token be a candidate.
         sampling: filters of the draw. They need the logits of a position all at once, so the
             slices are of positions then (of the same size), and other noise is drawn.
@@ -134,8 +115,8 @@ def score_candidates(
     chunk = vocab if vocab_chunk is None else vocab_chunk
     if not 1 <= top_k <= vocab:
         raise ValueError(f"top_k={top_k} must be between 1 and the vocabulary size {vocab}")
-    if temperature < 0:
-        raise ValueError(f"temperature={temperature} must not be negative")
+    if not 0 <= temperature < math.inf:
+        raise ValueError(f"temperature={temperature} must be finite and not negative")
     if chunk < 1:
         raise ValueError(f"vocab_chunk={vocab_chunk} must be at least 1, or None for one slice")
     forbidden = None if allow_mask_token else cfg.mask_token_id
@@ -211,14 +192,11 @@ def gumbel_noise(keys: Array, ids: Int[Array, " C"], length: int) -> Float[Array
 def by_position(
     function: Callable[[Array, Array], Tree], hidden: Float[Array, "B L D"], keys: Array, width: int
 ) -> Tree:
-    """Results of a function for all positions, computed for `width` of every row at a time.
+    """Results of a function for all positions, computed for W = `width` of every row at a time.
 
-    Args:
-        function: maps (hidden states [B, W, D], typed PRNG keys [B, W]) to arrays [B, W, ...], each
-            position on its own.
-        hidden: last hidden states.
-        keys: typed PRNG keys [B]; a position's key is its row's with the position folded in.
-        width: positions W at one time.
+    `function` maps (hidden states [B, W, D], typed PRNG keys [B, W]) to arrays [B, W, ...], each
+    position on its own. A position's key is its row's (typed PRNG keys [B]) with the position
+    folded in.
     """
     batch, length = hidden.shape[:2]
     width = min(width, length)
@@ -254,9 +232,7 @@ def _draw(
 ) -> Scores:
     """Draws from filtered logits; `keys` [B, W] has one key per position."""
     tempered = logits / temperature if temperature > 0 else logits
-    kept = filtered(tempered, sampling)
-    allowed = tempered
-    choices = kept
+    choices = kept = filtered(tempered, sampling)
     if forbidden is not None:
         is_forbidden = jnp.arange(logits.shape[-1]) == forbidden
         choices = jnp.where(is_forbidden, -jnp.inf, kept)
@@ -265,11 +241,10 @@ def _draw(
         best = allowed.max(axis=-1, keepdims=True)
         nothing = jnp.isneginf(choices).all(axis=-1, keepdims=True)
         choices = jnp.where(nothing & (allowed == best), allowed, choices)
-    noisy = choices
     if temperature > 0:
         gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))
-        noisy = choices + gumbel(keys)
-    candidate = noisy.argmax(axis=-1)
+        choices = choices + gumbel(keys)
+    candidate = choices.argmax(axis=-1)
     shown = kept if sampling.filtered_confidence else logits
     of_candidate = _pick(tempered if sampling.filtered_confidence else logits, candidate)
     log_mass = jax.nn.logsumexp(shown, axis=-1)

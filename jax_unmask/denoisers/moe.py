@@ -38,19 +38,14 @@ class Experts(nn.Module):
             raise ValueError("the config has no experts")
         width, count = cfg.hidden_size, moe.num_experts
 
-        def stacked(name: str, fan_in: int, fan_out: int, init: Any = _expert_init) -> Any:
-            return self.param(name, init, (count, fan_in, fan_out), cfg.param_dtype)
+        def param(name: str, init: Any, *shape: int) -> Any:
+            return self.param(name, init, shape, cfg.param_dtype)
 
-        router = self.param(
-            "router",
-            nn.initializers.variance_scaling(1.0, "fan_in", "normal"),
-            (width, count),
-            cfg.param_dtype,
-        )
-        bias = None
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
+        router, bias = param("router", init, width, count), None
         if moe.has_bias:
-            bias = self.param("router_bias", nn.initializers.zeros, (count,), cfg.param_dtype)
-            bias = jax.lax.stop_gradient(bias.astype(jnp.float32))
+            bias = param("router_bias", nn.initializers.zeros, count).astype(jnp.float32)
+            bias = jax.lax.stop_gradient(bias)
         router_dtype = jnp.float32 if moe.router_in_float32 else cfg.dtype
         logits = jnp.dot(
             x.astype(router_dtype),
@@ -64,9 +59,9 @@ class Experts(nn.Module):
             1.0 / (2 * cfg.num_layers), "fan_in", "normal", batch_axis=(0,)
         )
         kernels = (
-            stacked("gate", width, moe.size),
-            stacked("up", width, moe.size),
-            stacked("down", moe.size, width, out_init),
+            param("gate", _expert_init, count, width, moe.size),
+            param("up", _expert_init, count, width, moe.size),
+            param("down", out_init, count, moe.size, width),
         )
         return _spread(x, chosen, weights, kernels).astype(cfg.dtype)
 
@@ -136,15 +131,10 @@ def mix_experts(
     count: int,
     apply: Callable[[Array, Array, Array], Array],
 ) -> Float[Array, "T D"]:
-    """Weighted sums of the outputs of each token's experts.
+    """Weighted sums of the outputs of each token's experts, of which there are E = `count`.
 
-    Args:
-        x: tokens.
-        chosen: experts of each token.
-        weights: weights of these.
-        count: number of experts E.
-        apply: the experts: maps (rows [T * k, D] sorted by expert, rows of each expert [E], expert
-            of each row [T * k]) to outputs [T * k, D].
+    `apply` maps (rows [T * k, D] sorted by expert, rows of each expert [E], expert of each row
+    [T * k]) to outputs [T * k, D].
     """
     per_token = chosen.shape[1]
     # One row per (token, expert) pair, those of an expert beside each other.
@@ -166,11 +156,6 @@ def route(
     Covers the published routers: softmax scores taken as they are (LLaDA-MoE) or normalised over
     the chosen ones (SDAR-MoE, as in Qwen3-MoE), and sigmoid scores with a load-balancing bias and
     groups of experts (LLaDA2, after DeepSeek-V3, arXiv 2412.19437).
-
-    Args:
-        logits: the router's outputs.
-        bias: added to the scores for choosing.
-        moe: how scores are made and used.
 
     Returns:
         (experts, weights), best first; the weights are float32.

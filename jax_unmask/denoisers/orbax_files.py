@@ -55,8 +55,8 @@ def read_orbax_files(
         directory: the model directory.
         expected: shapes of the parameters that its config calls for.
         param_dtype: type of the parameters; by default the widest that is stored.
-        keeping: paths of parameters that keep the type in which they are stored.
-        places: sharding of each parameter by path; those without one go to the first device.
+        keeping: parameters that keep the type in which they are stored.
+        places: shardings; parameters without one go to the first device.
 
     Raises:
         ValueError: the checkpoint is damaged, or holds other tensors than the expected ones.

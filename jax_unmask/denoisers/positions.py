@@ -10,13 +10,9 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 def window_of(
     values: Shaped[Array, "#B S ..."], width: int, start: Int[Array, " B"] | None = None
 ) -> Shaped[Array, "#B W ..."]:
-    """W positions of each row.
+    """W = `width` positions of each row, from `start` on (clipped to those that there are).
 
-    Args:
-        values: of all positions.
-        width: W.
-        start: first position in each row; positions before the first or after the last are the
-            first or the last. By default the last W.
+    By default the last W.
     """
     if start is None:
         return values[:, -width:]
@@ -34,10 +30,8 @@ def unshift(
 
     The first token of a text has none before it; its own state stays, as in the published code.
 
-    Args:
-        hidden: states of L of S positions. If L < S, the first of them has none to get.
-        attention_mask: True where a token is real.
-        start: which positions, see `window_of`.
+    `hidden` are states of L of S positions (which: see `window_of`); if L < S, the first of them
+    has none to get.
     """
     moved = jnp.concatenate([hidden[:, :1], hidden[:, :-1]], axis=1)
     if attention_mask is None:

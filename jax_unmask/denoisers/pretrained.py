@@ -12,7 +12,6 @@ import functools
 import os
 import pathlib
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -122,12 +121,8 @@ def save_pretrained(
         tokenizer: its files are copied as they are.
         max_shard_bytes: weights beyond this size are split over several files.
     """
-    config = denoiser.config
-    tensors = _tensor_map(config)
-    _check_params(params, config)
+    config, tensors = _checked(params, denoiser.config)
     flat = flatten_dict(params)
-    config = dataclasses.replace(config, param_dtype=_param_dtype(flat, tensors))
-
     directory = hub.begin_saving(directory) if jax.process_index() == 0 else pathlib.Path()
     sizes = {name: tensors.nbytes(name, flat) for name in tensors.shapes}
     if jax.process_index():
@@ -146,18 +141,13 @@ def save_orbax(
 ) -> None:
     """Writes an Orbax directory: `config.json`, and the parameters as they are in memory.
 
-    Args:
-        directory: made if missing; must not hold an Orbax checkpoint yet.
-        denoiser: gives the config.
-        params: the parameters; sharded arrays are written by the processes that hold them.
-        tokenizer: its files are copied as they are.
+    The arguments are those of `save_pretrained`; sharded arrays are written by the processes that
+    hold them.
 
     Raises:
         FileExistsError: the directory already holds a checkpoint.
     """
-    _check_params(params, denoiser.config)
-    dtype = _param_dtype(flatten_dict(params), _tensor_map(denoiser.config))
-    config = dataclasses.replace(denoiser.config, param_dtype=dtype)
+    config, _ = _checked(params, denoiser.config)
     item = new_orbax_item(pathlib.Path(directory))
     directory = hub.begin_saving(directory)
     write_orbax_item(item, params)
@@ -267,19 +257,21 @@ def _tensor_map(config: DenoiserConfig) -> TensorMap:
     return TensorMap(families.named(config.family).tensors(config), abstract_params(config))
 
 
-def _check_params(params: Params, config: DenoiserConfig) -> None:
-    """Refuses to save parameters that are not those of the config."""
+def _checked(params: Params, config: DenoiserConfig) -> tuple[DenoiserConfig, TensorMap]:
+    """The config with the type of the parameters, and their format on disk.
+
+    Parameters that are not those of the config are refused.
+    """
     if any(map(quantized.is_quantized, flatten_dict(params).values())):
         raise ValueError(
             "quantised parameters cannot be saved: the formats hold floating-point weights. Load "
             "the model without quantization, and save that"
         )
     check_shapes(shapes_of(params), shapes_of(abstract_params(config)), "params")
-
-
-def _param_dtype(flat: Mapping[Path, Any], tensors: TensorMap) -> np.dtype:
-    """Type of a model's parameters, except for those of a fixed type."""
-    return widest(leaf.dtype for path, leaf in flat.items() if path not in tensors.keeping)
+    tensors = _tensor_map(config)
+    flat = flatten_dict(params)
+    dtype = widest(leaf.dtype for path, leaf in flat.items() if path not in tensors.keeping)
+    return dataclasses.replace(config, param_dtype=dtype), tensors
 
 
 def _finish_save(

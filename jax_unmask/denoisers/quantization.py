@@ -20,8 +20,6 @@ from jaxtyping import Array, Float, Int
 TYPES = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
 """Stored type by kind of quantisation."""
 
-_EXPERTS = ("gate", "up", "down")
-
 
 def check_kind(kind: str) -> None:
     """Raises ValueError for an unknown kind, ImportError where Qwix is not installed."""
@@ -31,15 +29,9 @@ def check_kind(kind: str) -> None:
 
 
 def quantize_params(params: Any, kind: str) -> Any:
-    """Parameters of a denoiser with the matrices of its layers quantised.
+    """Parameters of a denoiser with a `qwix.QArray` in place of each matrix of its layers.
 
-    Args:
-        params: nested dict; its matrices are replaced one by one, so that there never are two
-            copies of all of them.
-        kind: a key of `TYPES`.
-
-    Returns:
-        The same tree, with a `qwix.QArray` in place of each matrix.
+    Matrices are replaced one by one, so that there never are two copies of all of them.
 
     Raises:
         ValueError: there is no such kind, or the parameters are quantised already.
@@ -53,10 +45,11 @@ def quantize_params(params: Any, kind: str) -> Any:
 
 
 def quantize(path: tuple[str, ...], value: Any, kind: str) -> Any:
-    """One parameter, quantised if it is a matrix of a layer."""
+    """One parameter, quantised if it is a matrix of a layer, by its path."""
     if is_quantized(value):
         raise ValueError(f"parameter {'/'.join(path)} is quantised already")
-    if not is_matrix(path):
+    is_expert = path[-2:-1] == ("experts",) and path[-1] in ("gate", "up", "down")
+    if path[-1] != "kernel" and not is_expert:
         return value
     # The last but one axis is summed over; each index of the others has a scale of its own.
     channels = tuple(axis for axis in range(value.ndim - 1) if axis != value.ndim - 3)
@@ -66,11 +59,6 @@ def quantize(path: tuple[str, ...], value: Any, kind: str) -> Any:
 
     # Layer by layer: the float32 copies of a stack would be larger than the model.
     return jax.jit(functools.partial(jax.lax.map, of_layer))(value)
-
-
-def is_matrix(path: tuple[str, ...]) -> bool:
-    """Whether a parameter is a matrix of a layer, by its path."""
-    return path[-1] == "kernel" or (path[-2:-1] == ("experts",) and path[-1] in _EXPERTS)
 
 
 def is_quantized(value: Any) -> bool:

@@ -19,24 +19,16 @@ Tree = TypeVar("Tree")
 
 @dataclasses.dataclass(frozen=True)
 class TableShard:
-    """One device's shard of an output projection, inside `over_table`; or all of it.
+    """One device's shard of an output projection, inside `over_table`; or all of it."""
 
-    Attributes:
-        table: its rows, sharded along the fsdp axis if there is one.
-        first: the token of the first row.
-        fsdp: devices that share the width of these rows.
-        tensor: devices that share the vocabulary.
-        copies: axes of devices with the same shard and other rows of the batch, beside fsdp. None
-            inside of a `shard_map` over them, which sums over them itself.
-        is_whole: the rows are whole along the fsdp axis already.
-    """
-
-    table: Float[Array, "C D"]
-    first: Int[Array, ""] | int = 0
-    fsdp: int = 1
-    tensor: int = 1
+    table: Float[Array, "C D"]  # Its rows, sharded along the fsdp axis if there is one.
+    first: Int[Array, ""] | int = 0  # Token of the first row.
+    fsdp: int = 1  # Devices that share the width of these rows.
+    tensor: int = 1  # Devices that share the vocabulary.
+    # Axes of devices with the same shard and other rows of the batch, beside fsdp. None inside of a
+    # `shard_map` over them, which sums over them itself.
     copies: tuple[str, ...] = ()
-    is_whole: bool = False
+    is_whole: bool = False  # The rows are whole along the fsdp axis already.
 
     @property
     def size(self) -> int:
@@ -114,7 +106,7 @@ def over_table(
         function: must return the same on devices with different shards of the vocabulary, where
             that is no dimension of its result.
         table: output projection.
-        rows: arrays with the rows of a batch, sharded over the data and fsdp axes.
+        rows: arrays with the rows of a batch.
         names: dimensions of the result, see `runtime.mesh.LOGICAL`; or a list of such.
     """
     mesh = active_over(rows[0].shape[0])

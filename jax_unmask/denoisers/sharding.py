@@ -81,12 +81,7 @@ def gathered(kernel: Any, names: Names, dtype: Any) -> Any:
     """A matrix ready for a product: gathered along the fsdp axis, sharded along the tensor axis.
 
     It is gathered in the type of the product. Its gradient is reduced straight to the shards that
-    the parameter is stored in.
-
-    Args:
-        kernel: an array [I, O], or a quantised one, which stays that.
-        names: of its dimensions, see `LINEAR`.
-        dtype: type of the product.
+    the parameter is stored in. A quantised one [I, O] stays that. `names` are those of `LINEAR`.
     """
     if active() is None:
         return kernel if is_quantized(kernel) else kernel.astype(dtype)
@@ -144,26 +139,14 @@ def check_mesh(config: DenoiserConfig, mesh: Mesh | None) -> None:
     """Raises ConfigError for a mesh axis that does not divide a dimension which it shards."""
     if mesh is None:
         return
-    inner = {"intermediate_size": config.intermediate_size}
+    inner = ("num_heads", "num_kv_heads", "intermediate_size", "vocab_size")
+    sizes = [("tensor", name, getattr(config, name)) for name in inner]
+    sizes.append(("fsdp", "hidden_size", config.hidden_size))
     if config.experts is not None:
-        inner["size of an expert"] = config.experts.size
-        inner["size of the shared expert"] = config.experts.shared_size or 0
-    spread = {
-        "tensor": {
-            "num_heads": config.num_heads,
-            "num_kv_heads": config.num_kv_heads,
-            **inner,
-            "vocab_size": config.vocab_size,
-        },
-        "fsdp": {"hidden_size": config.hidden_size},
-    }
-    for axis, sizes in spread.items():
-        parts = mesh.shape[axis]
-        for name, size in sizes.items():
-            if size % parts:
-                raise ConfigError(
-                    f"mesh.{axis}",
-                    parts,
-                    f"it does not divide the denoiser's {name} = {size}",
-                    "Give a divisor of it",
-                )
+        sizes.append(("tensor", "size of an expert", config.experts.size))
+        sizes.append(("tensor", "size of the shared expert", config.experts.shared_size))
+    for axis, name, size in sizes:
+        shards = mesh.shape[axis]
+        if size % shards:
+            problem = f"it does not divide the denoiser's {name} = {size}"
+            raise ConfigError(f"mesh.{axis}", shards, problem, "Give a divisor of it")

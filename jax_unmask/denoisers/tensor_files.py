@@ -97,7 +97,8 @@ class TensorMap:
 
     Attributes:
         shapes: shape in the file of every tensor by name.
-        keeping: paths of the parameters that keep the type in which they are stored.
+        paths: all parameters.
+        keeping: the parameters that keep the type in which they are stored.
         names: names of the tensors of these parameters.
     """
 
@@ -110,6 +111,7 @@ class TensorMap:
             self._by_name[spec.name].append(spec)
             self._by_path[spec.path].append(spec)
         self.shapes = {name: self._shape(parts) for name, parts in self._by_name.items()}
+        self.paths = list(self._by_path)
         self.keeping = {
             path for path, parts in self._by_path.items() if any(p.keeps_dtype for p in parts)
         }
@@ -127,9 +129,9 @@ class TensorMap:
 
         Args:
             path: the parameter.
-            tensor: reads a part of a tensor of the file, by name and index.
+            tensor: reads a slice of a tensor of the file, by name and index.
             dtype: type of the parameter.
-            index: the part, one slice per dimension; None for all of it.
+            index: which slice of the parameter; None for all of it.
         """
         shape = self._parameters[path].shape
         whole = tuple(slice(0, size) for size in shape)
@@ -151,12 +153,7 @@ class TensorMap:
         return array
 
     def write(self, name: str, flat: Mapping[Path, Any]) -> np.ndarray:
-        """A tensor in the layout of the file.
-
-        Args:
-            name: its name.
-            flat: all parameters by path.
-        """
+        """A tensor in the layout of the file, from all parameters by path."""
         values = []
         for spec in self._by_name[name]:
             value = to_host(flat[spec.path][spec.index] if spec.index else flat[spec.path])
@@ -166,11 +163,6 @@ class TensorMap:
     def nbytes(self, name: str, flat: Mapping[Path, Any]) -> int:
         """Size of a tensor in the file."""
         return math.prod(self.shapes[name]) * flat[self._by_name[name][0].path].dtype.itemsize
-
-    @property
-    def paths(self) -> list[Path]:
-        """All parameters."""
-        return list(self._by_path)
 
     def parameter_shape(self, path: Path) -> tuple[int, ...]:
         """Shape of a parameter."""
@@ -255,22 +247,18 @@ def write_tensor_files(
             room = max_shard_bytes
         shards[-1].append(name)
         room -= size
-    if len(shards) == 1:
-        files = [SINGLE]
-    else:
-        files = [
-            f"model-{k:05d}-of-{len(shards):05d}.safetensors" for k in range(1, len(shards) + 1)
-        ]
-    for file, names in zip(files, shards, strict=True):
+    weight_map: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = SINGLE
+        if len(shards) > 1:
+            file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         # "format" is what transformers asks a file for before it reads it.
         partial = directory / f".{file}.partial"
         save_file({name: read(name) for name in names}, partial, metadata={"format": "pt"})
         partial.replace(directory / file)
-    keep = set(files)
+        weight_map |= dict.fromkeys(names, file)
+    keep = set(weight_map.values())
     if len(shards) > 1:
-        weight_map = {
-            name: file for file, names in zip(files, shards, strict=True) for name in names
-        }
         index = {"metadata": {"total_size": sum(sizes.values())}, "weight_map": weight_map}
         atomic_write(directory / INDEX, json.dumps(index, indent=2) + "\n")
         keep.add(INDEX)

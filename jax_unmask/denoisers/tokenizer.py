@@ -119,12 +119,9 @@ class Tokenizer:
         skip_special_tokens: bool = True,
         cut_at_eos: bool = True,
     ) -> str:
-        """Text of token ids, by default up to the first of `stop_ids`.
+        """Text of token ids, up to the first of `stop_ids` unless `cut_at_eos` is off.
 
-        Args:
-            ids: token ids.
-            skip_special_tokens: leave special tokens out, masks that were never filled among them.
-            cut_at_eos: ignore the first of `stop_ids` and everything after it.
+        Special tokens are left out by default, masks that were never filled among them.
         """
         tokens = [int(token) for token in ids]
         if cut_at_eos:

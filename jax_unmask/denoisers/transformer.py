@@ -43,12 +43,8 @@ _dense_init = nn.initializers.variance_scaling(1.0, "fan_in", "normal")
 class RMSNorm(nn.Module):
     """Root-mean-square norm with a learned scale (Zhang & Sennrich 2019, arXiv 1910.07467).
 
-    Attributes:
-        eps: added to the mean square.
-        dtype: type of the result. The norm itself is float32.
-        param_dtype: type of the scale.
-        scale_in_float32: multiply by the scale before the result is rounded, not after.
-        has_scale: whether there is a scale.
+    The norm itself is float32; the result is rounded to `dtype`, before it is multiplied by the
+    scale or, with `scale_in_float32`, after.
     """
 
     eps: float
@@ -106,10 +102,6 @@ class Linear(nn.Module):
 class DenoiserBlock(nn.Module):
     """Pre-norm attention and gated MLP (or experts), each added to the residual stream.
 
-    Attributes:
-        config: the architecture.
-        has_experts: whether this layer has experts instead of the MLP.
-
     The residual stream is [B * S, D]: two-dimensional products are what CPUs run fastest, above
     all in the backward pass.
     """
@@ -135,9 +127,9 @@ class DenoiserBlock(nn.Module):
             table: cosines and sines of the rotations.
             mask: True where a position sees another, or a rule for that; None for everywhere.
             batch: rows B.
-            last: number of positions to return (they still see all); None for all.
+            last: number of positions to return, see `forward`, as is `start`.
             keep: return keys and values of all positions too.
-            start: first of the returned positions of each row; by default they are the last ones.
+            start: first of the returned positions.
         """
         cfg = self.config
         # Each layer adds two terms to the residual stream; scaled down, their sum keeps order 1.
@@ -201,14 +193,10 @@ class Denoiser(nn.Module):
     Attention is bidirectional, within blocks or altogether. The parameters of equal layers are
     stacked on a leading axis; `forward` applies them.
 
-    Attributes:
-        config: the architecture.
-        remat: recompute each block's activations in the backward pass instead of keeping them
-            (memory for time; the parameters are the same).
     """
 
     config: DenoiserConfig
-    remat: bool = False
+    remat: bool = False  # Recompute each layer's activations in the backward pass.
 
     def setup(self) -> None:
         cfg = self.config
@@ -312,24 +300,22 @@ def forward(
         config: the architecture.
         params: the denoiser's parameters.
         tokens: token ids.
-        attention_mask: True where a token is real; padding is never attended. Outputs at padded
-            positions are finite and arbitrary.
+        attention_mask: True where a token is real; padding is never attended, and outputs there are
+            finite and arbitrary.
         positions: of the tokens in their text, for rotations and blocks; by default the number of
             real tokens before each one, so that padding shifts nothing. A window must give them.
-        last: number L of positions to return; None for all (static). The last layer then computes
-            nothing but keys and values for the others.
-        start: first of the returned positions of each row, at most S - last; by default they are
-            the last ones.
+        last: number L of positions to return; None for all (static). For the others, the last layer
+            computes nothing but keys and values.
+        start: first of the returned positions of each row, at most S - last; by default the last.
         copies: the tokens are a text and a partly masked copy of it; then the labels alone
             determine attention, and `positions` must be given.
         cache: keys and values of K positions.
         cached_mask: cached positions that the tokens see.
-        put: writes what the B rows of this forward have into the rows of the cache, of which there
-            may be more; by default they are the same rows.
+        put: writes the B rows of this forward into those of the cache, of which there may be more.
         at: for a window, the cached positions that its tokens' keys and values are written to; K
             and more for those that are not.
         table: `rotations` of the positions, for loops that compute them once.
-        remat: recompute each layer's activations in the backward pass.
+        remat: see `Denoiser`.
 
     Returns:
         The hidden states of the L positions, and the cache (None if there was none). Where the head
@@ -426,14 +412,8 @@ def _over_layers(
 ) -> tuple[Any, Any]:
     """The loop over the layers of a run: the state after them, and their outputs stacked.
 
-    All forwards use this loop, so a backend that needs another one (in Python over static indices,
-    for instance) changes it here.
-
-    Args:
-        layer: maps (state, parameters of the layer, index) to (state, output).
-        state: the state before.
-        stacked: parameters of the layers.
-        final: takes the place of `layer` at the last one, if given; then there are no outputs.
+    `layer` maps (state, parameters of the layer, index) to (state, output); `final`, if given,
+    takes its place at the last one, and then there are no outputs.
     """
     depth = jax.tree.leaves(stacked)[0].shape[0]
     if final is None:

@@ -32,22 +32,16 @@ Prompt = str | list[dict[str, str]]
 class Answer:
     """The answer to one prompt.
 
-    Attributes:
-        prompt: text, or chat messages.
-        prompt_tokens: tokens of the encoded prompt.
-        trajectory: one row, NumPy arrays.
-        text: the decoded answer, up to its end.
-        settings: shape of the rollout.
-        probability: the policy's probability of filling each position at each step [T, 1, L], if it
-            was recorded and the policy has one.
+    `probability` is the policy's, of filling each position at each step, if it was recorded and the
+    policy has one.
     """
 
     prompt: Prompt
     prompt_tokens: int
-    trajectory: Trajectory | Generated
-    text: str
+    trajectory: Trajectory | Generated  # One row, NumPy arrays.
+    text: str  # Up to its end.
     settings: RolloutSettings
-    probability: Float[Array, "T B L"] | None = None
+    probability: Float[Array, "T 1 L"] | None = None
 
     def record(self) -> dict[str, Any]:
         """Everything about it that JSON can hold, position by position."""
@@ -111,14 +105,8 @@ class Writer(Protocol):
 class MaskedWriter:
     """A masked denoiser that answers prompts; see `Writer`.
 
-    Attributes:
-        denoiser: the dLLM.
-        params: its parameters.
-        tokenizer: its tokenizer.
-        policy: in the notation of `policies.parse_policy`.
-        settings: shape of the rollout; with records, every step is kept.
-        seed: seed of all that is drawn.
-        thinking: for chat templates that know reasoning, whether it stays open.
+    With `settings.record`, every step is kept. `thinking` is for chat templates that know
+    reasoning, see `Tokenizer.encode_prompt`.
     """
 
     denoiser: Denoiser
@@ -152,16 +140,7 @@ class MaskedWriter:
 
 @dataclasses.dataclass
 class CanvasWriter:
-    """A DiffusionGemma, whose canvases start as random tokens, that answers prompts; see `Writer`.
-
-    Attributes:
-        loaded: the model.
-        tokenizer: its tokenizer.
-        policy: in the notation of `policies.parse_policy`.
-        settings: number of canvases; the rest as published.
-        seed: seed of all that is drawn.
-        thinking: for chat templates that know reasoning, whether it stays open.
-    """
+    """A DiffusionGemma, whose canvases start as random tokens, that answers prompts."""
 
     loaded: diffusion_gemma.Checkpoint
     tokenizer: Tokenizer

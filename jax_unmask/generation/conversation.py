@@ -22,12 +22,7 @@ def system_turn(text: str | None) -> Messages:
 
 
 def converse(system: str | None, answer: Callable[[Messages], str]) -> None:
-    """Answers the lines of standard input until it ends.
-
-    Args:
-        system: the system prompt.
-        answer: writes the answer to messages, and returns it.
-    """
+    """Answers the lines of standard input until it ends; `answer` writes and returns an answer."""
     messages = system_turn(system)
     for line in _lines():
         if line.startswith("/") and not line.startswith("//"):

@@ -30,23 +30,18 @@ class Collective:
     """One collective of a program.
 
     Attributes:
-        kind: one of `KINDS`.
-        arrays: types and shapes of what it gives each device, such as "f32[8,64]".
-        bytes: size of that.
-        group: devices that take part in one exchange.
-        loops: loops that it is inside of; 0 for once per call of the program.
-        name: where in the source it comes from, as far as the compiler knows.
         open_loops: those of the loops whose number of rounds is not known before, such as that
             over the steps of a rollout.
         times: how often the others, such as that over the layers, let it run: in the whole program,
             or in one round of the innermost open loop.
     """
 
-    loops: int
-    kind: str
-    arrays: tuple[str, ...]
-    bytes: int
-    group: int
+    loops: int  # That it is inside of; 0 for once per call of the program.
+    kind: str  # One of `KINDS`.
+    arrays: tuple[str, ...]  # What it gives each device, such as "f32[8,64]".
+    bytes: int  # Size of that.
+    group: int  # Devices that take part in one exchange.
+    # Where in the source it comes from, as far as the compiler knows.
     name: str = dataclasses.field(default="", compare=False)
     open_loops: int = dataclasses.field(default=0, compare=False)
     times: int = dataclasses.field(default=1, compare=False)

@@ -11,17 +11,10 @@ from jax_unmask.planning.collectives import Collective, collectives
 
 @dataclasses.dataclass(frozen=True)
 class Program(TracedProgram):
-    """A traced program, and what compiling it tells.
+    """A traced program, and what compiling it tells (None unless compiled)."""
 
-    Attributes:
-        temporary_bytes: memory of each device beside arguments and results while it runs; None
-            unless compiled, like the rest.
-        collectives: what devices send each other.
-        seconds_to_compile: wall time of compiling.
-    """
-
-    temporary_bytes: int | None = None
-    collectives: tuple[Collective, ...] | None = None
+    temporary_bytes: int | None = None  # Of each device, beside arguments and results.
+    collectives: tuple[Collective, ...] | None = None  # What devices send each other.
     seconds_to_compile: float | None = None
 
     @classmethod

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from jax_unmask import denoisers
-from jax_unmask.benchmarks import hardware, reference, speed, subjects
+from jax_unmask.benchmarks import hardware, reference, subjects
 from jax_unmask.benchmarks.compiled_flops import compiled_flops
 from jax_unmask.commands import bench
 from jax_unmask.denoisers.flops import forward_flops
-from jax_unmask.rollout import Cache, RolloutSettings, parse_cache
+from jax_unmask.rollout import RolloutSettings, parse_cache
 from jax_unmask.rollout.flops import rollout_flops
 
 SHAPE = ("--prompt_length=3", "--gen_length=4", "--block_length=2")
@@ -97,7 +97,6 @@ class TestRollouts:
         assert record["matmul_peak"]["size"] == 64
         for row in record["rollouts"]:
             batch, seconds = row["batch_size"], row["seconds_per_rollout"]
-            assert len(row["seconds"]) == 3
             assert seconds == statistics.median(row["seconds"]) > 0
             assert row["compile_seconds"] > 0
             assert row["sequences_per_second"] * seconds == pytest.approx(batch)
@@ -110,35 +109,20 @@ class TestRollouts:
             assert row["share_of_matmul_peak"] * peak == pytest.approx(row["tflops_per_second"])
             # At least the weights, which are arguments of the program.
             assert row["program_bytes"] > 4 * denoisers.count_params(denoiser(model).config)
-        assert record["rollouts"][1]["flops_per_forward"] == (
-            2 * record["rollouts"][0]["flops_per_forward"]
-        )
         assert record["settings"]["gen_length"] == 4
         assert record["environment"]["platform"] == "cpu"
-        assert "comparisons" not in record
         assert "ms/forward" in text
         assert record["command"].startswith("python -m jax_unmask.bench --model=")
 
     def test_rows_take_turns_in_the_slots(self, model, capsys, tmp_path):
         arguments = (f"--model={model}", "--batch_sizes=2", "--repeats=1", *SHAPE)
-        found, text = run(capsys, tmp_path, *arguments, "--slots=1")
+        found, _ = run(capsys, tmp_path, *arguments, "--slots=1")
         (row,) = found["rollouts"]
         assert (row["batch_size"], row["slots"], row["nfe_mean"]) == (2, 1, 4)
         # One row, then the other.
         assert row["forwards"] == 8
         assert row["useful_forward_fraction"] == 1
         assert row["flops_per_rollout"] == 8 * forward_flops(denoiser(model).config, 1, 7, 2)
-        assert "slots" in text
-        assert "slots" in fails(capsys, *arguments, "--slots=0")
-
-    def test_prompts_of_a_task_keep_their_length(self, model, capsys, tmp_path):
-        record, _ = run(
-            capsys,
-            tmp_path,
-            *(f"--model={model}", "--task=sudoku", "--gen_length=2", "--block_length=2"),
-            *("--batch_sizes=1", "--repeats=1"),
-        )
-        assert record["rollouts"][0]["prompt_length"] == 17
 
     def test_a_shipped_model_knows_its_lengths(self, capsys, tmp_path):
         record, _ = run(
@@ -235,13 +219,6 @@ class TestReference:
             bench.main([f"--model={model}", f"--reference={path}", "--batch_sizes=1", *SHAPE])
         assert isinstance(raised.value.__cause__, ValueError)
 
-    def test_the_file_must_exist_and_be_python(self, model, capsys, tmp_path):
-        arguments = (f"--model={model}", "--batch_sizes=1", *SHAPE)
-        assert "is not a file" in fails(capsys, *arguments, "--reference=/no/such.py")
-        (tmp_path / "notes.txt").write_text("load = generate = print")
-        found = fails(capsys, *arguments, f"--reference={tmp_path / 'notes.txt'}")
-        assert "its name must end with .py" in found
-
 
 class TestBreakdown:
     def test_shares_add_up(self, write_experiment, capsys, tmp_path):
@@ -295,6 +272,8 @@ class TestBreakdown:
         (("--model=/no/such", *SHAPE), ("/no/such",)),
         (("--model=/no/such",), ("--gen_length", "--block_length")),
         (("--model=sudoku", "--task=math"), ("math", "--data")),
+        (("--model=sudoku", "--cache=block"), ("cache 'block'",)),
+        (("--model=sudoku", "--reference=/no/such.py"), ("--reference=/no/such.py", "not a file")),
     ],
 )
 def test_says_what_is_wrong(capsys, arguments, names):
@@ -314,7 +293,7 @@ def test_a_task_prompt_must_fit(model, capsys):
 
 def test_flops_are_those_of_the_program():
     """XLA's count of a program holds every other operation too, which is little at this width."""
-    config = subjects._llada("float32", 512, (2, 1, 0), 128, 1, 4, 384)
+    config = subjects.small_llada(512, 128, 1, 4, 384)
     denoiser = denoisers.Denoiser(config)
     batch, prompt, canvas = 2, 24, 40
 
@@ -329,11 +308,11 @@ def test_flops_are_those_of_the_program():
     assert ours <= counted <= 1.05 * ours
 
 
-@pytest.mark.parametrize(("cache", "scored"), [("none", 16), ("dual", 32), ("block", 32)])
+@pytest.mark.parametrize(("cache", "scored"), [("none", 16), ("block", 32)])
 def test_flops_of_every_step_are_those_of_its_program(cache, scored):
     """The compiler counts all operations, and a loop's body once: see `compiled_flops`."""
     cache = parse_cache(cache)
-    config = subjects._llada("float32", 512, (2, 1, 0), 128, 4, 4, 384)
+    config = subjects.small_llada(512, 128, 4, 4, 384)
     if cache is not None and cache.kind == "block":
         config = dataclasses.replace(config, attention_block=16)
     settings = RolloutSettings(gen_length=32, block_length=16, cache=cache)
@@ -343,19 +322,6 @@ def test_flops_of_every_step_are_those_of_its_program(cache, scored):
     assert ours.full <= counted.full <= 1.06 * ours.full
     assert ours.cached <= counted.cached <= 1.06 * ours.cached
     assert (ours.cached == 0) == (cache is None)
-
-
-@pytest.mark.parametrize("preset", ["llada-100m", "llada-8b"])
-def test_the_dual_cache_saves_three_of_four_operations(preset):
-    """Of one forward per position, in blocks of 32."""
-    shape = subjects.find_preset(preset)
-    length, block = shape.gen_length, 32
-    settings = RolloutSettings(gen_length=length, block_length=block)
-    plain = rollout_flops(shape.config, settings, shape.prompt_length, block).full * length
-    settings = dataclasses.replace(settings, cache=Cache("dual"))
-    cached = rollout_flops(shape.config, settings, shape.prompt_length, block)
-    blocks = length // block
-    assert plain > 4 * (blocks * cached.full + (length - blocks) * cached.cached)
 
 
 def test_caches_are_measured_beside_each_other_and_the_reference_without_one(
@@ -382,14 +348,6 @@ def test_caches_are_measured_beside_each_other_and_the_reference_without_one(
     assert "dual" in text
 
 
-def test_flops_of_grouped_attention():
-    full = subjects._llada("float32", 512, (2, 1, 0), 128, 3, 4, 384)
-    grouped = dataclasses.replace(full, num_kv_heads=2)
-    saved = forward_flops(full, 2, 16, 8) - forward_flops(grouped, 2, 16, 8)
-    # Key and value projections of half the width, in 3 layers, for 32 tokens.
-    assert saved == 2 * 3 * 32 * 2 * (128 * 64)
-
-
 @pytest.mark.parametrize(("name", "billions"), [("llada-8b", 8.0), ("llada-100m", 0.1)])
 def test_presets_have_the_size_that_they_are_named_for(name, billions):
     preset = subjects.find_preset(name)
@@ -403,20 +361,3 @@ def test_random_weights_never_propose_the_mask_token():
     tokens = jnp.full((2, 61), config.mask_token_id)
     logits = subject.denoiser.apply({"params": subject.params}, tokens)
     assert not (logits.argmax(-1) == config.mask_token_id).any()
-
-
-def test_random_prompts_hold_ordinary_tokens():
-    config = subjects.find_preset("tiny").config
-    prompts = subjects.random_prompts(config, 4, 50, seed=1)
-    assert prompts.tokens.shape == (4, 50)
-    assert prompts.mask.all()
-    assert set(np.unique(prompts.tokens)) <= set(range(3, 106))
-    again = subjects.random_prompts(config, 4, 50, seed=1)
-    assert (prompts.tokens == again.tokens).all()
-
-
-def test_turns_alternate():
-    order = []
-    seconds = speed.time_in_turns([lambda: order.append("a"), lambda: order.append("b")], 3)
-    assert "".join(order) == "abbaab"
-    assert [len(times) for times in seconds] == [3, 3]

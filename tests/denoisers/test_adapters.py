@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -47,29 +45,8 @@ def test_fresh_adapters_change_nothing_and_trained_ones_merge_exactly():
     merged = denoisers.merge_adapters(PARAMS, adapters)
     assert jax.tree.structure(merged) == jax.tree.structure(PARAMS)
     np.testing.assert_allclose(logits(merged), adapted, atol=2e-5)
-
-
-def test_targets_and_sizes():
-    adapters = flatten_dict(
-        denoisers.init_adapters(CONFIG, jax.random.key(2), rank=3, targets=("query", "down"))
-    )
-    assert {path[-2] for path in adapters} == {"query", "down"}
-    shapes = {path[-2:]: leaf.shape for path, leaf in adapters.items()}
-    assert shapes["down", "lora_a"] == (2, 24, 3)
-    assert shapes["down", "lora_b"] == (2, 3, 16)
-    assert all(leaf.dtype == jnp.float32 for leaf in adapters.values())
-    everything = flatten_dict(denoisers.init_adapters(CONFIG, jax.random.key(2), rank=1))
-    expected = {"query", "key", "value", "attention_out", "gate", "up", "down"}
-    assert {path[-2] for path in everything} == expected
-
-
-def test_weights_of_bfloat16_take_float32_adapters():
-    config = dataclasses.replace(CONFIG, dtype=jnp.bfloat16, param_dtype=jnp.bfloat16)
-    params = tiny.random_params(config)
-    adapters = trained(denoisers.init_adapters(config, jax.random.key(2), rank=3))
-    merged = denoisers.merge_adapters(params, adapters)
-    kernels = [leaf for path, leaf in flatten_dict(merged).items() if path[-1] == "kernel"]
-    assert all(leaf.dtype == jnp.bfloat16 for leaf in kernels)
+    some = denoisers.init_adapters(CONFIG, jax.random.key(2), rank=3, targets=("query", "down"))
+    assert {path[-2] for path in flatten_dict(some)} == {"query", "down"}
 
 
 @pytest.mark.parametrize(

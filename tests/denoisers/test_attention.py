@@ -82,15 +82,6 @@ def test_the_tpu_kernel_gives_the_plain_values(device):
     np.testing.assert_allclose(found, expected, atol=2e-6)
 
 
-def test_the_path_is_logged_once(caplog, device):
-    attention._log_path.cache_clear()
-    caplog.set_level("INFO", logger=attention.__name__)
-    device("gpu")
-    for _ in range(3):
-        attention.fuses("bfloat16", 128)
-    assert caplog.messages == ["Attention in rollouts on gpu: cuDNN flash attention."]
-
-
 @pytest.mark.parametrize("masked", ["nothing", "padding", "blocks"])
 def test_the_fused_kernel_gets_a_mask_of_the_shape_that_it_takes(monkeypatch, masked):
     """The kernel itself needs a GPU; JAX's own implementation stands in for it here."""

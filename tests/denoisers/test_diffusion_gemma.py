@@ -222,28 +222,19 @@ class TestRows:
 
 
 class TestFiles:
-    def test_round_trip_is_bit_exact(self, checkpoint, tmp_path):
-        for directory, limit in (("whole", 10**9), ("shards", 50_000)):
-            diffusion_gemma.save(tmp_path / directory, checkpoint, max_shard_bytes=limit)
-            same.tensors(tmp_path / directory, load_file(FIXTURE / "model.safetensors"))
-            again = diffusion_gemma.load(tmp_path / directory)
-            assert again.model == checkpoint.model
-            assert again.fields == checkpoint.fields
-            same.trees(again.params, checkpoint.params)
-
-    def test_round_trip_of_bfloat16_is_bit_exact(self, tmp_path):
-        source = tmp_path / "source"
-        source.mkdir()
-        shutil.copy(FIXTURE / "config.json", source)
+    @pytest.mark.parametrize(("dtype", "limit"), [("float32", 50_000), ("bfloat16", 10**9)])
+    def test_round_trip_is_bit_exact(self, tmp_path, dtype, limit):
         tensors = {
-            key: value.astype(jnp.bfloat16) if value.dtype == np.float32 else value
+            key: value.astype(dtype) if value.dtype == np.float32 else value
             for key, value in load_file(FIXTURE / "model.safetensors").items()
         }
-        save_file(tensors, source / "model.safetensors")
-        loaded = diffusion_gemma.load(source)
-        assert loaded.params["embedding"].dtype == jnp.bfloat16
-        diffusion_gemma.save(tmp_path / "written", loaded)
+        shutil.copy(FIXTURE / "config.json", tmp_path)
+        save_file(tensors, tmp_path / "model.safetensors")
+        loaded = diffusion_gemma.load(tmp_path)
+        assert loaded.params["embedding"].dtype == dtype
+        diffusion_gemma.save(tmp_path / "written", loaded, max_shard_bytes=limit)
         same.tensors(tmp_path / "written", tensors)
+        assert diffusion_gemma.load(tmp_path / "written").model == loaded.model
 
     def test_orbax(self, checkpoint, tmp_path):
         diffusion_gemma.save_orbax(tmp_path, checkpoint)
@@ -254,13 +245,6 @@ class TestFiles:
         same.trees(dict(again.carried), dict(checkpoint.carried))
         with pytest.raises(FileExistsError):
             diffusion_gemma.save_orbax(tmp_path, checkpoint)
-        fields = json.loads((tmp_path / "config.json").read_text())
-        fields["text_config"]["vocab_size"] = 200
-        (tmp_path / "config.json").write_text(json.dumps(fields))
-        with pytest.raises(
-            ValueError, match=r"embedding has shape \(192, 32\) instead of \(200, 32\)"
-        ):
-            diffusion_gemma.load(tmp_path)
 
     def copy(self, tmp_path, **changes):
         for name in ("config.json", "model.safetensors"):
@@ -269,21 +253,6 @@ class TestFiles:
         fields["text_config"] |= changes
         (tmp_path / "config.json").write_text(json.dumps(fields))
         return tmp_path
-
-    def test_every_wrong_tensor_is_in_one_error(self, tmp_path):
-        directory = self.copy(tmp_path)
-        tensors = load_file(directory / "model.safetensors")
-        del tensors["model.decoder.layers.1.router.scale"]
-        tensors["surplus"] = np.zeros(2, np.float32)
-        name = "model.decoder.layers.2.experts.down_proj"
-        tensors[name] = tensors[name].swapaxes(1, 2).copy()
-        save_file(tensors, directory / "model.safetensors")
-        message = (
-            r"missing model.decoder.layers.1.router.scale; unexpected surplus; "
-            rf"{name} has shape \(4, 16, 32\) instead of \(4, 32, 16\)"
-        )
-        with pytest.raises(ValueError, match=message):
-            diffusion_gemma.load(directory)
 
     @pytest.mark.parametrize(
         ("changes", "message"),
@@ -315,17 +284,3 @@ class TestFiles:
         text |= {"global_head_dim": 16, "num_global_key_value_heads": 1, "rope_parameters": None}
         again = diffusion_gemma.config.config_from_hf(fields)
         assert again == diffusion_gemma.load(FIXTURE).model.config
-
-
-def test_too_long(checkpoint, record):
-    prompt = record["gen.prompt"]
-    with pytest.raises(ValueError, match="longer than max_length=128; shorten the prompt"):
-        canvases.generate(
-            checkpoint.model,
-            checkpoint.params,
-            POLICY,
-            POLICY.params(),
-            Prompts(prompt, np.ones(prompt.shape, bool)),
-            row_keys(jax.random.key(0), 1),
-            CanvasSettings(canvases=16),
-        )

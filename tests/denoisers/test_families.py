@@ -101,27 +101,6 @@ class TestBlockCausalLogits:
         logits = run(*self.with_block(name, block), golden(name)[f"{case}.input_ids"])
         close(logits, golden(name)[f"{case}.logits"])
 
-    @pytest.mark.parametrize("name", ["sdar", "sdar_tied", "llada2_moe"])
-    def test_last_hidden_states(self, name):
-        record = golden(name)
-        last = max(key for key in record if key.startswith("bc0_len16_b4.hidden"))
-        tokens = record["bc0_len16_b4.input_ids"]
-        close(run(*self.with_block(name, 4), tokens, method="hidden"), record[last])
-
-    @pytest.mark.parametrize(("case", "block"), [("kv_b4_pre8", 4), ("kv_b8_pre8", 8)])
-    def test_what_a_cache_must_give(self, case, block):
-        """Clean text before each block and its noisy tokens, recomputed without a cache."""
-        record, model = golden("sdar"), self.with_block("sdar", block)
-        clean, noisy = record[f"{case}.clean_ids"], record[f"{case}.noisy_ids"]
-        prefill = record[f"{case}.prefill_logits"]
-        start = prefill.shape[1]
-        close(run(*model, clean[:, :start]), prefill)
-        for first in range(start, clean.shape[1], block):
-            end = first + block
-            tokens = np.concatenate([clean[:, :first], noisy[:, first:end]], axis=1)
-            logits = run(*model, tokens)[:, first:]
-            close(logits, record[f"{case}.denoise_logits"][:, first - start : end - start])
-
     @pytest.mark.parametrize("name", ["sdar", "llada2_moe"])
     def test_left_padding_moves_no_block(self, name):
         denoiser, params = self.with_block(name, 4)
@@ -137,13 +116,6 @@ class TestBlockCausalLogits:
         expected = golden(name)["bc0_len16_b4.logits"]
         for row in range(2):
             close(logits[row, real[row]], expected[row])
-
-    def test_later_blocks_are_invisible(self):
-        model = self.with_block("sdar", 4)
-        tokens = golden("sdar")["bc1_len22_b4.input_ids"]
-        changed = tokens.copy()
-        changed[:, 12:] = 7
-        close(run(*model, changed)[:, :12], golden("sdar")["bc1_len22_b4.logits"][:, :12])
 
 
 @pytest.mark.parametrize("case", ["plain0", "plain1"])
@@ -195,7 +167,7 @@ class TestRoundTrips:
             assert again == denoiser
             same.trees(loaded, params)
 
-    @pytest.mark.parametrize("name", ["dream", "sdar_tied", "llada2_moe"])
+    @pytest.mark.parametrize("name", ["sdar_tied", "llada2_moe"])
     def test_bfloat16(self, name, tmp_path):
         original = {
             key: value.astype(jnp.bfloat16)
@@ -211,14 +183,14 @@ class TestRoundTrips:
         save_file(original, source / "model.safetensors")
         denoiser, params = denoisers.from_pretrained(source, mask_token_id=MASKS.get(name))
         assert denoiser.config.param_dtype == denoiser.config.dtype == jnp.bfloat16
-        for save in (denoisers.save_pretrained, denoisers.save_orbax):
-            save(tmp_path / save.__name__, denoiser, params)
-            again, loaded = denoisers.from_pretrained(tmp_path / save.__name__)
-            assert again == denoiser
-            same.trees(loaded, params)
-        same.tensors(tmp_path / "save_pretrained", original)
+        denoisers.save_pretrained(tmp_path / "hf", denoiser, params)
+        same.tensors(tmp_path / "hf", original)
+        denoisers.save_orbax(tmp_path / "orbax", denoiser, params)
+        again, loaded = denoisers.from_pretrained(tmp_path / "orbax")
+        assert again == denoiser
+        same.trees(loaded, params)
 
-    @pytest.mark.parametrize("name", ["dream", "sdar", "llada_moe", "llada2_moe"])
+    @pytest.mark.parametrize("name", ["sdar", "llada2_moe"])
     def test_bfloat16_computes_close_to_float32(self, name):
         denoiser, params = load(name)
         narrow = denoisers.Denoiser(dataclasses.replace(denoiser.config, dtype=jnp.bfloat16))
@@ -229,20 +201,6 @@ class TestRoundTrips:
         spread = np.abs(np.asarray(wide)).max()
         assert 1e-4 < np.median(np.abs(logits - wide)) < 0.02 * spread
 
-    @pytest.mark.parametrize("name", ["dream", "llada2_moe"])
-    def test_every_wrong_tensor_is_in_one_error(self, name, tmp_path):
-        tensors = load_file(FIXTURES / name / "model.safetensors")
-        names = sorted(tensors)
-        gone, bent = names[0], names[-1]
-        del tensors[gone]
-        tensors[bent] = tensors[bent][..., :-1].copy()
-        tensors["surplus.weight"] = np.zeros(2, np.float32)
-        save_file(tensors, tmp_path / "model.safetensors")
-        shutil.copyfile(FIXTURES / name / "config.json", tmp_path / "config.json")
-        message = rf"missing {gone}; unexpected surplus\.weight; {bent} has shape"
-        with pytest.raises(ValueError, match=message):
-            denoisers.from_pretrained(tmp_path, mask_token_id=MASKS.get(name))
-
 
 class TestWrongFamily:
     def written(self, tmp_path, weights, config, **changes):
@@ -251,28 +209,9 @@ class TestWrongFamily:
         (tmp_path / "config.json").write_text(json.dumps(fields))
         return tmp_path
 
-    @pytest.mark.parametrize(
-        ("weights", "config"), [("sdar", "dream"), ("dream", "sdar"), ("llada", "dream")]
-    )
-    def test_weights(self, tmp_path, weights, config):
+    def test_weights(self, tmp_path):
         with pytest.raises(ValueError, match="tensors do not fit the config: missing "):
-            denoisers.from_pretrained(self.written(tmp_path, weights, config))
-
-    def test_vocabulary(self, tmp_path):
-        directory = self.written(tmp_path, "dream", "dream", vocab_size=400)
-        message = r"model.embed_tokens.weight has shape \(320, 64\) instead of \(400, 64\)"
-        with pytest.raises(ValueError, match=message):
-            denoisers.from_pretrained(directory)
-
-    def test_mask_token_outside_the_vocabulary(self, tmp_path):
-        directory = self.written(tmp_path, "dream", "dream", mask_token_id=151_666)
-        with pytest.raises(ValueError, match="mask_token_id=151666 is not in the vocabulary"):
-            denoisers.from_pretrained(directory)
-
-    def test_no_mask_token(self, tmp_path):
-        directory = self.written(tmp_path, "llada_moe", "llada_moe")
-        with pytest.raises(ValueError, match=r"mask_token_id is missing.*give mask_token_id"):
-            denoisers.from_pretrained(directory)
+            denoisers.from_pretrained(self.written(tmp_path, "sdar", "dream"))
 
     @pytest.mark.parametrize(
         ("name", "change", "message"),
@@ -311,23 +250,6 @@ class TestFamilies:
     def test_are_told_apart(self, fields, name):
         assert families.of(fields).name == name
 
-    @pytest.mark.parametrize("name", MODELS)
-    def test_config_survives_the_round_trip(self, name):
-        config = load(name)[0].config
-        family = families.named(config.family)
-        fields = json.loads(json.dumps(family.config_to_hf(config)))
-        assert families.of(fields) is family
-        assert family.config_from_hf(fields) == dataclasses.replace(
-            config, dtype=jnp.float32, param_dtype=jnp.float32
-        )
-
-    @pytest.mark.parametrize("name", MODELS)
-    def test_every_parameter_has_its_tensors(self, name):
-        config = load(name)[0].config
-        specs = families.named(config.family).tensors(config)
-        places = [(spec.path, spec.index) for spec in specs]
-        assert len(set(places)) == len(places)
-
     def test_unknown_name(self):
         with pytest.raises(ValueError, match=r"gpt2(.|\n)*llada"):
             families.named("gpt2")
@@ -351,20 +273,11 @@ def test_published_models_ahead_of_time(name):
     assert {leaf.dtype for leaf in jax.tree.leaves(params)} == {jnp.dtype(jnp.bfloat16)}
     assert denoisers.count_params(config) == PUBLISHED[name]
     tokens = jax.ShapeDtypeStruct((1, 48), jnp.int32)
-    real = jax.ShapeDtypeStruct((1, 48), bool)
-    out = jax.eval_shape(denoisers.Denoiser(config).apply, {"params": params}, tokens, real)
-    assert out.shape == (1, 48, config.vocab_size)
-    assert out.dtype == jnp.float32
+    out = jax.eval_shape(denoisers.Denoiser(config).apply, {"params": params}, tokens)
+    assert (out.shape, out.dtype) == ((1, 48, config.vocab_size), jnp.float32)
 
 
 @pytest.mark.parametrize(("name", "billions"), [("LLaDA2.0-mini", 16), ("LLaDA2.0-flash", 100)])
 def test_published_mixtures_of_experts(name, billions):
     count = denoisers.count_params(families.published_config(f"inclusionAI/{name}"))
     assert count / 1e9 == pytest.approx(billions, rel=0.05)
-
-
-def test_sdar_4b_is_wider_inside_than_outside():
-    config = families.published_config("JetLM/SDAR-4B-Chat")
-    assert config.num_heads * config.head_dim == 4096
-    assert config.hidden_size == 2560
-    assert len(families.named("sdar").tensors(config)) == 399

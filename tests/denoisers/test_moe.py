@@ -127,7 +127,6 @@ def test_recorded_routing():
     [
         ("llada_moe", {"shared_size": 7, "layers": (True, False, True)}),
         ("llada_moe", {"has_bias": True, "weigh_biased": True, "layers": (False, True, True)}),
-        ("sdar_moe", {"normalise": True, "layers": (True, True, True)}),
         ("sdar_moe", {"normalise": True, "layers": (False, True, False)}),
         ("llada2_moe", {**VARIANTS["llada2"], "shared_size": 10, "layers": (False, True, True)}),
     ],
@@ -147,14 +146,7 @@ def test_variants_survive_the_round_trip(tmp_path, family, more):
     params = tiny.random_params(cfg)
     denoiser = denoisers.Denoiser(cfg)
     assert set(params) >= {run.name for run in cfg.layer_runs}
-    denoisers.save_pretrained(tmp_path / "first", denoiser, params)
-    again, loaded = denoisers.from_pretrained(tmp_path / "first")
-    assert again == denoiser
-    same.trees(loaded, params)
-    denoisers.save_pretrained(tmp_path / "second", again, loaded)
-    first, second = (tmp_path / name / "model.safetensors" for name in ("first", "second"))
-    assert first.read_bytes() == second.read_bytes()
-    denoisers.save_orbax(tmp_path / "orbax", denoiser, params)
-    again, loaded = denoisers.from_pretrained(tmp_path / "orbax")
+    denoisers.save_pretrained(tmp_path, denoiser, params)
+    again, loaded = denoisers.from_pretrained(tmp_path)
     assert again == denoiser
     same.trees(loaded, params)

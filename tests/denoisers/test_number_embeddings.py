@@ -2,22 +2,13 @@ import jax
 import numpy as np
 import pytest
 
-from jax_unmask.denoisers.number_embeddings import PERIODS, features, with_values
+from jax_unmask.denoisers.number_embeddings import with_values
 
 KEY = jax.random.key(0)
 
 
 def params(width, names=("embedding", "head")):
     return {name: jax.random.normal(KEY, (210, width)) for name in names}
-
-
-def test_features_of_sums_follow_from_those_of_the_terms():
-    half = len(PERIODS)
-    (cos_a, sin_a), (cos_b, sin_b), (cos_c, sin_c) = (
-        (row[:half], row[half:]) for row in features([37, 85, 122])
-    )
-    np.testing.assert_allclose(cos_a * cos_b - sin_a * sin_b, cos_c, atol=1e-6)
-    np.testing.assert_allclose(sin_a * cos_b + cos_a * sin_b, sin_c, atol=1e-6)
 
 
 def test_a_number_is_nearest_to_itself_and_as_large_as_other_tokens():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import shutil
@@ -16,7 +15,6 @@ import pytest
 import same
 from safetensors.numpy import load_file, save_file
 
-import tiny
 from jax_unmask import denoisers
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
@@ -50,6 +48,7 @@ def edit_tensors(directory: pathlib.Path, change) -> None:
 
 class TestRoundTrips:
     def test_sharded(self, pretrained, tmp_path):
+        """That they load again: see `test_families`."""
         denoiser, params = pretrained
         denoisers.save_pretrained(tmp_path, denoiser, params, max_shard_bytes=150_000)
         index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
@@ -59,9 +58,6 @@ class TestRoundTrips:
         original = load_file(FIXTURE / "model.safetensors")
         assert index["metadata"]["total_size"] == sum(t.nbytes for t in original.values())
         assert index["weight_map"].keys() == original.keys()
-        again, loaded = denoisers.from_pretrained(tmp_path)
-        assert again == denoiser
-        same.trees(loaded, params)
 
         # Saving again replaces them.
         denoisers.save_pretrained(tmp_path, denoiser, params)
@@ -109,15 +105,6 @@ class TestRoundTrips:
         assert denoiser.config.param_dtype == jnp.float32
         np.testing.assert_array_equal(params["head"], pretrained[1]["head"])
 
-    @pytest.mark.parametrize("change", [{"tie_embeddings": True}, {"num_kv_heads": 1}])
-    def test_other_shapes(self, pretrained, tmp_path, change):
-        config = dataclasses.replace(pretrained[0].config, **change)
-        params = tiny.random_params(config)
-        denoisers.save_pretrained(tmp_path, denoisers.Denoiser(config), params)
-        denoiser, loaded = denoisers.from_pretrained(tmp_path)
-        assert denoiser.config == config
-        same.trees(loaded, params)
-
 
 def drop(name):
     return lambda directory: (directory / name).unlink()
@@ -127,13 +114,12 @@ def write(name, content):
     return lambda directory: (directory / name).write_bytes(content)
 
 
-def cut(keep, garbage=b""):
-    """Keeps the first bytes of the weights, or puts others in their place."""
+def cut(keep):
+    """Keeps the first bytes of the weights."""
 
     def change(directory):
         path = directory / "model.safetensors"
-        whole = path.read_bytes()
-        path.write_bytes(garbage + whole[len(garbage) :] if garbage else whole[:keep])
+        path.write_bytes(path.read_bytes()[:keep])
 
     return change
 
@@ -161,7 +147,7 @@ BROKEN = {
     "cut in the header": (cut(4), ValueError, "model.safetensors"),
     "cut in a tensor": (cut(300_000), ValueError, "model.safetensors"),
     "empty": (cut(0), ValueError, "model.safetensors"),
-    "garbled": (cut(0, b"\xff" * 1000), ValueError, "model.safetensors"),
+    "garbled": (write("model.safetensors", b"\xff" * 1000), ValueError, "model.safetensors"),
     "float64": (tensor(lambda x: x.astype(np.float64)), ValueError, f"{UP} has type F64"),
     "integers": (tensor(lambda x: x.astype(np.int8)), ValueError, f"{UP} has type I8"),
     "transposed": (tensor(lambda x: x.T.copy()), ValueError, r"\(64, 160\) instead of \(160, 64\)"),
@@ -226,7 +212,7 @@ class TestHubNames:
 
 
 class TestWrongWeights:
-    @pytest.mark.parametrize("damaged", ["_METADATA", "manifest.ocdbt", "largest"])
+    @pytest.mark.parametrize("damaged", ["_METADATA", "largest"])
     def test_damaged_orbax(self, pretrained, tmp_path, damaged):
         denoisers.save_orbax(tmp_path, *pretrained)
         files = [path for path in tmp_path.rglob("*") if path.is_file()]

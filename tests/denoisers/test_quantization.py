@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import pathlib
 import sys
@@ -12,9 +11,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unmask import denoisers, policies
+from jax_unmask import denoisers
 from jax_unmask.denoisers import quantization
-from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 MASKS = {"llada_moe": 314, "llada2_moe": 316}
@@ -94,58 +92,12 @@ class TestFamilies:
             assert (np.abs(restored(leaf) - value) <= step * 1.001).all()
 
 
-def test_last_positions_are_those_of_the_whole():
-    denoiser, params = load("sdar", quantization="int8")
-    tokens = np.arange(24, dtype=np.int32).reshape(2, 12) * 11 % 300
-    apply = jax.jit(denoiser.apply, static_argnames=("last", "method"))
-    whole = apply({"params": params}, tokens, method="hidden")
-    some = apply({"params": params}, tokens, last=5, method="hidden")
-    np.testing.assert_allclose(some, whole[:, -5:], rtol=0, atol=1e-5)
-
-
 def test_orbax_weights_are_quantised_alike(tmp_path):
     denoisers.save_orbax(tmp_path / "model", *load("llada"))
     again, params = denoisers.from_pretrained(tmp_path / "model", quantization="int8")
     denoiser, expected = load("llada", quantization="int8")
     assert again == denoiser
     jax.tree.map(np.testing.assert_array_equal, params, expected)
-
-
-def test_computes_in_the_type_that_is_asked_for():
-    denoiser, params = load("llada", quantization="int8", dtype="bfloat16", param_dtype="bfloat16")
-    assert denoiser.config.dtype == jnp.bfloat16
-    hidden = denoiser.apply({"params": params}, np.ones((1, 4), np.int32), method="hidden")
-    assert hidden.dtype == jnp.bfloat16
-
-
-def test_a_rollout_takes_them():
-    denoiser, params = load("llada", quantization="int8")
-    policy = policies.TopConfidence()
-    prompts = Prompts(np.array([[5, 6, 7]], np.int32), np.ones((1, 3), bool))
-    out = rollout(
-        denoiser,
-        params,
-        policy,
-        policy.params(tokens_per_step=4),
-        prompts,
-        row_keys(jax.random.key(0), 1),
-        RolloutSettings(gen_length=8, block_length=8),
-    )
-    assert out.nfe == 2
-    assert (out.tokens != denoiser.config.mask_token_id).all()
-
-
-def test_shapes_can_be_planned():
-    config = dataclasses.replace(load("llada")[0].config, param_dtype="bfloat16")
-    params = denoisers.abstract_params(config)
-    small = jax.eval_shape(lambda p: quantization.quantize_params(p, "int8"), params)
-
-    def size(tree):
-        return sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
-
-    # Embeddings, head and norms keep two bytes; the matrices have one, and the scales.
-    table = 2 * config.vocab_size * config.hidden_size
-    assert 0.5 < (size(small) - 2 * table) / (size(params) - 2 * table) < 0.56
 
 
 class TestRefusals:
@@ -157,11 +109,6 @@ class TestRefusals:
         monkeypatch.setitem(sys.modules, "qwix", None)
         with pytest.raises(ImportError, match=r"pip install 'jax_unmask\[quantization\]'"):
             denoisers.from_pretrained("no/such/model", quantization="int8")
-
-    def test_twice(self):
-        _, params = load("llada", quantization="int8")
-        with pytest.raises(ValueError, match="is quantised already"):
-            quantization.quantize_params(params, "int8")
 
     def test_saving(self, tmp_path):
         model = load("llada", quantization="int8")

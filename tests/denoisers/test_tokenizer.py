@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from jax_unmask import denoisers
-from jax_unmask.denoisers.families import llada
 
 MODEL = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
 WORDS = ["what", "is", "the", "answer", "?", "4", "2", "+", "=", "system", "user", "assistant"]
@@ -124,18 +123,6 @@ class TestEncoding:
         with pytest.raises(ValueError, match=r"lacks <\|start_header_id\|>, .*plain text"):
             tokenizer.encode_prompt([{"role": "user", "content": "4"}])
 
-    def test_template_text(self):
-        import jinja2
-
-        messages = [{"role": "user", "content": " hi \n"}]
-        text = jinja2.Template(llada.CHAT_TEMPLATE).render(
-            messages=messages, add_generation_prompt=True
-        )
-        assert text == (
-            "<|startoftext|><|start_header_id|>user<|end_header_id|>\n\nhi<|eot_id|>"
-            "<|start_header_id|>assistant<|end_header_id|>\n\n"
-        )
-
 
 class TestDecoding:
     def test_cuts_at_the_first_eos(self, tokenizer):
@@ -149,10 +136,6 @@ class TestDecoding:
         ids = [*ids_of("4"), MASK, *ids_of("2")]
         assert tokenizer.decode(ids) == "42"
         assert tokenizer.decode(ids, skip_special_tokens=False) == "4<|mdm_mask|>2"
-
-    def test_batch(self, tokenizer):
-        rows = np.array([[*ids_of("4", "+"), EOS], ids_of("2", "=", "2")], np.int32)
-        assert tokenizer.decode_batch(rows) == ["4+", "2=2"]
 
 
 class TestPadding:

@@ -28,6 +28,7 @@ from jax_unmask.denoisers.diffusion_gemma.config import (
 )
 from jax_unmask.denoisers.diffusion_gemma.model import DiffusionGemma
 from jax_unmask.denoisers.families.base import TensorSpec
+from jax_unmask.denoisers.families.qwen import MLP
 from jax_unmask.denoisers.orbax_files import (
     has_orbax_files,
     new_orbax_item,
@@ -45,24 +46,16 @@ from jax_unmask.denoisers.transformer import Params
 
 _CARRIED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 _CARRIED_FILE = "carried.safetensors"  # Beside an Orbax checkpoint.
-_MLP = {"gate_proj.weight": "gate", "up_proj.weight": "up", "down_proj.weight": "down"}
 
 
 @dataclasses.dataclass(frozen=True)
 class Checkpoint:
-    """A model, its parameters and its configuration, loaded from a directory.
-
-    Attributes:
-        model: the network.
-        params: its parameters.
-        fields: the parsed `config.json`.
-        carried: tensors that are not used, by name.
-    """
+    """A model, its parameters and its configuration, loaded from a directory."""
 
     model: DiffusionGemma
     params: Params
-    fields: Mapping[str, Any]
-    carried: Mapping[str, np.ndarray]
+    fields: Mapping[str, Any]  # The parsed `config.json`.
+    carried: Mapping[str, np.ndarray]  # Tensors that are not used, by name.
 
 
 def is_model(directory: pathlib.Path) -> bool:
@@ -138,10 +131,6 @@ def save(
 def save_orbax(directory: str | os.PathLike[str], checkpoint: Checkpoint) -> None:
     """Writes an Orbax directory, with the same `config.json`; `load` reads it.
 
-    Args:
-        directory: made if missing; must not hold an Orbax checkpoint yet.
-        checkpoint: what to write.
-
     Raises:
         FileExistsError: the directory already holds a checkpoint.
     """
@@ -162,52 +151,52 @@ def specs(config: DiffusionGemmaConfig) -> list[TensorSpec]:
 
     The file has [out, in] where a parameter has [in, out], for experts on the last two axes.
     """
-    found = [
-        TensorSpec("model.decoder.embed_tokens.weight", ("embedding",)),
-        TensorSpec("model.decoder.norm.weight", ("final_norm", "scale")),
-        TensorSpec(
-            "model.decoder.self_conditioning.pre_norm.weight", ("conditioning_norm", "scale")
-        ),
-    ]
-    found += [
-        TensorSpec(
-            f"model.decoder.self_conditioning.{theirs}",
-            ("conditioning_mlp", ours, "kernel"),
-            transpose=True,
-        )
-        for theirs, ours in _MLP.items()
-    ]
-    names = {
-        "input_layernorm.weight": (("attention_norm", "scale"), False),
-        "post_attention_layernorm.weight": (("after_attention_norm", "scale"), False),
-        "pre_feedforward_layernorm.weight": (("mlp_norm", "scale"), False),
-        "post_feedforward_layernorm_1.weight": (("after_mlp_norm", "scale"), False),
-        "pre_feedforward_layernorm_2.weight": (("experts_norm", "scale"), False),
-        "post_feedforward_layernorm_2.weight": (("after_experts_norm", "scale"), False),
-        "post_feedforward_layernorm.weight": (("after_both_norm", "scale"), False),
-        "layer_scalar": (("scalar",), False),
-        "self_attn.q_proj.weight": (("query", "kernel"), True),
-        "self_attn.k_proj.weight": (("key", "kernel"), True),
-        "self_attn.v_proj.weight": (("value", "kernel"), True),
-        "self_attn.o_proj.weight": (("attention_out", "kernel"), True),
-        "self_attn.q_norm.weight": (("query_norm", "scale"), False),
-        "self_attn.k_norm.weight": (("key_norm", "scale"), False),
-        "router.proj.weight": (("experts", "router", "kernel"), True),
-        "router.scale": (("experts", "router_scale"), False),
-        "router.per_expert_scale": (("experts", "expert_scale"), False),
-        "experts.gate_up_proj": (("experts", "gate_up"), True),
-        "experts.down_proj": (("experts", "down"), True),
+    top = {
+        "embed_tokens.weight": "embedding",
+        "norm.weight": "final_norm/scale",
+        "self_conditioning.pre_norm.weight": "conditioning_norm/scale",
     }
-    names |= {f"mlp.{theirs}": (("mlp", ours, "kernel"), True) for theirs, ours in _MLP.items()}
+    top |= {
+        f"self_conditioning.{theirs}": f"conditioning_mlp/{ours}/kernel"
+        for theirs, ours in MLP.items()
+    }
+    names = {
+        "input_layernorm.weight": "attention_norm/scale",
+        "post_attention_layernorm.weight": "after_attention_norm/scale",
+        "pre_feedforward_layernorm.weight": "mlp_norm/scale",
+        "post_feedforward_layernorm_1.weight": "after_mlp_norm/scale",
+        "pre_feedforward_layernorm_2.weight": "experts_norm/scale",
+        "post_feedforward_layernorm_2.weight": "after_experts_norm/scale",
+        "post_feedforward_layernorm.weight": "after_both_norm/scale",
+        "layer_scalar": "scalar",
+        "self_attn.q_proj.weight": "query/kernel",
+        "self_attn.k_proj.weight": "key/kernel",
+        "self_attn.v_proj.weight": "value/kernel",
+        "self_attn.o_proj.weight": "attention_out/kernel",
+        "self_attn.q_norm.weight": "query_norm/scale",
+        "self_attn.k_norm.weight": "key_norm/scale",
+        "router.proj.weight": "experts/router/kernel",
+        "router.scale": "experts/router_scale",
+        "router.per_expert_scale": "experts/expert_scale",
+        "experts.gate_up_proj": "experts/gate_up",
+        "experts.down_proj": "experts/down",
+        **{f"mlp.{theirs}": f"mlp/{ours}/kernel" for theirs, ours in MLP.items()},
+    }
+
+    def spec(name: str, *path: str) -> TensorSpec:
+        turned = path[-1] == "kernel" or path[-2:] in (("experts", "gate_up"), ("experts", "down"))
+        return TensorSpec(f"model.{name}", path, transpose=turned)
+
+    found = [spec(f"decoder.{name}", *path.split("/")) for name, path in top.items()]
     for index, layer in enumerate(config.layers):
         here = f"layers_{index}"
         found += [
-            TensorSpec(f"model.decoder.layers.{index}.{name}", (here, *path), transpose=transpose)
-            for name, (path, transpose) in names.items()
-            if layer.is_sliding or path[0] != "value"
+            spec(f"decoder.layers.{index}.{name}", here, *path.split("/"))
+            for name, path in names.items()
+            if layer.is_sliding or path != "value/kernel"
         ]
-        own = f"model.encoder.language_model.layers.{index}.layer_scalar"
-        found.append(TensorSpec(own, (here, "encoder_scalar")))
+        own = f"encoder.language_model.layers.{index}.layer_scalar"
+        found.append(spec(own, here, "encoder_scalar"))
     return found
 
 

@@ -36,62 +36,34 @@ _ROPE: dict[str, dict[str, Any]] = {
 
 
 class LayerConfig(NamedTuple):
-    """One layer.
+    """One layer."""
 
-    Attributes:
-        is_sliding: attention reaches back over a window only; these layers have value projections.
-        head_dim: width of a head.
-        num_kv_heads: key and value heads.
-        theta: base of the rotary frequencies.
-        rotary_fraction: part of the frequencies that are not zero.
-    """
-
-    is_sliding: bool
+    is_sliding: bool  # Attention reaches back over a window only; there is a value projection.
     head_dim: int
     num_kv_heads: int
-    theta: float
-    rotary_fraction: float
+    theta: float  # Base of the rotary frequencies.
+    rotary_fraction: float  # Part of the frequencies that are not zero.
 
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionGemmaConfig:
-    """Static description of the text model; hashable.
-
-    Attributes:
-        vocab_size: tokens V.
-        hidden_size: width D of the residual stream.
-        intermediate_size: width of the dense MLP and of the self-conditioning.
-        num_heads: query heads.
-        layers: the layers.
-        sliding_window: positions that a sliding layer attends to, including the query's.
-        num_experts: experts of each layer, beside the dense MLP.
-        per_token: experts that each token goes to.
-        expert_size: width of an expert.
-        norm_eps: epsilon of every RMSNorm.
-        softcap: logits are softcap * tanh(logits / softcap).
-        canvas_length: positions C of a canvas.
-        max_length: longest text.
-        eos_token_ids: tokens that end a text.
-        pad_token_id: fills the text after its end.
-        dtype: floating type of the computation; norms, softmax and logits are float32.
-        param_dtype: floating type of the parameters.
-    """
+    """Static description of the text model; hashable. See `DenoiserConfig`, too."""
 
     vocab_size: int
     hidden_size: int
-    intermediate_size: int
+    intermediate_size: int  # Width of the dense MLP and of the self-conditioning.
     num_heads: int
     layers: tuple[LayerConfig, ...]
-    sliding_window: int
-    num_experts: int
-    per_token: int
+    sliding_window: int  # Positions that a sliding layer attends to, including the query's.
+    num_experts: int  # Of each layer, beside the dense MLP.
+    per_token: int  # Experts that each token goes to.
     expert_size: int
     norm_eps: float
-    softcap: float
+    softcap: float  # Logits are softcap * tanh(logits / softcap).
     canvas_length: int
     max_length: int
-    eos_token_ids: tuple[int, ...]
-    pad_token_id: int
+    eos_token_ids: tuple[int, ...]  # Each of them ends a text.
+    pad_token_id: int  # Fills the text after its end.
     dtype: DTypeLike = jnp.float32
     param_dtype: DTypeLike = jnp.float32
 

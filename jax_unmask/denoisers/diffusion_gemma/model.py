@@ -8,6 +8,8 @@ in sliding layers to the last `sliding_window - 1` entries of it.
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -29,14 +31,8 @@ def _norm(cfg: DiffusionGemmaConfig, has_scale: bool = True) -> RMSNorm:
 
 
 def _dense(cfg: DiffusionGemmaConfig, features: int, name: str | None = None) -> nn.Dense:
-    return nn.Dense(
-        features,
-        use_bias=False,
-        kernel_init=_init,
-        dtype=cfg.dtype,
-        param_dtype=cfg.param_dtype,
-        name=name,
-    )
+    types: dict[str, Any] = {"dtype": cfg.dtype, "param_dtype": cfg.param_dtype}
+    return nn.Dense(features, use_bias=False, kernel_init=_init, name=name, **types)
 
 
 class GatedMlp(nn.Module):
@@ -121,13 +117,8 @@ class Layer(nn.Module):
     ) -> tuple[Float[Array, "B S D"], tuple[Float[Array, "B G S d"], Float[Array, "B G S d"]]]:
         """The residual stream after this layer, and the positions' rotated keys, and values.
 
-        Args:
-            x: the residual stream before.
-            positions: of these tokens in their text.
-            cached: rotated keys, and values, that they see beside their own.
-            cached_mask: which cached ones.
-            mask: which of their own.
-            is_encoder: whether this is the encoder's pass.
+        The positions see the `cached` keys and values (rotated) that `cached_mask` allows, and of
+        their own those that `mask` does.
         """
         batch, length, width = x.shape
         layer, h = self.layer, self.attention_norm(x)

@@ -17,60 +17,39 @@ class TensorSpec:
 
     Several specs of one name share the tensor: it is the concatenation of theirs, in the order of
     the specs (a fused projection, for instance).
-
-    Attributes:
-        name: its name in the safetensors files.
-        path: the parameter that it fills, as keys of the nested dict.
-        index: its place on the parameter's leading axes: (layer,), or (layer, expert); () for a
-            parameter by itself.
-        transpose: the file holds [out, in] and the parameter [in, out].
-        keeps_dtype: stays in the type in which it is stored, whatever the others are given (a
-            buffer that the published code keeps in float32).
     """
 
-    name: str
-    path: tuple[str, ...]
+    name: str  # In the safetensors files.
+    path: tuple[str, ...]  # The parameter that it fills, as keys of the nested dict.
+    # Its place on the parameter's leading axes: (layer,), (layer, expert), or () for all of it.
     index: tuple[int, ...] = ()
-    transpose: bool = False
+    transpose: bool = False  # The file holds [out, in] and the parameter [in, out].
+    # Stays in the type in which it is stored (a buffer that the published code keeps in float32).
     keeps_dtype: bool = False
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Family:
-    """A published checkpoint format.
+    """A published checkpoint format."""
 
-    Attributes:
-        name: `DenoiserConfig.family` of its models.
-        model_types: values of `model_type` that its `config.json` files have; the first is written.
-        architectures: names of its published classes; the first is written.
-        config_from_hf: reads a parsed `config.json`.
-        config_to_hf: writes one, complete enough for the published class.
-        tensors: every tensor of a checkpoint.
-        published: `config.json` by hub name: what planning needs to know of a model that is not
-            here yet. Loading a model reads its own file instead.
-        chat_template: Jinja template of tokenizers that come without one, or None.
-        template_tokens: special tokens that the template writes.
-        turn_ends: tokens that end an answer, beside the EOS token.
-        mask_token_ids: id of the mask token by vocabulary size, for published models whose
-            `config.json` does not give it.
-        draws_from_filtered: its published sampler takes confidences from the distribution that
-            tokens are drawn from (after temperature, top-k and top-p), not from the denoiser's own.
-        top_p_first: its published sampler applies top-p before top-k.
-    """
-
-    name: str
-    model_types: tuple[str, ...]
-    architectures: tuple[str, ...]
-    config_from_hf: Callable[[Mapping[str, Any]], DenoiserConfig]
+    name: str  # `DenoiserConfig.family` of its models.
+    model_types: tuple[str, ...]  # `model_type` of its `config.json` files; the first is written.
+    architectures: tuple[str, ...]  # Names of its published classes; the first is written.
+    config_from_hf: Callable[[Mapping[str, Any]], DenoiserConfig]  # Reads a parsed `config.json`.
+    # Writes a `config.json`, complete enough for the published class.
     config_to_hf: Callable[[DenoiserConfig], dict[str, Any]]
-    tensors: Callable[[DenoiserConfig], list[TensorSpec]]
+    tensors: Callable[[DenoiserConfig], list[TensorSpec]]  # Every tensor of a checkpoint.
+    # `config.json` by hub name: what planning needs to know of a model that is not here yet.
     published: Mapping[str, Mapping[str, Any]] = dataclasses.field(default_factory=dict)
-    chat_template: str | None = None
-    template_tokens: tuple[str, ...] = ()
-    turn_ends: tuple[str, ...] = ()
+    chat_template: str | None = None  # Jinja template of tokenizers that come without one.
+    template_tokens: tuple[str, ...] = ()  # Special tokens that the template writes.
+    turn_ends: tuple[str, ...] = ()  # Tokens that end an answer, beside the EOS token.
+    # Id of the mask token by vocabulary size, for published files that do not give it.
     mask_token_ids: Mapping[int, int] = dataclasses.field(default_factory=dict)
+    # Its published sampler takes confidences from the distribution that tokens are drawn from
+    # (after temperature, top-k and top-p), not from the denoiser's own.
     draws_from_filtered: bool = False
-    top_p_first: bool = False
+    top_p_first: bool = False  # Its published sampler applies top-p before top-k.
 
 
 class Fields:
@@ -130,12 +109,7 @@ def per_layer(
         only: True for layers with experts, False for those without, None for all.
     """
     return [
-        TensorSpec(
-            prefix.format(layer) + name,
-            (run.name, *path),
-            index=(layer - run.start,),
-            transpose=transpose,
-        )
+        TensorSpec(prefix.format(layer) + name, (run.name, *path), (layer - run.start,), transpose)
         for run in config.layer_runs
         if only in (None, run.has_experts)
         for name, (path, transpose) in parts.items()
@@ -146,19 +120,16 @@ def per_layer(
 def per_expert(
     config: DenoiserConfig, prefix: str, parts: Mapping[str, tuple[str, ...]]
 ) -> list[TensorSpec]:
-    """Specs of the matrices that every expert of every layer with experts has.
+    """Specs of the matrices that every expert of every layer with experts has; see `per_layer`.
 
-    Args:
-        config: determines how layers are stacked.
-        prefix: start of the names, with "{}" for the layer and "{}" for the expert.
-        parts: end of the name -> path inside the layer's parameters.
+    `prefix` has "{}" for the layer and "{}" for the expert.
     """
     count = 0 if config.experts is None else config.experts.num_experts
     return [
         TensorSpec(
             prefix.format(layer, expert) + name,
             (run.name, *path),
-            index=(layer - run.start, expert),
+            (layer - run.start, expert),
             transpose=True,
         )
         for run in config.layer_runs
@@ -169,37 +140,29 @@ def per_expert(
     ]
 
 
-TOKENS = {name: name for name in ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id")}
-
-
-def token_fields(fields: Fields) -> dict[str, Any]:
-    """The special tokens of a config; padding falls back to EOS."""
-    eos = fields("eos_token_id")
-    return {
-        "mask_token_id": fields("mask_token_id"),
-        "eos_token_id": eos,
-        "pad_token_id": fields.get("pad_token_id", eos),
-        "bos_token_id": fields.get("bos_token_id"),
-    }
+TOKENS = ("mask_token_id", "eos_token_id", "pad_token_id", "bos_token_id")
 
 
 def shape_fields(fields: Fields, names: Mapping[str, str]) -> dict[str, Any]:
     """Arguments of `DenoiserConfig` that are fields of a `config.json`, and its special tokens.
 
-    Args:
-        fields: the fields.
-        names: name of the field by name of the argument.
+    `names` has the field by the argument. Padding falls back to EOS.
     """
     found = {ours: fields(theirs) for ours, theirs in names.items()}
-    floats = {name: float(found[name]) for name in ("rope_theta", "norm_eps")}
-    return (
-        found | floats | {"tie_embeddings": bool(found["tie_embeddings"]), **token_fields(fields)}
-    )
+    found |= {name: float(found[name]) for name in ("rope_theta", "norm_eps")}
+    found["tie_embeddings"] = bool(found["tie_embeddings"])
+    for name in TOKENS:
+        found[name] = fields.get(name)
+    found |= {name: fields(name) for name in ("mask_token_id", "eos_token_id")}
+    if found["pad_token_id"] is None:
+        found["pad_token_id"] = found["eos_token_id"]
+    return found
 
 
 def written_fields(config: DenoiserConfig, names: Mapping[str, str]) -> dict[str, Any]:
     """The inverse of `shape_fields`, with the type of the parameters."""
-    fields = {theirs: getattr(config, ours) for ours, theirs in {**names, **TOKENS}.items()}
+    fields = {theirs: getattr(config, ours) for ours, theirs in names.items()}
+    fields |= {name: getattr(config, name) for name in TOKENS}
     return fields | {"torch_dtype": str(np.dtype(config.param_dtype))}
 
 

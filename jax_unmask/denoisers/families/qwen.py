@@ -44,15 +44,9 @@ _FIXED: dict[str, Any] = {
 
 
 def read(fields: Mapping[str, Any], family: str, **more: Any) -> DenoiserConfig:
-    """The config that a `config.json` describes.
+    """The config that a `config.json` describes; raises ValueError, as each family's reader does.
 
-    Args:
-        fields: the parsed `config.json`.
-        family: name of the family.
-        **more: arguments of `DenoiserConfig` that are the family's own; they win.
-
-    Raises:
-        ValueError: a field is missing, or has a value that is not implemented.
+    `more` are arguments of `DenoiserConfig` that are the family's own; they win.
     """
     need = Fields(fields, family)
     need.require(_FIXED)
@@ -70,11 +64,9 @@ def read(fields: Mapping[str, Any], family: str, **more: Any) -> DenoiserConfig:
 
 
 def write(config: DenoiserConfig, **more: Any) -> dict[str, Any]:
-    """The fields of `config.json` that all of these families share.
+    """The fields of `config.json` that all of these families share, and `more`.
 
-    Args:
-        config: the model.
-        **more: fields that are the family's own; None leaves a field out.
+    Of `more`, None leaves a field out.
     """
     fields = _FIXED | written_fields(config, {**_NAMES, "num_kv_heads": "num_key_value_heads"})
     fields |= {"initializer_range": 0.02, "use_cache": False, **more}
@@ -87,10 +79,7 @@ def tensors(
 ) -> list[TensorSpec]:
     """Every tensor of a checkpoint and the parameter that it fills.
 
-    Args:
-        config: the model; determines which of the optional tensors exist.
-        bias: name of a router's bias inside a layer.
-        shared: prefix of a shared expert inside a layer.
+    Inside a layer, `bias` is the name of a router's bias, `shared` the prefix of a shared expert.
     """
     specs = outer(config, "model.embed_tokens.weight")
     attention = {
