@@ -26,6 +26,7 @@ from jax_unmask.rollout import (
 )
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.rollout.flops import RolloutFlops, rollout_flops
+from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.compilation import CompileTimes
 
@@ -127,6 +128,7 @@ def measure_speed(
 
     median = statistics.median(seconds)
     done = jax.device_get(done)
+    check_finite(done.confidence, done.step_map)
     kinds, forwards = done.by_kind, int(done.forwards)
     counted = rollout_flops(
         subject.denoiser.config, settings, prompt_length, scored_positions(policy, settings)

@@ -82,12 +82,11 @@ def convert(
         tokenizer = denoisers.load_tokenizer(directory, needs_mask=is_masked)
     if not is_masked:
         loaded = diffusion_gemma.load(directory, param_dtype=param_dtype)
-        if tokenizer is not None:
-            tokenizer.save(output)
         if to == "orbax":
             diffusion_gemma.save_orbax(output, loaded)
         else:
             diffusion_gemma.save(output, loaded, max_shard_bytes=max_shard_bytes)
+        hub.copy_companions(directory, output)
         logger.info("%s: diffusion_gemma, %s", output, loaded.model.config.param_dtype)
         return to
     denoiser, params = denoisers.from_pretrained(
@@ -99,6 +98,7 @@ def convert(
         denoisers.save_pretrained(
             output, denoiser, params, tokenizer, max_shard_bytes=max_shard_bytes
         )
+    hub.copy_companions(directory, output)
     config = denoiser.config
     logger.info(
         "%s: %s, %s, %s parameters of type %s%s.",
@@ -119,6 +119,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # Nothing is computed, and the memory of the host is the larger one.
     jax.config.update("jax_platforms", "cpu")
     with command_line.clear_errors():
+        if not 0 < args.max_shard_gb < 1e9:
+            raise ValueError(f"--max_shard_gb={args.max_shard_gb} must be above 0, and finite")
         convert(
             args.source,
             local_path(args.output),

@@ -29,6 +29,7 @@ from jax_unmask.denoisers import (
 )
 from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.denoisers.sampling import Sampling
+from jax_unmask.denoisers.tokenizer import UnknownWords
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.generation.answers import Answer, CanvasWriter, MaskedWriter, Prompt, Writer
 from jax_unmask.generation.conversation import converse, system_turn
@@ -239,7 +240,8 @@ def settings(
     if args.model in shipped_models():
         _, length, block = shipped_lengths(args.model)
     length = length if args.gen_length is None else args.gen_length
-    cache, stop_ids = parse_cache(args.cache), ()
+    cache = parse_cache(args.cache)
+    stop_ids: tuple[int, ...] = ()
     sampling = Sampling(top_k=args.top_k, top_p=args.top_p)
     if config is not None:
         sampling = families.sampling(config.family, args.top_k, args.top_p)
@@ -266,10 +268,10 @@ def settings(
 
 def _read_messages(file: str) -> list[dict[str, str]]:
     """A conversation from a JSON file; a `ValueError` if it is not a list of messages."""
-    text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text(encoding="utf-8")
     try:
+        text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text("utf-8-sig")
         messages = json.loads(text)
-    except json.JSONDecodeError as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"--messages={file} is not valid JSON: {error}") from error
     well_formed = isinstance(messages, list) and all(
         isinstance(message, dict)
@@ -316,6 +318,14 @@ def _run(args: argparse.Namespace) -> None:
     def answer(prompt: Prompt, pad_to: int = 1) -> str:
         try:
             given = model.answer(prompt, turn=next(turns), pad_to=pad_to, watch=live)
+        except UnknownWords as error:
+            if args.model not in shipped_models():
+                raise
+            task = tasks.parse(args.model)
+            example = task.prompt(task.source("test")[0])
+            raise ValueError(
+                f"{error}. Such a model takes prompts as --prompt={example!r}"
+            ) from None
         finally:
             if live is not None:
                 live.close()

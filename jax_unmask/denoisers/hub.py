@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +15,21 @@ from jax_unmask.shipped import resolve_model, shipped_models
 
 # `owner/name`, and nothing that could only be a path.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_TOKENIZER_FILES = ["*.json", "*.jinja", "merges.txt"]
+_TOKENIZER_FILES = ["*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
+# What lies beside config and weights, and belongs to the model all the same.
+_COMPANIONS = (
+    "tokenizer*.json",
+    "tokenizer.model",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.*",
+    "additional_chat_templates/*.jinja",
+    "generation_config.json",
+    "*processor_config.json",
+)
 _FILES = [*_TOKENIZER_FILES, "*.safetensors"]
 _CONFIG = "config.json"
 
@@ -69,16 +84,27 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
         ValueError: it does not hold a JSON object.
     """
     try:
-        value = json.loads(path.read_text(encoding="utf-8"))
+        # Editors on Windows begin a file with a byte order mark.
+        value = json.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise FileNotFoundError(
             f"{path.parent} holds no {path.name}; is it a model directory?"
         ) from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"{path} is not valid JSON: {error}") from error
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+def copy_companions(source: pathlib.Path, target: pathlib.Path) -> None:
+    """Copies the files of the tokenizer, its templates and the generation config, unchanged."""
+    for pattern in _COMPANIONS:
+        for file in sorted(source.glob(pattern)):
+            copy = target / file.relative_to(source)
+            if file.is_file() and file.resolve() != copy.resolve():
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
 
 
 def begin_saving(directory: str | os.PathLike[str]) -> pathlib.Path:

@@ -7,6 +7,7 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping
 
 import jax
+import jax.numpy as jnp
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
@@ -83,7 +84,28 @@ def read_orbax_files(
             for path, leaf in flatten_dict(expected).items()
         }
         with _complete(directory):
-            return checkpointer.restore(item, unflatten_dict(target)), param_dtype
+            params = checkpointer.restore(item, unflatten_dict(target))
+    finite = jax.device_get({path: is_finite(leaf) for path, leaf in flatten_dict(params).items()})
+    for path, good in finite.items():
+        if not good:
+            narrowed = stored[path] != target[path].dtype
+            raise not_finite(directory, "/".join(path), param_dtype if narrowed else None)
+    return params, param_dtype
+
+
+@jax.jit
+def is_finite(value: jax.Array) -> jax.Array:
+    """Whether all numbers of an array are finite."""
+    return jnp.isfinite(value).all()
+
+
+def not_finite(directory: pathlib.Path, name: str, dtype: DTypeLike | None) -> FloatingPointError:
+    """The error for a parameter with NaN or infinity, as stored or after a cast to `dtype`."""
+    if dtype is None:
+        problem = "holds numbers that are not finite; the file is damaged, or training diverged"
+    else:
+        problem = f"overflows in {jnp.dtype(dtype)}; load it as float32 or bfloat16"
+    return FloatingPointError(f"{directory}: tensor {name} {problem}")
 
 
 def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:

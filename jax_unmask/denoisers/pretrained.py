@@ -25,7 +25,9 @@ from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.orbax_files import (
     ORBAX_ITEM,
     has_orbax_files,
+    is_finite,
     new_orbax_item,
+    not_finite,
     read_orbax_files,
     shapes_of,
     write_orbax_item,
@@ -63,7 +65,8 @@ def from_pretrained(
     Args:
         path: a shipped model such as "sudoku", a directory with `config.json` and safetensors or
             Orbax weights, or a hub name.
-        dtype: type of the computation; by default that of the parameters.
+        dtype: type of the computation; by default that of the parameters, but bfloat16 for float16,
+            in which activations of models that were trained in bfloat16 overflow.
         param_dtype: type of the parameters; by default as stored (the widest, where tensors
             differ).
         mask_token_id: the mask token, for models whose files do not name it.
@@ -82,7 +85,9 @@ def from_pretrained(
     Raises:
         FileNotFoundError: the directory, its `config.json` or its weights are missing.
         ValueError: the config is not supported, a weights file is corrupt, or its tensors are not
-            exactly the ones that the config calls for.
+            exactly the ones that the config calls for (redundant equal copies, buffers and prefixes
+            of wrappers aside).
+        FloatingPointError: a weight is not finite, as stored or in `param_dtype`.
         ImportError: quantised weights are asked for, and Qwix is not installed.
     """
     if quantization is not None:
@@ -98,8 +103,11 @@ def from_pretrained(
     load = _load_orbax if orbax else _load_tensors
     places = {} if shardings is None else flatten_dict(shardings(abstract_params(config)))
     params, config = load(directory, config, param_dtype, quantization, places)
-    config = dataclasses.replace(config, dtype=config.param_dtype if dtype is None else dtype)
-    return Denoiser(config), params
+    if dtype is None:
+        dtype = config.param_dtype
+        if dtype == jnp.float16:  # Made from bfloat16, whose activations float16 cannot hold.
+            dtype = jnp.bfloat16
+    return Denoiser(dataclasses.replace(config, dtype=dtype)), params
 
 
 def save_pretrained(
@@ -196,7 +204,12 @@ def _load_tensors(
 ) -> tuple[Params, DenoiserConfig]:
     files = TensorFiles(directory)
     tensors = _tensor_map(config)
-    check_shapes(files.shapes, tensors.shapes, directory)
+    copies = {}
+    if config.tie_embeddings:
+        untied = _tensor_map(dataclasses.replace(config, tie_embeddings=False))
+        (table,) = tensors.stored_as(("embedding",))
+        copies = dict.fromkeys(untied.stored_as(("head",)), table)
+    files.reconcile(tensors.shapes, copies, config.rope_theta)
     if param_dtype is None:
         param_dtype = widest(
             dtype for name, dtype in files.dtypes.items() if name not in tensors.names
@@ -208,12 +221,18 @@ def _load_tensors(
             return np.dtype(config.param_dtype)
         return widest(files.dtypes[name] for name in tensors.stored_as(path))
 
-    params = {}
+    params, finite = {}, {}
     for path in tensors.paths:
         read = functools.partial(tensors.read, path, files.read, dtype_of(path))
         shape = tensors.parameter_shape(path)
         value = _spread(read, shape, places[path]) if path in places else jnp.asarray(read())
+        finite[path] = is_finite(value)
         params[path] = quantized.quantize(path, value, quantization) if quantization else value
+    broken = [path for path, good in jax.device_get(finite).items() if not good]
+    if broken:
+        names = tensors.stored_as(broken[0])
+        bad = [name for name in names if not np.isfinite(files.read(name)).all()]
+        raise not_finite(directory, bad[0] if bad else names[0], param_dtype if not bad else None)
     return unflatten_dict(params), config
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import pathlib
+import re
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
@@ -34,6 +35,14 @@ _DTYPES = {
 }
 
 
+# Prefixes that wrappers put before all names.
+_PREFIX = re.compile(r"^(?:module\.|_orig_mod\.|_fsdp_wrapped_module\.)+")
+_BUFFERS = re.compile(
+    r"(?:^|\.)(?:rotary_emb\.(?:(?:original_)?inv_freq|cos_cached|sin_cached)|position_ids"
+    r"|masked_bias|causal_mask|attention_bias_cache)$"
+)
+
+
 class TensorFiles:
     """The tensors of a checkpoint directory: one file, or shards with an index.
 
@@ -41,7 +50,7 @@ class TensorFiles:
 
     Attributes:
         shapes: shape of every tensor by name.
-        dtypes: floating type of every tensor by name.
+        dtypes: type of every tensor by name; as text if it is none that parameters have.
     """
 
     def __init__(self, directory: pathlib.Path) -> None:
@@ -49,21 +58,87 @@ class TensorFiles:
 
         Raises:
             FileNotFoundError: no weights, or a shard of the index is missing.
-            ValueError: a file is corrupt, the index disagrees with its shards, or a tensor is not
-                floating point.
+            ValueError: a file is corrupt, or the index disagrees with its shards.
         """
         self._handles: dict[str, Any] = {}
+        self._stored: dict[str, str] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
-        self.dtypes: dict[str, np.dtype] = {}
+        self.dtypes: dict[str, Any] = {}
+        self.directory = directory
         for path, promised in _files(directory).items():
             self._open(path, promised)
 
     def read(self, name: str, index: tuple[slice, ...] | None = None) -> np.ndarray:
         """A tensor as stored, or only the slice `index` of it."""
         whole = tuple(slice(0, size) for size in self.shapes[name])
+        stored = self._stored.get(name, name)
         if index is None or index == whole:
-            return self._handles[name].get_tensor(name)
-        return self._handles[name].get_slice(name)[index]
+            return self._handles[stored].get_tensor(stored)
+        return self._handles[stored].get_slice(stored)[index]
+
+    def reconcile(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        copies: Mapping[str, str],
+        theta: float | None = None,
+    ) -> None:
+        """Gives tensors their expected names, and forgets redundant ones.
+
+        Wrappers put prefixes before all names (`module.`); some savers write a tied matrix twice,
+        or only under its other name; older ones write buffers that follow from the config.
+
+        Args:
+            expected: shape of every tensor that there should be.
+            copies: names under which a tied tensor may stand, with its expected one.
+            theta: base of the rotary frequencies, which stored ones are compared with.
+
+        Raises:
+            ValueError: a copy, or a buffer, differs from what it should be; tensors are missing,
+                unexpected or of other shapes; or one is not floating point.
+        """
+        for name in sorted(self.shapes.keys() - expected.keys()):
+            plain = _PREFIX.sub("", name)
+            target = plain if plain in expected else copies.get(plain)
+            if target is None:
+                if not _BUFFERS.search(plain):
+                    continue
+                self._check_frequencies(name, theta)
+            elif target not in self.shapes:
+                self._stored[target] = self._stored.get(name, name)
+                self.shapes[target], self.dtypes[target] = self.shapes[name], self.dtypes[name]
+            elif self.shapes[name] != self.shapes[target] or not self._equal(name, target):
+                raise ValueError(
+                    f"{self.directory}: tensors {name} and {target} must be one matrix (by "
+                    "config.json, or by their names), but differ; remove the one that is out of "
+                    "date, or correct tie_word_embeddings (weight_tying)"
+                )
+            del self.shapes[name], self.dtypes[name]
+        check_shapes(self.shapes, expected, self.directory)
+        for name, dtype in self.dtypes.items():
+            if isinstance(dtype, str):
+                raise ValueError(
+                    f"{self.directory}: tensor {name} has type {dtype}; only {', '.join(_DTYPES)} "
+                    "are supported (quantised weights are not)"
+                )
+
+    def _equal(self, name: str, other: str) -> bool:
+        """Whether two tensors of one shape are equal, read a few rows at a time."""
+        rows = self.shapes[name][0] if self.shapes[name] else 1
+        parts = [slice(start, min(start + 4096, rows)) for start in range(0, rows, 4096)]
+        read = lambda each, at: self.read(each, (at,) if rows > 4096 else None)
+        return all(np.array_equal(read(name, at), read(other, at)) for at in parts)
+
+    def _check_frequencies(self, name: str, theta: float | None) -> None:
+        """Refuses stored rotary frequencies that are not those of the config."""
+        if not name.endswith("inv_freq") or theta is None or isinstance(self.dtypes[name], str):
+            return
+        found = self.read(name).astype(np.float64)
+        expected = theta ** -(np.arange(found.size) / found.size)
+        if not np.allclose(found, expected, rtol=0.01):
+            raise ValueError(
+                f"{self.directory}: tensor {name} holds other rotary frequencies than those of "
+                f"rope_theta={theta} in config.json; remove the tensor, or correct the field"
+            )
 
     def _open(self, path: pathlib.Path, promised: set[str] | None) -> None:
         if not path.is_file():
@@ -82,14 +157,9 @@ class TensorFiles:
             )
         for name in names:
             info = handle.get_slice(name)
-            if info.get_dtype() not in _DTYPES:
-                raise ValueError(
-                    f"{path}: tensor {name} has type {info.get_dtype()}; only "
-                    f"{', '.join(_DTYPES)} are supported (quantised weights are not)"
-                )
             self._handles[name] = handle
             self.shapes[name] = tuple(info.get_shape())
-            self.dtypes[name] = _DTYPES[info.get_dtype()]
+            self.dtypes[name] = _DTYPES.get(info.get_dtype(), info.get_dtype())
 
 
 class TensorMap:
@@ -149,7 +219,8 @@ class TensorMap:
                 stored = (slice(stored[0].start + first, stored[0].stop + first), *stored[1:])
             value = tensor(spec.name, stored)
             # `...` rather than a new array: the cast and the transpose happen in the copy.
-            array[place or ...] = value.swapaxes(-1, -2) if spec.transpose else value
+            with np.errstate(over="ignore"):  # The caller looks for infinity.
+                array[place or ...] = value.swapaxes(-1, -2) if spec.transpose else value
         return array
 
     def write(self, name: str, flat: Mapping[Path, Any]) -> np.ndarray:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import pathlib
-import shutil
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,17 +15,9 @@ from jax_unmask.denoisers import families, hub
 from jax_unmask.denoisers.families import Family
 from jax_unmask.prompts import Prompts
 
+logger = logging.getLogger(__name__)
 Messages = list[dict[str, str]]
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "chat_template.jinja",
-    "vocab.json",
-    "merges.txt",
-)
 # Files that a tokenizer is built from if there is no tokenizer.json: byte-level BPE of Qwen's
 # lineage.
 _SLOW_FILES = ("vocab.json", "merges.txt")
@@ -38,7 +30,8 @@ class Tokenizer:
         directory: where its files lie.
         mask_id: id of the mask token.
         eos_id: id that ends a response.
-        stop_ids: all ids that end a response: `eos_id`, and what ends a turn in the family's chats.
+        stop_ids: all ids that end a response: `eos_id`, what ends a turn in the family's chats, and
+            the other EOS tokens of config.json and generation_config.json.
         pad_id: id that pads prompts on the left.
         vocab_size: number of tokens, special ones included (the model's table may have more rows).
     """
@@ -52,6 +45,7 @@ class Tokenizer:
         eos_id: int,
         pad_id: int,
         family: Family | None = None,
+        stop_ids: Sequence[int] = (),
     ) -> None:
         """Wraps a `PreTrainedTokenizerFast`; see `load_tokenizer`."""
         self._backend = backend
@@ -64,24 +58,46 @@ class Tokenizer:
         self.vocab_size = len(backend)
         vocabulary = backend.get_vocab()
         ends = () if family is None else family.turn_ends
-        turn_ends = {vocabulary[token] for token in ends if token in vocabulary}
-        self.stop_ids = (eos_id, *sorted(turn_ends - {eos_id}))
+        stops = {vocabulary[token] for token in ends if token in vocabulary} | set(stop_ids)
+        self.stop_ids: tuple[int, ...] = (eos_id, *sorted(stops - {eos_id}))
 
     def encode(self, text: str) -> list[int]:
         """Token ids of plain text; nothing is added.
 
         Raises:
-            ValueError: the vocabulary is closed and has no token for a part of the text.
+            ValueError: the text is no valid Unicode, or the vocabulary is closed and has no token
+                for a part of it.
         """
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(
+                f"{text[:80]!a} holds half of a surrogate pair at character {error.start}; remove "
+                "it, or write the whole character"
+            ) from None
         try:
             return self._backend.encode(text, add_special_tokens=False)
         except Exception as error:  # The library raises nothing narrower.
             if "[UNK]" not in str(error):
                 raise
-            raise ValueError(
-                f"{text[:80]!r}: the vocabulary of {self.directory} has no token for a part of it; "
-                "give another prompt or task, or another model"
-            ) from None
+            raise UnknownWords(self._unknown(text)) from None
+
+    def _unknown(self, text: str) -> str:
+        """The error for a text with words that a closed vocabulary lacks."""
+        vocabulary, splitter = self._backend.get_vocab(), self._backend.backend_tokenizer
+        pieces = [piece for piece, _ in splitter.pre_tokenizer.pre_tokenize_str(text)]
+        unknown = dict.fromkeys(piece.strip() for piece in pieces if piece not in vocabulary)
+        special = set(self._backend.all_special_tokens)
+        known = {word.strip() for word in vocabulary if word not in special}
+        words = sorted(word for word in known if not word.isdecimal())
+        more = ["..."] if len(words) > 80 else []
+        more += ["and numbers"] if len(words) < len(known) else []
+        return (
+            f"{text[:80]!r}: the vocabulary of {self.directory} has no token for "
+            f"{', '.join(map(repr, list(unknown)[:8])) or 'a part of it'}. It knows "
+            f"{' '.join([*words[:80], *more])}, each with the space before it. Give another prompt "
+            "or task, or another model"
+        )
 
     def encode_prompt(self, prompt: str | Messages, *, thinking: bool | None = None) -> list[int]:
         """Token ids of a prompt.
@@ -95,22 +111,30 @@ class Tokenizer:
                 before the answer begins. None leaves it to the template.
 
         Raises:
-            ValueError: messages are given and there is no chat template for them.
+            ValueError: messages are given and there is no chat template for them, or it refuses
+                them.
         """
         if isinstance(prompt, str):
             return self.encode(prompt)
         opening: list[int] = []
         if prompt and prompt[-1]["role"] == "assistant":
             opening, prompt = self.encode(prompt[-1]["content"]), prompt[:-1]
-        ids = self._backend.apply_chat_template(
-            prompt,
-            chat_template=self._chat_template(),
-            add_generation_prompt=True,
-            tokenize=True,
-            return_dict=False,
-            **({} if thinking is None else {"enable_thinking": thinking}),
-        )
-        return [*ids, *opening]
+        template = self._chat_template()
+        try:
+            text = self._backend.apply_chat_template(
+                prompt,
+                chat_template=template,
+                add_generation_prompt=True,
+                tokenize=False,
+                **({} if thinking is None else {"enable_thinking": thinking}),
+            )
+        except Exception as error:  # A template may raise anything, by itself or in Jinja.
+            roles = ", ".join(message["role"] for message in prompt)
+            raise ValueError(
+                f"the chat template in {self.directory} refuses these messages (roles: {roles}): "
+                f"{error}. Change the messages or the template, or give the prompt as plain text"
+            ) from error
+        return [*self.encode(text), *opening]
 
     def decode(
         self,
@@ -203,16 +227,21 @@ class Tokenizer:
         return Prompts(tokens=tokens, mask=mask)  # type: ignore[arg-type]
 
     def save(self, directory: str | os.PathLike[str]) -> None:
-        """Copies the tokenizer's files, unchanged."""
-        target = pathlib.Path(directory)
-        target.mkdir(parents=True, exist_ok=True)
-        for name in FILES:
-            source = self.directory / name
-            if source.exists() and source.resolve() != (target / name).resolve():
-                shutil.copyfile(source, target / name)
+        """Copies the tokenizer's files and the generation config, unchanged."""
+        hub.copy_companions(self.directory, pathlib.Path(directory))
 
     def _chat_template(self) -> str:
         template = self._backend.chat_template
+        old = self.directory / "chat_template.json"  # Of processors.
+        if template is None and old.is_file():
+            template = hub.read_json(old).get("chat_template")
+        if isinstance(template, dict):  # Several with names.
+            if "default" not in template and len(template) > 1:
+                raise ValueError(
+                    f"the tokenizer in {self.directory} has the chat templates "
+                    f"{', '.join(sorted(template))}, and none named default; rename one"
+                )
+            template = template.get("default", next(iter(template.values()), None))
         if template is not None:
             return template
         family = self._family
@@ -229,6 +258,10 @@ class Tokenizer:
                 f"{', '.join(missing)} of {family.name}'s own; give the prompt as plain text"
             )
         return family.chat_template
+
+
+class UnknownWords(ValueError):
+    """A text holds words that a closed vocabulary lacks."""
 
 
 def has_tokenizer(directory: pathlib.Path) -> bool:
@@ -263,6 +296,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> 
     fields: dict[str, Any] = {}
     if (directory / "config.json").is_file():
         fields = families.complete(hub.read_json(directory / "config.json"))
+    _check_companions(directory)
     # It would advise to install PyTorch, which is not needed here.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     import transformers  # 2.5 s; nothing else here needs it.
@@ -276,16 +310,16 @@ def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> 
         raise ValueError(f"{directory / file} cannot be read: {error}") from error
 
     def token_id(role: str) -> int | None:
-        from_config, from_tokenizer = fields.get(f"{role}_token_id"), None
+        from_config, from_tokenizer = _ids(fields.get(f"{role}_token_id")), None
         if getattr(backend, f"{role}_token") is not None:
             from_tokenizer = getattr(backend, f"{role}_token_id")
-        if None not in (from_config, from_tokenizer) and from_config != from_tokenizer:
+        if from_config and from_tokenizer is not None and from_tokenizer not in from_config:
             raise ValueError(
-                f"{directory}: {role}_token_id={from_config} in config.json, but the tokenizer's "
-                f"{role}_token {getattr(backend, f'{role}_token')!r} has id {from_tokenizer}; "
-                "correct one of them"
+                f"{directory}: {role}_token_id={fields[f'{role}_token_id']} in config.json, but "
+                f"the tokenizer's {role}_token {getattr(backend, f'{role}_token')!r} has id "
+                f"{from_tokenizer}; correct one of them"
             )
-        return from_tokenizer if from_config is None else from_config
+        return from_config[0] if from_config else from_tokenizer
 
     def required(role: str) -> int:
         found = token_id(role)
@@ -297,6 +331,9 @@ def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> 
         return found
 
     eos, pad = required("eos"), token_id("pad")
+    stops = _ids(fields.get("eos_token_id"))
+    if (directory / "generation_config.json").is_file():
+        stops += _ids(hub.read_json(directory / "generation_config.json").get("eos_token_id"))
     tokenizer = Tokenizer(
         backend,
         directory,
@@ -304,6 +341,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> 
         eos_id=eos,
         pad_id=eos if pad is None else pad,
         family=families.find(fields),
+        stop_ids=[token for token in stops if 0 <= token < len(backend)],
     )
     rows = fields.get("embedding_size") or fields.get("vocab_size")
     if rows is not None and tokenizer.vocab_size > rows:
@@ -312,3 +350,20 @@ def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> 
             f"{rows} embedding rows (config.json); they do not belong together"
         )
     return tokenizer
+
+
+def _check_companions(directory: pathlib.Path) -> None:
+    """Names a damaged file beside the tokenizer's own, and warns of two chat templates."""
+    found: dict[str, Any] = {}
+    for name in ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json"):
+        if (directory / name).is_file():
+            found |= hub.read_json(directory / name)
+    separate, inside = directory / "chat_template.jinja", found.get("chat_template")
+    used = separate.read_text(encoding="utf-8") if separate.is_file() else inside
+    if isinstance(inside, str) and used != inside:
+        logger.warning("%s is used; tokenizer_config.json holds another chat template.", separate)
+
+
+def _ids(value: Any) -> list[int]:
+    """Ids of a field that holds one, several or none."""
+    return [each for each in (value if isinstance(value, list) else [value]) if type(each) is int]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from typing import Any
 
 import jax
@@ -14,8 +16,10 @@ from jax_unmask.denoisers import Denoiser, Params, Tokenizer
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.evaluation.likelihood import Likelihood
 from jax_unmask.rollout import RolloutSettings, rollout, row_keys
+from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
 
+logger = logging.getLogger(__name__)
 _WIDTH = 64
 """Prompts are padded to multiples of this: few lengths to compile for."""
 
@@ -104,9 +108,11 @@ class HarnessModel(LM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Texts up to the first of each request's stop strings."""
-        prompts = [self._tokenizer.encode(request.args[0]) for request in requests]
+        encoded = [self._encode(request.args[0]) for request in requests]
+        prompts = [tokens or [] for tokens in encoded]
         # Of like length together, so that batches pad little. Each row has its own random stream.
-        order = sorted(range(len(requests)), key=lambda index: len(prompts[index]))
+        known = [index for index, tokens in enumerate(encoded) if tokens is not None]
+        order = sorted(known, key=lambda index: len(prompts[index]))
         texts = [""] * len(requests)
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
@@ -119,15 +125,23 @@ class HarnessModel(LM):
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[tuple[float, bool]]:
         """Log-likelihood of each continuation, and whether it is greedy (with `check_greedy`)."""
-        pairs = []
-        for request in requests:
-            prompt, response = self._split(*request.args)
-            pairs.append((prompt[-(self._denoiser.config.max_length - len(response)) :], response))
+        answers = [(0.0, True)] * len(requests)  # Of empty continuations.
+        pairs, owners, longest = [], [], self._denoiser.config.max_length
+        for number, request in enumerate(requests):
+            split = self._split(*request.args)
+            if split is None:
+                answers[number] = (-math.inf, False)
+            elif split[1]:
+                # What is too long loses its head, as in the harness's own models.
+                prompt, response = split[0], split[1][-longest:]
+                pairs.append((prompt[max(len(prompt) + len(response) - longest, 0) :], response))
+                owners.append(number)
         values = self._estimator.log_likelihoods(pairs)
         are_greedy = [False] * len(pairs)
         if self._check_greedy:
             are_greedy = self._estimator.are_greedy(pairs)
-        answers = list(zip(values, are_greedy, strict=True))
+        for number, value, is_greedy in zip(owners, values, are_greedy, strict=True):
+            answers[number] = (value, is_greedy)
         for request, answer in zip(requests, answers, strict=True):
             self.cache_hook.add_partial("loglikelihood", request.args, answer)
         return answers
@@ -138,13 +152,15 @@ class HarnessModel(LM):
         """Log-likelihood of whole texts; windows of half the model's length, each given the one
         before it."""
         window = max(self._denoiser.config.max_length // 2, 1)
-        pairs, owners = [], []
+        pairs, owners, values = [], [], [0.0] * len(requests)
         for number, request in enumerate(requests):
-            tokens = self._tokenizer.encode(request.args[0])
+            tokens = self._encode(request.args[0])
+            if tokens is None:
+                values[number] = -math.inf
+                continue
             for start in range(0, len(tokens), window):
                 pairs.append((tokens[max(start - window, 0) : start], tokens[start:][:window]))
                 owners.append(number)
-        values = [0.0] * len(requests)
         for number, value in zip(owners, self._estimator.log_likelihoods(pairs), strict=True):
             values[number] += value
         for request, value in zip(requests, values, strict=True):
@@ -173,17 +189,28 @@ class HarnessModel(LM):
             row_keys(self._key, jax.numpy.asarray(filled)),
             self._settings,
         )
-        tokens, nfe = jax.device_get((trajectory.tokens, trajectory.nfe))
+        trajectory = jax.device_get(trajectory)
+        check_finite(trajectory.confidence, trajectory.step_map)
+        tokens, nfe = trajectory.tokens, trajectory.nfe
         self.sequences += len(rows)
         self.forwards += int(nfe[: len(rows)].sum())
         return self._tokenizer.decode_batch(np.asarray(tokens)[: len(rows)])
 
-    def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
+    def _encode(self, text: str) -> list[int] | None:
+        """Tokens of a request's text; None, and a warning, if the vocabulary cannot write it."""
+        try:
+            return self._tokenizer.encode(text)
+        except ValueError as error:
+            logger.warning("A request counts as unanswered: %s", error)
+            return None
+
+    def _split(self, context: str, continuation: str) -> tuple[list[int], list[int]] | None:
         """Tokens of both, as they are in the text as a whole; spaces belong to the continuation."""
         stripped = context.rstrip()
         continuation = context[len(stripped) :] + continuation
-        prompt = self._tokenizer.encode(stripped)
-        whole = self._tokenizer.encode(stripped + continuation)
+        prompt, whole = self._encode(stripped), self._encode(stripped + continuation)
+        if prompt is None or whole is None:
+            return None
         if whole[: len(prompt)] == prompt and len(whole) > len(prompt):
             return prompt, whole[len(prompt) :]
         # The tokenizer joins them: a token would belong to both.

@@ -11,6 +11,7 @@ The expectation of the right side is the model's evidence lower bound.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -84,7 +85,15 @@ class Likelihood:
             settings = self._key, self._draws, self._batch_size
             return _estimates(self._denoiser, self._params, *rows, *settings)
 
-        return [float(np.mean(each, dtype=np.float64)) for each in self._each(pairs, estimate)]
+        found = [float(np.mean(each, dtype=np.float64)) for each in self._each(pairs, estimate)]
+        for number, value in enumerate(found):
+            if math.isnan(value):
+                raise FloatingPointError(
+                    f"the likelihood of response {number} is not a number: the denoiser's "
+                    "activations overflow, or its weights are damaged. Compute in float32 or "
+                    "bfloat16 (dtype), or load the weights again"
+                )
+        return found
 
     def are_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
         """Whether the model writes each response of itself, the most confident token first."""

@@ -24,6 +24,7 @@ from jax_unmask.rollout import (
     rollout,
     row_keys,
 )
+from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.tasks.base import Example, Task, start_checks
@@ -174,7 +175,8 @@ def measure(
     def dispatch(width: int, members: Int[np.ndarray, " m"]) -> tuple[jax.Array, ...]:
         with places.active():
             done = rollout(*arguments(width, members))
-            return done.tokens, done.nfe, done.cost, done.forwards, done.executed_cost
+            of_rows = done.tokens, done.nfe, done.cost, done.confidence, done.step_map
+            return *of_rows, done.forwards, done.executed_cost
 
     def check(
         members: Int[np.ndarray, " m"], tokens: np.ndarray
@@ -199,7 +201,9 @@ def measure(
             if index + 1 < len(jobs):
                 pending = dispatch(*jobs[index + 1])
             *of_rows, executed, of_all = current
-            own.append(places.fetch(of_rows))
+            *kept, confidence, step_map = places.fetch(of_rows)
+            check_finite(confidence, step_map)
+            own.append(kept)
             forwards += int(executed)
             executed_cost += float(of_all)
             mine = members[own_rows]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -22,6 +22,7 @@ from jax_unmask.rollout import (
     row_keys,
 )
 from jax_unmask.rollout.canvases import CanvasSettings, Generated
+from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
 
 Prompt = str | list[dict[str, str]]
@@ -67,43 +68,9 @@ class Answer:
         return described
 
 
-class Writer(Protocol):
-    """A model that answers prompts.
-
-    Attributes:
-        tokenizer: its tokenizer.
-        policy: its policy, in the notation of `policies.parse_policy`.
-    """
-
-    tokenizer: Tokenizer
-    policy: str
-
-    @property
-    def block_length(self) -> int:
-        """Positions of a block."""
-        ...
-
-    def answer(
-        self, prompt: Prompt, *, turn: int = 0, pad_to: int = 1, watch: Watcher | None = None
-    ) -> Answer:
-        """Rolls out one prompt.
-
-        Args:
-            prompt: text, or chat messages.
-            turn: number of the answer; each has random numbers of its own.
-            pad_to: the prompt is padded to a multiple of this length, where there is room.
-            watch: called with the canvas after each step, while the rollout runs.
-
-        Raises:
-            ValueError: prompt and canvas do not fit into the model's maximal length, or the policy
-                cannot be read.
-        """
-        ...
-
-
 @dataclasses.dataclass
 class MaskedWriter:
-    """A masked denoiser that answers prompts; see `Writer`.
+    """A masked denoiser that answers prompts, with a policy in the notation of `parse_policy`.
 
     With `settings.record`, every step is kept. `thinking` is for chat templates that know
     reasoning, see `Tokenizer.encode_prompt`.
@@ -119,11 +86,25 @@ class MaskedWriter:
 
     @property
     def block_length(self) -> int:
+        """Positions of a block."""
         return self.settings.block_length
 
     def answer(
         self, prompt: Prompt, *, turn: int = 0, pad_to: int = 1, watch: Watcher | None = None
     ) -> Answer:
+        """Rolls out one prompt.
+
+        Args:
+            prompt: text, or chat messages.
+            turn: number of the answer; each has random numbers of its own.
+            pad_to: the prompt is padded to a multiple of this length, where there is room.
+            watch: called with the canvas after each step, while the rollout runs.
+
+        Raises:
+            ValueError: prompt and canvas do not fit into the model's maximal length, or the policy
+                cannot be read.
+            FloatingPointError: the denoiser's scores are not finite.
+        """
         policy, params = policies.parse_policy(self.policy)
         max_length = self.denoiser.config.max_length
         prompts, count = _encode(self, prompt, self.settings.gen_length, max_length, pad_to)
@@ -134,13 +115,14 @@ class MaskedWriter:
         else:
             trajectory = rollout(*model, policy, params, prompts, keys, settings, watch)
         trajectory = jax.device_get(trajectory)
+        check_finite(trajectory.confidence, trajectory.step_map)
         text = self.tokenizer.decode(np.asarray(trajectory.tokens[0]))
         return Answer(prompt, count, trajectory, text, self.settings, probability)
 
 
 @dataclasses.dataclass
 class CanvasWriter:
-    """A DiffusionGemma, whose canvases start as random tokens, that answers prompts."""
+    """A DiffusionGemma, whose canvases start as random tokens; used as `MaskedWriter`."""
 
     loaded: diffusion_gemma.Checkpoint
     tokenizer: Tokenizer
@@ -163,13 +145,17 @@ class CanvasWriter:
         arguments = (self.loaded.model, self.loaded.params, policy, params, prompts)
         keys = _keys(self.seed, turn)
         written = jax.device_get(canvases.generate(*arguments, keys, self.settings, watch))
+        check_finite(written.confidence, written.step_map)
         text = self.tokenizer.decode(np.asarray(written.tokens[0]))
         shape = RolloutSettings(gen_length=length, block_length=config.canvas_length)
         return Answer(prompt, count, written, text, shape)
 
 
+Writer = MaskedWriter | CanvasWriter
+
+
 def _encode(
-    writer: MaskedWriter | CanvasWriter, prompt: Prompt, length: int, max_length: int, pad_to: int
+    writer: Writer, prompt: Prompt, length: int, max_length: int, pad_to: int
 ) -> tuple[Prompts, int]:
     """A batch of one prompt, and its number of tokens."""
     tokens = writer.tokenizer.encode_prompt(prompt, thinking=writer.thinking)

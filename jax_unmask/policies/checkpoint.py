@@ -17,9 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
+from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from jax_unmask.denoisers import families
+from jax_unmask.denoisers import families, hub
 from jax_unmask.policies.base import Params
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import NETWORKS, LearnedPolicy
@@ -63,7 +64,10 @@ def load_policy(directory: str | pathlib.Path) -> tuple[LearnedPolicy, Params]:
                 f"{directory / name} does not exist; a policy directory holds {CONFIG} and "
                 f"{WEIGHTS}"
             )
-    policy, settings = _read_config(directory)
+    try:
+        policy, settings = _read_config(directory)
+    except (TypeError, AttributeError) as error:  # Fields of other names or types.
+        raise ValueError(f"{directory / CONFIG} is not the config of a policy: {error}") from error
     return policy, {"network": _read_network(policy, directory / WEIGHTS), **settings}
 
 
@@ -103,10 +107,7 @@ def settings_of(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
 def _read_config(directory: pathlib.Path) -> tuple[LearnedPolicy, Params]:
     """The policy, and its temperature and scale."""
     path = directory / CONFIG
-    try:
-        fields = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is not valid JSON: {error}") from error
+    fields = hub.read_json(path)
     own = {"distribution": "bernoulli_argmax", **fields.get("jax_unmask", {})}
     network = own.pop("network", {})
     settings = {name: own.pop(name) for name in _SETTINGS if name in own}
@@ -136,7 +137,7 @@ def _denoiser_fields(directory: pathlib.Path, fields: dict[str, Any]) -> dict[st
     if isinstance(value, dict):
         return value
     if isinstance(value, str) and (directory / value).is_file():
-        return json.loads((directory / value).read_text())
+        return hub.read_json(directory / value)
     raise ValueError(
         f"{directory / CONFIG}: {_DENOISER}={value!r} is neither a file nor an object with the "
         "fields of the denoiser's config.json"
@@ -164,7 +165,16 @@ def _config_fields(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
 
 
 def _read_network(policy: LearnedPolicy, path: pathlib.Path) -> Params:
-    tensors = load_file(path)
+    try:
+        tensors = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a complete safetensors file ({error})") from error
+    broken = [name for name, value in tensors.items() if not np.isfinite(value).all()]
+    if broken:
+        raise FloatingPointError(
+            f"{path}: tensor {broken[0]} holds numbers that are not finite; the file is damaged, "
+            "or training diverged"
+        )
     shapes = flatten_dict(jax.eval_shape(policy.init_params, jax.random.key(0))["network"])
     specs = tensor_specs(policy.network, shapes)
     wanted = {PREFIX + spec.name: spec for spec in specs}

@@ -221,6 +221,19 @@ class Trajectory:
         return jnp.sum(self.cost) / self.executed_cost
 
 
+def check_finite(confidence: Float[Array, "B L"], step_map: Int[Array, "B L"]) -> None:
+    """Raises FloatingPointError, with the place, where the denoiser's scores were not finite."""
+    bad = np.argwhere(~np.isfinite(np.asarray(confidence)))
+    if len(bad):
+        row, position = bad[0].tolist()
+        raise FloatingPointError(
+            f"the denoiser's scores are not finite at {len(bad)} positions of canvases, first in "
+            f"row {row} at position {position}, filled at step {int(step_map[row, position])}: its "
+            "activations overflow, or its weights are damaged. Compute in float32 or bfloat16 "
+            "(dtype), or load the weights again"
+        )
+
+
 def joined(parts: Sequence[Trajectory], feeds: int = 1) -> Trajectory:
     """Rollouts of one shape as if they were one: their rows one after the other.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -23,8 +24,11 @@ def run(*arguments):
 
 def test_there_and_back_with_the_tokenizer(tmp_path, caplog):
     caplog.set_level("INFO", logger="jax_unmask")
-    orbax, back = tmp_path / "orbax", tmp_path / "back"
-    run(("source", "sudoku"), ("output", orbax))
+    orbax, back, source = tmp_path / "orbax", tmp_path / "back", tmp_path / "source"
+    shutil.copytree(assets() / "sudoku", source)
+    (source / "additional_chat_templates").mkdir()
+    (source / "additional_chat_templates" / "tools.jinja").write_text("1")
+    run(("source", source), ("output", orbax))
     assert "Orbax, llada," in caplog.text
     run(("source", orbax), ("output", back))
     assert "Hugging Face, llada," in caplog.text
@@ -34,10 +38,10 @@ def test_there_and_back_with_the_tokenizer(tmp_path, caplog):
     assert original.keys() == written.keys()
     for name, tensor in original.items():
         assert tensor.tobytes() == written[name].tobytes(), name
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        expected = (assets() / "sudoku" / name).read_bytes()
-        assert (orbax / name).read_bytes() == (back / name).read_bytes() == expected
-    assert denoisers.load_tokenizer(back).mask_id == denoisers.load_tokenizer(orbax).mask_id
+    for file in source.rglob("*"):
+        name = file.relative_to(source)
+        if file.is_file() and file.name not in ("config.json", "model.safetensors"):
+            assert (orbax / name).read_bytes() == (back / name).read_bytes() == file.read_bytes()
 
 
 def test_diffusion_gemma(tmp_path):

@@ -125,7 +125,11 @@ def test_a_task_poses_and_judges(model, capsys):
         (("--gen_length=0",), "gen_length = 0"),
         (("--temperature=-1", *shape()), "temperature = -1.0"),
         (("--gen_length=48",), "gen_length=48"),
+        (("--temperature=nan", *shape()), "temperature = nan"),
+        (("--temperature=inf", *shape()), "temperature = inf"),
+        (("--policy=top_confidence:tokens_per_step=99999999999", *shape()), "tokens_per_step"),
         (("--seed=-1", *shape()), "--seed"),
+        (("--seed=99999999999999999999", *shape()), "--seed"),
         (("--pace=-1", *shape()), "--pace=-1.0"),
         (("--model=/no/such/model", *shape()), "/no/such/model"),
         (("--chat", *shape()), "chat template"),
@@ -135,6 +139,12 @@ def test_says_what_is_wrong(model, capsys, arguments, message):
     found = fails(capsys, f"--model={model}", f"--prompt={PUZZLE}", *arguments)
     assert message in found
     assert found.count("error:") == 1
+
+
+def test_an_unknown_word_gets_an_example(capsys):
+    found = fails(capsys, "--model=arithmetic", "--prompt=Tom has 3 pears")
+    assert "'pears'" in found
+    assert "--prompt='" in found
 
 
 def test_needs_a_prompt(model, capsys, tmp_path, monkeypatch):

@@ -9,6 +9,7 @@ import pathlib
 import jax.numpy as jnp
 import pytest
 
+from jax_unmask.denoisers import families
 from jax_unmask.denoisers.families import llada
 
 CONFIG_JSON = pathlib.Path(__file__).parents[1] / "fixtures" / "llada" / "config.json"
@@ -61,7 +62,7 @@ class TestLLaDAConfig:
         )
 
     def test_round_trip(self, config, fields):
-        written = llada.config_to_hf(config)
+        written = families.to_hf(config)
         assert llada.config_from_hf(written) == config
         assert fields.items() <= written.items()
 

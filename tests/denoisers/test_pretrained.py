@@ -152,9 +152,9 @@ BROKEN = {
     "integers": (tensor(lambda x: x.astype(np.int8)), ValueError, f"{UP} has type I8"),
     "transposed": (tensor(lambda x: x.T.copy()), ValueError, r"\(64, 160\) instead of \(160, 64\)"),
     "all in one error": (
-        config(n_layers=3, weight_tying=True),
+        config(n_layers=3),
         ValueError,
-        "missing model.transformer.blocks.2.attn_norm.weight.*; and 2 more$",
+        "missing model.transformer.blocks.2.attn_norm.weight.*; and 1 more$",
     ),
 }
 
@@ -197,8 +197,9 @@ class TestHubNames:
         calls = download(FIXTURE)
         denoiser, _ = denoisers.from_pretrained("some-owner/some-model")
         assert denoiser.config.vocab_size == 320
-        files = ["*.json", "*.jinja", "merges.txt", "*.safetensors"]
-        assert calls == [("some-owner/some-model", files)]
+        ((name, patterns),) = calls
+        assert name == "some-owner/some-model"
+        assert {"*.json", "*.jinja", "merges.txt", "*.safetensors"} <= set(patterns)
 
     def test_offline(self, download):
         from huggingface_hub import errors

@@ -38,6 +38,18 @@ class TestTemplates:
         )
         assert text == case["text"]
 
+    def test_sdar_keeps_reasoning_of_the_last_answer_only(self):
+        """As its own template does: earlier answers lose what they thought."""
+        thought = [
+            {**turn, "content": f"<think>\nWell.\n</think>\n\n{turn['content']}"}
+            if turn["role"] == "assistant"
+            else turn
+            for turn in TURNS
+        ]
+        assert render(sdar.CHAT_TEMPLATE, thought) == render(sdar.CHAT_TEMPLATE, TURNS)
+        last = render(sdar.CHAT_TEMPLATE, thought[:3])
+        assert last.endswith("<|im_start|>assistant\n<think>\nWell.\n</think>\n\n4<|im_end|>\n")
+
     def test_sdar_without_thinking(self):
         more = {"add_generation_prompt": True, "enable_thinking": False}
         text = render(sdar.CHAT_TEMPLATE, TURNS[-1:], **more)

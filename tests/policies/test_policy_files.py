@@ -13,6 +13,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from jax_unmask.policies import LearnedPolicy, NetworkConfig, load_policy, save_policy
+from jax_unmask.shipped import assets
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
 RICH = LearnedPolicy(
@@ -133,6 +134,25 @@ def test_configs_that_are_not_understood(tmp_path, changes, message):
     edit_config(directory, **changes)
     with pytest.raises(ValueError, match=message):
         load_policy(directory)
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("policy_config.json", b"[1]", "policy_config.json holds a JSON list"),
+        ("policy_config.json", b'{"a": ' + b"[" * 100_000, "policy_config.json is not valid JSON"),
+        ("policy_config.json", None, "policy_config.json is not the config of a policy"),
+        ("model.safetensors", b"cut", "model.safetensors is not a complete safetensors file"),
+    ],
+)
+def test_damaged_directories(tmp_path, file, content, message):
+    shutil.copytree(next((assets() / "policies").iterdir()), tmp_path / "policy")
+    path = tmp_path / "policy" / file
+    if content is None:
+        content = json.dumps(json.loads(path.read_text()) | {"jax_unmask": {"colour": 1}}).encode()
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        load_policy(tmp_path / "policy")
 
 
 def test_missing_and_broken_files(tmp_path):

@@ -31,20 +31,22 @@ from jax_unmask.denoisers.families.base import TensorSpec
 from jax_unmask.denoisers.families.qwen import MLP
 from jax_unmask.denoisers.orbax_files import (
     has_orbax_files,
+    is_finite,
     new_orbax_item,
+    not_finite,
     read_orbax_files,
     write_orbax_item,
 )
 from jax_unmask.denoisers.tensor_files import (
     TensorFiles,
     TensorMap,
-    check_shapes,
     widest,
     write_tensor_files,
 )
 from jax_unmask.denoisers.transformer import Params
 
 _CARRIED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
+_ENCODER = "model.encoder.language_model."
 _CARRIED_FILE = "carried.safetensors"  # Beside an Orbax checkpoint.
 
 
@@ -90,13 +92,19 @@ def load(
         carried = load_file(directory / _CARRIED_FILE)
     else:
         files, tensors = TensorFiles(directory), TensorMap(specs(config), abstract_params(config))
-        used = {name: s for name, s in files.shapes.items() if not name.startswith(_CARRIED)}
-        check_shapes(used, tensors.shapes, directory)
-        carried = {name: files.read(name) for name in sorted(files.shapes.keys() - used.keys())}
+        kept = {name: s for name, s in files.shapes.items() if name.startswith(_CARRIED)}
+        # The encoder's matrices, and the output projection, are those of the decoder.
+        copies = {name.replace("model.decoder.", _ENCODER): name for name in tensors.shapes}
+        copies["lm_head.weight"] = "model.decoder.embed_tokens.weight"
+        files.reconcile(tensors.shapes | kept, copies)
+        carried = {name: files.read(name) for name in sorted(kept)}
         if param_dtype is None:
-            param_dtype = widest(files.dtypes[name] for name in used)
+            param_dtype = widest(files.dtypes[name] for name in tensors.shapes)
         read = functools.partial(tensors.read, tensor=files.read, dtype=np.dtype(param_dtype))
         params = unflatten_dict({path: jnp.asarray(read(path)) for path in tensors.paths})
+        for parameter, leaf in flatten_dict(params).items():
+            if not is_finite(leaf):
+                raise not_finite(directory, tensors.stored_as(parameter)[0], None)
     config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
     return Checkpoint(DiffusionGemma(config), params, fields, carried)
 

@@ -94,6 +94,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DiffusionGemmaConfig:
         )
     text = Fields(whole("text_config"), NAME)
     text.require(_FIXED)
+    whole.require({"quantization_config": None})
     if text.get("use_bidirectional_attention") == "all":
         raise ValueError(
             "config.json: use_bidirectional_attention='all' is not supported; the encoder of text "
@@ -120,7 +121,8 @@ def config_from_hf(fields: Mapping[str, Any]) -> DiffusionGemmaConfig:
 
 
 def _layers(text: Fields) -> tuple[LayerConfig, ...]:
-    rope, own = text.get("rope_parameters", _ROPE), text.get("per_layer_config", {})
+    rope = text.get("rope_parameters", _ROPE)
+    own = {int(index): sizes for index, sizes in text.get("per_layer_config", {}).items()}
     types = text("layer_types")
     if len(types) != text("num_hidden_layers") or set(types) - {_SLIDING, _FULL}:
         raise ValueError(
@@ -134,7 +136,7 @@ def _layers(text: Fields) -> tuple[LayerConfig, ...]:
             sizes["head_dim"] = text.get("global_head_dim", _GLOBAL_HEAD_DIM)
             count = text.get("num_global_key_value_heads", sizes["num_key_value_heads"])
             sizes["num_key_value_heads"] = count
-        sizes |= own.get(str(index), {})
+        sizes |= own.get(index, {})
         wanted = "default" if kind == _SLIDING else "proportional"
         if rope[kind]["rope_type"] != wanted:
             raise ValueError(

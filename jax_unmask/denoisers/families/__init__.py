@@ -96,8 +96,11 @@ def of(fields: Mapping[str, Any]) -> Family:
 
 def to_hf(config: DenoiserConfig) -> dict[str, Any]:
     """The `config.json` of a config, in the format of its family."""
-    fields = named(config.family).config_to_hf(config)
-    return fields if config.family in _NAMES else fields | {FIELD: config.family}
+    family = named(config.family)
+    fields = {"architectures": [family.architectures[0]], "model_type": family.model_types[0]}
+    fields |= family.config_to_hf(config)
+    fields |= {} if config.family in _NAMES else {FIELD: config.family}
+    return dict(sorted(fields.items()))
 
 
 def sampling(name: str, top_k: int, top_p: float) -> Sampling:

@@ -36,7 +36,7 @@ class Family:
     model_types: tuple[str, ...]  # `model_type` of its `config.json` files; the first is written.
     architectures: tuple[str, ...]  # Names of its published classes; the first is written.
     config_from_hf: Callable[[Mapping[str, Any]], DenoiserConfig]  # Reads a parsed `config.json`.
-    # Writes a `config.json`, complete enough for the published class.
+    # Writes a `config.json`, complete enough for the published class, which is added.
     config_to_hf: Callable[[DenoiserConfig], dict[str, Any]]
     tensors: Callable[[DenoiserConfig], list[TensorSpec]]  # Every tensor of a checkpoint.
     # `config.json` by hub name: what planning needs to know of a model that is not here yet.
@@ -91,6 +91,78 @@ class Fields:
                     f"config.json: {name}={self._fields[name]!r} is not supported for "
                     f"{self._family}; only {name}={implemented!r} is implemented"
                 )
+
+
+# Switches of later model classes that would change the computation, with the values that do not.
+_NEUTRAL: dict[str, Any] = {
+    "quantization_config": None,
+    "logit_scale": 1,
+    "logits_scaling": 1,
+    "final_logit_softcapping": None,
+    "attn_logit_softcapping": None,
+    "embedding_multiplier": 1,
+    "residual_multiplier": 1,
+    "attention_multiplier": None,
+    "query_pre_attn_scalar": None,
+}
+_ROPE = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
+
+
+def read_fields(fields: Mapping[str, Any], family: str) -> Fields:
+    """The fields of a `config.json` under the names that transformers 4 gave them.
+
+    transformers 5 nests rotary settings in `rope_parameters` (also under the older name
+    `rope_scaling`), lists the kind of attention of each layer, and calls experts local.
+
+    Raises:
+        ValueError: a field changes the computation in a way that is not implemented, or disagrees
+            with another.
+    """
+    found = dict(fields)
+
+    def refuse(name: str, value: Any, reason: str) -> None:
+        raise ValueError(f"config.json: {name}={value!r} is not supported for {family}; {reason}")
+
+    def put(name: str, value: Any, origin: str) -> None:
+        if found.get(name) not in (None, value):
+            raise ValueError(
+                f"config.json: {name}={found[name]!r} disagrees with {origin}={value!r}; correct "
+                "one of them"
+            )
+        found[name] = value
+
+    for name, neutral in _NEUTRAL.items():
+        if fields.get(name) not in (None, neutral):
+            remedy = f"only {name}={neutral!r} is implemented"
+            if name == "quantization_config":
+                remedy = "give the model with its weights in float32, bfloat16 or float16"
+            refuse(name, fields[name], remedy)
+    for name in ("rope_scaling", "rope_parameters"):
+        rope = found.pop(name, None)
+        if rope is None:
+            continue
+        if not isinstance(rope, Mapping):
+            refuse(name, rope, "it must be an object")
+        kinds = [value for value in rope.values() if isinstance(value, Mapping)]
+        if kinds:  # One entry for each kind of attention.
+            if len(kinds) < len(rope) or any(kind != kinds[0] for kind in kinds):
+                refuse(name, rope, "all layers must be rotated alike")
+            rope = kinds[0]
+        kind = rope.get("rope_type", rope.get("type"))
+        if kind != "default" and (kind is not None or not set(rope) <= _ROPE):
+            refuse(name, rope, "only rope_type='default' is implemented")
+        for inner in ("rope_theta", "partial_rotary_factor"):
+            if rope.get(inner) is not None:
+                put(inner, rope[inner], f"{name}.{inner}")
+    layers = found.pop("layer_types", None) or ()
+    if set(layers) - {"full_attention"}:
+        refuse("layer_types", layers, "only 'full_attention' is implemented")
+    if fields.get("num_local_experts") is not None:
+        put("num_experts", fields["num_local_experts"], "num_local_experts")
+    for name in TOKENS:  # The first of several ends a text for the model; see `Tokenizer.stop_ids`.
+        if isinstance(found.get(name), list):
+            found[name] = found[name][0] if found[name] else None
+    return Fields(found, family)
 
 
 def per_layer(

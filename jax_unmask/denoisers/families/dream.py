@@ -11,11 +11,9 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families import qwen
-from jax_unmask.denoisers.families.base import Family, Fields, check_head_width
+from jax_unmask.denoisers.families.base import Family, check_head_width, read_fields
 
 NAME = "dream"
-MODEL_TYPE = "Dream"
-ARCHITECTURE = "DreamModel"
 
 # Qwen2.5's ChatML, with its system turn where the messages bring none.
 CHAT_TEMPLATE = (
@@ -62,7 +60,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     return qwen.read(
         fields,
         NAME,
-        intermediate_size=Fields(fields, NAME)("intermediate_size"),
+        intermediate_size=read_fields(fields, NAME)("intermediate_size"),
         qkv_bias=True,
         logits_shift=True,
     )
@@ -77,8 +75,6 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     check_head_width(config)
     return qwen.write(
         config,
-        architectures=[ARCHITECTURE],
-        model_type=MODEL_TYPE,
         intermediate_size=config.intermediate_size,
         max_window_layers=config.num_layers,
     )
@@ -86,8 +82,8 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
 
 FAMILY = Family(
     name=NAME,
-    model_types=(MODEL_TYPE, "dream"),
-    architectures=(ARCHITECTURE,),
+    model_types=("Dream", "dream"),
+    architectures=("DreamModel",),
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
     tensors=qwen.tensors,

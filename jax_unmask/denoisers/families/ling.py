@@ -24,8 +24,18 @@ TURN_ENDS = ("<|role_end|>",)
 
 
 def rotary_dim(need: Fields, head_dim: int) -> int | None:
-    """Features of a head that are rotated; None for all of them."""
-    turned = int(head_dim * need.get("partial_rotary_factor", 1))
+    """Features of a head that are rotated; None for all of them.
+
+    Raises:
+        ValueError: two fields disagree about them.
+    """
+    factor, given = need.get("partial_rotary_factor"), need.get("rotary_dim")
+    turned = given if factor is None and given is not None else int(head_dim * (factor or 1))
+    if given not in (None, turned):
+        raise ValueError(
+            f"config.json: rotary_dim={given} disagrees with partial_rotary_factor={factor} of "
+            f"heads of width {head_dim}, which is {turned}; correct one of them"
+        )
     return None if turned == head_dim else turned
 
 

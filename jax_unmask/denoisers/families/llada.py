@@ -13,16 +13,15 @@ from typing import Any
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families.base import (
     Family,
-    Fields,
     TensorSpec,
     check_head_width,
     per_layer,
+    read_fields,
     shape_fields,
     written_fields,
 )
 
 NAME = "llada"
-MODEL_TYPE = "llada"
 ARCHITECTURE = "LLaDAModelLM"
 
 # Fields of `config.json` by the argument of `DenoiserConfig` that each of them is.
@@ -120,9 +119,9 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     if architectures and ARCHITECTURE not in architectures:
         raise ValueError(
             f"config.json: architectures={architectures} is not supported with model_type="
-            f"{MODEL_TYPE!r}; expected [{ARCHITECTURE!r}]"
+            f"'llada'; expected [{ARCHITECTURE!r}]"
         )
-    need = Fields(fields, NAME)
+    need = read_fields(fields, NAME)
     need.require(_FIXED | _OPTIONAL)
     for name in _FIXED:
         need(name)
@@ -165,8 +164,6 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
         **_EXPORT_ONLY,
         "bias_for_layer_norm": False,
         "include_qkv_bias": False,
-        "architectures": [ARCHITECTURE],
-        "model_type": MODEL_TYPE,
         "n_kv_heads": config.num_kv_heads,
         "mlp_hidden_size": config.intermediate_size,
         "vocab_size": config.vocab_size,
@@ -204,7 +201,7 @@ def tensors(config: DenoiserConfig) -> list[TensorSpec]:
 
 FAMILY = Family(
     name=NAME,
-    model_types=(MODEL_TYPE,),
+    model_types=("llada",),
     architectures=(ARCHITECTURE,),
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,

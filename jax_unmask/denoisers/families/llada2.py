@@ -11,11 +11,15 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 from jax_unmask.denoisers.families import ling, qwen
-from jax_unmask.denoisers.families.base import Family, Fields, TensorSpec, experts_of, per_layer
+from jax_unmask.denoisers.families.base import (
+    Family,
+    TensorSpec,
+    experts_of,
+    per_layer,
+    read_fields,
+)
 
 NAME = "llada2_moe"
-MODEL_TYPE = "llada2_moe"
-ARCHITECTURE = "LLaDA2MoeModelLM"
 
 # Switches of the published class with the only values that are implemented here.
 _FIXED: dict[str, Any] = {
@@ -72,7 +76,7 @@ PUBLISHED = {
 
 def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     """Reads a LLaDA2 `config.json`; raises ValueError for what is missing or not implemented."""
-    need = Fields(fields, NAME)
+    need = read_fields(fields, NAME)
     need.require(_FIXED)
     count, dense = need("num_hidden_layers"), need("first_k_dense_replace")
     size = need("moe_intermediate_size")
@@ -121,8 +125,6 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     fields = qwen.write(
         config,
         **_FIXED,
-        architectures=[ARCHITECTURE],
-        model_type=MODEL_TYPE,
         head_dim=config.head_dim,
         intermediate_size=config.intermediate_size,
         partial_rotary_factor=ling.rotary_factor(config),
@@ -163,8 +165,8 @@ def tensors(config: DenoiserConfig) -> list[TensorSpec]:
 
 FAMILY = Family(
     name=NAME,
-    model_types=(MODEL_TYPE,),
-    architectures=(ARCHITECTURE,),
+    model_types=("llada2_moe",),
+    architectures=("LLaDA2MoeModelLM",),
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
     tensors=tensors,

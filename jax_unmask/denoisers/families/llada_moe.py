@@ -11,11 +11,9 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 from jax_unmask.denoisers.families import ling, qwen
-from jax_unmask.denoisers.families.base import Family, Fields, check_head_width, experts_of
+from jax_unmask.denoisers.families.base import Family, check_head_width, experts_of, read_fields
 
 NAME = "llada_moe"
-MODEL_TYPE = "lladamoe"
-ARCHITECTURE = "LLaDAMoEModelLM"
 
 # Fields of the published class with the only values that are implemented here.
 _FIXED: dict[str, Any] = {
@@ -29,7 +27,7 @@ _FIXED: dict[str, Any] = {
 
 def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     """Reads a LLaDA-MoE `config.json`; raises ValueError for what is missing or unknown."""
-    need = Fields(fields, NAME)
+    need = read_fields(fields, NAME)
     need.require(_FIXED)
     count = need("num_hidden_layers")
     frequencies = need("moe_layer_freq")
@@ -75,8 +73,6 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     check_head_width(config)
     return qwen.write(
         config,
-        architectures=[ARCHITECTURE],
-        model_type=MODEL_TYPE,
         attention_bias=config.qkv_bias,
         qk_layernorm=config.qk_norm,
         partial_rotary_factor=ling.rotary_factor(config),
@@ -96,8 +92,8 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
 
 FAMILY = Family(
     name=NAME,
-    model_types=(MODEL_TYPE, "llada_moe", "llada"),
-    architectures=(ARCHITECTURE, "LLaDAMoEModel"),
+    model_types=("lladamoe", "llada_moe", "llada"),
+    architectures=("LLaDAMoEModelLM", "LLaDAMoEModel"),
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
     tensors=qwen.tensors,

@@ -12,10 +12,10 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families.base import (
-    Fields,
     TensorSpec,
     per_expert,
     per_layer,
+    read_fields,
     shape_fields,
     written_fields,
 )
@@ -48,7 +48,7 @@ def read(fields: Mapping[str, Any], family: str, **more: Any) -> DenoiserConfig:
 
     `more` are arguments of `DenoiserConfig` that are the family's own; they win.
     """
-    need = Fields(fields, family)
+    need = read_fields(fields, family)
     need.require(_FIXED)
     shape = shape_fields(need, _NAMES)
     heads = shape["num_heads"]

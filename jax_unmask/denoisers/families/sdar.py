@@ -11,19 +11,23 @@ from typing import Any
 
 from jax_unmask.denoisers.config import DenoiserConfig, ExpertsConfig
 from jax_unmask.denoisers.families import qwen
-from jax_unmask.denoisers.families.base import Family, Fields, experts_of
+from jax_unmask.denoisers.families.base import Family, experts_of, read_fields
 
 NAME = "sdar"
-MODEL_TYPE = "sdar"
-ARCHITECTURE = "SDARForCausalLM"
 MOE_NAME = "sdar_moe"
-MOE_MODEL_TYPE = "sdar_moe"
-MOE_ARCHITECTURE = "SDARMoeForCausalLM"
 
-# Qwen3's ChatML without tools and reasoning; the published tokenizers bring the full one.
+# Qwen3's ChatML without tools; the published tokenizers bring the full one. Answers before the last
+# question lose their reasoning, and later ones keep it, as there.
 CHAT_TEMPLATE = (
+    "{% set last = namespace(user=messages | length) %}"
+    "{% for message in messages %}{% if message['role'] == 'user' %}"
+    "{% set last.user = loop.index0 %}{% endif %}{% endfor %}"
     "{% for message in messages %}"
-    "{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + '<|im_end|>\n' }}"
+    "{% set text = message['content'] %}"
+    "{% if message['role'] == 'assistant' and '</think>' in text and loop.index0 < last.user %}"
+    "{% set text = text.split('</think>')[-1].lstrip('\n') %}"
+    "{% endif %}"
+    "{{ '<|im_start|>' + message['role'] + '\n' + text + '<|im_end|>\n' }}"
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
     "{% if enable_thinking is defined and enable_thinking is false %}"
@@ -65,12 +69,12 @@ _BLOCK_SIZE = 4
 
 def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     """Reads an SDAR `config.json`; raises ValueError for what is missing or not implemented."""
-    return _read(fields, NAME, intermediate_size=Fields(fields, NAME)("intermediate_size"))
+    return _read(fields, NAME, intermediate_size=read_fields(fields, NAME)("intermediate_size"))
 
 
 def moe_config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     """Reads an SDAR-MoE `config.json`; its layers of experts are placed as in Qwen3-MoE."""
-    need = Fields(fields, MOE_NAME)
+    need = read_fields(fields, MOE_NAME)
     count, step = need("num_hidden_layers"), need.get("decoder_sparse_step", 1)
     dense = set(need.get("mlp_only_layers", []))
     experts = ExpertsConfig(
@@ -86,7 +90,7 @@ def moe_config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
 
 def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     """Writes an SDAR `config.json`."""
-    return _write(config, architectures=[ARCHITECTURE], model_type=MODEL_TYPE)
+    return _write(config)
 
 
 def moe_config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
@@ -98,8 +102,6 @@ def moe_config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     moe = experts_of(config)
     return _write(
         config,
-        architectures=[MOE_ARCHITECTURE],
-        model_type=MOE_MODEL_TYPE,
         num_experts=moe.num_experts,
         num_experts_per_tok=moe.per_token,
         moe_intermediate_size=moe.size,
@@ -112,7 +114,7 @@ def moe_config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
 
 
 def _read(fields: Mapping[str, Any], family: str, **more: Any) -> DenoiserConfig:
-    need = Fields(fields, family)
+    need = read_fields(fields, family)
     bias = bool(need.get("attention_bias", False))
     return qwen.read(
         fields,
@@ -148,8 +150,8 @@ _SHARED: dict[str, Any] = {
 }
 FAMILY = Family(
     name=NAME,
-    model_types=(MODEL_TYPE,),
-    architectures=(ARCHITECTURE,),
+    model_types=("sdar",),
+    architectures=("SDARForCausalLM",),
     config_from_hf=config_from_hf,
     config_to_hf=config_to_hf,
     published=PUBLISHED,
@@ -157,8 +159,8 @@ FAMILY = Family(
 )
 MOE_FAMILY = Family(
     name=MOE_NAME,
-    model_types=(MOE_MODEL_TYPE,),
-    architectures=(MOE_ARCHITECTURE, "SDARMoEForCausalLM"),
+    model_types=("sdar_moe",),
+    architectures=("SDARMoeForCausalLM", "SDARMoEForCausalLM"),
     config_from_hf=moe_config_from_hf,
     config_to_hf=moe_config_to_hf,
     **_SHARED,
