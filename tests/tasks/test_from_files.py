@@ -1,8 +1,11 @@
 """Tasks over files: a class of one's own, and the layouts in which data sets are published."""
 
+import base64
 import json
+import pickle
 import sys
 import types
+import zlib
 
 import pytest
 
@@ -135,6 +138,13 @@ INFO = [
 ]
 KODCODE = {"question": "One.", "solution": "def f():\n    return 1", "test": "", "test_info": INFO}
 LEETCODE = dict.fromkeys(("starter_code", "prompt", "completion", "entry_point", "test"), "x")
+CONTEST = {
+    "question_content": "One.",
+    "starter_code": "",
+    "public_test_cases": json.dumps([{"input": "1", "output": "1", "testtype": "stdin"}]),
+    "private_test_cases": base64.b64encode(zlib.compress(pickle.dumps("[]"))).decode(),
+    "solution": "print(1)",
+}
 # Task and hub name: files, each with its rows; and the number of problems of each split.
 PUBLISHED = {
     ("gsm8k", "openai/gsm8k"): (
@@ -214,6 +224,10 @@ PUBLISHED = {
             for split in ("train", "test")
         },
         {"train": 1, "test": 1},
+    ),
+    ("livecodebench", "livecodebench/code_generation_lite"): (
+        {f"test{number}.jsonl": [CONTEST] for number in ("", 2, 6)},
+        {"test": 3},
     ),
     ("countdown", "Jiayi-Pan/Countdown-Tasks-3to4"): (
         {

@@ -19,9 +19,11 @@ SETTINGS = {
     **{name: {"path": SAMPLES / "competitions"} for name in ("aime24", "aime25", "amc23")},
     "math500": {"path": SAMPLES / "competitions"},
     "sudoku_puzzles": {"path": SAMPLES / "sudoku"},
+    "primeintellect": {"path": SAMPLES / "programs", "hold_out": 4},
+    "livecodebench": {"path": SAMPLES / "programs"},
 }
-RUN_CODE = ("humaneval", "kodcode", "leetcode", "mbpp")
-TEST_ONLY = ("aime24", "aime25", "amc23", "humaneval", "math500", "sudoku_puzzles")
+RUN_CODE = ("humaneval", "kodcode", "leetcode", "livecodebench", "mbpp", "primeintellect")
+TEST_ONLY = ("aime24", "aime25", "amc23", "humaneval", "livecodebench", "math500", "sudoku_puzzles")
 
 
 @pytest.mark.parametrize("name", tasks.names())
