@@ -19,6 +19,7 @@ from typing import Any
 import jax
 import numpy as np
 
+import tiny
 from jax_unmask import recipes
 from jax_unmask.planning import collectives
 from jax_unmask.recipes import rollouts
@@ -29,66 +30,28 @@ from jax_unmask.runtime.progress import Timer
 RESULT = "result: "
 """Begins the line of the output that holds it."""
 
-SETTINGS: dict[str, dict[str, Any]] = {
+_SETTINGS: dict[str, dict[str, Any]] = {
     "policy_grpo": {
-        "task.name": "sudoku",
-        "task.prompt_length": 17,
-        "model.dtype": "float32",
         "model.param_dtype": "float32",
-        "rollout.gen_length": 16,
-        "rollout.block_length": 16,
         "rollout.prompts_per_step": 8,
         "rollout.group_size": 2,
         # Half as many slots as rows: rows move in and out.
         "rollout.slots": 8,
-        "policy.network.hidden_dim": 8,
-        "policy.network.feedforward_dim": 8,
-        "policy.network.time_embed_dim": 8,
-        "policy.network.initial_bias": 0.0,
-        # Wrong answers are charged for their steps too, so that a random denoiser gives a signal.
-        "reward.kind": "additive",
-        "learner.minibatches": 2,
         "learner.chunk_size": 16,
         "optimizer.lr": 1e-3,
-        "optimizer.warmup_steps": 1,
-        "train.steps": 20,
     },
     "tracerl": {
-        "task.name": "sudoku",
-        "task.prompt_length": 17,
-        "model.dtype": "float32",
-        "rollout.gen_length": 16,
-        "rollout.block_length": 16,
         "rollout.policy": "threshold:threshold=0.2",
         "rollout.prompts_per_step": 4,
         "rollout.group_size": 4,
         "rollout.slots": 8,
-        "filter.low": 0.0,
         "filter.rounds": 1,
-        "reward.kind": "additive",
-        "reward.alpha": 1.0,
         "learner.shrink": 2,
-        "learner.minibatches": 2,
-        "learner.chunk_size": 8,
         "optimizer.lr": 1e-3,
-        "value.enabled": True,
         "value.lr": 1e-3,
-        "train.steps": 20,
     },
-    "sft": {
-        "task.prompt_length": 17,
-        "data.batch_size": 16,
-        "optimizer.warmup_steps": 1,
-        "train.steps": 20,
-    },
-    "state_sft": {
-        "task.prompt_length": 17,
-        "data.batch_size": 16,
-        "learner.method": "trace",
-        "learner.chunk_size": 8,
-        "optimizer.warmup_steps": 1,
-        "train.steps": 20,
-    },
+    "sft": {"data.batch_size": 16},
+    "state_sft": {"data.batch_size": 16, "learner.method": "trace", "learner.chunk_size": 8},
 }
 
 
@@ -123,9 +86,10 @@ class Programs:
 
 
 def make_recipe(name: str, mesh: list[int], **changes: Any) -> Any:
-    """A recipe of `SETTINGS`, with changes, on a mesh of these sizes (data, fsdp, tensor)."""
+    """A small recipe with changes, on a mesh of these sizes (data, fsdp, tensor)."""
     config = recipes.config(name)
-    config.update_from_flattened_dict(SETTINGS[name] | changes)
+    small = tiny.SETTINGS[name] | _SETTINGS[name] | {"train.steps": 20}
+    config.update_from_flattened_dict(small | changes)
     config.mesh.update(dict(zip(("data", "fsdp", "tensor"), mesh, strict=True)))
     return recipes.find(name)(recipes.read(config), pathlib.Path(tempfile.mkdtemp()))
 

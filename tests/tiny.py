@@ -15,6 +15,38 @@ from jax_unmask import denoisers
 from jax_unmask.denoisers.families import llada
 from jax_unmask.denoisers.word_level import save_word_level
 
+_ROLLOUTS = {
+    "task.name": "sudoku",
+    "task.prompt_length": 17,
+    "model.dtype": "float32",
+    "rollout.gen_length": 16,
+    "rollout.block_length": 16,
+    # Wrong answers are charged for their steps too, so that a random denoiser gives a signal.
+    "reward.kind": "additive",
+    "learner.minibatches": 2,
+}
+# What makes the default config of a recipe small enough for a test.
+SETTINGS: dict[str, dict[str, Any]] = {
+    "policy_grpo": {
+        **_ROLLOUTS,
+        "policy.network.hidden_dim": 8,
+        "policy.network.feedforward_dim": 8,
+        "policy.network.time_embed_dim": 8,
+        # At the default of -2 nearly every row takes all of its steps: no reward differs.
+        "policy.network.initial_bias": 0.0,
+        "optimizer.warmup_steps": 1,
+    },
+    "tracerl": {
+        **_ROLLOUTS,
+        "filter.low": 0.0,
+        "reward.alpha": 1.0,
+        "learner.chunk_size": 8,
+        "value.enabled": True,
+    },
+    "sft": {"task.prompt_length": 17, "optimizer.warmup_steps": 1},
+    "state_sft": {"task.prompt_length": 17, "optimizer.warmup_steps": 1},
+}
+
 
 def denoiser_config(**changes: Any) -> denoisers.DenoiserConfig:
     """A denoiser of one layer and 12 tokens, the last of which is the mask; with changes."""

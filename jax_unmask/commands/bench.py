@@ -17,8 +17,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
-from absl import flags
-from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import policies, tasks
 from jax_unmask.benchmarks import breakdown, hardware, reference, speed, subjects, tables
@@ -181,28 +179,11 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
 
 
-def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
-    """The config of FILE.py or FILE.py:ARGUMENT with overrides `--config.KEY=VALUE`.
-
-    Raises:
-        ValueError: the file, or an override, cannot be read.
-    """
-    values = flags.FlagValues()
-    arguments = ["bench", f"--config={path}", *overrides]
-    holder = config_flags.DEFINE_config_file(
-        "config", flag_values=values, sys_argv=arguments, lock_config=True
-    )
-    try:
-        values(arguments)
-    except (flags.Error, AttributeError, KeyError) as error:
-        raise ValueError(f"--config={path}: {error}") from error
-    return holder.value
-
-
 def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
     """Everything that was measured, as plain values and as text."""
     if args.breakdown:
-        config = read_config(args.config, overrides)
+        words = [override.removeprefix("--config.") for override in overrides]
+        config, _ = command_line.changed_config(args.config, words)
         measured = breakdown.measure_breakdown(config, args.steps, CompileTimes())
         record = {"config": args.config, "breakdown": dataclasses.asdict(measured)}
         return record, tables.breakdown_text(measured)

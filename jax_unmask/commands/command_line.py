@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator, Sequence
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import recipes
+from jax_unmask import notation, recipes
 from jax_unmask.runtime import compilation, distributed
-from jax_unmask.runtime.config import flatten
+from jax_unmask.runtime.config import flatten, read_value
 from jax_unmask.settings import help_text, suggestion
 from jax_unmask.shipped import experiment
 
@@ -98,6 +98,21 @@ def find_experiment(file: str) -> str:
         f"there is no file {path}, and no experiment of that name ships with the package; give the "
         f"path of an experiment file, relative to {pathlib.Path.cwd()}, or a name such as gsm8k"
     )
+
+
+def changed_config(file: str, changes: Sequence[str]) -> tuple[ConfigDict, set[str]]:
+    """The config of an experiment file with changes KEY=VALUE, and the keys that they set.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: a change cannot be read, or names a key that there is not.
+    """
+    config = load_config(file)
+    given = notation.pairs(changes, " ".join((file, *changes)))
+    values = {key: read_value(config, key, text) for key, text in given.items()}
+    config.lock()
+    config.update_from_flattened_dict(values)
+    return config, set(values)
 
 
 def _config_file(argv: Sequence[str]) -> str:

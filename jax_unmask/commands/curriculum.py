@@ -23,10 +23,10 @@ from collections.abc import Callable
 import jax
 from ml_collections import ConfigDict
 
-from jax_unmask import notation, recipes
-from jax_unmask.commands.command_line import load_config
+from jax_unmask import recipes
+from jax_unmask.commands.command_line import changed_config
 from jax_unmask.recipes.curriculum import CurriculumSettings
-from jax_unmask.runtime.config import check_workdir, claim_workdir, read_value
+from jax_unmask.runtime.config import check_workdir, claim_workdir
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError, from_config
@@ -116,11 +116,7 @@ def _read(line: str) -> tuple[ConfigDict, set[str]]:
     words = shlex.split(line)
     if not words:
         raise ValueError("it is empty")
-    config = load_config(words[0])
+    config, changed = changed_config(words[0], words[1:])
     if config.recipe == RECIPE:
         raise ValueError("a stage cannot be a curriculum itself")
-    given = notation.pairs(words[1:], line)
-    changes = {key: read_value(config, key, text) for key, text in given.items()}
-    config.lock()
-    config.update_from_flattened_dict(changes)
-    return config, set(changes)
+    return config, changed

@@ -62,10 +62,7 @@ class Origin(_Dream):
     By default the position with the smallest draw is filled where none would be.
     """
 
-    @property
-    def needs(self) -> Needs:
-        """Random keys."""
-        return Needs(keys=True)
+    needs = Needs(keys=True)
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         return self.fill_below(params, row_uniform(keys, obs.legal.shape[-1:]), obs)
@@ -127,10 +124,7 @@ class MaskgitPlus(_Ranked):
 class TopkMargin(_Ranked):
     """Dream's `topk_margin`: fills where the two largest probabilities are furthest apart."""
 
-    @property
-    def needs(self) -> Needs:
-        """The two largest probabilities."""
-        return Needs(top_k=2)
+    needs = Needs(top_k=2)
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         return self.fill_best(params, margin(obs), obs, keys)
@@ -140,10 +134,7 @@ class TopkMargin(_Ranked):
 class Entropy(_Ranked):
     """Dream's `entropy`: fills the positions of least entropy."""
 
-    @property
-    def needs(self) -> Needs:
-        """Entropies."""
-        return Needs(entropy=True)
+    needs = Needs(entropy=True)
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         return self.fill_best(params, -self.entropy_of(obs), obs, keys)
@@ -209,7 +200,7 @@ class DynamicEdit(Dynamic):
         check_ranges(self)
 
     @property
-    def needs(self) -> Needs:
+    def needs(self) -> Needs:  # type: ignore[override]
         """Forwards on full blocks."""
         return Needs(post_steps=self.max_post_steps)
 

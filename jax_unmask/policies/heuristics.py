@@ -30,10 +30,7 @@ def take_best(
 class Rule:
     """Base of hand-written rules. They read confidences only, unless `needs` is overridden."""
 
-    @property
-    def needs(self) -> Needs:
-        """Inputs that `Observation` must have."""
-        return Needs()
+    needs: ClassVar[Needs] = Needs()
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         """The legal positions that the rule fills; arguments as of `Policy.__call__`."""
@@ -101,10 +98,7 @@ class Random(Quota):
 
     of_canvas = True
 
-    @property
-    def needs(self) -> Needs:
-        """Random keys."""
-        return Needs(keys=True)
+    needs = Needs(keys=True)
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         scores = row_uniform(keys, obs.legal.shape[-1:])
@@ -137,10 +131,7 @@ class Margin(Quota):
     Kim et al. 2025, "Train for the Worst, Plan for the Best", arXiv 2502.06768.
     """
 
-    @property
-    def needs(self) -> Needs:
-        """The two largest probabilities."""
-        return Needs(top_k=2)
+    needs = Needs(top_k=2)
 
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         return take_best(margin(obs), obs.legal, self.quota(params, obs))
@@ -262,10 +253,7 @@ class EntropyBounded(Rule):
     filled if the entropies before it sum to at most gamma; the first always is.
     """
 
-    @property
-    def needs(self) -> Needs:
-        """Entropies."""
-        return Needs(entropy=True)
+    needs = Needs(entropy=True)
 
     def params(self, gamma: ArrayLike = 0.1) -> Params:
         """Settings.
@@ -288,10 +276,7 @@ class CumulatedEntropy(Rule):
     bound; the first always. In `EntropyBounded` a position's own entropy does not count.
     """
 
-    @property
-    def needs(self) -> Needs:
-        """Entropies."""
-        return Needs(entropy=True)
+    needs = Needs(entropy=True)
 
     def params(self, eb_threshold: ArrayLike = 0.35) -> Params:
         """Settings: the bound in nats, at least 0; JetEngine's default."""

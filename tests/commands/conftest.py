@@ -10,68 +10,39 @@ import tiny
 from jax_unmask import recipes
 from jax_unmask.commands import command_line
 
+_ALL = {"train.steps": 3, "log.tensorboard": False}
+_ROLLOUTS = {
+    **_ALL,
+    "model.param_dtype": "float32",
+    "rollout.prompts_per_step": 2,
+    "rollout.group_size": 2,
+    "optimizer.lr": 1e-2,
+}
 _SUPERVISED = {
-    "task.prompt_length": 17,
+    **_ALL,
     "model.hidden_size": 8,
     "model.num_layers": 1,
     "model.num_heads": 2,
     "model.num_kv_heads": 2,
     "model.intermediate_size": 8,
     "data.batch_size": 4,
-    "optimizer.warmup_steps": 1,
-    "train.steps": 3,
-    "log.tensorboard": False,
 }
-# What makes the default config of a recipe small enough for a test.
-TINY = {
+_CHANGES = {
     "policy_grpo": {
-        "task.name": "sudoku",
-        "task.prompt_length": 17,
+        **_ROLLOUTS,
         "task.truncate_prompts": False,
-        "model.dtype": "float32",
-        "model.param_dtype": "float32",
-        "rollout.gen_length": 16,
-        "rollout.block_length": 16,
-        "rollout.prompts_per_step": 2,
-        "rollout.group_size": 2,
-        "policy.network.hidden_dim": 8,
-        "policy.network.feedforward_dim": 8,
-        "policy.network.time_embed_dim": 8,
-        # At the default of -2 nearly every row takes all of its steps: no reward differs.
-        "policy.network.initial_bias": 0.0,
-        # Wrong answers are charged for their steps too, so that a random denoiser gives a signal.
-        "reward.kind": "additive",
-        "optimizer.lr": 1e-2,
-        "optimizer.warmup_steps": 1,
-        "train.steps": 3,
-        "log.tensorboard": False,
+        "learner.minibatches": 1,
+    },
+    "tracerl": {
+        **_ROLLOUTS,
+        "model.remat": False,
+        "rollout.policy": "threshold:threshold=0.3",
+        "learner.shrink": 4,
     },
     "sft": _SUPERVISED,
     "state_sft": _SUPERVISED,
-    "tracerl": {
-        "task.name": "sudoku",
-        "task.prompt_length": 17,
-        "model.dtype": "float32",
-        "model.param_dtype": "float32",
-        "model.remat": False,
-        "rollout.gen_length": 16,
-        "rollout.block_length": 16,
-        "rollout.policy": "threshold:threshold=0.3",
-        "rollout.prompts_per_step": 2,
-        "rollout.group_size": 2,
-        "filter.low": 0.0,
-        # Wrong answers are charged for their steps, so that a random denoiser gives a signal.
-        "reward.kind": "additive",
-        "reward.alpha": 1.0,
-        "learner.shrink": 4,
-        "learner.minibatches": 2,
-        "learner.chunk_size": 8,
-        "optimizer.lr": 1e-2,
-        "value.enabled": True,
-        "train.steps": 3,
-        "log.tensorboard": False,
-    },
 }
+TINY = {recipe: tiny.SETTINGS[recipe] | changes for recipe, changes in _CHANGES.items()}
 FILE = """
 from jax_unmask import recipes
 
