@@ -98,7 +98,7 @@ def load_denoiser_config(config: Any) -> denoisers.DenoiserConfig:
 
     Raises: as `load_bundle`.
     """
-    return read_config(hub.local_directory(_model_path(config)))
+    return read_config(hub.local_directory(_model_path(config), weights=False))
 
 
 def _model_path(config: Any) -> str:
@@ -130,7 +130,7 @@ def load_model(
     tokenizer = denoisers.load_tokenizer(path)
     mesh = None if placement is None else placement.mesh
     if mesh is not None:
-        sharding.check_mesh(read_config(hub.local_directory(path)), mesh)
+        sharding.check_mesh(read_config(hub.local_directory(path, weights=False)), mesh)
         shardings = functools.partial(param_shardings, rules=sharding.RULES, mesh=mesh)
     denoiser, params = denoisers.from_pretrained(
         path,

@@ -154,6 +154,21 @@ def test_data_that_cannot_be_read(tiny_config, message, tmp_path, lines, changes
     assert named in message(gsm8k(tiny_config, tmp_path, *lines, **changes))
 
 
+def test_data_is_read_before_weights_are_downloaded(
+    tiny_config, message, tiny_model_dir, monkeypatch
+):
+    asked = []
+
+    def download(name, *, allow_patterns, **_):
+        asked.append(allow_patterns)
+        return str(tiny_model_dir)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    changes = {"task__name": "gsm8k", "task__path": "/no/such/data"}
+    assert "/no/such/data" in message(tiny_config(model__path="me/model", **changes))
+    assert asked and not any("*.safetensors" in patterns for patterns in asked)
+
+
 def test_two_sources_of_data(tiny_config, message, tmp_path, monkeypatch):
     config = gsm8k(tiny_config, tmp_path, RIGHT, task__tfds_data_dir="/somewhere")
     assert "exclude each other; give one of them" in message(config)
