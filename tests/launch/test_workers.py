@@ -108,6 +108,23 @@ def check_trained(workdir):
     assert json.loads((workdir / "config.json").read_text())["model.path"] == HUB_NAME
 
 
+def test_a_wheel_knows_its_experiments(installed, tmp_path):
+    program = (
+        "from jax_unmask.commands.command_line import load_config as f; print(f('gsm8k').recipe)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(installed)}
+    done = subprocess.run(
+        [sys.executable, "-c", program],
+        env=environment,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.stdout == "policy_grpo\n", done.stderr
+
+
+@pytest.mark.slow
 def test_tpu(fakes, worker, tmp_path):
     """`gcloud ... ssh --worker=all --command=C` runs C on every host."""
     for index in range(2):
