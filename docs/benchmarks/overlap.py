@@ -26,7 +26,6 @@ from jax_unmask.evaluation import measure
 from jax_unmask.rollout import RolloutSettings, trimmed
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.shipped import assets
 from jax_unmask.tasks.arithmetic import Arithmetic
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -116,8 +115,8 @@ def overlap(repeats, workers):
 
 
 def buckets(repeats):
-    tokenizer, task = denoisers.load_tokenizer(str(assets() / "arithmetic")), Stories()
-    config = denoisers.from_pretrained(str(assets() / "arithmetic"))[0].config
+    tokenizer, task = denoisers.load_tokenizer("arithmetic"), Stories()
+    config = denoisers.from_pretrained("arithmetic")[0].config
     sizes = {"hidden_size": 128, "num_layers": 4, "intermediate_size": 256, "head_dim": 32}
     config = denoisers.DenoiserConfig(**{**vars(config), **sizes, "max_length": BUDGET + CANVAS})
     params = denoisers.init_params(config, jax.random.key(0))

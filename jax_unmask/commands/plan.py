@@ -13,11 +13,10 @@ from ml_collections import ConfigDict
 from jax_unmask import denoisers, recipes
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import sharding
-from jax_unmask.environment.blueprint import ASSUMED_UTILISATION, Work, bytes_per_device
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.planning.collectives import bytes_per_round
 from jax_unmask.planning.programs import Program
-from jax_unmask.recipes.base import check_fits
+from jax_unmask.recipes.base import ASSUMED_UTILISATION, Work, bytes_per_device, check_fits
 from jax_unmask.recipes.layout import USABLE, Estimate, denoiser_shape, estimate
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import placement as placements

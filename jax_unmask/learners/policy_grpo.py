@@ -238,9 +238,7 @@ class PolicyLearner(Settings):
 
     def _wanted(self, records: Records, rows: _Rows) -> Bool[Array, "T B"]:
         """Steps that carry gradient."""
-        if self.entropy_coefficient > 0:
-            return records.active
-        return records.active & rows.with_gradient()
+        return records.active & (rows.with_gradient() | (self.entropy_coefficient > 0))
 
     def _gradient(
         self,

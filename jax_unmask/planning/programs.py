@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import time
 
-from jax_unmask.environment.blueprint import TracedProgram
 from jax_unmask.planning.collectives import Collective, collectives
+from jax_unmask.recipes.base import TracedProgram
 
 
 @dataclasses.dataclass(frozen=True)

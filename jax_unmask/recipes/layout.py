@@ -15,8 +15,8 @@ import jax.numpy as jnp
 
 from jax_unmask.denoisers import DenoiserConfig, families, hub, sharding
 from jax_unmask.denoisers.pretrained import read_config
-from jax_unmask.environment.blueprint import Blueprint, bytes_per_device
 from jax_unmask.environment.settings import RunSettings
+from jax_unmask.recipes.base import Blueprint, bytes_per_device
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.placement import Placement

@@ -16,12 +16,6 @@ from jax_unmask import denoisers, policies
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.denoisers.quantization import quantize_params
 from jax_unmask.denoisers.sharding import RULES
-from jax_unmask.environment.blueprint import (
-    Blueprint,
-    TracedProgram,
-    Work,
-    prompt_shapes,
-)
 from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config
 from jax_unmask.environment.settings import ModelSettings, RunSettings, TrainSettings
 from jax_unmask.learners.advantages import group_advantages
@@ -32,12 +26,16 @@ from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.policies.base import WithObservations
 from jax_unmask.policies.learned import NETWORKS, Network
 from jax_unmask.recipes.base import (
+    Blueprint,
     Metrics,
+    TracedProgram,
+    Work,
     check_cache,
     check_fits,
     check_rollouts,
     check_schedule,
     parse_policy,
+    prompt_shapes,
     training_batches,
 )
 from jax_unmask.recipes.rollouts import Rollouts, TrainingRollouts

@@ -14,23 +14,21 @@ from jax_unmask import denoisers
 from jax_unmask.denoisers import number_embeddings, word_level
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.denoisers.sharding import RULES, check_mesh
-from jax_unmask.environment.blueprint import (
-    Blueprint,
-    TracedProgram,
-    Work,
-    prompt_shapes,
-)
 from jax_unmask.environment.bundle import Bundle, load_bundle, load_task
 from jax_unmask.environment.settings import DType, ModelSettings, RunSettings, TaskSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.sft import Masking, SftBatch, SftLearner
 from jax_unmask.recipes.base import (
+    Blueprint,
     Metrics,
+    TracedProgram,
+    Work,
     check_fits,
     check_schedule,
     export_denoiser,
     export_setting,
+    prompt_shapes,
     training_batches,
 )
 from jax_unmask.rollout import RolloutSettings

@@ -11,7 +11,6 @@ import numpy as np
 
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers.flops import forward_flops
-from jax_unmask.environment.blueprint import Work
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.state_sft import StateLearner
 from jax_unmask.learners.states import (
@@ -27,7 +26,7 @@ from jax_unmask.learners.states import (
     Trace,
     in_blocks,
 )
-from jax_unmask.recipes.base import Metrics
+from jax_unmask.recipes.base import Metrics, Work
 from jax_unmask.recipes.sft import (
     DataSettings,
     ModelFromScratch,

@@ -17,12 +17,6 @@ from jax_unmask import denoisers
 from jax_unmask.denoisers.flops import head_flops, layer_flops
 from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.denoisers.sharding import RULES
-from jax_unmask.environment.blueprint import (
-    Blueprint,
-    TracedProgram,
-    Work,
-    prompt_shapes,
-)
 from jax_unmask.environment.bundle import Bundle, load_bundle
 from jax_unmask.environment.settings import (
     DType,
@@ -41,7 +35,10 @@ from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.states import AttentionBlocks, Responses, SurrogateSettings, in_blocks
 from jax_unmask.learners.tracerl import LossSettings, TraceLearner, ValueSettings
 from jax_unmask.recipes.base import (
+    Blueprint,
     Metrics,
+    TracedProgram,
+    Work,
     check_cache,
     check_fits,
     check_rollouts,
@@ -49,6 +46,7 @@ from jax_unmask.recipes.base import (
     export_denoiser,
     export_setting,
     parse_policy,
+    prompt_shapes,
     training_batches,
 )
 from jax_unmask.recipes.process import ProcessSettings, build_process_rewards

@@ -119,15 +119,10 @@ class Placement:
     def like(self, function: Callable[..., Tree], *arguments: Any, rules: Rules) -> Tree:
         """Shapes of what `make` returns, with their shardings; makes nothing."""
         shapes = jax.eval_shape(function, *arguments)
-        shardings = self.shardings(shapes, rules)
-        if shardings is None:
-            one = SingleDeviceSharding(jax.local_devices()[0])
-            shardings = jax.tree.map(lambda _: one, shapes)
-
-        def place(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-            return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
-
-        return jax.tree.map(place, shapes, shardings)
+        if self.mesh is not None:
+            return self.parameters(shapes, rules)
+        one = SingleDeviceSharding(jax.local_devices()[0])
+        return jax.tree.map(lambda leaf: _placed(leaf, one), shapes)
 
     def parameters(self, tree: Params, rules: Rules) -> Params:
         """Shapes (`jax.ShapeDtypeStruct`) of parameters, where the rules place those."""
@@ -248,7 +243,7 @@ def _is_shape(leaf: Any) -> bool:
     return isinstance(leaf, jax.ShapeDtypeStruct)
 
 
-def _placed(shape: jax.ShapeDtypeStruct, sharding: NamedSharding) -> jax.ShapeDtypeStruct:
+def _placed(shape: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(shape.shape, shape.dtype, sharding=sharding)
 
 

@@ -40,8 +40,6 @@ POD = {
     "restartPolicy": {"Never", "OnFailure"},
     "terminationGracePeriodSeconds?": int,
     "nodeSelector?": Map(str),
-    "tolerations?": [{"key": str, "operator": {"Exists", "Equal"}, "effect?": str}],
-    "serviceAccountName?": NAME,
     "containers": [
         {
             "name": NAME,
@@ -82,7 +80,6 @@ JOBSET = {
     "spec": {
         "failurePolicy": {
             "maxRestarts": int,
-            "restartStrategy?": {"Recreate", "BlockingRecreate"},
             "rules?": [
                 {
                     "name": Text(r"[A-Za-z]([A-Za-z0-9_,:]*[A-Za-z0-9_])?"),
@@ -90,7 +87,6 @@ JOBSET = {
                     "onJobFailureReasons?": [
                         {"BackoffLimitExceeded", "DeadlineExceeded", "PodFailurePolicy"}
                     ],
-                    "targetReplicatedJobs?": [NAME],
                 }
             ],
         },
@@ -105,9 +101,7 @@ SKYPILOT = {
         "accelerators": Text(r"[A-Z][\w-]*:\d+"),
         "use_spot?": bool,
         "disk_size?": int,
-        "infra?": str,
-        "image_id?": str,
-        "job_recovery?": {"strategy?": str, "max_restarts_on_errors?": int},
+        "job_recovery?": {"max_restarts_on_errors?": int},
     },
     "workdir": str,
     "file_mounts?": Map({"name": NAME, "mode": {"MOUNT", "COPY", "MOUNT_CACHED"}, "store?": str}),

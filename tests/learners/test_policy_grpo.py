@@ -20,8 +20,6 @@ from jax_unmask.policies.distributions import (
     bernoulli_entropy,
     bernoulli_log_prob,
 )
-from jax_unmask.policies.learned import LearnedPolicy
-from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.rollout.trajectory import Records
 
 STEPS, ROWS, LENGTH = 7, 6, 5
@@ -306,52 +304,3 @@ def test_bad_batches_are_named():
         learner.update(state, records, ADVANTAGES, jnp.zeros(ROWS, bool))
     with pytest.raises(ValueError, match=r"params\['temperature'\] has shape \(2,\)"):
         learner.init({**PARAMS, "temperature": jnp.ones(2)}, jax.random.key(0))
-
-
-def test_learns_to_fill_the_confident_positions():
-    """One-step episodes: +1 for each confident position filled, -1 for each other one."""
-    policy = LearnedPolicy(
-        network=NetworkConfig(hidden_dim=16, feedforward_dim=32, time_embed_dim=8)
-    )
-    groups, size, length = 8, 8, 8
-    rows = groups * size
-    learner = PolicyLearner(
-        policy=policy,
-        optimizer=optax.adam(1e-2, b2=0.99),
-        updates_per_batch=2,
-        chunk_size=rows,
-        group_size=size,
-    )
-
-    @jax.jit
-    def act(params, key):
-        draw_key, act_key = jax.random.split(key)
-        confidence = jnp.repeat(jax.random.uniform(draw_key, (groups, length)), size, axis=0)
-        everything, zero = jnp.ones((rows, length), bool), jnp.zeros(rows, jnp.int32)
-        obs = Observation(
-            candidate=jnp.zeros((rows, length), jnp.int32),
-            confidence=confidence,
-            top_probs=confidence[..., None],
-            masked=everything,
-            legal=everything,
-            step=zero,
-            step_in_block=zero,
-            block_start=zero,
-            block_length=length,
-        )
-        action = policy(params, obs, jax.random.split(act_key, rows))
-        reward = jnp.mean(jnp.where(action.fill, jnp.sign(confidence - 0.5), 0.0), axis=-1)
-        one_step = jax.tree.map(lambda x: x[None], (obs, action))
-        records = Records(obs=one_step[0], action=one_step[1], active=jnp.ones((1, rows), bool))
-        return records, reward
-
-    state = learner.init(policy.init_params(jax.random.key(0), length), jax.random.key(1))
-    history = []
-    for iteration in range(40):
-        records, reward = act(state.params, jax.random.fold_in(jax.random.key(2), iteration))
-        state, metrics = learner.update(state, records, group_advantages(reward, size).advantages)
-        history.append(float(jnp.mean(reward)))
-    # Filling at random gives 0, always being right 0.5.
-    assert abs(history[0]) < 0.05
-    assert np.mean(history[-5:]) > 0.3
-    assert np.isfinite(float(metrics["grad_norm"]))
