@@ -80,15 +80,16 @@ def generate(model, prompts, *, gen_length, block_length, policy, settings):
         "temperature": 0.0,
         "mask_id": model.mask_id,
     }
-    if name == "top_confidence":
+    if name in ("top_confidence", "low_confidence"):
         if len({len(prompt) for prompt in prompts}) > 1:
             raise ValueError("the public attention ignores padding: give prompts of one length")
         steps = int(settings["steps"]) or -(-block_length // int(settings["tokens_per_step"]))
+        # Only `low_confidence` counts steps as LLaDA does, over the whole canvas.
+        if name == "top_confidence" or not int(settings["steps"]):
+            steps *= blocks
         prompt = torch.tensor(prompts, device=_DEVICE)
-        out = _IN_BATCHES.generate(
-            model, prompt, steps=steps * blocks, remasking="low_confidence", **common
-        )
-        return out[:, prompt.shape[1] :].cpu().numpy(), steps * blocks
+        out = _IN_BATCHES.generate(model, prompt, steps=steps, remasking="low_confidence", **common)
+        return out[:, prompt.shape[1] :].cpu().numpy(), steps
     if name == "threshold":
         rows, nfes = [], []
         for each in prompts:

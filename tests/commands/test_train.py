@@ -19,12 +19,9 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
-import tiny
 from jax_unmask import denoisers, policies, recipes
 from jax_unmask.commands import train
 from jax_unmask.denoisers.flops import forward_flops
-from jax_unmask.recipes.policy_grpo import build_policy
-from jax_unmask.runtime import streams
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.settings import ConfigError
 
@@ -235,17 +232,6 @@ class TestPolicyRuns:
             # Of 33 positions, 4 are computed where the cache is read.
             assert 4 / 33 < line["cost"] < line["nfe"]
         assert sum(line["pairs"] for line in found) > 0
-
-    def test_groups_without_signal_are_skipped_and_counted(self, tiny_config, tmp_path):
-        config = tiny_config(reward__kind="multiplicative")
-        found, _, params = self.run(config, tmp_path / "skipped")
-        for line in found:
-            assert line["groups_with_signal"] == 0
-            assert line["skipped"] == 1
-            assert line["pairs"] == line["loss"] == line["grad_norm"] == 0
-        key = streams.stream(streams.root(config.seed), "init")
-        untouched = build_policy(recipes.read(config), tiny.denoiser_config()).init_params(key)
-        assert jax.tree.all(jax.tree.map(np.array_equal, params, untouched))
 
 
 def test_a_workdir_belongs_to_one_configuration(tiny_config, tmp_path):

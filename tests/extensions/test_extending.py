@@ -109,6 +109,7 @@ def test_the_published_network_on_hidden_states_trains_like_any_other(experiment
     config.model.path = str(llada)
     config.policy.network = policies.network_settings("hidden", time_embed_dim=8)
     config.policy.context = "block"
+    config.expert.count = 0
     assert train.train(config, tmp_path / "run")
     policy, _ = policies.load_policy(tmp_path / "run" / "policy")
     assert isinstance(policy.network, policies.HiddenNetworkConfig)

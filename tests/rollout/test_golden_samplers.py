@@ -64,12 +64,11 @@ def decode(model, arrays, case, policy, params):
         "llada_cfg",
     ],
 )
-def test_quota_of_the_most_confident(model, recorded, name):
+def test_low_confidence(model, recorded, name):
+    """The steps are those of the whole canvas, as in LLaDA's `generate`."""
     arrays, cases = recorded
-    case = cases[name]
-    blocks = case["gen_length"] // case["block_length"]
-    policy = heuristics.TopConfidence()
-    decode(model, arrays, case, policy, policy.params(steps=case["steps"] // blocks))
+    policy = heuristics.LowConfidence()
+    decode(model, arrays, cases[name], policy, policy.params(steps=cases[name]["steps"]))
 
 
 @pytest.mark.parametrize("name", ["llada_random_semi", "llada_random_full"])
