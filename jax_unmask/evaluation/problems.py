@@ -10,7 +10,6 @@ from jax_unmask.environment.bundle import Bundle, check_split
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation.candidates import Candidate
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings
-from jax_unmask.settings import ConfigError
 from jax_unmask.tasks.base import Example, Task
 
 logger = logging.getLogger(__name__)
@@ -21,11 +20,15 @@ _PROBLEM_SEED = 0
 
 @dataclasses.dataclass(frozen=True)
 class Problems:
-    """The n problems of one split with their left-padded prompts [n, P] (NumPy)."""
+    """The n problems of one split with their left-padded prompts [n, P] (NumPy).
+
+    Prompts that fit one of `buckets`, lengths below P, are measured at that length.
+    """
 
     split: str
     examples: list[Example]
     prompts: Prompts
+    buckets: tuple[int, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,38 +57,32 @@ def rollout_settings(
 def load_problems(config: RunSettings, bundle: Bundle, task: Task, split: Any) -> Problems:
     """The problems of a split that the config asks for, encoded.
 
-    Prompts that are longer than `task.prompt_length` get the room that the longest needs, or are
-    cut if the config says so, which is logged.
+    Prompts that are longer than `task.prompt_length` get the room that the longest needs, unless
+    the config says otherwise. How many are cut, then or since the model has no room, is logged.
 
     Raises:
-        ConfigError: the split has fewer problems, or prompt and canvas are too long for the model.
+        ConfigError: the split has fewer problems.
     """
     count = check_split(config, task, split)
     source = task.source(split, seed=_PROBLEM_SEED)
     examples = [source[index] for index in range(count)]
     encoded = [bundle.tokenizer.encode_prompt(task.prompt(example)) for example in examples]
     budget, longest = config.task.prompt_length, max(map(len, encoded))
-    over = sum(len(prompt) > budget for prompt in encoded)
-    if over and config.eval.truncate_prompts:
+    buckets = tuple(config.task.prompt_buckets)
+    if longest > budget and not config.eval.truncate_prompts:
+        room = bundle.denoiser.config.max_length - config.sampling.gen_length
+        needed = min(-(-longest // _MULTIPLE) * _MULTIPLE, room)
+        # A few prompts may be far longer than all others, which should not pay for them.
+        buckets = buckets or tuple(budget * 2**k for k in range((needed // budget).bit_length()))
+        budget = max(budget, needed)
+        logger.info(
+            "%s, %s: prompts of up to %d tokens get up to %d, instead of task.prompt_length=%d",
+            *(task.name, split, longest, budget, config.task.prompt_length),
+        )
+    if over := sum(len(prompt) > budget for prompt in encoded):
         logger.warning(
-            "%s, %s: %d of %d prompts have more than task.prompt_length=%d tokens (up to %d) and "
-            "lose their beginning",
+            "%s, %s: %d of %d prompts have more than %d tokens (up to %d) and lose their beginning",
             *(task.name, split, over, count, budget, longest),
         )
-    elif over:
-        total, most = longest + config.sampling.gen_length, bundle.denoiser.config.max_length
-        if total > most:
-            raise ConfigError(
-                "eval.truncate_prompts",
-                False,
-                f"the longest prompt of {task.name}, {split}, has {longest} tokens; with the "
-                f"canvas that makes {total}, more than the {most} that the denoiser was made for",
-                "Give True to cut prompts to task.prompt_length, or lower rollout.gen_length",
-            )
-        budget = min(-(-longest // _MULTIPLE) * _MULTIPLE, most - config.sampling.gen_length)
-        logger.info(
-            "%s, %s: %d of %d prompts have more than task.prompt_length=%d tokens; %d are used",
-            *(task.name, split, over, count, config.task.prompt_length, budget),
-        )
     prompts = bundle.tokenizer.pad_prompts(encoded, budget, truncate=True)
-    return Problems(split, examples, prompts)
+    return Problems(split, examples, prompts, buckets)

@@ -218,7 +218,7 @@ def _measure(
         seed=item.seed,
         batch_size=config.eval.batch_size,
         rows=rows,
-        buckets=config.task.prompt_buckets,
+        buckets=item.problems.buckets,
         placement=bundle.placement,
     )
     row = {

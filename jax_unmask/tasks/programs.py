@@ -88,7 +88,7 @@ class PrimeIntellect(code.CodeTask):
 
     def parse(self, example: Example) -> Example:
         """Refuses examples without tests."""
-        method = example.get("test_method", "function")
+        method = example.get("test_method", "stdio" if "test_input" in example else "function")
         if method not in _TRACERL:
             raise ValueError(f"field 'test_method' must be one of {list(_TRACERL)}, not {method!r}")
         names = ("test_input", "test_output") if method == "stdio" else ("test_list",)

@@ -207,16 +207,19 @@ class TestBundle:
 
     def test_all_problems_and_whole_prompts_unless_told_otherwise(self, config, bundle, caplog):
         config.eval.num_problems, config.task.prompt_length = 0, 5
-        whole = load_problems(recipes.read(config), bundle, Short(), "test").prompts
+        problems = load_problems(recipes.read(config), bundle, Short(), "test")
+        whole = problems.prompts
         assert whole.tokens.shape == (7, 24) and (whole.mask.sum(axis=1) == 17).all()
+        assert problems.buckets == (5, 10, 20)
         config.eval.truncate_prompts = True
         cut = load_problems(recipes.read(config), bundle, Short(), "test").prompts
         assert cut.tokens.shape == (7, 5)
-        assert "7 of 7 prompts have more than task.prompt_length=5 tokens (up to 17)" in caplog.text
+        assert "7 of 7 prompts have more than 5 tokens (up to 17)" in caplog.text
         config.eval.update(truncate_prompts=False, num_problems=1)
-        config.rollout.update(gen_length=48, block_length=48)
-        with pytest.raises(ConfigError, match=r"eval.truncate_prompts .* 17 tokens.* 65, more"):
-            load_problems(recipes.read(config), bundle, Short(), "test")
+        config.rollout.update(gen_length=48, block_length=48)  # Of 64 positions.
+        cut = load_problems(recipes.read(config), bundle, Short(), "test").prompts
+        assert cut.tokens.shape == (1, 16)
+        assert "1 of 1 prompts have more than 16 tokens" in caplog.text
 
 
 def test_caches_are_methods_of_their_own(config, bundle, tmp_path):
