@@ -262,6 +262,9 @@ class TestFiles:
             ({"layer_types": ["full_attention"]}, "must name sliding_attention or"),
             ({"top_k_experts": 5}, "per_token=5 exceeds num_experts=4"),
             ({"num_experts": None}, "num_experts is missing"),
+            ({"per_layer_config": {"2": {"sliding_window": 9}}}, "per_layer_config=.* of layer 2"),
+            ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters=.* for sliding_attention"),
+            ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported"),
         ],
     )
     def test_switches(self, tmp_path, changes, message):

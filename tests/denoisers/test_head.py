@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 
 import jax
@@ -143,12 +144,13 @@ class TestTemperature:
         tokens = np.pad(prompt, ((0, 0), (0, 8)), constant_values=mask_id)
         step_map = np.full_like(tokens, -1)
         keys = jax.random.split(jax.random.key(0), 1)
+        hidden_of = jax.jit(functools.partial(denoiser.apply, method="hidden"))
         for step in range(4):
             noise = -np.log(-np.log(uniform[step][:, start:])).astype(np.float32)
             monkeypatch.setattr(
                 head, "gumbel_noise", lambda keys, ids, length, n=noise: n[..., ids]
             )
-            hidden = denoiser.apply({"params": params}, tokens, method="hidden")[:, start:]
+            hidden = hidden_of({"params": params}, tokens)[:, start:]
             found = head.score_candidates(denoiser, params, hidden, keys, temperature=0.8)
             confidence = np.where(tokens[:, start:] == mask_id, found.confidence, -np.inf)
             chosen = start + np.argsort(-confidence[0])[:2]

@@ -16,7 +16,7 @@ from jax_unmask.denoisers import quantization
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 MASKS = {"llada_moe": 314, "llada2_moe": 316}
-MODELS = ("llada", "dream", "llada2_moe")
+MODELS = ("dream", "llada2_moe")
 # Error of the logits over their size, both as root mean squares: int8 keeps 7 bits of a channel's
 # largest weight, e4m3 keeps 3 bits of each weight. (With random experts, a token that goes to
 # another expert makes errors of any size; those families are compared exactly only.)

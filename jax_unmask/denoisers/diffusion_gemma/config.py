@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from jax_unmask.denoisers.families.base import Fields
+from jax_unmask.denoisers.families.base import NEUTRAL, Fields
 
 NAME = "diffusion_gemma"
 MODEL_TYPE = "diffusion_gemma"
@@ -23,8 +23,6 @@ _FIXED: dict[str, Any] = {
     "hidden_activation": "gelu_pytorch_tanh",
     "tie_word_embeddings": True,
 }
-_SOFTCAP = 30.0
-_GLOBAL_HEAD_DIM = 512
 _ROPE: dict[str, dict[str, Any]] = {
     _SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
     _FULL: {
@@ -95,6 +93,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DiffusionGemmaConfig:
     text = Fields(whole("text_config"), NAME)
     text.require(_FIXED)
     whole.require({"quantization_config": None})
+    text.require({name: NEUTRAL[name] for name in NEUTRAL if name != "final_logit_softcapping"})
     if text.get("use_bidirectional_attention") == "all":
         raise ValueError(
             "config.json: use_bidirectional_attention='all' is not supported; the encoder of text "
@@ -112,7 +111,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DiffusionGemmaConfig:
         per_token=text("top_k_experts"),
         expert_size=text("moe_intermediate_size"),
         norm_eps=float(text("rms_norm_eps")),
-        softcap=float(text.get("final_logit_softcapping", _SOFTCAP)),
+        softcap=float(text.get("final_logit_softcapping", 30.0)),
         canvas_length=whole("canvas_length"),
         max_length=text("max_position_embeddings"),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),
@@ -130,18 +129,24 @@ def _layers(text: Fields) -> tuple[LayerConfig, ...]:
             f"{text('num_hidden_layers')} layers"
         )
     layers = []
+    known = {"head_dim", "num_key_value_heads"}
     for index, kind in enumerate(types):
         sizes = {"head_dim": text("head_dim"), "num_key_value_heads": text("num_key_value_heads")}
         if kind == _FULL and not own:
-            sizes["head_dim"] = text.get("global_head_dim", _GLOBAL_HEAD_DIM)
+            sizes["head_dim"] = text.get("global_head_dim", 512)
             count = text.get("num_global_key_value_heads", sizes["num_key_value_heads"])
             sizes["num_key_value_heads"] = count
         sizes |= own.get(index, {})
-        wanted = "default" if kind == _SLIDING else "proportional"
-        if rope[kind]["rope_type"] != wanted:
+        if set(sizes) != known:
             raise ValueError(
-                f"config.json: rope_parameters of {kind} have rope_type="
-                f"{rope[kind]['rope_type']!r}; only {wanted!r} is implemented"
+                f"config.json: per_layer_config={own[index]} of layer {index} is not supported; it "
+                f"may have {' and '.join(sorted(known))}"
+            )
+        wanted = "default" if kind == _SLIDING else "proportional"
+        if rope.get(kind, {}).get("rope_type") != wanted:
+            raise ValueError(
+                f"config.json: rope_parameters={rope} is not supported; it must have rope_type="
+                f"{wanted!r} for {kind}"
             )
         layers.append(
             LayerConfig(

@@ -94,7 +94,7 @@ class Fields:
 
 
 # Switches of later model classes that would change the computation, with the values that do not.
-_NEUTRAL: dict[str, Any] = {
+NEUTRAL: dict[str, Any] = {
     "quantization_config": None,
     "logit_scale": 1,
     "logits_scaling": 1,
@@ -131,7 +131,7 @@ def read_fields(fields: Mapping[str, Any], family: str) -> Fields:
             )
         found[name] = value
 
-    for name, neutral in _NEUTRAL.items():
+    for name, neutral in NEUTRAL.items():
         if fields.get(name) not in (None, neutral):
             remedy = f"only {name}={neutral!r} is implemented"
             if name == "quantization_config":
