@@ -82,6 +82,13 @@ def test_results_do_not_depend_on_the_shape(bundle, problems, expected, batch_si
     assert 0 < expected.correct.mean() < 1
 
 
+def test_scores_that_are_not_finite_are_no_result(bundle, problems):
+    norm = jax.tree.map(lambda x: x * np.nan, bundle.params["final_norm"])
+    broken = dataclasses.replace(bundle, params={**bundle.params, "final_norm": norm})
+    with pytest.raises(FloatingPointError, match="scores are not finite"):
+        run(broken, problems, "random:tokens_per_step=3", batch_size=4, temperature=1.0)
+
+
 def test_results_do_not_depend_on_the_length_that_prompts_are_padded_to(bundle, problems):
     """Problems 0, 3, 6 and 9 have lost the start of their prompts, and fit into a shorter one."""
     mask = np.array(problems.prompts.mask)
