@@ -85,17 +85,24 @@ def read_orbax_files(
         }
         with _complete(directory):
             params = checkpointer.restore(item, unflatten_dict(target))
-    finite = jax.device_get({path: is_finite(leaf) for path, leaf in flatten_dict(params).items()})
-    for path, good in finite.items():
-        if not good:
+    finite = {path: are_finite(leaf) for path, leaf in flatten_dict(params).items()}
+    for path, good in jax.device_get(finite).items():
+        if not all(good):
             narrowed = stored[path] != target[path].dtype
             raise not_finite(directory, "/".join(path), param_dtype if narrowed else None)
     return params, param_dtype
 
 
+def are_finite(value: jax.Array) -> list[jax.Array]:
+    """Whether all numbers of each shard that is here are finite.
+
+    Without a collective, in which processes that are still reading would time out.
+    """
+    return [_is_finite(shard.data) for shard in value.addressable_shards]
+
+
 @jax.jit
-def is_finite(value: jax.Array) -> jax.Array:
-    """Whether all numbers of an array are finite."""
+def _is_finite(value: jax.Array) -> jax.Array:
     return jnp.isfinite(value).all()
 
 

@@ -24,8 +24,8 @@ from jax_unmask.denoisers import quantization as quantized
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.orbax_files import (
     ORBAX_ITEM,
+    are_finite,
     has_orbax_files,
-    is_finite,
     new_orbax_item,
     not_finite,
     read_orbax_files,
@@ -226,9 +226,9 @@ def _load_tensors(
         read = functools.partial(tensors.read, path, files.read, dtype_of(path))
         shape = tensors.parameter_shape(path)
         value = _spread(read, shape, places[path]) if path in places else jnp.asarray(read())
-        finite[path] = is_finite(value)
+        finite[path] = are_finite(value)
         params[path] = quantized.quantize(path, value, quantization) if quantization else value
-    broken = [path for path, good in jax.device_get(finite).items() if not good]
+    broken = [path for path, good in jax.device_get(finite).items() if not all(good)]
     if broken:
         names = tensors.stored_as(broken[0])
         bad = [name for name in names if not np.isfinite(files.read(name)).all()]

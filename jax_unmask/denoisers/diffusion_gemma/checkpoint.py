@@ -30,8 +30,8 @@ from jax_unmask.denoisers.diffusion_gemma.model import DiffusionGemma
 from jax_unmask.denoisers.families.base import TensorSpec
 from jax_unmask.denoisers.families.qwen import MLP
 from jax_unmask.denoisers.orbax_files import (
+    are_finite,
     has_orbax_files,
-    is_finite,
     new_orbax_item,
     not_finite,
     read_orbax_files,
@@ -103,7 +103,7 @@ def load(
         read = functools.partial(tensors.read, tensor=files.read, dtype=np.dtype(param_dtype))
         params = unflatten_dict({path: jnp.asarray(read(path)) for path in tensors.paths})
         for parameter, leaf in flatten_dict(params).items():
-            if not is_finite(leaf):
+            if not all(are_finite(leaf)):
                 raise not_finite(directory, tensors.stored_as(parameter)[0], None)
     config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
     return Checkpoint(DiffusionGemma(config), params, fields, carried)
