@@ -7,11 +7,11 @@ import pathlib
 from collections.abc import Collection, Iterator, Mapping
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.typing import DTypeLike
 
-from jax_unmask.denoisers.tensor_files import Path, check_shapes, widest
+from jax_unmask.denoisers.tensor_files import Path, check_shapes, is_finite, not_finite, widest
 from jax_unmask.denoisers.transformer import Params
 
 ORBAX_ITEM = "params"
@@ -85,34 +85,13 @@ def read_orbax_files(
         }
         with _complete(directory):
             params = checkpointer.restore(item, unflatten_dict(target))
-    finite = {path: are_finite(leaf) for path, leaf in flatten_dict(params).items()}
-    for path, good in jax.device_get(finite).items():
-        if not all(good):
-            narrowed = stored[path] != target[path].dtype
+    for path, leaf in flatten_dict(params).items():
+        # Each process looks at its shards: in a collective, it would wait for those that read.
+        shards = (shard for shard in leaf.addressable_shards if shard.replica_id == 0)
+        if not all(is_finite(np.asarray(shard.data)) for shard in shards):
+            narrowed = stored[path] != leaf.dtype
             raise not_finite(directory, "/".join(path), param_dtype if narrowed else None)
     return params, param_dtype
-
-
-def are_finite(value: jax.Array) -> list[jax.Array]:
-    """Whether all numbers of each shard that is here are finite.
-
-    Without a collective, in which processes that are still reading would time out.
-    """
-    return [_is_finite(shard.data) for shard in value.addressable_shards]
-
-
-@jax.jit
-def _is_finite(value: jax.Array) -> jax.Array:
-    return jnp.isfinite(value).all()
-
-
-def not_finite(directory: pathlib.Path, name: str, dtype: DTypeLike | None) -> FloatingPointError:
-    """The error for a parameter with NaN or infinity, as stored or after a cast to `dtype`."""
-    if dtype is None:
-        problem = "holds numbers that are not finite; the file is damaged, or training diverged"
-    else:
-        problem = f"overflows in {jnp.dtype(dtype)}; load it as float32 or bfloat16"
-    return FloatingPointError(f"{directory}: tensor {name} {problem}")
 
 
 def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:

@@ -24,10 +24,8 @@ from jax_unmask.denoisers import quantization as quantized
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.orbax_files import (
     ORBAX_ITEM,
-    are_finite,
     has_orbax_files,
     new_orbax_item,
-    not_finite,
     read_orbax_files,
     shapes_of,
     write_orbax_item,
@@ -221,18 +219,12 @@ def _load_tensors(
             return np.dtype(config.param_dtype)
         return widest(files.dtypes[name] for name in tensors.stored_as(path))
 
-    params, finite = {}, {}
+    params = {}
     for path in tensors.paths:
-        read = functools.partial(tensors.read, path, files.read, dtype_of(path))
+        read = functools.partial(tensors.read, path, files, dtype_of(path))
         shape = tensors.parameter_shape(path)
         value = _spread(read, shape, places[path]) if path in places else jnp.asarray(read())
-        finite[path] = are_finite(value)
         params[path] = quantized.quantize(path, value, quantization) if quantization else value
-    broken = [path for path, good in jax.device_get(finite).items() if not all(good)]
-    if broken:
-        names = tensors.stored_as(broken[0])
-        bad = [name for name in names if not np.isfinite(files.read(name)).all()]
-        raise not_finite(directory, bad[0] if bad else names[0], param_dtype if not bad else None)
     return unflatten_dict(params), config
 
 

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 from flax.traverse_util import flatten_dict
+from jax.typing import DTypeLike
 from safetensors.numpy import save_file
 
 from jax_unmask.denoisers.families.base import TensorSpec
@@ -190,7 +191,7 @@ class TensorMap:
     def read(
         self,
         path: Path,
-        tensor: Callable[[str, Index], np.ndarray],
+        files: TensorFiles,
         dtype: np.dtype,
         index: Index | None = None,
     ) -> np.ndarray:
@@ -199,9 +200,12 @@ class TensorMap:
 
         Args:
             path: the parameter.
-            tensor: reads a slice of a tensor of the file, by name and index.
+            files: hold its tensors.
             dtype: type of the parameter.
             index: which slice of the parameter; None for all of it.
+
+        Raises:
+            FloatingPointError: a number is not finite, as stored or in the type of the parameter.
         """
         shape = self._parameters[path].shape
         whole = tuple(slice(0, size) for size in shape)
@@ -217,10 +221,14 @@ class TensorMap:
             if len(parts) > 1:
                 first = sum(self._part(other)[0] for other in parts[: parts.index(spec)])
                 stored = (slice(stored[0].start + first, stored[0].stop + first), *stored[1:])
-            value = tensor(spec.name, stored)
+            value = files.read(spec.name, stored)
+            if not is_finite(value):
+                raise not_finite(files.directory, spec.name)
             # `...` rather than a new array: the cast and the transpose happen in the copy.
             with np.errstate(over="ignore"):  # The caller looks for infinity.
                 array[place or ...] = value.swapaxes(-1, -2) if spec.transpose else value
+            if value.dtype != dtype and not np.isfinite(array[place or ...]).all():
+                raise not_finite(files.directory, spec.name, dtype)
         return array
 
     def write(self, name: str, flat: Mapping[Path, Any]) -> np.ndarray:
@@ -250,6 +258,24 @@ class TensorMap:
     def _shape(self, parts: list[TensorSpec]) -> tuple[int, ...]:
         shapes = [self._part(part) for part in parts]
         return (sum(shape[0] for shape in shapes), *shapes[0][1:])
+
+
+def is_finite(value: np.ndarray) -> bool:
+    """Whether all numbers are finite, by their exponents: NumPy is slow with bfloat16."""
+    bits = np.ascontiguousarray(value).view(f"u{value.dtype.itemsize}")
+    exponent = np.array(np.inf, value.dtype).view(bits.dtype)
+    return not value.size or bool(np.max(bits & exponent) < exponent)
+
+
+def not_finite(
+    directory: pathlib.Path, name: str, dtype: DTypeLike | None = None
+) -> FloatingPointError:
+    """The error for a tensor with NaN or infinity, as stored or after a cast to `dtype`."""
+    if dtype is None:
+        problem = "holds numbers that are not finite; the file is damaged, or training diverged"
+    else:
+        problem = f"overflows in {np.dtype(dtype)}; load it as float32 or bfloat16"
+    return FloatingPointError(f"{directory}: tensor {name} {problem}")
 
 
 def _turned(axes: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -30,10 +30,8 @@ from jax_unmask.denoisers.diffusion_gemma.model import DiffusionGemma
 from jax_unmask.denoisers.families.base import TensorSpec
 from jax_unmask.denoisers.families.qwen import MLP
 from jax_unmask.denoisers.orbax_files import (
-    are_finite,
     has_orbax_files,
     new_orbax_item,
-    not_finite,
     read_orbax_files,
     write_orbax_item,
 )
@@ -100,11 +98,8 @@ def load(
         carried = {name: files.read(name) for name in sorted(kept)}
         if param_dtype is None:
             param_dtype = widest(files.dtypes[name] for name in tensors.shapes)
-        read = functools.partial(tensors.read, tensor=files.read, dtype=np.dtype(param_dtype))
+        read = functools.partial(tensors.read, files=files, dtype=np.dtype(param_dtype))
         params = unflatten_dict({path: jnp.asarray(read(path)) for path in tensors.paths})
-        for parameter, leaf in flatten_dict(params).items():
-            if not all(are_finite(leaf)):
-                raise not_finite(directory, tensors.stored_as(parameter)[0], None)
     config = dataclasses.replace(config, param_dtype=param_dtype, dtype=dtype or param_dtype)
     return Checkpoint(DiffusionGemma(config), params, fields, carried)
 
