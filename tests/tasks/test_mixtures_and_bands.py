@@ -1,10 +1,15 @@
 import pathlib
+import runpy
+import shutil
+import sys
 from collections import Counter
 
 import pytest
 
+import hub_cache
 from jax_unmask import recipes
 from jax_unmask.environment.bundle import load_task
+from jax_unmask.evaluation import axes
 from jax_unmask.settings import ConfigError
 from jax_unmask.tasks import decontamination
 from jax_unmask.tasks.difficulty import Band
@@ -13,7 +18,8 @@ from jax_unmask.tasks.kodcode import KodCode
 from jax_unmask.tasks.math import Math
 from jax_unmask.tasks.mixture import Mixture
 
-SAMPLES = pathlib.Path(__file__).parents[1] / "fixtures" / "samples"
+ROOT = pathlib.Path(__file__).parents[2]
+SAMPLES = ROOT / "tests" / "fixtures" / "samples"
 MIXED = {"gsm8k": Gsm8k(SAMPLES / "gsm8k"), "math": Math(SAMPLES / "math")}
 
 
@@ -165,3 +171,17 @@ def test_settings_of_tasks_in_configs():
 def test_bad_settings_in_configs(settings, message):
     with pytest.raises(ConfigError, match=message):
         load_task(config(**settings))
+
+
+def test_the_published_mixture_from_a_filled_cache(tmp_path, monkeypatch):
+    made = runpy.run_path(str(ROOT / "configs" / "gsm8k_math.py"))["get_config"]()
+    hub_cache.use(monkeypatch, tmp_path)
+    for name, folder in (("openai/gsm8k", "main"), ("EleutherAI/hendrycks_math", "algebra")):
+        files = SAMPLES / ("gsm8k" if folder == "main" else "math")
+        shutil.copytree(files, hub_cache.folder(tmp_path, name) / folder)
+    monkeypatch.setitem(sys.modules, "tensorflow_datasets", None)  # It would use the home.
+    source = load_task(recipes.read(made)).source("train")
+    assert Counter(source[k]["task"] for k in range(len(source))) == {"gsm8k": 30, "math": 17}
+    # Evaluated task by task: the first problems of both together would be those of one.
+    names = [each.config.task.name for each in axes.combinations(made)]
+    assert names == ["gsm8k", "math500"]
