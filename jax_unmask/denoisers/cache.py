@@ -7,7 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.runtime.mesh import constrain
@@ -43,13 +43,23 @@ def empty_cache(config: DenoiserConfig, rows: int, length: int) -> KeyValueCache
     return KeyValueCache(keys=zeros(), values=zeros())
 
 
-def write_positions(
-    cache: KeyValueCache, new: KeyValueCache, at: Int[Array, "B W"]
-) -> KeyValueCache:
-    """The cache of K positions with new keys and values [N, B, G, W, d] at some of each row.
+@struct.dataclass
+class Written:
+    """Keys and values of W positions in B rows, and where they go.
 
-    Positions `at` of K and more are dropped.
+    Attributes:
+        new: keys and values [N, B, G, W, d].
+        at: their positions in the cache.
+        is_written: those that are written; the others are dropped.
     """
+
+    new: KeyValueCache
+    at: Int[Array, "B W"]
+    is_written: Bool[Array, "B W"]
+
+
+def write_positions(cache: KeyValueCache, written: Written) -> KeyValueCache:
+    """The cache with new keys and values at some positions of each row."""
 
     def place(old: Array, new: Array, at: Array) -> Array:
         return old.at[at].set(new.astype(old.dtype), mode="drop")
@@ -60,6 +70,7 @@ def write_positions(
         place = jax.vmap(place)
 
     def place_all(old: Array, new: Array) -> Array:
+        at = jnp.where(written.is_written, written.at, old.shape[-2])  # Out of bounds.
         return place(old, new, jnp.broadcast_to(at[None, :, None], new.shape[:-1]))
 
-    return jax.tree.map(place_all, cache, new)
+    return jax.tree.map(place_all, cache, written.new)

@@ -21,7 +21,7 @@ from jax_unmask.denoisers.attention import (
     rotary_table,
     rotate,
 )
-from jax_unmask.denoisers.cache import KeyValueCache, Put, write_positions
+from jax_unmask.denoisers.cache import KeyValueCache, Put
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.moe import Experts
 from jax_unmask.denoisers.positions import block_causal, default_positions, unshift, window_of
@@ -282,7 +282,7 @@ def forward(
     cache: KeyValueCache | None = None,
     cached_mask: Bool[Array, "B K"] | None = None,
     put: Put | None = None,
-    at: Int[Array, "B S"] | None = None,
+    keep: bool = False,
     table: Table | None = None,
     remat: bool = False,
 ) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
@@ -290,8 +290,8 @@ def forward(
 
     Without a cache the tokens see each other. With a cache alone they do as well, and their keys
     and values are written into its first S positions. With `cached_mask` the tokens are a window of
-    their text: they attend to each other and to the cached positions that it allows; only the
-    positions `at` are written.
+    their text: they attend to each other and to the cached positions that it allows, and the
+    cache is only read.
 
     The cache has a fixed shape and stays where it is: only what is asked for is written, and a
     forward that reads copies nothing.
@@ -312,15 +312,14 @@ def forward(
         cache: keys and values of K positions.
         cached_mask: cached positions that the tokens see.
         put: writes the B rows of this forward into those of the cache, of which there may be more.
-        at: for a window, the cached positions that its tokens' keys and values are written to; K
-            and more for those that are not.
+        keep: for a window: return its tokens' keys and values, for `cache.write_positions` (static).
         table: `rotations` of the positions, for loops that compute them once.
         remat: see `Denoiser`.
 
     Returns:
-        The hidden states of the L positions, and the cache (None if there was none). Where the head
-        scores the next token (`logits_shift`), states are moved to the token that they score; the
-        first position of a window keeps its state.
+        The hidden states of the L positions, and the cache (None if there was none; that of the
+        window alone with `keep`). Where the head scores the next token (`logits_shift`), states are
+        moved to the token that they score; the first position of a window keeps its state.
 
     Raises:
         ValueError: the sequence is longer than the model was made for, or shorter than `last`;
@@ -371,7 +370,7 @@ def forward(
             if cached_mask is not None:
                 of_layer: Stored = _layer_of(stored, index)
                 seen = CachedKeys(of_layer[0], of_layer[1], cached_mask[:, None], seen)
-            keeps = filled is not None or at is not None
+            keeps = filled is not None or keep
             inputs = (x, table, seen, batch, window, keeps, start)
             x, new = cast(tuple[Array, Stored | None], block.apply({"params": params}, *inputs))
             if new is not None:
@@ -403,8 +402,7 @@ def forward(
         hidden = hidden[:, -last:]
     if cache is None or None in updates:
         return hidden, cache
-    new = KeyValueCache(*zip(*updates, strict=True))
-    return hidden, new if at is None else write_positions(cache, new, at)
+    return hidden, KeyValueCache(*zip(*updates, strict=True))
 
 
 def _over_layers(

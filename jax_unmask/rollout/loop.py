@@ -24,7 +24,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from jax.experimental import io_callback
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jax_unmask.denoisers.attention import fuses
-from jax_unmask.denoisers.cache import KeyValueCache, empty_cache
+from jax_unmask.denoisers.cache import KeyValueCache, Written, empty_cache, write_positions
 from jax_unmask.denoisers.head import Scores, score_candidates, score_targets
 from jax_unmask.denoisers.positions import default_positions, window_of
 from jax_unmask.denoisers.transformer import Denoiser, Params, forward, rotations
@@ -321,9 +321,8 @@ class Counts(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """State between forwards: keys, values and readouts of slots, counts of rows."""
+    """State between forwards, beside keys and values: readouts of slots, counts of rows."""
 
-    cache: KeyValueCache
     readout: Readout
     counts: Counts
 
@@ -349,6 +348,8 @@ class Computed(NamedTuple):
 
     Attributes:
         memory: the memory after it.
+        cache: keys and values: a full forward returns the whole cache; a window forward what is to
+            be written into it, or None.
         served: the slots that it computed.
         batch: the rows in them.
         readout: of their canvases.
@@ -357,6 +358,7 @@ class Computed(NamedTuple):
     """
 
     memory: Memory | None
+    cache: KeyValueCache | Written | None
     served: SlotSubset
     batch: RunningBatch
     readout: Readout
@@ -388,13 +390,18 @@ class PlainForwards:
         del slots
         return None
 
+    def first_cache(self, slots: Slots) -> KeyValueCache | None:
+        """The cache before the first forward."""
+        del slots
+        return None
+
     def due(self, state: LoopState) -> list[Bool[Array, ""]]:
         """For each kind of forward, whether it is next; all False once every row is done."""
         return [(state.rows.block < self.mdp.num_blocks).any()]
 
-    def run(self, kind: int, state: LoopState) -> Computed:
+    def run(self, kind: int, state: LoopState, cache: KeyValueCache | None) -> Computed:
         """One forward of a kind."""
-        del kind
+        del kind, cache
         mdp, settings, slots = self.mdp, self.mdp.settings, state.slots
         batch = self.batch_in(slots, state.rows)
         start, width, targets = None, mdp.scored, batch.prompts.targets
@@ -413,7 +420,7 @@ class PlainForwards:
         if start is not None:
             place = functools.partial(in_canvas, start=start, length=self.canvas_length)
             readout = readout._replace(scores=jax.tree.map(place, readout.scores))
-        return Computed(None, ALL_SLOTS, batch, readout, step_keys[:, 1], acting=None)
+        return Computed(None, None, ALL_SLOTS, batch, readout, step_keys[:, 1], acting=None)
 
     def by_kind(self, state: LoopState) -> Forwards | None:
         """With a cache, the forwards by kind."""
@@ -506,12 +513,15 @@ class CachedForwards(PlainForwards):
         states = (*canvas, self.config.hidden_size)
         hidden = jnp.zeros(states, self.config.dtype) if needs.hidden else None
         return Memory(
-            cache=empty_cache(self.config, count, self.length),
             readout=by_rows(Readout(scores, hidden)),
             counts=Counts(
                 written=none_yet - 1 if self.is_exact else none_yet, full=none_yet, window=none_yet
             ),
         )
+
+    def first_cache(self, slots: Slots) -> KeyValueCache:
+        """An empty cache."""
+        return empty_cache(self.config, slots.row.size, self.length)
 
     def due(self, state: LoopState) -> list[Bool[Array, ""]]:
         """Full forwards while enough slots of a group need one, or while no slot can go on."""
@@ -521,10 +531,10 @@ class CachedForwards(PlainForwards):
         is_full = enough.any() | (needs_full.any() & ~can_go_on.any())
         return [is_full, is_any_unfinished & ~is_full]
 
-    def run(self, kind: int, state: LoopState) -> Computed:
+    def run(self, kind: int, state: LoopState, cache: KeyValueCache | None) -> Computed:
         """One forward of a kind."""
-        assert state.memory is not None
-        return [self._full, self._window][kind](state, state.memory)
+        assert state.memory is not None and cache is not None
+        return [self._full, self._window][kind](state, state.memory, cache)
 
     def by_kind(self, state: LoopState) -> Forwards:
         """Forwards by kind."""
@@ -554,7 +564,7 @@ class CachedForwards(PlainForwards):
             needs = rows.step_in_block == 0
         return unfinished & needs, unfinished & ~needs
 
-    def _full(self, state: LoopState, memory: Memory) -> Computed:
+    def _full(self, state: LoopState, memory: Memory, cache: KeyValueCache) -> Computed:
         """A forward over the whole sequences of a few slots that need one.
 
         With "prefix" and "dual" their rows take a step with it. With "block" it runs over the
@@ -579,9 +589,7 @@ class CachedForwards(PlainForwards):
             tokens, real = self.sequence(batch)
             last, needed = self.canvas_length, is_served
         positions = batch.positions[:, : tokens.shape[1]]
-        hidden, cache = self._forward(
-            tokens, real, positions, last=last, cache=memory.cache, put=put
-        )
+        hidden, filled = self._forward(tokens, real, positions, last=last, cache=cache, put=put)
         # 3. What the policy reads: of the whole canvas, or (with "block") nothing yet.
         step_keys = self.mdp.step_keys(batch)
         if self.is_exact:
@@ -590,13 +598,12 @@ class CachedForwards(PlainForwards):
         else:
             readout, acting = self.read_out(hidden, step_keys[:, 0]), is_served
         memory = Memory(
-            cache=cache,
             readout=jax.tree.map(put, memory.readout, readout),
             counts=slots.put(memory.counts, counts._replace(full=counts.full + needed)),
         )
-        return Computed(memory, chosen, batch, readout, step_keys[:, 1], acting)
+        return Computed(memory, filled, chosen, batch, readout, step_keys[:, 1], acting)
 
-    def _window(self, state: LoopState, memory: Memory) -> Computed:
+    def _window(self, state: LoopState, memory: Memory, cache: KeyValueCache) -> Computed:
         """A forward over the window of every slot; rows that can go on with it take a step."""
         # 1. Which block each window begins with. With "block", a row that has finished a block
         # first computes it once more to write its final keys and values, and fills nothing.
@@ -622,19 +629,19 @@ class CachedForwards(PlainForwards):
 
         mask = (place < self.length) & of_window(real)
         # 3. The forward.
-        at = None
-        if self.is_exact:
-            writing = can_go_on & ~acting
-            at = jnp.where(writing[:, None] & mask, place, self.length)
-            counts = counts._replace(written=counts.written + writing)
-        hidden, cache = self._forward(
+        hidden, new = self._forward(
             of_window(tokens),
             mask,
             of_window(batch.positions),
-            cache=memory.cache,
+            cache=cache,
             cached_mask=cached_mask & real,
-            at=at,
+            keep=self.is_exact,
         )
+        written = None
+        if self.is_exact:
+            writing = can_go_on & ~acting
+            written = Written(new, at=place, is_written=writing[:, None] & mask)
+            counts = counts._replace(written=counts.written + writing)
         # 4. What the policy reads, new in the windows of the rows that take a step.
         step_keys = self.mdp.step_keys(batch)
         is_new = acting[:, None] & (place >= self.prompt_length) & (place < self.length)
@@ -649,9 +656,8 @@ class CachedForwards(PlainForwards):
             self.read_out(hidden, step_keys[:, 0]),
         )
         counts = slots.put(memory.counts, counts._replace(window=counts.window + can_go_on))
-        return Computed(
-            Memory(cache, readout, counts), ALL_SLOTS, batch, readout, step_keys[:, 1], acting
-        )
+        memory = Memory(readout, counts)
+        return Computed(memory, written, ALL_SLOTS, batch, readout, step_keys[:, 1], acting)
 
 
 def in_canvas(
@@ -671,6 +677,9 @@ def in_canvas(
 
 _STEPS_PER_CHUNK = 8
 """Iterations that are scanned at a time. Those after the last row is done are skipped."""
+
+Carry = tuple[LoopState, KeyValueCache | None, Records | None]
+"""State of a rollout, cache of keys and values, records so far."""
 
 
 def row_keys(key: Array, rows: Int[Array, " B"] | int) -> Array:
@@ -734,10 +743,12 @@ def rollout(
     kinds = PlainForwards if settings.cache is None else CachedForwards
     forwards = kinds(mdp, prompts, keys)
 
-    def serve(kind: int, state: LoopState) -> tuple[LoopState, SlotStep | None]:
-        """One forward, and the step that the rows take with it."""
+    def serve(
+        kind: int, state: LoopState, cache: KeyValueCache | None
+    ) -> tuple[LoopState, KeyValueCache | Written | None, SlotStep | None]:
+        """One forward, what it does to the cache, and the step that the rows take with it."""
         # 1. The denoiser: what the policy may read of the canvases in the slots.
-        done = forwards.run(kind, state)
+        done = forwards.run(kind, state, cache)
         slots, served = state.slots, done.served.of(state.slots)
         # 2. The policy: which positions to fill, and the canvases after it.
         params = select_settings(policy_params, served.take)
@@ -758,7 +769,7 @@ def rollout(
             memory=done.memory,
             executed=state.executed.at[kind].add(1),
         )
-        return state, step if settings.record else None
+        return state, done.cache, step if settings.record else None
 
     slots = settings.num_slots(batch)
     assignment = Slots.first(batch, slots, settings.slot_groups)
@@ -768,29 +779,49 @@ def rollout(
         memory=forwards.first_memory(assignment),
         executed=jnp.zeros(forwards.kinds, jnp.int32),
     )
-    shapes = jax.eval_shape(functools.partial(serve, 0), state)[1]
+    cache = forwards.first_cache(assignment)
+    last_kind = forwards.kinds - 1
+    _, *shapes = jax.eval_shape(functools.partial(serve, last_kind), state, cache)
 
-    def iterate(state: LoopState, _: None) -> tuple[LoopState, SlotStep | None]:
-        """One forward of the kind that is due; nothing if all rows are done.
+    def record(state: LoopState, records: Records | None, steps: Any) -> Records | None:
+        return None if records is None else state.slots.record(records, steps)
 
-        At most one kind is due. (A `switch` among them would copy the cache.)
+    def fill_cache(carry: Carry) -> Carry:
+        """A full forward, which fills the cache of some rows."""
+        state, cache, records = carry
+        state, filled, step = serve(0, state, cache)
+        steps = jax.tree.map(lambda x: x[None], step)
+        return state, cast(KeyValueCache, filled), record(state, records, steps)
+
+    def iterate(
+        carry: tuple[LoopState, KeyValueCache | None], _: None
+    ) -> tuple[tuple[LoopState, KeyValueCache | None], SlotStep | None]:
+        """A forward of the last kind; nothing if it is not due.
+
+        The cache passes the branches by: results of a branch are copied on a GPU.
         """
-        found = state, jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        for kind, is_due in enumerate(forwards.due(state)):
-            found = jax.lax.cond(
-                is_due, lambda found, k=kind: serve(k, found[0]), lambda found: found, found
-            )
-        return found
+        state, cache = carry
+        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+        state, written, step = jax.lax.cond(
+            forwards.due(state)[last_kind],
+            lambda state: serve(last_kind, state, cache),
+            lambda state: (state, *nothing),
+            state,
+        )
+        if written is not None:
+            cache = write_positions(cast(KeyValueCache, cache), written)
+        return (state, cache), step
 
-    def iterate_several(
-        carry: tuple[LoopState, Records | None],
-    ) -> tuple[LoopState, Records | None]:
-        """A chunk of iterations, whose stacked outputs go to the records of the rows."""
-        state, records = carry
-        state, steps = jax.lax.scan(iterate, state, length=_STEPS_PER_CHUNK)
-        return state, None if steps is None else state.slots.record(records, steps)
+    def chunk(carry: Carry) -> Carry:
+        """Full forwards while they are due, then several iterations of the last kind."""
+        if last_kind:
+            carry = jax.lax.while_loop(lambda carry: forwards.due(carry[0])[0], fill_cache, carry)
+        state, cache, records = carry
+        (state, cache), steps = jax.lax.scan(iterate, (state, cache), length=_STEPS_PER_CHUNK)
+        return state, cache, record(state, records, steps)
 
     room = (mdp.most_steps, batch)
+    step_shapes = shapes[1]
 
     def empty(x: jax.ShapeDtypeStruct) -> Array:
         # The carry of a loop keeps its layout if the dimensions after the row's are one.
@@ -798,15 +829,15 @@ def rollout(
 
     records = None
     if settings.record:
-        records = by_rows(jax.tree.map(empty, shapes.records), axis=1)
-    state, records = jax.lax.while_loop(
+        records = by_rows(jax.tree.map(empty, step_shapes.records), axis=1)
+    state, _, records = jax.lax.while_loop(
         lambda carry: (carry[0].rows.block < mdp.num_blocks).any(),
-        iterate_several,
-        (state, records),
+        chunk,
+        (state, cache, records),
     )
     if records is not None:
         records = jax.tree.map(
-            lambda x, one: x.reshape(*room, *one.shape[1:]), records, shapes.records
+            lambda x, one: x.reshape(*room, *one.shape[1:]), records, step_shapes.records
         )
     rows = state.rows
     return Trajectory(

@@ -12,10 +12,10 @@ import pytest
 from safetensors.numpy import load_file
 
 from jax_unmask import denoisers
-from jax_unmask.denoisers.cache import empty_cache
+from jax_unmask.denoisers.cache import Written, empty_cache, write_positions
 from jax_unmask.denoisers.transformer import forward
 
-run = jax.jit(forward, static_argnums=0)
+run = jax.jit(forward, static_argnums=0, static_argnames="keep")
 
 
 def load(fixtures_dir, name):
@@ -59,7 +59,8 @@ def test_sdar(fixtures_dir, block):
         )
         hidden, _ = read(noisy[:, start : start + block], cache=cache)
         found.append(logits_of(denoiser, params, hidden))
-        _, cache = read(clean[:, start : start + block], cache=cache, at=positions)
+        _, new = read(clean[:, start : start + block], cache=cache, keep=True)
+        cache = write_positions(cache, Written(new, positions, jnp.ones(positions.shape, bool)))
     close(jnp.concatenate(found, axis=1), record["denoise_logits"])
 
 
