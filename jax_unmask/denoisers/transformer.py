@@ -312,7 +312,7 @@ def forward(
         cache: keys and values of K positions.
         cached_mask: cached positions that the tokens see.
         put: writes the B rows of this forward into those of the cache, of which there may be more.
-        keep: for a window: return its tokens' keys and values, for `cache.write_positions` (static).
+        keep: for a window: return its tokens' keys and values, see `cache.Written` (static).
         table: `rotations` of the positions, for loops that compute them once.
         remat: see `Denoiser`.
 
