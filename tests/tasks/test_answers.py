@@ -116,6 +116,7 @@ def test_number(text, expected):
         ("\\boxed{3} <answer>4</answer>", 4),
         ("<answer>4</answer> \\boxed{3}", 3),
         ("#### 5\n#### ", 5),
+        ("####1 \\boxed{0}", 0),
         ("so far 7\n#### 1,200\nand 9", 1200),
         ("#### -3", -3),
         ("the total is 18", None),

@@ -158,7 +158,7 @@ def final_number(text: str) -> float | None:
     (18.0, None)
     """
     tags = list(_tags(text))
-    lines = [(m.end(), m[1]) for m in re.finditer(r"####[ \t]*([^\n]*)", text)]
+    lines = [(m.start(1), m[1]) for m in re.finditer(r"####[ \t]*([^\n]*)", text)]
     answer = _last_filled([*_boxes(text), *tags, *lines])
     if answer is None:
         return None
