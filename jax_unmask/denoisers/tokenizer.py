@@ -92,11 +92,12 @@ class Tokenizer:
         words = sorted(word for word in known if not word.isdecimal())
         more = ["..."] if len(words) > 80 else []
         more += ["and numbers"] if len(words) < len(known) else []
+        spaced = any(word.startswith(" ") for word in vocabulary)
         return (
             f"{text[:80]!r}: the vocabulary of {self.directory} has no token for "
             f"{', '.join(map(repr, list(unknown)[:8])) or 'a part of it'}. It knows "
-            f"{' '.join([*words[:80], *more])}, each with the space before it. Give another prompt "
-            "or task, or another model"
+            f"{' '.join([*words[:80], *more])}{', words with the space before' if spaced else ''}. "
+            "Give another prompt or task, or another model"
         )
 
     def encode_prompt(self, prompt: str | Messages, *, thinking: bool | None = None) -> list[int]:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+import math
 import sys
+import types
 
 import pytest
 
@@ -50,6 +53,41 @@ def test_without_the_harness_the_error_says_what_to_install(monkeypatch, tiny_mo
 
 def test_a_wrong_policy_comes_first():
     assert "did you mean threshold" in fails("--model=x", "--tasks=y", "--policy=treshold")
+
+
+@pytest.fixture
+def model_class(monkeypatch):
+    """`HarnessModel` on stand-ins for the classes of the harness that it needs."""
+
+    class LM:
+        cache_hook = types.SimpleNamespace(add_partial=lambda *_: None)
+
+    name = "jax_unmask.evaluation.harness_model"
+    for module, content in (("", {}), (".api", {}), (".api.instance", {"Instance": object})):
+        monkeypatch.setitem(sys.modules, f"lm_eval{module}", types.SimpleNamespace(**content))
+    monkeypatch.setitem(sys.modules, "lm_eval.api.model", types.SimpleNamespace(LM=LM))
+    sys.modules.pop(name, None)
+    yield importlib.import_module(name).HarnessModel
+    sys.modules.pop(name, None)
+
+
+def test_an_odd_request_ends_only_itself(model_class):
+    """Words that the vocabulary lacks, nothing at all, more than the model's length of 33."""
+    model = model_class.load(
+        "sudoku", gen_length=8, block_length=4, batch_size=2, mc_draws=4, mc_batch_size=4
+    )
+
+    def ask(method, *arguments):
+        return getattr(model, method)([types.SimpleNamespace(args=each) for each in arguments])
+
+    odd = [("12..", ""), ("12", "x!"), ("1" * 50, "2" * 33), ("1" * 50, "2" * 40)]
+    empty, unknown, whole, cut, usual = ask("loglikelihood", *odd, ("12..", "34"))
+    assert (empty, unknown) == ((0.0, True), (-math.inf, False))
+    assert whole == cut
+    assert -math.inf < whole[0] < usual[0] < 0
+    assert ask("loglikelihood_rolling", ("12..",), ("x",), ("",))[1:] == [-math.inf, 0.0]
+    texts = ask("generate_until", ("12..=", {}), ("x", {}), ("", {}))
+    assert [bool(text) for text in texts] == [True, False, True]
 
 
 class TestWithTheHarness:
