@@ -13,7 +13,7 @@ from absl import flags
 from ml_collections import config_flags
 
 from jax_unmask import notation, policies, recipes, tasks
-from jax_unmask.commands import bench, convert, generate, harness, plan, train
+from jax_unmask.commands import bench, command_line, convert, generate, harness, plan, train
 from jax_unmask.commands import eval as evaluate
 from jax_unmask.settings import declared
 
@@ -139,6 +139,11 @@ def test_commands_set_settings_that_exist(document, monkeypatch):
         values = flags.FlagValues()
         given = ["command", *(word for word in words if word.startswith("--config"))]
         given = [word.replace("$seed", "0") for word in given]
+        # A name such as `gsm8k` stands for an experiment file of the package.
+        given = [
+            re.sub("(?<=^--config=).+", lambda name: command_line.find_experiment(name[0]), word)
+            for word in given
+        ]
         config_flags.DEFINE_config_file(
             "config", flag_values=values, sys_argv=given, lock_config=True
         )
