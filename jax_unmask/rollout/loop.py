@@ -383,7 +383,9 @@ class PlainForwards:
         self.config = mdp.denoiser.config
         # Outside of the loop: what a branch of `cond` computes, it computes at every step.
         self.positions = default_positions(self._real(prompts.mask), self.length)
-        self.rotations = rotations(self.config, jnp.arange(self.length))
+        table = rotations(self.config, jnp.arange(self.length))
+        # A TPU's compiler would sink the table into the loops and then stumble over its own work.
+        self.rotations = jax.lax.optimization_barrier(table)
 
     def first_memory(self, slots: Slots) -> Memory | None:
         """The memory before the first forward."""
