@@ -38,6 +38,16 @@ def free_programs() -> Iterator[None]:
         sys.modules["jax"].clear_caches()
 
 
+@pytest.fixture(scope="module")
+def few_optimisations() -> Iterator[None]:
+    """For modules whose tests take time for nothing but compiling."""
+    import jax
+
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
 @pytest.fixture(scope="session")
 def fixtures_dir() -> pathlib.Path:
     """Golden records, laid out as the packages are."""

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 import tiny
-from jax_unmask.denoisers import Denoiser, init_params
+from jax_unmask.denoisers import Denoiser
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.losses import mixture_log_prob
 from jax_unmask.learners.policy_grpo import PolicyLearner
@@ -21,6 +21,7 @@ from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.rollout.loop import rollout, row_keys
 from jax_unmask.rollout.trajectory import Prompts, RolloutSettings
 
+pytestmark = pytest.mark.usefixtures("few_optimisations")
 PROMPTS, GROUP, EXPERTS, LENGTH, BLOCK = 2, 2, 1, 8, 4
 NETWORK = NetworkConfig(hidden_dim=16, feedforward_dim=16, time_embed_dim=8, top_k=2, entropy=True)
 DENOISER = Denoiser(
@@ -43,7 +44,7 @@ class TwoBest:
 def roll(policy, params, rows, block_length=LENGTH):
     rng = np.random.default_rng(0)
     tokens = np.repeat(rng.integers(0, 14, (PROMPTS, 3)), rows, axis=0).astype(np.int32)
-    denoiser_params = init_params(DENOISER.config, jax.random.key(0))
+    denoiser_params = tiny.random_params(DENOISER.config)
     return rollout(
         DENOISER,
         denoiser_params,
@@ -57,7 +58,8 @@ def roll(policy, params, rows, block_length=LENGTH):
 
 def learned(distribution):
     policy = LearnedPolicy(network=NETWORK, distribution=distribution)
-    return policy, policy.init_params(jax.random.key(3), LENGTH)
+    init = jax.jit(policy.init_params, static_argnums=1)
+    return policy, init(jax.random.key(3), LENGTH)
 
 
 @pytest.fixture(scope="module", params=["bernoulli", "dpls"])

@@ -77,12 +77,7 @@ ALL, NONE = np.ones(ROWS, bool), np.zeros(ROWS, bool)
 KEPT = np.asarray([True, True, True, False])
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_optimisations():
-    """Compiling is all that these tests take time for."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("few_optimisations")
 
 
 @pytest.fixture(

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 
-import jax
 import pytest
 
 import devices
@@ -22,12 +21,7 @@ MESHES = {"data": [8, 1, 1], "fsdp": [1, 8, 1], "tensor": [4, 1, 2], "all": [2, 
 VOCABULARY = ["1", "2", "3", "4", ".", "=", "+"]
 
 
-@pytest.fixture(scope="module", autouse=True)
-def few_optimisations():
-    """Compiling is most of what these tests do, in this process as in the others."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("few_optimisations")
 
 
 @pytest.fixture(scope="module")
