@@ -63,4 +63,4 @@ def test_compiled_programs_tell_what_devices_send(planned):
     assert "devices   4 x v5e: mesh data 2 x fsdp 2 x tensor 1" in compiled["table"]
     assert "rollout, per forward" in compiled["table"]
     assert "rollout, 8 forwards per row" in compiled["table"]
-    assert planned[1]["fits"] is None
+    assert planned[1]["fits"] is True  # By estimate: it was not compiled.
