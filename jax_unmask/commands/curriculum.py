@@ -28,6 +28,7 @@ from jax_unmask.commands.command_line import changed_config
 from jax_unmask.recipes.curriculum import CurriculumSettings
 from jax_unmask.runtime.config import check_workdir, claim_workdir
 from jax_unmask.runtime.files import atomic_write
+from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError, from_config
 
@@ -83,6 +84,7 @@ def run(
     config: ConfigDict,
     workdir: pathlib.Path,
     train: Callable[[ConfigDict, pathlib.Path], bool],
+    lock: DirectoryLock,
 ) -> bool:
     """Trains stage after stage; stages that are finished already are left alone.
 
@@ -90,12 +92,14 @@ def run(
         config: a config of recipe "curriculum".
         workdir: receives a directory per stage.
         train: trains one config in one directory; False if a signal ended it before its end.
+        lock: of the workdir; taken once all stages are read.
 
     Returns:
         Whether the last stage is finished.
     """
     todo = stages(config, workdir)
     check_workdir(workdir, config)
+    lock.take()
     claim_workdir(workdir, config)
     for number, stage in enumerate(todo, start=1):
         marker = workdir / stage.name / _MARKER

@@ -30,6 +30,7 @@ from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import RECORD, flatten
 from jax_unmask.runtime.files import local_path
+from jax_unmask.runtime.locks import DirectoryLock
 
 _NAMING = ("reward.alpha", "seed")
 _TRAINING = ("expert", "learner", "optimizer", "train", "filter", "process", "value", "lora")
@@ -48,9 +49,18 @@ def evaluate(
             policy/, if `checkpoint` is a training checkpoint.
         checkpoint: see the flag of the same name.
     """
+    with DirectoryLock(workdir, sweep.LOCK) as lock:
+        lock.check()
+        return _evaluate(config, workdir, checkpoint, lock)
+
+
+def _evaluate(
+    config: ConfigDict, workdir: pathlib.Path, checkpoint: pathlib.Path | None, lock: DirectoryLock
+) -> list[Result]:
     config, trained = _for_evaluation(config), None
     settings = recipes.read(config)
     candidates.check(settings)  # Mistakes show before anything large is loaded.
+    lock.take()
     if checkpoint is not None:
         if recipes.find(config.recipe).trains == "denoiser":
             config.model.path = str(checkpoint)

@@ -8,6 +8,7 @@ import math
 import pathlib
 import sys
 import time
+from collections.abc import Iterable
 
 import jax
 from absl import flags
@@ -21,7 +22,9 @@ from jax_unmask.recipes.base import Recipe
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import check_workdir, claim_workdir
+from jax_unmask.runtime.divergence import Divergence, lost_numbers
 from jax_unmask.runtime.files import local_path
+from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
@@ -29,6 +32,8 @@ from jax_unmask.runtime.progress import Timer, progress_bar
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
 from jax_unmask.settings import ConfigError, declared, flat
 from jax_unmask.tasks.data import BatchIterator
+
+LOCK = "train.lock"
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +52,17 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     Raises:
         ValueError, OSError: the config, the model or the data cannot be used as they are; before
             anything is compiled.
-        FloatingPointError: a metric is not finite any more.
+        FloatingPointError: the numbers of the training are not finite any more.
     """
-    if config.get("recipe") == curriculum.RECIPE:
-        return curriculum.run(config, workdir, train)
+    with DirectoryLock(workdir, LOCK) as lock:
+        lock.check()
+        if config.get("recipe") == curriculum.RECIPE:
+            return curriculum.run(config, workdir, train, lock)
+        return _train(config, workdir, lock)
+
+
+def _train(config: ConfigDict, workdir: pathlib.Path, lock: DirectoryLock) -> bool:
+    """`train` in one directory; takes the lock once the config has proved to run."""
     settings = recipes.read(config)
     if settings.eval.after_training:
         from jax_unmask.evaluation import candidates  # Draws plots; training needs none of it.
@@ -58,11 +70,15 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         candidates.check(settings)
     exempt = tuple(each.key for each in declared(settings) if each.is_exempt)
     check_workdir(workdir, config, exempt=exempt)
-    recipe = recipes.find(config.recipe)(settings, workdir)
+    kind = recipes.find(settings.recipe)
+    if known := getattr(kind, "metrics", ()):
+        _require_best_metric(settings, known)
+    recipe = kind(settings, workdir)
     data = recipe.data()
+    lock.take()
     claim_workdir(workdir, config, exempt=exempt)
     with Checkpoints(workdir, settings.checkpoint) as checkpoints:
-        state = _run(settings, workdir, recipe, data, checkpoints)
+        state = _run(settings, workdir, recipe, data, checkpoints, lock)
     if state is None:
         return False
     trained = recipe.finish(state, workdir)
@@ -70,7 +86,9 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     if settings.eval.after_training:
         from jax_unmask.evaluation import sweep
 
-        sweep.run(settings, trained, workdir, trained=trained.policy)
+        with DirectoryLock(workdir, sweep.LOCK) as results:
+            results.take()
+            sweep.run(settings, trained, workdir, trained=trained.policy)
         if trained.policy is not None and not jax.process_index():
             write_policy_card(trained.policy, settings, workdir)
         Placement().meet("evaluated")
@@ -83,9 +101,11 @@ def _run(
     recipe: Recipe,
     data: BatchIterator,
     checkpoints: Checkpoints,
+    lock: DirectoryLock,
 ) -> TrainState | None:
     """The training loop. Returns the final state, or None if a signal ended it before."""
     total, done, restored = config.train.steps, 0, None
+    checkpoints.require_any()
     if checkpoints.steps():
         like = recipe.like()
         restored = checkpoints.restore(like.params, dataclasses.replace(like, params=None))
@@ -100,13 +120,20 @@ def _run(
         logger.info("Continuing %s at step %d of %d.", workdir, done, total)
     # Barrier: processes that are still loading weights would time out in the first collective.
     Placement().meet("training begins")
+    divergence = Divergence()
+    divergence.see(done, state)
+    _stop_if_diverged(divergence, done, state, {}, checkpoints)
     sinks: tuple[WeightsAndBiases, ...] = ()
     if config.log.wandb:
         sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=flat(config)),)
     with (
         Preemption(config.checkpoint.grace_seconds) as preemption,
         MetricWriter(
-            workdir, resume_step=done, tensorboard=config.log.tensorboard, sinks=sinks
+            workdir,
+            resume_step=done,
+            lines=None if restored is None else restored.lines,
+            tensorboard=config.log.tensorboard,
+            sinks=sinks,
         ) as writer,
         progress_bar(total, initial=done, title=config.recipe) as progress,
         Heartbeat(workdir, config.watch.stall_seconds, ends=config.watch.end_stalled) as heartbeat,
@@ -120,18 +147,20 @@ def _run(
                 with timer.measure("data"):
                     batch = next(data)
                 state, metrics = recipe.step(state, batch, timer)
+                divergence.see(step, (state, metrics))
             stop = preemption.requested(step)
             save = step % config.checkpoint.every == 0 or step == total or stop
             # A signal saves, but writes no line that an undisturbed run would not have.
             log = step % config.log.every == 0 or step == total
             if save or log:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
+                lock.check_held()
             if log:
                 writer.write(step, values)
                 progress.set_postfix({name: values[name] for name in recipe.shown}, refresh=False)
                 progress.update(step - progress.n)
             if save or log:
-                _stop_at_nan(step, values)
+                _stop_if_diverged(divergence, step, state, values, checkpoints)
                 _require_best_metric(config, values)
             if save:
                 with timer.measure("checkpoint"):
@@ -142,6 +171,7 @@ def _run(
                         state=dataclasses.replace(state, params=None),
                         data=data.get_state(),
                         metrics=values,
+                        lines=writer.lines,
                     )
             if log:
                 timings = timer.report()
@@ -155,25 +185,41 @@ def _run(
     return state
 
 
-def _stop_at_nan(step: int, values: dict[str, float]) -> None:
-    """Ends a run whose numbers are lost, before a checkpoint of them replaces a good one."""
-    broken = [name for name, value in values.items() if not math.isfinite(value)]
-    if broken:
-        raise FloatingPointError(
-            f"step {step}: {', '.join(broken)} is not finite. The last checkpoint is from before; "
-            "continue with a lower optimizer.lr or optimizer.grad_clip in a new workdir."
-        )
+def _stop_if_diverged(
+    divergence: Divergence,
+    step: int,
+    state: TrainState,
+    values: dict[str, float],
+    checkpoints: Checkpoints,
+) -> None:
+    """Ends a run whose numbers are lost, before a checkpoint or an export of them is written."""
+    first = divergence.first_step()
+    if first is None:
+        return
+    lost, count = lost_numbers(state)
+    names = [name for name, value in values.items() if not math.isfinite(value)]
+    where = [*names, f"{lost:,} of the {count:,} numbers of the training state"]
+    checkpoints.wait()
+    good = max((each for each in checkpoints.steps() if each < first), default=None)
+    kept = "No checkpoint is from before."
+    if good is not None:
+        kept = f"The checkpoint {checkpoints.directory / str(good)} is from before, and good."
+    began = f"diverged at step {first}" if first else "cannot begin"
+    raise FloatingPointError(
+        f"step {step}: training {began}; not finite are {', '.join(where)}. {kept} Nothing was "
+        "exported. Train in a new workdir with a lower optimizer.lr or optimizer.grad_clip"
+    )
 
 
-def _require_best_metric(config: RunSettings, values: dict[str, float]) -> None:
+def _require_best_metric(config: RunSettings, known: Iterable[str]) -> None:
     """Refuses to rank checkpoints by what is not measured."""
     metric = config.checkpoint.best_metric
-    if metric and metric not in values:
+    if metric and metric not in known:
         raise ConfigError(
             "checkpoint.best_metric",
             metric,
             f"recipe {config.recipe!r} has no such metric",
-            f"Choose one of {', '.join(sorted(values))}",
+            f"Choose one of {', '.join(sorted(known))}",
         )
 
 

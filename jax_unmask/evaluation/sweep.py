@@ -35,6 +35,9 @@ from jax_unmask.tasks.base import Task
 _HASHED = ("model.path", "task.path", "task.tfds_data_dir")
 """Keys of paths: rows identify their content by a hash."""
 
+LOCK = "evaluation.lock"
+"""Lock of a directory that measurements are written to."""
+
 logger = logging.getLogger(__name__)
 
 

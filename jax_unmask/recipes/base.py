@@ -102,7 +102,8 @@ class Recipe(Protocol):
     that is resumed from (state, position of the data) continues exactly.
 
     Attributes:
-        shown: names of the metrics that the progress bar shows.
+        metrics: names of all metrics that a step can have; `checkpoint.best_metric` is one of them.
+        shown: names of those that the progress bar shows.
         defaults: its settings at their defaults, an instance of a subclass of `RunSettings`.
         trains: what `finish` exports, and what later stages of a curriculum and evaluations take: a
             denoiser (into `model.path`) or a policy (into `policy.init_from`). Bare checkpoints of
@@ -110,6 +111,7 @@ class Recipe(Protocol):
             which makes the policy without its weights.
     """
 
+    metrics: tuple[str, ...]
     shown: tuple[str, ...]
     defaults: ClassVar[Any]
     trains: ClassVar[Literal["denoiser", "policy"]]

@@ -194,6 +194,11 @@ class PolicyGrpo:
         workdir: receives `policy/` (safetensors) at the end.
     """
 
+    metrics: tuple[str, ...] = (
+        *("reward", "accuracy", "nfe", "nfe_max", "useful_forwards", "unfinished", "cost"),
+        *("groups_with_signal", "expert_reward", "imitated", "loss", "clip_fraction", "approx_kl"),
+        *("entropy", "ratio_max", "grad_norm", "pairs", "skipped"),
+    )
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
     defaults = PolicyGrpoSettings()
     trains: Literal["policy"] = "policy"

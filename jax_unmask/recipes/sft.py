@@ -223,6 +223,7 @@ class Sft:
             `model/`, unless `config.export` names another directory.
     """
 
+    metrics: tuple[str, ...] = ("loss", "masked_accuracy", "masked_fraction", "grad_norm")
     shown: tuple[str, ...] = ("loss", "masked_accuracy")
     defaults: ClassVar[Any] = SftSettings()
     trains: Literal["denoiser"] = "denoiser"

@@ -183,6 +183,9 @@ class StateSft(Sft):
         workdir: as of `Sft`.
     """
 
+    metrics = (
+        *("loss", "grad_norm", "trained_tokens", "states", "prompt_length", "canvas_length"),
+    )
     shown = ("loss", "trained_tokens")
     defaults = StateSftSettings()
     build_learner = staticmethod(build_learner)

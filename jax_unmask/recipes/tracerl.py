@@ -316,6 +316,13 @@ class TraceRl:
         workdir: receives `model/` at the end, unless `config.export` names another directory.
     """
 
+    metrics: tuple[str, ...] = (
+        *("reward", "accuracy", "nfe", "response_length", "tokens_per_step", "without_end"),
+        *("useful_forwards", "unfinished", "prompts_over_budget", "groups_alike", "groups_kept"),
+        *("rounds", "process_score", "value_loss", "value_grad_norm", "value_error"),
+        *("return_deviation", "loss", "clip_fraction", "kl", "reference_kl", "surprise"),
+        *("ratio_max", "grad_norm", "trained_tokens", "states", "skipped"),
+    )
     shown: tuple[str, ...] = ("accuracy", "tokens_per_step", "groups_kept")
     defaults = TraceRlSettings()
     trains: Literal["denoiser"] = "denoiser"

@@ -19,6 +19,7 @@ import logging
 import math
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
@@ -38,6 +39,7 @@ Json = Any  # Beside JSON, `data` may be bytes.
 
 DIRECTORY = "checkpoints"
 QUARANTINE = "corrupt_checkpoints"
+_DELETED = "deleted"
 ITEMS = ("params", "state", "data")
 
 REMEDY = "It belongs to another configuration: restore with that one, or use a new workdir."
@@ -78,6 +80,7 @@ class Restored:
     params: Params
     state: PyTree
     data: Json
+    lines: int | None  # Those of metrics.jsonl when it was saved.
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
@@ -108,8 +111,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 "a training run"
             )
         if not read_only:
+            self._delete()
             # Orbax reads these small files of every step at once and stops at a damaged one.
-            for step in _steps_in(self.directory):
+            for step in steps_in(self.directory):
                 if problem := self._problem(step, items=("metrics",)):
                     self._set_aside(step, problem)
         self._manager = self._make_manager()
@@ -136,6 +140,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies),
                 # Retention is the policy's business; without best_fn Orbax writes no metrics.
                 best_fn=self._goodness,
+                # Renamed first, so that a kill in the deletion leaves nothing that looks damaged.
+                todelete_subdir=_DELETED,
                 cleanup_tmp_directories=not self.read_only,
                 create=not self.read_only,
                 read_only=self.read_only,
@@ -162,6 +168,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         state: PyTree,
         data: Json = None,
         metrics: Mapping[str, float] | None = None,
+        lines: int | None = None,
     ) -> bool:
         """Starts to save a checkpoint and returns once its arrays are copied.
 
@@ -174,6 +181,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             state: tree of arrays: optimiser state, step, typed PRNG keys.
             data: position of the data iterator, JSON or bytes, equal on all processes.
             metrics: metrics of this step; those ranked by must contain `best_metric`.
+            lines: lines of metrics.jsonl, as process 0 knows.
 
         Returns:
             Whether it saved; False where a checkpoint of this step exists already.
@@ -197,7 +205,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             args=ocp.args.Composite(
                 params=ocp.args.StandardSave(params),
                 state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(_encode(data)),
+                data=ocp.args.JsonSave(_encode(data) | {"lines": lines}),
             ),
             metrics=ranked,
             force=True,
@@ -219,6 +227,12 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """Blocks until the save under way, if any, is committed; raises what it raised."""
         self._manager.wait_until_finished()
         self._manager.check_for_errors()
+        self._delete()
+
+    def _delete(self) -> None:
+        """Deletes the checkpoints that are not kept; remains of a deletion that was killed too."""
+        if not self.read_only and not jax.process_index():
+            shutil.rmtree(self.directory / _DELETED, ignore_errors=True)
 
     def steps(self) -> list[int]:
         """Steps that have a checkpoint, in ascending order."""
@@ -254,7 +268,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             The content, bit for bit; None where the run has no checkpoint yet.
 
         Raises:
-            CheckpointError: all checkpoints are damaged, or this one holds other arrays (named).
+            CheckpointError: all checkpoints are damaged, also those that earlier starts moved
+                aside; or this one holds other arrays (named).
         """
         wanted_params, wanted_state = _abstract(params), _abstract(state)
         steps = self.steps()
@@ -283,13 +298,24 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 params=restored.params,
                 state=restored.state,
                 data=_decode(restored.data),
+                lines=restored.data.get("lines"),
             )
-        if steps:
-            raise CheckpointError(
-                f"all checkpoints of {self.directory.parent} are damaged (steps {steps}): restore "
-                "the directory from a backup, or start in another workdir"
-            )
+        self.require_any()
         return None
+
+    def require_any(self) -> None:
+        """Raises a `CheckpointError` if the run had checkpoints, and all are damaged."""
+        damaged = steps_in(self._quarantine)
+        if self.read_only:
+            damaged = self.steps()
+        elif self.steps():
+            return
+        if damaged:
+            raise CheckpointError(
+                f"all checkpoints of {self.directory.parent} are damaged (steps {damaged}): "
+                f"restore {DIRECTORY} from a backup, start in another workdir, or delete "
+                f"{QUARANTINE} to begin again from step 0"
+            )
 
     def restore_params(
         self, step: int | str = "latest", *, like: Params | None = None
@@ -379,7 +405,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._manager.close()
 
 
-def _steps_in(directory: pathlib.Path) -> list[int]:
+def steps_in(directory: pathlib.Path) -> list[int]:
     """Steps of the committed checkpoints under a directory, which need not exist."""
     if not directory.is_dir():
         return []

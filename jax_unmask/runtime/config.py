@@ -54,12 +54,24 @@ def check_workdir(
         exempt: patterns of dotted keys that may differ, such as "log.*".
 
     Raises:
-        ConfigError: the directory belongs to another configuration; names the keys that differ.
+        ConfigError: the directory belongs to another configuration (names the keys that differ), or
+            to one that cannot be told, because its record is damaged or gone.
     """
     record = pathlib.Path(workdir) / RECORD
+    remedy = f"Restore {RECORD} from a backup, or give another --workdir"
     if not record.exists():
+        if _has_checkpoints(record.parent):
+            problem = f"it has checkpoints, but no {RECORD} that says of which configuration"
+            raise ConfigError("--workdir", str(workdir), problem, remedy)
         return
-    saved, current = json.loads(record.read_text()), json.loads(config_json(config))
+    try:
+        saved = json.loads(record.read_bytes())
+    except ValueError:
+        saved = None
+    if not isinstance(saved, dict):
+        problem = f"its {RECORD} is damaged: it is no JSON object"
+        raise ConfigError("--workdir", str(workdir), problem, remedy)
+    current = json.loads(config_json(config))
     keys = sorted(saved.keys() | current.keys())
     absent = "absent"
     different = [
@@ -74,6 +86,14 @@ def check_workdir(
             "it holds a run of another configuration; different are " + ", ".join(different),
             "Give another --workdir, or the old values to continue that run",
         )
+
+
+def _has_checkpoints(workdir: pathlib.Path) -> bool:
+    if not workdir.is_dir():
+        return False
+    from jax_unmask.runtime import checkpoints  # Loads Orbax.
+
+    return bool(checkpoints.steps_in(workdir / checkpoints.DIRECTORY))
 
 
 def claim_workdir(

@@ -40,10 +40,23 @@ class LogSettings(Settings):
 
 
 class StepLog(files.JsonLog):
-    """An append-only file of one JSON object per step; lines after `resume_step` are cut off."""
+    """An append-only file of one JSON object per step; lines after `resume_step` are cut off.
 
-    def __init__(self, path: str | os.PathLike[str], *, resume_step: int) -> None:
+    Attributes:
+        lines: how many it has. Where `lines` is given, it must have as many up to `resume_step`.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], *, resume_step: int, lines: int | None = None
+    ) -> None:
         super().__init__(path, "step", int, keep=lambda row: row["step"] <= resume_step)
+        self.lines = len(self.rows)
+        if lines is not None and self.lines != lines:
+            raise ValueError(
+                f"{self.path} has {self.lines} lines of steps up to {resume_step}, but {lines} "
+                "were written before the checkpoint of that step. Restore it from a backup, or "
+                "delete it to continue without the record of these steps"
+            )
         self._last_step = self.rows.pop()["step"] if self.rows else None
         self.rows.clear()
 
@@ -56,6 +69,7 @@ class StepLog(files.JsonLog):
             )
         self.append({"step": step, **values})
         self._last_step = step
+        self.lines += 1
 
 
 class TensorBoard:
@@ -125,6 +139,8 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         workdir: directory of the run; receives metrics.jsonl, timings.jsonl and tensorboard/.
         resume_step: step of the checkpoint that the run continues from, 0 for a fresh start; lines
             of later steps are cut off.
+        lines: lines of metrics.jsonl that were written until then, as the checkpoint says; None
+            where that is not known.
         tensorboard: whether to write TensorBoard event files too.
         sinks: further receivers; `write` gives them the numeric values of each step.
     """
@@ -134,6 +150,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         workdir: str | os.PathLike[str],
         *,
         resume_step: int,
+        lines: int | None = None,
         tensorboard: bool = True,
         sinks: tuple[WeightsAndBiases, ...] = (),
     ) -> None:
@@ -142,11 +159,21 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         if not self._is_writer:
             return
         directory = pathlib.Path(workdir)
-        self._metrics = StepLog(directory / "metrics.jsonl", resume_step=resume_step)
+        path = directory / "metrics.jsonl"
+        if lines and not path.exists():
+            message = "%s is gone, and with it the record of steps up to %d."
+            logger.warning(message, path, resume_step)
+            lines = None
+        self._metrics = StepLog(path, resume_step=resume_step, lines=lines)
         self._timings = StepLog(directory / "timings.jsonl", resume_step=resume_step)
         if tensorboard:
             self._sinks.append(TensorBoard(directory / "tensorboard", resume_step=resume_step))
         self._sinks.extend(sinks)
+
+    @property
+    def lines(self) -> int:
+        """Lines of metrics.jsonl; 0 in processes that do not write it."""
+        return self._metrics.lines if self._is_writer else 0
 
     def write(self, step: int, values: Mapping[str, Scalar]) -> None:
         """Writes what a step computed: reproducible values only, all of a step in one call.

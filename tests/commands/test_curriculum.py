@@ -9,6 +9,7 @@ import pytest
 
 from jax_unmask import recipes
 from jax_unmask.commands import curriculum, train
+from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError
 
@@ -57,8 +58,9 @@ def test_an_interrupted_stage_is_gone_on_with_and_finished_ones_are_not_repeated
         return next(interrupted)
 
     workdir = tmp_path / "run"
-    assert not curriculum.run(config, workdir, stub)
-    assert curriculum.run(config, workdir, stub)
+    with DirectoryLock(workdir, "run.lock") as lock:
+        assert not curriculum.run(config, workdir, stub, lock)
+        assert curriculum.run(config, workdir, stub, lock)
     names = [name for name, _ in trained]
     assert names == ["01-sft", "02-sft", "02-sft", "03-sft"]
     assert trained[-1][1] == str(workdir / "02-sft" / "model")
@@ -75,7 +77,9 @@ def test_the_first_process_says_that_a_stage_is_finished_and_all_wait_for_it(
     monkeypatch.setattr(
         Placement, "meet", lambda self, name: there_at_meeting.append(marker.is_file())
     )
-    assert curriculum.run(config_of(files["sft"]), tmp_path / "run", lambda *_: True)
+    lock = DirectoryLock(tmp_path / "run", "run.lock")
+    assert curriculum.run(config_of(files["sft"]), tmp_path / "run", lambda *_: True, lock)
+    lock.close()
     assert there_at_meeting == [process == 0]
 
 

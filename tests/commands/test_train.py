@@ -8,7 +8,9 @@ import math
 import os
 import pathlib
 import random
+import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -22,7 +24,10 @@ from safetensors.numpy import load_file
 from jax_unmask import denoisers, policies, recipes
 from jax_unmask.commands import train
 from jax_unmask.denoisers.flops import forward_flops
-from jax_unmask.runtime.checkpoints import Checkpoints
+from jax_unmask.recipes.policy_grpo import PolicyGrpo
+from jax_unmask.recipes.tracerl import TraceRl
+from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
+from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.settings import ConfigError
 
 LONG = {"train__steps": 24, "checkpoint__every": 2, "seed": 3}
@@ -164,7 +169,7 @@ class TestPolicyRuns:
         found = lines(workdir)
         assert [line["step"] for line in found] == [1, 2, 3]
         for line in found:
-            assert set(self.METRICS) <= set(line)
+            assert set(self.METRICS) <= set(line) <= {"step", *PolicyGrpo.metrics}
             assert all(isinstance(v, int | float) and math.isfinite(v) for v in line.values())
             assert 1 <= line["nfe"] <= line["nfe_max"] <= 16
             assert 0 < line["useful_forwards"] <= 1
@@ -249,27 +254,101 @@ def test_a_workdir_belongs_to_one_configuration(tiny_config, tmp_path):
     assert (tmp_path / "metrics.jsonl").read_bytes() == written
 
 
-def test_lost_numbers_stop_the_run_before_they_are_saved(tiny_config, tmp_path, monkeypatch):
-    recipe = recipes.find("sft")
-    step = recipe.step
+def test_a_workdir_belongs_to_one_run(tiny_config, tmp_path):
+    with DirectoryLock(tmp_path, train.LOCK) as lock:
+        lock.take()
+        named = f"process {os.getpid()} on {socket.gethostname()} is writing there"
+        with pytest.raises(ConfigError, match=named):
+            train.train(tiny_config("sft"), tmp_path)
+    train.train(tiny_config("sft"), tmp_path)  # It was given back.
 
-    def lose(self, state, batch, timer):
-        done = int(state.step)
-        state, metrics = step(self, state, batch, timer)
-        return state, metrics | ({"loss": np.float32(np.nan)} if done == 2 else {})
 
-    monkeypatch.setattr(recipe, "step", lose)
-    with pytest.raises(FloatingPointError, match="step 3: loss is not finite"):
-        train.train(tiny_config("sft", checkpoint__every=1), tmp_path)
-    assert len(lines(tmp_path)) == 3
-    with Checkpoints(tmp_path, read_only=True) as checkpoints:
-        assert checkpoints.latest_step() == 2
+@pytest.fixture
+def with_step(monkeypatch):
+    """Changes what a step of SFT returns: with_step(lambda step, state, metrics: ...)."""
+
+    def install(change):
+        recipe = recipes.find("sft")
+        step = recipe.step
+
+        def changed(self, state, batch, timer):
+            state, metrics = step(self, state, batch, timer)
+            return change(int(state.step), state, metrics)
+
+        monkeypatch.setattr(recipe, "step", changed)
+
+    return install
+
+
+class TestDivergence:
+    """Numbers that are lost between two looks at them, in metrics or in what is trained."""
+
+    @pytest.mark.parametrize("lost", ["loss", "params", "opt_state"])
+    def test_ends_the_run_and_names_the_last_good_checkpoint(
+        self, tiny_config, tmp_path, with_step, lost
+    ):
+        def lose(step, state, metrics):
+            if step == 3 and lost == "loss":
+                metrics = metrics | {"loss": np.float32(np.nan)}
+            elif step >= 3 and lost != "loss":
+                broken = jax.tree.map(lambda leaf: leaf / 0, getattr(state, lost))
+                state = dataclasses.replace(state, **{lost: broken})
+            return state, metrics
+
+        with_step(lose)
+        config = tiny_config("sft", train__steps=9, checkpoint__every=2, log__every=4)
+        named = r"step 4: training diverged at step 3; .* /.*/checkpoints/2 is from before"
+        with pytest.raises(FloatingPointError, match=named):
+            train.train(config, tmp_path)
+        assert [line["step"] for line in lines(tmp_path)] == [4]
+        assert not (tmp_path / "model").exists()
+        with Checkpoints(tmp_path, read_only=True) as checkpoints:
+            assert checkpoints.steps() == [2]
+
+
+def test_metrics_that_a_checkpoint_does_not_find(tiny_config, tmp_path, caplog):
+    config = tiny_config("sft", train__steps=3, checkpoint__every=1)
+    train.train(config, tmp_path)
+    path = tmp_path / "metrics.jsonl"
+    whole = path.read_bytes()
+    path.write_bytes(b"".join(whole.splitlines(keepends=True)[1:]))
+    with pytest.raises(ValueError, match=r"metrics.jsonl has 2 lines .* up to 3, but 3 were"):
+        train.train(config, tmp_path)
+    path.unlink()
+    train.train(config, tmp_path)
+    assert "metrics.jsonl is gone" in caplog.text
+
+
+def test_a_workdir_that_is_deleted_while_it_is_used(tiny_config, tmp_path, with_step):
+    workdir = tmp_path / "run"
+
+    def delete(step, state, metrics):
+        if step == 2:
+            shutil.rmtree(workdir)
+        return state, metrics
+
+    with_step(delete)
+    with pytest.raises(OSError, match="run was deleted, moved or replaced"):
+        train.train(tiny_config("sft"), workdir)
+
+
+def test_damaged_checkpoints_are_never_passed_over(tiny_config, tmp_path):
+    config = tiny_config("sft", train__steps=2, checkpoint__every=1)
+    train.train(config, tmp_path)
+    for path in tmp_path.glob("checkpoints/*/params/**/*"):
+        if path.is_file():
+            path.write_bytes(b"")
+    for _ in range(2):  # The first start moves them aside.
+        with pytest.raises(CheckpointError, match=r"all checkpoints of .* are damaged"):
+            train.train(config, tmp_path)
+    assert len(lines(tmp_path)) == 2
 
 
 def test_ranks_checkpoints_by_known_metrics_only(tiny_config, tmp_path):
     config = tiny_config("sft", checkpoint__best_metric="acuracy")
     with pytest.raises(ConfigError, match=r"'acuracy': .*Choose one of .*masked_accuracy"):
         train.train(config, tmp_path)
+    assert not list(tmp_path.iterdir())  # Before anything was done.
 
 
 class TestTraceRuns:
@@ -280,6 +359,7 @@ class TestTraceRuns:
         for line in found:
             assert all(isinstance(v, int | float) and math.isfinite(v) for v in line.values())
             assert 1 <= line["nfe"] <= 16
+            assert set(line) <= {"step", *TraceRl.metrics}
             assert line["accuracy"] == 0
             assert 0 < line["tokens_per_step"] <= 16
             assert 0 < line["useful_forwards"] <= 1
@@ -414,6 +494,7 @@ def test_supervised_training_in_states(tiny_config, tmp_path):
     found = lines(tmp_path)
     assert found[-1]["loss"] < found[0]["loss"]
     assert all(line["trained_tokens"] > 0 for line in found)
+    assert {"step", *recipes.find("state_sft").metrics} == set(found[0])
     trained, _ = denoisers.from_pretrained(tmp_path / "model")
     assert trained.config.attention_block == 4
 

@@ -233,3 +233,14 @@ def test_missing_checkpoints_are_explained(saved, tmp_path):
             checkpoints.restore_params(5)
         with pytest.raises(CheckpointError, match="has the metric 'reward'"):
             checkpoints.restore_params("best")
+
+
+def test_remains_of_an_interrupted_deletion_go(copy, caplog):
+    remains = copy / "checkpoints" / "deleted"
+    remains.mkdir(exist_ok=True)
+    (copy / "checkpoints" / "1").rename(remains / "1")
+    with Checkpoints(copy) as checkpoints:
+        assert checkpoints.steps() == [2]
+        assert not remains.exists()
+    assert not caplog.records
+    assert not (copy / "corrupt_checkpoints").exists()

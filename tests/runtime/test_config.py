@@ -53,3 +53,15 @@ def test_claim_workdir_names_what_differs_and_keeps_the_record(tmp_path):
     assert "another --workdir" in message
     assert "steps" not in message
     assert (tmp_path / "config.json").read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("record", "named"),
+    [(None, "has checkpoints, but no config.json"), ("{", "is damaged"), ("[]", "is damaged")],
+)
+def test_a_workdir_whose_record_is_lost(tmp_path, record, named):
+    (tmp_path / "checkpoints" / "3").mkdir(parents=True)
+    if record is not None:
+        (tmp_path / "config.json").write_text(record)
+    with pytest.raises(ConfigError, match=f"{named}.*Restore config.json from a backup"):
+        checks.claim_workdir(tmp_path, defaults())

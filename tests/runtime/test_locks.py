@@ -1,0 +1,80 @@
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from jax_unmask.runtime import locks
+from jax_unmask.runtime.locks import DirectoryLock
+from jax_unmask.settings import ConfigError
+
+
+@pytest.fixture
+def lock(tmp_path):
+    with DirectoryLock(tmp_path / "run", "run.lock") as lock:
+        yield lock
+
+
+def test_only_one_has_it_until_it_gives_it_back(lock, tmp_path):
+    lock.check()
+    assert not (tmp_path / "run").exists()  # Nothing was made.
+    lock.take()
+    lock.take()
+    with DirectoryLock(tmp_path / "run", "run.lock") as other:
+        with pytest.raises(ConfigError, match=f"on {socket.gethostname()} is writing there"):
+            other.check()
+        lock.close()
+        other.take()
+        other.check_held()
+
+
+def test_names_a_process_on_another_host(lock, tmp_path):
+    lock.take()
+    (tmp_path / "run" / "run.lock").write_text(json.dumps({"host": "node7", "process": 12}))
+    with (
+        DirectoryLock(tmp_path / "run", "run.lock") as other,
+        pytest.raises(ConfigError, match="process 12 on node7 is writing there"),
+    ):
+        other.take()
+
+
+def test_waits_for_children_of_a_process_that_was_killed(lock, tmp_path):
+    # The child got the lock with the descriptor, as children of a fork do.
+    lock.take()
+    descriptor = lock._descriptor
+    child = subprocess.Popen(["sleep", "0.3"], pass_fds=[descriptor])
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    holder = {"host": socket.gethostname(), "process": gone.pid}
+    (tmp_path / "run" / "run.lock").write_text(json.dumps(holder))
+    lock.close()
+    with DirectoryLock(tmp_path / "run", "run.lock") as other:
+        other.take()
+    assert child.wait() == 0
+
+
+def test_a_directory_that_is_replaced(lock, tmp_path):
+    lock.check_held()
+    lock.take()
+    (tmp_path / "run").rename(tmp_path / "elsewhere")
+    with pytest.raises(FileNotFoundError, match="was deleted, moved or replaced"):
+        lock.check_held()
+    with DirectoryLock(tmp_path / "run", "run.lock") as other:
+        other.take()
+        with pytest.raises(FileNotFoundError, match="was deleted, moved or replaced"):
+            lock.check_held()
+
+
+def test_a_file_system_without_locks(lock, monkeypatch, caplog):
+    def refuse(*_):
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(locks.fcntl, "flock", refuse)
+    assert fcntl.flock is refuse
+    lock.take()
+    assert "has no locks" in caplog.text
