@@ -30,7 +30,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
 _DECLARATION, _GIVEN = "setting", "given"
-_MAX_INT = 2**31 - 1
+MAX_INT = 2**31 - 1
+_MOST = 2**20  # What is counted without a bound of its own: rows, layers, positions.
+_TINY = 2.0**-126  # Devices take smaller float32 for 0.
 _NAME = r"`([\w.]+)`"
 
 
@@ -114,7 +116,9 @@ class Setting:
             return "one of " + ", ".join(map(repr, self.choices))
         words = ("at least", "above", "at most", "below")
         bounds = zip(words, (self.ge, self.gt, self.le, self.lt), strict=True)
-        return " and ".join(f"{word} {bound:g}" for word, bound in bounds if bound is not None)
+        return " and ".join(
+            f"{word} {bound:g}" for word, bound in bounds if bound not in (None, MAX_INT)
+        )
 
     def check(self, value: object) -> None:
         """Raises a `SettingError` unless the setting of a config can have this value."""
@@ -145,7 +149,11 @@ class Setting:
             rounded = _float32(value) if self.kind is float else value
             if not math.isfinite(rounded):
                 self._refuse(value, "it must be a finite number (of 32 bits)")
-            if self.kind is int and not -_MAX_INT <= value <= max(_MAX_INT, self.lt or 0):
+            if self.kind is float and 0 < abs(value) < _TINY:
+                self._refuse(value, "32 bits round it to 0")
+            if self.kind is int and self.le is None and self.lt is None and value > _MOST:
+                self._refuse(value, f"it must be at most {_MOST}")
+            if self.kind is int and not -MAX_INT <= value <= max(MAX_INT, self.lt or 0):
                 self._refuse(value, "it must be a number of 32 bits")
             for number in (value, rounded):
                 if (

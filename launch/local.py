@@ -29,6 +29,7 @@ from collections.abc import Callable, Sequence
 from typing import BinaryIO
 
 POLL_SECONDS = 0.05
+_STOPPED_SECONDS = 2.0
 _PR_SET_PDEATHSIG = 1
 
 
@@ -82,6 +83,10 @@ class Group:
             if process.poll() is None:
                 process.send_signal(number)
 
+    def pid(self, index: int) -> int:
+        """Process id of a process."""
+        return self._processes[index].pid
+
     def failed(self) -> tuple[int, int] | None:
         """Number and status of a process that ended in another way than with status 0."""
         for index, process in enumerate(self._processes):
@@ -100,6 +105,14 @@ class Group:
         for reader in self._readers:
             reader.join(timeout=1.0)
         return True
+
+    def stopped(self) -> list[int]:
+        """Numbers of the processes that a signal has stopped (Linux)."""
+        return [
+            index
+            for index, process in enumerate(self._processes)
+            if process.poll() is None and _state(process.pid) in ("T", "t")
+        ]
 
     def done(self) -> bool:
         """Whether all have ended."""
@@ -128,10 +141,21 @@ class Launcher:
     def _attempt(self) -> int:
         """Runs one group to its end; returns 0, or the status of the process that failed first."""
         group, forwarded = Group(self._options), 0
+        since: dict[int, float] = {}
+        told: set[int] = set()
         while True:
             failure = group.failed()
+            now, stopped = time.monotonic(), group.stopped()
+            since = {index: since.get(index, now) for index in stopped}
             if failure is not None:
+                for index in stopped:
+                    _say(f"error: {self._stopped(group, index, now - since[index])}")
                 return self._end(group, *failure)
+            for index in stopped:
+                if now - since[index] > _STOPPED_SECONDS and index not in told:
+                    told.add(index)
+                    _say(f"warning: {self._stopped(group, index, now - since[index])}")
+            told &= set(stopped)
             if group.done():
                 group.wait()
                 return 0
@@ -143,6 +167,13 @@ class Launcher:
                 group.send(number if forwarded == 1 else signal.SIGKILL)
             time.sleep(POLL_SECONDS)
 
+    def _stopped(self, group: Group, index: int, seconds: float) -> str:
+        return (
+            f"process {index} of {self._options.processes} (pid {group.pid(index)}) has been "
+            f"stopped by a signal for {seconds:.0f} s, and the others wait for it; kill -CONT lets "
+            "it go on"
+        )
+
     def _end(self, group: Group, index: int, status: int) -> int:
         """Ends the others."""
         name = f"process {index} of {self._options.processes}"
@@ -152,10 +183,20 @@ class Launcher:
         others = "; ending the others" if not group.done() else ""
         _say(f"error: {name} {ended}{others}")
         group.send(signal.SIGTERM)
+        group.send(signal.SIGCONT)  # One that is stopped would not hear of it.
         if not group.wait(self._options.grace_seconds):
             group.send(signal.SIGKILL)
             group.wait()
         return status
+
+
+def _state(pid: int) -> str:
+    """State letter of a process, as in `ps`; empty where there is no /proc."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="ascii", errors="replace") as file:
+            return file.read().rpartition(")")[2].split()[0]
+    except (OSError, IndexError):
+        return ""
 
 
 def _free_port() -> int:

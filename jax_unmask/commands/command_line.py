@@ -9,6 +9,7 @@ import pathlib
 import re
 import runpy
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 
 from absl import app, flags
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict, config_flags
 from jax_unmask import notation, recipes
 from jax_unmask.runtime import compilation, distributed
 from jax_unmask.runtime.config import flatten, read_value
+from jax_unmask.runtime.terminal import harmless
 from jax_unmask.settings import help_text, suggestion
 from jax_unmask.shipped import experiment
 
@@ -57,16 +59,18 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
     except FileNotFoundError as error:
         sys.exit(f"error: --config={file}: {error}")
     try:
-        return flags.FLAGS(argv)
-    except flags.Error as error:
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        if any(line.startswith("Traceback") for line in lines):
-            # The experiment file raised; its own words come last.
-            lines = [lines[0], lines[-1]]
-        sys.exit(f"error: {' '.join(lines)}")
-    except (AttributeError, KeyError):
-        # From ml_collections, about a key that there is not, in its own words.
-        known = list(flatten(load_config(_config_file(argv))))
+        rest: list[str] = flags.FLAGS(argv)
+        if file and not isinstance(flags.FLAGS.config, ConfigDict):
+            raise TypeError("no config")
+        return rest
+    except Exception as error:
+        # Whatever the experiment file raises, or ml_collections about a key that there is not.
+        try:
+            known = list(flatten(load_config(file))) if file else []
+        except ValueError as wrong:
+            sys.exit(f"error: --config={harmless(str(wrong))}")
+        if isinstance(error, flags.Error):
+            sys.exit(f"error: {' '.join(str(error).split())}")
         for argument in argv:
             match = re.match(r"--?config\.([\w.]+)", argument)
             if match and match[1] not in known:
@@ -76,10 +80,30 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
 
 
 def load_config(file: str) -> ConfigDict:
-    """The config of an experiment file, FILE.py or FILE.py:ARGUMENT; see `find_experiment`."""
+    """The config of an experiment file, FILE.py or FILE.py:ARGUMENT; see `find_experiment`.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it raises an exception, or defines no config; names its line.
+    """
     path, _, argument = find_experiment(file).partition(":")
-    make = runpy.run_path(path)["get_config"]
-    config: ConfigDict = make(argument) if argument else make()
+    try:
+        make = runpy.run_path(path).get("get_config")
+        if not callable(make):
+            raise ValueError("it defines no function get_config")
+        config = make(argument) if argument else make()
+        if not isinstance(config, ConfigDict):
+            kind = type(config).__name__
+            raise ValueError(f"its get_config returns a value of type {kind}, not a config")
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        number = error.lineno if isinstance(error, SyntaxError) else (lines or [None])[-1]
+        said = str(error.msg if isinstance(error, SyntaxError) else error)
+        # ml_collections passes a KeyError on, in its representation.
+        said = " ".join(said.replace("\\n", " ").replace("\\'", "'").split())
+        where = path if number is None else f"{path}, line {number}"
+        kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+        raise ValueError(f"{where}: {kind}{said}") from error
     return config
 
 
@@ -211,4 +235,4 @@ def clear_errors() -> Iterator[None]:
     except _EXPECTED as error:
         if flags.FLAGS.is_parsed() and flags.FLAGS.verbosity > 0:
             raise
-        sys.exit(f"error: {error}")
+        sys.exit(f"error: {harmless(str(error))}")

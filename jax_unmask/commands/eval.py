@@ -26,6 +26,7 @@ from jax_unmask.evaluation import axes, candidates, dry_run, reporting, sweep
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.report.results import Result
+from jax_unmask.runtime import agreement
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import RECORD, flatten
@@ -49,6 +50,8 @@ def evaluate(
             policy/, if `checkpoint` is a training checkpoint.
         checkpoint: see the flag of the same name.
     """
+    run = agreement.of_run(flatten(config), workdir)
+    agreement.require_same(run | {"--checkpoint": str(checkpoint)})
     with DirectoryLock(workdir, sweep.LOCK) as lock:
         lock.check()
         return _evaluate(config, workdir, checkpoint, lock)

@@ -37,6 +37,7 @@ from jax_unmask.report import canvas, page, traces
 from jax_unmask.rollout import RolloutSettings, Trajectory, parse_cache
 from jax_unmask.rollout.canvases import CanvasSettings
 from jax_unmask.runtime import compilation
+from jax_unmask.runtime.terminal import harmless
 from jax_unmask.shipped import shipped_lengths, shipped_models
 from jax_unmask.tasks.base import Example, Task
 
@@ -406,7 +407,8 @@ def _show(
     if coloured and has_colour and "".join(kept) == answer.text:
         console.print(canvas.coloured(kept, step_map[0][: len(kept)]), soft_wrap=True)
     else:
-        sys.stdout.write(answer.text + "\n")
+        text = harmless(answer.text) if sys.stdout.isatty() else answer.text
+        sys.stdout.write(text + "\n")
     summary = f"NFE {int(answer.trajectory.nfe[0])} for {answer.settings.gen_length} positions"
     if score is not None:
         summary += f"; score {score:g}"

@@ -20,8 +20,9 @@ from jax_unmask.environment.settings import RunSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.recipes.base import Recipe
 from jax_unmask.report.model_card import write_policy_card
+from jax_unmask.runtime import agreement
 from jax_unmask.runtime.checkpoints import Checkpoints
-from jax_unmask.runtime.config import check_workdir, claim_workdir
+from jax_unmask.runtime.config import check_workdir, claim_workdir, flatten
 from jax_unmask.runtime.divergence import Divergence, lost_numbers
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.locks import DirectoryLock
@@ -33,7 +34,7 @@ from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
 from jax_unmask.settings import ConfigError, declared, flat
 from jax_unmask.tasks.data import BatchIterator
 
-LOCK = "train.lock"
+LOCK = "training.lock"
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +55,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             anything is compiled.
         FloatingPointError: the numbers of the training are not finite any more.
     """
+    agreement.require_same(agreement.of_run(flatten(config), workdir))
     with DirectoryLock(workdir, LOCK) as lock:
         lock.check()
         if config.get("recipe") == curriculum.RECIPE:

@@ -11,7 +11,7 @@ from jax_unmask.runtime.checkpoints import CheckpointSettings
 from jax_unmask.runtime.metrics import LogSettings
 from jax_unmask.runtime.placement import MeshSettings, Placement
 from jax_unmask.runtime.watch import WatchSettings
-from jax_unmask.settings import Settings, setting
+from jax_unmask.settings import MAX_INT, Settings, setting
 
 DType = Literal["float32", "bfloat16"]
 
@@ -37,7 +37,7 @@ class TaskSettings(Settings):
     tfds_data_dir: str | None = setting(
         None, "Directory in which TensorFlow Datasets prepares gsm8k; None for its own default."
     )
-    prompt_length: int = setting(200, "Prompt budget P in tokens.", ge=1)
+    prompt_length: int = setting(200, "Prompt budget P in tokens.", ge=1, le=2**17)
     prompt_buckets: tuple[int, ...] = setting(
         (),
         "Shorter lengths to which prompts are padded where they fit: in evaluations each problem, "
@@ -67,7 +67,7 @@ class ModelSettings(Settings):
 class TrainSettings(Settings):
     """The length of training."""
 
-    steps: int = setting(1000, "Training steps of the whole run.", ge=1)
+    steps: int = setting(1000, "Training steps of the whole run.", ge=1, le=MAX_INT)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,6 +87,7 @@ class EvaluationSettings(Settings):
         0,
         "Problems of the split, its first ones; 0 for all (1,024 of tasks that generate them).",
         ge=0,
+        le=MAX_INT,
     )
     truncate_prompts: bool = setting(
         False,
@@ -138,6 +139,7 @@ class EvaluationSettings(Settings):
         0,
         "Problems of the validation split on which heuristic settings are chosen; 0 for none.",
         ge=0,
+        le=MAX_INT,
     )
     examples: int = setting(8, "Problems of the report's examples and trajectory viewer.", ge=0)
     viewer: tuple[str, ...] = setting(

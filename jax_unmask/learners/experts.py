@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.order import descending_ranks
 from jax_unmask.rollout.trajectory import Records
-from jax_unmask.settings import Settings, setting
+from jax_unmask.settings import MAX_INT, Settings, setting
 
 Tree = TypeVar("Tree")
 
@@ -35,7 +35,9 @@ class ExpertSettings(Settings):
         ge=0,
         le=1e6,
     )
-    imitation_steps: int = setting(0, "First training steps in which that is added.", ge=0)
+    imitation_steps: int = setting(
+        0, "First training steps in which that is added.", ge=0, le=MAX_INT
+    )
 
     def check(self) -> None:
         self.require(

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import jax
 import optax
 
-from jax_unmask.settings import Settings, setting
+from jax_unmask.settings import MAX_INT, Settings, setting
 
 # Share of a "stable" run in which the rate falls.
 _DECAY = 0.25
@@ -30,7 +30,10 @@ class OptimizerSettings(Settings):
 
     lr: float = setting(3e-5, "Peak learning rate.", gt=0, le=100)
     warmup_steps: int = setting(
-        100, "Optimiser steps of linear warm-up, from lr / warmup_steps; 0 for none.", ge=0
+        100,
+        "Optimiser steps of linear warm-up, from lr / warmup_steps; 0 for none.",
+        ge=0,
+        le=MAX_INT,
     )
     schedule: Literal["cosine", "constant", "stable"] = setting(
         "cosine",

@@ -43,7 +43,7 @@ class HiddenNetworkConfig(Settings):
 
     denoiser: DenoiserConfig
     time_embed_dim: int = setting(128, "Width of the sinusoidal embedding of time t.", ge=2)
-    num_blocks: int = setting(1, "Denoiser blocks.", ge=1)
+    num_blocks: int = setting(1, "Denoiser blocks.", ge=1, le=1000)
     time_period: float = setting(
         1.0, "Longest period of the time embedding; 1 makes all frequencies 1.", gt=0, le=1e9
     )

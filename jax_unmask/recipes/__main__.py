@@ -28,7 +28,8 @@ python -m jax_unmask.train --config=configs/gsm8k.py --config.train.steps=100
 ```
 
 A recipe's table has its own keys, and those whose defaults differ from every run's. Floats are
-finite 32-bit numbers. A run may be resumed with other values of the keys that are marked
+finite 32-bit numbers, and whole numbers at most 2**20 where nothing else is said (those that count
+steps or problems: 2**31 - 1). A run may be resumed with other values of the keys that are marked
 with ↻; all others belong to what a run is.
 """
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import logging
 import math
 import pathlib
@@ -19,6 +20,7 @@ from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.rollout import Cache, Prompts, row_keys
+from jax_unmask.runtime import agreement
 from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
@@ -273,7 +275,11 @@ def training_batches(
     once = dataclasses.replace(
         settings, batch_size=128, num_epochs=1, shuffle=False, limit=limit or None
     )
-    lengths = [b.prompt_lengths[b.valid] for b in data.batches(task, "train", tokenizer, once)]
+    lengths, digest = [], hashlib.sha256()
+    for batch in data.batches(task, "train", tokenizer, once):
+        lengths.append(batch.prompt_lengths[batch.valid])
+        digest.update(np.asarray(batch.prompts.tokens).tobytes())
+    agreement.require_same({"task.path": f"data with digest {digest.hexdigest()[:12]}"})
     over = np.concatenate(lengths) > settings.prompt_length
     if over.any() and placement.feed == 0:
         logger.warning(

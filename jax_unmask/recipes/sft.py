@@ -51,7 +51,7 @@ class ModelFromScratch(ModelSettings):
     dtype: DType = setting("float32", "Type of activations and matrix products.")
     param_dtype: DType = setting("float32", "Type of the weights.")
     hidden_size: int = setting(64, "Width.", ge=1)
-    num_layers: int = setting(3, "Layers.", ge=1)
+    num_layers: int = setting(3, "Layers.", ge=1, le=1000)
     num_heads: int = setting(4, "Attention heads; a divisor of the width.", ge=1)
     num_kv_heads: int = setting(4, "Heads of keys and values; a divisor of num_heads.", ge=1)
     intermediate_size: int = setting(176, "Width of the MLP.", ge=1)
@@ -77,7 +77,7 @@ class DataSettings(Settings):
     """The batches of supervised training."""
 
     batch_size: int = setting(256, "Rows of a batch, over all devices.", ge=1)
-    gen_length: int = setting(16, "Canvas length L in tokens.", ge=1)
+    gen_length: int = setting(16, "Canvas length L in tokens.", ge=1, le=2**17)
 
 
 @dataclasses.dataclass(frozen=True)

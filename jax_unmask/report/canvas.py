@@ -11,6 +11,8 @@ from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
+from jax_unmask.runtime.terminal import harmless
+
 HOLE = "_"
 """Stands for a position that is not filled yet."""
 END = "\u220e"
@@ -68,7 +70,9 @@ def coloured(pieces: Sequence[str], step_map: Int[np.ndarray, " L"]) -> Text:
     """The text of the filled positions, each token in the colour of its step."""
     last = int(step_map.max(initial=-1))
     filled = ((piece, when) for piece, when in zip(pieces, step_map.tolist(), strict=True))
-    return Text.assemble(*((piece, _style(when, last)) for piece, when in filled if when >= 0))
+    return Text.assemble(
+        *((harmless(piece), _style(when, last)) for piece, when in filled if when >= 0)
+    )
 
 
 class LiveCanvas:

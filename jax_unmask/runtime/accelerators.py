@@ -43,6 +43,10 @@ ACCELERATORS = (
 )
 
 
+MOST_DEVICES = 10_000
+"""Most that a plan stands in for: the largest machines have fewer."""
+
+
 def here() -> Accelerator | None:
     """The devices of this process; None where they are in no table, such as CPUs."""
     kind = jax.local_devices()[0].device_kind
@@ -67,7 +71,8 @@ def parse(text: str) -> tuple[Accelerator, int]:
             + ", ".join(by_name)
         )
     found = by_name[name]
-    count = int(match["devices"] or match["type"])
+    digits = match["devices"] or match["type"]
+    count = int(digits) if len(digits) < 10 else MOST_DEVICES + 1
     per_device = found.cores if match["type"] else 1
     if count < 1 or count % per_device:
         raise ValueError(
@@ -75,4 +80,6 @@ def parse(text: str) -> tuple[Accelerator, int]:
             if per_device > 1
             else f"--devices={text!r}: there must be at least one"
         )
+    if count // per_device > MOST_DEVICES:
+        raise ValueError(f"--devices={text!r}: there may be at most {MOST_DEVICES:,}")
     return found, count // per_device

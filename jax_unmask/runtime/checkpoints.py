@@ -31,7 +31,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jax_unmask.runtime import checksums
-from jax_unmask.settings import Settings, setting
+from jax_unmask.settings import MAX_INT, Settings, setting
 
 Params = Any
 PyTree = Any
@@ -57,7 +57,7 @@ class CheckpointSettings(Settings):
 
     is_exempt: ClassVar[bool] = True
 
-    every: int = setting(100, "Training steps between checkpoints.", ge=1)
+    every: int = setting(100, "Training steps between checkpoints.", ge=1, le=MAX_INT)
     keep_latest: int = setting(2, "Latest checkpoints that are kept.", ge=1)
     keep_best: int = setting(
         1, "Best checkpoints that are kept beside them, if best_metric is given.", ge=0
@@ -69,6 +69,7 @@ class CheckpointSettings(Settings):
         "Seconds that the scheduler grants between SIGTERM and SIGKILL; a run that cannot finish "
         "and save its step in that time ends with a message. 0 for no limit.",
         ge=0,
+        le=1e6,
     )
 
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import glob
 import importlib.util
+import ipaddress
 import logging
 import os
+import socket
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +19,9 @@ import jax
 ADDRESS, COUNT, INDEX = "JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"
 HEARTBEAT = "JAX_HEARTBEAT_TIMEOUT_SECONDS"
 """Environment variables that a launcher sets; see `initialize`."""
+
+_PATIENCE_SECONDS = 300
+_QUIET_SECONDS = 5.0
 
 logger = logging.getLogger(__name__)
 
@@ -36,12 +44,16 @@ def initialize(
     Without any of these the process is alone. JAX_HEARTBEAT_TIMEOUT_SECONDS (100) is how long a
     process may be silent until the others end with an error.
 
+    The coordinator, process 0, listens on all addresses of its machine, for processes elsewhere;
+    on the loopback alone if its address is one of those.
+
     Returns:
         Whether processes were joined (also if it is a single one that a cluster started).
 
     Raises:
         ValueError: only some of the three are known, or they make no sense.
-        RuntimeError: JAX has been used already, or the others cannot be reached.
+        OSError: the coordinator's port is in use, or the others cannot be reached.
+        RuntimeError: JAX has been used already.
     """
     if jax.distributed.is_initialized():
         return True
@@ -57,7 +69,7 @@ def initialize(
         settings["heartbeat_timeout_seconds"] = silence
     if any(value is not None for value in given.values()):
         address, count, index = _checked(given)
-        jax.distributed.initialize(address, count, index, **settings)
+        _join(address, count, index, settings)
     elif cluster(environment) is not None:
         jax.distributed.initialize(**settings)
     else:
@@ -70,6 +82,80 @@ def initialize(
         jax.device_count(),
     )
     return True
+
+
+def _join(address: str, count: int, index: int, settings: dict[str, Any]) -> None:
+    """`jax.distributed.initialize`, which says whom it waits for, and gives up with an OSError."""
+    host, _, port = address.rpartition(":")
+    if index:
+        _await_coordinator(host.strip("[]"), int(port), index)
+    else:
+        _require_free(address, int(port))
+        if _is_loopback(host.strip("[]")):
+            settings = settings | {"coordinator_bind_address": address}
+    # Of process 0 this is the wait for the others to come.
+    waiting = f"process {index}: waiting at {address} for all {count} processes to join"
+    timer = threading.Timer(_QUIET_SECONDS, logger.warning, (waiting,))
+    timer.daemon = True
+    timer.start()
+    try:
+        jax.distributed.initialize(
+            address, count, index, initialization_timeout=_PATIENCE_SECONDS, **settings
+        )
+    except jax.errors.JaxRuntimeError as error:
+        raise ConnectionError(
+            f"process {index} of {count} cannot join the run at {address}: {_first_line(error)}"
+        ) from error
+    finally:
+        timer.cancel()
+
+
+def _await_coordinator(host: str, port: int, index: int) -> None:
+    """Waits until somebody listens there."""
+    began, told = time.monotonic(), False
+    where = f"{host}:{port}, the address of process 0 (--coordinator or ${ADDRESS})"
+    while True:
+        try:
+            socket.create_connection((host, port), timeout=5.0).close()
+            return
+        except OSError as error:
+            seconds = time.monotonic() - began
+            if seconds > _PATIENCE_SECONDS:
+                raise ConnectionError(
+                    f"process {index}: nobody answers at {where} after {seconds:.0f} s ({error}). "
+                    "Is process 0 running, and can its machine be reached?"
+                ) from error
+            if seconds > _QUIET_SECONDS and not told:
+                told = True
+                message = "process %d: waiting for process 0; nobody answers at %s yet (%s)"
+                logger.warning(message, index, where, error)
+        time.sleep(0.2)
+
+
+def _require_free(address: str, port: int) -> None:
+    """Raises an OSError if the coordinator's port is taken."""
+    for family, every in ((socket.AF_INET, "0.0.0.0"), (socket.AF_INET6, "::")):
+        try:
+            with socket.socket(family) as probe:
+                probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                probe.bind((every, port))
+        except OSError as error:
+            if error.errno == errno.EADDRINUSE:
+                raise ConnectionError(
+                    f"port {port} of --coordinator={address} is in use on this machine. Give "
+                    "another one to all processes, or end the program that has it"
+                ) from error
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _first_line(error: BaseException) -> str:
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
 
 
 def cluster(environment: Mapping[str, str]) -> str | None:

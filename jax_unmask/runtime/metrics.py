@@ -21,7 +21,7 @@ import jax
 import numpy as np
 
 from jax_unmask.runtime import files
-from jax_unmask.settings import Settings, setting
+from jax_unmask.settings import MAX_INT, Settings, setting
 
 Scalar = bool | int | float | str | np.generic | np.ndarray | jax.Array
 
@@ -34,7 +34,7 @@ class LogSettings(Settings):
 
     is_exempt: ClassVar[bool] = True
 
-    every: int = setting(1, "Training steps between records.", ge=1)
+    every: int = setting(1, "Training steps between records.", ge=1, le=MAX_INT)
     tensorboard: bool = setting(True, "Also write TensorBoard files.")
     wandb: bool = setting(False, "Also write to Weights & Biases.")
 

@@ -49,6 +49,14 @@ class WatchSettings(Settings):
         0, "Steps to trace for TensorBoard, from the third of a process on.", ge=0
     )
 
+    def check(self) -> None:
+        self.require(
+            not 0 < self.stall_seconds < 1,
+            "stall_seconds",
+            "every step would take longer",
+            "Give at least 1, or 0 for never",
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class Beat:

@@ -69,7 +69,9 @@ class Mbpp(code.CodeTask):
 
     def job(self, example: Example, response: str) -> sandbox.Job:
         """The response, and the problem's tests."""
-        setup = "\n".join([*example.get("test_imports", []), example.get("test_setup_code", "")])
+        # Tests may use what the data set's solution imports.
+        lines = [*_imports(_code(example)), *example.get("test_imports", [])]
+        setup = "\n".join([*lines, example.get("test_setup_code", "")])
         return sandbox.Job(
             program=code.opened_code(response),
             tests=tuple(test.strip() for test in example["test_list"]),
@@ -95,6 +97,11 @@ def _code(example: Example) -> str:
 
 def _solution(example: Example) -> str:
     return f"{code.OPEN_FENCE}{_code(example)}\n{code.FENCE}"
+
+
+def _imports(source: str) -> list[str]:
+    kinds = (ast.Import, ast.ImportFrom)
+    return [ast.unparse(node) for node in ast.parse(source).body if isinstance(node, kinds)]
 
 
 def _defined(source: str) -> tuple[str, ...]:

@@ -44,7 +44,7 @@ class Lost:
     reason: str
 
 
-class WorkerError(RuntimeError):
+class WorkerError(OSError):
     """A worker process could not be started."""
 
 

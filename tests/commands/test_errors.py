@@ -28,6 +28,9 @@ from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError
+from jax_unmask.tasks import sandbox
+from jax_unmask.tasks.judges.language_model import JudgeError
+from jax_unmask.tasks.workers import WorkerError
 
 RIGHT = json.dumps({"question": "1 + 1?", "answer": "It is 2.\n#### 2"})
 
@@ -403,7 +406,38 @@ class TestFlags:
         path = tmp_path / "experiment.py"
         path.write_text("def get_config(task):\n    raise ValueError(f'{task} is unknown')\n")
         text = parse(f"--config={path}:chess")
-        assert text.endswith("chess is unknown")
+        assert text.endswith("line 2: chess is unknown")
+
+    @pytest.mark.parametrize(
+        ("source", "named"),
+        [
+            ("def get_config(:\n", "line 1: SyntaxError: invalid syntax"),
+            ("x = 1\n", "it defines no function get_config"),
+            ("get_config = 3\n", "it defines no function get_config"),
+            ("def get_config(): pass\n", "its get_config returns a value of type NoneType"),
+            ("def get_config(): return {}\n", "its get_config returns a value of type dict"),
+            ("import nosuch\n", "line 1: ModuleNotFoundError: No module named 'nosuch'"),
+            ("def get_config(which): pass\n", "TypeError: get_config() missing 1 required"),
+            (
+                "from jax_unmask import recipes\ndef get_config():\n"
+                "    config = recipes.config('sft')\n    config.optimiser.lr = 3\n",
+                'Did you mean "optimizer" instead of "optimiser"?',
+            ),
+        ],
+    )
+    def test_file_that_makes_no_config(self, parse, tmp_path, source, named):
+        path = tmp_path / "experiment.py"
+        path.write_text(source)
+        text = parse(f"--config={path}")
+        assert text.startswith(f"error: --config={path}")
+        assert named in text
+
+
+@pytest.mark.parametrize("error", [JudgeError, WorkerError, sandbox.SandboxUnavailable])
+def test_errors_of_servers_and_workers_are_one_line(error):
+    with pytest.raises(SystemExit) as stopped, command_line.clear_errors():
+        raise error("it said \x1b[2J")
+    assert stopped.value.code == "error: it said \\x1b[2J"
 
 
 def test_as_a_command(write_experiment, tmp_path):

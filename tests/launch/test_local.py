@@ -86,6 +86,20 @@ def test_a_killed_process_is_named_with_its_signal():
     assert "error: process 0 of 2 was ended by SIGKILL; ending the others" in errors
 
 
+def test_a_stopped_process_is_named_before_and_when_another_fails():
+    process = start("sleep", "sleep")
+    wait_until_ready(process)
+    first, second = children(process.pid)
+    os.kill(second, signal.SIGSTOP)
+    assert process.stderr is not None
+    line = next(line for line in process.stderr if "warning" in line)
+    assert f"process 1 of 2 (pid {second}) has been stopped" in line
+    os.kill(first, signal.SIGABRT)
+    _, errors = process.communicate(timeout=60)
+    assert "error: process 1 of 2" in errors
+    assert "error: process 0 of 2 was ended by SIGABRT; ending the others" in errors
+
+
 def test_sigterm_reaches_all_and_waits_for_them():
     process = start("save", "save")
     wait_until_ready(process)

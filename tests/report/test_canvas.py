@@ -33,6 +33,11 @@ def test_coloured_lines_hold_the_same_text():
     assert "bold underline color(63)" in [span.style for span in first.spans]
 
 
+def test_a_terminal_gets_no_control_characters():
+    shown = canvas.coloured(["a\x1b]0;", "t\x07\x9b2J", "\u202eb\n"], np.zeros(3, int))
+    assert shown.plain == "a\\x1b]0;t\\x07\\x9b2J\\u202eb\n"
+
+
 def test_nothing_filled_is_no_line():
     assert not list(canvas.trace(PIECES, np.full(4, -1), block_length=4, colour=False))
 

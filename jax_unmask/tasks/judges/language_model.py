@@ -48,7 +48,7 @@ _MAX_WAIT_SECONDS = 60.0
 _GIVE_UP_AFTER = 8
 
 
-class JudgeError(RuntimeError):
+class JudgeError(OSError):
     """The server refuses the requests, so that no further one can succeed."""
 
 

@@ -14,7 +14,7 @@ KINDS = ("bubblewrap", "namespaces")
 _INSIDE = "/box/inside"
 _SCRATCH = "/scratch"
 _SCRATCH_BYTES = 16 * 2**20
-_DEVICES = ("null", "zero", "random", "urandom")
+_DEVICES = ("null", "random", "urandom")
 
 ENFORCED = (
     "namespaces of its own for processes, mounts, network (no interface is up), shared memory, "
@@ -29,17 +29,21 @@ ENFORCED = (
     "output leads nowhere; an answer to the tests may have at most 16 MiB",
     "tests run in a process that never runs the program, cannot be traced or read by it, and "
     "compares plain data only: no answer can claim to equal everything, no program patch the tests",
+    "what tests give to the program crosses by value, as the name of a member of the standard "
+    "library, or as a reference that can do what a list allows: no frame, module, builtin or "
+    "private name is on it",
 )
 NOT_ENFORCED = (
     "files under /usr and Python's own installation can be read",
     "memory is bounded per process and by sampling, not by a control group: for a twentieth of a "
     "second a box may use its limit of processes times its limit of address space",
+    "buffers of pipes that the program opens are in no account: 64 MiB per box at most",
     "no CPU quota: a box may use as many cores as it has processes, for as long as it may run",
     "a fault of the kernel itself that the permitted system calls reach",
 )
 
 
-class SandboxUnavailable(RuntimeError):
+class SandboxUnavailable(OSError):
     """This machine offers no way to make a box; nothing is run without one."""
 
 

@@ -10,7 +10,7 @@ import types
 from collections.abc import Sequence
 from typing import Any
 
-from . import pytest_stand_in, wire
+from . import border, pytest_stand_in, wire
 from .program import NAME
 from .rpc import Endpoint
 
@@ -23,13 +23,15 @@ def judge(descriptor: int, spec: dict[str, Any]) -> dict[str, Any]:
     Args:
         descriptor: socket to the program.
         spec: `setup`, source that the tests rely on; `tests`, sources that pass if they raise
-            nothing; `exports`, names to take from the program even if setup or Python define them;
+            nothing; `exports`, names to take from the program, even if setup or Python define them
+            (nothing else is taken then, but modules by their own names; without, whatever the tests
+            use);
             `functions`, whether every function `test_*` that the tests define is a test, too.
 
     Returns:
         `passed` and `total`, numbers of tests, and `error`, the first failure.
     """
-    endpoint = Endpoint(descriptor, open_names=False)
+    endpoint = Endpoint(descriptor, trusts=False)
     tests, exports = spec["tests"], spec["exports"]
     verdict: dict[str, Any] = {"passed": 0, "total": len(tests), "error": ""}
     try:
@@ -60,6 +62,8 @@ def _compile(source: str) -> types.CodeType:
 def _run(test: Any, verdict: dict[str, Any]) -> None:
     try:
         test()
+        if wire.Broken.ever:  # The test took the program's end for an exception of its own.
+            raise wire.Broken("the program's process ended")
         verdict["passed"] += 1
     except BaseException as error:  # SystemExit fails a test like everything else.
         verdict["error"] = verdict["error"] or _text(error)
@@ -73,17 +77,27 @@ def _variables(
     endpoint: Endpoint, sources: Sequence[str], exports: Sequence[str]
 ) -> dict[str, Any]:
     """The variables that tests start from: what they use and the program defines."""
-    used = {
-        node.id
-        for source in sources
-        for node in ast.walk(ast.parse(source))
-        if isinstance(node, ast.Name)
-    }
-    wanted = sorted({name for name in used if not hasattr(builtins, name)} | set(exports))
-    found = _take(endpoint, wanted)
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    used = {node.id for node in nodes if isinstance(node, ast.Name)}
+    free = {name for name in used if not hasattr(builtins, name) and not name.startswith("__")}
+    modules = {name for name in free - set(exports) if _is_module(name, nodes)}
+    wanted = modules | set(exports or free)
+    found = _take(endpoint, sorted(wanted))
+    # A test that says `math.isclose` means Python's, whatever the program calls `math`.
+    found |= {name: importlib.import_module(name) for name in modules & found.keys()}
     sys.modules[NAME] = _Solution(endpoint)
     sys.modules["pytest"] = pytest_stand_in.module()
-    return {"__name__": "tests", "__builtins__": builtins, **found}
+    return {"__name__": border.TESTS, "__builtins__": builtins, **found}
+
+
+def _is_module(name: str, nodes: Sequence[ast.AST]) -> bool:
+    """Whether a name stands for nothing but a module of the standard library, in `name.member`."""
+    if name not in sys.stdlib_module_names:
+        return False
+    bases = {id(node.value): node.attr for node in nodes if isinstance(node, ast.Attribute)}
+    members = [bases.get(id(n)) for n in nodes if isinstance(n, ast.Name) and n.id == name]
+    module = importlib.import_module(name) if all(members) else None
+    return module is not None and all(hasattr(module, str(member)) for member in members)
 
 
 class _Solution(types.ModuleType):
@@ -101,11 +115,15 @@ class _Solution(types.ModuleType):
 
 
 def _take(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
+    """What the program has under some names, and under no others that it may answer with."""
     answer = endpoint.ask_form("names", names)
     if not isinstance(answer, dict):
         raise wire.Broken("not an answer to 'names'")
     found: dict[str, Any] = {}
-    for name, form in answer.items():
+    for name in names:
+        if name not in answer:
+            continue
+        form = answer[name]
         match form:
             case ["module", str(module)]:
                 # The real one: the program may have changed its own.
@@ -125,7 +143,10 @@ def _exception(endpoint: Endpoint, name: str, bases: list[Any]) -> type[BaseExce
     builtin = [getattr(builtins, str(base), None) for base in bases]
     known = [kind for kind in builtin if isinstance(kind, type)]
     base = next((kind for kind in known if issubclass(kind, BaseException)), Exception)
-    if base.__name__ == name:
+    if base in (BaseException, Exception, AssertionError):
+        # A class of its own: `except` of it must not catch a failed assertion of the tests.
+        base = Exception
+    elif base.__name__ == name:
         return base
     if name not in endpoint.exceptions:
         endpoint.exceptions[name] = type(name, (base,), {})

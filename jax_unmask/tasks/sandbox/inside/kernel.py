@@ -102,6 +102,9 @@ _DENIED = {
 }  # fmt: skip
 _ARCHITECTURE = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _X32_BIT = 0x40000000
+_MMAP = {"x86_64": 9, "aarch64": 222}
+_FOURTH_ARGUMENT = 40  # Its lower half, in struct seccomp_data.
+_SHARED_ANONYMOUS = 0x21  # MAP_SHARED (or MAP_SHARED_VALIDATE) with MAP_ANONYMOUS.
 
 
 def filter_system_calls() -> bool:
@@ -113,7 +116,7 @@ def filter_system_calls() -> bool:
     machine = platform.machine()
     if machine not in _DENIED:
         return False
-    load, equal, at_least, done = 0x20, 0x15, 0x35, 0x06
+    load, equal, at_least, both, done = 0x20, 0x15, 0x35, 0x54, 0x06
     allow, deny, kill = 0x7FFF0000, 0x00050001, 0x80000000  # Deny: with errno EPERM.
     steps = [
         (load, 0, 0, 4),  # The architecture of the call.
@@ -122,6 +125,15 @@ def filter_system_calls() -> bool:
         (load, 0, 0, 0),  # The call's number.
         (at_least, 0, 1, _X32_BIT),  # Calls of the x32 kind, under other numbers.
         (done, 0, 0, kill),
+    ]
+    # Shared memory without a file would be in no process's account once it is mapped and let go.
+    steps += [
+        (equal, 0, 4, _MMAP[machine]),
+        (load, 0, 0, _FOURTH_ARGUMENT),
+        (both, 0, 0, _SHARED_ANONYMOUS),
+        (equal, 0, 1, _SHARED_ANONYMOUS),
+        (done, 0, 0, deny),
+        (load, 0, 0, 0),
     ]
     for number in _DENIED[machine].values():
         steps += [(equal, 0, 1, number), (done, 0, 0, deny)]

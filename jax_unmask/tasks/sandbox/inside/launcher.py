@@ -1,8 +1,8 @@
 """Makes a box by system calls, where bubblewrap is not installed.
 
 Namespaces for mounts, processes, network, host name and shared memory; a new root file system that
-holds what the view lists, read-only, an empty scratch directory, four devices and `/proc`. Works as
-root, and as any user where the kernel lets users make namespaces.
+holds what the view lists, read-only, an empty scratch directory, three devices and `/proc`. Works
+as root, and as any user where the kernel lets users make namespaces.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import sys
 from . import kernel
 
 _NEW_ROOT = "/tmp"
-_DEVICES = ("null", "zero", "random", "urandom")
+_DEVICES = ("null", "random", "urandom")
 _MOUNT_SETATTR = 442
 _AT_RECURSIVE = 0x8000
 _READ_ONLY, _NO_SUID, _NO_DEV = 1, 2, 4

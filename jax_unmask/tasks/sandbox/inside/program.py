@@ -24,7 +24,7 @@ def serve(descriptor: int, source: str) -> None:
     module = types.ModuleType(NAME)
     # Dataclasses and others look their module up.
     sys.modules[NAME] = module
-    endpoint = Endpoint(descriptor, open_names=True)
+    endpoint = Endpoint(descriptor, trusts=True)
     output = _Output()
     sys.stdout = output
     endpoint.take_printed = output.take

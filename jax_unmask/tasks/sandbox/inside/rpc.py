@@ -1,7 +1,8 @@
 """Remote calls between the process of the tests and that of the program under test.
 
 Both sides have an `Endpoint`. Plain data is copied; all other objects stay in the process that made
-them, and are called through a `Remote`. Comparisons of a `Remote` with data are never left to the
+them, and are called through a `Remote`. The program may do with the tests' objects what `border`
+lists, and nothing else. Comparisons of a `Remote` with data are never left to the
 other side: an answer that claims to equal everything, or computes its own difference from the right
 one, is just not equal.
 """
@@ -9,19 +10,23 @@ one, is just not equal.
 from __future__ import annotations
 
 import builtins
+import dis
 import functools
+import importlib
+import operator
 import sys
+import types
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-from . import wire
+from . import border, wire
 
 # Methods that Python looks up on the type. They may tell what an object is; see `_refuse_data` for
 # those that would let the object learn the right answer.
 _FREELY = (
     "__len__", "__getitem__", "__setitem__", "__delitem__", "__iter__", "__next__", "__reversed__",
     "__neg__", "__pos__", "__abs__", "__invert__", "__int__", "__float__", "__index__", "__bool__",
-    "__round__", "__str__", "__enter__", "__exit__",
+    "__round__", "__str__", "__enter__",
 )  # fmt: skip
 _AMONG_REMOTES = (
     "__lt__", "__le__", "__gt__", "__ge__", "__add__", "__sub__", "__mul__", "__truediv__",
@@ -67,6 +72,12 @@ class Remote:
             return False
         return bool(self._endpoint.ask("isinstance", instance._number, self._number))
 
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        told = [] if error is None else [_names(error), _text(error)]
+        suppressed = bool(self._special("__exit__", *told))
+        # Not what went wrong in between: the assertions behind it would never be made.
+        return suppressed and (self._endpoint.trusts or _is_raised_by_tests(error, trace))
+
     def __repr__(self) -> str:
         return str(self._special("__repr__"))
 
@@ -104,16 +115,16 @@ class Endpoint:
 
     Args:
         descriptor: a connected stream socket.
-        open_names: whether the other side may use names that begin with an underscore; without, it
-            cannot get from a function to the variables around it.
+        trusts: whether the other side may do everything with the objects of this one, and nothing
+            but what `border` lists without.
     """
 
-    def __init__(self, descriptor: int, *, open_names: bool) -> None:
+    def __init__(self, descriptor: int, *, trusts: bool) -> None:
+        self.trusts = trusts
         self.exceptions: dict[str, type[BaseException]] = {}
         # Output of this side since the last request for it.
         self.take_printed: Callable[[], str] = str
         self._descriptor = descriptor
-        self._open_names = open_names
         self._objects: list[Any] = []
         self._numbers: dict[int, int] = {}
         self._extra: dict[str, Callable[..., Any]] = {}
@@ -173,6 +184,13 @@ class Endpoint:
     def _refer(self, value: Any) -> list[Any]:
         if isinstance(value, Remote):
             return ["yours", value._number]
+        if not self.trusts:
+            if (name := border.imported_name(value)) is not None:
+                return ["import", *name]
+            if isinstance(value, BaseException):
+                return ["exception", _names(value), _text(value)]
+            if not border.may_cross(value):
+                raise TypeError(f"a {type(value).__name__} of the tests cannot be given away")
         number = self._numbers.get(id(value))
         if number is None:
             number = len(self._objects)
@@ -186,6 +204,11 @@ class Endpoint:
                 return Remote(self, number)
             case ["yours", int(number)] if 0 <= number < len(self._objects):
                 return self._objects[number]
+            case ["import", str(module), str(path)] if self.trusts:
+                found: Any = importlib.import_module(module)
+                return functools.reduce(getattr, filter(None, path.split(".")), found)
+            case ["exception", list(names), str(text)] if self.trusts:
+                return self._exception(names, text)
         raise wire.Broken(f"not a reference: {str(reference)[:80]}")
 
     def _object(self, number: Any) -> Any:
@@ -207,8 +230,7 @@ class Endpoint:
         except wire.Broken:
             raise
         except BaseException as error:  # The caller handles every exception of the code.
-            names = [kind.__name__ for kind in type(error).__mro__]
-            answer = ["error", names, _text(error)]
+            answer = ["error", _names(error), _text(error)]
         wire.send(self._descriptor, answer)
 
     def _do(self, message: Any) -> Any:
@@ -216,13 +238,18 @@ class Endpoint:
             case ["ask", "call", number, list(forms), dict(named)]:
                 return self._do_call(number, forms, named)
             case ["ask", "get", number, str(name)]:
-                return self.encode(getattr(self._object(number), self._permitted(name)))
+                target = self._object(number)
+                self._require(border.may_get, target, name)
+                return self.encode(getattr(target, name))
             case ["ask", "set", number, str(name), form]:
-                setattr(self._object(number), self._permitted(name), self.decode(form))
+                target = self._object(number)
+                self._require(border.may_set, target, name)
+                setattr(target, name, self.decode(form))
                 return None
             case ["ask", "special", number, str(name), list(forms)]:
                 return self._do_special(number, name, forms)
             case ["ask", "isinstance", number, kind]:
+                self._require(border.may_be_asked, self._object(kind))
                 return isinstance(self._object(number), self._object(kind))
             case ["ask", str(name), *args] if name in self._extra:
                 return self._extra[name](*args)
@@ -231,6 +258,7 @@ class Endpoint:
     def _do_call(self, number: Any, forms: list[Any], named: dict[str, Any]) -> list[Any]:
         args = [self.decode(form) for form in forms]
         kwargs = {name: self.decode(form) for name, form in named.items()}
+        self._require(border.may_call, self._object(number))
         result = self.encode(self._object(number)(*args, **kwargs))
         changed = []
         for position, (arg, form) in enumerate(zip(args, forms, strict=True)):
@@ -244,28 +272,48 @@ class Endpoint:
         if name not in _PERMITTED_SPECIAL:
             raise wire.Broken(f"not a special method: {name[:80]}")
         target = self._object(number)
-        args = [self.decode(form) for form in forms]
+        self._require(border.may_special, target, name)
+        args: list[Any] = [self.decode(form) for form in forms]
+        if name == "__exit__":
+            error = self._exception(*args) if args else None
+            args = [None if error is None else type(error), error, None]
         special = _BUILTINS.get(name)
         result = special(target, *args) if special else getattr(target, name)(*args)
         return self.encode(result)
 
-    def _permitted(self, name: str) -> str:
-        if name.startswith("_") and not self._open_names:
-            raise AttributeError(f"{name!r} is not for the other side")
-        return name
+    def _require(self, right: Callable[..., bool], *args: Any) -> None:
+        if not self.trusts and not right(*args):
+            raise AttributeError(f"not for the program: {str(args[1:])[:80]}")
 
 
 # For these the type need not have the method, or the builtin does more than call it.
 _BUILTINS: dict[str, Callable[..., Any]] = {
     "__iter__": iter, "__next__": next, "__bool__": bool, "__str__": str, "__repr__": repr,
-    "__round__": round, "__reversed__": reversed, "__len__": len,
+    "__round__": round, "__reversed__": reversed, "__len__": len, "__eq__": operator.eq,
 }  # fmt: skip
-_PERMITTED_SPECIAL = frozenset((*_FREELY, *_AMONG_REMOTES, "__eq__", "__repr__"))
+_PERMITTED_SPECIAL = frozenset((*_FREELY, *_AMONG_REMOTES, "__eq__", "__repr__", "__exit__"))
+
+
+def _is_raised_by_tests(error: BaseException | None, trace: types.TracebackType | None) -> bool:
+    """Whether a statement `raise` of the tests raised an error."""
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    if trace is None or isinstance(error, AssertionError):
+        return False
+    code = trace.tb_frame.f_code
+    is_raise = code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return is_raise and trace.tb_frame.f_globals.get("__name__") == border.TESTS
+
+
+def _names(error: BaseException) -> list[str]:
+    return [kind.__name__ for kind in type(error).__mro__]
 
 
 def _text(error: BaseException) -> str:
     try:
-        return str(error)[:2000]
+        # Of a KeyError the representation is shown, which would be made twice.
+        shown = error.args[0] if isinstance(error, KeyError) and len(error.args) == 1 else error
+        return str(shown)[:2000]
     except BaseException:  # The program's own __str__.
         return ""
 

@@ -13,6 +13,7 @@ import decimal
 import fractions
 import json
 import os
+import pathlib
 import struct
 from collections.abc import Callable
 from typing import Any
@@ -23,7 +24,17 @@ _SMALL = 2**53
 
 
 class Broken(Exception):
-    """The other side is gone, or violates the protocol."""
+    """The other side is gone, or violates the protocol.
+
+    Attributes:
+        ever: whether that has happened in this process, also if somebody caught the exception.
+    """
+
+    ever = False
+
+    def __init__(self, problem: str) -> None:
+        super().__init__(problem)
+        Broken.ever = True
 
 
 def send(descriptor: int, message: Any) -> None:
@@ -105,6 +116,10 @@ def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
     return ["object", refer(value)]
 
 
+def _microseconds(value: datetime.timedelta) -> str:
+    return str(value // datetime.timedelta(microseconds=1))
+
+
 _CONTAINERS: tuple[tuple[Any, str], ...] = (
     (list, "list"),
     (tuple, "tuple"),
@@ -119,6 +134,8 @@ _SCALARS: tuple[tuple[type, Callable[[Any], str], Callable[[str], Any]], ...] = 
     (datetime.datetime, datetime.datetime.isoformat, datetime.datetime.fromisoformat),
     (datetime.date, datetime.date.isoformat, datetime.date.fromisoformat),
     (datetime.time, datetime.time.isoformat, datetime.time.fromisoformat),
+    (datetime.timedelta, _microseconds, lambda text: datetime.timedelta(microseconds=int(text))),
+    (pathlib.PosixPath, str, pathlib.PosixPath),
 )
 _MAKE: dict[str, Callable[[Any], Any]] = {
     "str": str,
