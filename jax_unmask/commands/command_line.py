@@ -9,6 +9,7 @@ import pathlib
 import re
 import runpy
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 
@@ -160,6 +161,26 @@ def set_up_logging() -> None:
     """Sends the package's messages to standard error without prefix; libraries only warn."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr, force=True)
     logging.getLogger("jax_unmask").setLevel(logging.INFO)
+    for handler in logging.getLogger().handlers:
+        handler.addFilter(_is_no_traceback_of_a_library)
+    threading.excepthook = _say_what_ended_a_thread
+
+
+def _is_no_traceback_of_a_library(record: logging.LogRecord) -> bool:
+    """Leaves out what threads of Orbax log of errors that also reach the caller, at -v=0."""
+    return not (record.exc_info and record.name in ("absl", "asyncio") and not _is_verbose())
+
+
+def _say_what_ended_a_thread(given: threading.ExceptHookArgs) -> None:
+    if isinstance(given.exc_value, OSError) and not _is_verbose():
+        name = given.thread.name if given.thread is not None else "?"
+        logging.getLogger(__name__).error("Thread %s ended: %s", name, given.exc_value)
+    else:
+        threading.__excepthook__(given)
+
+
+def _is_verbose() -> bool:
+    return bool(flags.FLAGS.is_parsed() and flags.FLAGS.verbosity > 0)
 
 
 def begin(argv: Sequence[str]) -> None:
@@ -233,6 +254,6 @@ def clear_errors() -> Iterator[None]:
     try:
         yield
     except _EXPECTED as error:
-        if flags.FLAGS.is_parsed() and flags.FLAGS.verbosity > 0:
+        if _is_verbose():
             raise
         sys.exit(f"error: {harmless(str(error))}")

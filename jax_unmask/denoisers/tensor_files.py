@@ -19,7 +19,7 @@ from safetensors.numpy import save_file
 
 from jax_unmask.denoisers.families.base import TensorSpec
 from jax_unmask.denoisers.hub import read_json
-from jax_unmask.runtime.files import atomic_write
+from jax_unmask.runtime.files import atomic_write, replacing
 from jax_unmask.runtime.placement import to_host
 
 Path = tuple[str, ...]
@@ -350,9 +350,8 @@ def write_tensor_files(
         if len(shards) > 1:
             file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         # "format" is what transformers asks a file for before it reads it.
-        partial = directory / f".{file}.partial"
-        save_file({name: read(name) for name in names}, partial, metadata={"format": "pt"})
-        partial.replace(directory / file)
+        with replacing(directory / file) as partial:
+            save_file({name: read(name) for name in names}, partial, metadata={"format": "pt"})
         weight_map |= dict.fromkeys(names, file)
     keep = set(weight_map.values())
     if len(shards) > 1:

@@ -26,6 +26,7 @@ from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import NETWORKS, LearnedPolicy
 from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.policies.tensors import buffers, tensor_specs
+from jax_unmask.runtime.files import atomic_write, replacing
 
 WEIGHTS = "model.safetensors"
 CONFIG = "policy_config.json"
@@ -91,8 +92,9 @@ def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Pa
     tensors |= {PREFIX + name: value for name, value in buffers(policy.network).items()}
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
-    save_file(tensors, directory / WEIGHTS, metadata={"format": "pt"})
-    (directory / CONFIG).write_text(json.dumps(_config_fields(policy, params), indent=2) + "\n")
+    with replacing(directory / WEIGHTS) as partial:
+        save_file(tensors, partial, metadata={"format": "pt"})
+    atomic_write(directory / CONFIG, json.dumps(_config_fields(policy, params), indent=2) + "\n")
 
 
 def settings_of(policy: LearnedPolicy, params: Params) -> dict[str, Any]:

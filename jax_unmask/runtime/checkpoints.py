@@ -20,7 +20,7 @@ import math
 import os
 import pathlib
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -201,17 +201,34 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             return False
         self._saving, best = step, self._settings.best_metric
         ranked = {best: float(metrics[best])} if metrics and best in metrics else {}
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                state=ocp.args.StandardSave(state),
-                data=ocp.args.JsonSave(_encode(data) | {"lines": lines}),
-            ),
-            metrics=ranked,
-            force=True,
-        )
+        with self._writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    params=ocp.args.StandardSave(params),
+                    state=ocp.args.StandardSave(state),
+                    data=ocp.args.JsonSave(_encode(data) | {"lines": lines}),
+                ),
+                metrics=ranked,
+                force=True,
+            )
         return True
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Says of errors in writing which checkpoint they are of, and what is left."""
+        try:
+            yield
+        except (OSError, ValueError) as error:
+            text = " ".join(str(error).split())[:500]
+            if "No space left on device" in text:
+                text = "No space left on device"
+            whole = [step for step in steps_in(self.directory) if step != self._saving]
+            raise CheckpointError(
+                f"the checkpoint of step {self._saving} cannot be written to {self.directory}: "
+                f"{text}. Whole are {_some(list(map(str, whole)))}; when the cause is mended, the "
+                "same command goes on from the last one"
+            ) from error
 
     def _write_checksums(self) -> None:
         """Runs in Orbax's thread when items are written and the rename is still to come."""
@@ -226,8 +243,9 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def wait(self) -> None:
         """Blocks until the save under way, if any, is committed; raises what it raised."""
-        self._manager.wait_until_finished()
-        self._manager.check_for_errors()
+        with self._writing():
+            self._manager.wait_until_finished()
+            self._manager.check_for_errors()
         self._delete()
 
     def _delete(self) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import json
 import logging
@@ -45,7 +46,7 @@ def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with temporary.open("xb") as file:
+        with _named(target), temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -54,6 +55,36 @@ def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(target.parent)
+
+
+@contextlib.contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A path beside, for another library to write; what it wrote then replaces `path`.
+
+    Raises:
+        OSError: the disk is full; names the file, also where the library raises something else.
+    """
+    target = pathlib.Path(path)
+    partial = target.with_name(f".{target.name}.partial")
+    try:
+        yield partial
+        partial.replace(target)
+    except Exception as error:
+        partial.unlink(missing_ok=True)
+        if f"os error {errno.ENOSPC}" in str(error):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target)) from error
+        raise
+
+
+@contextlib.contextmanager
+def _named(path: pathlib.Path) -> Iterator[None]:
+    """Errors in writing, such as of a full disk, name no file of themselves."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is not None and error.filename is None:
+            error.filename = str(path)
+        raise
 
 
 def sync_directory(path: str | os.PathLike[str]) -> None:
@@ -137,12 +168,14 @@ class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes a row to the kernel at once: a killed process loses none."""
-        self._file.write((json.dumps(row, allow_nan=False) + "\n").encode())
-        self._file.flush()
+        with _named(self.path):
+            self._file.write((json.dumps(row, allow_nan=False) + "\n").encode())
+            self._file.flush()
 
     def sync(self) -> None:
         """Blocks until all rows are on disk."""
-        os.fsync(self._file.fileno())
+        with _named(self.path):
+            os.fsync(self._file.fileno())
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -150,5 +183,6 @@ class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
     def close(self) -> None:
         """Syncs and closes the file."""
         if not self._file.closed:
-            self.sync()
-            self._file.close()
+            with _named(self.path):
+                self.sync()
+                self._file.close()

@@ -244,3 +244,19 @@ def test_remains_of_an_interrupted_deletion_go(copy, caplog):
         assert not remains.exists()
     assert not caplog.records
     assert not (copy / "corrupt_checkpoints").exists()
+
+
+def test_a_disk_that_is_full(copy, monkeypatch):
+    def fail(*_, **__):
+        raise ValueError(
+            "RESOURCE_EXHAUSTED: zarr ...\n  No space left on device [os_error_code=28]"
+        )
+
+    params, state = make()
+    with Checkpoints(copy) as checkpoints:
+        monkeypatch.setattr(checkpoints._manager, "save", fail)
+        named = (
+            r"step 3 cannot be written to .*/checkpoints: No space left on device. Whole are 1, 2"
+        )
+        with pytest.raises(CheckpointError, match=named):
+            checkpoints.save(3, params=params, state=state)

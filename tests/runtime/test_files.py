@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import os
 
 import pytest
@@ -32,3 +33,19 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         files.atomic_write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_full_disk_is_an_error_about_a_file(tmp_path, monkeypatch):
+    def fail(descriptor):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/file'"):
+        files.atomic_write(tmp_path / "file", "new")
+    with (
+        pytest.raises(OSError, match=f"No space left on device: '{tmp_path}/weights'"),
+        files.replacing(tmp_path / "weights") as partial,
+    ):
+        partial.write_text("half")
+        raise RuntimeError("IoError: No space left on device (os error 28)")
+    assert not list(tmp_path.iterdir())
