@@ -8,7 +8,7 @@ import re
 import setuptools
 
 ROOT = pathlib.Path(__file__).parent
-CONFIGS = "jax_unmask.configs"
+BESIDE = {"jax_unmask.configs": "configs", "jax_unmask.launch": "launch"}
 
 
 def read_version() -> str:
@@ -69,10 +69,13 @@ setuptools.setup(
     long_description_content_type="text/markdown",
     license="Apache-2.0",
     python_requires=">=3.11",
-    # The experiment files, so that `--config=gsm8k` finds them wherever it runs.
-    packages=[*setuptools.find_packages(include=["jax_unmask", "jax_unmask.*"]), CONFIGS],
-    package_dir={CONFIGS: "configs"},
-    package_data={"jax_unmask": ["py.typed", "assets/**", "report/web/*"]},
+    # Experiment files, so that `--config=gsm8k` finds them wherever it runs; and the launchers.
+    packages=[*setuptools.find_packages(include=["jax_unmask", "jax_unmask.*"]), *BESIDE],
+    package_dir=BESIDE,
+    package_data={
+        "jax_unmask": ["py.typed", "assets/**", "report/web/*"],
+        "jax_unmask.launch": ["*.sh", "*.yaml", "Dockerfile"],
+    },
     install_requires=REQUIRES,
     extras_require={
         "tpu": ["jax[tpu]"],

@@ -64,6 +64,14 @@ class SettingError(ValueError):
         return ConfigError(prefix + self.key, self.value, *texts)
 
 
+class FlagError(SettingError):
+    """An argument of a command has a value that it cannot have."""
+
+    @staticmethod
+    def _name(key: str) -> str:
+        return f"--{key}"
+
+
 class ConfigError(SettingError):
     """A config cannot be run as it stands. The message names the full key, the value, a remedy."""
 

@@ -110,14 +110,16 @@ def save_model(
     denoisers.save_pretrained(directory, denoisers.Denoiser(config), params, tokenizer)
 
 
-def save_weights(directory: pathlib.Path, vocab_size: int, *, mask: int, eos: int) -> None:
-    """Writes random weights and config.json of up to 256 positions; the tokenizer is not ours."""
+def save_weights(
+    directory: pathlib.Path, vocab_size: int, *, mask: int, eos: int, max_length: int = 256
+) -> None:
+    """Writes random weights and config.json; the tokenizer is not ours."""
     config = denoiser_config(
         vocab_size=vocab_size,
         hidden_size=32,
         head_dim=16,
         intermediate_size=32,
-        max_length=256,
+        max_length=max_length,
         mask_token_id=mask,
         eos_token_id=eos,
         pad_token_id=eos,

@@ -133,7 +133,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     args, overrides = parser().parse_known_args(arguments)
     command_line.set_up_logging()
-    with command_line.clear_errors():
+    with command_line.clear_errors(args):
         _check(args, overrides)
         record, text = _run(args, overrides)
         command = shlex.join(["python", "-m", "jax_unmask.bench", *arguments])

@@ -20,7 +20,7 @@ from jax_unmask import notation, recipes
 from jax_unmask.runtime import compilation, distributed
 from jax_unmask.runtime.config import flatten, read_value
 from jax_unmask.runtime.terminal import harmless
-from jax_unmask.settings import help_text, suggestion
+from jax_unmask.settings import FlagError, SettingError, help_text, suggestion
 from jax_unmask.shipped import experiment
 
 # Exceptions that wrong input raises: `ConfigError` and `CheckpointError` are ValueErrors, paths
@@ -246,14 +246,16 @@ def default_workdir(config_flag: str) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def clear_errors() -> Iterator[None]:
+def clear_errors(args: argparse.Namespace | None = None) -> Iterator[None]:
     """Ends the process with the message alone where the input was wrong (status 1).
 
-    At -v=1 the traceback is shown as well.
+    At -v=1 the traceback is shown as well. Settings that are among `args` are named as there.
     """
     try:
         yield
     except _EXPECTED as error:
         if _is_verbose():
             raise
+        if type(error) is SettingError and hasattr(args, error.key):
+            error = FlagError(error.key, error.value, error.problem, error.remedy)
         sys.exit(f"error: {harmless(str(error))}")

@@ -118,7 +118,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command_line.set_up_logging()
     # Nothing is computed, and the memory of the host is the larger one.
     jax.config.update("jax_platforms", "cpu")
-    with command_line.clear_errors():
+    with command_line.clear_errors(args):
         if not 0 < args.max_shard_gb < 1e9:
             raise ValueError(f"--max_shard_gb={args.max_shard_gb} must be above 0, and finite")
         convert(

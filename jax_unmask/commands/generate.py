@@ -292,7 +292,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     command_line.set_up_logging()
     compilation.enable_cache()
-    with command_line.clear_errors():
+    with command_line.clear_errors(args):
         try:
             _run(args)
         except KeyboardInterrupt:

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     command_line.set_up_logging()
     compilation.enable_cache()
-    with command_line.clear_errors():
+    with command_line.clear_errors(args):
         results = _run(args)
         if args.output is not None:
             atomic_write(args.output, json.dumps(results, indent=2, default=str) + "\n")

@@ -15,7 +15,7 @@ from jax_unmask.shipped import resolve_model, shipped_models
 
 # `owner/name`, and nothing that could only be a path.
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_TOKENIZER_FILES = ["*.json", "*.jinja", "merges.txt", "vocab.txt", "tokenizer.model"]
+_TOKENIZER_FILES = ["*.json", "*.jinja", "*.py", "merges.txt", "vocab.txt", "tokenizer.model"]
 # What lies beside config and weights, and belongs to the model all the same.
 _COMPANIONS = (
     "tokenizer*.json",
@@ -29,6 +29,7 @@ _COMPANIONS = (
     "additional_chat_templates/*.jinja",
     "generation_config.json",
     "*processor_config.json",
+    "*.py",  # Of the published class, for transformers' `trust_remote_code`; never run here.
 )
 _FILES = [*_TOKENIZER_FILES, "*.safetensors"]
 _CONFIG = "config.json"
@@ -71,8 +72,9 @@ def local_directory(source: str | os.PathLike[str], *, weights: bool = True) -> 
     except (OSError, errors.HFValidationError) as error:
         raise FileNotFoundError(
             f"{source} is not a local directory, and could not be downloaded from the Hugging Face "
-            f"hub ({type(error).__name__}); check the name and the connection, or give the path of "
-            "a downloaded copy"
+            f"hub ({type(error).__name__}); check the name and the connection. On a machine with a "
+            f"network run `hf download {source} --local-dir DIR`, copy DIR here and give it as the "
+            "path (--config.model.path=DIR, --model=DIR)"
         ) from error
 
 
@@ -98,13 +100,30 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
 
 
 def copy_companions(source: pathlib.Path, target: pathlib.Path) -> None:
-    """Copies the files of the tokenizer, its templates and the generation config, unchanged."""
+    """Copies the files of the tokenizer, its templates, the generation config and the code of the
+    published class, unchanged.
+    """
     for pattern in _COMPANIONS:
         for file in sorted(source.glob(pattern)):
             copy = target / file.relative_to(source)
             if file.is_file() and file.resolve() != copy.resolve():
                 copy.parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(file, copy)
+
+
+def remote_code(directory: pathlib.Path) -> dict[str, Any]:
+    """The field of `config.json` that names the code of the published class, if that is there."""
+    if not (directory / _CONFIG).is_file():
+        return {}
+    named = read_json(directory / _CONFIG).get("auto_map")
+    kept = {
+        use: name
+        for use, name in (named if isinstance(named, dict) else {}).items()
+        # Code of another repository is named NAME--MODULE.CLASS.
+        if isinstance(name, str)
+        and ("--" in name or (directory / f"{name.rpartition('.')[0]}.py").is_file())
+    }
+    return {"auto_map": kept} if kept else {}
 
 
 def begin_saving(directory: str | os.PathLike[str]) -> pathlib.Path:

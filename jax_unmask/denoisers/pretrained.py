@@ -124,7 +124,8 @@ def save_pretrained(
         directory: made if missing; an existing model in it is replaced.
         denoiser: gives the config.
         params: the parameters, stored in the type that they have.
-        tokenizer: its files are copied as they are.
+        tokenizer: its files are copied as they are, and what lies beside them: the generation
+            config, and the code that `auto_map` in `config.json` names.
         max_shard_bytes: weights beyond this size are split over several files.
     """
     config, tensors = _checked(params, denoiser.config)
@@ -288,6 +289,8 @@ def _checked(params: Params, config: DenoiserConfig) -> tuple[DenoiserConfig, Te
 def _finish_save(
     directory: pathlib.Path, config: DenoiserConfig, tokenizer: Tokenizer | None
 ) -> None:
+    fields = families.to_hf(config)
     if tokenizer is not None:
         tokenizer.save(directory)
-    hub.finish_saving(directory, families.to_hf(config))
+        fields |= hub.remote_code(tokenizer.directory)
+    hub.finish_saving(directory, fields)

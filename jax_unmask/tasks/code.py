@@ -69,15 +69,21 @@ def opened_code(response: str) -> str:
     >>> opened_code("    return x\n```\nDone."), opened_code("Sure:\n```python3\nx = 1\n```")
     ('    return x\n', 'x = 1\n')
     """
-    lines = response.splitlines(keepends=True)
-    first = next((k for k, line in enumerate(lines) if _FENCE_LINE.match(line)), None)
-    if first is not None:
-        before = "".join(lines[:first])
-        if not before.strip() or not _CODE.match(before):
-            lines = lines[first + 1 :]
+    lines, start = response.splitlines(keepends=True), 0
+    for place in [k for k, line in enumerate(lines) if _FENCE_LINE.match(line)]:
+        # A later one counts if it names a language, as the end of code does not.
+        if start and not lines[place].strip(" \r\n`~"):
+            continue
+        before = "".join(lines[start:place])
+        if before.strip() and _CODE.match(before):
+            break
+        start = place + 1
+    lines = lines[start:]
     kept, quotes = [], ""
     for line in lines:
         outside = _STRING.sub(lambda found: " " * len(found[0]), line)
+        if not quotes and line.strip() == "~~~":
+            break
         if not quotes and FENCE in outside:
             kept.append(line[: outside.index(FENCE)])
             break

@@ -18,7 +18,6 @@ class Competition(Math):
     `solution` with a box; names of fields may be capitalised.
     """
 
-    fields = ()
     folders = ()
     test_only = True
 
@@ -31,6 +30,7 @@ class Competition(Math):
         """The record in the form of task `math`; refuses those without a problem or an answer."""
         example = {name.lower(): value for name, value in example.items()}
         problem, answer = example.get("problem", example.get("question")), example.get("answer")
+        answer = example.get("ground_truth_answer") if answer is None else answer
         if answer is None and (boxes := answers.boxes(str(example.get("solution", "")))):
             answer = boxes[-1]
         if not isinstance(problem, str):

@@ -117,6 +117,8 @@ class FileTask(Task):
         """Refuses a single file whose name says that it is another split."""
         words = set(re.split(r"[^a-z]+", file.name.lower()))
         stem = file.name.partition(".")[0]
+        if any(re.fullmatch(each, stem, re.IGNORECASE) for each in self._stems(split)):
+            return
         kinds = {"test", "validation"} & words or (
             {"test"} if stem == self.test_stem else {"train"}
         )

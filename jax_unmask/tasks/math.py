@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
 from jax_unmask.settings import setting
-from jax_unmask.tasks import prompts, sources
+from jax_unmask.tasks import files, prompts, sources
 from jax_unmask.tasks.base import Example, SlowTask, Source, Split
 from jax_unmask.tasks.checkers import answers, latex, published, symbolic
 from jax_unmask.tasks.from_files import FileTask
@@ -17,7 +17,9 @@ Equivalence = Literal["string", "symbolic"]
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Math(SlowTask, FileTask):
-    """MATH. An example has a `problem`, and a `solution` that boxes its answer.
+    """MATH. An example has a `problem`, and a `solution` that boxes its answer or an `answer`.
+
+    In the form of TraceRL's sets these are `question` and `ground_truth_answer`.
 
     There are 7,500 training problems (see `hold_out`) and 5,000 test problems (or the 500 of
     MATH-500, with test_file=math500). Problems whose solution has an empty box (two of the 7,500)
@@ -26,7 +28,6 @@ class Math(SlowTask, FileTask):
     """
 
     name = "math"
-    fields: ClassVar[tuple[str, ...]] = ("problem", "solution")
     hub: ClassVar[str | None] = "EleutherAI/hendrycks_math"
     folders: ClassVar[tuple[str, ...]] = ("*",)  # One a subject.
 
@@ -43,7 +44,11 @@ class Math(SlowTask, FileTask):
     reference_compat: bool = setting(False, "Scores as the published code does, faults included.")
 
     def parse(self, example: Example) -> Example:
-        """Refuses examples without a field for the answer and without a box."""
+        """Refuses examples without a problem, or without an answer and a box."""
+        if "ground_truth_answer" in example:
+            example = {"problem": example.get("question"), "solution": ""} | example
+            example["answer"] = example["ground_truth_answer"]
+        files.check_fields(example, ("problem", "solution"))
         if "answer" in example:
             if not isinstance(example["answer"], str) or not example["answer"].strip():
                 raise ValueError(f"field 'answer' must be text, found {example['answer']!r}")

@@ -122,7 +122,8 @@ class PrimeIntellect(code.CodeTask):
         return sandbox.Job(program, tuple(example["test_list"]))
 
     def _stems(self, split: Split) -> Sequence[str]:
-        return (*super()._stems(split), "PrimeIntellect.*" if split == "train" else ".*_test")
+        own = {"train": "PrimeIntellect.*", "test": "LiveCodeBench|LiveBench|.*_test"}
+        return (*super()._stems(split), *([own[split]] if split in own else []))
 
 
 class LiveCodeBench(code.CodeTask):

@@ -83,6 +83,31 @@ class TestConfigs:
         fields |= {"moe_intermediate_size": 16, "norm_topk_prob": True, "num_local_experts": 6}
         assert families.of(fields).config_from_hf(fields).experts.num_experts == 6
 
+    def test_a_field_that_is_missing_where_its_class_has_a_default(self):
+        for name in ("dream", "sdar", "llada_moe", "llada2_moe"):
+            without = self.read(name, {}, ("tie_word_embeddings",))
+            assert without == self.read(name, {"tie_word_embeddings": None})
+            assert without == self.read(name, {"tie_word_embeddings": False})
+        for field in ("n_group", "topk_group", "partial_rotary_factor"):  # Of LLaDA2; not ours.
+            with pytest.raises(ValueError, match=f"{field} is missing"):
+                self.read("llada2_moe", {}, (field,))
+
+    @pytest.mark.parametrize(("given", "cap"), [([], 30.0), ([5.0], 5.0), ([None], None)])
+    def test_a_null_that_differs_from_a_missing_field(self, given, cap):
+        fields = fields_of("diffusion_gemma")
+        fields["text_config"].pop("final_logit_softcapping", None)
+        for value in given:
+            fields["text_config"]["final_logit_softcapping"] = value
+        config = diffusion_gemma.config.config_from_hf(fields)
+        assert config.softcap == cap
+        model = diffusion_gemma.DiffusionGemma(config)
+        table = np.full((config.vocab_size, config.hidden_size), 2.0, np.float32)
+        params = {"params": {"embedding": table}}
+        hidden = np.ones(config.hidden_size, np.float32)
+        plain = 2.0 * config.hidden_size
+        found = model.apply(params, hidden, method="logits")[0]
+        np.testing.assert_allclose(found, plain if cap is None else cap * np.tanh(plain / cap))
+
     def test_layers_of_a_diffusion_gemma_with_padded_numbers(self):
         """As transformers writes them for models of ten layers and more."""
         fields = fields_of("diffusion_gemma")
@@ -287,6 +312,20 @@ class TestTokenizers:
         denoisers.load_tokenizer(model).save(tmp_path / "saved")
         for name in names:
             assert (tmp_path / "saved" / name).read_bytes() == (model / name).read_bytes()
+
+    def test_code_of_the_published_class_is_saved(self, model, tmp_path):
+        """What transformers runs on request; code that is not there is not named."""
+        file = model / "config.json"
+        kept = {"AutoConfig": "configuration_x.XConfig", "AutoModel": "me/x--modeling_x.XModel"}
+        auto_map = {"auto_map": kept | {"AutoModelForCausalLM": "modeling_absent.XModel"}}
+        file.write_text(json.dumps(json.loads(file.read_text()) | auto_map))
+        (model / "configuration_x.py").write_text("raise RuntimeError")
+        denoiser, params = denoisers.from_pretrained(model)
+        for save in (denoisers.save_pretrained, denoisers.save_orbax):
+            directory = tmp_path / save.__name__
+            save(directory, denoiser, params, denoisers.load_tokenizer(model))
+            assert json.loads((directory / "config.json").read_text())["auto_map"] == kept
+            assert (directory / "configuration_x.py").read_text() == "raise RuntimeError"
 
     def test_words_that_a_closed_vocabulary_lacks(self):
         tokenizer = denoisers.load_tokenizer(assets() / "arithmetic")

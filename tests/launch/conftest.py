@@ -2,8 +2,16 @@ from __future__ import annotations
 
 import importlib.util
 import pathlib
+import shutil
+import subprocess
+import sys
+import venv
 
 import pytest
+
+ROOT = pathlib.Path(__file__).parents[2]
+# What builds need of a checkout.
+SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "jax_unmask", "configs", "launch")
 
 
 @pytest.fixture(scope="session")
@@ -16,3 +24,21 @@ def fakes():
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory):
+    """The Python of a new virtual environment that holds a wheel of this repository."""
+    directory = tmp_path_factory.mktemp("wheel")
+    (directory / "source").mkdir()
+    for name in SOURCES:
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, directory / "source" / name)
+    pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+    build = [*pip, "wheel", "--no-deps", f"--wheel-dir={directory}", str(directory / "source")]
+    subprocess.run(build, check=True, timeout=300)
+    (built,) = directory.glob("*.whl")
+    venv.create(directory / "venv", with_pip=False)
+    python = directory / "venv" / "bin" / "python"
+    subprocess.run([*pip, f"--python={python}", "install", str(built)], check=True, timeout=900)
+    return python

@@ -26,11 +26,15 @@ def calls(directory: pathlib.Path) -> list[str]:
 
 
 def start(
-    script: str, *arguments: str, path: pathlib.Path, environment: Mapping[str, str]
+    script: str,
+    *arguments: str,
+    path: pathlib.Path,
+    environment: Mapping[str, str],
+    launchers: pathlib.Path = ROOT / "launch",
 ) -> subprocess.Popen[str]:
-    """Starts a script of launch/ with the fakes first in PATH."""
+    """Starts a launcher with the fakes first in PATH."""
     return subprocess.Popen(
-        ["bash", str(ROOT / "launch" / script), *arguments],
+        ["bash", str(launchers / script), *arguments],
         env={"PATH": f"{path}:{os.environ['PATH']}", "HOME": str(path), **environment},
         cwd=ROOT,
         stdout=subprocess.PIPE,

@@ -1,8 +1,9 @@
 """What the launchers would execute on their workers, executed from a wheel in an empty directory.
 
 The cloud's command is stood in for. Each worker is a process of this machine, with a home directory
-whose virtual environment holds nothing but the wheel of this package (and what it depends on), and
-with a small LLaDA checkpoint under the name of the published one in the cache of the hub.
+whose virtual environment holds nothing but a wheel of this package (and what it depends on), and
+with a small LLaDA checkpoint under the name of the published one in the cache of the hub. The
+launchers are the wheel's too.
 """
 
 from __future__ import annotations
@@ -11,9 +12,11 @@ import json
 import os
 import pathlib
 import shutil
+import signal
 import socket
 import subprocess
 import sys
+import time
 
 import pytest
 import yaml
@@ -33,23 +36,23 @@ SMALL = [
     "--config.policy.network.hidden_dim=8",
     "--config.policy.network.feedforward_dim=8",
     "--config.policy.network.time_embed_dim=8",
-    "--config.train.steps=1",
     "--config.optimizer.warmup_steps=0",
     "--config.model.dtype=float32",
 ]
 
 
+ONE_STEP = [*SMALL, "--config.train.steps=1"]
+
+
 @pytest.fixture(scope="session")
-def installed(tmp_path_factory):
-    """A directory with what a wheel of this repository holds."""
-    site = tmp_path_factory.mktemp("site")
-    build = ["setup.py", "--quiet", "build_py", "--build-lib", str(site)]
-    subprocess.run([sys.executable, *build], cwd=ROOT, check=True, timeout=300)
-    return site
+def launchers(wheel):
+    """The directory of the launchers in a wheel."""
+    (found,) = wheel.parents[1].glob("lib/*/site-packages/jax_unmask/launch")
+    return found
 
 
 @pytest.fixture
-def worker(installed, tmp_path):
+def worker(wheel, tmp_path):
     """The environment of worker 0 or 1 of a run, by what tells it who it is."""
     cache = tmp_path / "huggingface" / "hub" / f"models--{HUB_NAME.replace('/', '--')}"
     shutil.copytree(assets() / "arithmetic", cache / "snapshots" / "1")
@@ -61,20 +64,18 @@ def worker(installed, tmp_path):
 
     def environment(index: int, **variables: str) -> dict[str, str]:
         home = tmp_path / f"home-{index}"
-        python = home / "venv" / "bin" / "python"
-        if not python.exists():
-            python.parent.mkdir(parents=True)
-            python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-            python.chmod(0o755)
+        if not home.exists():
+            home.mkdir()
+            (home / "venv").symlink_to(wheel.parents[1])
         kept = ("PATH", "JAX_COMPILATION_CACHE_DIR", "LANG")
         return {
             **{name: os.environ[name] for name in kept if name in os.environ},
             "HOME": str(home),
-            "PYTHONPATH": str(installed),
             "HF_HOME": str(tmp_path / "huggingface"),
             "HF_HUB_OFFLINE": "1",
             "JAX_PLATFORMS": "cpu",
             "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "JAX_HEARTBEAT_TIMEOUT_SECONDS": "10",
             "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
             "JAX_NUM_PROCESSES": "2",
             "JAX_PROCESS_ID": str(index),
@@ -101,18 +102,21 @@ def on_workers(command, environments, directory):
     assert [process.returncode for process in started] == [0, 0], outputs[0][-4000:]
 
 
-def check_trained(workdir):
-    (row,) = (workdir / "metrics.jsonl").read_text().splitlines()
-    assert json.loads(row)["step"] == 1
+def check_trained(workdir, steps=1):
+    rows = (workdir / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(row)["step"] for row in rows] == list(range(1, steps + 1))
     assert (workdir / "policy" / "model.safetensors").exists()
     assert json.loads((workdir / "config.json").read_text())["model.path"] == HUB_NAME
 
 
-def test_a_wheel_knows_its_experiments(installed, tmp_path):
+def test_a_wheel_knows_its_experiments(tmp_path):
+    build = ["setup.py", "--quiet", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run([sys.executable, *build], cwd=ROOT, check=True, timeout=300)
+    assert (tmp_path / "jax_unmask" / "launch" / "tpu.sh").is_file()
     program = (
         "from jax_unmask.commands.command_line import load_config as f; print(f('gsm8k').recipe)"
     )
-    environment = os.environ | {"PYTHONPATH": str(installed)}
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
     done = subprocess.run(
         [sys.executable, "-c", program],
         env=environment,
@@ -125,8 +129,8 @@ def test_a_wheel_knows_its_experiments(installed, tmp_path):
 
 
 @pytest.mark.slow
-def test_tpu(fakes, worker, tmp_path):
-    """`gcloud ... ssh --worker=all --command=C` runs C on every host."""
+def test_tpu(fakes, worker, launchers, tmp_path):
+    """`gcloud ... ssh --worker=all --command=C` runs C on every host; one of them dies."""
     for index in range(2):
         lines = [f"{k}={v!r}" for k, v in worker(index).items() if k != "PATH"]
         (tmp_path / f"host-{index}").write_text("".join(f"export {line}\n" for line in lines))
@@ -138,8 +142,9 @@ case "$*" in
         command=${{!#}} command=${{command#--command=}} status=0
         cd {tmp_path}/empty
         for host in 0 1; do
-            ( . {tmp_path}/host-$host; bash -c "$command" ) & pids[host]=$!
+            ( . {tmp_path}/host-$host; exec bash -c "$command" ) & pids[host]=$!
         done
+        echo "${{pids[1]}}" >{tmp_path}/second
         for pid in "${{pids[@]}}"; do wait "$pid" || status=$?; done
         exit $status ;;
 esac"""
@@ -147,33 +152,41 @@ esac"""
     fakes.install(tmp_path / "bin", "pkill", "exit 1")
     process = fakes.start(
         *("tpu.sh", "slice", "--config=gsm8k", f"--workdir={tmp_path}/run", *SMALL),
+        *("--config.train.steps=12", "--config.checkpoint.every=1"),
         path=tmp_path / "bin",
-        environment={"ZONE": "here", "TYPE": "v5e", "RUNTIME": "v2", "POLL": "0", "FAILURES": "1"},
+        environment={"ZONE": "here", "TYPE": "v5e", "RUNTIME": "v2", "POLL": "0", "FAILURES": "2"},
+        launchers=launchers,
     )
+    metrics = tmp_path / "run" / "metrics.jsonl"
+    while process.poll() is None and not (metrics.exists() and metrics.read_text().count("\n") > 1):
+        time.sleep(0.05)
+    os.kill(int((tmp_path / "second").read_text()), signal.SIGKILL)
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, (output + errors)[-4000:]
-    check_trained(tmp_path / "run")
+    assert "the command failed while the slice is there (1 of 2)" in errors
+    assert f"Continuing {tmp_path}/run at step" in errors
+    check_trained(tmp_path / "run", steps=12)
 
 
 @pytest.mark.slow
-def test_gke(worker, tmp_path):
-    (replicated,) = yaml.safe_load((ROOT / "launch" / "gke_jobset.yaml").read_text())["spec"][
+def test_gke(wheel, worker, launchers, tmp_path):
+    (replicated,) = yaml.safe_load((launchers / "gke_jobset.yaml").read_text())["spec"][
         "replicatedJobs"
     ]
     (container,) = replicated["template"]["spec"]["template"]["spec"]["containers"]
     command = [
         *container["command"],
         *(each.replace("/runs/", f"{tmp_path}/") for each in container["args"]),
-        *SMALL,
+        *ONE_STEP,
     ]
-    command[0] = sys.executable  # `python` of the image.
+    command[0] = str(wheel)  # `python` of the image.
     on_workers(command, [worker(0), worker(1)], tmp_path / "empty")
     check_trained(tmp_path / "gsm8k")
 
 
 @pytest.mark.slow
-def test_skypilot(worker, tmp_path):
-    task = yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text())
+def test_skypilot(worker, launchers, tmp_path):
+    task = yaml.safe_load((launchers / "skypilot.yaml").read_text())
     port = worker(0)["JAX_COORDINATOR_ADDRESS"].rpartition(":")[2]
     script = task["run"].replace("/runs/", f"{tmp_path}/").replace("8476", port)
     environments = [
@@ -183,7 +196,7 @@ def test_skypilot(worker, tmp_path):
             "SKYPILOT_NODE_IPS": "127.0.0.1\n127.0.0.2",
             "SKYPILOT_NUM_NODES": "2",
             "SKYPILOT_NODE_RANK": str(rank),
-            "SETTINGS": " ".join(SMALL),
+            "SETTINGS": " ".join(ONE_STEP),
         }
         for rank in range(2)
     ]
@@ -192,7 +205,7 @@ def test_skypilot(worker, tmp_path):
 
 
 @pytest.mark.slow
-def test_slurm(fakes, worker, tmp_path):
+def test_slurm(fakes, worker, launchers, tmp_path):
     """srun starts the command as two tasks, each with the variables of its step."""
     for rank in range(2):
         environment = {
@@ -219,8 +232,9 @@ for pid in "${{pids[@]}}"; do wait "$pid" || status=$?; done
 exit $status"""
     fakes.install(tmp_path / "bin", "srun", body)
     process = fakes.start(
-        *("slurm.sh", "--config=gsm8k", f"--workdir={tmp_path}/run", *SMALL),
+        *("slurm.sh", "--config=gsm8k", f"--workdir={tmp_path}/run", *ONE_STEP),
         path=tmp_path / "bin",
+        launchers=launchers,
         environment={"SLURM_JOB_ID": "17", "VENV": str(tmp_path / "home-0" / "venv")},
     )
     output, errors = process.communicate(timeout=500)
@@ -229,16 +243,16 @@ exit $status"""
 
 
 @pytest.mark.slow
-def test_local(worker, tmp_path):
+def test_local(wheel, worker, tmp_path):
     environment = worker(0)
     for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
         del environment[name]
     (tmp_path / "empty").mkdir()
     done = subprocess.run(
         [
-            *(sys.executable, str(ROOT / "launch" / "local.py"), "-n", "2", "--cpu_devices=1"),
-            *("--", sys.executable, "-m", "jax_unmask.train", "--config=gsm8k"),
-            *(f"--workdir={tmp_path}/run", *SMALL),
+            *(wheel, "-m", "jax_unmask.launch.local", "-n", "2", "--cpu_devices=1", "--"),
+            *(wheel, "-m", "jax_unmask.train", "--config=gsm8k"),
+            *(f"--workdir={tmp_path}/run", *ONE_STEP),
         ],
         env=environment,
         cwd=tmp_path / "empty",

@@ -106,7 +106,9 @@ def test_number(text, expected):
         ("\\boxed{5}, no: \\boxed{1,006}", 1006),
         ("\\boxed{9} in the form \\boxed{...}", 9),
         ("\\boxed{9} and \\boxed{}", 9),
-        ("<answer>12 apples and 30 pears</answer>", 30),
+        ("<answer>12 apples and 30 pears</answer>", None),
+        ("<answer>The loss is -5 dollars</answer>", -5),
+        ("<answer>2½ cups</answer> or \\boxed{–½}", -0.5),
         ("<answer>4</answer> wait <answer>\n1,050\n", 1050),
         ("<answer>5</answer><answer></answer>", 5),
         ("<answer>5</answer> in the form <answer>...</answer>", 5),
@@ -132,6 +134,7 @@ def test_final_number(text, expected):
     [
         ("\\boxed{1} \\boxed{ 2 }", "2"),
         ("\\boxed{1} \\boxed{ }", "1"),
+        ("\\boxed{\u20131\u202f000}", "-1 000"),
         ("\\boxed{1} <answer>$x$</answer> <answer>...</answer>", "$x$"),
         ("<answer> x+1 </answer>", "x+1"),
         ("\\boxed{}", None),

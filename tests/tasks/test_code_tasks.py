@@ -75,6 +75,8 @@ def test_kodcode_prompt_opens_the_declaration():
         ("\n```python3\n{whole}\n```", 1),
         ("Here it is:\n\n```py title=x\n{whole}```\n```\nlongest(['a'])\n```", 1),
         ("{whole}", 1),
+        ("```\n\nHere it is:\n```python\n{whole}```", 1),
+        ("~~~python\n{whole}~~~\nThat is all.", 1),
         ('    """Use:\n    ```\n    f()\n    ```\n    """\n    return max(words, key=len)\n```', 1),
         ("    fence = '```'\n    return max(words, key=len)  # Fine.```", 1),
     ],

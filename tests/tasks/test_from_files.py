@@ -1,17 +1,14 @@
 """Tasks over files: a class of one's own, and the layouts in which data sets are published."""
 
-import base64
-import json
-import pickle
 import sys
 import types
-import zlib
 
 import pytest
 
 import hub_cache
 from jax_unmask import tasks
 from jax_unmask.tasks.from_files import FileTask
+from published_layouts import PUBLISHED, write
 
 
 class Capitals(FileTask):
@@ -29,22 +26,6 @@ class Capitals(FileTask):
 
 
 ROWS = [{"country": f"Land {k}", "capital": f"Town {k}"} for k in range(20)]
-
-
-def write(path, rows):
-    """Writes rows in the format that the name of a file says."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if path.suffix == ".parquet":
-        pyarrow = pytest.importorskip("pyarrow")
-        from pyarrow import parquet
-
-        parquet.write_table(pyarrow.Table.from_pylist(rows), path)
-    elif path.suffix == ".json":
-        path.write_text(json.dumps(rows if len(rows) > 1 else rows[0], indent=1))
-    else:
-        # As editors under Windows write them.
-        path.write_text("\r\n".join(map(json.dumps, rows)), encoding="utf-8-sig")
-    return path
 
 
 def every(source):
@@ -120,125 +101,6 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache(tmp_path, monkeypatch):
         Capitals("hub:a/c").source("test")
 
 
-MATH = {"problem": "Half of 1?", "level": "Level 3", "type": "Algebra", "solution": "\\boxed{0.5}"}
-SOLVED = {"problem": "1+1?", "solution": "\\boxed{2}", "answer": "2"}
-MBPP = {"code": "x = 1", "test_list": ["assert x == 1"]}
-FULL = {"text": "One.", "test_setup_code": "", "challenge_test_list": []}
-SANITIZED = {"prompt": "One.", "source_file": "", "test_imports": []}
-IDS = {"prompt": (1, 2, 3), "test": (11,), "validation": (511,), "train": (601,)}
-CHECKED = {"prompt": "def f():\n", "entry_point": "f", "canonical_solution": "    return 1"}
-SUBJECTS = ("algebra", "counting_and_probability", "geometry", "intermediate_algebra")
-INFO = [
-    {
-        "function_name": "f",
-        "function_declaration": "def f():",
-        "docstring": "",
-        "parameter_list": "()",
-    }
-]
-KODCODE = {"question": "One.", "solution": "def f():\n    return 1", "test": "", "test_info": INFO}
-LEETCODE = dict.fromkeys(("starter_code", "prompt", "completion", "entry_point", "test"), "x")
-CONTEST = {
-    "question_content": "One.",
-    "starter_code": "",
-    "public_test_cases": json.dumps([{"input": "1", "output": "1", "testtype": "stdin"}]),
-    "private_test_cases": base64.b64encode(zlib.compress(pickle.dumps("[]"))).decode(),
-    "solution": "print(1)",
-}
-# Task and hub name: files, each with its rows; and the number of problems of each split.
-PUBLISHED = {
-    ("gsm8k", "openai/gsm8k"): (
-        {
-            f"{folder}/{split}-00000-of-00001.parquet": [
-                {"question": f"{split} {folder}?", "answer": "#### 1"}
-            ]
-            for folder in ("main", "socratic")
-            for split in ("train", "test")
-        },
-        {"train": 1, "test": 1},
-    ),
-    ("math", "EleutherAI/hendrycks_math"): (
-        {
-            f"{subject}/{split}-00000-of-00001.parquet": [MATH]
-            for subject in SUBJECTS
-            for split in ("train", "test")
-        },
-        {"train": 4, "test": 4},
-    ),
-    ("math", "the tarball"): (
-        {
-            f"{split}/{s}/{k}.json": [MATH]
-            for s in SUBJECTS
-            for split in ("train", "test")
-            for k in "12"
-        },
-        {"train": 8, "test": 8},
-    ),
-    ("math500", "HuggingFaceH4/MATH-500"): ({"test.jsonl": [SOLVED]}, {"test": 1}),
-    ("humaneval", "openai/openai_humaneval"): (
-        {"openai_humaneval/test-00000-of-00001.parquet": [CHECKED | {"task_id": "0", "test": ""}]},
-        {"test": 1},
-    ),
-    ("mbpp", "google-research-datasets/mbpp"): (
-        {
-            f"{folder}/{split}-00000-of-00001.parquet": [
-                {"task_id": k, **MBPP, **more} for k in IDS[split]
-            ]
-            for folder, more in (("full", FULL), ("sanitized", SANITIZED))
-            for split in IDS
-        },
-        {"train": 1, "validation": 1, "test": 1},
-    ),
-    ("aime24", "HuggingFaceH4/aime_2024"): (
-        {"data/train-00000-of-00001.parquet": [SOLVED | {"answer": "204", "year": "2024"}]},
-        {"test": 1},
-    ),
-    ("aime24", "Maxwell-Jia/AIME_2024"): (
-        {
-            "aime_2024_problems.parquet": [
-                {"ID": "I", "Problem": "?", "Solution": "", "Answer": 204}
-            ]
-        },
-        {"test": 1},
-    ),
-    ("aime24", "math-ai/aime24"): (
-        {"data/test-00000-of-00001.parquet": [{"problem": "?", "solution": "\\boxed{204}"}]},
-        {"test": 1},
-    ),
-    ("aime25", "math-ai/aime25"): ({"test.jsonl": [{"problem": "?", "answer": "70"}]}, {"test": 1}),
-    ("aime25", "opencompass/AIME2025"): (
-        {f"aime2025-{k}.jsonl": [{"question": "?", "answer": "70"}] for k in ("I", "II")},
-        {"test": 2},
-    ),
-    ("amc23", "math-ai/amc23"): (
-        {"data/test-00000-of-00001.parquet": [{"id": 0, "question": "?", "answer": 27.0}]},
-        {"test": 1},
-    ),
-    ("kodcode", "KodCode/KodCode-Light-RL-10K"): (
-        {f"data/train-0000{k}-of-00002.parquet": [KODCODE] for k in range(2)},
-        {"train": 2},
-    ),
-    ("leetcode", "newfacade/LeetCodeDataset"): (
-        {
-            f"LeetCodeDataset-{split}.jsonl": [LEETCODE | {"problem_description": split}]
-            for split in ("train", "test")
-        },
-        {"train": 1, "test": 1},
-    ),
-    ("livecodebench", "livecodebench/code_generation_lite"): (
-        {f"test{number}.jsonl": [CONTEST] for number in ("", 2, 6)},
-        {"test": 3},
-    ),
-    ("countdown", "Jiayi-Pan/Countdown-Tasks-3to4"): (
-        {
-            "data/train-00000-of-00001.parquet": [{"target": 50, "nums": [15, 44, 79]}] * 501
-            + [{"target": 5, "nums": [1, 1, 1, 2]}]
-        },
-        {"test": 500},
-    ),
-}
-
-
 @pytest.mark.parametrize(("name", "hub"), PUBLISHED)
 def test_published_layouts(tmp_path, monkeypatch, name, hub):
     files, sizes = PUBLISHED[name, hub]
@@ -258,6 +120,15 @@ def test_published_layouts(tmp_path, monkeypatch, name, hub):
             source = task.source(split)
             assert len(source) == size
             assert task.prompt(source[0]) and task.target(source[0])
+
+
+def test_files_alone_as_tracerl_downloads_them(tmp_path):
+    for split, name in (("train", "PrimeIntellect"), ("test", "LiveCodeBench")):
+        rows = PUBLISHED["primeintellect", f"Gen-Verse/{name}"][0][f"{split}/{name}.json"]
+        task = tasks.create("primeintellect", path=write(tmp_path / f"{name}.json", rows))
+        assert len(task.source(split)) == 2
+    with pytest.raises(ValueError, match="is a train file and holds no split 'test'"):
+        tasks.create("primeintellect", path=tmp_path / "PrimeIntellect.json").source("test")
 
 
 def test_another_configuration_by_its_folder(tmp_path):

@@ -57,7 +57,7 @@ class DiffusionGemmaConfig:
     per_token: int  # Experts that each token goes to.
     expert_size: int
     norm_eps: float
-    softcap: float  # Logits are softcap * tanh(logits / softcap).
+    softcap: float | None  # Logits are softcap * tanh(logits / softcap); None leaves them alone.
     canvas_length: int
     max_length: int
     eos_token_ids: tuple[int, ...]  # Each of them ends a text.
@@ -72,6 +72,10 @@ class DiffusionGemmaConfig:
                     f"layer {layer} does not fit num_heads={self.num_heads}: head_dim must be "
                     "even and num_kv_heads divide it"
                 )
+        for name in ("norm_eps", "softcap", "sliding_window", "canvas_length"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < float("inf"):
+                raise ValueError(f"{name}={value} must be a number above 0")
         if self.per_token > self.num_experts:
             raise ValueError(f"per_token={self.per_token} exceeds num_experts={self.num_experts}")
         for name in ("dtype", "param_dtype"):
@@ -111,7 +115,7 @@ def config_from_hf(fields: Mapping[str, Any]) -> DiffusionGemmaConfig:
         per_token=text("top_k_experts"),
         expert_size=text("moe_intermediate_size"),
         norm_eps=float(text("rms_norm_eps")),
-        softcap=float(text.get("final_logit_softcapping", 30.0)),
+        softcap=text.given("final_logit_softcapping", 30.0),
         canvas_length=whole("canvas_length"),
         max_length=text("max_position_embeddings"),
         eos_token_ids=tuple(eos) if isinstance(eos, list) else (eos,),

@@ -266,8 +266,8 @@ class DiffusionGemma(nn.Module):
 
     def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Float32 logits of a canvas's hidden states, whichever positions they are."""
-        cap = self.config.softcap
-        return cap * jnp.tanh(project(self.embedding, hidden) / cap)
+        logits, cap = project(self.embedding, hidden), self.config.softcap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
 
 
 def empty_cache(config: DiffusionGemmaConfig, batch: int, places: int) -> KeyValueCache:

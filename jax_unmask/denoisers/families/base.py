@@ -76,6 +76,10 @@ class Fields:
         value = self._fields.get(name)
         return default if value is None else value
 
+    def given(self, name: str, default: Any) -> Any:
+        """A field in which null means something else than a missing field, which is the default."""
+        return self._fields.get(name, default)
+
     def require(self, only: Mapping[str, Any]) -> None:
         """Refuses values that would change the computation and are not implemented.
 

@@ -90,11 +90,13 @@ def config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
         has_bias=bool(need.get("moe_router_enable_expert_bias", True)),
         normalise=need("num_experts_per_tok") > 1,
         scale=float(need("routed_scaling_factor")),
-        num_groups=need.get("n_group", 1),
-        groups_kept=need.get("topk_group", 1),
+        num_groups=need("n_group"),  # The class would take 8, and keep 4.
+        groups_kept=need("topk_group"),
         router_in_float32=True,
     )
     head_dim = need.get("head_dim", need("hidden_size") // need("num_attention_heads"))
+    if need.get("rotary_dim") is None:
+        need("partial_rotary_factor")  # The class would take 0.5.
     return qwen.read(
         fields,
         NAME,

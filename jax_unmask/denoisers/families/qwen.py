@@ -34,7 +34,9 @@ _NAMES = {
     "max_length": "max_position_embeddings",
     "tie_embeddings": "tie_word_embeddings",
 }
-# Defaults of the published classes of this lineage, the same in every family.
+# Defaults of the published classes of this lineage, the same in every family: those with the only
+# value that is implemented here, and the one field that files leave out.
+_UNTIED = {"tie_word_embeddings": False}
 _FIXED: dict[str, Any] = {
     "hidden_act": "silu",
     "attention_dropout": 0.0,
@@ -48,7 +50,7 @@ def read(fields: Mapping[str, Any], family: str, **more: Any) -> DenoiserConfig:
 
     `more` are arguments of `DenoiserConfig` that are the family's own; they win.
     """
-    need = read_fields(fields, family)
+    need = read_fields(_UNTIED | {k: v for k, v in fields.items() if v is not None}, family)
     need.require(_FIXED)
     shape = shape_fields(need, _NAMES)
     heads = shape["num_heads"]

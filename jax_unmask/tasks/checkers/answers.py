@@ -25,7 +25,8 @@ _NOISE = re.compile(r"\\(?:[!,;:]|left|right|displaystyle|[()%$&])|[$€£%]|\{,
 _END = re.compile(r">?<\s*[|/]")
 _UNCLOSED = re.compile(r"[\\.]*f?boxed\s*\{|\\(?:text|mathrm|mbox)\s*\{(?=[^{}]*$)")
 _LONGEST = 1000  # Characters of a text that is read as a number.
-_MINUS = dict.fromkeys(map(ord, "−–—‐‑﹣－"), "-")
+_SIGNS = dict.fromkeys(map(ord, "−–—‐‑﹣－"), "-") | {ord("⁄"): "/"}
+_VULGAR = re.compile("[¼-¾⅐-⅞]")
 _FRACTION = re.compile(
     r"\\[dt]?frac\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))\s*(?:\{\s*(-?[\d.,]+)\s*\}|(\d))", re.ASCII
 )
@@ -134,9 +135,9 @@ def _finite(value: float | int | None) -> float | None:
 
 def _plain(text: str) -> str:
     """A short answer with plain spaces, minus signs, fractions and powers."""
-    text = "".join(" " if unicodedata.category(char) == "Zs" else char for char in text)
-    text = _UNCLOSED.sub("", _END.split(text, maxsplit=1)[0])
-    text = _TEXT.sub(r"\1", text.translate(_MINUS)).replace("{,}", ",").replace("~", " ")
+    text = _VULGAR.sub(lambda f: f" {unicodedata.normalize('NFKC', f[0])}", text)
+    text = _UNCLOSED.sub("", _END.split(_typed(text), maxsplit=1)[0])
+    text = _TEXT.sub(r"\1", text).replace("{,}", ",").replace("~", " ")
     text = _OPERATORS.sub(lambda sign: "/" if sign[0] in ("\\div", "÷") else "*", text)
     text = _NOISE.sub("", text)
     text = _FRACTION.sub(lambda f: f" ({f[1] or f[2]})/({f[3] or f[4]})", text)
@@ -147,33 +148,24 @@ def _plain(text: str) -> str:
     return _HOUR.sub(r"\1", re.sub(r"[{}]", "", text)).strip()
 
 
+def _typed(text: str) -> str:
+    """A text with the spaces and minus signs of keyboards."""
+    text = "".join(" " if unicodedata.category(char) == "Zs" else char for char in text)
+    return text.translate(_SIGNS)
+
+
 def final_number(text: str) -> float | None:
     """The number that a GSM8K response gives as its answer, or None.
 
     It stands in the last filled marker: a box, an `<answer>` tag or after `####`, as in the data
-    set's own solutions. Of a sentence within a tag it is the last number. A number that is merely
-    mentioned is no answer.
+    set's own solutions. A number that is merely mentioned is no answer, and neither are two.
 
     >>> final_number("So <answer>12 + 6 = 18</answer>"), final_number("The total is 18.")
     (18.0, None)
     """
-    tags = list(_tags(text))
     lines = [(m.start(1), m[1]) for m in re.finditer(r"####[ \t]*([^\n]*)", text)]
-    answer = _last_filled([*_boxes(text), *tags, *lines])
-    if answer is None:
-        return None
-    value = number(answer)
-    if value is None and answer in {tag.strip() for _, tag in tags}:
-        value = _last_of_sentence(answer)
-    return value
-
-
-def _last_of_sentence(text: str) -> float | None:
-    plain = _plain(text[-_LONGEST:])
-    found = _NUMBER.findall(plain)
-    if not found or len(re.findall(r"[^\W\d_]{2,}", plain)) < 3 or "\\" in plain:
-        return None
-    return number(plain[plain.rindex(found[-1]) :] if len(found) > 1 else found[-1])
+    answer = _last_filled([*_boxes(text), *_tags(text), *lines])
+    return None if answer is None else number(answer)
 
 
 def final_expression(text: str) -> str | None:
@@ -184,4 +176,5 @@ def final_expression(text: str) -> str | None:
     >>> final_expression(r"\boxed{x} or \boxed{x+1}"), final_expression("<answer> x+1 </answer>")
     ('x+1', 'x+1')
     """
-    return _last_filled([*_boxes(text), *_tags(text)])
+    answer = _last_filled([*_boxes(text), *_tags(text)])
+    return None if answer is None else _typed(answer)

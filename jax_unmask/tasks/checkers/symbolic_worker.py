@@ -71,7 +71,10 @@ def compare(right: Any, given: Any) -> bool | None:
     first, second = (each.evalf(_DIGITS) for each in pair)
     if not (first.is_finite and second.is_finite):
         return False
-    return bool(abs(first - second) <= _TOLERANCE * max(abs(first), abs(second)))
+    if abs(first - second) > _TOLERANCE * max(abs(first), abs(second)):
+        return False
+    difference = (pair[0] - pair[1]).doit()  # Rational numbers are compared as a whole.
+    return not (difference.is_Rational and difference)
 
 
 def main() -> None:
