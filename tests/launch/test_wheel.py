@@ -37,7 +37,10 @@ TRAIN = [
 ]
 EVALUATE = [
     *("-m", "jax_unmask.eval", "--config=configs/gsm8k.py", *SMALL, "--config.eval.num_problems=3"),
-    *("--config.eval.policies=('fixed_steps:steps=2',)", "--config.eval.block_lengths=(8,)"),
+    *(
+        "--config.eval.policies=('top_confidence:tokens_per_step=8',)",
+        "--config.eval.block_lengths=(8,)",
+    ),
     *("--checkpoint=runs/gsm8k/checkpoints/3", "--workdir=measured"),
 ]
 
