@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import pathlib
 import shutil
 import subprocess
@@ -10,8 +11,6 @@ import venv
 import pytest
 
 ROOT = pathlib.Path(__file__).parents[2]
-# What builds need of a checkout.
-SOURCES = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "jax_unmask", "configs", "launch")
 
 
 @pytest.fixture(scope="session")
@@ -31,7 +30,10 @@ def wheel(tmp_path_factory):
     """The Python of a new virtual environment that holds a wheel of this repository."""
     directory = tmp_path_factory.mktemp("wheel")
     (directory / "source").mkdir()
-    for name in SOURCES:
+    # The image has to copy all that a build needs.
+    image = (ROOT / "launch" / "Dockerfile").read_text().splitlines()
+    copied = [line.split()[1:-1] for line in image if line.startswith("COPY ")]
+    for name in itertools.chain(*copied):
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         copy(ROOT / name, directory / "source" / name)
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
