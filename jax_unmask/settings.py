@@ -155,7 +155,7 @@ class Setting:
                 raise SettingError(self.key, value, "there is no such choice", remedy)
         elif self.kind in (int, float):
             rounded = _float32(value) if self.kind is float else value
-            if not math.isfinite(rounded):
+            if self.kind is float and not math.isfinite(rounded):
                 self._refuse(value, "it must be a finite number (of 32 bits)")
             if self.kind is float and 0 < abs(value) < _TINY:
                 self._refuse(value, "32 bits round it to 0")

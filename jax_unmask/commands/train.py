@@ -142,7 +142,7 @@ def _run(
         Profile(workdir, config.watch.profile_steps) as profile,
     ):
         timer = Timer(on_phase=heartbeat.enter)
-        reported = done
+        reported, trained = done, False
         for step in range(done + 1, total + 1):
             heartbeat.begin(step)
             with profile.step(step):
@@ -164,6 +164,7 @@ def _run(
             if save or log:
                 _stop_if_diverged(divergence, step, state, values, checkpoints)
                 _require_best_metric(config, values)
+                trained |= values.get("skipped", 0.0) < 1
             if save:
                 with timer.measure("checkpoint"):
                     writer.sync()
@@ -184,6 +185,9 @@ def _run(
             if stop and step < total:
                 checkpoints.wait()  # Within the grace period, as the saving is.
                 return None
+    if reported > done and not trained:
+        message = "Nothing was trained: in all recorded steps since step %d no group had a signal."
+        logger.warning(message, done)
     return state
 
 

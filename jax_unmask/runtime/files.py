@@ -173,9 +173,15 @@ class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
             self._file.flush()
 
     def sync(self) -> None:
-        """Blocks until all rows are on disk."""
+        """Blocks until all rows are on disk.
+
+        Raises:
+            FileNotFoundError: the file was deleted; rows would be lost with it.
+        """
         with _named(self.path):
             os.fsync(self._file.fileno())
+            if not os.fstat(self._file.fileno()).st_nlink:
+                raise FileNotFoundError(errno.ENOENT, "deleted while rows were written to it")
 
     def __exit__(self, *error: object) -> None:
         self.close()
@@ -184,5 +190,5 @@ class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
         """Syncs and closes the file."""
         if not self._file.closed:
             with _named(self.path):
-                self.sync()
+                os.fsync(self._file.fileno())
                 self._file.close()

@@ -432,7 +432,7 @@ class TestTraceRuns:
         assert line["skipped"] == 0
         assert "seconds/process" in json.loads((tmp_path / "timings.jsonl").read_text())
 
-    def test_nothing_to_learn_and_prompts_over_their_budget(self, tiny_config, tmp_path):
+    def test_nothing_to_learn_and_prompts_over_their_budget(self, tiny_config, tmp_path, caplog):
         # No prompt fits. No answer is right, so no group lies between the bounds; where only right
         # answers earn, all earn the same; and prompts that may not be cut are left out.
         reasons = {
@@ -446,7 +446,10 @@ class TestTraceRuns:
         for name, changes in reasons.items():
             settings = {"task__prompt_length": 16, "filter__rounds": 2, "train__steps": 1}
             config = tiny_config("tracerl", **settings, **changes)
-            for line in self.run(config, tmp_path / name):
+            caplog.clear()
+            found = self.run(config, tmp_path / name)
+            assert "Nothing was trained: in all recorded steps since step 0" in caplog.text
+            for line in found:
                 assert line["groups_kept"] == 0
                 assert line["skipped"] == 1
                 assert line["states"] == line["grad_norm"] == line["value_grad_norm"] == 0

@@ -49,3 +49,13 @@ def test_a_full_disk_is_an_error_about_a_file(tmp_path, monkeypatch):
         partial.write_text("half")
         raise RuntimeError("IoError: No space left on device (os error 28)")
     assert not list(tmp_path.iterdir())
+
+
+def test_rows_are_not_written_to_a_deleted_file(tmp_path):
+    log = files.JsonLog(tmp_path / "rows.jsonl", "key")
+    log.append({"key": 1})
+    log.sync()
+    (tmp_path / "rows.jsonl").unlink()
+    log.append({"key": 2})
+    with pytest.raises(FileNotFoundError, match=r"deleted while rows .*: '.*/rows.jsonl'"):
+        log.sync()
