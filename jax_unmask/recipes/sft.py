@@ -70,6 +70,12 @@ class ModelFromScratch(ModelSettings):
     def check(self) -> None:
         self.require_divides("num_heads", "hidden_size")
         self.require_divides("num_kv_heads", "num_heads")
+        self.require(
+            self.hidden_size // self.num_heads % 2 == 0,
+            "hidden_size",
+            f"heads are {self.hidden_size // self.num_heads} wide; rotary embeddings turn pairs",
+            "Give an even multiple of `num_heads`",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,8 +98,18 @@ def free_axes(mesh: Mesh | AbstractMesh) -> tuple[str, ...]:
 
 
 def active() -> AbstractMesh | None:
-    """The mesh around this code, if an axis that no `shard_map` has taken spreads anything."""
+    """The mesh around this code, if an axis that no `shard_map` has taken spreads anything.
+
+    Raises:
+        ValueError: it lacks an axis of `AXES`.
+    """
     mesh = jax.sharding.get_abstract_mesh()
+    if missing := [axis for axis in AXES if not mesh.empty and axis not in mesh.shape]:
+        raise ValueError(
+            f"the mesh in use has axes {tuple(mesh.shape)}, and lacks {', '.join(missing)}; make "
+            "it with jax_unmask.runtime.mesh.make_mesh, or give it these axes too (of size 1 where "
+            "they spread nothing)"
+        )
     if mesh.empty or all(mesh.shape[axis] == 1 for axis in free_axes(mesh)):
         return None
     return mesh

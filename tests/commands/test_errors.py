@@ -217,6 +217,7 @@ IMPOSSIBLE = [
     ("policy_grpo", {"eval__viewer": ("threshold:=",)}, "eval.viewer", ""),
     ("policy_grpo", {"eval__axes": ("seed=1|2",)}, "eval.axes", "jax_unmask.eval"),
     ("sft", {"model__num_heads": 3}, "model.num_heads = 3", "model.hidden_size = 8"),
+    ("sft", {"model__num_heads": 8, "model__num_kv_heads": 8}, "model.hidden_size = 8", "pairs"),
     ("sft", {"masking__suffix_block_length": 5}, "masking.suffix_block_length = 5", "data.gen"),
     ("sft", {"model__attention_block": 4}, "model.attention_block = 4", "state_sft"),
     ("tracerl", {"learner__surrogate": "tracer"}, "learner.surrogate = 'tracer'", "trace"),

@@ -79,3 +79,10 @@ def test_bad_rules_name_the_parameter(rules, words):
     with pytest.raises(ValueError, match=words) as caught:
         meshes.param_shardings(params, rules, mesh)
     assert "layer/kernel" in str(caught.value)
+
+
+def test_a_mesh_of_ones_own_without_the_axes():
+    mesh = jax.make_mesh((1,), ("x",), devices=jax.devices()[:1])
+    named = r"has axes \('x',\), and lacks data, fsdp, tensor; make it with"
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match=named):
+        meshes.active()
