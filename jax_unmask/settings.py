@@ -282,6 +282,13 @@ def check_ranges(instance: Any) -> None:
             declaration.check_range(value)
 
 
+def check_values(kind: type, values: Mapping[str, Any]) -> None:
+    """Checks values from a file for the settings of a dataclass: types, ranges and choices."""
+    for declaration in _own(kind):
+        if declaration.key in values and declaration.parse is None:
+            declaration.check(values[declaration.key])
+
+
 @dataclasses.dataclass(frozen=True)
 class Variant:
     """A group of settings that its key `kind` chooses: those of one of several dataclasses.

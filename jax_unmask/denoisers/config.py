@@ -32,7 +32,7 @@ class ExpertsConfig:
     router_in_float32: bool = False  # Whatever the type of the computation.
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "num_experts", "per_token", "size", "num_groups", "groups_kept")
+        check_sizes(self, "num_experts", "per_token", "size", "num_groups", "groups_kept")
         if self.num_experts % self.num_groups:
             raise ValueError(
                 f"num_experts={self.num_experts} is not a multiple of num_groups={self.num_groups}"
@@ -106,8 +106,8 @@ class DenoiserConfig:
     fused_attention: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
-        _check_sizes(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads")
-        _check_sizes(self, "head_dim", "intermediate_size", "max_length")
+        check_sizes(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads")
+        check_sizes(self, "head_dim", "intermediate_size", "max_length")
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
                 f"num_heads={self.num_heads} is not a multiple of num_kv_heads="
@@ -118,14 +118,14 @@ class DenoiserConfig:
                 f"head_dim={self.head_dim} must be even: rotary embeddings turn pairs of features"
             )
         if self.rotary_dim is not None:
-            _check_sizes(self, "rotary_dim")
+            check_sizes(self, "rotary_dim")
             if self.rotary_dim > self.head_dim or self.rotary_dim % 2:
                 raise ValueError(
                     f"rotary_dim={self.rotary_dim} must be even and between 2 and "
                     f"head_dim={self.head_dim}"
                 )
         if self.attention_block is not None:
-            _check_sizes(self, "attention_block")
+            check_sizes(self, "attention_block")
         if self.experts is not None and len(self.experts.layers) != self.num_layers:
             raise ValueError(
                 f"experts.layers={self.experts.layers} speaks of {len(self.experts.layers)} "
@@ -169,7 +169,8 @@ class DenoiserConfig:
         )
 
 
-def _check_sizes(config: object, *names: str) -> None:
+def check_sizes(config: object, *names: str) -> None:
+    """Raises ValueError unless these fields are whole numbers above 0."""
     for name in names:
         value = getattr(config, name)
         _check_int(name, value)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pathlib
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from jax_unmask.runtime.files import atomic_write, local_path
@@ -97,6 +98,21 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a JSON {type(value).__name__}, not an object")
     return value
+
+
+@contextlib.contextmanager
+def reading_config(directory: pathlib.Path) -> Iterator[None]:
+    """Makes one error that names the file of whatever its fields make a reader raise."""
+    try:
+        yield
+    except ValueError as error:
+        message = str(error).removeprefix("config.json: ")
+        raise ValueError(f"{directory / _CONFIG}: {message}") from error
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+        raise ValueError(
+            f"{directory / _CONFIG} has a field with a value of another kind ({error}); compare it "
+            "with the published one"
+        ) from error
 
 
 def copy_companions(source: pathlib.Path, target: pathlib.Path) -> None:

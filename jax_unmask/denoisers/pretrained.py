@@ -180,8 +180,9 @@ def read_config(
     fields = hub.read_json(directory / "config.json")
     if family is not None:
         fields |= {families.FIELD: family}
-    fields = families.complete(fields)
-    found = families.of(fields)
+    with hub.reading_config(directory):
+        fields = families.complete(fields)
+        found = families.of(fields)
     if mask_token_id is not None:
         fields["mask_token_id"] = mask_token_id
     if fields.get("mask_token_id") is None:
@@ -191,7 +192,8 @@ def read_config(
                 "beside it could name the mask token; add the field, or give mask_token_id"
             )
         fields["mask_token_id"] = load_tokenizer(directory).mask_id
-    return found.config_from_hf(fields)
+    with hub.reading_config(directory):
+        return found.config_from_hf(fields)
 
 
 def _load_tensors(

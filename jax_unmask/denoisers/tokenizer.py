@@ -308,7 +308,10 @@ def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> 
         backend = backend_class.from_pretrained(directory)
     except Exception as error:  # The Rust tokenizer raises bare Exception for a malformed file.
         file = "tokenizer.json" if is_fast else _SLOW_FILES[0]
-        raise ValueError(f"{directory / file} cannot be read: {error}") from error
+        raise ValueError(
+            f"{directory / file} cannot be read, or does not fit tokenizer_config.json, "
+            f"special_tokens_map.json and added_tokens.json beside it: {error}"
+        ) from error
 
     def token_id(role: str) -> int | None:
         from_config, from_tokenizer = _ids(fields.get(f"{role}_token_id")), None
@@ -360,7 +363,12 @@ def _check_companions(directory: pathlib.Path) -> None:
         if (directory / name).is_file():
             found |= hub.read_json(directory / name)
     separate, inside = directory / "chat_template.jinja", found.get("chat_template")
-    used = separate.read_text(encoding="utf-8") if separate.is_file() else inside
+    used = inside
+    if separate.is_file():
+        try:
+            used = separate.read_text(encoding="utf-8-sig")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{separate} is not UTF-8 text ({error})") from error
     if isinstance(inside, str) and used != inside:
         logger.warning("%s is used; tokenizer_config.json holds another chat template.", separate)
 

@@ -27,6 +27,7 @@ from jax_unmask.policies.learned import NETWORKS, LearnedPolicy
 from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.policies.tensors import buffers, tensor_specs
 from jax_unmask.runtime.files import atomic_write, replacing
+from jax_unmask.settings import SettingError, check_values
 
 WEIGHTS = "model.safetensors"
 CONFIG = "policy_config.json"
@@ -129,7 +130,16 @@ def _read_config(directory: pathlib.Path) -> tuple[LearnedPolicy, Params]:
     if any(field.name == "denoiser" for field in dataclasses.fields(make)):
         denoiser = _denoiser_fields(directory, fields)
         given["denoiser"] = families.of(denoiser).config_from_hf(denoiser)
-    policy = LearnedPolicy(make(**given), **own)
+    try:
+        check_values(make, given)
+        check_values(LearnedPolicy, own)
+        for name, value in settings.items():
+            if not isinstance(value, int | float):
+                raise SettingError(name, value, "it is no number", "Correct it")
+        network = make(**given)
+    except SettingError as error:
+        raise ValueError(f"{path}: {error}") from error
+    policy = LearnedPolicy(network, **own)
     return policy, policy.params(**settings)
 
 

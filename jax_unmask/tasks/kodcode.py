@@ -13,6 +13,7 @@ _QUESTION = (
     "You are an expert Python programmer, and here is your task:\n\n{question}\n\n"
     "Implement the function exactly as specified below."
 )
+_DECLARED = ("function_name", "function_declaration")
 _OPENED = "Here is the completed function:\n\n" + code.OPEN_FENCE
 
 
@@ -31,6 +32,9 @@ class KodCode(code.CodeTask):
         """Refuses examples without tests."""
         if not isinstance(_tests(example), str):
             raise ValueError("field 'test' (or 'test_code') must be text")
+        info = _info(example) or dict.fromkeys(_DECLARED, "")
+        if not all(isinstance(info.get(name), str) for name in _DECLARED):
+            raise ValueError(f"field 'test_info' must give {' and '.join(_DECLARED)}, found {info}")
         return example
 
     def prompt(self, example: Example) -> prompts.Messages:

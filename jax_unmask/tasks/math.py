@@ -47,7 +47,8 @@ class Math(SlowTask, FileTask):
         """Refuses examples without a problem, or without an answer and a box."""
         if "ground_truth_answer" in example:
             example = {"problem": example.get("question"), "solution": ""} | example
-            example["answer"] = example["ground_truth_answer"]
+            answer = example["ground_truth_answer"]
+            example["answer"] = answer if answer is None else str(answer)
         files.check_fields(example, ("problem", "solution"))
         if "answer" in example:
             if not isinstance(example["answer"], str) or not example["answer"].strip():

@@ -52,6 +52,10 @@ class Mbpp(code.CodeTask):
         tests = example.get("test_list")
         if not isinstance(tests, list) or not tests or not all(isinstance(t, str) for t in tests):
             raise ValueError(f"field 'test_list' must be a list of tests, found {tests!r}")
+        try:
+            _defined(_code(example))
+        except SyntaxError as error:
+            raise ValueError(f"field 'code' is no Python program ({error})") from error
         return example
 
     def prompt(self, example: Example) -> prompts.Messages:

@@ -142,6 +142,11 @@ class LiveCodeBench(code.CodeTask):
     def parse(self, example: Example) -> Example:
         """The record with its tests as `cases`; refuses those without."""
         hidden = example.get("private_test_cases") or "[]"
+        for name in ("public_test_cases", "metadata"):
+            try:
+                json.loads(example.get(name) or "{}")
+            except ValueError as error:
+                raise ValueError(f"field {name!r} is not valid JSON ({error})") from error
         cases = [*json.loads(example["public_test_cases"]), *_unpacked(hidden)]
         if not cases or not all(isinstance(each, dict) and "output" in each for each in cases):
             raise ValueError("field 'public_test_cases' must list tests, each with its output")

@@ -265,6 +265,10 @@ class TestFiles:
             ({"per_layer_config": {"2": {"sliding_window": 9}}}, "per_layer_config=.* of layer 2"),
             ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters=.* for sliding_attention"),
             ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported"),
+            ({"rope_parameters": 5}, r"config\.json has a field with a value of another kind"),
+            ({"num_attention_heads": 0}, "num_heads=0 must be at least 1"),
+            ({"final_logit_softcapping": 0.0}, r"config\.json: softcap=0.0 must be"),
+            ({"eos_token_id": []}, "a token must end a text"),
         ],
     )
     def test_switches(self, tmp_path, changes, message):

@@ -116,6 +116,22 @@ class TestConfigs:
         text["per_layer_config"] = {f"{int(k):02}": v for k, v in text["per_layer_config"].items()}
         assert diffusion_gemma.config.config_from_hf(fields) == expected
 
+    @pytest.mark.parametrize(
+        ("changes", "message"),
+        [
+            ({"num_attention_heads": 0}, "has a field with a value of another kind"),
+            ({"num_attention_heads": "2"}, "has a field with a value of another kind"),
+            ({"num_hidden_layers": 10**9}, ": num_hidden_layers=1000000000 is not supported"),
+            ({"layer_types": 5}, "has a field with a value of another kind"),
+            ({"tie_word_embeddings": "false"}, ": tie_word_embeddings='false' must be true or"),
+            ({"model_type": ["sdar"]}, r": model_type=\['sdar'\] is not a known family"),
+        ],
+    )
+    def test_values_of_another_kind(self, tmp_path, changes, message):
+        (tmp_path / "config.json").write_text(json.dumps(fields_of("sdar") | changes))
+        with pytest.raises(ValueError, match=rf"{tmp_path}/config\.json ?{message}"):
+            read_config(tmp_path)
+
     def test_a_byte_order_mark(self, tmp_path):
         text = (FIXTURES / "dream" / "config.json").read_text()
         (tmp_path / "config.json").write_text(text, encoding="utf-8-sig")
@@ -276,6 +292,11 @@ class TestTokenizers:
     def test_a_damaged_file_beside_it_is_named(self, model):
         (model / "tokenizer_config.json").write_text("{")
         with pytest.raises(ValueError, match=r"tokenizer_config\.json is not valid JSON"):
+            denoisers.load_tokenizer(model)
+
+    def test_a_template_that_is_no_text(self, model):
+        (model / "chat_template.jinja").write_bytes(b"\xff")
+        with pytest.raises(ValueError, match=r"chat_template\.jinja is not UTF-8 text"):
             denoisers.load_tokenizer(model)
 
     def test_a_template_of_a_processor(self, model):

@@ -127,6 +127,10 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
         ({"num_heads": None, "num_blocks": None}, "lacks num_heads, num_blocks"),
         ({"num_heads": 5}, "hidden_dim = 48"),
         ({"policy_type": "dit_hidden"}, "llada_config=None"),
+        ({"num_blocks": 2.5}, r"policy_config\.json: num_blocks = 2.5: it is of type float"),
+        ({"time_period": "x"}, r"policy_config\.json: time_period = 'x'"),
+        ({"jax_unmask": {"distribution": None}}, r"policy_config\.json: distribution = None"),
+        ({"jax_unmask": {"temperature": [1]}}, r"temperature = \[1\]: it is no number"),
     ],
 )
 def test_configs_that_are_not_understood(tmp_path, changes, message):

@@ -112,12 +112,19 @@ def test_bad_files(tmp_path):
         ('{"code": "x", "text": "y", "task_id": "1"}', "field 'task_id' must be a number"),
         ('{"code": "x", "text": "y", "task_id": 1, "test_list": []}', "field 'test_list' must be"),
         ('{"text": "y"}', "field 'code' is missing"),
+        (
+            '{"code": "x =", "text": "y", "task_id": 1, "test_list": ["assert x"]}',
+            "field 'code' is no Python program",
+        ),
     ):
         file.write_text(line)
         with pytest.raises(ValueError, match=f"line 1: {message}"):
             Mbpp(file).source("test")
     file.write_text('{"question": "x", "solution": "y"}')
     with pytest.raises(ValueError, match=r"field 'test' .* must be text"):
+        KodCode(file).source("train")
+    file.write_text('{"question": "x", "solution": "y", "test": "", "test_info": [{"x": 1}]}')
+    with pytest.raises(ValueError, match="field 'test_info' must give function_name and"):
         KodCode(file).source("train")
     with pytest.raises(FileNotFoundError, match=r"HumanEval\.jsonl"):
         HumanEval(tmp_path).source("test")

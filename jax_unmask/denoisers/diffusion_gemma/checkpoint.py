@@ -83,7 +83,8 @@ def load(
     """
     directory = hub.local_directory(path)
     fields = hub.read_json(directory / "config.json")
-    config = config_from_hf(fields)
+    with hub.reading_config(directory):
+        config = config_from_hf(fields)
     carried: dict[str, np.ndarray]
     if has_orbax_files(directory):
         params, param_dtype = read_orbax_files(directory, abstract_params(config), param_dtype)

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
+from jax_unmask.denoisers.config import check_sizes
 from jax_unmask.denoisers.families.base import NEUTRAL, Fields
 
 NAME = "diffusion_gemma"
@@ -66,13 +67,20 @@ class DiffusionGemmaConfig:
     param_dtype: DTypeLike = jnp.float32
 
     def __post_init__(self) -> None:
+        sizes = ("vocab_size", "hidden_size", "intermediate_size", "num_heads", "sliding_window")
+        check_sizes(self, *sizes, "num_experts", "per_token", "expert_size", "canvas_length")
+        for token in (*self.eos_token_ids, self.pad_token_id):
+            if not isinstance(token, int) or not 0 <= token < self.vocab_size:
+                raise ValueError(f"token {token!r} is not in the vocabulary of {self.vocab_size}")
+        if not self.eos_token_ids:
+            raise ValueError("eos_token_id is empty; a token must end a text")
         for layer in self.layers:
             if layer.head_dim % 2 or self.num_heads % layer.num_kv_heads:
                 raise ValueError(
                     f"layer {layer} does not fit num_heads={self.num_heads}: head_dim must be "
                     "even and num_kv_heads divide it"
                 )
-        for name in ("norm_eps", "softcap", "sliding_window", "canvas_length"):
+        for name in ("norm_eps", "softcap"):
             value = getattr(self, name)
             if value is not None and not 0 < value < float("inf"):
                 raise ValueError(f"{name}={value} must be a number above 0")

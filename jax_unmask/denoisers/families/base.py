@@ -109,6 +109,7 @@ NEUTRAL: dict[str, Any] = {
     "attention_multiplier": None,
     "query_pre_attn_scalar": None,
 }
+_MOST_LAYERS = 10_000
 _ROPE = {"rope_theta", "rope_type", "type", "partial_rotary_factor"}
 
 
@@ -141,6 +142,9 @@ def read_fields(fields: Mapping[str, Any], family: str) -> Fields:
             if name == "quantization_config":
                 remedy = "give the model with its weights in float32, bfloat16 or float16"
             refuse(name, fields[name], remedy)
+    for name in ("n_layers", "num_hidden_layers"):
+        if isinstance(found.get(name), int) and found[name] > _MOST_LAYERS:
+            refuse(name, found[name], f"at most {_MOST_LAYERS} layers are")
     for name in ("rope_scaling", "rope_parameters"):
         rope = found.pop(name, None)
         if rope is None:
@@ -226,7 +230,9 @@ def shape_fields(fields: Fields, names: Mapping[str, str]) -> dict[str, Any]:
     """
     found = {ours: fields(theirs) for ours, theirs in names.items()}
     found |= {name: float(found[name]) for name in ("rope_theta", "norm_eps")}
-    found["tie_embeddings"] = bool(found["tie_embeddings"])
+    if not isinstance(found["tie_embeddings"], bool):
+        name = names["tie_embeddings"]
+        raise ValueError(f"config.json: {name}={found['tie_embeddings']!r} must be true or false")
     for name in TOKENS:
         found[name] = fields.get(name)
     found |= {name: fields(name) for name in ("mask_token_id", "eos_token_id")}
