@@ -58,6 +58,7 @@ class _Rows:
     advantages: Float[Array, " B"]
     is_expert: Bool[Array, " B"] | None = None
     imitated: Float[Array, " B"] | None = None
+    settings: dict[str, Float[Array, " B"]] = struct.field(default_factory=dict)
 
     def with_gradient(self) -> Bool[Array, " B"]:
         """Rows that have a gradient."""
@@ -132,6 +133,7 @@ class PolicyLearner(Settings):
         advantages: Float[Array, " B"],
         is_expert: Bool[Array, " B"] | None = None,
         imitated: Float[Array, " B"] | None = None,
+        settings: dict[str, Float[Array, " B"]] | None = None,
     ) -> tuple[TrainState, Metrics]:
         """Learns from one batch of rollouts.
 
@@ -147,6 +149,7 @@ class PolicyLearner(Settings):
             is_expert: rows that an expert produced, see `experts.with_experts`; None for none.
             imitated: weight, per row, of the log-likelihood of its actions in the objective, beside
                 the advantage; None for none.
+            settings: settings of the policy that differ between rows, such as its alpha, by name.
 
         Returns:
             The new state and scalar metrics. Averages run over all optimiser steps: `loss`;
@@ -156,7 +159,7 @@ class PolicyLearner(Settings):
             estimator rho - 1 - log rho; `grad_norm` before clipping. Further `ratio_max`, `pairs`
             (pairs per pass) and `skipped` (0 or 1). A skipped batch has zeros.
         """
-        rows = _Rows(advantages, is_expert, imitated)
+        rows = _Rows(advantages, is_expert, imitated, settings or {})
         self._check(records, rows)
         return over_rows(self._update, state, records=records, rows=rows)
 
@@ -167,7 +170,7 @@ class PolicyLearner(Settings):
         # 1. Experts' actions get their log-probability under the policy before the update.
         if rows.is_expert is not None:
             by_expert = jnp.broadcast_to(rows.is_expert, records.active.shape)
-            scores = self.log_prob(state.params, records, by_expert)
+            scores = self.log_prob(state.params, records, by_expert, rows.settings)
             old = jnp.where(rows.is_expert, scores, records.action.log_prob)
             action = dataclasses.replace(records.action, log_prob=old)
             records = dataclasses.replace(records, action=action)
@@ -197,7 +200,11 @@ class PolicyLearner(Settings):
 
     @functools.partial(jax.jit, static_argnums=0)
     def log_prob(
-        self, params: Params, records: Records, wanted: Bool[Array, "T B"] | None = None
+        self,
+        params: Params,
+        records: Records,
+        wanted: Bool[Array, "T B"] | None = None,
+        settings: dict[str, Float[Array, " B"]] | None = None,
     ) -> Float[Array, "T B"]:
         """Log-probabilities of recorded actions under `params`, in chunks.
 
@@ -205,6 +212,7 @@ class PolicyLearner(Settings):
             params: the policy's parameters.
             records: what the rollouts did.
             wanted: pairs to score, among the active ones; None for all of them.
+            settings: as in `update`.
 
         Returns:
             Log-probabilities, 0 where a pair is not active or not wanted.
@@ -216,7 +224,7 @@ class PolicyLearner(Settings):
             obs, action = _take(records, at)
             # The scatter drops what is out of bounds: cells that do not count.
             step = jnp.where(at.valid, at.step, steps)
-            scores = self.policy.log_prob(params, obs, action)
+            scores = self.policy.log_prob(_told(params, settings or {}, at), obs, action)
             return out.at[step, at.row].set(scores, mode="drop")
 
         zeros = jnp.zeros(wanted.shape, jnp.float32)
@@ -224,7 +232,7 @@ class PolicyLearner(Settings):
 
     def _check(self, records: Records, rows: _Rows) -> None:
         batch = records.active.shape[1]
-        for name, values in vars(rows).items():
+        for name, values in {**vars(rows), **rows.settings, "settings": None}.items():
             if values is not None and values.shape != (batch,):
                 raise ValueError(
                     f"{name} have shape {values.shape}, but the records hold {batch} rows; give "
@@ -258,7 +266,8 @@ class PolicyLearner(Settings):
         scale = cells.total / jnp.maximum(minibatch.count, 1)
 
         def loss(network: Params, at: Chunk) -> tuple[Array, Sums]:
-            now, valid = {**params, "network": network}, at.valid
+            now = _told({**params, "network": network}, rows.settings, at)
+            valid = at.valid
             obs, action = _take(records, at)
             entropy = None
             if self.entropy_coefficient > 0:
@@ -301,6 +310,11 @@ class PolicyLearner(Settings):
 def _take(records: Records, at: Chunk) -> tuple[Observation, Action]:
     """Observations and actions of a chunk's pairs."""
     return jax.tree.map(lambda x: x[at.step, at.row], (records.obs, records.action))
+
+
+def _told(params: Params, settings: dict[str, Array], at: Chunk) -> Params:
+    """The policy's params with the settings of a chunk's rows."""
+    return {**params, **{name: values[at.row] for name, values in settings.items()}}
 
 
 def _named(metrics: Metrics) -> Metrics:

@@ -69,6 +69,7 @@ class Observation:
         step: denoiser forwards that the row has used before this one.
         step_in_block: the same, counted from the start of the current block.
         block_start: first canvas position of the current block.
+        alpha: weight of forwards that the policy is told, for networks that read it, or None.
         block_length: length of a block (static).
     """
 
@@ -82,6 +83,7 @@ class Observation:
     block_start: Int[Array, "*B"]
     entropy: Float[Array, "*B L"] | None = None
     hidden: Float[Array, "*B W D"] | None = None
+    alpha: Float[Array, "*B"] | None = None
     block_length: int = struct.field(pytree_node=False, default=0)
 
 

@@ -44,7 +44,7 @@ _REFERENCE: dict[str, tuple[type, dict[str, str]]] = {
     ),
     "dit_hidden": (HiddenNetworkConfig, _SHARED),
 }
-_SETTINGS = ("temperature", "scale")
+_SETTINGS = ("temperature", "scale", "alpha")
 
 
 def load_policy(directory: str | pathlib.Path) -> tuple[LearnedPolicy, Params]:
@@ -80,7 +80,7 @@ def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Pa
         ValueError: temperature or scale differs between rows.
     """
     for name in _SETTINGS:
-        if np.ndim(params[name]):
+        if np.ndim(params.get(name)):
             raise ValueError(
                 f"{name} has shape {np.shape(params[name])}; save a policy with one {name} for all "
                 "rows"
@@ -103,7 +103,7 @@ def settings_of(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
     fields = (field.name for field in dataclasses.fields(policy) if field.name != "network")
     return {
         **{name: getattr(policy, name) for name in fields},
-        **{name: float(np.asarray(params[name])) for name in _SETTINGS},
+        **{name: float(np.asarray(params[name])) for name in _SETTINGS if name in params},
     }
 
 

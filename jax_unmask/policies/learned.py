@@ -16,7 +16,7 @@ from jax_unmask import notation
 from jax_unmask.policies import distributions
 from jax_unmask.policies.base import Action, Needs, Observation, Params, number, row_uniform
 from jax_unmask.policies.network import NetworkConfig
-from jax_unmask.settings import Settings, Variant, setting, to_config
+from jax_unmask.settings import SettingError, Settings, Variant, setting, to_config
 
 NETWORKS = notation.Names(
     "network",
@@ -78,9 +78,10 @@ class LearnedPolicy(Settings):
     """Fills positions by a policy network and a distribution over actions.
 
     Its params are {"network": weights, "temperature": divides the logits, "scale": multiplies the
-    Bernoulli probabilities}. The last two are settings for test time (arXiv 2512.09106: temperature
-    0.5 or 1, scale 1): scalars, or arrays [B] with one value per row, never trained (no gradient
-    reaches them).
+    Bernoulli probabilities}, and for a network with `alphas` "alpha": the weight of forwards in the
+    reward that the actions should maximise. The settings beside the network are for test time
+    (arXiv 2512.09106: temperature 0.5 or 1, scale 1): scalars, or arrays [B] with one value per
+    row, never trained (no gradient reaches them).
 
     Attributes:
         network: shape and observations of the network.
@@ -127,16 +128,41 @@ class LearnedPolicy(Settings):
         inputs = self.network.dummy_inputs(gen_length)
         return {"network": self.network.build().init(key, inputs)["params"], **self.params()}
 
-    def params(self, temperature: ArrayLike = 1.0, scale: ArrayLike = 1.0) -> Params:
-        """Settings, which are in the params beside the weights of the network; both above 0."""
-        return {
+    @property
+    def alphas(self) -> tuple[float, ...]:
+        """Smallest and largest alpha that the policy can be told; () for a policy of one alpha."""
+        return getattr(self.network, "alphas", ())
+
+    def params(
+        self,
+        temperature: ArrayLike = 1.0,
+        scale: ArrayLike = 1.0,
+        alpha: ArrayLike | None = None,
+    ) -> Params:
+        """Settings, which are in the params beside the weights of the network; all above 0.
+
+        Raises:
+            SettingError: a value is out of range; or the policy cannot be told an alpha.
+        """
+        settings = {
             "temperature": number("temperature", temperature, gt=0),
             "scale": number("scale", scale, gt=0),
         }
+        if self.alphas:
+            low, high = self.alphas
+            alpha = min(max(1.0, low), high) if alpha is None else alpha
+            settings["alpha"] = number("alpha", alpha, ge=low, le=high)
+        elif alpha is not None:
+            problem = "the policy was trained for one alpha and cannot be told another"
+            raise SettingError("alpha", alpha, problem, "Leave it out, or choose another policy")
+        return settings
 
     def logits(self, params: Params, obs: Observation) -> Float[Array, "*B L"]:
         """Logits over the policy temperature; -inf outside the block with context "block"."""
         lead, length = obs.masked.shape[:-1], obs.masked.shape[-1]
+        if self.alphas:
+            alpha = jnp.asarray(jax.lax.stop_gradient(params["alpha"]), jnp.float32)
+            obs = dataclasses.replace(obs, alpha=jnp.broadcast_to(alpha, lead))
         inputs = self.network.observe(obs)
         if self.context == "block":
             width = obs.block_length

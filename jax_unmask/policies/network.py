@@ -93,6 +93,13 @@ class NetworkConfig(Settings):
         ge=-1e4,
         le=1e4,
     )
+    alphas: tuple[float, ...] = setting(
+        (),
+        "Also read log(alpha) / 3 of the alpha that the policy is told: the smallest and the "
+        "largest one that it is trained for; () for a policy of one alpha.",
+        gt=0,
+        le=1e4,
+    )
     hidden_size: int = setting(
         0,
         "Width of the denoiser's last hidden state, of which a linear projection is added to the "
@@ -122,11 +129,18 @@ class NetworkConfig(Settings):
                 "Give one value per head, or () for none",
             )
 
+        self.require(
+            not self.alphas or (len(self.alphas) == 2 and self.alphas[0] < self.alphas[1]),
+            "alphas",
+            "it is no range",
+            "Give the smallest and the largest alpha, as in (0.1, 30.0), or ()",
+        )
+
     @property
     def feature_size(self) -> int:
         """Width F of the linear input features."""
         ranks = self.rank + (self.rank and self.entropy)
-        return self.top_k + self.entropy + 3 * self.position + ranks
+        return self.top_k + self.entropy + 3 * self.position + ranks + bool(self.alphas)
 
     @property
     def needs(self) -> Needs:
@@ -158,6 +172,10 @@ class NetworkConfig(Settings):
                 features.append(
                     jnp.sum(jnp.where(before, entropy[..., None, :], 0.0), axis=-1)[..., None]
                 )
+        if self.alphas:
+            alpha = required(obs.alpha, "alpha", "alphas")
+            told = jnp.log(alpha.astype(jnp.float32)) / 3
+            features.append(jnp.broadcast_to(told[..., None, None], (*obs.masked.shape, 1)))
         looks_at_candidates = self.token_buckets or self.candidate_attention
         return NetworkInputs(
             masked=obs.masked,

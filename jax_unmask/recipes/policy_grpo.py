@@ -23,7 +23,7 @@ from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.policy_grpo import PolicyLearner
-from jax_unmask.policies.base import WithObservations
+from jax_unmask.policies.base import PerRow, WithObservations
 from jax_unmask.policies.learned import NETWORKS, Network
 from jax_unmask.recipes.base import (
     Blueprint,
@@ -288,6 +288,8 @@ class PolicyGrpo:
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         components, key, placement = self._components, state.step_key(), self._placement
         rollouts, denoiser = self._rollouts, self._bundle.params
+        sizes = (self._group, self._experts) if self._experts else (self._group,)
+        told = self._alphas(key, len(batch.examples))  # Of each prompt; None if it is not told.
         # 1. Rollouts of the policy, and of the expert on the same prompts.
         with timer.measure("rollout"):
             policy_parts = rollouts.start(
@@ -298,6 +300,7 @@ class PolicyGrpo:
                 self._group,
                 streams.stream(key, "rollout", 0),
                 components.settings,
+                None if told is None else {"alpha": np.repeat(told, self._group)},
             )
             if self._experts:
                 expert_parts = rollouts.start(
@@ -322,21 +325,24 @@ class PolicyGrpo:
                 components.settings.stop_ids,
             )
             # All processes need the scores that each computed for its own rows.
-            correct, nfe, unfinished, cost = placement.gather(
+            correct, nfe, alphas, unfinished, cost = placement.gather(
                 (
                     scores,
                     [each.nfe for each in rolled],
+                    None if told is None else [np.repeat(told, size) for size in sizes],
                     missing.any(axis=1),
                     None if trajectory.by_kind is None else placement.fetch(trajectory.cost),
                 )
             )
+            length, each_alpha = components.settings.gen_length, alphas or [None] * len(sizes)
             value = [
-                self._config.reward(right, steps, components.settings.gen_length)
-                for right, steps in zip(correct, nfe, strict=True)
+                self._config.reward(right, steps, length, alpha)
+                for right, steps, alpha in zip(correct, nfe, each_alpha, strict=True)
             ]
         # 3. Groups with their experts, advantages, the update.
         with timer.measure("update"):
             records, is_expert, group_rewards = trajectory.records, None, value[0]
+            settings = None if alphas is None else {"alpha": jnp.asarray(alphas[0])}
             imitated = None
             assert records is not None  # The settings ask for them.
             if self._experts:
@@ -349,6 +355,8 @@ class PolicyGrpo:
                     merge_groups, group_size=self._group, num_experts=self._experts
                 )
                 group_rewards = merge(jnp.asarray(value[0]), jnp.asarray(value[1]))
+                if alphas is not None:
+                    settings = {"alpha": merge(jnp.asarray(alphas[0]), jnp.asarray(alphas[1]))}
                 weight = self._imitation(state)
                 if weight is not None:
                     imitated = merge(jnp.zeros(len(correct[0])), weight * correct[1])
@@ -356,7 +364,10 @@ class PolicyGrpo:
             advantages = group_advantages(
                 jnp.asarray(group_rewards, jnp.float32), self._group + self._experts
             )
-            of_rows = placement.global_rows((advantages.advantages, is_expert, imitated))
+            if alphas is not None:
+                by_size = self._relative(advantages.advantages, nfe[0], alphas[0])
+                advantages = advantages._replace(advantages=by_size)
+            of_rows = placement.global_rows((advantages.advantages, is_expert, imitated, settings))
             with placement.active():
                 state, metrics = components.learner.update(state, records, *of_rows)
             jax.block_until_ready(state.params)
@@ -368,11 +379,49 @@ class PolicyGrpo:
             "useful_forwards": trajectory.useful_forward_fraction,
             "unfinished": np.mean(unfinished),
             **({} if cost is None else {"cost": np.mean(cost)}),
+            **({} if alphas is None else self._by_alpha(correct[0], nfe[0], alphas[0])),
             "groups_with_signal": advantages.signal_fraction,
             **({"expert_reward": np.mean(value[1])} if self._experts else {}),
             **({} if imitated is None else {"imitated": imitated_share}),
             **metrics,
         }
+
+    def _alphas(self, key: jax.Array, prompts: int) -> np.ndarray | None:
+        """What the policy is told for each prompt of this process; None if it is not told.
+
+        Drawn uniformly on a logarithmic scale, and spread evenly over the prompts of the step.
+        """
+        if not (bounds := self._components.policy.alphas):
+            return None
+        feed, feeds = self._placement.feed, self._placement.feeds
+        offset = np.asarray(jax.random.uniform(streams.stream(key, "alphas")))
+        place = (offset + (feed * prompts + np.arange(prompts)) / (feeds * prompts)) % 1.0
+        low, high = np.log(bounds)
+        # Rounded, the ends may lie outside.
+        return np.clip(np.exp(low + place * (high - low)), *bounds).astype(np.float32)
+
+    def _relative(self, advantages: jax.Array, nfe: np.ndarray, alphas: np.ndarray) -> jax.Array:
+        """Advantages over the mean reward that a group's right answers would have had.
+
+        A right answer in half of the forwards earns 0.93 at alpha 0.1 and 1e-9 at alpha 30; the
+        large alphas would not count. The group's own mean changes no order within it.
+        """
+        length = self._components.settings.gen_length
+        size = self._config.reward(np.ones(len(nfe)), nfe, length, alphas)
+        size = np.abs(size).reshape(-1, self._group).mean(axis=1)
+        per_group = advantages.reshape(len(size), -1) / np.maximum(size, 1e-30)[:, None]
+        return per_group.reshape(-1)
+
+    def _by_alpha(
+        self, correct: np.ndarray, nfe: np.ndarray, alphas: np.ndarray
+    ) -> dict[str, float]:
+        """Accuracy and forwards where the policy was told a small alpha, and a large one."""
+        middle = np.sqrt(np.prod(self._components.policy.alphas))
+        metrics = {}
+        for name, rows in (("small", alphas < middle), ("large", alphas >= middle)):
+            for metric, values in (("accuracy", correct), ("nfe", nfe)):
+                metrics[f"{metric}_at_{name}_alpha"] = np.mean(values, where=rows)
+        return metrics
 
     def flops(self, metrics: Mapping[str, float]) -> float:
         # Of the policy's rollouts alone: its own network is small beside the denoiser, and the
@@ -419,10 +468,18 @@ class PolicyGrpo:
         group, experts = config.rollout.group_size, config.expert.count
         prompts_per_rollout = config.rollout.prompts_per_step // config.rollout.parts
 
+        def alphas(rows: int) -> dict[str, Any]:
+            if not components.policy.alphas:
+                return {}
+            return {"alpha": placement.rows(jax.ShapeDtypeStruct((rows,), jnp.float32))}
+
         def roll_out(
             name: str, size: int, policy: Any, params: Any, settings: RolloutSettings
         ) -> TracedProgram:
             rows = prompts_per_rollout * size
+            if policy is components.policy:
+                told = {name: PerRow(values) for name, values in alphas(rows).items()}
+                params = {**params, **told}
             prompts, keys = prompt_shapes(placement, rows, config.task.prompt_length)
             lowered = rollout.lower(denoiser, weights, policy, params, prompts, keys, settings)
             return TracedProgram(name, lowered)
@@ -456,7 +513,10 @@ class PolicyGrpo:
                 jax.ShapeDtypeStruct((records.active.shape[1],), jnp.float32)
             )
             update = type(components.learner).update
-            lowered = update.lower(components.learner, state, records, advantages, is_expert)
+            told = alphas(records.active.shape[1]) or None
+            lowered = update.lower(
+                components.learner, state, records, advantages, is_expert, None, told
+            )
         return Blueprint(
             {"denoiser": weights, "policy and optimiser": state},
             passing,

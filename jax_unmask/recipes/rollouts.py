@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from jax_unmask.environment.bundle import Bundle
+from jax_unmask.policies.base import PerRow
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys, trimmed
 from jax_unmask.settings import setting, values_of
 from jax_unmask.tasks.base import Example, start_checks
@@ -97,6 +98,7 @@ class Rollouts:
         size: int,
         key: Any,
         settings: RolloutSettings,
+        told: Mapping[str, Float[np.ndarray, " B"]] | None = None,
     ) -> list[Trajectory]:
         """Dispatches rollouts of `size` rows per prompt; those of one prompt lie together.
 
@@ -108,6 +110,7 @@ class Rollouts:
             size: rows per prompt.
             key: typed PRNG key of the batch.
             settings: shape of the rollouts.
+            told: settings of the policy with a value per row, by name, beside its parameters.
 
         Returns:
             The trajectories of each part.
@@ -124,13 +127,20 @@ class Rollouts:
                     self.bundle.denoiser,
                     params,
                     policy,
-                    policy_params,
+                    self._told(policy_params, told, part),
                     placement.rows(jax.tree.map(lambda leaf, part=part: leaf[part], rows)),
                     row_keys(key, placement.rows(identities[part])),
                     settings,
                 )
                 for part in np.split(np.arange(count), self.parts)
             ]
+
+    def _told(self, params: Any, told: Mapping[str, Any] | None, part: np.ndarray) -> Any:
+        """The policy's params with the settings of the rows of a part."""
+        if not told:
+            return params
+        rows = {name: PerRow(values[part]) for name, values in told.items()}
+        return {**params, **self.bundle.placement.rows(rows)}
 
     def fetch(self, parts: Sequence[Trajectory], examples: Sequence[Example], size: int) -> Fetched:
         """Waits for each part, and begins to score it while the device is at the next.

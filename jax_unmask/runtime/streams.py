@@ -6,6 +6,7 @@
     |- "training" - step                    one key per step of training
     |                |- "rollout" - round - row       sampling (rows: see `rollout.row_keys`)
     |                |- "experts" - row
+    |                |- "alphas"                     what the policy is told
     |                |- "minibatches" - pass
     |                |- "states" - pass
     |                `- "masking"
@@ -36,6 +37,7 @@ StreamName = Literal[
     "sampling",
     "turn",
     "likelihood",
+    "alphas",
 ]
 """All streams. Append new ones: the order makes the keys."""
 

@@ -83,7 +83,13 @@ class RewardSettings(Settings):
         "multiplicative, additive, or the import path of a function of your own with their "
         "parameters: see tasks/rewards.py.",
     )
-    alpha: float = setting(1.0, "Weight of forwards; 0 rewards right answers alone.", ge=0, le=1e4)
+    alpha: float = setting(
+        1.0,
+        "Weight of forwards; 0 rewards right answers alone. Of no account where each prompt has "
+        "its own (policy.network.alphas).",
+        ge=0,
+        le=1e4,
+    )
 
     def check(self) -> None:
         try:
@@ -91,9 +97,10 @@ class RewardSettings(Settings):
         except notation.NotationError as error:
             raise SettingError("kind", self.kind, error.problem, "Correct it") from error
 
-    def __call__(self, correct: Any, nfe: Any, gen_length: int) -> Any:
-        """Rewards of answers; see `multiplicative` and `additive`."""
-        return REWARDS(self.kind)(correct, nfe, gen_length, self.alpha)
+    def __call__(self, correct: Any, nfe: Any, gen_length: int, alpha: Any = None) -> Any:
+        """Rewards of answers; see `multiplicative` and `additive`. By default with `alpha`."""
+        alpha = self.alpha if alpha is None else alpha
+        return REWARDS(self.kind)(correct, nfe, gen_length, alpha)
 
 
 def _namespace(gen_length: int, *values: Any) -> Any:
