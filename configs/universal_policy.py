@@ -1,19 +1,45 @@
 """Trains one policy for every alpha, without tables of positions or tokens.
 
-`:sudoku`, `:arithmetic`, `:countdown`: against that shipped denoiser.
+`:sudoku`, `:arithmetic`, `:countdown` train it against that shipped denoiser, `:all` against all of
+them, `:all-sudoku` against all but that one. In full diffusion.
 """
 
 import pathlib
 import runpy
 
+from jax_unmask import recipes
+from jax_unmask.shipped import shipped_lengths, shipped_models
+
 _TINY_POLICY = runpy.run_path(str(pathlib.Path(__file__).with_name("tiny_policy.py")))
 
 
-def get_config(task: str = "sudoku"):
-    config = _TINY_POLICY["get_config"](task)
+def get_config(tasks: str = "all"):
+    named, _, without = tasks.partition("-")
+    chosen = [name for name in shipped_models() if name != without]
+    config = _TINY_POLICY["get_config"](chosen[0] if named == "all" else tasks)
     # What every denoiser, canvas and vocabulary has: the two largest probabilities, entropy, place
     # in the order of confidence, and which positions propose the same token.
     config.policy.network.update(token_buckets=0, position_embedding=0, pair_attention=0)
     config.policy.network.alphas = (0.1, 30.0)
-    config.eval.update(trained=("distribution=threshold,alpha=0.1|0.3|1.0|3.0|10.0|30.0",))
-    return config
+    config.eval.trained = ("distribution=threshold,alpha=0.1|0.3|1.0|3.0|10.0|30.0",)
+    if named != "all":
+        return config
+    both = recipes.config("policy_environments")
+    both.update({**config.to_dict(), "recipe": both.recipe})
+    both.environments = tuple(_environment(name) for name in chosen)
+    return both
+
+
+def _environment(task: str) -> str:
+    prompt_length, length, block = shipped_lengths(task)
+    changes = [
+        f"task.name={task} task.prompt_length={prompt_length} model.path={task}",
+        f"rollout.gen_length={length} rollout.block_length={length}",
+    ]
+    if task == "arithmetic":
+        # Hardly any answer of an untrained policy is right, so groups need a member that is.
+        changes += [
+            "rollout.prompts_per_step=24 expert.count=1 expert.policy=entropy_bounded:gamma=0.1",
+            f"expert.block_length={block}",
+        ]
+    return " ".join(changes)

@@ -58,6 +58,24 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
     )
 
 
+def relative_to_best(rewards: Float[Array, " B"], group_size: int) -> Float[Array, " B"]:
+    """Rewards over the largest magnitude of their group.
+
+    Groups whose rewards are of different sizes, by their own weights of forwards, count alike then.
+    The order within a group, and how the others compare with its best, stay what they are.
+
+    Args:
+        rewards: rewards, the rows of a group next to each other.
+        group_size: rows per group (static).
+
+    >>> relative_to_best(jnp.asarray([2e-9, 1e-9, 0.0, 0.0]), group_size=2).tolist()
+    [1.0, 0.5, 0.0, 0.0]
+    """
+    groups = rewards.reshape(-1, group_size)
+    best = jnp.max(jnp.abs(groups), axis=1, keepdims=True)
+    return (groups / jnp.where(best > 0, best, 1.0)).reshape(-1)
+
+
 def group_z_scores(rewards: Float[Array, " B"], group_size: int) -> GroupAdvantages:
     """Centres rewards on the mean of their group and divides by its standard deviation.
 

@@ -23,6 +23,7 @@ RECIPES = Names(
     "recipe",
     {
         "policy_grpo": "jax_unmask.recipes.policy_grpo.PolicyGrpo",
+        "policy_environments": "jax_unmask.recipes.policy_environments.PolicyEnvironments",
         "tracerl": "jax_unmask.recipes.tracerl.TraceRl",
         "sft": "jax_unmask.recipes.sft.Sft",
         "state_sft": "jax_unmask.recipes.state_sft.StateSft",

@@ -18,7 +18,7 @@ from jax_unmask.denoisers.quantization import quantize_params
 from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config
 from jax_unmask.environment.settings import ModelSettings, RunSettings, TrainSettings
-from jax_unmask.learners.advantages import group_advantages
+from jax_unmask.learners.advantages import group_advantages, relative_to_best
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.optim import OptimizerSettings
@@ -192,6 +192,7 @@ class PolicyGrpo:
     Args:
         config: the settings.
         workdir: receives `policy/` (safetensors) at the end.
+        bundle: denoiser, tokenizer and task, if they are loaded already.
     """
 
     metrics: tuple[str, ...] = (
@@ -204,7 +205,9 @@ class PolicyGrpo:
     trains: Literal["policy"] = "policy"
     build_policy = staticmethod(build_policy)
 
-    def __init__(self, config: PolicyGrpoSettings, workdir: pathlib.Path) -> None:
+    def __init__(
+        self, config: PolicyGrpoSettings, workdir: pathlib.Path, bundle: Bundle | None = None
+    ) -> None:
         del workdir
         self._config = config
         self._placement = placements.from_config(config)
@@ -213,12 +216,17 @@ class PolicyGrpo:
         self._given = self._load_policy() if config.policy.init_from else None
         self._group = config.rollout.group_size
         self._experts = config.expert.count
-        self._bundle = load_bundle(config)  # Last: the weights take longest.
+        self._bundle = bundle or load_bundle(config)  # Last: the weights take longest.
         self._rollouts = Rollouts.of(config, self._bundle)
         self._check_denoiser(self._bundle.denoiser.config)
         if config.rollout.stop_at_end:
             stop_ids = self._bundle.tokenizer.stop_ids
             self._components = build_components(config, shape, stop_ids, self._placement.shards)
+
+    @property
+    def bundle(self) -> Bundle:
+        """Denoiser, tokenizer and task."""
+        return self._bundle
 
     def _load_policy(self) -> Any:
         """Weights of a saved policy, which must have the network of this config."""
@@ -361,12 +369,12 @@ class PolicyGrpo:
                 if weight is not None:
                     imitated = merge(jnp.zeros(len(correct[0])), weight * correct[1])
                     imitated_share = jnp.sum(imitated > 0) / len(correct[1])
-            advantages = group_advantages(
-                jnp.asarray(group_rewards, jnp.float32), self._group + self._experts
-            )
+            group_rewards = jnp.asarray(group_rewards, jnp.float32)
+            rows_per_group = self._group + self._experts
             if alphas is not None:
-                by_size = self._relative(advantages.advantages, nfe[0], alphas[0])
-                advantages = advantages._replace(advantages=by_size)
+                # A right answer in half of the forwards earns 0.93 at alpha 0.1 and 1e-9 at 30.
+                group_rewards = relative_to_best(group_rewards, rows_per_group)
+            advantages = group_advantages(group_rewards, rows_per_group)
             of_rows = placement.global_rows((advantages.advantages, is_expert, imitated, settings))
             with placement.active():
                 state, metrics = components.learner.update(state, records, *of_rows)
@@ -396,21 +404,9 @@ class PolicyGrpo:
         feed, feeds = self._placement.feed, self._placement.feeds
         offset = np.asarray(jax.random.uniform(streams.stream(key, "alphas")))
         place = (offset + (feed * prompts + np.arange(prompts)) / (feeds * prompts)) % 1.0
-        low, high = np.log(bounds)
+        low, high = bounds
         # Rounded, the ends may lie outside.
-        return np.clip(np.exp(low + place * (high - low)), *bounds).astype(np.float32)
-
-    def _relative(self, advantages: jax.Array, nfe: np.ndarray, alphas: np.ndarray) -> jax.Array:
-        """Advantages over the mean reward that a group's right answers would have had.
-
-        A right answer in half of the forwards earns 0.93 at alpha 0.1 and 1e-9 at alpha 30; the
-        large alphas would not count. The group's own mean changes no order within it.
-        """
-        length = self._components.settings.gen_length
-        size = self._config.reward(np.ones(len(nfe)), nfe, length, alphas)
-        size = np.abs(size).reshape(-1, self._group).mean(axis=1)
-        per_group = advantages.reshape(len(size), -1) / np.maximum(size, 1e-30)[:, None]
-        return per_group.reshape(-1)
+        return np.clip(low * (high / low) ** place, low, high).astype(np.float32)
 
     def _by_alpha(
         self, correct: np.ndarray, nfe: np.ndarray, alphas: np.ndarray

@@ -1,0 +1,227 @@
+"""Recipe "policy_environments": one unmasking policy learns on several tasks and denoisers."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+import pathlib
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from jax_unmask import notation
+from jax_unmask.denoisers import DenoiserConfig
+from jax_unmask.environment.bundle import Bundle, check_split, load_denoiser_config, load_task
+from jax_unmask.environment.settings import TrainSettings
+from jax_unmask.learners.engine import TrainState
+from jax_unmask.recipes.base import Blueprint, Metrics, Work, bytes_per_device, check_schedule
+from jax_unmask.recipes.policy_grpo import PolicyGrpo, PolicyGrpoSettings, build_policy
+from jax_unmask.runtime.config import read_value
+from jax_unmask.runtime.placement import Placement
+from jax_unmask.runtime.progress import Timer
+from jax_unmask.settings import ConfigError, SettingError, from_config, setting, to_config
+from jax_unmask.tasks.data import Batch, BatchIterator
+
+# What an environment may change; the policy, its optimiser and its reward are those of all.
+_GROUPS = ("task", "model", "rollout", "expert")
+_REMEDY = "Write KEY=VALUE KEY=VALUE ..., as in 'model.path=sudoku task.name=sudoku'"
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class PolicyEnvironmentsSettings(PolicyGrpoSettings):
+    """Settings of `PolicyEnvironments`: those of every environment, and what each one changes."""
+
+    environments: tuple[str, ...] = setting(
+        ("task.name=gsm8k", "task.name=math"),
+        "One line per environment: KEY=VALUE ..., where each KEY is one of task, model, rollout or "
+        "expert.",
+    )
+
+    def check(self) -> None:
+        for index, each in enumerate(self._each()):
+            try:
+                each.check()
+            except SettingError as error:
+                raise self._error(index, str(error)) from error
+        steps = self.train.steps * len(self.environments) * self.learner.optimizer_steps
+        check_schedule(self.optimizer, steps)
+
+    def check_spread(self, placement: Placement) -> None:
+        for each in self.each:
+            each.check_spread(placement)
+
+    @functools.cached_property
+    def each(self) -> tuple[PolicyGrpoSettings, ...]:
+        """The settings of each environment, as if there were no other."""
+        return tuple(self._each())
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The name of each environment in the metrics: its task, numbered where that is no name."""
+        tasks = [each.task.name.rpartition(".")[2] for each in self.each]
+        return tuple(
+            task if tasks.count(task) == 1 else f"{task}_{index}"
+            for index, task in enumerate(tasks)
+        )
+
+    @property
+    def rows(self) -> int:
+        return max(each.rows for each in self.each)
+
+    @property
+    def rows_at_once(self) -> int:
+        return max(each.rows_at_once for each in self.each)
+
+    def _each(self) -> Iterator[PolicyGrpoSettings]:
+        if not self.environments:
+            problem = "there is nothing to train on"
+            raise SettingError("environments", self.environments, problem, "Name at least one")
+        fields = (field.name for field in dataclasses.fields(PolicyGrpoSettings))
+        shared = PolicyGrpoSettings(**{name: getattr(self, name) for name in fields})
+        # The optimiser takes the steps of all environments.
+        steps = self.train.steps * len(self.environments)
+        shared = dataclasses.replace(shared, train=TrainSettings(steps=steps))
+        for index, line in enumerate(self.environments):
+            config = to_config(shared)
+            try:
+                given = notation.pairs(shlex.split(line), line)
+                for key, text in given.items():
+                    if key.partition(".")[0] not in _GROUPS:
+                        allowed = ", ".join(_GROUPS)
+                        raise ValueError(f"{key} is the same in all; choose among {allowed}")
+                    config.update_from_flattened_dict({key: read_value(config, key, text)})
+                yield from_config(shared, config)
+            except ValueError as error:
+                raise self._error(index, str(error)) from error
+
+    def _error(self, index: int, problem: str) -> SettingError:
+        key = f"environments[{index}]"
+        return SettingError(key, self.environments[index], problem.rstrip("."), _REMEDY)
+
+
+class Turns(BatchIterator):
+    """A batch of every environment at a time; their positions are saved together."""
+
+    def __init__(self, iterators: Sequence[BatchIterator]) -> None:
+        self._iterators = iterators
+
+    def __next__(self) -> Any:
+        return [next(each) for each in self._iterators]
+
+    def get_state(self) -> dict[str, Any]:
+        return {"environments": [each.get_state() for each in self._iterators]}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        saved = state.get("environments", [])
+        if len(saved) != len(self._iterators):
+            raise ValueError(
+                f"saved data position has {len(saved)} environments, this run has "
+                f"{len(self._iterators)}; restore the old setting, or start in a new workdir"
+            )
+        for each, position in zip(self._iterators, saved, strict=True):
+            each.set_state(position)
+
+
+class PolicyEnvironments:
+    """`PolicyGrpo` in several environments: tasks, denoisers, canvases, block lengths, caches.
+
+    A step takes an update from a batch of each environment, one after the other. Programs are
+    compiled once per environment; environments of the same denoiser share its weights.
+
+    Args:
+        config: the settings.
+        workdir: receives `policy/` (safetensors) at the end.
+    """
+
+    shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
+    defaults = PolicyEnvironmentsSettings()
+    trains: Literal["policy"] = "policy"
+    build_policy = staticmethod(build_policy)
+
+    def __init__(self, config: PolicyEnvironmentsSettings, workdir: pathlib.Path) -> None:
+        self._labels = config.labels
+        if len({build_policy(each, load_denoiser_config(each)) for each in config.each}) > 1:
+            raise ConfigError(
+                "policy.network.kind",
+                config.policy.network.kind,
+                "its shape depends on the denoiser, and the environments have several",
+                "Choose a network that reads none of its hidden states, such as confidence",
+            )
+        loaded: dict[Any, Bundle] = {}
+        self._recipes = []
+        for each in config.each:
+            bundle = loaded.get(each.model)
+            if bundle is not None:
+                task = load_task(each)
+                check_split(each, task, "train")
+                bundle = dataclasses.replace(bundle, task=task)
+            recipe = PolicyGrpo(each, workdir, bundle)
+            loaded[each.model] = recipe.bundle
+            self._recipes.append(recipe)
+
+    def init(self) -> TrainState:
+        return self._recipes[0].init()
+
+    def like(self) -> TrainState:
+        return self._recipes[0].like()
+
+    def data(self) -> BatchIterator:
+        return Turns([recipe.data() for recipe in self._recipes])
+
+    def step(
+        self, state: TrainState, batch: Sequence[Batch], timer: Timer
+    ) -> tuple[TrainState, Metrics]:
+        of_each = []
+        for recipe, part in zip(self._recipes, batch, strict=True):
+            state, metrics = recipe.step(state, part, timer)
+            of_each.append(metrics)
+        common = set.intersection(*(set(metrics) for metrics in of_each))
+        means = {name: sum(each[name] for each in of_each) / len(of_each) for name in common}
+        return state, means | {
+            f"{name}/{label}": metrics[name]
+            for label, metrics in zip(self._labels, of_each, strict=True)
+            for name in ("reward", "accuracy", "nfe", "groups_with_signal")
+        }
+
+    def flops(self, metrics: Mapping[str, float]) -> float:
+        return sum(
+            recipe.flops({"nfe": metrics[f"nfe/{label}"]})
+            for label, recipe in zip(self._labels, self._recipes, strict=True)
+        )
+
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
+        """Exports the policy; evaluations after training measure the first environment."""
+        return self._recipes[0].finish(state, workdir)
+
+    @classmethod
+    def blueprint(
+        cls, config: PolicyEnvironmentsSettings, shape: DenoiserConfig, placement: Placement
+    ) -> Blueprint:
+        del shape  # Each environment has its own.
+        lasting: dict[str, Any] = {}
+        programs, passing, trained = [], [], None
+        for label, each in zip(config.labels, config.each, strict=True):
+            made = PolicyGrpo.blueprint(each, load_denoiser_config(each), placement)
+            weights = {f"denoiser {each.model.path}": made.lasting["denoiser"]}
+            lasting |= weights | {k: v for k, v in made.lasting.items() if k != "denoiser"}
+            programs += [dataclasses.replace(p, name=f"{label}: {p.name}") for p in made.programs]
+            passing.append(made.passing)
+            trained = made.trained
+        largest = passing[int(np.argmax([bytes_per_device(each) for each in passing]))]
+        return Blueprint(lasting, largest, trained, tuple(programs))
+
+    @classmethod
+    def work(
+        cls, config: PolicyEnvironmentsSettings, shape: DenoiserConfig, nfe: int | None = None
+    ) -> Work:
+        del shape
+        works = [PolicyGrpo.work(each, load_denoiser_config(each), nfe) for each in config.each]
+        longest = max(work.nfe for work in works)
+        return Work(
+            longest, sum(work.rollout for work in works), sum(work.update for work in works)
+        )
