@@ -20,8 +20,8 @@ def get_config(tasks: str = "all"):
     # What every denoiser, canvas and vocabulary has: the two largest probabilities, entropy, place
     # in the order of confidence, and which positions propose the same token.
     config.policy.network.update(token_buckets=0, position_embedding=0, pair_attention=0)
-    config.policy.network.alphas = (0.1, 30.0)
-    config.eval.trained = ("distribution=threshold,alpha=0.1|0.3|1.0|3.0|10.0|30.0",)
+    config.policy.network.alphas = (0.03, 100.0)
+    config.eval.trained = ("distribution=threshold,alpha=0.03|0.1|0.3|1.0|3.0|10.0|30.0|100.0",)
     if named != "all":
         return config
     both = recipes.config("policy_environments")

@@ -25,16 +25,25 @@ _ROLLOUTS = {
     "reward.kind": "additive",
     "learner.minibatches": 2,
 }
+_POLICY = {
+    **_ROLLOUTS,
+    "policy.network.hidden_dim": 8,
+    "policy.network.feedforward_dim": 8,
+    "policy.network.time_embed_dim": 8,
+    # At the default of -2 nearly every row takes all of its steps: no reward differs.
+    "policy.network.initial_bias": 0.0,
+    "optimizer.warmup_steps": 1,
+}
 # What makes the default config of a recipe small enough for a test.
 SETTINGS: dict[str, dict[str, Any]] = {
-    "policy_grpo": {
-        **_ROLLOUTS,
-        "policy.network.hidden_dim": 8,
-        "policy.network.feedforward_dim": 8,
-        "policy.network.time_embed_dim": 8,
-        # At the default of -2 nearly every row takes all of its steps: no reward differs.
-        "policy.network.initial_bias": 0.0,
-        "optimizer.warmup_steps": 1,
+    "policy_grpo": _POLICY,
+    "policy_environments": {
+        **_POLICY,
+        "policy.network.alphas": (0.1, 30.0),
+        "environments": (
+            "rollout.block_length=16",
+            "rollout.gen_length=8 rollout.block_length=4 rollout.slots=2",
+        ),
     },
     "tracerl": {
         **_ROLLOUTS,

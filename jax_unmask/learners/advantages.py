@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import jax
@@ -58,22 +59,27 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
     )
 
 
-def relative_to_best(rewards: Float[Array, " B"], group_size: int) -> Float[Array, " B"]:
+def relative_to_best(rewards: Sequence[np.ndarray], groups: int) -> list[np.ndarray]:
     """Rewards over the largest magnitude of their group.
 
     Groups whose rewards are of different sizes, by their own weights of forwards, count alike then.
     The order within a group, and how the others compare with its best, stay what they are.
 
     Args:
-        rewards: rewards, the rows of a group next to each other.
-        group_size: rows per group (static).
+        rewards: arrays [groups * n] (n may differ), each with the rows of a group next to each
+            other. A group has its rows of all arrays.
+        groups: number of groups.
 
-    >>> relative_to_best(jnp.asarray([2e-9, 1e-9, 0.0, 0.0]), group_size=2).tolist()
-    [1.0, 0.5, 0.0, 0.0]
+    Returns:
+        Such arrays, float32. They are made in float64, since rewards can be very small.
+
+    >>> relative_to_best([np.array([1e-90, 0.0, 1.0, 0.5]), np.array([2e-90, 0.0])], groups=2)
+    [array([0.5, 0. , 1. , 0.5], dtype=float32), array([1., 0.], dtype=float32)]
     """
-    groups = rewards.reshape(-1, group_size)
-    best = jnp.max(jnp.abs(groups), axis=1, keepdims=True)
-    return (groups / jnp.where(best > 0, best, 1.0)).reshape(-1)
+    rows = [np.asarray(each, np.float64).reshape(groups, -1) for each in rewards]
+    best = np.max([np.abs(each).max(axis=1) for each in rows], axis=0)[:, None]
+    best = np.where(best > 0, best, 1.0)
+    return [(each / best).astype(np.float32).reshape(-1) for each in rows]
 
 
 def group_z_scores(rewards: Float[Array, " B"], group_size: int) -> GroupAdvantages:

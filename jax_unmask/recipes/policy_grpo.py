@@ -349,7 +349,11 @@ class PolicyGrpo:
             ]
         # 3. Groups with their experts, advantages, the update.
         with timer.measure("update"):
-            records, is_expert, group_rewards = trajectory.records, None, value[0]
+            compared = value
+            if alphas is not None:
+                # A right answer in half of the forwards earns 0.93 at alpha 0.1 and 1e-9 at 30.
+                compared = relative_to_best(value, len(value[0]) // self._group)
+            records, is_expert, group_rewards = trajectory.records, None, compared[0]
             settings = None if alphas is None else {"alpha": jnp.asarray(alphas[0])}
             imitated = None
             assert records is not None  # The settings ask for them.
@@ -362,19 +366,15 @@ class PolicyGrpo:
                 merge = functools.partial(
                     merge_groups, group_size=self._group, num_experts=self._experts
                 )
-                group_rewards = merge(jnp.asarray(value[0]), jnp.asarray(value[1]))
+                group_rewards = merge(*map(jnp.asarray, compared))
                 if alphas is not None:
-                    settings = {"alpha": merge(jnp.asarray(alphas[0]), jnp.asarray(alphas[1]))}
+                    settings = {"alpha": merge(*map(jnp.asarray, alphas))}
                 weight = self._imitation(state)
                 if weight is not None:
                     imitated = merge(jnp.zeros(len(correct[0])), weight * correct[1])
                     imitated_share = jnp.sum(imitated > 0) / len(correct[1])
             group_rewards = jnp.asarray(group_rewards, jnp.float32)
-            rows_per_group = self._group + self._experts
-            if alphas is not None:
-                # A right answer in half of the forwards earns 0.93 at alpha 0.1 and 1e-9 at 30.
-                group_rewards = relative_to_best(group_rewards, rows_per_group)
-            advantages = group_advantages(group_rewards, rows_per_group)
+            advantages = group_advantages(group_rewards, self._group + self._experts)
             of_rows = placement.global_rows((advantages.advantages, is_expert, imitated, settings))
             with placement.active():
                 state, metrics = components.learner.update(state, records, *of_rows)

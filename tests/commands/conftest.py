@@ -33,6 +33,11 @@ _CHANGES = {
         "task.truncate_prompts": False,
         "learner.minibatches": 1,
     },
+    "policy_environments": {
+        **_ROLLOUTS,
+        "task.truncate_prompts": False,
+        "learner.minibatches": 1,
+    },
     "tracerl": {
         **_ROLLOUTS,
         "model.remat": False,

@@ -8,6 +8,7 @@ import math
 import os
 import pathlib
 import random
+import re
 import shutil
 import signal
 import socket
@@ -237,6 +238,48 @@ class TestPolicyRuns:
             # Of 33 positions, 4 are computed where the cache is read.
             assert 4 / 33 < line["cost"] < line["nfe"]
         assert sum(line["pairs"] for line in found) > 0
+
+
+def test_one_policy_learns_in_several_environments_for_every_alpha(tiny_config, tmp_path):
+    config = tiny_config("policy_environments", train__steps=2, reward__alpha=1.0)
+    train.train(config, tmp_path)
+    for line in lines(tmp_path):
+        assert line["nfe/sudoku_0"] > 8 >= line["nfe/sudoku_1"]
+        assert line["nfe"] == pytest.approx((line["nfe/sudoku_0"] + line["nfe/sudoku_1"]) / 2)
+        assert line["nfe_at_small_alpha"] > 0
+    with Checkpoints(tmp_path, read_only=True) as checkpoints:
+        assert checkpoints.latest_step() == 2
+    policy, params = policies.load_policy(tmp_path / "policy")
+    assert policy.alphas == (0.1, 30.0)
+    assert params["alpha"] == 1
+
+    # The positions of all data are saved together.
+    recipe = recipes.find("policy_environments")(recipes.read(config), tmp_path)
+    data = recipe.data()
+    next(data)
+    state, other = data.get_state(), recipe.data()
+    other.set_state(state)
+    for ours, theirs in zip(next(data), next(other), strict=True):
+        assert ours.examples == theirs.examples
+    with pytest.raises(ValueError, match="2 environments"):
+        other.set_state({"environments": state["environments"][:1]})
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "policy.context=block",
+        "model.paht=sudoku",
+        "rollout.block_length=3",
+        "rollout.gen_length=0",
+        "task.name",
+    ],
+)
+def test_a_mistake_in_an_environment_is_named(tiny_config, tmp_path, line):
+    config = tiny_config("policy_environments", environments=("task.name=sudoku", line))
+    with pytest.raises(ConfigError, match=re.escape(f"environments[1] = {line!r}")):
+        train.train(config, tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_workdir_belongs_to_one_configuration(tiny_config, tmp_path):
