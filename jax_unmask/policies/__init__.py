@@ -29,7 +29,7 @@ from jax_unmask.policies.heuristics import (
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import LearnedPolicy, network_settings
 from jax_unmask.policies.network import NetworkConfig
-from jax_unmask.policies.spec import available, parse_policy
+from jax_unmask.policies.spec import available, parse_policy, policy_directory
 
 __all__ = [
     "Action",
@@ -63,6 +63,7 @@ __all__ = [
     "load_policy",
     "network_settings",
     "parse_policy",
+    "policy_directory",
     "row_uniform",
     "save_policy",
     "settings_of",

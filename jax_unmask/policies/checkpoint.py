@@ -21,6 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from jax_unmask.denoisers import families, hub
+from jax_unmask.policies import calibration
 from jax_unmask.policies.base import Params
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import NETWORKS, LearnedPolicy
@@ -93,6 +94,7 @@ def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Pa
     tensors |= {PREFIX + name: value for name, value in buffers(policy.network).items()}
     directory = pathlib.Path(directory)
     directory.mkdir(parents=True, exist_ok=True)
+    (directory / calibration.FILE).unlink(missing_ok=True)  # They are those of other weights.
     with replacing(directory / WEIGHTS) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
     atomic_write(directory / CONFIG, json.dumps(_config_fields(policy, params), indent=2) + "\n")

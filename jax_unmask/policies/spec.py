@@ -8,13 +8,16 @@ else the function takes, comes first.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import pathlib
 from typing import Any
 
 from jax_unmask import notation, shipped
 from jax_unmask.policies.base import Params, Policy
+from jax_unmask.policies.calibration import find_calibration
 from jax_unmask.policies.checkpoint import load_policy
 from jax_unmask.policies.learned import LearnedPolicy
+from jax_unmask.settings import SettingError
 
 POLICIES = notation.Names(
     "policy",
@@ -54,7 +57,7 @@ def available() -> dict[str, dict[str, Any]]:
     """
     made = {name: POLICIES(name) for name in POLICIES}
     return {
-        name: {key: each.default for key, each in _settings(make).items()}
+        name: {key: each.default for key, each in (_settings(make) | _loading(make)).items()}
         for name, make in made.items()
     }
 
@@ -80,11 +83,18 @@ def parse_policy(text: str) -> tuple[Policy, Params]:
         problem = f"{spec.target!r} is not of the form SETTING=VALUE"
         raise notation.NotationError(text, problem)
     policy, params = make(spec.target) if loads else (None, {})
-    given = spec.arguments({key: p.annotation for key, p in _settings(policy or make).items()})
+    loading = _loading(make)
+    settings_there_are = _settings(policy or make) | loading
+    given = spec.arguments({key: p.annotation for key, p in settings_there_are.items()})
+    chosen = {key: given.pop(key) for key in loading.keys() & given.keys()}
     fields = {field.name for field in dataclasses.fields(make if policy is None else policy)}
     static = {key: value for key, value in given.items() if key in fields}
     numbers = {key: value for key, value in given.items() if key not in fields}
     try:
+        if chosen:
+            if "alpha" in numbers:
+                raise ValueError(f"alpha and {' and '.join(sorted(chosen))} exclude each other")
+            _, params = make(spec.target, **chosen)
         policy = make(**static) if policy is None else dataclasses.replace(policy, **static)
         settings = policy.params(**numbers)
     except ValueError as error:
@@ -94,21 +104,56 @@ def parse_policy(text: str) -> tuple[Policy, Params]:
     return policy, params | settings
 
 
-def load_learned(name: str) -> tuple[LearnedPolicy, Params]:
+def load_learned(
+    name: str, nfe: float | None = None, calibration: str | None = None
+) -> tuple[LearnedPolicy, Params]:
     """Loads a policy from its directory, or one that ships with the package by its name.
+
+    Args:
+        name: the directory, or the name.
+        nfe: denoiser forwards that a sequence should take on average, for policies that can be told
+            an alpha. A calibration says which alpha that is.
+        calibration: the name of that calibration; None for the only one that the policy has.
 
     Raises:
         FileNotFoundError: there is no such directory or name, or a file in it is missing.
+        SettingError: the policy cannot take that many forwards, or has no such calibration.
+    """
+    directory = policy_directory(name)
+    policy, params = load_policy(directory)
+    if nfe is not None:
+        if not policy.alphas:
+            problem = "the policy was trained for one alpha and takes the forwards that it takes"
+            raise SettingError("nfe", nfe, problem, "Leave it out, or choose another policy")
+        alpha = find_calibration(directory, calibration).alpha(nfe)
+        return policy, params | policy.params(alpha=alpha)
+    if calibration is not None:
+        raise SettingError("calibration", calibration, "it is of no use without nfe", "Give nfe=")
+    return policy, params
+
+
+def policy_directory(name: str) -> pathlib.Path:
+    """The directory of a policy, which is given by its path or by the name of a shipped one.
+
+    Raises:
+        FileNotFoundError: there is no policy of that name.
     """
     path = pathlib.Path(name).expanduser()
     if path.exists() or path.is_absolute() or len(path.parts) > 1:
-        return load_policy(path)
+        return path
     if name not in shipped.shipped_policies():
         raise FileNotFoundError(
             f"learned policy {name!r} is neither a directory nor one of the shipped policies"
             f"{notation.suggestion(name, shipped.shipped_policies())}"
         )
-    return load_policy(shipped.assets() / "policies" / name)
+    return shipped.assets() / "policies" / name
+
+
+def _loading(make: Any) -> dict[str, inspect.Parameter]:
+    """Settings of a function that loads policies, beside the directory; none of a class."""
+    if isinstance(make, type):
+        return {}
+    return dict(list(notation.parameters(make).items())[1:])
 
 
 def _settings(policy: Any) -> dict[str, Any]:

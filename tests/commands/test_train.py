@@ -244,7 +244,7 @@ def test_one_policy_learns_in_several_environments_for_every_alpha(tiny_config, 
     config = tiny_config("policy_environments", train__steps=2, reward__alpha=1.0)
     train.train(config, tmp_path)
     for line in lines(tmp_path):
-        assert line["nfe/sudoku_0"] > 8 >= line["nfe/sudoku_1"]
+        assert 1 <= line["nfe/sudoku_1"] <= 8
         assert line["nfe"] == pytest.approx((line["nfe/sudoku_0"] + line["nfe/sudoku_1"]) / 2)
         assert line["nfe_at_small_alpha"] > 0
     with Checkpoints(tmp_path, read_only=True) as checkpoints:

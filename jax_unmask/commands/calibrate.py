@@ -1,0 +1,128 @@
+"""Calibrates a policy for requests of forwards: `python -m jax_unmask.calibrate`."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+
+from absl import flags
+from ml_collections import ConfigDict
+
+from jax_unmask import policies, recipes
+from jax_unmask.commands import command_line
+from jax_unmask.environment.bundle import load_bundle
+from jax_unmask.evaluation.calibrate import calibrate as count_forwards
+from jax_unmask.policies.calibration import Calibration, save_calibration
+
+_NAME = re.compile(r"[\w.-]+")
+
+
+def calibrate(
+    config: ConfigDict,
+    policy: str,
+    *,
+    name: str | None = None,
+    block_length: int = 0,
+    points: int = 13,
+    split: str = "train",
+    prompts: int = 256,
+) -> Calibration:
+    """Measures a calibration and adds it to the policy's directory.
+
+    Args:
+        config: a full config, see `recipes.config`: denoiser, prompts, canvas, cache.
+        policy: directory of the policy, with settings if wanted (`DIR,distribution=threshold`).
+        name: of the calibration; by default TASK-CANVAS-BLOCK.
+        block_length: of the rollouts; 0 for the config's.
+        points: number of alphas.
+        split: of the task, whose prompts are used; not the one that is measured afterwards.
+        prompts: number of prompts.
+
+    Raises:
+        ValueError: the policy can't be told alpha, or a setting cannot be used.
+    """
+    config = config.copy_and_resolve_references()
+    config.eval.update(split=split, num_problems=prompts, validation_problems=0)
+    settings = recipes.read(config)
+    directory = policy.partition(",")[0]
+    learned, params = policies.parse_policy(f"learned:{policy}")
+    if not getattr(learned, "alphas", ()):
+        raise ValueError(
+            f"--policy={directory}: it was trained for one alpha and takes the forwards that it "
+            "takes; give a policy of a network with alphas"
+        )
+    assert isinstance(learned, policies.LearnedPolicy)
+    length = settings.sampling.gen_length
+    block = block_length or settings.sampling.block_length
+    if block > length or length % block:
+        raise ValueError(f"--block_length={block} does not divide the canvas of {length}")
+    name = name or f"{settings.task.name.rpartition('.')[2]}-{length}-{block}"
+    if not _NAME.fullmatch(name):
+        raise ValueError(f"--name={name!r} may hold letters, digits, '.', '_' and '-' only")
+    target = policies.policy_directory(directory)
+    bundle = load_bundle(settings, splits=(settings.eval.split,))
+    found = count_forwards(
+        settings, bundle, learned, params, name=name, block_length=block, points=points
+    )
+    save_calibration(target, found)
+    return found
+
+
+def table(calibration: Calibration, policy: pathlib.Path | str) -> str:
+    """A calibration as text, with an example of its use."""
+    lines = [f"{'alpha':>10} {'forwards':>10}"]
+    lines += [
+        f"{alpha:>10.4g} {nfe:>10.3f}"
+        for alpha, nfe in zip(calibration.alphas, calibration.nfe, strict=True)
+    ]
+    middle = (calibration.nfe[0] * calibration.nfe[-1]) ** 0.5
+    use = f"learned:{policy},nfe={middle:.3g},calibration={calibration.name}"
+    return "\n".join([*lines, f"Ask for forwards with --policy={use}", ""])
+
+
+def main(argv: list[str]) -> None:
+    """Runs the command."""
+    command_line.begin(argv)
+    values = flags.FLAGS
+    with command_line.clear_errors():
+        if not values.policy:
+            raise ValueError("--policy is missing; give the directory of a policy")
+        found = calibrate(
+            values.config,
+            values.policy,
+            name=values.name,
+            block_length=values.block_length,
+            points=values.points,
+            split=values.split,
+            prompts=values.prompts,
+        )
+        print(table(found, values.policy.partition(",")[0]), end="")
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the flags of the command."""
+    command_line.define_config_flag(values)
+    flags.DEFINE_string(
+        "policy",
+        None,
+        "Directory of the policy, with settings if wanted: DIR or DIR,distribution=threshold.",
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "name",
+        None,
+        "Name of the calibration (default: TASK-CANVAS-BLOCK); replaces one of that name.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "block_length", 0, "Block length in tokens; 0 for the config's.", 0, flag_values=values
+    )
+    flags.DEFINE_enum(
+        "split",
+        "train",
+        ["train", "validation", "test"],
+        "Split of the task whose prompts are used.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer("prompts", 256, "Number of prompts.", 1, flag_values=values)
+    flags.DEFINE_integer("points", 13, "Alphas that are measured.", 2, 100, flag_values=values)

@@ -1,0 +1,97 @@
+"""Calibration of a policy: its forwards by the alpha that it is told. Answers are not needed."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterator
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_unmask.environment.bundle import Bundle, load_task
+from jax_unmask.environment.settings import RunSettings
+from jax_unmask.evaluation.problems import load_problems, rollout_settings
+from jax_unmask.policies import LearnedPolicy
+from jax_unmask.policies.base import Params
+from jax_unmask.policies.calibration import Calibration
+from jax_unmask.rollout import Prompts, rollout, row_keys
+from jax_unmask.rollout.trajectory import check_finite
+from jax_unmask.runtime import streams
+
+logger = logging.getLogger(__name__)
+
+
+def calibrate(
+    config: RunSettings,
+    bundle: Bundle,
+    policy: LearnedPolicy,
+    params: Params,
+    *,
+    name: str,
+    block_length: int,
+    points: int,
+) -> Calibration:
+    """Counts the forwards of a policy at alphas spread evenly, on a logarithmic scale.
+
+    All alphas share one compiled program. Responses are not checked.
+
+    Args:
+        config: names the prompts (`task`, `eval.split`, `eval.num_problems`), the canvas and the
+            cache; `eval.batch_size` rows are rolled out at one time.
+        bundle: denoiser, tokenizer and task.
+        policy: the policy, which can be told alpha.
+        params: its parameters and settings.
+        name: what the environment is to be called.
+        block_length: of the rollouts.
+        points: number of alphas, at least 2.
+    """
+    task = load_task(config, prompt_style=config.eval.prompt_style)
+    prompts = load_problems(config, bundle, task, config.eval.split).prompts
+    settings = rollout_settings(config, bundle, block_length, config.sampling.cache)
+    shards = bundle.placement.shards
+    rows = -(-min(config.eval.batch_size, len(prompts.tokens)) // shards) * shards
+    settings = dataclasses.replace(settings, record=False, slots=0, slot_groups=shards)
+    key = streams.stream(streams.root(config.seed), "sampling")
+    low, high = policy.alphas
+    # Rounded, the ends may lie outside.
+    alphas, nfe = np.clip(np.geomspace(low, high, points), low, high), []
+    for alpha in alphas:
+        told, forwards = {**params, "alpha": jnp.asarray(alpha, jnp.float32)}, []
+        for batch, identities in _batches(prompts, rows):
+            with bundle.placement.active():
+                done = rollout(
+                    bundle.denoiser,
+                    bundle.params,
+                    policy,
+                    told,
+                    bundle.placement.global_rows(batch),
+                    row_keys(key, bundle.placement.global_rows(identities)),
+                    settings,
+                )
+            used, *scores = bundle.placement.fetch((done.nfe, done.confidence, done.step_map))
+            check_finite(*scores)
+            forwards.append(np.asarray(used)[np.asarray(batch.present)])
+        nfe.append(float(np.concatenate(forwards).mean()))
+        logger.info("alpha %.4g: %.3f forwards of %d", alpha, nfe[-1], settings.gen_length)
+    environment: dict[str, str | int | float] = {
+        "denoiser": bundle.name,
+        "task": task.name,
+        "gen_length": settings.gen_length,
+        "block_length": block_length,
+        "cache": str(settings.cache) if settings.cache else "none",
+        "distribution": policy.distribution,
+    }
+    count = len(prompts.tokens)
+    return Calibration(name, environment, tuple(map(float, alphas)), tuple(nfe), count)
+
+
+def _batches(prompts: Prompts, rows: int) -> Iterator[tuple[Prompts, np.ndarray]]:
+    """Batches of one size, the last one filled up with absent rows; and the rows' numbers."""
+    count = len(prompts.tokens)
+    for start in range(0, count, rows):
+        index = np.arange(start, start + rows)
+        row = np.minimum(index, count - 1)
+        present: Any = index < count
+        yield Prompts(prompts.tokens[row], prompts.mask[row], present=present), index

@@ -1,0 +1,103 @@
+"""Forwards that a policy takes by the alpha that it is told, in one environment.
+
+A policy that can be told alpha is asked for a number of forwards through such a table. It is in the
+policy's own directory, under the name of the environment.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+
+import numpy as np
+
+from jax_unmask.runtime.files import atomic_write
+from jax_unmask.settings import SettingError
+
+FILE = "calibrations.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class Calibration:
+    """Mean forwards per sequence at several alphas.
+
+    Attributes:
+        name: what the environment is called.
+        environment: what was measured: denoiser, task, canvas, block length, cache, distribution.
+        alphas: ascending.
+        nfe: mean forwards at each of them.
+        prompts: number of prompts.
+    """
+
+    name: str
+    environment: dict[str, str | int | float]
+    alphas: tuple[float, ...]
+    nfe: tuple[float, ...]
+    prompts: int
+
+    def alpha(self, nfe: float) -> float:
+        """The alpha at which the policy takes that many forwards on average.
+
+        Linear in the logarithms of both between the measured ones, and monotone: fewer forwards
+        are never a smaller alpha.
+
+        Raises:
+            SettingError: the policy can't take as few, or as many.
+        """
+        forwards = np.minimum.accumulate(self.nfe)
+        most, fewest = float(forwards[0]), float(forwards[-1])
+        if not fewest <= nfe <= most:
+            problem = f"calibrated on {self.name!r}, the policy takes {fewest:.4g} to {most:.4g}"
+            raise SettingError("nfe", nfe, problem, "Ask for a number in between")
+        place = np.interp(-np.log(nfe), -np.log(forwards), np.log(self.alphas))
+        return float(np.clip(np.exp(place), self.alphas[0], self.alphas[-1]))
+
+
+def load_calibrations(directory: str | pathlib.Path) -> dict[str, Calibration]:
+    """The calibrations of a policy directory by name, in the order in which they were made.
+
+    Raises:
+        ValueError: the file is damaged.
+    """
+    path = pathlib.Path(directory) / FILE
+    if not path.is_file():
+        return {}
+    try:
+        found = [Calibration(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
+        tables = [np.asarray([each.alphas, each.nfe], float) for each in found]
+        if any(not (table > 0).all() or (np.diff(table[0]) <= 0).any() for table in tables):
+            raise ValueError("alphas must ascend, and all numbers be positive")
+    except (ValueError, TypeError) as error:
+        remedy = "calibrate the policy again"
+        raise ValueError(f"{path} holds no calibrations ({error}); {remedy}") from error
+    return {each.name: each for each in found}
+
+
+def save_calibration(directory: str | pathlib.Path, calibration: Calibration) -> None:
+    """Adds a calibration to a policy directory, in place of one of the same name."""
+    known = load_calibrations(directory) | {calibration.name: calibration}
+    text = json.dumps([dataclasses.asdict(each) for each in known.values()], indent=2)
+    atomic_write(pathlib.Path(directory) / FILE, text + "\n")
+
+
+def find_calibration(directory: str | pathlib.Path, name: str | None) -> Calibration:
+    """The calibration of a name; the only one, if no name is given.
+
+    Raises:
+        SettingError: there is no such calibration, or there are several and none is named.
+    """
+    known = load_calibrations(directory)
+    names = ", ".join(known) or "none"
+    if name is not None and name not in known:
+        remedy = f"There are: {names}. python -m jax_unmask.calibrate makes one"
+        raise SettingError("calibration", name, "the policy has no such calibration", remedy)
+    if name is None and len(known) != 1:
+        problem = f"forwards are asked for by a calibration, and the policy has {len(known)}"
+        remedy = (
+            f"Name one of them ({names})"
+            if known
+            else "Make one with python -m jax_unmask.calibrate, or give alpha instead of nfe"
+        )
+        raise SettingError("calibration", name, problem, remedy)
+    return known[name] if name is not None else next(iter(known.values()))

@@ -1,0 +1,115 @@
+"""Requests for forwards: calibrations of policies that can be told alpha."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+import jax
+import pytest
+
+from jax_unmask import policies
+from jax_unmask.policies import LearnedPolicy, NetworkConfig
+from jax_unmask.policies.calibration import FILE, Calibration, load_calibrations, save_calibration
+
+POLICY = LearnedPolicy(
+    network=NetworkConfig(hidden_dim=8, feedforward_dim=8, time_embed_dim=8, alphas=(0.1, 10.0))
+)
+TABLE = Calibration("sudoku-16-16", {"task": "sudoku"}, (0.1, 1.0, 10.0), (8.0, 4.0, 2.0), 9)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("policies") / "told"
+    policies.save_policy(directory, POLICY, jax.jit(POLICY.init_params)(jax.random.key(0)))
+    return directory
+
+
+@pytest.fixture
+def directory(saved):
+    (saved / FILE).unlink(missing_ok=True)
+    save_calibration(saved, TABLE)
+    return saved
+
+
+def test_fewer_forwards_are_a_larger_alpha():
+    assert TABLE.alpha(4.0) == pytest.approx(1.0)
+    alphas = [TABLE.alpha(nfe) for nfe in (8.0, 6.0, 4.0, 2.5, 2.0)]
+    assert alphas == sorted(alphas)
+    assert alphas[0] == pytest.approx(0.1)
+    assert alphas[-1] == pytest.approx(10.0)
+    # Noise in the table does not turn the order around.
+    noisy = dataclasses.replace(TABLE, nfe=(4.0, 4.1, 2.0))
+    assert noisy.alpha(4.0) <= noisy.alpha(3.0) <= noisy.alpha(2.0)
+
+
+@pytest.mark.parametrize("nfe", [1.9, 8.1, float("nan"), -3])
+def test_forwards_that_it_cannot_take(directory, nfe):
+    with pytest.raises(ValueError, match=r"nfe.*2 to 8"):
+        policies.parse_policy(f"learned:{directory},nfe={nfe}")
+
+
+def test_a_request_by_the_only_calibration_or_a_named_one(directory):
+    _, params = policies.parse_policy(f"learned:{directory},nfe=4,temperature=0.5")
+    assert params["alpha"] == pytest.approx(1.0)
+    assert params["temperature"] == 0.5
+    save_calibration(directory, dataclasses.replace(TABLE, name="other", nfe=(9.0, 6.0, 4.0)))
+    _, params = policies.parse_policy(f"learned:{directory},nfe=4,calibration=other")
+    assert params["alpha"] == pytest.approx(10.0)
+    with pytest.raises(ValueError, match="sudoku-16-16, other"):
+        policies.parse_policy(f"learned:{directory},nfe=4")
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ("nfe=4,alpha=1", "alpha and nfe"),
+        ("nfe=4,calibration=nowhere", "nowhere"),
+        ("calibration=sudoku-16-16", "calibration"),
+        ("nfee=4", "nfe"),
+    ],
+)
+def test_requests_that_make_no_sense(directory, settings, named):
+    with pytest.raises(ValueError, match=named):
+        policies.parse_policy(f"learned:{directory},{settings}")
+
+
+def test_without_calibration(saved):
+    (saved / FILE).unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"jax_unmask\.calibrate"):
+        policies.parse_policy(f"learned:{saved},nfe=4")
+
+
+def test_a_new_calibration_replaces_one_of_its_name(directory):
+    save_calibration(directory, dataclasses.replace(TABLE, nfe=(7.0, 4.0, 2.0)))
+    assert load_calibrations(directory)["sudoku-16-16"].nfe[0] == 7.0
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "{",
+        "[1]",
+        json.dumps([{"name": "a"}]),
+        json.dumps([dataclasses.asdict(dataclasses.replace(TABLE, alphas=(1.0, 1.0, 2.0)))]),
+        json.dumps([dataclasses.asdict(dataclasses.replace(TABLE, nfe=(3.0, 0.0, 2.0)))]),
+        json.dumps([dataclasses.asdict(dataclasses.replace(TABLE, nfe=(3.0, 2.0)))]),
+    ],
+)
+def test_a_damaged_file_is_named(directory, content):
+    (directory / FILE).write_text(content)
+    with pytest.raises(ValueError, match=FILE):
+        policies.parse_policy(f"learned:{directory},nfe=4")
+
+
+def test_one_alpha_only(tmp_path):
+    policy = LearnedPolicy(network=dataclasses.replace(POLICY.network, alphas=()))
+    policies.save_policy(tmp_path, policy, jax.jit(policy.init_params)(jax.random.key(0)))
+    save_calibration(tmp_path, TABLE)
+    with pytest.raises(ValueError, match="nfe = 4"):
+        policies.parse_policy(f"learned:{tmp_path},nfe=4")
+
+
+def test_another_policy_in_the_directory_has_no_calibrations(directory):
+    policies.save_policy(directory, *policies.load_policy(directory))
+    assert not load_calibrations(directory)
