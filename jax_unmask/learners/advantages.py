@@ -59,27 +59,32 @@ def group_advantages(rewards: Float[Array, " B"], group_size: int) -> GroupAdvan
     )
 
 
-def relative_to_best(rewards: Sequence[np.ndarray], groups: int) -> list[np.ndarray]:
-    """Rewards over the largest magnitude of their group.
+def relative_rewards(
+    rewards: Sequence[np.ndarray], if_right: Sequence[np.ndarray], groups: int
+) -> list[np.ndarray]:
+    """Rewards over the mean reward that the answers of a group would have had, were they right.
 
     Groups whose rewards are of different sizes, by their own weights of forwards, count alike then.
-    The order within a group, and how the others compare with its best, stay what they are.
+    It changes no order within a group, nor how rewards compare; none exceeds the rows of a group.
 
     Args:
         rewards: arrays [groups * n] (n may differ), each with the rows of a group next to each
             other. A group has its rows of all arrays.
+        if_right: likewise; the rewards of right answers in as many forwards.
         groups: number of groups.
 
     Returns:
-        Such arrays, float32. They are made in float64, since rewards can be very small.
+        Arrays like `rewards`, float32. They are made in float64, since rewards can be very small.
 
-    >>> relative_to_best([np.array([1e-90, 0.0, 1.0, 0.5]), np.array([2e-90, 0.0])], groups=2)
-    [array([0.5, 0. , 1. , 0.5], dtype=float32), array([1., 0.], dtype=float32)]
+    >>> slow, fast = np.array([1e-90, 0.0]), np.array([3e-90])
+    >>> relative_rewards([slow, fast], [np.array([1e-90, 2e-90]), fast], groups=1)
+    [array([0.5, 0. ], dtype=float32), array([1.5], dtype=float32)]
     """
+    sizes = [np.abs(np.asarray(each, np.float64)).reshape(groups, -1) for each in if_right]
+    size = np.concatenate(sizes, axis=1).mean(axis=1)[:, None]
+    size = np.where(size > 0, size, 1.0)
     rows = [np.asarray(each, np.float64).reshape(groups, -1) for each in rewards]
-    best = np.max([np.abs(each).max(axis=1) for each in rows], axis=0)[:, None]
-    best = np.where(best > 0, best, 1.0)
-    return [(each / best).astype(np.float32).reshape(-1) for each in rows]
+    return [(each / size).astype(np.float32).reshape(-1) for each in rows]
 
 
 def group_z_scores(rewards: Float[Array, " B"], group_size: int) -> GroupAdvantages:

@@ -18,7 +18,7 @@ from jax_unmask.denoisers.quantization import quantize_params
 from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config
 from jax_unmask.environment.settings import ModelSettings, RunSettings, TrainSettings
-from jax_unmask.learners.advantages import group_advantages, relative_to_best
+from jax_unmask.learners.advantages import group_advantages, relative_rewards
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.optim import OptimizerSettings
@@ -352,7 +352,11 @@ class PolicyGrpo:
             compared = value
             if alphas is not None:
                 # A right answer in half of the forwards earns 0.93 at alpha 0.1 and 1e-9 at 30.
-                compared = relative_to_best(value, len(value[0]) // self._group)
+                if_right = [
+                    self._config.reward(np.ones(len(steps)), steps, length, alpha)
+                    for steps, alpha in zip(nfe, alphas, strict=True)
+                ]
+                compared = relative_rewards(value, if_right, len(value[0]) // self._group)
             records, is_expert, group_rewards = trajectory.records, None, compared[0]
             settings = None if alphas is None else {"alpha": jnp.asarray(alphas[0])}
             imitated = None

@@ -1,0 +1,60 @@
+"""`python -m jax_unmask.calibrate`: from prompts to a request for forwards."""
+
+from __future__ import annotations
+
+import pathlib
+
+import jax
+import pytest
+
+from jax_unmask import policies
+from jax_unmask.commands import calibrate
+from jax_unmask.policies import LearnedPolicy, NetworkConfig
+from jax_unmask.policies.calibration import FILE, load_calibrations
+
+NETWORK = NetworkConfig(
+    hidden_dim=8, feedforward_dim=8, time_embed_dim=8, alphas=(0.1, 10.0), initial_bias=0.0
+)
+
+
+def save(directory: pathlib.Path, network: NetworkConfig) -> str:
+    policy = LearnedPolicy(network=network, distribution="bernoulli_argmax")
+    policies.save_policy(directory, policy, jax.jit(policy.init_params)(jax.random.key(0)))
+    return str(directory)
+
+
+def test_counts_forwards_on_prompts_alone(tiny_config, tmp_path, monkeypatch):
+    config = tiny_config("policy_grpo", eval__batch_size=4)
+    where = save(tmp_path / "told", NETWORK)
+    monkeypatch.setattr(
+        "jax_unmask.tasks.sudoku.Sudoku.check", lambda *_: pytest.fail("an answer was checked")
+    )
+    found = calibrate.calibrate(config, where, points=3, prompts=6)
+    assert found.name == "sudoku-16-16"
+    assert found.prompts == 6
+    assert found.alphas == pytest.approx((0.1, 1.0, 10.0))
+    assert all(1 <= nfe <= 16 for nfe in found.nfe)
+    assert load_calibrations(where) == {found.name: found}
+    # The same rows in batches of another size.
+    config.eval.batch_size = 6
+    assert calibrate.calibrate(config, where, points=3, prompts=6).nfe == found.nfe
+    assert "nfe=" in calibrate.table(found, where)
+    in_blocks = calibrate.calibrate(config, where, points=2, prompts=4, block_length=4)
+    assert list(load_calibrations(where)) == ["sudoku-16-16", in_blocks.name]
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"), [({"block_length": 3}, "block_length=3"), ({"name": "a/b"}, "a/b")]
+)
+def test_mistakes_come_before_the_weights(tiny_config, tmp_path, settings, named):
+    where = save(tmp_path / "told", NETWORK)
+    config = tiny_config("policy_grpo", model__path=str(tmp_path / "missing"))
+    with pytest.raises(ValueError, match=named):
+        calibrate.calibrate(config, where, **settings)
+
+
+def test_a_policy_of_one_alpha(tiny_config, tmp_path):
+    where = save(tmp_path / "one", NetworkConfig())
+    with pytest.raises(ValueError, match=r"one.*one alpha"):
+        calibrate.calibrate(tiny_config("policy_grpo"), where)
+    assert not (tmp_path / "one" / FILE).exists()
