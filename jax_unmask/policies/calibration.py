@@ -64,14 +64,15 @@ def load_calibrations(directory: str | pathlib.Path) -> dict[str, Calibration]:
     if not path.is_file():
         return {}
     try:
+        read = [Calibration(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
         found = [
-            Calibration(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
-            for fields in json.loads(path.read_text(encoding="utf-8"))
+            dataclasses.replace(each, alphas=tuple(each.alphas), nfe=tuple(each.nfe))
+            for each in read
         ]
         tables = [np.asarray([each.alphas, each.nfe], float) for each in found]
         if any(not (table > 0).all() or (np.diff(table[0]) <= 0).any() for table in tables):
             raise ValueError("alphas must ascend, and all numbers be positive")
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError) as error:
         remedy = "calibrate the policy again"
         raise ValueError(f"{path} holds no calibrations ({error}); {remedy}") from error
     return {each.name: each for each in found}
