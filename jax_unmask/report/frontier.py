@@ -8,6 +8,7 @@ more than noise?
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -178,24 +179,41 @@ def compare(point: Point, reference: Point | None) -> Comparison:
     return Comparison(point, reference, point.accuracy - reference.accuracy, se, paired)
 
 
-def area(points: Iterable[Point], low: float, high: float) -> float:
-    """Area under the frontier: mean accuracy over all NFE budgets in [low, high].
+def area(
+    points: Iterable[Point], low: float, high: float, validation: Sequence[Point] | None = None
+) -> float:
+    """Mean of the envelope over all NFE budgets in [low, high], on a logarithmic scale.
 
-    A = 1 / (high - low) * integral of a(x) dx, where a(x) is the accuracy of the best point at
-    NFE <= x, and 0 where none is that fast. It lies in [0, 1]; 1 means always right within `low`
-    forwards. Areas compare only over the same [low, high], for example [1, gen_length].
+    A = 1 / ln(high / low) * integral of a(x) dx / x. The envelope a(x) is the accuracy of the best
+    point at NFE <= x (`best_at_most`), and 0 where none is that fast. The area lies in [0, 1]; 1
+    means always right within `low` forwards. Areas compare only over the same [low, high], see
+    `budgets`.
+
+    Args:
+        points: the points of the reported split.
+        low, high: budgets.
+        validation: points of another split, which choose.
 
     Raises:
-        ValueError: unless 0 <= low < high.
+        ValueError: unless 0 < low < high.
     """
-    if not 0 <= low < high:
-        raise ValueError(f"low={low} and high={high} must satisfy 0 <= low < high")
-    frontier = [point for point in pareto(points) if point.nfe < high]
-    total = 0.0
-    for k, point in enumerate(frontier):
-        end = frontier[k + 1].nfe if k + 1 < len(frontier) else high
-        total += point.accuracy * (max(end, low) - max(point.nfe, low))
-    return total / (high - low)
+    if not 0 < low < high:
+        raise ValueError(f"low={low} and high={high} must satisfy 0 < low < high")
+    points, total = list(points), 0.0
+    edges = sorted({low, high, *(point.nfe for point in points if low < point.nfe < high)})
+    for start, end in itertools.pairwise(edges):
+        best = best_at_most(points, start, validation)
+        total += math.log(end / start) * (best.accuracy if best else 0.0)
+    return total / math.log(high / low)
+
+
+def budgets(gen_length: int) -> tuple[float, float]:
+    """The budgets of areas: L / 16 forwards, at least one, to L / 2, at least two.
+
+    >>> budgets(16), budgets(256)
+    ((1.0, 8.0), (16.0, 128.0))
+    """
+    return max(1.0, gen_length / 16), max(2.0, gen_length / 2)
 
 
 def over_training_seeds(points: Sequence[Point]) -> Point:

@@ -42,6 +42,7 @@ def section(results: Sequence[Result], split: str, *, title: str) -> dict[str, A
             _panel(
                 [result for result in reported if result.block_length == block],
                 [standing for standing in found if standing.result.block_length == block],
+                tables.validation_of(results, block),
                 split,
                 has_costs,
             )
@@ -51,14 +52,18 @@ def section(results: Sequence[Result], split: str, *, title: str) -> dict[str, A
 
 
 def _panel(
-    results: list[Result], found: list[Standing], split: str, has_costs: bool
+    results: list[Result],
+    found: list[Standing],
+    validation: list[Result],
+    split: str,
+    has_costs: bool,
 ) -> dict[str, Any]:
     first = results[0]
     on_frontier = {id(point) for point in frontier.pareto(r.point for r in results)}
     full = " (full diffusion)" if first.block_length == first.gen_length else ""
     return {
         "title": f"block length {first.block_length}{full}, {first.point.n} {split} problems",
-        "gen_length": first.gen_length,
+        "budgets": frontier.budgets(first.gen_length),
         "series": [_series(each, on_frontier, has_costs) for each in by_series(results).values()],
         "standings": [_standing(standing) for standing in found],
         "verdict": tables.verdict(found) if found else "",
@@ -66,7 +71,7 @@ def _panel(
         "paired": all(s.at_most.paired or s.at_most.reference is None for s in found),
         "areas": [
             {"label": _LABELS.get(label, label), "method": method, "area": area}
-            for label, method, area in tables.areas(results)
+            for label, method, area in tables.areas(results, validation)
         ],
     }
 

@@ -10,7 +10,7 @@ import rich.console
 import rich.table
 
 from jax_unmask.report import frontier
-from jax_unmask.report.frontier import Comparison
+from jax_unmask.report.frontier import Comparison, Point
 from jax_unmask.report.results import (
     HEADINGS,
     HEURISTIC,
@@ -129,11 +129,15 @@ def standings_table(found: Sequence[Standing]) -> Table:
     return table
 
 
-def areas(results: Sequence[Result]) -> list[tuple[str, str, float]]:
-    """Area under the frontier over the NFE budgets [1, gen_length], see `frontier.area`.
+def areas(
+    results: Sequence[Result], validation: Sequence[Result] = ()
+) -> list[tuple[str, str, float]]:
+    """Area under the envelope over the NFE budgets of the canvas, see `frontier.area`.
 
     Args:
         results: results of one block length.
+        validation: results of the heuristics on the validation split, which choose the settings of
+            groups that were measured there as a whole.
 
     Returns:
         (label, method, area) of every method, of all heuristics together, and of these with the
@@ -146,16 +150,30 @@ def areas(results: Sequence[Result]) -> list[tuple[str, str, float]]:
         shipped = [result for result in results if result.label == SHIPPED]
         if shipped:
             groups[SHIPPED, "all heuristics and shipped policies"] = heuristics + shipped
+    low, high = frontier.budgets(results[0].gen_length)
+    chooses = [each.point for each in validation]
+    known = {point.identity for point in chooses}
+
+    def area(points: list[Point]) -> float:
+        is_chosen = known.issuperset(point.identity for point in points)
+        return frontier.area(points, low, high, chooses if is_chosen else None)
+
     return [
-        (*name, frontier.area([result.point for result in groups[name]], 1, results[0].gen_length))
+        (*name, area([result.point for result in groups[name]]))
         for name in sorted(groups, key=lambda name: (label_order(name[0]), name))
-        if results[0].gen_length > 1
     ]
 
 
-def areas_table(results: Sequence[Result]) -> Table:
+def validation_of(results: Sequence[Result], block_length: int) -> list[Result]:
+    """Results of a block length on the validation split; none if there are several caches."""
+    found = [r for r in results if r.split == "validation" and r.block_length == block_length]
+    return found if len({result.cache for result in found}) == 1 else []
+
+
+def areas_table(results: Sequence[Result], validation: Sequence[Result] = ()) -> Table:
     """`areas` as a table, in per cent."""
-    rows = [[label, method, f"{100 * value:.1f}"] for label, method, value in areas(results)]
+    found = areas(results, validation)
+    rows = [[label, method, f"{100 * value:.1f}"] for label, method, value in found]
     return [["group", "method", "area %"], *rows]
 
 
@@ -186,13 +204,12 @@ def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool
             )
             parts.append(render(standings_table(compared)))
             parts.append(verdict(compared))
-        areas = areas_table(here)
-        if len(areas) > 1:
-            parts.append(
-                f"{mark}Area under the frontier, block length {block}: mean accuracy of the best "
-                f"setting over NFE budgets from 1 to {here[0].gen_length}"
-            )
-            parts.append(render(areas))
+        low, high = frontier.budgets(here[0].gen_length)
+        parts.append(
+            f"{mark}Area under the envelope, block length {block}: mean accuracy of the best "
+            f"setting over NFE budgets from {low:g} to {high:g}, on a logarithmic scale"
+        )
+        parts.append(render(areas_table(here, validation_of(results, block))))
     parts.append(
         "± is one standard error over problems (and training seeds, where there are several). "
         "* lies on the frontier of its table. NFE counts denoiser forwards per sequence."

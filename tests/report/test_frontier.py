@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -100,13 +101,17 @@ def test_against_nothing_the_gain_is_the_accuracy():
 @pytest.mark.parametrize(
     ("low", "high", "total"),
     [
-        (0, 10, 0.2 * 3 + 0.6 * 4 + 0.9 * 2),  # 0 on [0, 1), .2 on [1, 4), .6 on [4, 8), then .9.
-        (2, 6, 0.2 * 2 + 0.6 * 2),
+        # 0 on [1/2, 1), .2 on [1, 4), .6 on [4, 8), then .9.
+        (0.5, 16, 0.2 * 2 + 0.6 * 1 + 0.9 * 1),
+        (2, 8, 0.2 * 1 + 0.6 * 1),
     ],
 )
 def test_area_is_the_mean_over_budgets(low, high, total):
-    assert frontier.area(CURVE, low, high) == pytest.approx(total / (high - low))
+    assert frontier.area(CURVE, low, high) == pytest.approx(total / math.log2(high / low))
     assert frontier.area([point(1, 1.0)], 1, 16) == 1.0
+    # Validation chooses: there the fastest setting seemed the best one.
+    chosen = [dataclasses.replace(p, accuracy=1 - p.accuracy) for p in CURVE]
+    assert frontier.area(CURVE, 2, 8, chosen) == pytest.approx(0.2)
     with pytest.raises(ValueError, match="low=4"):
         frontier.area(CURVE, 4, 4)
 

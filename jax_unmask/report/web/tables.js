@@ -67,8 +67,8 @@ function standingsTable(panel) {
 
 function areasTable(panel) {
   if (!panel.areas.length) return null;
-  return [el("h3", {}, `Area under the frontier, ${panel.title}`),
-    el("p", {}, `Mean accuracy of a method's best setting over all budgets from 1 to ${panel.gen_length} forwards; `
+  return [el("h3", {}, `Area under the envelope, ${panel.title}`),
+    el("p", {}, `Mean accuracy of a method's best setting over all budgets from ${panel.budgets[0]} to ${panel.budgets[1]} forwards, on a logarithmic scale; `
       + "0 for budgets that none of its settings keeps."),
     table(["method", "area %", "group"], panel.areas.map((one) => ({
       cells: [one.method, value(one.area, percent(one.area)), one.label] })))];
