@@ -24,6 +24,7 @@ os.environ.setdefault(
     str(pathlib.Path(tempfile.gettempdir()) / f"jax_unmask_tests_{getpass.getuser()}"),
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # Takes half of the time.
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -36,16 +37,6 @@ def free_programs() -> Iterator[None]:
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
-
-
-@pytest.fixture(scope="module")
-def few_optimisations() -> Iterator[None]:
-    """For modules whose tests take time for nothing but compiling."""
-    import jax
-
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="session")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import flax.linen as nn
@@ -125,8 +126,7 @@ class LearnedPolicy(Settings):
 
     def init_params(self, key: Array, gen_length: int = 1) -> Params:
         """Fresh parameters; none depends on the canvas length, which only traces the shapes."""
-        inputs = self.network.dummy_inputs(gen_length)
-        return {"network": self.network.build().init(key, inputs)["params"], **self.params()}
+        return {"network": _init(self.network, key, gen_length), **self.params()}
 
     @property
     def alphas(self) -> tuple[float, ...]:
@@ -273,6 +273,13 @@ class LearnedPolicy(Settings):
 
 def _scale(params: Params) -> Array:
     return jnp.asarray(jax.lax.stop_gradient(params["scale"]), jnp.float32)
+
+
+@functools.partial(jax.jit, static_argnums=(0, 2))
+def _init(network: Network, key: Array, gen_length: int) -> Params:
+    """Fresh parameters of a network, without the forward that traces their shapes."""
+    params: Params = network.build().init(key, network.dummy_inputs(gen_length))["params"]
+    return params
 
 
 def _cut_block(inputs: Any, block_start: Array, width: int) -> tuple[Any, Array]:

@@ -23,10 +23,14 @@ def load(name):
     return runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]()
 
 
-@pytest.fixture(scope="module", params=["gsm8k", "gsm8k_math"])
+@pytest.fixture(
+    scope="module",
+    params=["gsm8k", pytest.param("gsm8k compiled", marks=pytest.mark.slow), "gsm8k_math"],
+)
 def published(request):
-    """The plan of a published recipe, compiled at full size: nothing of that size is allocated."""
-    return plan(load(request.param), compile_programs=True)
+    """The plan of a published recipe at full size: nothing of that size is allocated."""
+    name, _, compiled = request.param.partition(" ")
+    return plan(load(name), compile_programs=bool(compiled))
 
 
 class TestLLaDA8B:
@@ -51,10 +55,10 @@ class TestLLaDA8B:
         assert state.step.shape == ()
 
     def test_fits_one_accelerator(self, published):
-        assert all(program.temporary_bytes > 0 for program in published.programs)
         # One of 80 GB has room to spare; the logits of all canvases would be 16.6 GB more.
-        assert published.needed_bytes < 32e9
-        assert published.estimate.total == pytest.approx(published.needed_bytes, rel=0.15)
+        assert published.estimate.total < 32e9
+        if published.needed_bytes is not None:
+            assert published.estimate.total == pytest.approx(published.needed_bytes, rel=0.15)
 
     def test_logits_never_exist_for_the_whole_vocabulary(self, published):
         for program in published.programs[:-1]:

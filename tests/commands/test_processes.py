@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 import subprocess
 import sys
@@ -41,8 +40,6 @@ def launch(module, *arguments):
             *("--", sys.executable, "-m", module, *map(str, arguments)),
         ],
         cwd=ROOT,
-        # Compiling is most of what these programs do.
-        env=os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
         capture_output=True,
         text=True,
         timeout=900,

@@ -176,7 +176,8 @@ def test_a_recipe_trains_and_resumes(self_training, package):
 def test_a_recipe_is_planned_and_its_result_evaluated(self_training, tmp_path):
     config, workdir = self_training
     found = plan.plan(config)
-    assert "update" in found.table()
+    assert "temporaries of rollout, an estimate" in found.table()
+    assert "temporaries of update, an estimate" in found.table()
     assert found.trained_parameters == found.denoiser_parameters
     (result,) = evaluate(config, tmp_path, workdir / "model")
     assert result.point.nfe == 2

@@ -21,7 +21,6 @@ from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.rollout.loop import rollout, row_keys
 from jax_unmask.rollout.trajectory import Prompts, RolloutSettings
 
-pytestmark = pytest.mark.usefixtures("few_optimisations")
 PROMPTS, GROUP, EXPERTS, LENGTH, BLOCK = 2, 2, 1, 8, 4
 NETWORK = NetworkConfig(hidden_dim=16, feedforward_dim=16, time_embed_dim=8, top_k=2, entropy=True)
 DENOISER = Denoiser(
@@ -58,8 +57,7 @@ def roll(policy, params, rows, block_length=LENGTH):
 
 def learned(distribution):
     policy = LearnedPolicy(network=NETWORK, distribution=distribution)
-    init = jax.jit(policy.init_params, static_argnums=1)
-    return policy, init(jax.random.key(3), LENGTH)
+    return policy, policy.init_params(jax.random.key(3), LENGTH)
 
 
 @pytest.fixture(scope="module", params=["bernoulli", "dpls"])

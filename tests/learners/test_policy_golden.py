@@ -22,7 +22,6 @@ from jax_unmask.rollout.trajectory import Records
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
 CASES = json.loads((FIXTURES / "loss" / "meta.json").read_text())["cases"]
-pytestmark = pytest.mark.usefixtures("few_optimisations")
 SETTINGS = [(case, setting) for case in CASES for setting in range(len(case["results"]))]
 
 

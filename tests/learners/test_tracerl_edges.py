@@ -77,9 +77,6 @@ ALL, NONE = np.ones(ROWS, bool), np.zeros(ROWS, bool)
 KEPT = np.asarray([True, True, True, False])
 
 
-pytestmark = pytest.mark.usefixtures("few_optimisations")
-
-
 @pytest.fixture(
     scope="module",
     params=[*METHODS, *(pytest.param(each, marks=pytest.mark.slow) for each in MORE_METHODS)],

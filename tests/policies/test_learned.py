@@ -16,7 +16,7 @@ SMALL = NetworkConfig(
     hidden_dim=16, feedforward_dim=16, time_embed_dim=8, position=True, initial_bias=0.0
 )
 # Parameters depend on the network alone.
-PARAMS = jax.jit(LearnedPolicy(network=SMALL).init_params)(jax.random.key(3))
+PARAMS = LearnedPolicy(network=SMALL).init_params(jax.random.key(3))
 
 
 def make(**changes) -> tuple[LearnedPolicy, dict]:

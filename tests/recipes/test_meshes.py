@@ -21,9 +21,6 @@ MESHES = {"data": [8, 1, 1], "fsdp": [1, 8, 1], "tensor": [4, 1, 2], "all": [2, 
 VOCABULARY = ["1", "2", "3", "4", ".", "=", "+"]
 
 
-pytestmark = pytest.mark.usefixtures("few_optimisations")
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """Random denoisers that every axis divides: 10 tokens, 2 heads, widths of 16."""
@@ -56,8 +53,7 @@ def run_all(count, processes=1, **runs):
         address = f"127.0.0.1:{probe.getsockname()[1]}"
     started = []
     for process in range(processes):
-        # Compiling is most of what these programs do.
-        environment = devices.environment(count) | {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
+        environment = devices.environment(count)
         if processes > 1:
             environment |= {
                 "JAX_COORDINATOR_ADDRESS": address,
