@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 
 import jax
@@ -22,12 +23,15 @@ def grid_policy_loss(log_prob, old_log_prob, advantages, active, epsilon):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def of_policy(learner, params, records, advantages, is_expert=None):
+def of_policy(learner, params, records, advantages, is_expert=None, clip=None):
     """Gradient of the loss of a whole batch in `params["network"]`, and the metrics.
 
     The records' log-probabilities are the old ones of all rows, those of experts under the policy
-    alone.
+    alone. One program serves all values of `clip`, if it is given.
     """
+    if clip is not None:
+        learner = copy.copy(learner)
+        object.__setattr__(learner, "clip", clip)
     rows = policy_grpo._Rows(advantages, is_expert)
     cells = split(learner._wanted(records, rows))
     weights, index = step_weights(records.active), jnp.zeros((), jnp.int32)

@@ -33,7 +33,7 @@ def shape(length=8, block=4):
 
 
 def test_prints_the_text(model, capsys):
-    arguments = (f"--model={model}", f"--prompt={PUZZLE}", "--policy=threshold:threshold=0.5")
+    arguments = (f"--model={model}", f"--prompt={PUZZLE}", "--policy=top_confidence")
     shown = run(capsys, *arguments, *shape())
     assert set(shown.out.strip()) <= set("1234.=")
     assert "NFE 8 for 8 positions" in shown.err
@@ -79,7 +79,7 @@ def test_trace_shows_every_step_without_colour_off_a_terminal(model, capsys):
     out = run(
         capsys,
         *(f"--model={model}", f"--prompt={PUZZLE}", "--trace", *shape()),
-        "--policy=left_to_right:tokens_per_step=1",
+        "--policy=top_confidence:tokens_per_step=1",
     ).out
     lines = out.splitlines()
     assert [line.split()[0] for line in lines[:8]] == [str(k) for k in range(1, 9)]

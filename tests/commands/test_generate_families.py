@@ -70,12 +70,6 @@ def test_chat(models, capsys, name):
     assert len(filled) == 8 or block == 4  # Block-causal models may stop at the end of the text.
 
 
-def test_block_length_is_the_models_own(models, capsys):
-    directories, _ = models
-    (record,) = run(capsys, f"--model={directories['sdar']}", "--prompt=2+2?", "--json")
-    assert record["block_length"] == 4
-
-
 def test_conversation_continues_from_a_file(models, capsys, tmp_path):
     directories, tokenizer = models
     turns = [
@@ -85,13 +79,11 @@ def test_conversation_continues_from_a_file(models, capsys, tmp_path):
     ]
     (tmp_path / "turns.json").write_text(json.dumps(turns))
     arguments = f"--model={directories['sdar']}", f"--messages={tmp_path / 'turns.json'}", "--json"
-    (record,) = run(capsys, *arguments)
+    (record,) = run(capsys, *arguments, "--thinking=off")
     text = "".join(f"<|im_start|>{t['role']}\n{t['content']}<|im_end|>\n" for t in turns)
-    expected = tokenizer.encode(text + "<|im_start|>assistant\n").ids
-    assert record["prompt_tokens"] == len(expected)
-    (closed,) = run(capsys, *arguments, "--thinking=off")
-    closing = len(tokenizer.encode("<think>\n\n</think>\n\n").ids)
-    assert closed["prompt_tokens"] == len(expected) + closing
+    text += "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    assert record["prompt_tokens"] == len(tokenizer.encode(text).ids)
+    assert record["block_length"] == 4  # The model's own.
 
 
 def test_conversation_from_standard_input(models, capsys, monkeypatch):
@@ -134,11 +126,11 @@ def test_every_turn_draws_anew(models, capsys, monkeypatch):
 def test_filtered_draws(models, capsys):
     directories, _ = models
     arguments = (f"--model={directories['dream']}", "--prompt=2+2?", "--json", "--temperature=0.7")
-    (record,) = run(capsys, *arguments, "--top_k=1", "--policy=maskgit_plus:steps=8")
-    assert all(value == 1 for value in record["confidence"])
-    (greedy,) = run(capsys, *arguments[:3], "--policy=left_to_right:tokens_per_step=8")
-    (drawn,) = run(capsys, *arguments, "--top_p=0.9", "--policy=left_to_right:tokens_per_step=8")
-    assert greedy["tokens"] != drawn["tokens"]
+    arguments += ("--policy=left_to_right:tokens_per_step=8",)
+    (best,) = run(capsys, *arguments, "--top_k=1")
+    assert all(value == 1 for value in best["confidence"])
+    (drawn,) = run(capsys, *arguments, "--top_p=0.9")
+    assert best["tokens"] != drawn["tokens"]
 
 
 @pytest.mark.parametrize(

@@ -110,6 +110,7 @@ def test_recorded_log_probs_are_those_of_the_learner(rollouts):
     )
 
 
+@pytest.mark.parametrize("rollouts", ["dpls"], indirect=True)
 def test_an_expert_that_did_better_becomes_likelier(rollouts):
     policy, params, ours, theirs = rollouts
     records, is_expert = with_experts(ours, theirs, GROUP, EXPERTS)

@@ -22,6 +22,7 @@ from jax_unmask.rollout.trajectory import Records
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
 CASES = json.loads((FIXTURES / "loss" / "meta.json").read_text())["cases"]
+OPTIMIZER = optax.sgd(1.0)  # One object: equal learners share their programs.
 SETTINGS = [(case, setting) for case in CASES for setting in range(len(case["results"]))]
 
 
@@ -87,9 +88,8 @@ def test_loss_entropy_and_gradient(case, setting):
     expert = case["es_thresholds"] is not None
     learner = PolicyLearner(
         policy=policy,
-        optimizer=optax.sgd(1.0),
-        clip=expected["epsilon"],
-        chunk_size=expected["timestep_batch_size"] or 1024,
+        optimizer=OPTIMIZER,
+        chunk_size=3,  # The references' is 3, or all at once: sums over chunks are the same.
         group_size=sizes[0],
         expert=ExpertSettings(count=sizes[1] if expert else 0),
     )
@@ -99,7 +99,10 @@ def test_loss_entropy_and_gradient(case, setting):
     loss, entropies, gradient = 0.0, [], None
     for n, records in enumerate(rollouts):
         is_expert = jnp.ones(sizes[n], bool) if expert and n == 1 else None
-        grads, metrics = gradients.of_policy(learner, params, records, advantages[n], is_expert)
+        clip = jnp.float32(expected["epsilon"])
+        grads, metrics = gradients.of_policy(
+            learner, params, records, advantages[n], is_expert, clip
+        )
         share = sizes[n] / sum(sizes)
         loss += share * float(metrics["loss"])
         if setting == 0:

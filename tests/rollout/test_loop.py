@@ -42,6 +42,8 @@ class Lazy:
 
 
 THRESHOLD = heuristics.Threshold()
+RECORDED = RolloutSettings(gen_length=8, block_length=8, record=True)
+"""Settings of most tests of two rows, which share their program."""
 POLICIES = [
     (THRESHOLD, THRESHOLD.params(threshold=0.5)),
     (heuristics.Random(), heuristics.Random().params(tokens_per_step=2)),
@@ -114,14 +116,13 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(model, policy, params):
 
 
 def test_confidences_are_those_of_the_step_that_filled_the_position(model):
-    settings = RolloutSettings(gen_length=8, block_length=8, record=True)
     out = rollout(
         *model,
         THRESHOLD,
         THRESHOLD.params(threshold=0.5),
         make_prompts(5, (6, 2)),
         row_keys(jax.random.key(0), 2),
-        settings,
+        RECORDED,
     )
     for row in range(2):
         for position in range(8):
@@ -133,10 +134,9 @@ def test_confidences_are_those_of_the_step_that_filled_the_position(model):
 
 
 def test_the_loop_stops_when_all_rows_are_done(model):
-    settings = RolloutSettings(gen_length=8, block_length=8, record=True)
     params = THRESHOLD.params(threshold=0.0)
     out = rollout(
-        *model, THRESHOLD, params, make_prompts(6, (6, 6)), row_keys(jax.random.key(0), 2), settings
+        *model, THRESHOLD, params, make_prompts(6, (6, 6)), row_keys(jax.random.key(0), 2), RECORDED
     )
     assert out.forwards == 1
     assert (out.nfe == 1).all()
@@ -150,8 +150,8 @@ def test_a_block_is_left_after_as_many_steps_as_it_has_positions(model):
         *model,
         Lazy(),
         jnp.float32(0.0),
-        make_prompts(7, (6, 6)),
-        row_keys(jax.random.key(0), 2),
+        make_prompts(7, (6, 6, 6, 6)),
+        row_keys(jax.random.key(0), 4),
         settings,
     )
     assert (out.tokens == MASK).all()
@@ -171,13 +171,12 @@ def test_the_mask_token_is_never_written(model):
         params_policy,
         make_prompts(8, (6, 6)),
         row_keys(jax.random.key(0), 2),
-        RolloutSettings(gen_length=8, block_length=8),
+        RECORDED,
     )
     assert not (out.tokens == MASK).any()
 
 
-@pytest.mark.parametrize("cache", [None, Cache("dual")])
-@pytest.mark.parametrize("context", ["full", "block"])
+@pytest.mark.parametrize(("context", "cache"), [("full", None), ("block", Cache("dual"))])
 def test_hidden_states_are_recorded_in_the_type_and_width_that_the_policy_reads(
     model, context, cache
 ):
@@ -200,15 +199,15 @@ def test_hidden_states_are_recorded_in_the_type_and_width_that_the_policy_reads(
 
 
 def test_a_watcher_sees_every_step_as_it_happens_and_changes_nothing(model):
-    prompts, settings = make_prompts(1, (6, 3)), RolloutSettings(gen_length=8, block_length=4)
-    params, keys = THRESHOLD.params(threshold=0.5), row_keys(jax.random.key(7), 2)
-    unwatched = rollout(*model, THRESHOLD, params, prompts, keys, settings)
+    prompts, keys = make_prompts(1, (6, 3)), row_keys(jax.random.key(7), 2)
+    params = THRESHOLD.params(threshold=0.5)
+    unwatched = rollout(*model, THRESHOLD, params, prompts, keys, RECORDED)
     seen = []
 
     def watch(canvas, step_map):
         seen.append((np.array(canvas), np.array(step_map)))
 
-    out = rollout(*model, THRESHOLD, params, prompts, keys, settings, watch)
+    out = rollout(*model, THRESHOLD, params, prompts, keys, RECORDED, watch)
     for name in ("tokens", "step_map", "nfe"):
         np.testing.assert_array_equal(getattr(out, name), getattr(unwatched, name))
     jax.effects_barrier()
