@@ -103,9 +103,8 @@ def test_on_the_real_problems_with_a_real_tokenizer(config, shared_data_dir, tmp
     tiny.save_weights(model, 151_936, mask=151_669, eos=151_643)
     config.model.path = str(model)
     config.task.path = str(shared_data_dir / "gsm8k")
-    config.train.steps, config.optimizer.warmup_steps = 2, 1
     trains(config, tmp_path / "run", scored)
-    assert len({example["question"] for example, _, _ in scored}) == 2 * 2
+    assert len({example["question"] for example, _, _ in scored}) == STEPS * 2
     tokenizer = denoisers.load_tokenizer(model)
     prompt = tokenizer.encode_prompt(gsm8k.Gsm8k("unused").prompt(scored[0][0]))
     text = tokenizer.decode(prompt, skip_special_tokens=False, cut_at_eos=False)
