@@ -105,7 +105,7 @@ def test_odd_time_embedding_ends_in_zero():
 def test_published_size_and_initialisation():
     """331,265 parameters; AdaLN maps and norm biases zero, output bias -2 (arXiv 2512.09106)."""
     config = NetworkConfig()
-    params = config.build().init(jax.random.key(0), config.dummy_inputs(4))["params"]
+    params = jax.jit(config.build().init)(jax.random.key(0), config.dummy_inputs(4))["params"]
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 331_265
     expected = next(
         entry

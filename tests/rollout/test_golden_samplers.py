@@ -9,7 +9,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unmask.denoisers import head
 from jax_unmask.policies import heuristics
 from jax_unmask.policies.base import Action, Needs
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
@@ -78,30 +77,3 @@ def test_random_order(model, recorded, name):
     scores = arrays[f"{name}.rand"][:, :, -case["gen_length"] :]
     quota = case["gen_length"] // case["steps"]
     decode(model, arrays, case, GivenScores(quota), jnp.asarray(scores))
-
-
-def test_gumbel_sampling_at_every_recorded_state(model, recorded, monkeypatch):
-    """LLaDA draws arg max exp(logit) / (-log u)^T in float64; ours is logit + T * Gumbel."""
-    arrays, cases = recorded
-    case = cases["llada_gumbel"]
-    denoiser, params = model
-    length = case["gen_length"]
-    prompt = arrays["llada_gumbel.prompt"]
-    tokens = arrays["llada_gumbel.sequences"][:, -length:]
-    step_map = arrays["llada_gumbel.step_map"][:, -length:]
-    for step in range(case["steps"]):
-        canvas = np.where(step_map < step, tokens, case["mask_id"])
-        uniform = arrays["llada_gumbel.uniform"][step][:, -length:]
-        noise = jnp.asarray(-np.log(-np.log(uniform)), jnp.float32)
-        monkeypatch.setattr(head, "gumbel_noise", lambda *_, noise=noise: noise)
-        sequence = jnp.concatenate([prompt, canvas], axis=1)
-        hidden = denoiser.apply({"params": params}, sequence, method="hidden")[:, -length:]
-        scores = head.score_candidates(
-            denoiser, params, hidden, keys=None, temperature=case["temperature"]
-        )
-        filled = step_map == step
-        np.testing.assert_array_equal(np.asarray(scores.candidate)[filled], tokens[filled])
-        # The two filled positions are the two most confident ones.
-        confidence = np.where(canvas == case["mask_id"], scores.confidence, -1.0)
-        chosen = np.argsort(-confidence[0])[: filled.sum()]
-        assert set(chosen) == set(np.flatnonzero(filled[0]))
