@@ -96,6 +96,9 @@ def dense_loss(network, records, epsilon=0.5):
     )
 
 
+dense_gradient = jax.jit(jax.value_and_grad(dense_loss))
+
+
 def assert_trees_equal(a, b):
     jax.tree.map(np.testing.assert_array_equal, a, b)
 
@@ -117,7 +120,7 @@ def test_log_prob_scores_active_steps_only():
 @pytest.mark.parametrize("chunk_size", [4, 1000])
 def test_chunks_do_not_matter(chunk_size):
     records = make_records(noise=0.6)
-    loss, expected = jax.value_and_grad(dense_loss)(PARAMS["network"], records)
+    loss, expected = dense_gradient(PARAMS["network"], records)
     grads, metrics = gradients.of_policy(
         make_learner(chunk_size=chunk_size), PARAMS, records, ADVANTAGES
     )
@@ -162,7 +165,7 @@ def test_two_updates_reuse_the_old_log_probs():
     network = PARAMS["network"]
     for _ in range(2):
         network = jax.tree.map(
-            lambda p, g: p - 2.0 * g, network, jax.grad(dense_loss)(network, records)
+            lambda p, g: p - 2.0 * g, network, dense_gradient(network, records)[1]
         )
     assert_trees_close(new.params["network"], network, rtol=1e-5, atol=1e-6)
     assert float(metrics["ratio_max"]) > 1.01
@@ -181,7 +184,7 @@ def test_minibatches_are_unbiased():
     # With plain SGD at a vanishing rate, M steps add up to M estimates of one gradient. Their mean
     # over the parts of one pass is exact if the parts have equal size; over keys it is unbiased.
     records = make_records(noise=0.2)
-    expected = jax.grad(dense_loss)(PARAMS["network"], records)
+    _, expected = dense_gradient(PARAMS["network"], records)
     parts, rate = 3, 1e-3
     learner = make_learner(
         optimizer=optax.sgd(rate), updates_per_batch=1, minibatches=parts, chunk_size=4
@@ -244,7 +247,7 @@ def test_entropy_bonus_reaches_rows_without_advantage():
 
     learner = make_learner(entropy_coefficient=coefficient, chunk_size=4)
     grads, metrics = gradients.of_policy(learner, PARAMS, records, ADVANTAGES)
-    loss, expected = jax.value_and_grad(dense)(PARAMS["network"])
+    loss, expected = jax.jit(jax.value_and_grad(dense))(PARAMS["network"])
     assert_trees_close(grads, expected, rtol=1e-5, atol=1e-7)
     assert float(metrics["loss"]) == pytest.approx(float(loss), abs=1e-6)
 
@@ -268,7 +271,7 @@ def test_experts_count_as_a_mixture():
         return gradients.grid_policy_loss(log_prob, old, ADVANTAGES, records.active, 0.5)
 
     expected = jax.tree.map(
-        lambda p, g: p - 0.1 * g, PARAMS["network"], jax.grad(dense)(PARAMS["network"])
+        lambda p, g: p - 0.1 * g, PARAMS["network"], jax.jit(jax.grad(dense))(PARAMS["network"])
     )
     assert_trees_close(new.params["network"], expected, rtol=1e-5, atol=1e-6)
     assert float(metrics["ratio_max"]) == pytest.approx(1.0, abs=1e-5)
@@ -289,7 +292,7 @@ def test_imitated_rows_pull_by_their_likelihood():
     state = learner.init(PARAMS, jax.random.key(0))
     state, metrics = learner.update(state, records, jnp.zeros(ROWS), is_expert, imitated)
     expected = jax.tree.map(
-        lambda x, g: x + 0.1 * g, PARAMS["network"], jax.grad(dense)(PARAMS["network"])
+        lambda x, g: x + 0.1 * g, PARAMS["network"], jax.jit(jax.grad(dense))(PARAMS["network"])
     )
     assert_trees_close(state.params["network"], expected, rtol=1e-5)
     assert metrics["skipped"] == 0

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -54,7 +56,7 @@ def test_loss_against_numpy(params, corruption):
     targets = np.asarray(batch.targets)
     canvas = np.concatenate([batch.prompts.tokens, np.where(masked, 11, targets)], axis=1)
     real = np.concatenate([batch.prompts.mask, np.ones_like(masked)], axis=1)
-    logits = DENOISER.apply({"params": params}, canvas, attention_mask=real)
+    logits = jax.jit(DENOISER.apply)({"params": params}, canvas, attention_mask=real)
     logits = np.asarray(logits, np.float64)[:, PROMPT:]
     total, right = 0.0, []
     for b in range(ROWS):
@@ -69,14 +71,16 @@ def test_loss_against_numpy(params, corruption):
     assert float(accuracy) == pytest.approx(np.mean(right))
 
 
+@functools.partial(jax.jit, static_argnums=3)
+def gradient(params, batch, corruption, chunk=0):
+    return jax.value_and_grad(
+        lambda p: masked_cross_entropy(DENOISER, p, batch, corruption, chunk), has_aux=True
+    )(params)
+
+
 @pytest.mark.parametrize("chunk", [1, 2])
 def test_vocabulary_chunks_do_not_matter(params, corruption, chunk):
-    batch = make_batch()
-
-    def loss(params, chunk):
-        return masked_cross_entropy(DENOISER, params, batch, corruption, chunk)
-
-    whole, parts = (jax.value_and_grad(loss, has_aux=True)(params, n) for n in (0, chunk))
+    whole, parts = (gradient(params, make_batch(), corruption, n) for n in (0, chunk))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
 
 
@@ -93,7 +97,7 @@ def test_hidden_targets_cannot_leak(params, corruption):
     other = batch.replace(targets=jnp.where(corruption.masked, 0, batch.targets))
 
     def grads(batch, corruption):
-        return jax.grad(lambda p: masked_cross_entropy(DENOISER, p, batch, corruption)[0])(params)
+        return gradient(params, batch, corruption)[1]
 
     assert not any(np.any(g) for g in jax.tree.leaves(grads(batch, flat)))
     # Weight only one position that has the same label in both batches.

@@ -185,7 +185,8 @@ class TestCopies:
             return jnp.sum(jnp.sin(attention(q, k, v, dense)))
 
         found, expected = (
-            jax.value_and_grad(f, argnums=(0, 1, 2))(query, key, value) for f in (chunked, plain)
+            jax.jit(jax.value_and_grad(f, argnums=(0, 1, 2)))(query, key, value)
+            for f in (chunked, plain)
         )
         jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
 
