@@ -162,7 +162,7 @@ def test_exact_caches_change_nothing(models, name):
     )
     assert (cached.cost < plain.cost).all() == (cache.kind == "block")
     # What was recorded is what the policy saw: its likelihood can be computed again.
-    again = LEARNED.log_prob(
+    again = jax.jit(LEARNED.log_prob)(
         network() | {"temperature": jnp.asarray(mix[2])},
         cached.records.obs,
         cached.records.action,

@@ -191,7 +191,7 @@ def test_hidden_states_are_recorded_in_the_type_and_width_that_the_policy_reads(
     out = rollout(denoiser, model[1], policy, params, prompts, keys, settings)
     assert out.records.obs.hidden.dtype == jnp.bfloat16
     assert out.records.obs.hidden.shape == (8, 2, 8 if context == "full" else 4, size)
-    again = policy.log_prob(params, out.records.obs, out.records.action)
+    again = jax.jit(policy.log_prob)(params, out.records.obs, out.records.action)
     active = np.asarray(out.records.active)
     np.testing.assert_allclose(
         np.asarray(again)[active], np.asarray(out.records.action.log_prob)[active], atol=1e-5
