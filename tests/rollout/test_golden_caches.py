@@ -31,21 +31,60 @@ class FirstOfBlock:
         return Action(fill=fill, log_prob=action.log_prob)
 
 
+@dataclasses.dataclass(frozen=True)
+class OneOf:
+    """Several policies, of which the parameters choose one: their cases share a program."""
+
+    policies: tuple[policies.Policy, ...]
+
+    @property
+    def needs(self) -> Needs:
+        return self.policies[0].needs
+
+    def params(self, chosen, **settings):
+        each = [
+            policy.params(**(settings if index == chosen else {}))
+            for index, policy in enumerate(self.policies)
+        ]
+        return {"each": each, "chosen": jnp.int32(chosen)}
+
+    def __call__(self, params, obs, keys):
+        actions = [
+            policy(own, obs, keys)
+            for policy, own in zip(self.policies, params["each"], strict=True)
+        ]
+        fill = jnp.stack([action.fill for action in actions])[params["chosen"]]
+        return Action(fill=fill, log_prob=actions[0].log_prob)
+
+
+FAST_RULES = OneOf(
+    (policies.TopConfidence(), policies.Threshold(), policies.Factor(reference_compat=True))
+)
+SDAR_RULES = OneOf((policies.TopConfidence(), policies.Dynamic(), policies.LeftToRight()))
+LONGEST = 24  # Canvas.
+WIDTH = 11  # Of the longest prompt: with one width, cases share a program.
+
+
+def padded(prompt):
+    missing = WIDTH - prompt.shape[1]
+    mask = np.arange(WIDTH)[None] >= missing
+    return Prompts(np.pad(prompt, ((0, 0), (missing, 0))), mask)
+
+
 def chosen_policy(case):
     """The policy of a case, and its settings."""
     blocks = case["gen_length"] // case["block_length"]
     if case.get("alg") == "entropy":
         policy = FirstOfBlock(policies.Entropy(reference_compat=True))
         return policy, policy.policy.params(steps=case["steps"] // blocks)
-    if case["threshold"] is not None:
+    if case["model"] == "dream":
         policy = policies.Threshold()
-        params = policy.params(threshold=case["threshold"])
-        return (FirstOfBlock(policy) if case["model"] == "dream" else policy), params
+        return FirstOfBlock(policy), policy.params(threshold=case["threshold"])
+    if case["threshold"] is not None:
+        return FAST_RULES, FAST_RULES.params(1, threshold=case["threshold"])
     if case["factor"] is not None:
-        policy = policies.Factor(reference_compat=True)
-        return policy, policy.params(factor=case["factor"])
-    policy = policies.TopConfidence()
-    return policy, policy.params(steps=case["steps"] // blocks)
+        return FAST_RULES, FAST_RULES.params(2, factor=case["factor"])
+    return FAST_RULES, FAST_RULES.params(0, steps=case["steps"] // blocks)
 
 
 FAST = ["fastdllm_quota", "fastdllm_threshold", "fastdllm_threshold_full", "fastdllm_factor"]
@@ -68,7 +107,7 @@ def test_fast_dllm(models, recorded, name):
         *models[case["model"]],
         policy,
         params,
-        Prompts(prompt, np.ones(prompt.shape, bool)),
+        padded(prompt),
         row_keys(jax.random.key(0), 1),
         RolloutSettings(
             gen_length=case["gen_length"], block_length=case["block_length"], cache=cache
@@ -99,7 +138,7 @@ def test_fast_dllm(models, recorded, name):
 )
 @pytest.mark.parametrize("cache", [None, Cache("block")], ids=str)
 def test_sdar(models, recorded, name, cache):
-    """The record's canvas ends with a block of the text; ours, with a multiple of blocks.
+    """The record's canvas ends with a block of the text; ours has the longest's length.
 
     Blocks behind are invisible, so what the record has must be the same. It also writes the keys
     and values of the last block, which nobody reads; ours does not.
@@ -108,23 +147,19 @@ def test_sdar(models, recorded, name, cache):
     case, prompt = cases[name], arrays[f"{name}.prompt"]
     width, block = prompt.shape[1], case["block_length"]
     length = case["total_length"] - width
-    steps = case["denoising_steps"]
-    policy, settings = {
-        "low_confidence_static": (policies.TopConfidence(), {"steps": steps}),
-        "low_confidence_dynamic": (
-            policies.Dynamic(),
-            {"threshold": case["threshold"], "steps": steps},
-        ),
-        "sequential": (policies.LeftToRight(), {"steps": steps}),
-    }[case["strategy"]]
+    chosen = ("low_confidence_static", "low_confidence_dynamic", "sequential").index(
+        case["strategy"]
+    )
+    settings = {"steps": case["denoising_steps"]}
+    settings |= {"threshold": case["threshold"]} if chosen == 1 else {}
     out = rollout(
         *models["sdar"],
-        policy,
-        policy.params(**settings),
-        Prompts(prompt, np.ones(prompt.shape, bool)),
+        SDAR_RULES,
+        SDAR_RULES.params(chosen, **settings),
+        padded(prompt),
         row_keys(jax.random.key(0), 1),
         RolloutSettings(
-            gen_length=-(-length // block) * block,
+            gen_length=LONGEST,
             block_length=block,
             stop_ids=tuple(case["stop_ids"] or ()),
             cache=cache,
@@ -134,7 +169,7 @@ def test_sdar(models, recorded, name, cache):
     np.testing.assert_array_equal(out.tokens[:, :length], arrays[f"{name}.sequences"][:, width:])
     np.testing.assert_array_equal(out.step_map[:, :length], arrays[f"{name}.step_map"][:, width:])
     assert out.step_map[:, :length].max() + 1 == case["denoise_forwards"]
-    # Where the prompt ends within a block, ours goes on for one block more than the record.
+    # Ours may go on for more blocks than the record.
     active = out.records.active[:, 0]
     inside = active & (out.records.obs.block_start[:, 0] < length)
     assert inside.sum() == case["denoise_forwards"]
@@ -145,6 +180,6 @@ def test_sdar(models, recorded, name, cache):
     assert case["cache_write_forwards"] == blocks + 1
     assert case["nfe"] == inside.sum() + blocks + 1
     assert out.by_kind.full == 1
-    if length % block == 0:
+    if length == LONGEST:
         assert inside.sum() == out.nfe
         assert out.by_kind.full + out.by_kind.cached + 1 == case["nfe"]
