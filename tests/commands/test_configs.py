@@ -23,7 +23,8 @@ EXPERIMENTS_OF_PAPER = tuple(
 EXPERIMENTS = (
     *("quickstart", "gsm8k", "gsm8k_math", "gsm8k_math:32", "kodcode", "block_scaling"),
     *("tiny_block_scaling:1", "published:scales", "published:pass_at_k"),
-    *("tiny_block_sft", "tiny_state_sft:full", "tiny_state_sft:block"),
+    *("tiny_block_sft", "tiny_state_sft:full", "tiny_state_sft:block", "tiny_sft:word_problems"),
+    *("universal_policy", "universal_policy:sudoku", "universal_policy:all-countdown"),
     *(
         f"{name}:{task}"
         for name in ("tiny_sft", "tiny_policy")
