@@ -148,7 +148,11 @@ class Setting:
         self.check_range(value)
 
     def check_range(self, value: Any) -> None:
-        """Checks range and choices of one value. Bounds hold for its nearest float32 too."""
+        """Checks range and choices of one value.
+
+        Its nearest float32 must be above and below what the value must be, too; "at least" and "at
+        most" say nothing about it, since a bound itself may be rounded across.
+        """
         if self.choices:
             if value not in self.choices:
                 remedy = f"Choose {self.range_text}"
@@ -163,14 +167,13 @@ class Setting:
                 self._refuse(value, f"it must be at most {_MOST}")
             if self.kind is int and not -MAX_INT <= value <= max(MAX_INT, self.lt or 0):
                 self._refuse(value, "it must be a number of 32 bits")
-            for number in (value, rounded):
-                if (
-                    (self.ge is not None and number < self.ge)
-                    or (self.gt is not None and number <= self.gt)
-                    or (self.le is not None and number > self.le)
-                    or (self.lt is not None and number >= self.lt)
-                ):
-                    self._refuse(value, f"it must be {self.range_text}")
+            if (
+                (self.ge is not None and value < self.ge)
+                or (self.gt is not None and min(value, rounded) <= self.gt)
+                or (self.le is not None and value > self.le)
+                or (self.lt is not None and max(value, rounded) >= self.lt)
+            ):
+                self._refuse(value, f"it must be {self.range_text}")
 
     def _refuse(self, value: object, problem: str) -> typing.NoReturn:
         remedy = "Correct it" if self.default is None else f"The default is {self.default!r}"

@@ -97,6 +97,13 @@ def test_files_keep_what_a_policy_can_be_told(tmp_path):
     assert params["alpha"] == 0.5
 
 
+def test_the_ends_of_its_range_can_be_told():
+    for low, high in ((0.03, 100.0), (0.7, 33.3), (0.1, 30.0)):
+        policy = LearnedPolicy(network=dataclasses.replace(NETWORK, alphas=(low, high)))
+        for alpha in (low, high):
+            assert policy.params(alpha=alpha)["alpha"] == np.float32(alpha)
+
+
 @pytest.mark.parametrize("alpha", [0.05, 31, float("nan")])
 def test_alphas_that_it_was_not_trained_for(tmp_path, alpha):
     policies.save_policy(tmp_path, POLICY, PARAMS)
