@@ -199,8 +199,10 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, 
             "--reference is compared with rollouts without a cache; add --cache=none, or leave out "
             "--cache"
         )
-    policy, policy_params = policies.parse_policy(args.policy)
+    policies.parse_policy(args.policy)  # Mistakes show first.
     _complete_lengths(args)
+    canvas = args.gen_length, args.block_length
+    policy, policy_params = policies.parse_policy(args.policy, canvas=canvas)
     settings = RolloutSettings(
         gen_length=args.gen_length,
         block_length=args.block_length,

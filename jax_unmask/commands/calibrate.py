@@ -44,6 +44,7 @@ def calibrate(
     config = config.copy_and_resolve_references()
     config.eval.update(split=split, num_problems=prompts, validation_problems=0)
     settings = recipes.read(config)
+    policy = policy.removeprefix("learned:")
     directory = policy.partition(",")[0]
     learned, params = policies.parse_policy(f"learned:{policy}")
     if not getattr(learned, "alphas", ()):
@@ -77,7 +78,9 @@ def table(calibration: Calibration, policy: pathlib.Path | str) -> str:
     ]
     middle = (calibration.nfe[0] * calibration.nfe[-1]) ** 0.5
     use = f"learned:{policy},nfe={middle:.3g},calibration={calibration.name}"
-    return "\n".join([*lines, f"Ask for forwards with --policy={use}", ""])
+    canvas = [calibration.environment[name] for name in ("gen_length", "block_length")]
+    ask = f"Ask for forwards with {use}, on canvases of {canvas[0]} in blocks of {canvas[1]}."
+    return "\n".join([*lines, ask, ""])
 
 
 def main(argv: list[str]) -> None:
@@ -96,7 +99,8 @@ def main(argv: list[str]) -> None:
             split=values.split,
             prompts=values.prompts,
         )
-        print(table(found, values.policy.partition(",")[0]), end="")
+        policy = values.policy.removeprefix("learned:").partition(",")[0]
+        print(table(found, policy), end="")
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -35,7 +35,7 @@ from jax_unmask.settings import ConfigError, from_config
 RECIPE = "curriculum"
 # Where a stage finds the denoiser or the policy of the stage before it, and where that wrote it.
 _STARTS_FROM = {"denoiser": "model.path", "policy": "policy.init_from"}
-_EXPORT = {"denoiser": "model", "policy": "policy"}
+EXPORT = {"denoiser": "model", "policy": "policy"}
 _MARKER = "finished"
 
 logger = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             remedy = "Write it as FILE.py or FILE.py:ARGUMENT, then KEY=VALUE ..."
             problem = str(error).rstrip(".")
             raise ConfigError(f"stages[{number - 1}]", line, problem, remedy) from error
-        export = stage.get("export") or workdir / name / _EXPORT[trains]
+        export = stage.get("export") or workdir / name / EXPORT[trains]
         made[_STARTS_FROM[trains]] = str(export)
         found.append(Stage(name, stage))
     return found

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import policies, recipes
 from jax_unmask.commands import command_line
+from jax_unmask.commands.curriculum import EXPORT
 from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.environment.bundle import (
     check_split,
@@ -66,7 +67,8 @@ def _evaluate(
     lock.take()
     if checkpoint is not None:
         if recipes.find(config.recipe).trains == "denoiser":
-            config.model.path = str(checkpoint)
+            exported = checkpoint / EXPORT["denoiser"]
+            config.model.path = str(exported if exported.is_dir() else checkpoint)
         else:
             config.update_from_flattened_dict(_recorded(config, checkpoint))
         settings = recipes.read(config)
@@ -197,7 +199,8 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         None,
         "What to measure beside the policies of config.eval: a policy directory, the workdir of a "
         "training run (its best checkpoint if it keeps one, else its latest), or one checkpoint of "
-        "it; with a config of recipe sft, state_sft or tracerl, the directory of a denoiser.",
+        "it; with a config of a recipe that trains denoisers, a denoiser, or the workdir of the run "
+        "that exported it.",
         flag_values=values,
     )
     flags.DEFINE_bool(

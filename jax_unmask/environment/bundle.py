@@ -88,7 +88,10 @@ def check_split(config: Any, task: Task, split: Split) -> int:
     if wanted > found:
         key = "eval.num_problems" if split == config.eval.split else "eval.validation_problems"
         raise ConfigError(
-            key, wanted, f"the {split} split holds {found} problems", "Give at most that many"
+            key,
+            wanted,
+            f"the {split} split holds {found} problems",
+            "Give at most that many, or 0 for all",
         )
     return wanted or (found if found < _ENDLESS else _GENERATED)
 

@@ -125,7 +125,9 @@ def _candidate(config: RunSettings, key: str, spec: notation.Spec, label: str) -
     own = spec.block_lengths
     blocks = _block_lengths(config, key, own or config.eval.block_lengths)
     try:
-        policy, params = policies.parse_policy(spec.text)
+        for block in blocks:
+            canvas = config.sampling.gen_length, block
+            policy, params = policies.parse_policy(spec.text, canvas=canvas)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(key, spec.text, str(error), "Correct or remove it") from error
     method, seed = spec.name.rpartition(".")[2], None

@@ -105,7 +105,8 @@ class MaskedWriter:
                 cannot be read.
             FloatingPointError: the denoiser's scores are not finite.
         """
-        policy, params = policies.parse_policy(self.policy)
+        canvas = self.settings.gen_length, self.settings.block_length
+        policy, params = policies.parse_policy(self.policy, canvas=canvas)
         max_length = self.denoiser.config.max_length
         prompts, count = _encode(self, prompt, self.settings.gen_length, max_length, pad_to)
         model, keys = (self.denoiser, self.params), _keys(self.seed, turn)

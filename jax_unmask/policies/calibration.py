@@ -53,6 +53,19 @@ class Calibration:
         place = np.interp(-np.log(nfe), -np.log(forwards), np.log(self.alphas))
         return float(np.clip(np.exp(place), self.alphas[0], self.alphas[-1]))
 
+    def check_canvas(self, gen_length: int, block_length: int) -> None:
+        """Raises a `SettingError` for another canvas or block than it was made on."""
+        names = ("gen_length", "block_length")
+        made = [self.environment.get(name) for name in names]
+        if made != [gen_length, block_length]:
+            problem = (
+                f"it was calibrated on a canvas of {made[0]} in blocks of {made[1]}, not of "
+                f"{gen_length} in blocks of {block_length}"
+            )
+            raise SettingError(
+                "calibration", self.name, problem, "Use those, or calibrate the policy for these"
+            )
+
 
 def load_calibrations(directory: str | pathlib.Path) -> dict[str, Calibration]:
     """The calibrations of a policy directory by name, in the order in which they were made.

@@ -62,12 +62,17 @@ def available() -> dict[str, dict[str, Any]]:
     }
 
 
-def parse_policy(text: str) -> tuple[Policy, Params]:
+def parse_policy(text: str, *, canvas: tuple[int, int] | None = None) -> tuple[Policy, Params]:
     """The policy, and its params, of NAME, NAME:SETTING=VALUE,... or NAME:DIR,SETTING=VALUE,...
 
     >>> policy, params = parse_policy("factor:factor=2,reference_compat=true")
     >>> policy, float(params["factor"])
     (Factor(reference_compat=True), 2.0)
+
+    Args:
+        text: the notation.
+        canvas: canvas length and block length on which the policy will act, if they are known: a
+            number of forwards can be asked for only where it was calibrated.
 
     Raises:
         NotationError: unknown name or setting (with close matches), or a value out of range.
@@ -94,7 +99,10 @@ def parse_policy(text: str) -> tuple[Policy, Params]:
         if chosen:
             if "alpha" in numbers:
                 raise ValueError(f"alpha and {' and '.join(sorted(chosen))} exclude each other")
-            _, params = make(spec.target, **chosen)
+            policy, params = make(spec.target, **chosen)
+            if canvas is not None and make is load_learned:
+                found = find_calibration(policy_directory(spec.target), chosen.get("calibration"))
+                found.check_canvas(*canvas)
         policy = make(**static) if policy is None else dataclasses.replace(policy, **static)
         settings = policy.params(**numbers)
     except ValueError as error:
@@ -125,8 +133,11 @@ def load_learned(
         if not policy.alphas:
             problem = "the policy was trained for one alpha and takes the forwards that it takes"
             raise SettingError("nfe", nfe, problem, "Leave it out, or choose another policy")
-        alpha = find_calibration(directory, calibration).alpha(nfe)
-        return policy, params | policy.params(alpha=alpha)
+        found = find_calibration(directory, calibration)
+        # Unless the caller says otherwise, it acts as it did when its forwards were counted.
+        acts: dict[str, Any] = {"distribution": found.environment["distribution"]}
+        policy = dataclasses.replace(policy, **acts)
+        return policy, params | policy.params(alpha=found.alpha(nfe))
     if calibration is not None:
         raise SettingError("calibration", calibration, "it is of no use without nfe", "Give nfe=")
     return policy, params

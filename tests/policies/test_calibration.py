@@ -15,7 +15,8 @@ from jax_unmask.policies.calibration import FILE, Calibration, load_calibrations
 POLICY = LearnedPolicy(
     network=NetworkConfig(hidden_dim=8, feedforward_dim=8, time_embed_dim=8, alphas=(0.1, 10.0))
 )
-TABLE = Calibration("sudoku-16-16", {"task": "sudoku"}, (0.1, 1.0, 10.0), (8.0, 4.0, 2.0), 9)
+ENVIRONMENT = {"gen_length": 16, "block_length": 8, "distribution": "threshold"}
+TABLE = Calibration("sudoku-16-16", ENVIRONMENT, (0.1, 1.0, 10.0), (8.0, 4.0, 2.0), 9)
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +51,8 @@ def test_forwards_that_it_cannot_take(directory, nfe):
 
 
 def test_a_request_by_the_only_calibration_or_a_named_one(directory):
-    _, params = policies.parse_policy(f"learned:{directory},nfe=4,temperature=0.5")
+    policy, params = policies.parse_policy(f"learned:{directory},nfe=4,temperature=0.5")
+    assert policy.distribution == "threshold"  # As it acted when its forwards were counted.
     assert params["alpha"] == pytest.approx(1.0)
     assert params["temperature"] == 0.5
     save_calibration(directory, dataclasses.replace(TABLE, name="other", nfe=(9.0, 6.0, 4.0)))
@@ -72,6 +74,14 @@ def test_a_request_by_the_only_calibration_or_a_named_one(directory):
 def test_requests_that_make_no_sense(directory, settings, named):
     with pytest.raises(ValueError, match=named):
         policies.parse_policy(f"learned:{directory},{settings}")
+
+
+def test_forwards_are_those_of_the_calibrated_canvas_and_blocks(directory):
+    policies.parse_policy(f"learned:{directory},nfe=4", canvas=(16, 8))
+    policies.parse_policy(f"learned:{directory},alpha=1", canvas=(16, 4))
+    for canvas in ((16, 4), (32, 8)):
+        with pytest.raises(ValueError, match=r"calibration = 'sudoku-16-16'.*16 in blocks of 8"):
+            policies.parse_policy(f"learned:{directory},nfe=4", canvas=canvas)
 
 
 def test_without_calibration(saved):
