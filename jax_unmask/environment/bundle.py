@@ -86,13 +86,11 @@ def check_split(config: Any, task: Task, split: Split) -> int:
     found = len(task.source(split, seed=0))
     wanted = eval_splits(config).get(split, 0)
     if wanted > found:
-        key = "eval.num_problems" if split == config.eval.split else "eval.validation_problems"
-        raise ConfigError(
-            key,
-            wanted,
-            f"the {split} split holds {found} problems",
-            "Give at most that many, or 0 for all",
-        )
+        is_measured = split == config.eval.split
+        key = "eval.num_problems" if is_measured else "eval.validation_problems"
+        problem = f"the {split} split holds {found} problems"
+        remedy = f"Give at most that many, or 0 for {'all' if is_measured else 'none'}"
+        raise ConfigError(key, wanted, problem, remedy)
     return wanted or (found if found < _ENDLESS else _GENERATED)
 
 
