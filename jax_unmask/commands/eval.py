@@ -199,7 +199,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         None,
         "What to measure beside the policies of config.eval: a policy directory, the workdir of a "
         "training run (its best checkpoint if it keeps one, else its latest), or one checkpoint of "
-        "it; with a config of a recipe that trains denoisers, a denoiser or the workdir of its run.",
+        "it; with a config of a recipe that trains denoisers, a denoiser or its run's workdir.",
         flag_values=values,
     )
     flags.DEFINE_bool(
