@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import logging
 import pathlib
 import shlex
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -29,8 +28,6 @@ from jax_unmask.tasks.data import Batch, BatchIterator
 _GROUPS = ("task", "model", "rollout", "expert")
 _REMEDY = "Write KEY=VALUE KEY=VALUE ..., as in 'model.path=sudoku task.name=sudoku'"
 
-logger = logging.getLogger(__name__)
-
 
 @dataclasses.dataclass(frozen=True)
 class PolicyEnvironmentsSettings(PolicyGrpoSettings):
@@ -43,13 +40,11 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
     )
 
     def check(self) -> None:
-        for index, each in enumerate(self._each()):
-            try:
-                each.check()
-            except SettingError as error:
-                raise self._error(index, str(error)) from error
-        steps = self.train.steps * len(self.environments) * self.learner.optimizer_steps
-        check_schedule(self.optimizer, steps)
+        if not self.environments:
+            problem = "there is nothing to train on"
+            raise SettingError("environments", self.environments, problem, "Name at least one")
+        for each in self.each:  # Reading a line checks its settings one by one.
+            check_schedule(each.optimizer, each.train.steps * each.learner.optimizer_steps)
 
     def check_spread(self, placement: Placement) -> None:
         for each in self.each:
@@ -58,7 +53,12 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
     @functools.cached_property
     def each(self) -> tuple[PolicyGrpoSettings, ...]:
         """The settings of each environment, as if there were no other."""
-        return tuple(self._each())
+        fields = (field.name for field in dataclasses.fields(PolicyGrpoSettings))
+        shared = PolicyGrpoSettings(**{name: getattr(self, name) for name in fields})
+        # The optimiser takes the steps of all environments.
+        steps = self.train.steps * len(self.environments)
+        shared = dataclasses.replace(shared, train=TrainSettings(steps=steps))
+        return tuple(self._read(shared, index) for index in range(len(self.environments)))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -77,31 +77,19 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
     def rows_at_once(self) -> int:
         return max(each.rows_at_once for each in self.each)
 
-    def _each(self) -> Iterator[PolicyGrpoSettings]:
-        if not self.environments:
-            problem = "there is nothing to train on"
-            raise SettingError("environments", self.environments, problem, "Name at least one")
-        fields = (field.name for field in dataclasses.fields(PolicyGrpoSettings))
-        shared = PolicyGrpoSettings(**{name: getattr(self, name) for name in fields})
-        # The optimiser takes the steps of all environments.
-        steps = self.train.steps * len(self.environments)
-        shared = dataclasses.replace(shared, train=TrainSettings(steps=steps))
-        for index, line in enumerate(self.environments):
-            config = to_config(shared)
-            try:
-                given = notation.pairs(shlex.split(line), line)
-                for key, text in given.items():
-                    if key.partition(".")[0] not in _GROUPS:
-                        allowed = ", ".join(_GROUPS)
-                        raise ValueError(f"{key} is the same in all; choose among {allowed}")
-                    config.update_from_flattened_dict({key: read_value(config, key, text)})
-                yield from_config(shared, config)
-            except ValueError as error:
-                raise self._error(index, str(error)) from error
-
-    def _error(self, index: int, problem: str) -> SettingError:
-        key = f"environments[{index}]"
-        return SettingError(key, self.environments[index], problem.rstrip("."), _REMEDY)
+    def _read(self, shared: PolicyGrpoSettings, index: int) -> PolicyGrpoSettings:
+        """The settings that all share, with the changes of a line."""
+        line, config = self.environments[index], to_config(shared)
+        try:
+            for key, text in notation.pairs(shlex.split(line), line).items():
+                if key.partition(".")[0] not in _GROUPS:
+                    allowed = ", ".join(_GROUPS)
+                    raise ValueError(f"{key} is the same in all; choose among {allowed}")
+                config.update_from_flattened_dict({key: read_value(config, key, text)})
+            return from_config(shared, config)
+        except ValueError as error:
+            problem = str(error).rstrip(".")
+            raise SettingError(f"environments[{index}]", line, problem, _REMEDY) from error
 
 
 class Turns(BatchIterator):
