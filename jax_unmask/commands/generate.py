@@ -160,12 +160,13 @@ def parser() -> argparse.ArgumentParser:
 
 def check(args: argparse.Namespace) -> None:
     """Raises for all mistakes in the arguments that show before the model is loaded."""
-    policies.parse_policy(args.policy or _DEFAULT_POLICY)
+    shape = settings(args)
+    canvas = shape.gen_length, shape.block_length
+    policies.parse_policy(args.policy or _DEFAULT_POLICY, canvas=canvas)
     if args.html is not None and pathlib.Path(args.html).is_dir():
         raise ValueError(f"--html={args.html} is a directory; give the name of a file")
     if not 0 <= args.pace < 60:
         raise ValueError(f"--pace={args.pace} must be a number of seconds from 0 to below 60")
-    settings(args)
 
 
 def problem(args: argparse.Namespace) -> Problem:
