@@ -47,6 +47,8 @@ class NetworkConfig(Settings):
     time_period: float = setting(
         1.0, "Longest period of the time embedding; 1 makes all frequencies 1.", gt=0, le=1e9
     )
+    time: bool = setting(True, "Read t, the fraction of the step budget that is used.")
+    mask: bool = setting(True, "Read whether a position is still masked.")
     top_k: int = setting(
         1, "Number of largest probabilities per position that the network reads.", ge=1
     )
@@ -179,7 +181,7 @@ class NetworkConfig(Settings):
         looks_at_candidates = self.token_buckets or self.candidate_attention
         return NetworkInputs(
             masked=obs.masked,
-            t=obs.step.astype(jnp.float32) / obs.masked.shape[-1],
+            t=self.time * obs.step.astype(jnp.float32) / obs.masked.shape[-1],
             features=jnp.concatenate([f.astype(jnp.float32) for f in features], axis=-1),
             candidate=obs.candidate if looks_at_candidates else None,
             hidden=obs.hidden if self.hidden_size else None,
@@ -351,9 +353,10 @@ class UnmaskingNetwork(nn.Module):
         conditions = Conditioner(
             cfg.hidden_dim, cfg.time_embed_dim, cfg.time_period, name="conditioner"
         )(inputs.t.reshape(rows))
+        seen = masked if cfg.mask else jnp.ones_like(masked)
         for index in range(cfg.num_blocks):
             x = Block(cfg, name=f"block_{index}")(
-                x, conditions, masked, same_candidate, more_confident
+                x, conditions, seen, same_candidate, more_confident
             )
         x = nn.LayerNorm(epsilon=LAYER_NORM_EPS, name="final_norm")(x)
         logits = dense(1, cfg.hidden_dim, "output", initial_bias=cfg.initial_bias)(x)

@@ -1,22 +1,29 @@
-"""launch/tracerl_study.sh starts trainings that the trainer accepts, each after what it needs."""
+"""The studies of launch/ start trainings that the trainer accepts, each after what it needs."""
 
 from __future__ import annotations
 
 import ast
 import pathlib
+import re
 import runpy
-import shlex
 
+import jax
+import numpy as np
 import pytest
 
 from jax_unmask import recipes
 from jax_unmask.commands import curriculum
+from jax_unmask.environment.bundle import load_denoiser_config
+from jax_unmask.evaluation import candidates
+from jax_unmask.policies.checkpoint import save_policy
+from jax_unmask.recipes import policy_grpo
 
 ROOT = pathlib.Path(__file__).parents[2]
+POLICY_STUDY = ROOT / "launch" / "policy_study.sh"
 
 
-def trainings(fakes, tmp_path, study: str) -> list[dict[str, str]]:
-    """Flags of the trainings that a study starts for one seed, in order."""
+def commands(fakes, tmp_path, script: str, *arguments: str) -> list[tuple[str, dict[str, str]]]:
+    """Commands that a study runs for one seed, in order: module and flags."""
     # What is trained exists afterwards, so that nothing is trained twice.
     fakes.install(
         tmp_path / "bin",
@@ -24,7 +31,7 @@ def trainings(fakes, tmp_path, study: str) -> list[dict[str, str]]:
         'for each; do case $each in --workdir=*) mkdir -p "${each#*=}/model" ;; esac; done',
     )
     process = fakes.start(
-        *("tracerl_study.sh", study, str(tmp_path / "runs")),
+        *(script, *arguments, str(tmp_path / "runs")),
         path=tmp_path / "bin",
         environment={"SEEDS": "7"},
     )
@@ -32,10 +39,22 @@ def trainings(fakes, tmp_path, study: str) -> list[dict[str, str]]:
     assert process.returncode == 0, errors
     found = []
     for line in fakes.calls(tmp_path / "bin"):
-        command, module, *flags = shlex.split(line)[1:]
-        assert (command, module) == ("-m", "jax_unmask.train")
-        found.append(dict(flag.removeprefix("--").split("=", 1) for flag in flags))
+        option, module, *flags = line.split(" ")[1:]
+        assert option == "-m"
+        found.append((module, dict(flag.removeprefix("--").split("=", 1) for flag in flags)))
     return found
+
+
+def config_of(flags: dict[str, str]):
+    """The config that a command reads: its file, changed by its flags."""
+    path, _, argument = flags.pop("config").partition(":")
+    make = runpy.run_path(path)["get_config"]
+    config = make(argument) if argument else make()
+    config.lock()
+    config.update_from_flattened_dict(
+        {key.removeprefix("config."): value_of(text) for key, text in flags.items()}
+    )
+    return config
 
 
 def value_of(text: str) -> object:
@@ -64,15 +83,10 @@ def test_each_training_is_valid_and_comes_after_its_start(
 ):
     monkeypatch.chdir(ROOT)
     there, seen = {"arithmetic"}, []
-    for flags in trainings(fakes, tmp_path, study):
+    for module, flags in commands(fakes, tmp_path, "tracerl_study.sh", study):
+        assert module == "jax_unmask.train"
         workdir = pathlib.Path(flags.pop("workdir"))
-        path, _, argument = flags.pop("config").partition(":")
-        make = runpy.run_path(path)["get_config"]
-        config = make(argument) if argument else make()
-        config.lock()
-        config.update_from_flattened_dict(
-            {key.removeprefix("config."): value_of(text) for key, text in flags.items()}
-        )
+        config = config_of(flags)
         if config.recipe == curriculum.RECIPE:
             config, *later = [stage.config for stage in curriculum.stages(config, workdir)]
             lengths = [(each.rollout.block_length, each.learner.block_length) for each in later]
@@ -87,3 +101,31 @@ def test_each_training_is_valid_and_comes_after_its_start(
     trained = [path for path in seen if path.parts[0] == f"tracerl-{study}"]
     assert [path.name for path in trained] == [f"{name}-7" for name in runs]
     assert [path.name for path in seen if path not in trained] == starts
+
+
+POLICY_STUDIES = re.findall(r"^    (\w+)\) variants=", POLICY_STUDY.read_text(), re.MULTILINE)
+
+
+@pytest.mark.parametrize("study", POLICY_STUDIES)
+def test_each_policy_of_a_study_is_trained_and_then_measured(fakes, tmp_path, monkeypatch, study):
+    monkeypatch.chdir(ROOT)
+    task = "countdown" if study == "published" else "sudoku"
+    ran = commands(fakes, tmp_path, POLICY_STUDY.name, study, task)
+    different = set()
+    for (train, flags), (measure, flags_of_eval) in zip(ran[::2], ran[1::2], strict=True):
+        assert (train, measure) == ("jax_unmask.train", "jax_unmask.eval")
+        workdir = flags.pop("workdir")
+        assert flags_of_eval.pop("workdir") == f"{workdir}-eval"
+        settings = recipes.read(config_of(flags))
+        different.add(settings)
+        # Measuring reads the policy, and every way in which it shall act.
+        policy = policy_grpo.build_policy(settings, load_denoiser_config(settings))
+        shapes = jax.eval_shape(policy.init_params, jax.random.key(0))["network"]
+        network = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+        alpha = {"alpha": 1.0} if policy.alphas else {}
+        save_policy(f"{workdir}/policy", policy, {"network": network, **policy.params(**alpha)})
+        found = candidates.candidates(recipes.read(config_of(flags_of_eval)))
+        assert len(found) > 1 or study == "rewards"
+        assert {each.policy.network for each in found} == {policy.network}
+    # Acting and sampling are studied on policies of one training.
+    assert len(different) == (len(ran) // 2 if study != "acting" else 1)

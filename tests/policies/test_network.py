@@ -164,6 +164,17 @@ def test_reads_what_its_options_say(make_observation, option, leaf):
         assert not same.any()
 
 
+@pytest.mark.parametrize(("option", "leaf"), [("time", "step"), ("mask", "masked")])
+def test_leaves_out_what_it_shall_not_read(make_observation, option, leaf):
+    obs = make_observation(2)
+    other = obs.replace(**{leaf: getattr(make_observation(3), leaf)})
+    config = dataclasses.replace(SMALL, **{option: False})
+    apply, params = _initialised(config)
+    np.testing.assert_array_equal(
+        apply(params, config.observe(obs)), apply(params, config.observe(other))
+    )
+
+
 def test_candidate_attention_joins_masked_positions_with_one_candidate(make_observation):
     """With a huge bias, a position hears only masked positions that propose its candidate."""
     config = dataclasses.replace(SMALL, candidate_attention=(1e4, 1e4))
