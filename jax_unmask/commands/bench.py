@@ -201,14 +201,20 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, 
         )
     policies.parse_policy(args.policy)  # Mistakes show first.
     _complete_lengths(args)
-    canvas = args.gen_length, args.block_length
-    policy, policy_params = policies.parse_policy(args.policy, canvas=canvas)
     settings = RolloutSettings(
         gen_length=args.gen_length,
         block_length=args.block_length,
         vocab_chunk=args.vocab_chunk,
         slots=args.slots or 0,
     )
+    environment = settings.environment
+    if args.model is not None:
+        environment["denoiser"] = args.model
+    if len(caches) > 1:
+        environment.pop("cache")
+    elif caches[0] is not None:
+        environment["cache"] = str(caches[0])
+    policy, policy_params = policies.parse_policy(args.policy, environment=environment)
     if args.model is not None:
         subject = subjects.load_subject(
             args.model, args.dtype, with_tokenizer=args.task is not None

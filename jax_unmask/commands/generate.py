@@ -161,8 +161,8 @@ def parser() -> argparse.ArgumentParser:
 def check(args: argparse.Namespace) -> None:
     """Raises for all mistakes in the arguments that show before the model is loaded."""
     shape = settings(args)
-    canvas = shape.gen_length, shape.block_length
-    policies.parse_policy(args.policy or _DEFAULT_POLICY, canvas=canvas)
+    environment = {"denoiser": args.model, **shape.environment}
+    policies.parse_policy(args.policy or _DEFAULT_POLICY, environment=environment)
     if args.html is not None and pathlib.Path(args.html).is_dir():
         raise ValueError(f"--html={args.html} is a directory; give the name of a file")
     if not 0 <= args.pace < 60:
@@ -209,7 +209,9 @@ def writer(args: argparse.Namespace) -> Writer:
         str(directory), dtype=args.dtype, param_dtype=args.dtype, quantization=args.quantization
     )
     policy, shape = args.policy or _DEFAULT_POLICY, settings(args, denoiser.config, tokenizer)
-    return MaskedWriter(denoiser, params, tokenizer, policy, shape, args.seed, thinking)
+    return MaskedWriter(
+        denoiser, params, tokenizer, policy, shape, args.seed, thinking, name=args.model
+    )
 
 
 def _canvas_writer(

@@ -78,9 +78,7 @@ def calibrate(
     environment: dict[str, str | int | float] = {
         "denoiser": bundle.name,
         "task": task.name,
-        "gen_length": settings.gen_length,
-        "block_length": block_length,
-        "cache": str(settings.cache) if settings.cache else "none",
+        **settings.environment,
         "distribution": policy.distribution,
     }
     count = len(prompts.tokens)

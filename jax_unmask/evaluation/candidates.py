@@ -85,14 +85,14 @@ def candidates(
             label = results.RULE if spec.name in _RULES else results.HEURISTIC
             if spec.name == "learned":
                 label = "learned"
-            found.append(_candidate(config, "eval.policies", spec, label))
+            found += _candidates(config, "eval.policies", spec, label)
     if trained is not None:
         method, seed = "policy", None
         if reward := getattr(config, "reward", None):
             method, seed = f"policy, alpha {reward.alpha:g}", config.seed
         for spec in _at_trained_settings(config, str(trained)):
-            candidate = _candidate(config, "eval.trained", spec, results.TRAINED)
-            found.append(dataclasses.replace(candidate, method=method, training_seed=seed))
+            for each in _candidates(config, "eval.trained", spec, results.TRAINED):
+                found.append(dataclasses.replace(each, method=method, training_seed=seed))
     for pattern in config.eval.shipped:
         (named,) = _expand("eval.shipped", f"learned:{pattern}")
         names = fnmatch.filter(shipped_policies(), named.target)
@@ -102,7 +102,7 @@ def candidates(
             raise ConfigError("eval.shipped", pattern, problem, known)
         for name in names:
             for spec in _at_trained_settings(config, name, named.block_lengths):
-                found.append(_candidate(config, "eval.shipped", spec, results.SHIPPED))
+                found += _candidates(config, "eval.shipped", spec, results.SHIPPED)
     return found
 
 
@@ -121,13 +121,21 @@ def _block_lengths(config: RunSettings, key: str, blocks: tuple[int, ...]) -> tu
     return lengths
 
 
-def _candidate(config: RunSettings, key: str, spec: notation.Spec, label: str) -> Candidate:
-    own = spec.block_lengths
-    blocks = _block_lengths(config, key, own or config.eval.block_lengths)
+def _candidates(config: RunSettings, key: str, spec: notation.Spec, label: str) -> list[Candidate]:
+    """A policy at one setting: once per block length where its numbers depend on that."""
+    blocks = _block_lengths(config, key, spec.block_lengths or config.eval.block_lengths)
+    caches = config.eval.caches or (str(config.sampling.cache or "none"),)
+    environment: dict[str, str | int] = {
+        "denoiser": str(config.model.path),
+        "task": config.task.name.rpartition(".")[2],
+        "gen_length": config.sampling.gen_length,
+        **({"cache": caches[0]} if len(caches) == 1 else {}),
+    }
     try:
-        for block in blocks:
-            canvas = config.sampling.gen_length, block
-            policy, params = policies.parse_policy(spec.text, canvas=canvas)
+        parsed = [
+            policies.parse_policy(spec.text, environment={**environment, "block_length": block})
+            for block in blocks
+        ]
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(key, spec.text, str(error), "Correct or remove it") from error
     method, seed = spec.name.rpartition(".")[2], None
@@ -135,16 +143,22 @@ def _candidate(config: RunSettings, key: str, spec: notation.Spec, label: str) -
         method = pathlib.PurePath(spec.target).name
         if match := _SEED.fullmatch(method):
             method, seed = match["method"], int(match["seed"])
-    return Candidate(
+    first = Candidate(
         text=spec.text,
         method=method,
         label=label,
         settings={name: _number(value) for name, value in spec.settings},
-        policy=policy,
-        params=params,
+        policy=parsed[0][0],
+        params=parsed[0][1],
         block_lengths=blocks,
         training_seed=seed,
     )
+    if "nfe" not in first.settings:
+        return [first]
+    return [
+        dataclasses.replace(first, policy=policy, params=params, block_lengths=(block,))
+        for block, (policy, params) in zip(blocks, parsed, strict=True)
+    ]
 
 
 def _at_trained_settings(

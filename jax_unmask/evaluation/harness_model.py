@@ -73,9 +73,9 @@ class HarnessModel(LM):
             )
         self._denoiser, self._params, self._tokenizer = denoiser, params, tokenizer
         self._name = name
-        canvas = gen_length, block_length
-        self._policy, self._policy_params = policies.parse_policy(policy, canvas=canvas)
         self._settings = RolloutSettings(gen_length=gen_length, block_length=block_length)
+        environment = {"denoiser": name, **self._settings.environment}
+        self._policy, self._policy_params = policies.parse_policy(policy, environment=environment)
         self._batch_size, self._check_greedy = batch_size, check_greedy
         self._mc = {"draws": mc_draws, "batch_size": mc_batch_size, "together": mc_together}
         self._mc["seed"] = seed

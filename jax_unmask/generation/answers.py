@@ -73,7 +73,7 @@ class MaskedWriter:
     """A masked denoiser that answers prompts, with a policy in the notation of `parse_policy`.
 
     With `settings.record`, every step is kept. `thinking` is for chat templates that know
-    reasoning, see `Tokenizer.encode_prompt`.
+    reasoning, see `Tokenizer.encode_prompt`. `name` is that of the denoiser.
     """
 
     denoiser: Denoiser
@@ -83,6 +83,12 @@ class MaskedWriter:
     settings: RolloutSettings
     seed: int
     thinking: bool | None = None
+    name: str = ""
+
+    @property
+    def environment(self) -> dict[str, str | int]:
+        """Where the policy acts, as far as that is known; see `policies.parse_policy`."""
+        return {"denoiser": self.name, **self.settings.environment}
 
     @property
     def block_length(self) -> int:
@@ -105,8 +111,7 @@ class MaskedWriter:
                 cannot be read.
             FloatingPointError: the denoiser's scores are not finite.
         """
-        canvas = self.settings.gen_length, self.settings.block_length
-        policy, params = policies.parse_policy(self.policy, canvas=canvas)
+        policy, params = policies.parse_policy(self.policy, environment=self.environment)
         max_length = self.denoiser.config.max_length
         prompts, count = _encode(self, prompt, self.settings.gen_length, max_length, pad_to)
         model, keys = (self.denoiser, self.params), _keys(self.seed, turn)

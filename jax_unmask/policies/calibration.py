@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -16,6 +17,11 @@ from jax_unmask.runtime.files import atomic_write
 from jax_unmask.settings import SettingError
 
 FILE = "calibrations.json"
+
+Environment = Mapping[str, str | int | float]
+"""What is known of where a policy acts: some of the names of `Calibration.environment`."""
+
+_CANVAS = ("gen_length", "block_length")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,18 +59,13 @@ class Calibration:
         place = np.interp(-np.log(nfe), -np.log(forwards), np.log(self.alphas))
         return float(np.clip(np.exp(place), self.alphas[0], self.alphas[-1]))
 
-    def check_canvas(self, gen_length: int, block_length: int) -> None:
-        """Raises a `SettingError` for another canvas or block than it was made on."""
-        names = ("gen_length", "block_length")
-        made = [self.environment.get(name) for name in names]
-        if made != [gen_length, block_length]:
-            problem = (
-                f"it was calibrated on a canvas of {made[0]} in blocks of {made[1]}, not of "
-                f"{gen_length} in blocks of {block_length}"
-            )
-            raise SettingError(
-                "calibration", self.name, problem, "Use those, or calibrate the policy for these"
-            )
+    def differences(self, environment: Environment) -> str:
+        """Where it was made, as far as that is not the given environment; "" if it fits."""
+        return ", ".join(
+            f"{name} {self.environment.get(name)} instead of {value}"
+            for name, value in environment.items()
+            if self.environment.get(name) != value
+        )
 
 
 def load_calibrations(directory: str | pathlib.Path) -> dict[str, Calibration]:
@@ -98,23 +99,39 @@ def save_calibration(directory: str | pathlib.Path, calibration: Calibration) ->
     atomic_write(pathlib.Path(directory) / FILE, text + "\n")
 
 
-def find_calibration(directory: str | pathlib.Path, name: str | None) -> Calibration:
-    """The calibration of a name; the only one, if no name is given.
+def find_calibration(
+    directory: str | pathlib.Path, name: str | None, environment: Environment
+) -> Calibration:
+    """The calibration of a name; without one, the only one that fits the environment.
+
+    A named one must fit the canvas and its blocks: on another denoiser the policy may take other
+    forwards, on another canvas it does.
 
     Raises:
         SettingError: there is no such calibration, or there are several and none is named.
     """
     known = load_calibrations(directory)
     names = ", ".join(known) or "none"
-    if name is not None and name not in known:
-        remedy = f"There are: {names}. python -m jax_unmask.calibrate makes one"
-        raise SettingError("calibration", name, "the policy has no such calibration", remedy)
-    if name is None and len(known) != 1:
-        problem = f"forwards are asked for by a calibration, and the policy has {len(known)}"
-        remedy = (
-            f"Name one of them ({names})"
-            if known
-            else "Make one with python -m jax_unmask.calibrate, or give alpha instead of nfe"
-        )
+    if name is not None:
+        if name not in known:
+            remedy = f"There are: {names}. python -m jax_unmask.calibrate makes one"
+            raise SettingError("calibration", name, "the policy has no such calibration", remedy)
+        canvas = {key: environment[key] for key in _CANVAS if key in environment}
+        if differs := known[name].differences(canvas):
+            remedy = "Use that, or calibrate the policy for what you have"
+            raise SettingError("calibration", name, f"it was made with {differs}", remedy)
+        return known[name]
+    fitting = [each for each in known.values() if not each.differences(environment)]
+    if len(fitting) == 1:
+        return fitting[0]
+    if fitting:
+        problem = f"forwards are asked for by a calibration, and {len(fitting)} fit here"
+        remedy = f"Name one of them ({', '.join(each.name for each in fitting)})"
         raise SettingError("calibration", name, problem, remedy)
-    return known[name] if name is not None else next(iter(known.values()))
+    closest = [f"{each.name} ({each.differences(environment)})" for each in known.values()]
+    problem = "forwards are asked for by a calibration, and the policy has none that fits here"
+    problem += f": {'; '.join(closest)}" if closest else ""
+    remedy = "Make one with python -m jax_unmask.calibrate, or give alpha instead of nfe"
+    if closest:
+        remedy += ", or name one of another denoiser, task or cache (calibration=NAME)"
+    raise SettingError("calibration", name, problem, remedy)

@@ -14,7 +14,7 @@ from typing import Any
 
 from jax_unmask import notation, shipped
 from jax_unmask.policies.base import Params, Policy
-from jax_unmask.policies.calibration import find_calibration
+from jax_unmask.policies.calibration import Environment, find_calibration
 from jax_unmask.policies.checkpoint import load_policy
 from jax_unmask.policies.learned import LearnedPolicy
 from jax_unmask.settings import SettingError
@@ -62,7 +62,7 @@ def available() -> dict[str, dict[str, Any]]:
     }
 
 
-def parse_policy(text: str, *, canvas: tuple[int, int] | None = None) -> tuple[Policy, Params]:
+def parse_policy(text: str, *, environment: Environment | None = None) -> tuple[Policy, Params]:
     """The policy, and its params, of NAME, NAME:SETTING=VALUE,... or NAME:DIR,SETTING=VALUE,...
 
     >>> policy, params = parse_policy("factor:factor=2,reference_compat=true")
@@ -71,8 +71,9 @@ def parse_policy(text: str, *, canvas: tuple[int, int] | None = None) -> tuple[P
 
     Args:
         text: the notation.
-        canvas: canvas length and block length on which the policy will act, if they are known: a
-            number of forwards can be asked for only where it was calibrated.
+        environment: what is known of where the policy will act (of denoiser, task, gen_length,
+            block_length, cache): a number of forwards can be asked for only where it was
+            calibrated.
 
     Raises:
         NotationError: unknown name or setting (with close matches), or a value out of range.
@@ -99,10 +100,7 @@ def parse_policy(text: str, *, canvas: tuple[int, int] | None = None) -> tuple[P
         if chosen:
             if "alpha" in numbers:
                 raise ValueError(f"alpha and {' and '.join(sorted(chosen))} exclude each other")
-            policy, params = make(spec.target, **chosen)
-            if canvas is not None and make is load_learned:
-                found = find_calibration(policy_directory(spec.target), chosen.get("calibration"))
-                found.check_canvas(*canvas)
+            policy, params = make(spec.target, **chosen, **_place(make, environment))
         policy = make(**static) if policy is None else dataclasses.replace(policy, **static)
         settings = policy.params(**numbers)
     except ValueError as error:
@@ -113,7 +111,10 @@ def parse_policy(text: str, *, canvas: tuple[int, int] | None = None) -> tuple[P
 
 
 def load_learned(
-    name: str, nfe: float | None = None, calibration: str | None = None
+    name: str,
+    nfe: float | None = None,
+    calibration: str | None = None,
+    environment: Environment | None = None,
 ) -> tuple[LearnedPolicy, Params]:
     """Loads a policy from its directory, or one that ships with the package by its name.
 
@@ -121,7 +122,8 @@ def load_learned(
         name: the directory, or the name.
         nfe: denoiser forwards that a sequence should take on average, for policies that can be told
             an alpha. A calibration says which alpha that is.
-        calibration: the name of that calibration; None for the only one that the policy has.
+        calibration: the name of that calibration; None for the only one that fits.
+        environment: what is known of where the policy will act.
 
     Raises:
         FileNotFoundError: there is no such directory or name, or a file in it is missing.
@@ -133,7 +135,7 @@ def load_learned(
         if not policy.alphas:
             problem = "the policy was trained for one alpha and takes the forwards that it takes"
             raise SettingError("nfe", nfe, problem, "Leave it out, or choose another policy")
-        found = find_calibration(directory, calibration)
+        found = find_calibration(directory, calibration, environment or {})
         # Unless the caller says otherwise, it acts as it did when its forwards were counted.
         acts: dict[str, Any] = {"distribution": found.environment["distribution"]}
         policy = dataclasses.replace(policy, **acts)
@@ -164,7 +166,15 @@ def _loading(make: Any) -> dict[str, inspect.Parameter]:
     """Settings of a function that loads policies, beside the directory; none of a class."""
     if isinstance(make, type):
         return {}
-    return dict(list(notation.parameters(make).items())[1:])
+    settings = dict(list(notation.parameters(make).items())[1:])
+    settings.pop("environment", None)  # Nobody sets where it acts: the commands know.
+    return settings
+
+
+def _place(make: Any, environment: Environment | None) -> dict[str, Any]:
+    """The argument of a function that loads policies which says where they will act, if it asks."""
+    asks = "environment" in inspect.signature(make).parameters
+    return {"environment": environment or {}} if asks else {}
 
 
 def _settings(policy: Any) -> dict[str, Any]:

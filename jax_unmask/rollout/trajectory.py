@@ -97,6 +97,15 @@ class RolloutSettings(Settings):
             "Set it to 0, or `cache` to 'none' (None)",
         )
 
+    @property
+    def environment(self) -> dict[str, str | int]:
+        """What the forwards of a policy depend on, by the names of calibrations."""
+        return {
+            "gen_length": self.gen_length,
+            "block_length": self.block_length,
+            "cache": str(self.cache) if self.cache else "none",
+        }
+
     def num_slots(self, rows: int) -> int:
         """Slots of a rollout of so many rows; a `ValueError` if they do not fit the groups."""
         if rows % self.slot_groups:

@@ -13,6 +13,7 @@ from jax_unmask import policies, recipes
 from jax_unmask.environment import bundle as bundle_lib
 from jax_unmask.evaluation import candidates, sweep
 from jax_unmask.evaluation.problems import load_problems
+from jax_unmask.policies.calibration import Calibration, save_calibration
 from jax_unmask.report import results
 from jax_unmask.settings import ConfigError
 
@@ -39,10 +40,9 @@ def read(workdir):
     return [json.loads(line) for line in (workdir / "results.jsonl").read_text().splitlines()]
 
 
-def save_policy(directory, key=0):
-    policy = policies.LearnedPolicy(
-        policies.NetworkConfig(hidden_dim=8, feedforward_dim=8, num_heads=2, time_embed_dim=8)
-    )
+def save_policy(directory, key=0, **network):
+    shape = {"hidden_dim": 8, "feedforward_dim": 8, "num_heads": 2, "time_embed_dim": 8}
+    policy = policies.LearnedPolicy(policies.NetworkConfig(**shape, **network))
     policies.save_policy(directory, policy, policy.init_params(jax.random.key(key)))
     return directory
 
@@ -154,6 +154,18 @@ class TestCandidates:
             ("sudoku-b", 1.0, (16,)),
         ]
         assert {c.label for c in found} == {"shipped"}
+
+    def test_a_request_for_forwards_is_another_alpha_in_other_blocks(self, config, tmp_path):
+        directory = save_policy(tmp_path / "policy", alphas=(0.1, 10.0))
+        for block, forwards in ((16, (8.0, 2.0)), (4, (12.0, 6.0))):
+            place = {"denoiser": config.model.path, "gen_length": 16, "block_length": block}
+            place |= {"cache": "none", "task": "sudoku", "distribution": "threshold"}
+            table = Calibration(f"in_{block}", place, (0.1, 10.0), forwards, 9)
+            save_calibration(directory, table)
+        config.eval.update(policies=(f"learned:{directory},nfe=6",), block_lengths=(16, 4))
+        found = candidates.candidates(recipes.read(config))
+        assert [each.block_lengths for each in found] == [(16,), (4,)]
+        assert found[0].params["alpha"] < 1 < found[1].params["alpha"]
 
     def test_deterministic_modes_draw_nothing(self, config, tmp_path):
         directory = save_policy(tmp_path / "policy")

@@ -15,7 +15,12 @@ from jax_unmask.policies.calibration import FILE, Calibration, load_calibrations
 POLICY = LearnedPolicy(
     network=NetworkConfig(hidden_dim=8, feedforward_dim=8, time_embed_dim=8, alphas=(0.1, 10.0))
 )
-ENVIRONMENT = {"gen_length": 16, "block_length": 8, "distribution": "threshold"}
+ENVIRONMENT = {
+    "denoiser": "sudoku",
+    "gen_length": 16,
+    "block_length": 8,
+    "distribution": "threshold",
+}
 TABLE = Calibration("sudoku-16-16", ENVIRONMENT, (0.1, 1.0, 10.0), (8.0, 4.0, 2.0), 9)
 
 
@@ -77,11 +82,34 @@ def test_requests_that_make_no_sense(directory, settings, named):
 
 
 def test_forwards_are_those_of_the_calibrated_canvas_and_blocks(directory):
-    policies.parse_policy(f"learned:{directory},nfe=4", canvas=(16, 8))
-    policies.parse_policy(f"learned:{directory},alpha=1", canvas=(16, 4))
-    for canvas in ((16, 4), (32, 8)):
-        with pytest.raises(ValueError, match=r"calibration = 'sudoku-16-16'.*16 in blocks of 8"):
-            policies.parse_policy(f"learned:{directory},nfe=4", canvas=canvas)
+    def ask(settings: str, length: int, block: int):
+        canvas = {"gen_length": length, "block_length": block}
+        return policies.parse_policy(f"learned:{directory},{settings}", environment=canvas)
+
+    ask("nfe=4", 16, 8)
+    ask("alpha=1", 16, 4)
+    for name in ("", ",calibration=sudoku-16-16"):
+        with pytest.raises(ValueError, match=r"sudoku-16-16.*block_length 8 instead of 4"):
+            ask(f"nfe=4{name}", 16, 4)
+        with pytest.raises(ValueError, match=r"sudoku-16-16.*gen_length 16 instead of 32"):
+            ask(f"nfe=4{name}", 32, 8)
+
+
+def test_forwards_are_those_of_the_calibrated_denoiser_unless_it_is_named(directory):
+    """One file serves several denoisers: each request finds the numbers of its own."""
+    other = {**ENVIRONMENT, "denoiser": "countdown"}
+    save_calibration(directory, Calibration("other", other, TABLE.alphas, (9.0, 6.0, 4.0), 9))
+
+    def alpha(settings: str, denoiser: str) -> float:
+        place = {**ENVIRONMENT, "denoiser": denoiser}
+        _, params = policies.parse_policy(f"learned:{directory},{settings}", environment=place)
+        return float(params["alpha"])
+
+    assert alpha("nfe=4", "sudoku") == pytest.approx(1.0)
+    assert alpha("nfe=4", "countdown") == pytest.approx(10.0)
+    assert alpha("nfe=4,calibration=other", "sudoku") == pytest.approx(10.0)
+    with pytest.raises(ValueError, match=r"none that fits.*denoiser sudoku instead of llada"):
+        alpha("nfe=4", "llada")
 
 
 def test_without_calibration(saved):
