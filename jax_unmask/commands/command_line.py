@@ -253,6 +253,8 @@ def clear_errors(args: argparse.Namespace | None = None) -> Iterator[None]:
     """
     try:
         yield
+    except KeyboardInterrupt:
+        sys.exit(130)  # As shells report it.
     except _EXPECTED as error:
         if _is_verbose():
             raise

@@ -25,6 +25,8 @@ from jax_unmask.environment.bundle import (
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation import axes, candidates, dry_run, reporting, sweep
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
+from jax_unmask.policies.checkpoint import MadeFor
+from jax_unmask.policies.spec import EXPORTED
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.report.results import Result
 from jax_unmask.runtime import agreement
@@ -166,9 +168,9 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
         like = placement.everywhere(jax.eval_shape(policy.init_params, jax.random.key(0)))
         step, params = checkpoints.restore_params(which, like=like)
     logger.info("Took the policy of step %d of %s.", step, run)
-    directory = workdir / "policy"
+    directory = workdir / EXPORTED
     if not jax.process_index():
-        policies.save_policy(directory, policy, params)
+        policies.save_policy(directory, policy, params, MadeFor.of(config))
         write_policy_card(directory, config, run)
     placement.meet("policy")  # All are going to read it.
     return directory

@@ -9,6 +9,7 @@ import argparse
 import dataclasses
 import itertools
 import json
+import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -17,7 +18,7 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from jax_unmask import policies, tasks
+from jax_unmask import notation, policies, tasks
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import (
     DenoiserConfig,
@@ -33,6 +34,8 @@ from jax_unmask.denoisers.tokenizer import UnknownWords
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.generation.answers import Answer, CanvasWriter, MaskedWriter, Prompt, Writer
 from jax_unmask.generation.conversation import converse, system_turn
+from jax_unmask.policies.calibration import load_calibrations
+from jax_unmask.policies.checkpoint import MadeFor, made_for
 from jax_unmask.report import canvas, page, traces
 from jax_unmask.rollout import RolloutSettings, Trajectory, parse_cache
 from jax_unmask.rollout.canvases import CanvasSettings
@@ -44,6 +47,7 @@ from jax_unmask.tasks.base import Example, Task
 _DEFAULT_LENGTH = 128
 _DEFAULT_POLICY = "threshold:threshold=0.9"
 _DEFAULT_CANVAS_POLICY = "entropy_bounded:gamma=0.1"
+_SHAPE = ("task", "gen_length", "block_length", "distribution")
 _TURN_WIDTH = 64
 """In a conversation, prompts are padded to multiples of this: most turns then compile nothing."""
 # Arguments that mean nothing for DiffusionGemma, with the values that they have if not given.
@@ -56,6 +60,9 @@ _MASKED_ONLY = {
     "html": None,
     "cache": "none",
 }
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +89,11 @@ def parser() -> argparse.ArgumentParser:
     shipped = ", ".join(shipped_models()) or "none"
     described.add_argument(
         "--model",
-        required=True,
-        help=f"a shipped model ({shipped}), a Hugging Face or Orbax directory, or a hub name",
+        help=f"a shipped model ({shipped}), a Hugging Face or Orbax directory, or a hub name; "
+        "default: the one that the policy was trained for",
     )
     add = described.add_argument_group("prompt").add_argument
-    add("--prompt", help="the prompt; or give --task alone to pose one of its problems")
+    add("--prompt", help="the prompt; without one, --task poses a problem")
     add(
         "--chat",
         action="store_true",
@@ -106,25 +113,31 @@ def parser() -> argparse.ArgumentParser:
         help="for chat templates that know reasoning; default: what the template does",
     )
     named = f"NAME:SETTING=VALUE,... (names: {', '.join(tasks.posable())})"
-    add("--task", help=f"a task whose checker judges the answer, {named}")
+    add(
+        "--task",
+        help=f"a task whose checker judges the answer, {named}; default, where there is no prompt: "
+        "the one that the policy was trained on",
+    )
     add("--problem", type=int, default=0, help="which problem of the task's test split (from 0)")
     add("--data", help="directory of the task's data, for tasks that read files")
     add = described.add_argument_group("decoding").add_argument
     add(
         "--policy",
         help=f"NAME:SETTING=VALUE,... or learned:DIR (names: {', '.join(policies.available())}); "
-        f"default: {_DEFAULT_POLICY}, for DiffusionGemma {_DEFAULT_CANVAS_POLICY}",
+        f"default: {_DEFAULT_POLICY}, for DiffusionGemma {_DEFAULT_CANVAS_POLICY}; DIR is also the "
+        "workdir of a training run",
     )
     add(
         "--gen_length",
         type=int,
-        help=f"canvas length; default: what a shipped model was made for, else {_DEFAULT_LENGTH}",
+        help="canvas length; default: what the policy was trained for, or a shipped model was made "
+        f"for, else {_DEFAULT_LENGTH}",
     )
     add(
         "--block_length",
         type=int,
-        help="block length; default: what a shipped or block-causal model was made for, else "
-        "gen_length, which is full diffusion",
+        help="block length; default: what the policy was trained for, or a shipped or block-causal "
+        "model was made for, else gen_length, which is full diffusion",
     )
     add(
         "--cache",
@@ -156,6 +169,61 @@ def parser() -> argparse.ArgumentParser:
     add("--html", metavar="FILE", help="write the generation as a web page to step through")
     add("--json", action="store_true", help="print one JSON object per answer instead of text")
     return described
+
+
+def fill_in(args: argparse.Namespace) -> None:
+    """Gives arguments that are missing the values that the policy was trained for.
+
+    Warns where others were given: a policy acts as its tables say only where it was trained.
+    """
+    made = _made_for(args.policy) if args.policy else None
+    if made is not None:
+        if args.model is None:
+            args.model = made.model
+        has_prompt = args.prompt is not None or args.messages is not None or args.chat
+        if not has_prompt and args.task is None and args.model == made.model:
+            args.task = made.task
+        if args.model == made.model or args.model not in shipped_models():
+            length = args.gen_length or made.gen_length
+            block = length if made.block_length == made.gen_length else made.block_length
+            args.gen_length = made.gen_length if args.gen_length is None else args.gen_length
+            if args.block_length is None and length % block == 0:
+                args.block_length = block
+        here, given = settings(args), dict(notation.parse(args.policy).settings)
+        different = [
+            f"{name} {theirs} (here {ours})"
+            for name, theirs, ours in (
+                ("model", made.model, args.model),
+                ("gen_length", made.gen_length, here.gen_length),
+                ("block_length", made.block_length, here.block_length),
+                ("distribution", made.distribution, given.get("distribution", made.distribution)),
+            )
+            if theirs != ours
+        ]
+        if different:
+            logger.warning("The policy was trained for %s.", ", ".join(different))
+    if args.model is None:
+        raise ValueError(
+            f"--model is missing; give one of {', '.join(shipped_models())}, a directory or a hub "
+            "name (or a --policy that names its model)"
+        )
+
+
+def _made_for(text: str) -> MadeFor | None:
+    """Where a learned policy was trained, or was calibrated for the forwards asked for."""
+    spec = notation.parse(text)
+    if spec.name != "learned" or not spec.target:
+        return None
+    directory, given = policies.policy_directory(spec.target), dict(spec.settings)
+    if "nfe" not in given:
+        return made_for(directory)
+    known = load_calibrations(directory)
+    name = given.get("calibration", next(iter(known)) if len(known) == 1 else "")
+    found = known[name].environment if name in known else {}
+    names = {"model": "denoiser"} | {name: name for name in _SHAPE}
+    if not all(name in found for name in names.values()):
+        return None
+    return MadeFor(**{ours: found[theirs] for ours, theirs in names.items()})  # type: ignore[arg-type]
 
 
 def check(args: argparse.Namespace) -> None:
@@ -296,14 +364,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command_line.set_up_logging()
     compilation.enable_cache()
     with command_line.clear_errors(args):
-        try:
-            _run(args)
-        except KeyboardInterrupt:
-            sys.exit(130)  # As shells report it.
+        _run(args)
 
 
 def _run(args: argparse.Namespace) -> None:
     # All that can be wrong without the model is checked before the model is loaded.
+    fill_in(args)
     asked = problem(args)
     check(args)
     model = writer(args)

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import math
 import pathlib
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -54,6 +55,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
         ValueError, OSError: the config, the model or the data cannot be used as they are; before
             anything is compiled.
         FloatingPointError: the numbers of the training are not finite any more.
+        KeyboardInterrupt: Ctrl-C ended it before; the step under way is saved.
     """
     agreement.require_same(agreement.of_run(flatten(config), workdir))
     with DirectoryLock(workdir, LOCK) as lock:
@@ -120,13 +122,15 @@ def _run(
         state = dataclasses.replace(restored.state, params=restored.params)
         data.set_state(restored.data)
         logger.info("Continuing %s at step %d of %d.", workdir, done, total)
+        if done == total:
+            logger.info("It is finished; a higher config.train.steps goes on from here.")
     # Barrier: processes that are still loading weights would time out in the first collective.
     Placement().meet("training begins")
     divergence = Divergence()
     divergence.see(done, state)
     _stop_if_diverged(divergence, done, state, {}, checkpoints)
     sinks: tuple[WeightsAndBiases, ...] = ()
-    if config.log.wandb:
+    if config.log.wandb and not jax.process_index():
         sinks = (WeightsAndBiases(workdir, project="jax_unmask", config=flat(config)),)
     with (
         Preemption(config.checkpoint.grace_seconds) as preemption,
@@ -184,6 +188,9 @@ def _run(
                 reported = step
             if stop and step < total:
                 checkpoints.wait()  # Within the grace period, as the saving is.
+                logger.info("Step %d of %d is saved; the same command goes on.", step, total)
+                if preemption.signal == signal.SIGINT:
+                    raise KeyboardInterrupt
                 return None
     if reported > done and not trained:
         message = "Nothing was trained: in all recorded steps since step %d no group had a signal."

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import os
 import pathlib
 import re
+from collections.abc import Sequence
 
 from jax_unmask import notation, policies
 from jax_unmask.environment.bundle import build_cache
@@ -32,6 +34,7 @@ class Candidate:
         policy, params: the policy, and its parameters with settings.
         block_lengths: block lengths to measure it at.
         training_seed: seed of its training run, if it is one of several.
+        source: directory of a learned policy, or import path; settings apart, what is measured.
     """
 
     text: str
@@ -42,6 +45,7 @@ class Candidate:
     params: Params
     block_lengths: tuple[int, ...]
     training_seed: int | None = None
+    source: str = ""
 
     @property
     def draws(self) -> bool:
@@ -72,11 +76,12 @@ def candidates(
     `eval.policies` holds heuristics and `learned:DIR` in the notation of `jax_unmask.notation`;
     `eval.shipped` holds patterns of names of shipped policies ("sudoku-*", or "sudoku-*@16" for one
     block length). Trained and shipped policies are taken at each setting of `eval.trained`. A
-    directory NAME-seedK is training run K of the method NAME; `trained` is that of the config's own
-    policy.
+    directory NAME-seedK is training run K of the method NAME (DIR/policy is named by DIR);
+    `trained` is that of the config's own policy.
 
     Raises:
-        ConfigError: a policy cannot be read, or a block length does not divide the canvas.
+        ConfigError: a policy cannot be read, two policies would have one name, or a block length
+            does not divide the canvas.
     """
     _block_lengths(config, "eval.block_lengths", config.eval.block_lengths)
     found: list[Candidate] = []
@@ -103,7 +108,26 @@ def candidates(
         for name in names:
             for spec in _at_trained_settings(config, name, named.block_lengths):
                 found += _candidates(config, "eval.shipped", spec, results.SHIPPED)
+    _check_names(found)
     return found
+
+
+def _check_names(found: Sequence[Candidate]) -> None:
+    """Refuses policies of one name, which tables would average as if they were training seeds."""
+    known: dict[tuple[str, str], dict[int | None, Candidate]] = {}
+    for each in found:
+        seeds = known.setdefault((each.label, each.method), {})
+        other = seeds.setdefault(each.training_seed, each)
+        if other.source == each.source and len(seeds) > 1 and None in seeds:
+            other = next(iter(seeds.values()))
+        if other.source != each.source:
+            raise ConfigError(
+                "eval.policies",
+                each.text,
+                f"it would have the name of {other.text} in tables: {each.method}",
+                "Rename a directory: NAME/policy is called NAME, and NAME-seed0, NAME-seed1, ... "
+                "are averaged as training runs of one method",
+            )
 
 
 def _block_lengths(config: RunSettings, key: str, blocks: tuple[int, ...]) -> tuple[int, ...]:
@@ -140,7 +164,10 @@ def _candidates(config: RunSettings, key: str, spec: notation.Spec, label: str) 
         raise ConfigError(key, spec.text, str(error), "Correct or remove it") from error
     method, seed = spec.name.rpartition(".")[2], None
     if spec.target:
-        method = pathlib.PurePath(spec.target).name
+        path = pathlib.Path(spec.target)
+        method = path.name
+        if method == policies.EXPORTED:
+            method = path.absolute().parent.name
         if match := _SEED.fullmatch(method):
             method, seed = match["method"], int(match["seed"])
     first = Candidate(
@@ -152,6 +179,7 @@ def _candidates(config: RunSettings, key: str, spec: notation.Spec, label: str) 
         params=parsed[0][1],
         block_lengths=blocks,
         training_seed=seed,
+        source=os.path.realpath(spec.target) if spec.target else spec.name,
     )
     if "nfe" not in first.settings:
         return [first]

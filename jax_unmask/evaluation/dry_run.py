@@ -18,6 +18,7 @@ from jax_unmask.policies.base import Observation
 from jax_unmask.policies.heuristics import Quota
 from jax_unmask.prompts import Prompts
 from jax_unmask.report.tables import text_table
+from jax_unmask.settings import ConfigError
 
 # Problems of test sets as published; of others the data are read.
 _PUBLISHED = {"gsm8k": 1319, "math": 5000, "math500": 500, "humaneval": 164, "mbpp": 500}
@@ -60,7 +61,7 @@ def planned(
     for config, values in varied:
         length = config.sampling.gen_length
         splits = [
-            _unread(split, count or _count(config, split))
+            _unread(split, _count(config, split, count))
             for split, count in eval_splits(config).items()
         ]
         what = ", ".join(str(value) for value in values.values()) or config.task.name
@@ -141,11 +142,21 @@ def table(rows: Sequence[Planned], speed: float | None) -> str:
     return text
 
 
-def _count(config: RunSettings, split: Any) -> int:
-    """Problems of a whole split; those of published test sets are known."""
-    if config.task.path is None and split == "test" and config.task.name in _PUBLISHED:
-        return _PUBLISHED[config.task.name]
-    return check_split(config, load_task(config), split)
+def _count(config: RunSettings, split: Any, count: int) -> int:
+    """Problems of a split, all of them for 0; those of published test sets are known.
+
+    The task is made in any case, so that mistakes in its settings show.
+    """
+    published = _PUBLISHED.get(config.task.name) if split == "test" else None
+    try:
+        task = load_task(config)
+    except ConfigError as error:
+        if error.key != "task.path" or config.task.path is not None or not (count or published):
+            raise
+        return count or published or 0  # The data need not be there.
+    if config.task.path is None and (count or published):
+        return count or published or 0
+    return check_split(config, task, split)
 
 
 def _unread(split: str, count: int) -> Problems:

@@ -52,9 +52,9 @@ def chosen(
 ) -> list[Shown]:
     """The policies to show, at the longest block length that was measured.
 
-    Those of `config.eval.viewer`. If it names none: of the learned policies the most accurate and
-    the fastest, and of the others the two methods that are most accurate without needing more
-    forwards than these.
+    Those of `config.eval.viewer`. If it names none: of the learned policies the one that was
+    trained here and the most accurate (without one, the most accurate and the fastest), and of the
+    others the two methods that are most accurate without needing more forwards than these.
     """
     if not config.eval.examples:
         return []
@@ -67,7 +67,10 @@ def chosen(
     learned = _best_of_methods(
         [pair for pair in here if pair[0].candidate.label not in (results.HEURISTIC, results.RULE)]
     )
-    if len(learned) > _LEARNED:
+    trained = [pair for pair in learned if pair[0].candidate.label == results.TRAINED][:1]
+    if trained:
+        learned = [*trained, *(pair for pair in learned if pair not in trained)][:_LEARNED]
+    elif len(learned) > _LEARNED:
         fastest = min(learned[1:], key=lambda pair: pair[1]["nfe_mean"])
         learned = [learned[0], fastest]
     limit = max((row["nfe_mean"] for _, row in learned), default=math.inf)

@@ -29,9 +29,10 @@ from jax_unmask.policies.heuristics import (
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import LearnedPolicy, network_settings
 from jax_unmask.policies.network import NetworkConfig
-from jax_unmask.policies.spec import available, parse_policy, policy_directory
+from jax_unmask.policies.spec import EXPORTED, available, parse_policy, policy_directory
 
 __all__ = [
+    "EXPORTED",
     "Action",
     "ConflictFree",
     "CumulatedEntropy",

@@ -48,6 +48,46 @@ _REFERENCE: dict[str, tuple[type, dict[str, str]]] = {
 _SETTINGS = ("temperature", "scale", "alpha")
 
 
+@dataclasses.dataclass(frozen=True)
+class MadeFor:
+    """Where a policy was trained, and how it acts there: defaults of commands that use it.
+
+    Attributes:
+        model: path or name of the denoiser.
+        task: the task, in the notation of `tasks.parse`.
+        gen_length, block_length: the canvas.
+        distribution: how the policy acts at test time.
+    """
+
+    model: str
+    task: str
+    gen_length: int
+    block_length: int
+    distribution: str
+
+    @classmethod
+    def of(cls, config: Any) -> MadeFor:
+        """That of a training config."""
+        task, trained = config.task, config.policy.distribution
+        return cls(
+            model=str(config.model.path),
+            task=f"{task.name}:{','.join(task.settings)}".rstrip(":"),
+            gen_length=config.rollout.gen_length,
+            block_length=config.rollout.block_length,
+            # Independent draws of a trained policy lose accuracy to chance.
+            distribution=trained if trained == "dpls" else "threshold",
+        )
+
+
+def made_for(directory: str | pathlib.Path) -> MadeFor | None:
+    """Where the policy of a directory was trained; None if its files do not say."""
+    own = hub.read_json(pathlib.Path(directory) / CONFIG).get("jax_unmask", {})
+    try:
+        return MadeFor(**own["made_for"]) if "made_for" in own else None
+    except TypeError as error:
+        raise ValueError(f"{pathlib.Path(directory) / CONFIG}: made_for: {error}") from error
+
+
 def load_policy(directory: str | pathlib.Path) -> tuple[LearnedPolicy, Params]:
     """The policy that this package or the PyTorch reference saved, and its params (float32).
 
@@ -74,8 +114,15 @@ def load_policy(directory: str | pathlib.Path) -> tuple[LearnedPolicy, Params]:
     return policy, {"network": _read_network(policy, directory / WEIGHTS), **settings}
 
 
-def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Params) -> None:
+def save_policy(
+    directory: str | pathlib.Path,
+    policy: LearnedPolicy,
+    params: Params,
+    made_for: MadeFor | None = None,
+) -> None:
     """Writes a policy, over another one if the directory has one; the inverse of `load_policy`.
+
+    `made_for` is kept beside it, see `made_for`.
 
     Raises:
         ValueError: temperature or scale differs between rows.
@@ -97,7 +144,10 @@ def save_policy(directory: str | pathlib.Path, policy: LearnedPolicy, params: Pa
     (directory / calibration.FILE).unlink(missing_ok=True)  # They are those of other weights.
     with replacing(directory / WEIGHTS) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
-    atomic_write(directory / CONFIG, json.dumps(_config_fields(policy, params), indent=2) + "\n")
+    fields = _config_fields(policy, params)
+    if made_for is not None:
+        fields["jax_unmask"]["made_for"] = dataclasses.asdict(made_for)
+    atomic_write(directory / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 
 def settings_of(policy: LearnedPolicy, params: Params) -> dict[str, Any]:
@@ -115,6 +165,7 @@ def _read_config(directory: pathlib.Path) -> tuple[LearnedPolicy, Params]:
     fields = hub.read_json(path)
     own = {"distribution": "bernoulli_argmax", **fields.get("jax_unmask", {})}
     network = own.pop("network", {})
+    own.pop("made_for", None)
     settings = {name: own.pop(name) for name in _SETTINGS if name in own}
     kind = str(fields.get("policy_type"))
     try:

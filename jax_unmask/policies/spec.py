@@ -15,9 +15,12 @@ from typing import Any
 from jax_unmask import notation, shipped
 from jax_unmask.policies.base import Params, Policy
 from jax_unmask.policies.calibration import Environment, find_calibration
-from jax_unmask.policies.checkpoint import load_policy
+from jax_unmask.policies.checkpoint import CONFIG, load_policy, made_for
 from jax_unmask.policies.learned import LearnedPolicy
 from jax_unmask.settings import SettingError
+
+EXPORTED = "policy"
+"""Directory of the policy in the workdir of the run that trained it."""
 
 POLICIES = notation.Names(
     "policy",
@@ -118,8 +121,10 @@ def load_learned(
 ) -> tuple[LearnedPolicy, Params]:
     """Loads a policy from its directory, or one that ships with the package by its name.
 
+    It acts as it does best where it was trained, if its files say so (`checkpoint.MadeFor`).
+
     Args:
-        name: the directory, or the name.
+        name: the directory (also the workdir of the run that trained it), or the name.
         nfe: denoiser forwards that a sequence should take on average, for policies that can be told
             an alpha. A calibration says which alpha that is.
         calibration: the name of that calibration; None for the only one that fits.
@@ -131,6 +136,9 @@ def load_learned(
     """
     directory = policy_directory(name)
     policy, params = load_policy(directory)
+    if (made := made_for(directory)) is not None:
+        best: dict[str, Any] = {"distribution": made.distribution}
+        policy = dataclasses.replace(policy, **best)
     if nfe is not None:
         if not policy.alphas:
             problem = "the policy was trained for one alpha and takes the forwards that it takes"
@@ -146,12 +154,14 @@ def load_learned(
 
 
 def policy_directory(name: str) -> pathlib.Path:
-    """The directory of a policy, which is given by its path or by the name of a shipped one.
+    """The directory of a policy: its path, that of the run that trained it, or a shipped name.
 
     Raises:
         FileNotFoundError: there is no policy of that name.
     """
     path = pathlib.Path(name).expanduser()
+    if not (path / CONFIG).is_file() and (path / EXPORTED / CONFIG).is_file():
+        return path / EXPORTED
     if path.exists() or path.is_absolute() or len(path.parts) > 1:
         return path
     if name not in shipped.shipped_policies():

@@ -184,7 +184,7 @@ class PolicyEnvironments:
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         """Exports the policy; evaluations after training measure the first environment."""
-        return self._recipes[0].finish(state, workdir)
+        return self._recipes[0].finish(state, workdir, is_general=len(self._recipes) > 1)
 
     @classmethod
     def blueprint(

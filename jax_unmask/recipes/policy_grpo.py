@@ -24,7 +24,9 @@ from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_exper
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.policies.base import PerRow, WithObservations
+from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.policies.learned import NETWORKS, Network
+from jax_unmask.policies.spec import EXPORTED, policy_directory
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
@@ -68,7 +70,7 @@ class TrainedPolicy(policies.LearnedPolicy):
 
     network: Any = Variant(NETWORKS, "confidence")
     init_from: str | None = setting(
-        None, "Continue from a trained policy: a directory that the trainer or export wrote."
+        None, "Continue from a trained policy: a run's workdir, its directory policy/, or a name."
     )
 
     def check(self) -> None:
@@ -231,7 +233,7 @@ class PolicyGrpo:
     def _load_policy(self) -> Any:
         """Weights of a saved policy, which must have the network of this config."""
         directory = str(self._config.policy.init_from)
-        saved, params = policies.load_policy(directory)
+        saved, params = policies.load_policy(policy_directory(directory))
         ours, theirs = (_described(p.network) for p in (self._components.policy, saved))
         different = [
             f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)"
@@ -440,10 +442,14 @@ class PolicyGrpo:
             return None
         return jnp.where(state.step < expert.imitation_steps, expert.imitation, 0.0)
 
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
-        directory = workdir / "policy"
+    def finish(
+        self, state: TrainState, workdir: pathlib.Path, *, is_general: bool = False
+    ) -> Bundle:
+        """Exports the policy; one `is_general` that was not trained for this environment alone."""
+        directory = workdir / EXPORTED
         if not jax.process_index():
-            policies.save_policy(directory, self._components.policy, state.params)
+            made_for = None if is_general else MadeFor.of(self._config)
+            policies.save_policy(directory, self._components.policy, state.params, made_for)
             write_policy_card(directory, self._config, workdir)
         return dataclasses.replace(self._bundle, policy=directory)
 

@@ -62,8 +62,8 @@ class Comparison:
 
     Attributes:
         point: the policy's point.
-        reference: what it was compared with; None if no reference is that fast, and then the gain
-            is the point's whole accuracy.
+        reference: what it was compared with; None if no reference is that fast, and then there is
+            no gain (NaN).
         gain: accuracy of the point minus that of the reference.
         se: standard error of the gain.
         paired: whether the standard error comes from differences on the same problems.
@@ -77,9 +77,11 @@ class Comparison:
 
     @property
     def significance(self) -> float:
-        """The gain in standard errors; 0 where both are 0."""
+        """The gain in standard errors; 0 where both are 0, NaN where there is no reference."""
         if self.se > 0:
             return self.gain / self.se
+        if math.isnan(self.gain):
+            return math.nan
         return math.copysign(math.inf, self.gain) if self.gain else 0.0
 
 
@@ -170,13 +172,70 @@ def compare(point: Point, reference: Point | None) -> Comparison:
     per problem; otherwise the two are taken as independent.
     """
     if reference is None:
-        return Comparison(point, None, point.accuracy, point.accuracy_se, paired=False)
+        return Comparison(point, None, math.nan, math.nan, paired=False)
     paired = _pairable(point, reference)
     if paired:
         se = standard_error(point.outcomes - reference.outcomes)  # type: ignore[operator]
     else:
         se = math.hypot(point.accuracy_se, reference.accuracy_se)
     return Comparison(point, reference, point.accuracy - reference.accuracy, se, paired)
+
+
+@dataclasses.dataclass(frozen=True)
+class Saving:
+    """Forwards that a policy saves against a frontier at equal accuracy.
+
+    Attributes:
+        forwards: NFE of the frontier at the policy's accuracy, minus the policy's; NaN where the
+            frontier never gets there.
+        se: its standard error.
+        reached: training seeds whose accuracy the frontier reaches, of `seeds`; for the others the
+            difference to its most accurate point counts, so that `forwards` is a least value.
+    """
+
+    forwards: float
+    se: float
+    reached: int
+    seeds: int
+
+
+def saving(points: Sequence[Point], references: Iterable[Point]) -> Saving:
+    """Forwards saved, the mean over points that differ in their training seed alone.
+
+    The frontier is linear between neighbours. Errors of the two methods are taken as independent,
+    an upper bound where both saw the same problems; those of accuracies count by its slope.
+
+    Raises:
+        ValueError: there are no points, or no references.
+    """
+    line = pareto(references)
+    if not points or not line:
+        raise ValueError("a saving needs points and references")
+    saved, errors, reached = [], [], 0
+    for point in points:
+        nfe, error = line[-1].nfe, line[-1].nfe_se
+        for low, high in itertools.pairwise(line):
+            if low.accuracy <= point.accuracy <= high.accuracy:
+                weight = (point.accuracy - low.accuracy) / (high.accuracy - low.accuracy)
+                forwards_per_accuracy = (high.nfe - low.nfe) / (high.accuracy - low.accuracy)
+                nfe = low.nfe + weight * (high.nfe - low.nfe)
+                error = math.hypot(
+                    (1 - weight) * low.nfe_se + weight * high.nfe_se,
+                    ((1 - weight) * low.accuracy_se + weight * high.accuracy_se)
+                    * forwards_per_accuracy,
+                    point.accuracy_se * forwards_per_accuracy,
+                )
+                break
+        if point.accuracy < line[0].accuracy:  # No reference is as fast and as bad.
+            nfe, error = line[0].nfe, line[0].nfe_se
+        reached += point.accuracy <= line[-1].accuracy
+        saved.append(nfe - point.nfe)
+        errors.append(math.hypot(point.nfe_se, error))
+    if not reached:
+        return Saving(math.nan, math.nan, 0, len(points))
+    none: list[np.ndarray | None] = [None]
+    se = _seeds_standard_error(none, saved, errors)
+    return Saving(float(np.mean(saved)), se, reached, len(points))
 
 
 def area(
@@ -254,28 +313,29 @@ def compare_over_training_seeds(comparisons: Sequence[Comparison]) -> Comparison
 
     The standard error covers training seeds and problems (see `over_training_seeds`). The
     reference has the mean accuracy and NFE of all seeds' references; where these are different
-    settings, its name lists them.
+    settings, its name lists them. Where no reference is as fast as one of the seeds, there is none.
 
     Raises:
         ValueError: for no comparisons, or points of different settings.
     """
     point = over_training_seeds([c.point for c in comparisons])
+    if any(c.reference is None for c in comparisons):
+        return compare(point, None)
     gains = [c.gain for c in comparisons]
     rows = [_differences(c) for c in comparisons]
     se = _seeds_standard_error(rows, gains, [c.se for c in comparisons])
-    reference = comparisons[0].reference
-    if reference is not None:
-        names = sorted({_text(c.reference) for c in comparisons if c.reference})
-        if len(names) > 1:
-            reference = dataclasses.replace(
-                reference, method="by seed: " + "; ".join(names), settings=()
-            )
+    references = [c.reference for c in comparisons if c.reference is not None]
+    reference, names = references[0], sorted(set(map(_text, references)))
+    if len(names) > 1:
         reference = dataclasses.replace(
-            reference,
-            accuracy=point.accuracy - float(np.mean(gains)),
-            nfe=float(np.mean([c.reference.nfe for c in comparisons if c.reference])),
-            outcomes=None,
+            reference, method="by seed: " + "; ".join(names), settings=()
         )
+    reference = dataclasses.replace(
+        reference,
+        accuracy=point.accuracy - float(np.mean(gains)),
+        nfe=float(np.mean([each.nfe for each in references])),
+        outcomes=None,
+    )
     paired = all(row is not None for row in rows)
     return Comparison(point, reference, float(np.mean(gains)), se, paired)
 
@@ -328,12 +388,9 @@ def _pairable(a: Point, b: Point) -> bool:
 
 def _differences(comparison: Comparison) -> np.ndarray | None:
     """Differences per problem, where they are what the standard error is made of."""
-    point, reference = comparison.point, comparison.reference
-    if reference is None:
-        return point.outcomes
     if not comparison.paired:
         return None
-    return point.outcomes - reference.outcomes  # type: ignore[operator]
+    return comparison.point.outcomes - comparison.reference.outcomes  # type: ignore
 
 
 def _text(point: Point) -> str:

@@ -131,6 +131,11 @@ def _standing(standing: Standing) -> dict[str, Any]:
         **best,
         "at_most": _gain(standing.at_most),
         "interpolated": _gain(standing.interpolated),
+        "saved": {
+            "forwards": _rounded(standing.saved.forwards),
+            "se": _rounded(standing.saved.se),
+            "text": tables.saved_text(standing.saved),
+        },
     }
 
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from jax_unmask.report import frontier
-from jax_unmask.report.frontier import Comparison, Point
+from jax_unmask.report.frontier import Comparison, Point, Saving
 
 HEURISTIC = "heuristic"
 RULE = "hand-written rule"
@@ -177,12 +177,14 @@ class Standing:
         result: the point, averaged over training seeds.
         at_most: against the best heuristic at equal or lower NFE.
         interpolated: against the heuristics' frontier, interpolated at equal NFE.
+        saved: forwards saved against that frontier at equal accuracy.
         chosen_on: the split on which the best heuristic's setting was chosen.
     """
 
     result: Result
     at_most: Comparison
     interpolated: Comparison
+    saved: Saving
     chosen_on: str
 
 
@@ -220,6 +222,7 @@ def standings(results: Sequence[Result], split: str) -> list[Standing]:
                 _average_seeds(runs),
                 frontier.compare_over_training_seeds(at_most),
                 frontier.compare_over_training_seeds(interpolated),
+                frontier.saving([run.point for run in runs], references),
                 "validation" if validation else split,
             )
         )

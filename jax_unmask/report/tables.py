@@ -10,12 +10,11 @@ import rich.console
 import rich.table
 
 from jax_unmask.report import frontier
-from jax_unmask.report.frontier import Comparison, Point
+from jax_unmask.report.frontier import Comparison, Point, Saving
 from jax_unmask.report.results import (
     HEADINGS,
     HEURISTIC,
     NO_CACHE,
-    SHIPPED,
     Result,
     Standing,
     by_series,
@@ -25,6 +24,7 @@ from jax_unmask.report.results import (
     standings,
 )
 
+_ALL = "all"
 Table = list[list[str]]
 """Rows of cells, the header first."""
 
@@ -106,10 +106,14 @@ def results_table(results: Sequence[Result]) -> Table:
 
 
 def standings_table(found: Sequence[Standing]) -> Table:
-    """One line per learned operating point: what the heuristics reach with as many forwards."""
-    header = ["policy", "settings", "accuracy % @ NFE", "best heuristic at equal or lower NFE"]
-    header += ["accuracy % @ NFE", "gain (points)", "in SE"]
-    table = [[*header, "gain over interpolated frontier", "in SE"]]
+    """One line per learned operating point: gains over the heuristics, and what these reach.
+
+    Accuracy gained at equal forwards and forwards saved at equal accuracy are against the
+    heuristics' frontier, linear between settings; one can be large where the other is small.
+    """
+    header = ["policy", "settings", "accuracy % @ NFE", "points gained at equal NFE", "in SE"]
+    header += ["forwards saved at equal accuracy", "best heuristic at equal or lower NFE"]
+    table = [[*header, "accuracy % @ NFE", "gain over it", "in SE"]]
     for standing in found:
         point, best = standing.result.point, standing.at_most.reference
         table.append(
@@ -118,12 +122,13 @@ def standings_table(found: Sequence[Standing]) -> Table:
                 f"{_seeds(standing.result)})",
                 settings_text(point.settings) or "-",
                 f"{100 * point.accuracy:.1f} @ {point.nfe:.2f}",
-                "none" if best is None else f"{best.method} {settings_text(best.settings)}".strip(),
+                *_gain(standing.interpolated),
+                saved_text(standing.saved),
+                "none is this fast"
+                if best is None
+                else f"{best.method} {settings_text(best.settings)}".strip(),
                 "-" if best is None else f"{100 * best.accuracy:.1f} @ {best.nfe:.2f}",
-                _gain(standing.at_most),
-                f"{standing.at_most.significance:+.1f}",
-                _gain(standing.interpolated),
-                f"{standing.interpolated.significance:+.1f}",
+                *_gain(standing.at_most),
             ]
         )
     return table
@@ -140,16 +145,17 @@ def areas(
             groups that were measured there as a whole.
 
     Returns:
-        (label, method, area) of every method, of all heuristics together, and of these with the
-        shipped policies (a policy has one point for each setting, a frontier needs several).
+        (label, method, area) of every method with several settings, of all heuristics together,
+        and of these with all learned policies. One setting is no frontier: its area would be
+        compared with those of whole families.
     """
-    groups = by_series(results)
+    groups = {name: found for name, found in by_series(results).items() if len(found) > 1}
     heuristics = [result for result in results if result.label == HEURISTIC]
     if heuristics:
         groups[HEURISTIC, "all heuristics"] = heuristics
-        shipped = [result for result in results if result.label == SHIPPED]
-        if shipped:
-            groups[SHIPPED, "all heuristics and shipped policies"] = heuristics + shipped
+        learned = [result for result in results if result.is_learned]
+        if learned:
+            groups[_ALL, "all heuristics and learned policies"] = heuristics + learned
     low, high = frontier.budgets(results[0].gen_length)
     chooses = [each.point for each in validation]
     known = {point.identity for point in chooses}
@@ -219,12 +225,14 @@ def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool
 
 def verdict(found: Sequence[Standing]) -> str:
     """In words: where learned policies win clearly, and whether they lose anywhere."""
-    comparisons = [standing.at_most for standing in found]
+    comparisons = [standing.at_most for standing in found if standing.at_most.reference is not None]
     won = "; ".join(_where(c) for c in comparisons if c.gain >= 0.05 and c.significance >= 3)
     lost = "; ".join(_where(c) for c in comparisons if c.significance < -2)
+    alone = "; ".join(_where(s.at_most) for s in found if s.at_most.reference is None)
     return (
         "At least 5 points and 3 SE above the best heuristic at equal or lower NFE: "
         f"{won or 'nowhere'}. More than 2 SE below it: {lost or 'nowhere'}."
+        + (f" Faster than every heuristic: {alone}." if alone else "")
     )
 
 
@@ -234,8 +242,20 @@ def _where(comparison: Comparison) -> str:
     return f"{point.method}{settings} @ {point.nfe:.2f}"
 
 
-def _gain(comparison: Comparison) -> str:
-    return f"{100 * comparison.gain:+.1f} ± {100 * comparison.se:.1f}"
+def saved_text(saved: Saving) -> str:
+    """Forwards saved with their error, or why there are none."""
+    if not saved.reached:
+        return "no heuristic is as accurate"
+    least = "at least " if saved.reached < saved.seeds else ""
+    return f"{least}{saved.forwards:+.2f} ± {saved.se:.2f}"
+
+
+def _gain(comparison: Comparison) -> tuple[str, str]:
+    """The gain, and how many standard errors it is."""
+    if comparison.reference is None:
+        return "-", "-"
+    gain = f"{100 * comparison.gain:+.1f} ± {100 * comparison.se:.1f}"
+    return gain, f"{comparison.significance:+.1f}"
 
 
 def _percent(value: float, error: float) -> str:

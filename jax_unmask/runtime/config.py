@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
+import math
 import os
 import pathlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -43,10 +44,16 @@ def config_json(config: ConfigDict | Mapping[str, Any]) -> str:
     return json.dumps(flat, indent=2) + "\n"
 
 
+_GROWS = "train.steps"
+_RESULTS = {"policy.init_from": "policy", "model.path": "model"}
+
+
 def check_workdir(
     workdir: str | os.PathLike[str], config: ConfigDict, *, exempt: Sequence[str] = ()
 ) -> None:
     """Checks that a directory is free, or has a run of this configuration. Writes nothing.
+
+    `train.steps` may have grown: a run that is finished goes on.
 
     Args:
         workdir: directory of the run; need not exist.
@@ -77,14 +84,22 @@ def check_workdir(
     different = [
         f"{key} ({saved.get(key, absent)!r} there, {current.get(key, absent)!r} here)"
         for key in keys
-        if saved.get(key, absent) != current.get(key, absent) and not _matches(key, exempt)
+        if saved.get(key, absent) != current.get(key, absent)
+        and not _matches(key, exempt)
+        and not (key == _GROWS and saved.get(key, math.inf) < current.get(key, 0))
     ]
     if different:
+        starts = [
+            f"config.{key}={record.parent / name}"
+            for key, name in _RESULTS.items()
+            if key in current and (record.parent / name).is_dir()
+        ]
+        anew = f", to start from its result with {' or '.join(starts)}" if starts else ""
         raise ConfigError(
             "--workdir",
             str(workdir),
             "it holds a run of another configuration; different are " + ", ".join(different),
-            "Give another --workdir, or the old values to continue that run",
+            f"Give another --workdir{anew}, or the old values to continue that run",
         )
 
 

@@ -14,6 +14,7 @@ import logging
 import math
 import os
 import pathlib
+import secrets
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
@@ -96,7 +97,11 @@ class TensorBoard:
 
 
 class WeightsAndBiases:
-    """Scalars to Weights & Biases; a workdir keeps its run id, for runs that are resumed."""
+    """Scalars to Weights & Biases; a workdir keeps its run id, for runs that are resumed.
+
+    Its environment variables say where to: WANDB_MODE=offline writes to the workdir alone, for
+    `wandb sync`.
+    """
 
     def __init__(
         self, workdir: str | os.PathLike[str], *, project: str, config: Mapping[str, Any]
@@ -106,11 +111,11 @@ class WeightsAndBiases:
         except ModuleNotFoundError as error:
             raise ModuleNotFoundError(
                 "logging to Weights & Biases was asked for, but wandb is not installed: "
-                "`pip install 'jax_unmask[wandb]'`, or leave the W&B project empty"
+                "`pip install 'jax_unmask[wandb]'`, or set log.wandb=False"
             ) from error
         id_file = pathlib.Path(workdir) / "wandb_run_id.txt"
         if not id_file.exists():
-            files.atomic_write(id_file, wandb.util.generate_id() + "\n")
+            files.atomic_write(id_file, secrets.token_hex(4) + "\n")
         self._run = wandb.init(
             project=project,
             config=dict(config),

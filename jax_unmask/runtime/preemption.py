@@ -1,4 +1,4 @@
-"""Turning "this machine goes away now" into a flag that the training loop reads between steps."""
+"""Turning "this machine goes away now", or Ctrl-C, into a flag that the training loop reads."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Self
 import jax
 from jax.experimental import multihost_utils
 
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
 OUT_OF_TIME = 128 + signal.SIGTERM
 """Status of a process that could not save within its grace period; what a shell reports for one
 that SIGTERM ended."""
@@ -21,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Preemption:
-    """While entered, SIGTERM sets a flag instead of ending the process.
+    """While entered, SIGTERM and SIGINT (Ctrl-C) set a flag instead of ending the process.
 
         with Preemption() as preemption:
             for step in range(start, steps + 1):
@@ -29,8 +30,8 @@ class Preemption:
                 if preemption.requested(step):
                     save the checkpoint of this step, wait for it, and exit 0
 
-    A second SIGTERM ends the process at once. Under `jax.distributed`, JAX's own service receives
-    the signal and makes all processes see the flag at the same step.
+    A second signal ends the process at once. Under `jax.distributed`, JAX's own service receives
+    SIGTERM and makes all processes see the flag at the same step; SIGINT is left alone.
 
     Python handles a signal only when the interpreter runs, after the device has finished a step. A
     thread that the operating system wakes at once measures the time meanwhile.
@@ -39,7 +40,10 @@ class Preemption:
         grace_seconds: time from the signal to the end of the `with` block, after which the process
             ends with status `OUT_OF_TIME`, whatever it is doing; a checkpoint that was being saved
             is lost, and the one before it stays. 0 waits as long as it takes. Under
-            `jax.distributed` there is no limit.
+            `jax.distributed` there is no limit, and Ctrl-C has none.
+
+    Attributes:
+        signal: the signal that came, or None.
 
     Raises:
         RuntimeError: entered outside the main thread, where Python allows no signal handlers.
@@ -48,7 +52,8 @@ class Preemption:
     def __init__(self, grace_seconds: float = 0.0) -> None:
         self._grace_seconds = grace_seconds
         self._requested = False
-        self._previous: Any = None
+        self.signal: int | None = None
+        self._previous: dict[int, Any] = {}
         self._is_distributed = False
         self._left = threading.Event()
 
@@ -58,7 +63,7 @@ class Preemption:
             return self
         if threading.current_thread() is not threading.main_thread():
             raise RuntimeError("Preemption must be entered in the main thread")
-        self._previous = signal.signal(signal.SIGTERM, self._on_signal)
+        self._previous = {each: signal.signal(each, self._on_signal) for each in _SIGNALS}
         self._receiver, self._sender = socket.socketpair()
         self._sender.setblocking(False)
         self._previous_fd = signal.set_wakeup_fd(self._sender.fileno())
@@ -75,24 +80,33 @@ class Preemption:
         if self._is_distributed:
             return
         self._left.set()
-        signal.signal(signal.SIGTERM, self._previous or signal.SIG_DFL)
+        for number, previous in self._previous.items():
+            signal.signal(number, previous or signal.SIG_DFL)
         signal.set_wakeup_fd(self._previous_fd)
         self._sender.close()  # Ends the thread, if no signal did.
         self._keeper.join()
         self._receiver.close()
 
     def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self._requested = True
-        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        self._requested, self.signal = True, number
+        for each in _SIGNALS:
+            signal.signal(each, signal.SIG_DFL)
 
     def _keep_time(self) -> None:
         """Runs in a thread; gets one byte for each signal that reaches the process."""
         while received := self._receiver.recv(1):
-            if received[0] == signal.SIGTERM:
+            if received[0] in _SIGNALS:
                 break
         else:
             return
-        if self._grace_seconds <= 0:
+        if received[0] == signal.SIGINT:
+            logger.warning("Finishing the step under way and saving it; Ctrl-C again stops at once")
+        # Python's handler, which would let a second one through, may wait for the device.
+        patience = self._grace_seconds if received[0] == signal.SIGTERM else 0.0
+        if patience <= 0:
+            while received := self._receiver.recv(1):
+                if received[0] in _SIGNALS:
+                    os._exit(128 + received[0])
             return
         logger.warning(
             "SIGTERM received: %.0f s to finish the step under way and to save it",
@@ -116,5 +130,6 @@ class Preemption:
         if self._is_distributed and multihost_utils.reached_preemption_sync_point(step):
             self._requested = True
         if self._requested:
-            logger.warning("SIGTERM received: saving after step %d and leaving", step)
+            name = "SIGTERM" if self.signal is None else signal.Signals(self.signal).name
+            logger.warning("%s received: saving after step %d and leaving", name, step)
         return self._requested

@@ -198,3 +198,12 @@ class TestAxes:
         config.eval.axes = lines
         with pytest.raises(ConfigError, match=message):
             eval_command.evaluate(config, tmp_path)
+
+
+def test_a_dry_run_makes_the_task_but_needs_no_published_data(config):
+    config.eval.update(num_problems=10, policies=("threshold",))
+    config.task.settings = ("givns=3",)
+    with pytest.raises(ConfigError, match=r"config\.task\.settings.*givns"):
+        eval_command.list_measurements(config, speed=None, nfe=None)
+    config.task.update(name="gsm8k", path=None, settings=())
+    assert "10 generations" in eval_command.list_measurements(config, speed=None, nfe=None)

@@ -154,3 +154,19 @@ def test_needs_a_prompt(model, capsys, tmp_path, monkeypatch):
     hub_cache.use(monkeypatch, tmp_path)  # Neither a network nor a copy.
     for task in ("math", "humaneval", "sudoku_puzzles"):
         assert "--data=DIR" in fails(capsys, f"--model={model}", f"--task={task}")
+
+
+def test_a_shipped_policy_says_where_and_how_it_acts(capsys, caplog):
+    """As the tables measured it: model, task, canvas, blocks and distribution."""
+    policy = "--policy=learned:sudoku-full-alpha10-seed0"
+    record = json.loads(run(capsys, policy, "--json", "--problem=1").out)
+    assert (record["model"], record["score"], len(record["tokens"])) == ("sudoku", 1, 16)
+    assert record["nfe"] <= 3
+    assert not caplog.records
+    args = generate.parser().parse_args([policy, "--block_length=4", "--task=sudoku"])
+    generate.fill_in(args)
+    assert "block_length 16 (here 4)" in caplog.text
+    args = generate.parser().parse_args(["--policy=learned:sudoku-semi-alpha1-seed0"])
+    generate.fill_in(args)
+    assert (args.task, args.gen_length, args.block_length) == ("sudoku", 16, 4)
+    assert "--model is missing" in fails(capsys, "--prompt=x", "--policy=threshold")

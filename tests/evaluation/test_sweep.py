@@ -140,6 +140,21 @@ class TestCandidates:
         ]
         assert found[0].params["temperature"] == jnp.float32(0.5)
 
+    def test_policies_are_named_by_their_run_and_never_alike(self, config, tmp_path):
+        """Two trainings that both lie in a folder `policy` are no seeds of one method."""
+        for name in ("fast/policy", "careful/policy", "other/fast", "fast-seed0"):
+            save_policy(tmp_path / name)
+
+        def methods(*names):
+            config.eval.policies = tuple(f"learned:{tmp_path}/{name}" for name in names)
+            return [c.method for c in candidates.candidates(recipes.read(config))]
+
+        assert methods("fast", "careful/policy") == ["fast", "careful"]
+        assert methods("fast", "fast/policy,temperature=2") == ["fast", "fast"]
+        for other in ("other/fast", "fast-seed0"):
+            with pytest.raises(ConfigError, match=f"{other}.*it would have the name of .*fast"):
+                methods("fast", other)
+
     def test_shipped_policies_by_pattern(self, config, tmp_path, monkeypatch):
         monkeypatch.setattr("jax_unmask.shipped.assets", lambda: tmp_path)
         for name in ("sudoku-a-seed0", "sudoku-b-seed0", "arithmetic-a-seed0"):

@@ -8,7 +8,8 @@ import jax
 import numpy as np
 
 from jax_unmask import policies, recipes
-from jax_unmask.evaluation import sweep, viewing
+from jax_unmask.evaluation import candidates, sweep, viewing
+from jax_unmask.evaluation.problems import Measured, Problems
 
 NETWORK = policies.NetworkConfig(hidden_dim=8, feedforward_dim=8, num_heads=2, time_embed_dim=8)
 
@@ -50,6 +51,20 @@ def test_the_report_shows_what_was_measured(config, bundle, tmp_path):
                 for outcome in [np.load(out / row["outcomes"])]
             ]
             assert (trace["nfe"], trace["score"]) == (nfe, correct)
+
+
+def test_the_policy_that_was_just_trained_is_shown_first(config, tmp_path):
+    """Also where shipped ones are more accurate and faster."""
+    config.eval.examples = 1
+
+    def row(label, accuracy, nfe):
+        candidate = candidates.Candidate("", f"{label} {accuracy}", label, {}, None, {}, (16,))
+        item = Measured(candidate, Problems("test", [], None), 16, config.eval.seeds[0], None)
+        return item, {"accuracy": accuracy, "nfe_mean": nfe}
+
+    measured = [row("shipped", 0.9, 3), row("shipped", 0.8, 2), row("trained here", 0.5, 4)]
+    chosen = viewing.chosen(recipes.read(config), [*measured, row("heuristic", 0.4, 4)], tmp_path)
+    assert [s.candidate.label for s in chosen] == ["trained here", "shipped", "heuristic"]
 
 
 def _same(settings, text):

@@ -12,7 +12,14 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jax_unmask.policies import LearnedPolicy, NetworkConfig, load_policy, save_policy
+from jax_unmask.policies import (
+    LearnedPolicy,
+    NetworkConfig,
+    checkpoint,
+    load_policy,
+    parse_policy,
+    save_policy,
+)
 from jax_unmask.shipped import assets
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
@@ -168,3 +175,18 @@ def test_missing_and_broken_files(tmp_path):
     shutil.copy(FIXTURES / "dit_confidence" / "model.safetensors", tmp_path)
     with pytest.raises(ValueError, match="not valid JSON"):
         load_policy(tmp_path)
+
+
+def test_what_a_policy_was_made_for_is_kept_and_obeyed(tmp_path):
+    """`learned:` takes the run's workdir too, and acts as the file says."""
+    made = checkpoint.MadeFor("sudoku", "sudoku", 16, 4, "threshold")
+    policy = LearnedPolicy(network=NetworkConfig(hidden_dim=8, num_heads=1))
+    params = policy.init_params(jax.random.key(0))
+    save_policy(tmp_path / "policy", policy, params, made)
+    assert checkpoint.made_for(tmp_path / "policy") == made
+    assert load_policy(tmp_path / "policy")[0] == policy
+    for name in (tmp_path, tmp_path / "policy"):
+        assert parse_policy(f"learned:{name}")[0].distribution == "threshold"
+    text = f"learned:{tmp_path},distribution=bernoulli"
+    assert parse_policy(text)[0].distribution == "bernoulli"
+    assert checkpoint.made_for(FIXTURES / "dit_confidence") is None

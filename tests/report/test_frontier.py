@@ -93,9 +93,25 @@ def test_without_noise_any_gain_is_significant():
     assert Comparison(CURVE[0], CURVE[1], -0.1, 0.0, False).significance == -math.inf
 
 
-def test_against_nothing_the_gain_is_the_accuracy():
+def test_against_nothing_there_is_no_gain():
     found = frontier.compare(point(0.5, 0.3, se=0.02), None)
-    assert (found.reference, found.gain, found.se) == (None, 0.3, 0.02)
+    assert found.reference is None
+    assert math.isnan(found.gain) and math.isnan(found.significance)
+    other = frontier.compare(point(4, 0.3), CURVE[0])
+    assert frontier.compare_over_training_seeds([other, found]).reference is None
+
+
+def test_forwards_saved_at_equal_accuracy():
+    """The curve is at (1, .2), (4, .6) and (8, .9)."""
+    found = frontier.saving([point(2, 0.7, se=0.0), point(2, 0.6, se=0.0)], CURVE)
+    assert found.forwards == pytest.approx((4 + 4 / 3 - 2 + 4 - 2) / 2)
+    assert (found.reached, found.seeds) == (2, 2)
+    # An error of the accuracy counts by the slope: 4 forwards for .3.
+    (slope,) = [frontier.saving([point(2, 0.7, se=s)], CURVE).se for s in (0.03,)]
+    assert slope >= 0.03 * 4 / 0.3
+    partly = frontier.saving([point(2, 0.9), point(2, 0.95)], CURVE)
+    assert (partly.forwards, partly.reached) == (6, 1)
+    assert math.isnan(frontier.saving([point(2, 0.95)], CURVE).forwards)
 
 
 @pytest.mark.parametrize(

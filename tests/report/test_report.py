@@ -88,9 +88,31 @@ def test_summary_says_what_was_won_and_lost():
     assert "at equal or lower NFE: good (temperature=0.5) @ 5.00." in text
     assert "More than 2 SE below it: bad @ 8.00." in text
     assert "+75.0 ± 16.4" in text
+    assert "no heuristic is as accurate" in text and "-0.00" not in text
     markdown = tables.summary(found, "test", title="task", markdown=True)
     assert markdown.startswith("# task\n\n## Block length 4, n = 8 (test)")
     assert "| * | heuristic | threshold | threshold=0.5 |" in markdown
+
+
+def test_a_policy_faster_than_every_heuristic_is_no_win():
+    found = measured(*HEURISTICS, row("trained here", "fast", [1, 1, 0, 0], 2))
+    text = tables.summary(found, "test", title="task", markdown=False)
+    assert "none is this fast" in text
+    assert "lower NFE: nowhere." in text and "Faster than every heuristic: fast @ 2.00." in text
+    # Its accuracy is that of the slowest heuristic.
+    assert "+6.00 ±" in text
+    assert "inf" not in text and "nan" not in text
+
+
+def test_areas_are_those_of_families():
+    found = measured(
+        *HEURISTICS,
+        row("trained here", "p", [1, 1, 0, 0], 2),
+        row("shipped", "q", [1], 3, scale=1.0),
+        row("shipped", "q", [1], 5, scale=2.0),
+    )
+    names = [name for _, name, _ in tables.areas(found)]
+    assert names == ["all heuristics", "threshold", "q", "all heuristics and learned policies"]
 
 
 def test_stars_mark_the_frontier_of_the_table():

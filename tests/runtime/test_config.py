@@ -55,6 +55,18 @@ def test_claim_workdir_names_what_differs_and_keeps_the_record(tmp_path):
     assert (tmp_path / "config.json").read_text() == before
 
 
+def test_a_run_may_go_on_for_more_steps_and_its_result_start_another(tmp_path):
+    config = ConfigDict({"train": {"steps": 5}, "policy": {"init_from": None}})
+    checks.claim_workdir(tmp_path, config)
+    config.train.steps = 9
+    checks.claim_workdir(tmp_path, config)
+    config.train.steps = 7
+    (tmp_path / "policy").mkdir()
+    with pytest.raises(ConfigError, match=r"train\.steps \(9 there, 7 here\)") as caught:
+        checks.claim_workdir(tmp_path, config)
+    assert f"config.policy.init_from={tmp_path}/policy" in str(caught.value)
+
+
 @pytest.mark.parametrize(
     ("record", "named"),
     [(None, "has checkpoints, but no config.json"), ("{", "is damaged"), ("[]", "is damaged")],

@@ -58,6 +58,26 @@ def test_who_leaves_in_time_is_not_ended(handler, monkeypatch):
     assert threading.active_count() == before
 
 
+def test_ctrl_c_saves_and_a_second_one_stops(handler, monkeypatch, caplog):
+    ended = threading.Event()
+    statuses: list[int] = []
+    monkeypatch.setattr("os._exit", lambda status: (statuses.append(status), ended.set()))
+    before = signal.getsignal(signal.SIGINT)
+    with Preemption(grace_seconds=0.05) as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.requested(1)
+        assert preemption.signal == signal.SIGINT
+        assert "SIGINT received: saving after step 1" in caplog.text
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+        # As if the device was busy, and Python's handler had not run yet.
+        signal.signal(signal.SIGINT, preemption._on_signal)
+        assert not statuses
+        os.kill(os.getpid(), signal.SIGINT)
+        assert ended.wait(timeout=30)
+    assert statuses == [128 + signal.SIGINT]
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 def test_under_jax_distributed_its_service_decides(handler, monkeypatch):
     monkeypatch.setattr("jax.distributed.is_initialized", lambda: True)
     monkeypatch.setattr(
