@@ -103,7 +103,10 @@ class Page:
 
     def pdf(self) -> bytes:
         """The page as it would be printed."""
-        return base64.b64decode(self.call("Page.printToPDF", printBackground=False)["data"])
+        self.call("Emulation.setEmulatedMedia", media="print")
+        found = self.call("Page.printToPDF", printBackground=False)["data"]
+        self.call("Emulation.setEmulatedMedia", media="screen")
+        return base64.b64decode(found)
 
     def _next(self) -> dict[str, Any]:
         while b"\0" not in self._buffer:

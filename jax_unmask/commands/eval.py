@@ -92,7 +92,7 @@ def _evaluate(
         bundle = load_bundle(settings, splits=())
         swept.append(sweep.measure_all(settings, bundle, workdir, trained=trained, varied=values))
     if not jax.process_index():
-        reporting.write(swept, workdir, curve_files)
+        reporting.write(swept, workdir, curve_files, settings)
     return [result for part in swept for result in part.results]
 
 

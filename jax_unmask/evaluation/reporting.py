@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
+import shlex
+import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -15,6 +17,7 @@ from jax_unmask.environment.settings import RunSettings
 from jax_unmask.report import curves, page, payload, plots, tables
 from jax_unmask.report.results import NO_CACHE, Result
 from jax_unmask.runtime.files import atomic_write
+from jax_unmask.settings import flat
 
 REPORT = "report.html"
 _NOTE = (
@@ -48,14 +51,20 @@ def curve_files(config: RunSettings, workdir: pathlib.Path) -> list[pathlib.Path
     return [*([own] if own.is_file() else []), *curves.find(config.eval.curves)]
 
 
-def write(swept: Sequence[Swept], workdir: pathlib.Path, metrics: Sequence[pathlib.Path]) -> None:
+def write(
+    swept: Sequence[Swept],
+    workdir: pathlib.Path,
+    metrics: Sequence[pathlib.Path],
+    config: RunSettings,
+) -> None:
     """Writes the report and prints the tables.
 
     Args:
         swept: what was found, in the order of the report.
-        workdir: receives summary.md, report.html and frontier.png; with several parts
+        workdir: receives summary.md, report.html and frontier.png (.svg, .pdf); with several parts
             frontier-1.png, frontier-2.png, ...
         metrics: metrics of training runs, whose curves are shown.
+        config: the settings, for the end of the page.
     """
     markdown, text = (
         "\n".join(tables.summary(p.results, p.split, title=p.title, markdown=m) for p in swept)
@@ -81,10 +90,35 @@ def write(swept: Sequence[Swept], workdir: pathlib.Path, metrics: Sequence[pathl
         problems=_problems(swept),
         problems_note=_NOTE,
         text=text,
+        about=_about(workdir),
+        config="\n".join(f"{key} = {value!r}" for key, value in flat(config).items()),
     )
     sys.stdout.write(text)
     sys.stdout.flush()
     logger.info("Wrote results.jsonl, summary.md, frontier plots and report.html to %s.", workdir)
+
+
+def _about(workdir: pathlib.Path) -> list[tuple[str, str]]:
+    """Run, command and commit that a report is from."""
+    program, *arguments = sys.argv
+    package = pathlib.Path(jax_unmask.__file__).parent
+    module = pathlib.Path(program).absolute()
+    if module.is_relative_to(package):
+        name = ".".join(module.relative_to(package.parent).with_suffix("").parts)
+        program = f"python -m {name.removesuffix('.__main__')}"
+    about = [
+        ("run", workdir.absolute().name),
+        ("command", shlex.join([program, *arguments]).replace(shlex.quote(program), program, 1)),
+        ("jax_unmask", jax_unmask.__version__),
+    ]
+    described = subprocess.run(
+        ["git", "-C", str(package), "describe", "--always", "--abbrev=40", "--dirty"],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    is_checkout = (package.parent / ".git").exists()
+    return [*about, ("commit", described.stdout.strip())] if is_checkout else about
 
 
 def _problems(swept: Sequence[Swept]) -> list[dict[str, Any]]:

@@ -71,7 +71,7 @@ def run(
     curve_files = reporting.curve_files(config, pathlib.Path(workdir))
     swept = measure_all(config, bundle, workdir, trained=trained)
     if not jax.process_index():
-        reporting.write([swept], pathlib.Path(workdir), curve_files)
+        reporting.write([swept], pathlib.Path(workdir), curve_files, config)
     return swept.results
 
 

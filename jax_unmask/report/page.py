@@ -37,6 +37,8 @@ def write_page(
     problems: Sequence[Data] = (),
     problems_note: str = "",
     text: str = "",
+    about: Sequence[tuple[str, str]] = (),
+    config: str = "",
 ) -> None:
     """Writes a page, whole or not at all.
 
@@ -49,6 +51,8 @@ def write_page(
         problems: what `report.traces.problem` gives.
         problems_note: describes which problems these are.
         text: shown where scripts do not run.
+        about: what it was made by: names and texts, at the end of the page.
+        config: all settings as text, folded below them.
     """
     data = {
         "title": title,
@@ -57,6 +61,8 @@ def write_page(
         "curves": list(curves),
         "problems": list(problems),
         "problems_note": problems_note,
+        "about": [list(pair) for pair in about],
+        "config": config,
     }
     atomic_write(path, render(data, text=text))
 
@@ -68,7 +74,8 @@ def render(data: Data, *, text: str = "") -> str:
     script = f'"use strict";\n(() => {{\n{scripts}}})();\n'
     policy = (
         f"default-src 'none'; script-src '{_hash(script)}'; style-src '{_hash(style)}'; "
-        "base-uri 'none'; form-action 'none'"
+        # A drawing becomes a PNG through an address that holds it.
+        "img-src data:; base-uri 'none'; form-action 'none'"
     )
     page = (_WEB / "page.html").read_text(encoding="utf-8")
     parts = {

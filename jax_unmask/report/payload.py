@@ -6,12 +6,13 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from jax_unmask.report import frontier, intervals, tables
+from jax_unmask.report import frontier, intervals, plots, tables
 from jax_unmask.report.results import (
     HEADINGS,
     HEURISTIC,
     NO_CACHE,
     RULE,
+    TRAINED,
     Result,
     Standing,
     by_series,
@@ -60,12 +61,14 @@ def _panel(
 ) -> dict[str, Any]:
     first = results[0]
     on_frontier = {id(point) for point in frontier.pareto(r.point for r in results)}
+    constants = tables.constant_settings(found)
     full = " (full diffusion)" if first.block_length == first.gen_length else ""
     return {
         "title": f"block length {first.block_length}{full}, {first.point.n} {split} problems",
         "budgets": frontier.budgets(first.gen_length),
         "series": [_series(each, on_frontier, has_costs) for each in by_series(results).values()],
-        "standings": [_standing(standing) for standing in found],
+        "standings": [_standing(standing, constants) for standing in found],
+        "constants": settings_text(constants),
         "verdict": tables.verdict(found) if found else "",
         "chosen_on": found[0].chosen_on if found else "",
         "paired": all(s.at_most.paired or s.at_most.reference is None for s in found),
@@ -83,7 +86,9 @@ def _series(results: Sequence[Result], on_frontier: set[int], has_costs: bool) -
         "label": _LABELS.get(label, label),
         "method": method,
         "learned": results[0].is_learned,
+        "trained": label == TRAINED,
         "rule": label == RULE,
+        "colour": None if results[0].is_learned else plots.colour_index(method),
         "points": [
             _point(result, id(result.point) in on_frontier, has_costs) for result in results
         ],
@@ -116,9 +121,10 @@ def _point(result: Result, is_on_frontier: bool, has_costs: bool) -> dict[str, A
     }
 
 
-def _standing(standing: Standing) -> dict[str, Any]:
+def _standing(standing: Standing, constants: Sequence[tuple[str, float | str]]) -> dict[str, Any]:
+    """A row of the table; settings that all rows have are left out of its name."""
     point, reference = standing.result.point, standing.at_most.reference
-    settings = settings_text(point.settings)
+    settings = settings_text(each for each in point.settings if each not in constants)
     best: dict[str, Any] = dict.fromkeys(("reference", "reference_accuracy", "reference_nfe"))
     if reference is not None:
         best["reference"] = f"{reference.method} {settings_text(reference.settings)}".strip()
@@ -134,7 +140,7 @@ def _standing(standing: Standing) -> dict[str, Any]:
         "saved": {
             "forwards": _rounded(standing.saved.forwards),
             "se": _rounded(standing.saved.se),
-            "text": tables.saved_text(standing.saved),
+            "least": standing.saved.reached < standing.saved.seeds,
         },
     }
 

@@ -114,13 +114,14 @@ def standings_table(found: Sequence[Standing]) -> Table:
     header = ["policy", "settings", "accuracy % @ NFE", "points gained at equal NFE", "in SE"]
     header += ["forwards saved at equal accuracy", "best heuristic at equal or lower NFE"]
     table = [[*header, "accuracy % @ NFE", "gain over it", "in SE"]]
+    constants = constant_settings(found)
     for standing in found:
         point, best = standing.result.point, standing.at_most.reference
         table.append(
             [
                 f"{point.method} ({HEADINGS.get(standing.result.label, standing.result.label)}"
                 f"{_seeds(standing.result)})",
-                settings_text(point.settings) or "-",
+                settings_text(each for each in point.settings if each not in constants) or "-",
                 f"{100 * point.accuracy:.1f} @ {point.nfe:.2f}",
                 *_gain(standing.interpolated),
                 saved_text(standing.saved),
@@ -132,6 +133,12 @@ def standings_table(found: Sequence[Standing]) -> Table:
             ]
         )
     return table
+
+
+def constant_settings(found: Sequence[Standing]) -> list[tuple[str, float | str]]:
+    """Settings that all of several learned points have, of which names need not tell."""
+    first, *others = [standing.result.point.settings for standing in found] or [()]
+    return [each for each in first if others and all(each in other for other in others)]
 
 
 def areas(
@@ -209,6 +216,8 @@ def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool
                 f"(heuristic settings chosen on {compared[0].chosen_on})"
             )
             parts.append(render(standings_table(compared)))
+            if constants := constant_settings(compared):
+                parts.append(f"All of these policies have {settings_text(constants)}.")
             parts.append(verdict(compared))
         low, high = frontier.budgets(here[0].gen_length)
         parts.append(

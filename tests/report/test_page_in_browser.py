@@ -49,7 +49,9 @@ def report(tmp_path_factory):
                 title="sudoku",
             )
         ],
-        curves=[{"name": "r", "steps": [1, 2, 3], "metrics": {"reward": [0.1, None, 0.3]}}],
+        about=[("command", "python -m jax_unmask.eval --workdir=x")],
+        config="train.steps = 3",
+        curves=[{"name": "r", "steps": [1, 2, 3], "metrics": {"reward": [0.1, 0.5, 0.3]}}],
         problems=[traces.problem("one", "2 + 2", lanes), traces.problem("two", "3 + 3", right)],
     )
     return path.as_uri()
@@ -62,7 +64,7 @@ def opened(tab, report):
     tab.open(report)
     yield tab
     assert tab.errors == []
-    assert [url for url in tab.requests if url != report] == []
+    assert [url for url in tab.requests if url != report and not url.startswith("data:")] == []
 
 
 def count(tab, selector):
@@ -79,7 +81,9 @@ def test_has_every_part(opened):
     assert parts == ["frontier", "tables", "training", "examples", "viewer"]
     assert count(opened, "#frontier figure path[stroke='var(--ink)']") == 1
     assert count(opened, "#training figure svg path") >= 2
-    assert count(opened, "#tables tbody tr") == 8
+    assert count(opened, "#tables tbody tr") == 6
+    assert "jax_unmask.eval" in text(opened, "footer dl")
+    assert text(opened, "footer pre") == "train.steps = 3"
 
 
 def test_points_tell_their_numbers(opened):
@@ -104,8 +108,85 @@ def test_accuracy_can_be_shown_against_time(opened):
 
 def test_series_can_be_hidden(opened):
     before = count(opened, "#frontier figure svg polyline")
+    # With the pointer on the button, as people do it.
+    opened.point_at("#frontier .legend button")
+    assert count(opened, "#frontier figure svg g[opacity='0.15']") > 0
     opened.run("document.querySelector('#frontier .legend button').click()")
     assert count(opened, "#frontier figure svg polyline") == before - 1
+    assert count(opened, "#frontier figure svg g[opacity='0.15']") == 0
+
+
+def button(name):
+    return (
+        "[...document.querySelectorAll('#frontier button')]"
+        f".find((node) => node.textContent === {json.dumps(name)})"
+    )
+
+
+def test_the_frontier_alone(opened):
+    marks = "#frontier figure svg g g path[fill]"
+    every = count(opened, marks)
+    opened.run(f"{button('frontier only')}.click()")
+    assert 0 < count(opened, marks) < every
+    opened.run(f"{button('frontier only')}.click()")
+    assert count(opened, marks) == every
+
+
+def test_a_rectangle_zooms(opened):
+    ticks = "document.querySelector('#frontier figure svg').textContent"
+    before = opened.run(ticks)
+    box = opened.run(
+        "(() => { const node = document.querySelector('#frontier figure svg');"
+        "node.scrollIntoView({block: 'center'}); const b = node.getBoundingClientRect();"
+        "return [b.x, b.y, b.width, b.height]; })()"
+    )
+    for kind, share in (("mousePressed", 0.3), ("mouseMoved", 0.6), ("mouseReleased", 0.6)):
+        opened.call(
+            "Input.dispatchMouseEvent",
+            type=kind,
+            x=box[0] + share * box[2],
+            y=box[1] + share * box[3],
+            button="left",
+            buttons=1,
+            clickCount=1,
+        )
+    assert opened.run(ticks) != before
+    opened.run(f"{button('reset zoom')}.click()")
+    assert opened.run(ticks) == before
+
+
+def test_pictures_and_numbers_can_be_taken_away(opened):
+    """The buttons save what these make."""
+    opened.run(
+        "window.saved = []; URL.createObjectURL = (blob) => { saved.push(blob); return '#'; };"
+        "HTMLAnchorElement.prototype.click = () => {};"
+    )
+    for name in ("↓ CSV", "↓ SVG", "↓ PNG"):
+        opened.run(f"{button(name)}.click()")
+    opened.wait("saved.length === 3")
+    table, drawing = (opened.run(f"saved[{k}].text()") for k in range(2))
+    assert table.startswith("panel,group,method,settings,accuracy")
+    assert len(table.splitlines()) == 4
+    assert drawing.startswith("<svg") and 'stroke="rgb' in drawing and "var(" not in drawing
+    assert opened.run("saved[2].size") > 1000
+    assert opened.run("saved[2].slice(1, 4).text()") == "PNG"
+
+
+def test_gains_come_first_and_fit_the_page(tab, report):
+    tab.open(report, width=1200)
+    heads = tab.run(
+        "[...document.querySelectorAll('#tables > .scroll th')].map((n) => n.textContent)"
+    )
+    assert heads[1:3] == ["points gained at equal NFE", "forwards saved at equal accuracy"]
+    tables = "[...document.querySelectorAll('#tables > .scroll')]"
+    assert set(tab.run(f"{tables}.map((n) => n.scrollWidth - n.clientWidth)")) == {0}
+
+
+def test_short_runs_are_smoothed(opened):
+    line = "document.querySelector('#training figure svg path[stroke-width]').getAttribute('d')"
+    smooth = opened.run(line)
+    opened.run("document.querySelector('#training .bar button').click()")
+    assert opened.run(line) != smooth
 
 
 def test_tables_sort(opened):

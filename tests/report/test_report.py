@@ -121,28 +121,38 @@ def test_stars_mark_the_frontier_of_the_table():
     assert stars == {"threshold=0.5": "*", "threshold=0.9": "*", "-": ""}
 
 
-def test_picture_has_a_panel_per_block_length_and_a_legend_beside_them(tmp_path, monkeypatch):
+def test_picture_has_a_panel_per_block_length_and_the_learned_joined(tmp_path, monkeypatch):
     from matplotlib.figure import Figure
 
     figures = []
     monkeypatch.setattr(Figure, "savefig", lambda self, *a, **k: figures.append(self))
     found = measured(
         *HEURISTICS,
+        row("heuristic", "margin", [0, 0, 0, 0], 7),
         *(dict(heuristic, block_length=16) for heuristic in HEURISTICS),
-        row("trained here", "policy", [1, 1, 1, 0], 5),
+        row("shipped", "sudoku-full-alpha10", [1, 1, 0, 0], 3),
+        row("shipped", "sudoku-full-alpha1", [1, 1, 1, 0], 6),
+        row("trained here", "policy, alpha 3", [1, 1, 1, 0], 5),
     )
     plots.draw_frontier(tmp_path / "frontier.png", found, title="task")
-    assert (tmp_path / "frontier.png").exists()
-    (figure,) = figures
+    assert {path.name for path in tmp_path.iterdir()} == {
+        f"frontier.{kind}" for kind in ("png", "svg", "pdf")
+    }
+    figure = figures[0]
     figure.draw_without_rendering()
-    *panels, legend_axis = figure.axes
     titles = ["block length 4", "block length 16 (full diffusion)"]
-    assert [axis.get_title() for axis in panels] == titles
-    legend = legend_axis.get_legend()
-    shown = [text.get_text() for text in legend.get_texts()]
-    heads = ["heuristics, over settings", "threshold", "random", "trained here", "policy"]
-    assert shown == heads
-    left = legend.get_window_extent().x0
-    assert all(axis.get_window_extent().x1 < left for axis in panels)
+    assert [axis.get_title() for axis in figure.axes] == titles
+    assert {axis.get_xscale() for axis in figure.axes} == {"log"}
+    (legend,) = figure.legends
+    shown = {text.get_text() for text in legend.get_texts()}
+    assert {"threshold", "learned (shipped)", "learned, trained here", "other heuristics"} <= shown
+    labels = [text.get_text() for text in figure.axes[0].texts]
+    assert labels == [r"$\alpha$=10", r"$\alpha$=1", r"policy, $\alpha$=3"]
+    red = [line for line in figure.axes[0].lines if line.get_color() == plots._LEARNED]
+    assert sorted(list(line.get_xdata()) for line in red) == [[3, 6], [5]]
+    top = legend.get_window_extent().y1
+    assert all(axis.get_window_extent().y0 > top for axis in figure.axes)
+    # As in every other picture.
+    assert plots.colour_index("threshold, prefix cache") == plots.colour_index("threshold") == 0
     with pytest.raises(ValueError, match="no results to draw"):
         plots.draw_frontier(tmp_path / "frontier.png", [], title="task")

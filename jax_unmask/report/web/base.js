@@ -79,7 +79,49 @@ function powersOfTwo(low, high) {
 function scale(low, high, from, to, isLog = false) {
   const f = isLog ? Math.log2 : (x) => x;
   const width = f(high) - f(low) || 1;
-  return (x) => from + ((f(x) - f(low)) / width) * (to - from);
+  const map = (x) => from + ((f(x) - f(low)) / width) * (to - from);
+  map.back = (place) => {
+    const there = f(low) + ((place - from) / (to - from)) * width;
+    return isLog ? 2 ** there : there;
+  };
+  return map;
+}
+
+/** A button that saves what `make` gives: a name and a blob, or a promise of them. */
+function download(text, make) {
+  return el("button", { type: "button", "aria-label": `Download ${text}`, onclick: async () => {
+    const [name, blob] = await make(), address = URL.createObjectURL(blob);
+    el("a", { href: address, download: name }).click();
+    setTimeout(() => URL.revokeObjectURL(address), 10000);
+  } }, `↓ ${text}`);
+}
+
+const DRAWN = ["fill", "stroke", "stroke-width", "stroke-dasharray", "stroke-linejoin", "opacity", "font-family", "font-size", "text-anchor"];
+
+/** A drawing as a file of its own: what the page's style says stands in its elements. */
+function standalone(root) {
+  const box = root.getBoundingClientRect(), copy = root.cloneNode(true);
+  const from = [...root.querySelectorAll("*")];
+  [...copy.querySelectorAll("*")].forEach((node, k) => {
+    const style = getComputedStyle(from[k]);
+    for (const name of DRAWN) node.setAttribute(name, style.getPropertyValue(name));
+  });
+  fill(copy, { xmlns: SVG, width: Math.round(box.width), height: Math.round(box.height) }, []);
+  const paper = getComputedStyle(document.documentElement).backgroundColor;
+  copy.prepend(svg("rect", { width: "100%", height: "100%", fill: paper }));
+  return new XMLSerializer().serializeToString(copy);
+}
+
+function pictureButtons(root, name) {
+  const png = async () => {
+    const box = root.getBoundingClientRect(), image = new Image(), canvas = document.createElement("canvas");
+    image.src = `data:image/svg+xml;charset=utf-8,${encodeURIComponent(standalone(root))}`;
+    await image.decode();
+    [canvas.width, canvas.height] = [2 * box.width, 2 * box.height];
+    canvas.getContext("2d").drawImage(image, 0, 0, canvas.width, canvas.height);
+    return [`${name}.png`, await new Promise((done) => canvas.toBlob(done, "image/png"))];
+  };
+  return [download("PNG", png), download("SVG", () => [`${name}.svg`, new Blob([standalone(root)], { type: "image/svg+xml" })])];
 }
 
 /** Draws now and whenever the width of the node changes, so that text keeps its size. */

@@ -21,23 +21,29 @@ function curvesSection(runs) {
     redraw.push(drawn(root, (width) => drawCurve(root, width, name, runs, styles, state)));
     root.addEventListener("pointermove", (event) => curveText(root, event, name, runs, state));
     root.addEventListener("pointerleave", () => tooltip.hide());
-    return el("figure", {}, el("figcaption", {}, name.replaceAll("_", " ")), root);
+    return el("figure", {}, el("figcaption", {}, name.replaceAll("_", " ")), root, el("div", { class: "bar tools" }, pictureButtons(root, name)));
   };
   const shown = ordered.slice(0, Math.max(first.length, 2)), rest = ordered.slice(shown.length);
   return el("div", { class: "curves" },
-    el("div", { class: "bar" }, toggle("smooth", true, (on) => { state.smooth = on; update(); })),
+    el("div", { class: "bar" }, toggle("smooth", true, (on) => { state.smooth = on; update(); }),
+      download("CSV", () => ["training.csv", new Blob([curvesCsv(runs, ordered)], { type: "text/csv" })])),
     runs.length > 1 ? legend : null, el("div", { class: "panels" }, shown.map(chart)),
     rest.length ? el("details", {}, el("summary", {}, `${rest.length} further metrics`), el("div", { class: "panels" }, rest.map(chart))) : null);
 }
 
-/** Means over a window of a fiftieth of the run; gaps stay gaps. */
+/** Means over a window of a twelfth of the run, of three to 31 values; gaps stay gaps. */
 function smoothed(values) {
-  const half = Math.floor(values.length / 100);
+  const half = Math.min(Math.max(Math.round(values.length / 24), 1), 15);
   return values.map((value, k) => {
     if (value === null) return null;
     const near = values.slice(Math.max(k - half, 0), k + half + 1).filter((other) => other !== null);
     return near.reduce((a, b) => a + b, 0) / near.length;
   });
+}
+
+function curvesCsv(runs, names) {
+  const rows = runs.flatMap((run) => run.steps.map((step, k) => [`"${run.name.replaceAll('"', '""')}"`, step, ...names.map((name) => run.metrics[name]?.[k] ?? "")]));
+  return [["run", "step", ...names], ...rows].map((row) => `${row.join(",")}\n`).join("");
 }
 
 function drawCurve(root, width, name, runs, styles, state) {

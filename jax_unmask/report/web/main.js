@@ -22,6 +22,11 @@ function build() {
   page.append(el("header", {}, el("div", {}, el("h1", {}, DATA.title), el("p", { class: "meta" }, DATA.subtitle)), themeButton()),
     parts.length > 1 ? el("nav", { "aria-label": "Parts" }, parts.map((one) => el("a", { href: `#${one.id}` }, one.title))) : "",
     ...parts.map((one) => one.node));
+  if (DATA.about?.length) {
+    page.append(el("footer", {}, el("h2", {}, "How this page was made"),
+      el("dl", {}, DATA.about.map(([name, text]) => [el("dt", {}, name), el("dd", {}, text)])),
+      DATA.config ? el("details", {}, el("summary", {}, "All settings"), el("pre", {}, DATA.config)) : null));
+  }
   if (!parts.length) page.append(el("p", {}, "There is nothing to show."));
 }
 

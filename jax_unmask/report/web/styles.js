@@ -7,8 +7,10 @@ const COLOURS = 7;
 function seriesStyles(series) {
   let lines = 0, points = 0;
   return series.map((one) => {
-    const k = one.learned ? points++ : lines++;
-    const turn = Math.floor(k / COLOURS);
+    // Heuristics have the same colour in every page; lines of training runs are counted.
+    const k = one.learned ? points++ : one.colour ?? lines;
+    const turn = one.learned || one.colour === undefined ? Math.floor(k / COLOURS) : Math.floor(lines / COLOURS);
+    if (!one.learned) lines++;
     if (one.learned) {
       return {
         // Learned policies start from the other end of the palette.
