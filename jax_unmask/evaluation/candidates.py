@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
-import os
 import pathlib
 import re
 from collections.abc import Sequence
@@ -179,7 +178,7 @@ def _candidates(config: RunSettings, key: str, spec: notation.Spec, label: str) 
         params=parsed[0][1],
         block_lengths=blocks,
         training_seed=seed,
-        source=os.path.realpath(spec.target) if spec.target else spec.name,
+        source=str(_source(spec)),
     )
     if "nfe" not in first.settings:
         return [first]
@@ -187,6 +186,13 @@ def _candidates(config: RunSettings, key: str, spec: notation.Spec, label: str) 
         dataclasses.replace(first, policy=policy, params=params, block_lengths=(block,))
         for block, (policy, params) in zip(blocks, parsed, strict=True)
     ]
+
+
+def _source(spec: notation.Spec) -> pathlib.Path | str:
+    """The files or the class that a policy is from."""
+    if spec.name == "learned":
+        return policies.policy_directory(spec.target).resolve()
+    return pathlib.Path(spec.target).resolve() if spec.target else spec.name
 
 
 def _at_trained_settings(
