@@ -10,12 +10,13 @@ import runpy
 import jax
 import numpy as np
 import pytest
+from absl import flags as flags_lib
 
 from jax_unmask import recipes
-from jax_unmask.commands import curriculum
+from jax_unmask.commands import calibrate, curriculum
 from jax_unmask.environment.bundle import load_denoiser_config
 from jax_unmask.evaluation import candidates
-from jax_unmask.policies.checkpoint import save_policy
+from jax_unmask.policies import LearnedPolicy, save_policy
 from jax_unmask.recipes import policy_grpo
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -103,6 +104,16 @@ def test_each_training_is_valid_and_comes_after_its_start(
     assert [path.name for path in seen if path not in trained] == starts
 
 
+def save_untrained(settings, directory: str) -> LearnedPolicy:
+    """The policy that a training would leave; measuring reads it, and how it shall act."""
+    policy = policy_grpo.build_policy(settings, load_denoiser_config(settings))
+    shapes = jax.eval_shape(policy.init_params, jax.random.key(0))["network"]
+    network = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    alpha = {"alpha": 1.0} if policy.alphas else {}
+    save_policy(directory, policy, {"network": network, **policy.params(**alpha)})
+    return policy
+
+
 POLICY_STUDIES = re.findall(r"^    (\w+)\) variants=", POLICY_STUDY.read_text(), re.MULTILINE)
 
 
@@ -118,14 +129,47 @@ def test_each_policy_of_a_study_is_trained_and_then_measured(fakes, tmp_path, mo
         assert flags_of_eval.pop("workdir") == f"{workdir}-eval"
         settings = recipes.read(config_of(flags))
         different.add(settings)
-        # Measuring reads the policy, and every way in which it shall act.
-        policy = policy_grpo.build_policy(settings, load_denoiser_config(settings))
-        shapes = jax.eval_shape(policy.init_params, jax.random.key(0))["network"]
-        network = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
-        alpha = {"alpha": 1.0} if policy.alphas else {}
-        save_policy(f"{workdir}/policy", policy, {"network": network, **policy.params(**alpha)})
+        policy = save_untrained(settings, f"{workdir}/policy")
         found = candidates.candidates(recipes.read(config_of(flags_of_eval)))
         assert len(found) > 1 or study == "rewards"
         assert {each.policy.network for each in found} == {policy.network}
     # Acting and sampling are studied on policies of one training.
     assert len(different) == (len(ran) // 2 if study != "acting" else 1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("all", ["all"]),
+        ("alone", ["arithmetic", "countdown", "sudoku"]),
+        ("left_out", ["all-arithmetic", "all-countdown", "all-sudoku"]),
+    ],
+)
+def test_universal_policies_are_trained_calibrated_and_measured_on_every_task(
+    fakes, tmp_path, monkeypatch, kind, names
+):
+    monkeypatch.chdir(ROOT)
+    trained, measured, calibrated = [], [], []
+    for module, flags in commands(fakes, tmp_path, "universal_policy.sh", kind):
+        if module == "jax_unmask.train":
+            workdir = pathlib.Path(flags.pop("workdir"))
+            trained.append(workdir.name.removesuffix("-seed7"))
+            settings = recipes.read(config_of(flags))
+            for each in getattr(settings, "each", (settings,)):
+                save_untrained(each, f"{workdir}/policy")
+        elif module == "jax_unmask.eval":
+            measured.append(pathlib.Path(flags.pop("workdir")).name)
+            found = candidates.candidates(recipes.read(config_of(flags)))
+            assert len({float(each.params["alpha"]) for each in found}) == len(found) > 5
+        else:
+            assert module == "jax_unmask.calibrate"
+            values = flags_lib.FlagValues()
+            calibrate.define_flags(values)
+            values(["calibrate", *(f"--{name}={value}" for name, value in flags.items())])
+            calibrated.append((values.config.task.name, values.block_length))
+    assert trained == names
+    tasks = ["arithmetic", "countdown", "sudoku"]
+    assert measured == [f"{name}-seed7-on-{task}" for name in names for task in tasks]
+    blocks = [("arithmetic", 8), ("countdown", 4), ("sudoku", 4)]
+    expected = [(task, length) for task, block in blocks for length in (0, block)]
+    assert calibrated == (expected if kind == "all" else [])
