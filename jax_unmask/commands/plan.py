@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -14,14 +15,19 @@ from jax_unmask import denoisers, recipes
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import sharding
 from jax_unmask.environment.settings import RunSettings
-from jax_unmask.planning.collectives import bytes_per_round
+from jax_unmask.planning import compilers
+from jax_unmask.planning.compilers import Compiler
 from jax_unmask.planning.programs import Program
 from jax_unmask.recipes.base import ASSUMED_UTILISATION, Work, bytes_per_device, check_fits
 from jax_unmask.recipes.layout import USABLE, Estimate, denoiser_shape, estimate
 from jax_unmask.runtime import accelerators
+from jax_unmask.runtime import mesh as meshes
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.settings import ConfigError
+
+_SHOWN_SECONDS = 1e-4
+_SHOWN_KINDS = 6
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,10 +37,12 @@ class Plan:
     Attributes:
         config, denoiser: what is planned.
         devices, device: how many devices, and their type; None for the devices of this machine.
+        mesh: devices along each axis.
         denoiser_parameters, trained_parameters: numbers of parameters.
         lasting_bytes: what a device holds from step to step, by name.
         records_bytes: what a device holds between the programs of a step; with experts their rows
             count twice, by themselves and merged into the groups.
+        compiler: that compiled the programs; None for this machine's devices or virtual CPUs.
         programs, work: the programs of a step, and its matrix products.
         estimate: its memory before anything is compiled.
     """
@@ -42,7 +50,9 @@ class Plan:
     config: RunSettings
     denoiser: denoisers.DenoiserConfig
     devices: int
+    mesh: dict[str, int]
     device: Accelerator | None
+    compiler: Compiler | None
     denoiser_parameters: int
     trained_parameters: int
     lasting_bytes: dict[str, int]
@@ -58,18 +68,12 @@ class Plan:
         XLA has no bfloat16 matrix products for CPUs, and converts all matrices before the loop over
         the steps; other devices make no such copies.
         """
-        if not _is_widened(self.denoiser.param_dtype):
+        if not self._is_widened(self.denoiser.param_dtype):
             return 0
         table = 0
         if not self.denoiser.tie_embeddings:
             table = self.denoiser.vocab_size * self.denoiser.hidden_size
         return 4 * (self.denoiser_parameters - table) // self.weight_shards
-
-    @property
-    def mesh(self) -> dict[str, int]:
-        """Devices along each axis."""
-        mesh = placements.from_config(self.config).mesh
-        return dict(mesh.shape) if mesh is not None else {"data": 1, "fsdp": 1, "tensor": 1}
 
     @property
     def weight_shards(self) -> int:
@@ -105,7 +109,17 @@ class Plan:
 
     def table(self) -> str:
         """The plan as text."""
-        return "\n".join([*self._what(), "", *self._memory(), "", *self._traffic(), *self._time()])
+        return "\n".join(
+            [
+                *self._what(),
+                "",
+                *self._memory(),
+                "",
+                *self._traffic(),
+                *self._operations(),
+                *self._time(),
+            ]
+        )
 
     def _what(self) -> list[str]:
         config, denoiser = self.config, self.denoiser
@@ -124,7 +138,20 @@ class Plan:
             f"trained   {self.trained_parameters:,} parameters ({config.recipe})",
             rows,
             f"devices   {self.devices} x {name}: mesh {mesh}",
+            *self._compiled(),
         ]
+
+    def _compiled(self) -> list[str]:
+        if self.device is None or self.peak_bytes is None:
+            return []
+        if self.compiler is not None:
+            return [f"compiler  {self.compiler.name}"]
+        return [f"compiler  XLA for CPUs: {compilers.missing(self.device)}"]
+
+    def _is_widened(self, dtype: Any) -> bool:
+        """Whether numbers of a type are computed in float32, as on CPUs."""
+        is_cpu = self.compiler is None and jax.default_backend() == "cpu"
+        return is_cpu and jnp.dtype(dtype).itemsize < 4
 
     def _memory(self) -> list[str]:
         lines = ["memory on each device"]
@@ -161,21 +188,38 @@ class Plan:
             return []
         lines = ["collectives, bytes on each device"]
         for program in self.programs:
-            found = program.collectives or ()
-            # Weights are gathered in the type of the products; on CPUs that is float32.
-            wide = [
-                each
-                for each in found
-                if each.kind == "all-gather"
-                and _is_widened(self.denoiser.dtype)
-                and all(array.startswith("f32") for array in each.arrays)
-            ]
-            what = "per forward" if "rollout" in program.name else "per chunk of states"
-            for index, name in enumerate(("once", what)):
-                size, double = bytes_per_round(found)[index], bytes_per_round(wide)[index]
-                lines.append(_line(f"{program.name}, {name}", size))
-                if double:
-                    lines.append(_line("  of it float32 for bfloat16, CPUs only", double // 2))
+            for each in program.rounds:
+                line = _line(f"{program.name}, {each.name}", each.bytes)
+                if each.exposed and self.compiler is not None:
+                    line += f"   {each.exposed / max(each.bytes, 1):.0%} of it exposed"
+                lines.append(line)
+                # Weights are gathered in the type of the products; on CPUs that is float32.
+                if each.wide and self._is_widened(self.denoiser.dtype):
+                    lines.append(_line("  of it float32 for bfloat16, CPUs only", each.wide // 2))
+        return [*lines, ""]
+
+    def _operations(self) -> list[str]:
+        device = self.device
+        if self.compiler is None or device is None or self.peak_bytes is None:
+            return []
+        how = f"{device.clock_ghz} GHz assumed, by the compiler's cycles"
+        if not device.clock_ghz:
+            speeds = f"{device.flops / 1e12:.0f} TFLOP/s or {device.bandwidth / 1e12:.2f} TB/s"
+            how = f"{speeds}, whichever takes longer"
+        lines = [f"time on each device, an estimate: {how}"]
+        if self.devices > 1:
+            lines[0] += f"; {device.link / 1e9:.0f} GB/s received"
+        for program in self.programs:
+            for each in program.rounds:
+                if each.longest(device.link) < _SHOWN_SECONDS:
+                    continue
+                low, high = each.shortest(device.link), each.longest(device.link)
+                line = f"  {program.name + ', ' + each.name:<46}{_short(low):>12}"
+                if self.devices > 1:
+                    line += f", {_short(high)} were nothing overlapped"
+                lines.append(line)
+                largest = list(each.seconds.items())[:_SHOWN_KINDS]
+                lines += [f"    {kind:<44}{_short(value):>12}" for kind, value in largest]
         return [*lines, ""]
 
     def _time(self) -> list[str]:
@@ -195,6 +239,7 @@ def plan(
     *,
     compile_programs: bool = False,
     device: Accelerator | None = None,
+    compiler: Compiler | None = None,
     nfe: int | None = None,
 ) -> Plan:
     """Plans a training step from shapes, for a mesh over all devices that JAX shows.
@@ -203,54 +248,72 @@ def plan(
         config: a full config, see `recipes.config`.
         compile_programs: compile the programs of a step for these devices.
         device: the accelerator that they stand in for; None for this machine's own devices.
+        compiler: compiles them, for its devices; None for the compiler of those that JAX shows.
         nfe: forwards that a row is assumed to need, for the estimate of time.
     """
-    memory = None if device is None else device.memory_bytes
-    settings, recipe = recipes.read(config, memory), recipes.find(config.recipe)
-    if not hasattr(recipe, "blueprint"):
-        remedy = "Give the config of another, or let it have `blueprint` and `work`"
-        raise ConfigError("recipe", config.recipe, "it cannot be planned", remedy)
-    shape = denoiser_shape(settings)
-    check_fits(shape, settings.task.prompt_length, settings.sampling.gen_length)
-    placement = placements.from_config(settings)
-    sharding.check_mesh(shape, placement.mesh)
-    blueprint = recipe.blueprint(settings, shape, placement)
-    programs = tuple(Program.of(traced, compiled=compile_programs) for traced in blueprint.programs)
-    return Plan(
-        config=settings,
-        denoiser=shape,
-        devices=jax.device_count(),
-        device=device,
-        denoiser_parameters=denoisers.count_params(shape),
-        trained_parameters=sum(leaf.size for leaf in jax.tree.leaves(blueprint.trained)),
-        lasting_bytes={name: bytes_per_device(tree) for name, tree in blueprint.lasting.items()},
-        records_bytes=bytes_per_device(blueprint.passing),
-        programs=programs,
-        work=recipe.work(settings, shape, nfe),
-        estimate=estimate(settings, shape, placement, blueprint),
-    )
+    with contextlib.nullcontext() if compiler is None else compiler.active():
+        memory = None if device is None else device.memory_bytes
+        settings, recipe = recipes.read(config, memory), recipes.find(config.recipe)
+        if not hasattr(recipe, "blueprint"):
+            remedy = "Give the config of another, or let it have `blueprint` and `work`"
+            raise ConfigError("recipe", config.recipe, "it cannot be planned", remedy)
+        shape = denoiser_shape(settings)
+        check_fits(shape, settings.task.prompt_length, settings.sampling.gen_length)
+        placement = placements.from_config(settings)
+        sharding.check_mesh(shape, placement.mesh)
+        blueprint = recipe.blueprint(settings, shape, placement)
+        timed = device if compiler is not None else None
+        programs = tuple(
+            Program.of(traced, compiled=compile_programs, device=timed)
+            for traced in blueprint.programs
+        )
+        mesh = dict.fromkeys(meshes.AXES, 1) if placement.mesh is None else placement.mesh.shape
+        return Plan(
+            config=settings,
+            denoiser=shape,
+            devices=len(accelerators.devices()),
+            mesh=dict(mesh),
+            device=device,
+            compiler=compiler,
+            denoiser_parameters=denoisers.count_params(shape),
+            trained_parameters=sum(leaf.size for leaf in jax.tree.leaves(blueprint.trained)),
+            lasting_bytes={
+                name: bytes_per_device(tree) for name, tree in blueprint.lasting.items()
+            },
+            records_bytes=bytes_per_device(blueprint.passing),
+            programs=programs,
+            work=recipe.work(settings, shape, nfe),
+            estimate=estimate(settings, shape, placement, blueprint),
+        )
 
 
-def stand_in(text: str) -> Accelerator:
-    """Makes as many CPU devices as `--devices` asks for. To be called before JAX is used.
+def stand_in(text: str, *, real: bool = True) -> tuple[Accelerator, Compiler | None]:
+    """The accelerators that `--devices` asks for, and their compiler where it is installed.
+
+    JAX shows as many CPU devices where there is none. To be called before JAX is used.
+
+    Args:
+        text: such as "v5e-16".
+        real: look for the compiler.
 
     Raises:
         ValueError: there is no such accelerator.
     """
     device, count = accelerators.parse(text)
+    compiler = compilers.find(device, count) if real else None
     jax.config.update("jax_platforms", "cpu")
-    jax.config.update("jax_num_cpu_devices", count)
-    return device
-
-
-def _is_widened(dtype: Any) -> bool:
-    """Whether this machine computes numbers of a type in float32."""
-    return jax.default_backend() == "cpu" and jnp.dtype(dtype).itemsize < 4
+    if compiler is None:
+        jax.config.update("jax_num_cpu_devices", count)
+    return device, compiler
 
 
 def _line(name: str, size: float) -> str:
     unit, scale = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
     return f"  {name:<46}{size / scale:>9.2f} {unit}"
+
+
+def _short(seconds: float) -> str:
+    return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def _seconds(seconds: float) -> str:
@@ -262,8 +325,16 @@ def main(argv: list[str]) -> None:
     command_line.begin(argv)
     values = flags.FLAGS
     with command_line.clear_errors():
-        device = stand_in(values.devices) if values.devices else None
-        found = plan(values.config, compile_programs=values.compile, device=device, nfe=values.nfe)
+        device, compiler = None, None
+        if values.devices:
+            device, compiler = stand_in(values.devices, real=values.compile)
+        found = plan(
+            values.config,
+            compile_programs=values.compile,
+            device=device,
+            compiler=compiler,
+            nfe=values.nfe,
+        )
         print(found.table())
 
 

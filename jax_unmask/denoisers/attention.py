@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers import tpu_attention
+from jax_unmask.runtime import accelerators
 
 # cuDNN takes wider heads on some GPUs only.
 _WIDEST_FUSED_HEAD = 128
@@ -103,7 +104,8 @@ def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
     Raises:
         ValueError: JAX_UNMASK_ATTENTION is unknown, or asks for a kernel that there is not.
     """
-    wanted, backend = os.environ.get("JAX_UNMASK_ATTENTION", "auto"), jax.default_backend()
+    wanted, backend = os.environ.get("JAX_UNMASK_ATTENTION", "auto"), accelerators.platform()
+    devices = len(accelerators.devices())
     if wanted not in ("auto", "plain", "flash"):
         raise ValueError(f"JAX_UNMASK_ATTENTION={wanted!r} must be 'auto', 'plain' or 'flash'")
     path = "plain"
@@ -111,11 +113,11 @@ def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
         is_short = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         if is_short and head_dim % 8 == 0 and head_dim <= _WIDEST_FUSED_HEAD:
             path = "cuDNN flash attention"
-    elif backend == "tpu" and wanted == "flash" and not blocks and jax.device_count() == 1:
+    elif backend == "tpu" and wanted == "flash" and not blocks and devices == 1:
         path = "Pallas flash attention"
     if wanted == "flash" and path == "plain":
         raise ValueError(
-            f"JAX_UNMASK_ATTENTION='flash' cannot be had on {jax.device_count()} x {backend} for "
+            f"JAX_UNMASK_ATTENTION='flash' cannot be had on {devices} x {backend} for "
             f"{jnp.dtype(dtype).name}, heads of width {head_dim} and "
             f"{'block-causal' if blocks else 'full'} attention; GPUs have it for 16-bit types and "
             f"widths up to {_WIDEST_FUSED_HEAD}, one TPU for full attention. Use 'auto'"
@@ -143,7 +145,7 @@ def attention(
     may see a key; a query whose keys are all hidden gets the mean of the values, which is finite.
     `fused` takes the device's kernel, see `fuses`.
     """
-    if fused and jax.default_backend() == "tpu":
+    if fused and accelerators.platform() == "tpu":
         return tpu_attention.flash(query, key, value, mask)
     if fused:
         if mask is not None:
@@ -178,7 +180,7 @@ def _attend(
         return jnp.einsum("bghqk,bgkd->bghqd", weights, values, preferred_element_type=wide)
 
     scored = [(scores(keys, mask), values) for keys, values, mask in sets]
-    if len(scored) == 1 and jax.default_backend() != "cpu":
+    if len(scored) == 1 and accelerators.platform() != "cpu":
         out = weighted(jax.nn.softmax(scored[0][0], axis=-1), scored[0][1], None)
     else:
         # Divided by the sum of the weights after the product. Heads are narrower than sequences are

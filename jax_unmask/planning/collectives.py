@@ -1,8 +1,4 @@
-"""The collectives of a compiled program and their bytes.
-
-Read from the text of the optimised program. A collective inside a loop is counted once: its bytes
-are per iteration, and `Collective.loops` is the number of loops around it.
-"""
+"""The collectives of a compiled program, and their bytes."""
 
 from __future__ import annotations
 
@@ -11,18 +7,13 @@ import math
 import re
 from collections.abc import Iterable
 
+from jax_unmask.planning.compiled import Compiled, Instruction, Part
+
 KINDS = ("all-reduce", "all-gather", "reduce-scatter", "all-to-all", "collective-permute")
 
-_BITS = {"pred": 8, "bf16": 16}
-_OPERATION = re.compile(rf"= (?P<result>.*?) (?P<kind>{'|'.join(KINDS)})(?:-start)?\(")
-_ARRAY = re.compile(r"(?P<type>[a-z]+[0-9]*[a-z0-9]*)\[(?P<shape>[0-9,]*)\]")
-_HEADER = re.compile(r"^(?:ENTRY )?%?(?P<name>[\w.\-]+) \(.*\) -> .* \{$")
-_CALLED = re.compile(r"(body|condition|to_apply|calls|\w+_computation)=%?([\w.\-]+)")
-_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _GROUPS = re.compile(r"replica_groups=(\{\{.*?\}\}|\[[0-9,]+\]<=|mesh\[.*?\] \{.*?\})")
 _AXIS = re.compile(r"'(\w+)'(?::\(\d+\)(\d+))?")
-_ROUNDS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_NAME = re.compile(r'op_name="([^"]*)"')
+_CHANNEL = re.compile(r"channel_id=(\d+)")
 
 
 @dataclasses.dataclass(frozen=True, order=True)
@@ -30,10 +21,9 @@ class Collective:
     """One collective of a program.
 
     Attributes:
-        open_loops: those of the loops whose number of rounds is not known before, such as that
-            over the steps of a rollout.
-        times: how often the others, such as that over the layers, let it run: in the whole program,
-            or in one round of the innermost open loop.
+        times: how often it runs in one round of its part.
+        part: that part, see `compiled.Part`.
+        overlaps: other work runs while it does, as far as there is any.
     """
 
     loops: int  # That it is inside of; 0 for once per call of the program.
@@ -43,90 +33,76 @@ class Collective:
     group: int  # Devices that take part in one exchange.
     # Where in the source it comes from, as far as the compiler knows.
     name: str = dataclasses.field(default="", compare=False)
-    open_loops: int = dataclasses.field(default=0, compare=False)
     times: int = dataclasses.field(default=1, compare=False)
+    overlaps: bool = dataclasses.field(default=False, compare=False)
+    part: Part = dataclasses.field(default_factory=lambda: Part("program"), compare=False)
 
     def __str__(self) -> str:
         depth = f" in {self.loops} loops" if self.loops else ""
         return f"{self.kind} {' '.join(self.arrays)} among {self.group}{depth}"
 
 
-def collectives(text: str) -> list[Collective]:
+def collectives(text: str | Compiled) -> list[Collective]:
     """The collectives of an optimised program.
 
+    A TPU's asynchronous collective is a chain of fusions that all hold it, and counts once.
+
     Args:
-        text: `jax.stages.Compiled.as_text()`.
+        text: `jax.stages.Compiled.as_text()`, or that text as read.
 
     Returns:
         All that more than one device takes part in, sorted; those of a computation that is called
         from several places once for each.
     """
-    computations, entry = _computations(text)
+    program = text if isinstance(text, Compiled) else Compiled(text)
     found: list[Collective] = []
-
-    def walk(name: str, loops: int, open_loops: int, times: int) -> None:
-        for line in computations.get(name, ()):
-            for each in _read(line, loops):
-                found.append(dataclasses.replace(each, open_loops=open_loops, times=times))
-            rounds = _ROUNDS.search(line)
-            for role, called in _CALLED.findall(line):
-                if role not in ("body", "condition"):
-                    walk(called, loops, open_loops, times)
-                elif rounds:
-                    walk(called, loops + 1, open_loops, times * int(rounds[1]))
-                else:
-                    walk(called, loops + 1, open_loops + 1, 1)
-            for branches in _BRANCHES.findall(line):
-                for called in branches.split(","):
-                    walk(called.strip().lstrip("%"), loops, open_loops, times)
-
-    walk(entry, 0, 0, 1)
+    for part in program.parts:
+        chains: set[tuple[str, ...]] = set()
+        for outer, loops, times in part.instructions:
+            for each in (outer, *program.fused(outer)):
+                kind = each.operation.removesuffix("-start")
+                if kind not in KINDS:
+                    continue
+                is_chain = each is not outer and _is_asynchronous(program.fused(outer), outer)
+                if is_chain:
+                    channel = _CHANNEL.search(each.line)
+                    chain = (channel[1] if channel else "", kind, *map(str, each.result))
+                    if chain in chains:
+                        continue
+                    chains.add(chain)
+                overlaps = is_chain or each.operation.endswith("-start")
+                if (read := _read(each, kind, loops)) is not None:
+                    found.append(
+                        dataclasses.replace(read, part=part, times=times, overlaps=overlaps)
+                    )
     return sorted(found)
 
 
-def bytes_per_round(found: Iterable[Collective]) -> tuple[int, int]:
-    """Bytes that a device receives once per call, and in one round of each open loop."""
-    once = looping = 0
-    for each in found:
-        if each.open_loops:
-            looping += each.bytes * each.times
-        else:
-            once += each.bytes * each.times
-    return once, looping
+def received(found: Iterable[Collective], part: Part) -> tuple[int, int]:
+    """Bytes that a device receives in one round of a part, and those that nothing overlaps."""
+    mine = [each for each in found if each.part is part]
+    everything = sum(each.bytes * each.times for each in mine)
+    return everything, sum(each.bytes * each.times for each in mine if not each.overlaps)
 
 
-def _computations(text: str) -> tuple[dict[str, list[str]], str]:
-    """The lines of each computation, and the name of the one that is the program."""
-    computations: dict[str, list[str]] = {}
-    entry, lines = "", None
-    for line in text.splitlines():
-        header = _HEADER.match(line)
-        if header:
-            lines = computations.setdefault(header["name"], [])
-            if line.startswith("ENTRY"):
-                entry = header["name"]
-        elif lines is not None and line.startswith("  "):
-            lines.append(line)
-    if not entry:
-        raise ValueError("this is not the text of a compiled program: it has no entry computation")
-    return computations, entry
+def _is_asynchronous(fused: list[Instruction], outer: Instruction) -> bool:
+    """Whether a fusion is a link of the chain of an asynchronous collective."""
+    return (outer.called or "").startswith("async_collective") or any(
+        'custom_call_target="AsyncCollective' in each.line for each in fused
+    )
 
 
-def _read(line: str, loops: int) -> list[Collective]:
-    """The collective of a line, if it is one among several devices."""
-    match = _OPERATION.search(line)
-    if match is None:
-        return []
-    arrays = tuple(f"{a['type']}[{a['shape']}]" for a in _ARRAY.finditer(match["result"]))
-    if match["kind"] == "all-gather" and "-start(" in line:
-        arrays = arrays[len(arrays) // 2 :]  # Its operands come before its results.
-    groups = _GROUPS.search(line)
+def _read(each: Instruction, kind: str, loops: int) -> Collective | None:
+    """The collective of an instruction, if several devices take part."""
+    result = each.result
+    if kind == "all-gather" and each.operation.endswith("-start"):
+        result = result[len(result) // 2 :]  # Its operands come before its results.
+    groups = _GROUPS.search(each.line)
     size = _group_size(groups[1]) if groups else 2
     if size < 2:
-        return []
-    name = _NAME.search(line)
-    kind, total = match["kind"], sum(map(_size, arrays))
-    return [Collective(loops, kind, arrays, total, size, name[1] if name else "")]
+        return None
+    total = sum(array.bytes for array in result)
+    return Collective(loops, kind, tuple(map(str, result)), total, size, each.source)
 
 
 def _group_size(groups: str) -> int:
@@ -138,11 +114,3 @@ def _group_size(groups: str) -> int:
     if groups.startswith("{{"):
         return groups[2:].split("}")[0].count(",") + 1
     return int(groups[1:].split("]")[0].split(",")[-1])
-
-
-def _size(array: str) -> int:
-    """Bytes of "f32[8,64]"."""
-    kind, _, shape = array.rstrip("]").partition("[")
-    digits = re.search(r"[0-9]+", kind)
-    bits = _BITS.get(kind) or (int(digits[0]) if digits else 0)
-    return math.prod(int(size) for size in shape.split(",") if size) * bits // 8

@@ -143,7 +143,7 @@ def choose_mesh(config: RunSettings, memory_bytes: float | None) -> RunSettings:
         config: the settings; `mesh.fsdp` = 0 leaves the choice.
         memory_bytes: of a device; None where that is not known.
     """
-    sizes, devices = config.mesh, jax.device_count()
+    sizes, devices = config.mesh, len(accelerators.devices())
     if sizes.fsdp or devices == 1 or memory_bytes is None or config.model.path is None:
         return config
     from jax_unmask import recipes

@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jax_unmask.runtime import accelerators
+
 Params = Any
 Rules = Sequence[tuple[str, PartitionSpec]]
 Tree = TypeVar("Tree")
@@ -56,7 +58,7 @@ def make_mesh(
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
-    used = list(jax.devices() if devices is None else devices)
+    used = list(accelerators.devices() if devices is None else devices)
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]

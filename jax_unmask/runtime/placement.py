@@ -14,6 +14,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
+from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import mesh as meshes
 from jax_unmask.runtime.mesh import Params, Rules
 from jax_unmask.settings import ConfigError, Settings, setting
@@ -63,7 +64,8 @@ class Placement:
             ValueError: the sizes do not fit the devices.
         """
         mesh = meshes.make_mesh(data, fsdp, tensor)
-        return cls(None if mesh.size == 1 else mesh)
+        # Programs for a device that is absent know it by the mesh alone.
+        return cls(None if mesh.size == 1 and not accelerators.are_absent() else mesh)
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
@@ -71,7 +73,13 @@ class Placement:
         if self.mesh is None:
             yield
             return
-        with jax.set_mesh(self.mesh):
+        # Arrays that tracing makes would be put on the devices of `set_mesh`.
+        is_absent = accelerators.are_absent()
+        with (
+            jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
+            if is_absent
+            else jax.set_mesh(self.mesh)
+        ):
             yield
 
     @property

@@ -57,11 +57,11 @@ def test_the_fused_kernel_can_be_turned_off(device, monkeypatch):
 def test_a_tpu_runs_the_kernel_when_asked(device, monkeypatch):
     monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
     device("tpu")
-    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    monkeypatch.setattr(jax, "devices", lambda: [None])
     assert attention.fuses("bfloat16", 128)
     with pytest.raises(ValueError, match="block-causal attention"):
         attention.fuses("bfloat16", 128, blocks=True)
-    monkeypatch.setattr(jax, "device_count", lambda: 4)
+    monkeypatch.setattr(jax, "devices", lambda: [None] * 4)
     with pytest.raises(ValueError, match="'flash' cannot be had on 4 x tpu"):
         attention.fuses("bfloat16", 128)
     device("cpu")

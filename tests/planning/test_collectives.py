@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
 from jax_unmask.planning import collectives
+from jax_unmask.planning.compiled import Compiled
+from jax_unmask.planning.programs import rounds
+from jax_unmask.runtime import accelerators
 
 TEXT = """HloModule jit_step, is_scheduled=true
 
@@ -82,11 +87,108 @@ def test_rounds():
     found = {(each.kind, each.arrays): each for each in collectives.collectives(LOOPS)}
     layer = found["all-gather", ("bf16[16,4]",)]
     # The three batches are outside of the loop over steps: one round of that is what counts.
-    assert (layer.loops, layer.open_loops, layer.times) == (3, 1, 32)
+    assert (layer.loops, layer.part.open_loops, layer.times) == (3, 1, 32)
     step = found["all-reduce", ("pred[]",)]
-    assert (step.loops, step.open_loops, step.times) == (2, 1, 1)
+    assert (step.loops, step.part.open_loops, step.times) == (2, 1, 1)
     batch = found["all-reduce", ("f32[5]",)]
-    assert (batch.loops, batch.open_loops, batch.times) == (1, 0, 3)
+    assert (batch.loops, batch.part.open_loops, batch.times) == (1, 0, 3)
     once = found["all-reduce", ("f32[2]",)]
-    assert (once.loops, once.open_loops, once.times) == (0, 0, 1)
-    assert collectives.bytes_per_round(found.values()) == (3 * 20 + 8, 32 * 128 + 1)
+    assert (once.loops, once.part.open_loops, once.times) == (0, 0, 1)
+    assert collectives.received(found.values(), once.part) == (3 * 20 + 8, 3 * 20 + 8)
+    assert collectives.received(found.values(), step.part) == (32 * 128 + 1, 32 * 128 + 1)
+
+
+# For a TPU: no trip count, an asynchronous gather in three fusions, a step in a branch.
+TPU = """\
+HloModule jit_f, is_scheduled=true
+
+%start (p.0: bf16[1,8]) -> (bf16[1,8], bf16[4,8]) {
+  %p.0 = bf16[1,8]{1,0:T(8,128)(2,1)} parameter(0)
+  %g.1 = bf16[4,8]{1,0} all-gather(%p.0), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %c.1 = (bf16[1,8], bf16[4,8]{1,0:S(1)}) custom-call(%g.1), custom_call_target="AsyncCollectiveStart"
+}
+
+%async_collective_fusion.2 (p.1: bf16[4,8], p.2: bf16[16,4]) -> (bf16[16,8], bf16[4,8]) {
+  %p.1 = bf16[4,8]{1,0} parameter(0)
+  %p.2 = bf16[16,4]{1,0} parameter(1)
+  %g.2 = bf16[4,8]{1,0} all-gather(%p.1), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %t.2 = (bf16[16,8]{1,0}, bf16[4,8]{1,0}) tuple(%p.2, %g.2)
+}
+
+%done (p.3: bf16[4,8]) -> bf16[4,8] {
+  %p.3 = bf16[4,8]{1,0} parameter(0)
+  %g.3 = bf16[4,8]{1,0} all-gather(%p.3), channel_id=7, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %c.3 = bf16[4,8]{1,0} custom-call(%g.3), custom_call_target="AsyncCollectiveDone"
+}
+
+%layer (p: (s32[], bf16[1,8])) -> (s32[], bf16[1,8]) {
+  %s = (bf16[1,8]{1,0}, bf16[4,8]{1,0:S(1)}) fusion(%w), kind=kLoop, calls=%start
+  %f = (bf16[16,8]{1,0}, bf16[4,8]{1,0}) fusion(%s, %x), kind=kOutput, calls=%async_collective_fusion.2, metadata={op_name="jit(f)/DenoiserBlock/up/dot_general"}, backend_config={"window_config":{"estimated_cycles":"3000"}}
+  %d = bf16[4,8]{1,0} fusion(%f), kind=kLoop, calls=%done
+  %now = bf16[2,8]{1,0} all-gather(%w), channel_id=8, replica_groups=[1,4]<=[4], dimensions={0}
+  ROOT %t = (s32[], bf16[1,8]) tuple(%i, %w)
+}
+
+%few (p: (s32[], bf16[1,8])) -> pred[] {
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %n = s32[]{:T(128)} constant(32)
+  ROOT %c = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%forward (p: bf16[1,8]) -> bf16[1,8] {
+  %loop.2 = (s32[], bf16[1,8]) while(%start), condition=%few, body=%layer
+  ROOT %out = bf16[1,8]{1,0} get-tuple-element(%loop.2), index=1
+}
+
+%nothing (p: bf16[1,8]) -> bf16[1,8] {
+  ROOT %p = bf16[1,8]{1,0} parameter(0)
+}
+
+%step (p: (s32[], bf16[1,8])) -> (s32[], bf16[1,8]) {
+  %b = bf16[1,8]{1,0} conditional(%due, %x, %x), branch_computations={%nothing, %forward}
+  ROOT %t = (s32[], bf16[1,8]) tuple(%i, %b)
+}
+
+%eight (p: (s32[], bf16[1,8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(8)
+  ROOT %c = pred[]{:T(512)} compare(%i, %n), direction=LT
+}
+
+%chunk (p: (pred[], bf16[1,8])) -> (pred[], bf16[1,8]) {
+  %loop.3 = (s32[], bf16[1,8]) while(%start), condition=%eight, body=%step
+  %a = pred[]{:T(512)} all-reduce(%done), channel_id=9, replica_groups=[1,4]<=[4], to_apply=%or
+  ROOT %t = (pred[], bf16[1,8]) tuple(%a, %b)
+}
+
+%any (p: (pred[], bf16[1,8])) -> pred[] {
+  %n = s32[]{:T(128)} constant(5)
+  %c = pred[]{:T(512)} compare(%i, %n), direction=LT
+  ROOT %both = pred[]{:T(512)} and(%c, %left)
+}
+
+ENTRY %main (x: bf16[1,8]) -> bf16[1,8] {
+  %loop.4 = (pred[], bf16[1,8]) while(%start), condition=%any, body=%chunk
+  ROOT %out = bf16[1,8]{1,0} get-tuple-element(%loop.4), index=1
+}
+"""  # noqa: E501
+
+
+def test_a_forward_of_a_rollout_on_a_tpu():
+    program = Compiled(TPU)
+    assert [(part.kind, part.times) for part in program.parts] == [
+        ("program", 1),
+        ("loop", 1),
+        ("branch", 8),
+    ]
+    found = collectives.collectives(program)
+    gather, gather_now = (each for each in found if each.kind == "all-gather")
+    assert [each.overlaps for each in (gather, gather_now)] == [False, True]
+    assert [each.times for each in (gather, gather_now)] == [32, 32]
+    v5e = accelerators.parse("v5e-4")[0]
+    once, forward = rounds("rollout", program, found, v5e)
+    assert (once.name, once.bytes) == ("once", 0)
+    assert (forward.name, forward.bytes, forward.exposed) == ("per forward", 32 * 96, 32 * 32)
+    took = 32 * 3000 / 1.5e9
+    assert forward.seconds == {"products of layers": pytest.approx(took)}
+    assert forward.longest(1e9) == pytest.approx(took + 32 * 96e-9)
+    assert forward.shortest(1e9) == pytest.approx(took + 32 * 32e-9)

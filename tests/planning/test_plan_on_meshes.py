@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 PROGRAM = """
 import json, runpy, sys
 from jax_unmask.commands.plan import plan, stand_in
-device = stand_in("v5e-4")
+device, _ = stand_in("v5e-4", real=False)
 found = []
 for name, sizes in (("quickstart", (2, 2, 1)), ("quickstart", (1, 4, 1)), ("tiny_sft", (1, 4, 1))):
     config = runpy.run_path(f"{sys.argv[1]}/configs/{name}.py")["get_config"]()

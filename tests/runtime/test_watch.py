@@ -116,6 +116,7 @@ def test_devices_by_name(text, name, count):
         ("v5e", "give a name and a number"),
         ("tpu-8", "known are v4, v5e"),
         ("v5p-5", "counts cores, 2 to a device"),
+        ("v6e-2", "a slice has 1, 4, 8, 16, 32, 64, 128, 256 chips"),
         ("h100x0", "at least one"),
     ],
 )
@@ -140,5 +141,5 @@ def test_devices_by_what_jax_calls_them(kind, name, monkeypatch):
     class Device:
         device_kind = kind
 
-    monkeypatch.setattr("jax.local_devices", lambda: [Device()])
+    monkeypatch.setattr("jax.devices", lambda: [Device()])
     assert accelerators.here().name == name

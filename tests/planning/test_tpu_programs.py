@@ -1,0 +1,258 @@
+"""Programs of two layers, compiled for TPUs that are not there, hold no more than they need.
+
+`python tests/planning/test_tpu_programs.py` writes `tpu_programs.json` anew.
+"""
+
+from __future__ import annotations
+
+import collections
+import functools
+import importlib.util
+import json
+import math
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from jax_unmask import denoisers, policies, recipes
+from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.sharding import RULES
+from jax_unmask.planning import compilers
+from jax_unmask.planning.compiled import Compiled
+from jax_unmask.planning.programs import Program
+from jax_unmask.recipes.base import TracedProgram, prompt_shapes
+from jax_unmask.rollout import RolloutSettings, rollout
+from jax_unmask.runtime import accelerators
+from jax_unmask.runtime import placement as placements
+
+EXPECTED = pathlib.Path(__file__).with_name("tpu_programs.json")
+ROWS, PROMPT, CANVAS, BLOCK, LAYERS, WIDTH, VOCABULARY = 8, 40, 48, 16, 2, 512, 8192
+
+pytestmark = pytest.mark.skipif(
+    importlib.util.find_spec("libtpu") is None,
+    reason="needs a TPU's compiler: pip install 'jax_unmask[aot]'",
+)
+
+_SETTINGS = {
+    "mesh.fsdp": 1,
+    "model.path": "made here",
+    "model.param_dtype": "bfloat16",
+    "task.prompt_length": PROMPT,
+    "rollout.gen_length": CANVAS,
+    "rollout.block_length": BLOCK,
+    "rollout.prompts_per_step": 4,
+    "rollout.group_size": ROWS // 4,
+    "rollout.vocab_chunk": VOCABULARY // 4,
+}
+_TRAINED = _SETTINGS | {"model.param_dtype": "float32"}
+_SFT = {
+    "mesh.fsdp": 1,
+    "model.path": "made here",
+    "task.prompt_length": PROMPT,
+    "data.batch_size": ROWS,
+    "data.gen_length": CANVAS,
+}
+PROGRAMS = {
+    "rollout": ("policy_grpo", "rollout", _SETTINGS),
+    "rollout, prefix cache": ("policy_grpo", "rollout", _SETTINGS | {"rollout.cache": "prefix"}),
+    "rollout, dual cache": ("policy_grpo", "rollout", _SETTINGS | {"rollout.cache": "dual"}),
+    "rollout, block cache": ("tracerl", "rollout", _SETTINGS | {"rollout.cache": "block"}),
+    "rollout, int8": ("policy_grpo", "rollout", _SETTINGS | {"model.quantization": "int8"}),
+    "policy update": ("policy_grpo", "update", _SETTINGS),
+    "TraceRL update": ("tracerl", "update", _TRAINED | {"value.enabled": False}),
+    "SFT update": ("sft", "update", _SFT),
+    "generate": (None, "generate", _SETTINGS),
+}
+DEVICES = ("v5e-1", "v5e-4", "v6e-1", "v6e-4")
+FAST = {("rollout", "v5e-4")}
+"""What compiles in the default suite."""
+CASES = [
+    pytest.param(name, devices, marks=() if (name, devices) in FAST else pytest.mark.slow)
+    for name in PROGRAMS
+    for devices in DEVICES
+]
+
+
+def shape_of(settings, blocks):
+    """A denoiser whose matrices have shapes that no other array has."""
+    return DenoiserConfig(
+        family="sdar" if blocks else "llada",
+        vocab_size=VOCABULARY,
+        hidden_size=WIDTH,
+        num_layers=LAYERS,
+        num_heads=4,
+        num_kv_heads=4,
+        head_dim=128,
+        intermediate_size=3 * WIDTH,
+        rope_theta=1e4,
+        norm_eps=1e-5,
+        max_length=PROMPT + CANVAS,
+        tie_embeddings=False,
+        mask_token_id=VOCABULARY - 1,
+        eos_token_id=VOCABULARY - 2,
+        pad_token_id=VOCABULARY - 2,
+        qk_norm=blocks,
+        attention_block=BLOCK if blocks else None,
+        dtype=jnp.bfloat16,
+        param_dtype=settings.model.param_dtype,
+    )
+
+
+def traced(name):
+    """The program of a name, for the devices that are looked at."""
+    recipe_name, wanted, changes = PROGRAMS[name]
+    config = recipes.config(recipe_name or "policy_grpo")
+    config.update_from_flattened_dict(changes)
+    if len(accelerators.devices()) > 1:
+        config.mesh.update(fsdp=2, tensor=2)
+    settings = recipes.read(config)
+    shape, placement = shape_of(settings, "block cache" in name), placements.from_config(settings)
+    if wanted == "generate":
+        return generating(shape, placement)
+    programs = recipes.find(recipe_name).blueprint(settings, shape, placement).programs
+    return next(each for each in programs if each.name == wanted)
+
+
+def generating(shape, placement):
+    """One answer, with records for `--trace`."""
+    policy, params = policies.parse_policy("threshold:threshold=0.9", canvas=(CANVAS, BLOCK))
+    weights = placement.parameters(denoisers.abstract_params(shape), RULES)
+    settings = RolloutSettings(gen_length=CANVAS, block_length=BLOCK, record=True)
+    with placement.active():
+        prompts, keys = prompt_shapes(placement, placement.shards, PROMPT)
+        params = placement.everywhere(jax.eval_shape(lambda: jax.tree.map(jnp.asarray, params)))
+        lowered = rollout.lower(
+            denoisers.Denoiser(shape), weights, policy, params, prompts, keys, settings
+        )
+    return TracedProgram("rollout", lowered)
+
+
+@functools.cache
+def compiled(name, devices):
+    """The program, compiled in a hurry: its arrays are those of the final one, its speed is not."""
+    device, count = accelerators.parse(devices)
+    before = jax.config.jax_exec_time_optimization_effort
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    try:
+        with compilers.find(device, count).active():
+            return Program.of(traced(name), compiled=True)
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", before)
+
+
+def arrays(program):
+    """Every array in memory, with the operation that makes it: fusions hide those that are not."""
+    read = Compiled(program.text)
+    for part in read.parts:
+        for each, _, _ in part.instructions:
+            for array in each.result:
+                yield each, array
+
+
+def shards(count):
+    """Sizes of a dimension over so many devices."""
+    return {count // parts for parts in ((1, 2) if count % 2 == 0 else (1,))}
+
+
+def matrices():
+    """Shapes of one layer's matrices, whole or in shards, in any order of dimensions."""
+    pairs = [(WIDTH, WIDTH), (WIDTH, 3 * WIDTH)]
+    return {
+        tuple(sorted((first, second)))
+        for rows, columns in pairs
+        for first in shards(rows)
+        for second in shards(columns)
+    }
+
+
+def is_matrix(array):
+    """It has the shape of a matrix of one layer, or of several."""
+    dimensions = sorted(size for size in array.shape if size > LAYERS)
+    return tuple(dimensions) in matrices()
+
+
+def summary(name, devices):
+    """Collectives, and copies of stacked matrices."""
+    program = compiled(name, devices)
+    lines = collections.Counter(map(str, program.collectives))
+    stacks = collections.Counter(
+        f"{each.operation} {array}"
+        for each, array in arrays(program)
+        if each.operation in ("copy", "copy-start", "transpose", "all-gather")
+        and array.shape[:1] == (LAYERS,)
+        and not array.is_near
+        and is_matrix(array)
+    )
+    return {
+        "collectives": [f"{count} x {line}" for line, count in sorted(lines.items())],
+        "copies of stacks": [f"{count} x {line}" for line, count in sorted(stacks.items())],
+    }
+
+
+@pytest.mark.parametrize(("name", "devices"), CASES)
+def test_no_collective_and_no_copy_of_a_stack_that_was_not_there(name, devices):
+    expected = json.loads(EXPECTED.read_text())[f"{name} on {devices}"]
+    assert summary(name, devices) == expected
+
+
+@pytest.mark.parametrize(("name", "devices"), CASES)
+def test_no_logits_of_a_whole_canvas_and_vocabulary(name, devices):
+    count = accelerators.parse(devices)[1]
+    rows = 1 if name == "generate" else ROWS // (2 if count > 1 else 1)
+    columns = VOCABULARY // (2 if count > 1 else 1)
+    for each, array in arrays(compiled(name, devices)):
+        is_table = WIDTH in array.shape or WIDTH // 2 in array.shape
+        wide = any(size >= columns for size in array.shape)
+        if wide and not is_table:
+            assert math.prod(array.shape) < rows * CANVAS * columns, each.line[:300]
+
+
+@pytest.mark.parametrize(
+    ("name", "devices"), [case for case in CASES if "rollout" in case.values[0]]
+)
+def test_weights_are_not_widened(name, devices):
+    for each, array in arrays(compiled(name, devices)):
+        if array.type == "f32" and is_matrix(array):
+            raise AssertionError(each.line[:300])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("config", "model"),
+    [("gsm8k", "llada"), ("tracerl_large", "dream"), ("tracerl_large", "sdar-8b")],
+)
+def test_published_models_fit_sixteen_chips(config, model):
+    """At full size; only memory is looked at."""
+    from jax_unmask.commands.plan import plan
+
+    directory = pathlib.Path(__file__).parents[2] / "configs"
+    namespace: dict = {}
+    exec((directory / f"{config}.py").read_text(), namespace)
+    made = namespace["get_config"](*(() if model == "llada" else (f"{model},math",)))
+    if model != "llada":
+        made.learner.chunk_size = 16
+        made.rollout.slots = 64
+    device, count = accelerators.parse("v6e-16")
+    jax.config.update("jax_exec_time_optimization_effort", -1.0)
+    try:
+        found = plan(
+            made, compile_programs=True, device=device, compiler=compilers.find(device, count)
+        )
+    finally:
+        jax.config.update("jax_exec_time_optimization_effort", 0.0)
+    assert found.fits, found.table()
+
+
+if __name__ == "__main__":
+    import sys
+
+    jax.config.update("jax_platforms", "cpu")
+    found = json.loads(EXPECTED.read_text()) if EXPECTED.exists() else {}
+    for case in CASES:
+        name, devices = case.values
+        if not sys.argv[1:] or any(each in f"{name} on {devices}" for each in sys.argv[1:]):
+            found[f"{name} on {devices}"] = summary(name, devices)
+            print(name, devices, compiled(name, devices).seconds_to_compile, flush=True)
+            EXPECTED.write_text(json.dumps(dict(sorted(found.items())), indent=1) + "\n")
