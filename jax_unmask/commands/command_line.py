@@ -189,6 +189,7 @@ def begin(argv: Sequence[str]) -> None:
         raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
     set_up_logging()
     compilation.enable_cache()
+    compilation.choose_flags()
 
 
 def seed(text: str) -> int:

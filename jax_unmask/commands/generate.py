@@ -363,6 +363,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args = parser().parse_args(arguments)
     command_line.set_up_logging()
     compilation.enable_cache()
+    compilation.choose_flags()
     with command_line.clear_errors(args):
         _run(args)
 

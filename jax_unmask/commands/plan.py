@@ -37,7 +37,7 @@ class Plan:
     Attributes:
         config, denoiser: what is planned.
         devices, device: how many devices, and their type; None for the devices of this machine.
-        mesh: devices along each axis.
+        mesh, rollout_mesh: devices along each axis, in training and in rollouts.
         denoiser_parameters, trained_parameters: numbers of parameters.
         lasting_bytes: what a device holds from step to step, by name.
         records_bytes: what a device holds between the programs of a step; with experts their rows
@@ -51,6 +51,7 @@ class Plan:
     denoiser: denoisers.DenoiserConfig
     devices: int
     mesh: dict[str, int]
+    rollout_mesh: dict[str, int]
     device: Accelerator | None
     compiler: Compiler | None
     denoiser_parameters: int
@@ -77,8 +78,8 @@ class Plan:
 
     @property
     def weight_shards(self) -> int:
-        """Shards of each of the denoiser's matrices."""
-        return self.mesh["fsdp"] * self.mesh["tensor"]
+        """Shards of each of the denoiser's matrices in rollouts."""
+        return self.rollout_mesh["fsdp"] * self.rollout_mesh["tensor"]
 
     @property
     def peak_bytes(self) -> int | None:
@@ -129,7 +130,9 @@ class Plan:
         if sampling.block_length < length:
             rows += f", blocks of {sampling.block_length}"
         name = jax.devices()[0].device_kind if self.device is None else self.device.name
-        mesh = " x ".join(f"{axis} {size}" for axis, size in self.mesh.items())
+        mesh = _times(self.mesh)
+        if self.rollout_mesh != self.mesh:
+            mesh += f", in rollouts {_times(self.rollout_mesh)}"
         return [
             f"denoiser  {config.model.path}: {denoiser.num_layers} layers, width "
             f"{denoiser.hidden_size}, {denoiser.vocab_size:,} tokens, "
@@ -267,12 +270,12 @@ def plan(
             Program.of(traced, compiled=compile_programs, device=timed)
             for traced in blueprint.programs
         )
-        mesh = dict.fromkeys(meshes.AXES, 1) if placement.mesh is None else placement.mesh.shape
         return Plan(
             config=settings,
             denoiser=shape,
             devices=len(accelerators.devices()),
-            mesh=dict(mesh),
+            mesh=_axes(placement),
+            rollout_mesh=_axes(placements.for_rollouts(settings)),
             device=device,
             compiler=compiler,
             denoiser_parameters=denoisers.count_params(shape),
@@ -305,6 +308,15 @@ def stand_in(text: str, *, real: bool = True) -> tuple[Accelerator, Compiler | N
     if compiler is None:
         jax.config.update("jax_num_cpu_devices", count)
     return device, compiler
+
+
+def _axes(placement: placements.Placement) -> dict[str, int]:
+    mesh = placement.mesh
+    return dict.fromkeys(meshes.AXES, 1) if mesh is None else dict(mesh.shape)
+
+
+def _times(mesh: dict[str, int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in mesh.items())
 
 
 def _line(name: str, size: float) -> str:

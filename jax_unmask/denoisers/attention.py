@@ -95,17 +95,15 @@ class CachedKeys:
 def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
     """Whether rollouts use a fused kernel of the device, whose scores never reach memory.
 
-    On GPUs that is cuDNN's flash attention, for 16-bit types. On one TPU it is JAX's Pallas kernel,
-    if JAX_UNMASK_ATTENTION=flash asks for it: XLA does not partition that kernel over a mesh.
-    Everything else takes the plain products, and so does everything with
-    JAX_UNMASK_ATTENTION=plain. `blocks`: attention is block-causal, so masks differ from query to
-    query.
+    On GPUs that is cuDNN's flash attention, for 16-bit types. On TPUs it is JAX's Pallas kernel, if
+    JAX_UNMASK_ATTENTION=flash asks for it: no TPU has measured it yet. Everything else takes the
+    plain products, and so does everything with JAX_UNMASK_ATTENTION=plain. `blocks`: attention is
+    block-causal, so masks differ from query to query.
 
     Raises:
         ValueError: JAX_UNMASK_ATTENTION is unknown, or asks for a kernel that there is not.
     """
     wanted, backend = os.environ.get("JAX_UNMASK_ATTENTION", "auto"), accelerators.platform()
-    devices = len(accelerators.devices())
     if wanted not in ("auto", "plain", "flash"):
         raise ValueError(f"JAX_UNMASK_ATTENTION={wanted!r} must be 'auto', 'plain' or 'flash'")
     path = "plain"
@@ -113,14 +111,14 @@ def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
         is_short = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
         if is_short and head_dim % 8 == 0 and head_dim <= _WIDEST_FUSED_HEAD:
             path = "cuDNN flash attention"
-    elif backend == "tpu" and wanted == "flash" and not blocks and devices == 1:
+    elif backend == "tpu" and wanted == "flash" and not blocks:
         path = "Pallas flash attention"
     if wanted == "flash" and path == "plain":
         raise ValueError(
-            f"JAX_UNMASK_ATTENTION='flash' cannot be had on {devices} x {backend} for "
+            f"JAX_UNMASK_ATTENTION='flash' cannot be had on {backend} for "
             f"{jnp.dtype(dtype).name}, heads of width {head_dim} and "
             f"{'block-causal' if blocks else 'full'} attention; GPUs have it for 16-bit types and "
-            f"widths up to {_WIDEST_FUSED_HEAD}, one TPU for full attention. Use 'auto'"
+            f"widths up to {_WIDEST_FUSED_HEAD}, TPUs for full attention. Use 'auto'"
         )
     _log_path(path, backend)
     return path != "plain"

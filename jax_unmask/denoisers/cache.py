@@ -12,8 +12,9 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.runtime.mesh import constrain
 
-Put = Callable[[Array, Array], Array]
-"""Writes new rows [F, ...] into those of an array [B, ...] that they belong to."""
+Put = Callable[[Array, Array | int, Array], Array]
+"""Writes a layer's keys or values [F, G, S, d] into the rows that they belong to of the first S
+positions of [N, B, G, K, d]; gets that array, the index of the layer and the new rows."""
 
 
 @struct.dataclass

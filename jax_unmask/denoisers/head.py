@@ -14,6 +14,7 @@ from typing import NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
@@ -279,15 +280,37 @@ def _reduce(
     perturbed = logits if noise is None else logits + noise
     if forbidden is not None:
         perturbed = jnp.where(ids == forbidden, -jnp.inf, perturbed)
-    index = perturbed.argmax(axis=-1)
+    best, candidate, chosen = _largest(perturbed, ids, None if noise is None else logits)
     return _Partial(
         top=top,
         mass=weights.sum(axis=-1),
         moment=jnp.where(weights > 0, weights * shifted, 0.0).sum(axis=-1),
-        best=_pick(perturbed, index),
-        candidate=ids[index].astype(jnp.int32),
-        chosen=_pick(logits, index),
+        best=best,
+        candidate=candidate,
+        chosen=chosen,
     )
+
+
+def _largest(
+    values: Float[Array, "B L C"], ids: Int[Array, " C"], others: Float[Array, "B L C"] | None
+) -> tuple[Float[Array, "B L"], Int[Array, "B L"], Float[Array, "B L"]]:
+    """The largest value, its id (the first of equals), and what `others` (or values) has there.
+
+    One reduction for all: where an arg max and its value are two, a compiler may take the first
+    from numbers that it has rounded.
+    """
+    whole = jnp.broadcast_to(ids.astype(jnp.int32), values.shape)
+    operands = (values, whole) if others is None else (values, whole, others)
+    nothing = (-jnp.inf, np.int32(np.iinfo(np.int32).max), -jnp.inf)[: len(operands)]
+
+    def larger(first: tuple[Array, ...], second: tuple[Array, ...]) -> tuple[Array, ...]:
+        is_first = (first[0] > second[0]) | ((first[0] == second[0]) & (first[1] < second[1]))
+        return tuple(jnp.where(is_first, a, b) for a, b in zip(first, second, strict=True))
+
+    initial = tuple(np.asarray(x, y.dtype) for x, y in zip(nothing, operands, strict=True))
+    best, candidate, *rest = jax.lax.reduce(operands, initial, larger, (values.ndim - 1,))
+    # NaN compares with nothing; it shows in the confidence.
+    return best, jnp.minimum(candidate, ids[-1]), rest[0] if rest else best
 
 
 def _nothing(shape: tuple[int, ...], top_k: int) -> _Partial:

@@ -71,9 +71,8 @@ def matmul(x: Float[Array, "*B I"], kernel: Any) -> Float[Array, "*B O"]:
     dims = (((x.ndim - 1,), (0,)), ((), ()))
     if not is_quantized(kernel):
         return jax.lax.dot_general(x, kernel.astype(x.dtype), dims)
-    out = jax.lax.dot_general(
-        x, kernel.qvalue.astype(x.dtype), dims, preferred_element_type=jnp.float32
-    )
+    # Not in float32: a GPU would write those products to memory before it scales them.
+    out = jax.lax.dot_general(x, kernel.qvalue.astype(x.dtype), dims)
     return (out * kernel.scale[0]).astype(x.dtype)
 
 
@@ -86,9 +85,7 @@ def ragged_matmul(
     """
     if not is_quantized(kernel):
         return jax.lax.ragged_dot(x, kernel.astype(x.dtype), sizes)
-    out = jax.lax.ragged_dot(
-        x, kernel.qvalue.astype(x.dtype), sizes, preferred_element_type=jnp.float32
-    )
+    out = jax.lax.ragged_dot(x, kernel.qvalue.astype(x.dtype), sizes)
     return (out * kernel.scale[groups, 0]).astype(x.dtype)
 
 

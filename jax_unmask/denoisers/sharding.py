@@ -77,6 +77,20 @@ def keep(tree: Tree) -> Tree:
     return jax.tree.map(jax.lax.with_sharding_constraint, tree, shardings)
 
 
+def in_product_type(params: Tree, dtype: Any) -> Tree:
+    """Parameters with all matrices in the type in which products take them anyway.
+
+    Not for quantised ones. Those that already are of that type stay what they are.
+    """
+
+    def convert(path: jax.tree_util.KeyPath, leaf: Any) -> Any:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        is_matrix = any(len(spec) and re.search(pattern, name) for pattern, spec in RULES)
+        return leaf.astype(dtype) if is_matrix and leaf.dtype != dtype else leaf
+
+    return jax.tree_util.tree_map_with_path(convert, params)
+
+
 def gathered(kernel: Any, names: Names, dtype: Any) -> Any:
     """A matrix ready for a product: gathered along the fsdp axis, sharded along the tensor axis.
 

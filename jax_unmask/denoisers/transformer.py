@@ -311,7 +311,8 @@ def forward(
             determine attention, and `positions` must be given.
         cache: keys and values of K positions.
         cached_mask: cached positions that the tokens see.
-        put: writes the B rows of this forward into those of the cache, of which there may be more.
+        put: writes the B rows of this forward into those of the cache, of which there may be more;
+            see `cache.Put`.
         keep: for a window: return its tokens' keys and values, see `cache.Written` (static).
         table: `rotations` of the positions, for loops that compute them once.
         remat: see `Denoiser`.
@@ -386,7 +387,8 @@ def forward(
         if remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
         state = (x, None if is_window else stored)
-        (x, filled), new = _over_layers(layer, state, params[run.name], final)
+        over = _layer_by_layer if config.unroll_layers else _over_layers
+        (x, filled), new = over(layer, state, params[run.name], final)
         return x, filled if new is None else new
 
     updates = []
@@ -424,10 +426,29 @@ def _over_layers(
     return final(state, _layer_of(stacked, depth - 1), depth - 1)
 
 
+def _layer_by_layer(
+    layer: Callable[..., tuple[Any, Any]], state: Any, stacked: Params, final: Any = None
+) -> tuple[Any, Any]:
+    """`_over_layers` as a program without a loop.
+
+    A GPU's compiler copies the slices of stacked arrays that a loop reads at its index, and none
+    that are known when it compiles. Gradients of the parameters would be as many whole stacks.
+    """
+    depth = jax.tree.leaves(stacked)[0].shape[0]
+    outputs = []
+    for index in range(depth):
+        apply = final if final is not None and index == depth - 1 else layer
+        state, output = apply(state, _layer_of(stacked, index), index)
+        outputs.append(output)
+    if final is not None:
+        return state, outputs[-1]
+    return state, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
+
+
 def _layer_of(stacked: Any, index: Array | int) -> Any:
     """One layer's slice of stacked arrays."""
-    take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
-    return jax.tree.map(take, stacked)
+    take = jax.lax.index_in_dim if isinstance(index, int) else jax.lax.dynamic_index_in_dim
+    return jax.tree.map(lambda leaf: take(leaf, index, keepdims=False), stacked)
 
 
 def _fill(
@@ -437,10 +458,10 @@ def _fill(
     put: Put | None,
 ) -> Float[Array, "N B G K d"]:
     """Stacked arrays with the first S positions of one layer replaced."""
+    new = new.astype(stacked.dtype)
     if put is not None:
-        new = put(_layer_of(stacked, index)[:, :, : new.shape[2]], new)
-    start = (index, *(0 for _ in new.shape))
-    return jax.lax.dynamic_update_slice(stacked, new[None].astype(stacked.dtype), start)
+        return put(stacked, index, new)
+    return jax.lax.dynamic_update_slice(stacked, new[None], (index, *(0 for _ in new.shape)))
 
 
 def rotations(config: DenoiserConfig, positions: Int[Array, "#B S"]) -> Table:

@@ -31,11 +31,13 @@ class Bundle:
     tokenizer: denoisers.Tokenizer
     task: Task
     name: str = ""  # In result rows, e.g. "sudoku" or "GSAI-ML/LLaDA-8B-Instruct".
-    placement: Placement = dataclasses.field(default_factory=Placement)
+    placement: Placement = dataclasses.field(default_factory=Placement)  # Of rollouts.
     policy: pathlib.Path | None = None  # Of a policy that was trained for the denoiser, if any.
 
 
-def load_bundle(config: Any, splits: Sequence[Split] = ("train",)) -> Bundle:
+def load_bundle(
+    config: Any, splits: Sequence[Split] = ("train",), weights: Placement | None = None
+) -> Bundle:
     """Builds a `Bundle` from `config.model` and `config.task`.
 
     Args:
@@ -43,13 +45,14 @@ def load_bundle(config: Any, splits: Sequence[Split] = ("train",)) -> Bundle:
             Hugging Face or Orbax directory, or a hub name.
         splits: splits of the task that are going to be used; they are read before the weights, so
             that what is wrong with them shows first. Those of `eval.after_training` are added.
+        weights: where they go; by default where rollouts read them.
 
     Raises:
         ConfigError: a key of the config names something that cannot be loaded.
         FileNotFoundError: a file of the model is missing.
         ValueError: the model's files do not fit together.
     """
-    task, placement = load_task(config), placements.from_config(config)
+    task, placement = load_task(config), placements.for_rollouts(config)
     measured = eval_splits(config) if config.eval.after_training else {}
     for split in dict.fromkeys((*splits, *measured)):
         check_split(config, task, split)
@@ -60,7 +63,7 @@ def load_bundle(config: Any, splits: Sequence[Split] = ("train",)) -> Bundle:
         dtype=config.model.dtype,
         param_dtype=config.model.param_dtype,
         quantization=quantization,
-        placement=placement,
+        placement=weights or placement,
     )
     name = str(config.model.path) + (f" {quantization}" if quantization else "")
     return Bundle(denoiser, params, tokenizer, task, name, placement)

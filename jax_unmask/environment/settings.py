@@ -217,13 +217,18 @@ class RunSettings(Settings):
             by: in how many shards; by default in those of the mesh.
         """
         shards = placement.shards if by is None else by
+        mesh = self.mesh
+        other = f"another mesh (data={mesh.data}, fsdp={mesh.fsdp or 1}, tensor={mesh.tensor})"
         among = f"mesh.data x mesh.fsdp = {shards} shards of a batch"
+        if placement != placements.from_config(self):
+            among = f"the {shards} shards of the batch of a rollout"
+            keys = f"rollout_fsdp={mesh.rollout_fsdp}, rollout_tensor={mesh.rollout_tensor}"
+            other = f"another mesh.rollout_... ({keys})"
         if by is not None:
             among = f"{by} processes that read data"
         self.require(
             count % shards == 0,
             key,
             f"{what} do not divide among {among}",
-            f"Give a multiple, or another mesh (data={self.mesh.data}, fsdp={self.mesh.fsdp or 1}, "
-            f"tensor={self.mesh.tensor})",
+            f"Give a multiple, or {other}",
         )

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from jax_unmask.planning import timing
 from jax_unmask.planning.collectives import Collective, collectives, received
 from jax_unmask.planning.compiled import Compiled, Part
-from jax_unmask.recipes.base import TracedProgram
+from jax_unmask.recipes.base import TracedProgram, bytes_per_device
 from jax_unmask.runtime.accelerators import Accelerator
 
 
@@ -100,7 +100,7 @@ class Program(TracedProgram):
         return dataclasses.replace(
             program,
             argument_bytes=memory.argument_size_in_bytes,
-            temporary_bytes=memory.temp_size_in_bytes,
+            temporary_bytes=memory.temp_size_in_bytes + bytes_per_device(traced.made),
             peak_bytes=memory.peak_memory_in_bytes,
             collectives=found,
             rounds=rounds(traced.name, read, found, device),

@@ -77,19 +77,13 @@ def read(config: Any, memory_bytes: float | None = None) -> RunSettings:
         raise ConfigError("recipe", config.get("recipe"), "it names no recipe", known)
     settings = from_config(defaults(config.recipe), config)
     try:
-        settings = _with_mesh(settings, memory_bytes)
+        from jax_unmask.recipes import layout  # Loads the denoisers.
+
+        settings = layout.choose_mesh(settings, memory_bytes or layout.device_memory())
         settings.check_devices()
     except SettingError as error:
         raise error if isinstance(error, ConfigError) else error.within("") from error
     return settings
-
-
-def _with_mesh(settings: RunSettings, memory_bytes: float | None) -> RunSettings:
-    if settings.mesh.fsdp:
-        return settings
-    from jax_unmask.recipes import layout  # Loads the denoisers.
-
-    return layout.choose_mesh(settings, memory_bytes or layout.device_memory())
 
 
 __all__ = ["RECIPES", "config", "defaults", "find", "read"]

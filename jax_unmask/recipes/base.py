@@ -21,6 +21,7 @@ from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.rollout import Cache, Prompts, row_keys
 from jax_unmask.runtime import agreement
+from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
@@ -43,6 +44,7 @@ class TracedProgram:
     name: str
     lowered: Any  # jax.stages.Lowered
     has_denoiser: bool = True  # It runs the denoiser.
+    made: Tree = None  # Arrays that it reads, made for it and freed after it.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +55,7 @@ class Blueprint:
     passing: Tree  # What one program of a step leaves for the next.
     trained: Tree  # Parameters that are trained.
     programs: tuple[TracedProgram, ...]  # In the order in which they run.
+    acting: Tree = None  # The denoiser as rollouts read it; None where there are none.
 
 
 ASSUMED_UTILISATION = 0.4
@@ -201,8 +204,9 @@ def parse_policy(key: str, text: str) -> tuple[Any, Any]:
     return policy, params
 
 
-def check_rollouts(config: Any, placement: Placement) -> None:
+def check_rollouts(config: Any) -> None:
     """Raises a `SettingError` unless rollouts divide among devices, processes and parts."""
+    placement = placements.for_rollouts(config)
     rollout, feeds = config.rollout, placement.feeds
     prompts, parts = rollout.prompts_per_step, rollout.parts
     key = "rollout.prompts_per_step"

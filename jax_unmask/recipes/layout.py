@@ -1,14 +1,18 @@
 """The mesh of a run that names none, and the memory that a step needs before it is compiled.
 
-Every further shard of the weights is gathered by every forward, so the mesh has as few as fit the
-memory of a device. The other devices have copies of the model (docs/scaling/planner.md).
+Training: every further shard of the weights is gathered by every forward, so the mesh has as few as
+fit the memory of a device. The other devices have copies of the model (docs/scaling/planner.md).
+Rollouts: forwards of a few positions are shorter than the gathering of their weights, so these stay
+where they are: single products are spread over as few devices as hold the weights.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import logging
 import pathlib
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -16,11 +20,11 @@ import jax.numpy as jnp
 from jax_unmask.denoisers import DenoiserConfig, families, hub, sharding
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.environment.settings import RunSettings
-from jax_unmask.recipes.base import Blueprint, bytes_per_device
+from jax_unmask.recipes.base import Blueprint, Recipe, bytes_per_device
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import placement as placements
-from jax_unmask.runtime.placement import Placement
-from jax_unmask.settings import ConfigError
+from jax_unmask.runtime.placement import MeshSettings, Placement
+from jax_unmask.settings import ConfigError, SettingError
 from jax_unmask.shipped import resolve_model
 
 USABLE = 0.92
@@ -94,10 +98,12 @@ def estimate(
     gradients with the optimiser's steps in float32. Fitted to what XLA compiles for CPUs, its
     float32 copies apart (docs/scaling/planner.md).
     """
-    mesh = placement.mesh
-    shards = 1 if mesh is None else mesh.shape["fsdp"] * mesh.shape["tensor"]
+    shards = _axis(placement, "fsdp") * _axis(placement, "tensor")
     length = config.task.prompt_length + config.sampling.gen_length
-    rows = -(-config.rows_at_once // placement.shards)
+    rolling = placements.for_rollouts(config)
+    rows = -(-config.rows_at_once // rolling.shards)
+    if rows:
+        rows = config.sampling.num_slots(rows, config.task.prompt_length)
     states = -(-config.states_at_once // placement.shards)
     width = shape.intermediate_size
     if shape.experts is not None:
@@ -109,10 +115,15 @@ def estimate(
     narrow = jnp.dtype(shape.dtype).itemsize
     rollout = 0
     if rows:
-        rollout = rows * length * per_token + 2 * table * narrow
+        tensor = _axis(rolling, "tensor")
+        inner = per_token - 4 * shape.hidden_size
+        rollout = rows * length * (inner // tensor + 4 * shape.hidden_size)
+        rollout += 2 * table * narrow // tensor
         if config.sampling.cache is not None:
             kept = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * narrow
-            rollout += rows * length * kept
+            rollout += rows * length * kept // tensor
+        made = [program.made for program in blueprint.programs if program.made is not None]
+        rollout += sum(map(bytes_per_device, made))
     update = 0
     if states:
         trained = sum(leaf.size for leaf in jax.tree.leaves(blueprint.trained))
@@ -140,11 +151,12 @@ def choose_mesh(config: RunSettings, memory_bytes: float | None) -> RunSettings:
     Says which it chose, and why. All devices have a copy where their memory is not known.
 
     Args:
-        config: the settings; `mesh.fsdp` = 0 leaves the choice.
+        config: the settings; `mesh.fsdp` = 0 leaves the choice for training, and
+            `mesh.rollout_fsdp` = `mesh.rollout_tensor` = 0 that for rollouts.
         memory_bytes: of a device; None where that is not known.
     """
-    sizes, devices = config.mesh, len(accelerators.devices())
-    if sizes.fsdp or devices == 1 or memory_bytes is None or config.model.path is None:
+    devices = len(accelerators.devices())
+    if devices == 1 or memory_bytes is None or config.model.path is None:
         return config
     from jax_unmask import recipes
 
@@ -155,40 +167,99 @@ def choose_mesh(config: RunSettings, memory_bytes: float | None) -> RunSettings:
         return config
     if not hasattr(recipe, "blueprint"):
         return config
-    per_copy = devices // max(sizes.tensor, 1)
-    found: dict[int, Estimate] = {}
-    chosen = config
-    for fsdp in [each for each in range(1, per_copy + 1) if per_copy % each == 0]:
-        mesh = dataclasses.replace(sizes, data=-1, fsdp=fsdp)
-        if sizes.data > 0 and sizes.data * fsdp != per_copy:
-            continue
-        candidate = dataclasses.replace(config, mesh=mesh)
+    found: list[tuple[MeshSettings, Estimate]] = []
+    for training in _for_training(config, recipe.trains == "policy"):
+        candidate = dataclasses.replace(config, mesh=training)
         try:
             placement = placements.from_config(candidate)
             sharding.check_mesh(shape, placement.mesh)
         except ConfigError:  # So many shards do not divide the model.
             continue
-        candidate.check_spread(placement)
-        blueprint = recipe.blueprint(candidate, shape, placement)
-        found[fsdp], chosen = estimate(candidate, shape, placement, blueprint), candidate
-        if found[fsdp].fits(memory_bytes):
+        best = _with_rollouts(candidate, shape, placement, recipe, memory_bytes)
+        if best is None:
+            continue
+        found.append(best)
+        if best[1].fits(memory_bytes):
             break
     if not found:
         return config
-    logger.info("%s", _reason(found, per_copy, sizes.tensor, memory_bytes))
-    return chosen
+    if found[-1][0] != config.mesh:
+        logger.info("%s", _reason(found, memory_bytes))
+    return dataclasses.replace(config, mesh=found[-1][0])
 
 
-def _reason(found: dict[int, Estimate], per_copy: int, tensor: int, memory_bytes: float) -> str:
-    *before, last = found
-    size = memory_bytes / accelerators.GB
-    text = f"Mesh: data {per_copy // last} x fsdp {last} x tensor {tensor}. "
-    if not found[last].fits(memory_bytes):
-        return (
-            f"{text}A step needs about {found[last].total / 1e9:.1f} GB of the {size:.0f} GB of a "
-            "device even so; it may not fit: see jax_unmask.plan --compile"
-        )
-    text += f"A step needs about {found[last].total / 1e9:.1f} GB of the {size:.0f} GB of a device"
-    if before:
-        text += f", and with fsdp {before[-1]} {found[before[-1]].total / 1e9:.1f} GB"
-    return f"{text}; set mesh.fsdp for another"
+def _for_training(config: RunSettings, is_frozen: bool) -> Iterator[MeshSettings]:
+    """Meshes for training, the one with the fewest shards of the weights first."""
+    sizes = config.mesh
+    if sizes.fsdp:
+        yield sizes
+        return
+    per_copy = len(accelerators.devices()) // max(sizes.tensor, 1)
+    for fsdp in range(1, per_copy + 1):
+        if per_copy % fsdp or (sizes.data > 0 and sizes.data * fsdp != per_copy):
+            continue
+        yield dataclasses.replace(sizes, data=-1, fsdp=fsdp)
+        if is_frozen:  # There are no weights to shard.
+            return
+
+
+def _with_rollouts(
+    config: RunSettings,
+    shape: DenoiserConfig,
+    placement: Placement,
+    recipe: type[Recipe],
+    memory_bytes: float,
+) -> tuple[MeshSettings, Estimate] | None:
+    """The mesh with a layout for rollouts too: the first that fits, or else the last possible."""
+    found = None
+    for mesh in _for_rollouts(config):
+        candidate = dataclasses.replace(config, mesh=mesh)
+        try:
+            sharding.check_mesh(shape, placements.for_rollouts(candidate).mesh)
+            candidate.check_spread(placement)
+        except SettingError:
+            if mesh == config.mesh:  # There is no other to try.
+                raise
+            continue
+        blueprint = recipe.blueprint(candidate, shape, placement)
+        found = mesh, estimate(candidate, shape, placement, blueprint)
+        total = found[1].lasting + found[1].update
+        is_frozen = recipe.trains == "policy"
+        if found[1].fits(memory_bytes) or (total > memory_bytes and not is_frozen):
+            break
+    return found
+
+
+def _for_rollouts(config: RunSettings) -> Iterator[MeshSettings]:
+    """Layouts for rollouts, those with whole weights on few devices first."""
+    sizes, devices = config.mesh, len(accelerators.devices())
+    if sizes.rollout_fsdp or sizes.rollout_tensor or not config.rows_at_once:
+        yield sizes
+        return
+    divisors = [each for each in range(1, devices + 1) if devices % each == 0]
+    for fsdp, tensor in itertools.product(divisors, divisors):
+        if devices % (fsdp * tensor) == 0:
+            yield dataclasses.replace(sizes, rollout_fsdp=fsdp, rollout_tensor=tensor)
+
+
+def _axis(placement: Placement, name: str) -> int:
+    return 1 if placement.mesh is None else placement.mesh.shape[name]
+
+
+def _reason(found: Sequence[tuple[MeshSettings, Estimate]], memory_bytes: float) -> str:
+    (mesh, last), size = found[-1], memory_bytes / accelerators.GB
+
+    def axes(fsdp: int, tensor: int) -> str:
+        data = len(accelerators.devices()) // (fsdp * tensor)
+        return f"data {data} x fsdp {fsdp} x tensor {tensor}"
+
+    text = f"Mesh: {axes(mesh.fsdp, mesh.tensor)}"
+    if mesh.rollout_tensor:
+        text += f", for rollouts {axes(mesh.rollout_fsdp, mesh.rollout_tensor)}"
+    text += f". A step needs about {last.total / 1e9:.1f} GB of the {size:.0f} GB of a device"
+    if not last.fits(memory_bytes):
+        return f"{text} even so; it may not fit: see jax_unmask.plan --compile"
+    if len(found) > 1:
+        mesh, before = found[-2]
+        text += f", and with fsdp {mesh.fsdp} {before.total / 1e9:.1f} GB"
+    return f"{text}; set mesh.fsdp, .rollout_fsdp and .rollout_tensor for others"

@@ -201,7 +201,8 @@ class PolicyEnvironments:
             passing.append(made.passing)
             trained = made.trained
         largest = passing[int(np.argmax([bytes_per_device(each) for each in passing]))]
-        return Blueprint(lasting, largest, trained, tuple(programs))
+        acting = {name: tree for name, tree in lasting.items() if name.startswith("denoiser ")}
+        return Blueprint(lasting, largest, trained, tuple(programs), acting)
 
     @classmethod
     def work(

@@ -109,12 +109,12 @@ class PolicyGrpoSettings(RunSettings):
             )
 
     def check_spread(self, placement: Placement) -> None:
-        check_rollouts(self, placement)
+        check_rollouts(self)
         if self.expert.count:
             parse_policy("expert.policy", self.expert.policy)
             rows = self.rollout.prompts_per_step * self.expert.count // self.rollout.parts
             what = f"the {rows} expert rows of a rollout"
-            self.require_spread(placement, "expert.count", rows, what)
+            self.require_spread(placements.for_rollouts(self), "expert.count", rows, what)
 
     @property
     def sampling(self) -> RolloutSettings:
@@ -212,7 +212,7 @@ class PolicyGrpo:
     ) -> None:
         del workdir
         self._config = config
-        self._placement = placements.from_config(config)
+        self._placement = placements.for_rollouts(config)
         shape = load_denoiser_config(config)
         self._components = build_components(config, shape, slot_groups=self._placement.shards)
         self._given = self._load_policy() if config.policy.init_from else None
@@ -273,10 +273,11 @@ class PolicyGrpo:
                 )
 
     def init(self) -> TrainState:
-        return self._placement.everywhere(self._make_state())
+        return placements.from_config(self._config).everywhere(self._make_state())
 
     def like(self) -> TrainState:
-        return self._placement.like(self._make_state, rules=REPLICATED)
+        training = placements.from_config(self._config)
+        return training.like(self._make_state, rules=REPLICATED)
 
     def _make_state(self) -> TrainState:
         seed, params = self._config.seed, self._given
@@ -305,7 +306,7 @@ class PolicyGrpo:
             policy_parts = rollouts.start(
                 denoiser,
                 components.policy,
-                state.params,
+                placement.lay_out(state.params, REPLICATED),
                 batch.prompts,
                 self._group,
                 streams.stream(key, "rollout", 0),
@@ -381,8 +382,11 @@ class PolicyGrpo:
                     imitated_share = jnp.sum(imitated > 0) / len(correct[1])
             group_rewards = jnp.asarray(group_rewards, jnp.float32)
             advantages = group_advantages(group_rewards, self._group + self._experts)
-            of_rows = placement.global_rows((advantages.advantages, is_expert, imitated, settings))
-            with placement.active():
+            # An update is spread over all devices, however few have rows of a rollout.
+            training = placements.from_config(self._config)
+            records = training.records(records)
+            of_rows = training.global_rows((advantages.advantages, is_expert, imitated, settings))
+            with training.active():
                 state, metrics = components.learner.update(state, records, *of_rows)
             jax.block_until_ready(state.params)
         return state, {
@@ -457,36 +461,37 @@ class PolicyGrpo:
     def blueprint(
         cls, config: PolicyGrpoSettings, shape: DenoiserConfig, placement: Placement
     ) -> Blueprint:
+        rolling = placements.for_rollouts(config)
         components = build_components(
-            config, shape, (shape.eos_token_id,), slot_groups=placement.shards
+            config, shape, (shape.eos_token_id,), slot_groups=rolling.shards
         )
         denoiser, weights = denoisers.Denoiser(shape), denoisers.abstract_params(shape)
         if (kind := config.model.quantization) is not None:
             weights = jax.eval_shape(lambda params: quantize_params(params, kind), weights)
-        weights = placement.parameters(weights, RULES)
+        weights = rolling.parameters(weights, RULES)
         state = jax.eval_shape(
             lambda key: components.learner.init(
                 components.policy.init_params(key, config.rollout.gen_length), key
             ),
             jax.random.key(0),
         )
-        state = placement.everywhere(state)
+        state, acting = placement.everywhere(state), rolling.everywhere(state.params)
         group, experts = config.rollout.group_size, config.expert.count
         prompts_per_rollout = config.rollout.prompts_per_step // config.rollout.parts
 
-        def alphas(rows: int) -> dict[str, Any]:
+        def alphas(rows: int, where: Placement) -> dict[str, Any]:
             if not components.policy.alphas:
                 return {}
-            return {"alpha": placement.rows(jax.ShapeDtypeStruct((rows,), jnp.float32))}
+            return {"alpha": where.rows(jax.ShapeDtypeStruct((rows,), jnp.float32))}
 
         def roll_out(
             name: str, size: int, policy: Any, params: Any, settings: RolloutSettings
         ) -> TracedProgram:
             rows = prompts_per_rollout * size
             if policy is components.policy:
-                told = {name: PerRow(values) for name, values in alphas(rows).items()}
+                told = {name: PerRow(values) for name, values in alphas(rows, rolling).items()}
                 params = {**params, **told}
-            prompts, keys = prompt_shapes(placement, rows, config.task.prompt_length)
+            prompts, keys = prompt_shapes(rolling, rows, config.task.prompt_length)
             lowered = rollout.lower(denoiser, weights, policy, params, prompts, keys, settings)
             return TracedProgram(name, lowered)
 
@@ -497,15 +502,13 @@ class PolicyGrpo:
         def records_of(program: TracedProgram) -> Any:
             return placement.records(jax.tree.map(whole_step, program.lowered.out_info.records))
 
-        with placement.active():
-            programs = [
-                roll_out("rollout", group, components.policy, state.params, components.settings)
-            ]
+        with rolling.active():
+            programs = [roll_out("rollout", group, components.policy, acting, components.settings)]
             records = passing = records_of(programs[0])
             is_expert = None
             if experts:
                 params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, components.expert_params))
-                params, settings = placement.everywhere(params), components.expert_settings
+                params, settings = rolling.everywhere(params), components.expert_settings
                 programs.append(
                     roll_out("expert rollout", experts, components.expert, params, settings)
                 )
@@ -519,7 +522,8 @@ class PolicyGrpo:
                 jax.ShapeDtypeStruct((records.active.shape[1],), jnp.float32)
             )
             update = type(components.learner).update
-            told = alphas(records.active.shape[1]) or None
+            told = alphas(records.active.shape[1], placement) or None
+        with placement.active():
             lowered = update.lower(
                 components.learner, state, records, advantages, is_expert, None, told
             )
@@ -528,6 +532,7 @@ class PolicyGrpo:
             passing,
             state.params["network"],
             (*programs, TracedProgram("update", lowered, has_denoiser=False)),
+            weights,
         )
 
     @classmethod

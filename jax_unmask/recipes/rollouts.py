@@ -10,6 +10,7 @@ import jax
 import numpy as np
 from jaxtyping import Float, Int
 
+from jax_unmask.denoisers.sharding import RULES, in_product_type
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.policies.base import PerRow
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys, trimmed
@@ -58,7 +59,7 @@ class TrainingRollouts(RolloutSettings):
 
     @property
     def rows_at_once(self) -> int:
-        """Rows that are rolled out at one time."""
+        """Rows that are rolled out at one time, at most."""
         rows = self.rows // self.parts
         return min(self.slots or rows, rows)
 
@@ -89,6 +90,14 @@ class Rollouts:
         """The rollouts of a validated config."""
         return cls(bundle, config.rollout.parts, config.task.prompt_buckets)
 
+    def weights(self, params: Any) -> Any:
+        """Parameters of the denoiser as rollouts read them: in their layout, ready for products.
+
+        Where that differs from training's they are copies, made once for the rollouts of a step.
+        """
+        params = in_product_type(params, self.bundle.denoiser.config.dtype)
+        return self.bundle.placement.lay_out(params, RULES)
+
     def start(
         self,
         params: Any,
@@ -103,7 +112,7 @@ class Rollouts:
         """Dispatches rollouts of `size` rows per prompt; those of one prompt lie together.
 
         Args:
-            params: parameters of the denoiser.
+            params: parameters of the denoiser, see `weights`.
             policy: the policy.
             policy_params: its parameters.
             prompts: prompts of this process's feed, NumPy arrays.
@@ -121,6 +130,7 @@ class Rollouts:
         count = len(rows.tokens)
         # The number of a row in the whole batch, whichever process and part it is in.
         identities = placement.feed * count + np.arange(count)
+        key = placement.everywhere(key)
         with placement.active():
             return [
                 rollout(

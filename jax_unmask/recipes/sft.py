@@ -157,7 +157,9 @@ def starting_bundle(config: SupervisedSettings, workdir: pathlib.Path) -> Bundle
     if config.model.path is None:
         bundle = _bundle_from_scratch(config, workdir / "tokenizer")
     else:
-        bundle = load_bundle(config)
+        placement = placements.from_config(config)
+        bundle = load_bundle(config, weights=placement)
+        bundle = dataclasses.replace(bundle, placement=placement)
     check_fits(bundle.denoiser.config, config.task.prompt_length, config.data.gen_length)
     return bundle
 

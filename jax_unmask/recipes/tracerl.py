@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask import denoisers
 from jax_unmask.denoisers.flops import head_flops, layer_flops
 from jax_unmask.denoisers.sampling import Sampling
-from jax_unmask.denoisers.sharding import RULES
+from jax_unmask.denoisers.sharding import RULES, in_product_type
 from jax_unmask.environment.bundle import Bundle, load_bundle
 from jax_unmask.environment.settings import (
     DType,
@@ -53,6 +53,7 @@ from jax_unmask.recipes.process import ProcessSettings, build_process_rewards
 from jax_unmask.recipes.rollouts import Rollouts, TrainingRollouts
 from jax_unmask.rollout import RolloutSettings, rollout
 from jax_unmask.rollout.flops import row_flops
+from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.mesh import REPLICATED
 from jax_unmask.runtime.placement import Placement
@@ -174,7 +175,7 @@ class TraceRlSettings(RunSettings):
 
     def check_spread(self, placement: Placement) -> None:
         parse_policy("rollout.policy", self.rollout.policy)
-        check_rollouts(self, placement)
+        check_rollouts(self)
         size = self.learner.chunk_size
         self.require_spread(placement, "learner.chunk_size", size, "its states")
 
@@ -333,13 +334,15 @@ class TraceRl:
         self._group = config.rollout.group_size
         self._lora = config.lora.rank > 0
         self._policy, self._policy_params = parse_policy("rollout.policy", config.rollout.policy)
-        self._bundle = load_bundle(config)  # Last: the weights take longest.
-        self._placement = self._bundle.placement
+        self._placement = placements.from_config(config)  # Of training.
+        # Last: the weights take longest.
+        self._bundle = load_bundle(config, weights=self._placement)
         self._rollouts = Rollouts.of(config, self._bundle)
         denoiser = self._bundle.denoiser
         check_fits(denoiser.config, config.task.prompt_length, config.rollout.gen_length)
         self._ends = self._bundle.tokenizer.stop_ids
-        self._settings = build_settings(config, denoiser.config, self._ends, self._placement.shards)
+        shards = self._bundle.placement.shards
+        self._settings = build_settings(config, denoiser.config, self._ends, shards)
         self._learner = build_learner(config, denoiser, self._ends)
         jax.eval_shape(lambda: make_adapters(config, denoiser.config))  # Are there such targets?
         self._process = build_process_rewards(config.process, self._bundle)
@@ -385,30 +388,31 @@ class TraceRl:
             # A prompt over its budget must not end a run: `_roll_out` decides what becomes of it.
             truncate=True,
         )
-        self._batches = training_batches(bundle.task, bundle.tokenizer, settings, self._placement)
+        self._batches = training_batches(bundle.task, bundle.tokenizer, settings, bundle.placement)
         return self._batches
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         config, key = self._config, state.step_key()
         # 1. Rollouts, in several rounds if too few prompts of one can be trained on.
         wanted, rounds = config.rollout.prompts_per_step, []
+        acting = self._rollouts.weights(self._denoiser_params(state))
         for number in range(config.filter.rounds):
             if number:
                 assert self._batches is not None  # The loop took `batch` from it.
                 # Nothing is carried over to the next step, so its position is all there is to save.
                 batch = next(self._batches)
             round_key = streams.stream(key, "rollout", number)
-            rounds.append(self._roll_out(self._denoiser_params(state), batch, round_key, timer))
+            rounds.append(self._roll_out(acting, batch, round_key, timer))
             if sum(int(each.scores.kept.sum()) for each in rounds) >= wanted:
                 break
+        del acting  # The update needs the memory.
         scores = jax.tree.map(lambda *x: np.concatenate(x), *(each.scores for each in rounds))
         # 2. The rows to train on, gathered from the devices that wrote them.
         groups, is_kept = choose_groups(scores.kept, wanted)
         rows = (groups[:, None] * self._group + np.arange(self._group)).reshape(-1)
         kept = np.repeat(is_kept, self._group)
-        responses = self._placement.make(
-            _rows_of, [each.responses for each in rounds], rows, rules=REPLICATED
-        )
+        gather = self._bundle.placement.make
+        responses = gather(_rows_of, [each.responses for each in rounds], rows, rules=REPLICATED)
         # 3. Their advantages.
         found: Metrics = {}
         if self._process is None:
@@ -435,14 +439,12 @@ class TraceRl:
             )
         # 4. The update.
         with timer.measure("update"):
-            kept, advantages = self._placement.everywhere((kept, advantages))
+            given = self._placement.everywhere((responses, advantages, kept))
             base = self._bundle.params
             with self._placement.active():
                 state, metrics = self._learner.update(
                     state,
-                    responses,
-                    advantages,
-                    kept,
+                    *given,
                     base if config.learner.reference_beta > 0 else None,
                     base if self._lora else None,
                 )
@@ -478,11 +480,12 @@ class TraceRl:
             params = denoisers.merge_adapters(bundle.params, params)
         denoiser = in_blocks(bundle.denoiser, self._learner.blocks)
         bundle = dataclasses.replace(bundle, denoiser=denoiser, params=params)
-        return export_denoiser(self._config, bundle, workdir)
+        exported = export_denoiser(self._config, bundle, workdir)
+        return dataclasses.replace(exported, params=self._rollouts.weights(params))
 
     def _roll_out(self, params: Any, batch: Batch, key: Any, timer: Timer) -> Round:
         """Responses to a batch of prompts, `group_size` each, and what they are worth."""
-        config, placement, size = self._config, self._placement, self._group
+        config, placement, size = self._config, self._bundle.placement, self._group
         with timer.measure("rollout"):
             parts = self._rollouts.start(
                 params,
@@ -536,7 +539,8 @@ class TraceRl:
     ) -> Blueprint:
         ends, denoiser = (shape.eos_token_id,), denoisers.Denoiser(shape)
         learner = build_learner(config, denoiser, ends)
-        settings = build_settings(config, shape, ends, placement.shards)
+        rolling = placements.for_rollouts(config)
+        settings = build_settings(config, shape, ends, rolling.shards)
         policy, policy_params = parse_policy("rollout.policy", config.rollout.policy)
         weights = placement.parameters(denoisers.abstract_params(shape), RULES)
         adapters = jax.eval_shape(lambda: make_adapters(config, shape))
@@ -551,12 +555,16 @@ class TraceRl:
             acting = placement.parameters(
                 jax.eval_shape(denoisers.with_adapters, weights, acting), RULES
             )
+        read = rolling.parameters(
+            jax.eval_shape(lambda params: in_product_type(params, shape.dtype), acting), RULES
+        )
         rows, prompt_length = config.rows, config.task.prompt_length
-        with placement.active():
-            asked, keys = prompt_shapes(placement, rows // config.rollout.parts, prompt_length)
+        with rolling.active():
+            asked, keys = prompt_shapes(rolling, rows // config.rollout.parts, prompt_length)
             params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, policy_params))
-            params = placement.everywhere(params)
-            rolled = rollout.lower(denoiser, acting, policy, params, asked, keys, settings)
+            params = rolling.everywhere(params)
+            rolled = rollout.lower(denoiser, read, policy, params, asked, keys, settings)
+        with placement.active():
             prompts, _ = prompt_shapes(placement, rows, prompt_length)
             canvas: Any = jax.ShapeDtypeStruct((rows, settings.gen_length), jnp.int32)
             given = (
@@ -571,11 +579,14 @@ class TraceRl:
                 weights if has_reference else None,
                 weights if adapters is not None else None,
             )
+        is_copied = rolling != placement or jnp.dtype(shape.dtype) != jnp.dtype(shape.param_dtype)
+        made = read if is_copied else None
         return Blueprint(
             {**frozen, "trained parameters and optimiser": state},
             given,
             state.params["denoiser"],
-            (TracedProgram("rollout", rolled), TracedProgram("update", update)),
+            (TracedProgram("rollout", rolled, made=made), TracedProgram("update", update)),
+            read,
         )
 
     @classmethod

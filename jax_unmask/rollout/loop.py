@@ -46,6 +46,7 @@ from jax_unmask.rollout.trajectory import (
     Trajectory,
     Watcher,
 )
+from jax_unmask.runtime import accelerators
 from jax_unmask.runtime.mesh import by_rows, constrain
 
 
@@ -280,7 +281,7 @@ def scored_positions(policy: Policy, settings: RolloutSettings) -> int:
 
 
 def for_rollouts(denoiser: Denoiser, block_length: int) -> Denoiser:
-    """The denoiser with the device's best attention, and with the attention blocks of the rollout.
+    """The denoiser as the device runs it best, and with the attention blocks of the rollout.
 
     Nothing is differentiated through a rollout, so it may use kernels that training cannot.
     """
@@ -289,6 +290,8 @@ def for_rollouts(denoiser: Denoiser, block_length: int) -> Denoiser:
         config = dataclasses.replace(config, attention_block=block_length)
     if fuses(config.dtype, config.head_dim, config.attention_block is not None):
         config = dataclasses.replace(config, fused_attention=True)
+    if accelerators.platform() == "gpu":
+        config = dataclasses.replace(config, unroll_layers=True)
     return denoiser if config is denoiser.config else denoiser.clone(config=config)
 
 
@@ -495,7 +498,7 @@ class CachedForwards(PlainForwards):
                 f"a sequence of {self.length} tokens is longer than max_length="
                 f"{self.config.max_length} of this denoiser; shorten the prompt or the canvas"
             )
-        slots = settings.num_slots(self.rows)
+        slots = settings.num_slots(self.rows, self.prompt_length)
         self.per_group = cache.rows_per_refresh(slots // settings.slot_groups)
         self.window = cache.window(settings.gen_length, settings.block_length)
         self.is_exact = cache.kind == "block"
@@ -591,7 +594,8 @@ class CachedForwards(PlainForwards):
             tokens, real = self.sequence(batch)
             last, needed = self.canvas_length, is_served
         positions = batch.positions[:, : tokens.shape[1]]
-        hidden, filled = self._forward(tokens, real, positions, last=last, cache=cache, put=put)
+        fill = functools.partial(chosen.put_in_layer, is_put=is_served)
+        hidden, filled = self._forward(tokens, real, positions, last=last, cache=cache, put=fill)
         # 3. What the policy reads: of the whole canvas, or (with "block") nothing yet.
         step_keys = self.mdp.step_keys(batch)
         if self.is_exact:
@@ -773,7 +777,7 @@ def rollout(
         )
         return state, done.cache, step if settings.record else None
 
-    slots = settings.num_slots(batch)
+    slots = settings.num_slots(*prompts.tokens.shape)
     assignment = Slots.first(batch, slots, settings.slot_groups)
     state = LoopState(
         rows=mdp.first_rows(batch, prompts.present),

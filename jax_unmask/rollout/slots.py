@@ -14,10 +14,10 @@ from typing import NamedTuple, TypeVar
 import jax
 import jax.numpy as jnp
 from flax import struct
-from jaxtyping import Array, Bool, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.rollout.trajectory import Records
-from jax_unmask.runtime.mesh import active_over, batch_shards, by_rows
+from jax_unmask.runtime.mesh import active_over, batch_shards, by_rows, constrain
 
 Tree = TypeVar("Tree")
 
@@ -156,6 +156,34 @@ class SlotSubset:
             return values
         nothing = jax.tree.map(lambda x: jnp.zeros((slots, *x.shape[1:]), x.dtype), values)
         return _per_group(_replace, self.slot, nothing, values)
+
+    def put_in_layer(
+        self,
+        stacked: Float[Array, "N S G K d"],
+        layer: Array | int,
+        new: Float[Array, "F G W d"],
+        is_put: Bool[Array, " F"],
+    ) -> Float[Array, "N S G K d"]:
+        """`put` for the first W positions of one layer; nothing else is read or written."""
+        count, rows = new.shape[2], stacked.shape[1]
+        if self.slot is None:
+            old = jax.lax.dynamic_index_in_dim(stacked, layer, keepdims=False)[:, :, :count]
+            new = self.put(old, new, is_put)
+            start = (layer, *(0 for _ in new.shape))
+            return jax.lax.dynamic_update_slice(stacked, new[None], start)
+        groups = self.slot.shape[0]
+        # Rows that are not put get a slot out of bounds, which the scatter drops.
+        at = jnp.where(is_put.reshape(self.slot.shape), self.slot, rows // groups)
+
+        def write(stacked: Array, at: Array, new: Array) -> Array:
+            place = stacked.at[layer, at, :, :count]
+            return place.set(new, mode="drop", unique_indices=True)
+
+        old = stacked.reshape(-1, groups, rows // groups, *stacked.shape[2:])
+        old = constrain(old, None, "batch")
+        new = by_rows(new.reshape(groups, -1, *new.shape[1:]))
+        out = jax.vmap(write, in_axes=(1, 0, 0), out_axes=1)(old, by_rows(at), new)
+        return constrain(out, None, "batch").reshape(stacked.shape)
 
     def put(self, values: Tree, new: Tree, is_put: Bool[Array, " F"]) -> Tree:
         """Arrays [S, ...] with new values [F, ...] in those slots of the subset that `is_put` has.

@@ -16,10 +16,18 @@ from jax_unmask.denoisers.sampling import PLAIN, Sampling
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.prompts import Prompts as Prompts
 from jax_unmask.rollout.caching import Cache, parse_cache
+from jax_unmask.runtime import accelerators
 from jax_unmask.settings import Settings, given, setting
 
 Watcher = Callable[[np.ndarray, np.ndarray], None]
 """Gets canvases [B, L] and step maps [B, L] after each iteration, while the rollout runs."""
+
+
+_ROWS_PER_SLOT = 16
+"""Slots are idle from their last row's end to the end of all: 4 to 6 % of the time with so many
+rows one after the other in each (docs/scaling/README.md)."""
+_FORWARD_TOKENS = 256
+"""With fewer positions in a forward, reading the weights takes a device longer than products."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,8 +73,9 @@ class RolloutSettings(Settings):
     )
     slots: int = setting(
         0,
-        "Rows in the running batch, 0 for all: a waiting row takes the slot of a row that is done, "
-        "and any number gives the same rollouts.",
+        "Rows in the running batch: a waiting row takes the slot of a row that is done, and any "
+        "number gives the same rollouts. 0 for all on CPUs, and elsewhere for so few that about 95 "
+        "% of the forwards are useful.",
         ge=0,
         exempt=True,
     )
@@ -106,14 +115,23 @@ class RolloutSettings(Settings):
             "cache": str(self.cache) if self.cache else "none",
         }
 
-    def num_slots(self, rows: int) -> int:
+    def num_slots(self, rows: int, prompt_length: int) -> int:
         """Slots of a rollout of so many rows; a `ValueError` if they do not fit the groups."""
         if rows % self.slot_groups:
             raise ValueError(
                 f"{rows} rows do not divide among slot_groups={self.slot_groups}; give a multiple "
                 "of it"
             )
-        return min(self.slots, rows) if self.slots else rows
+        if self.slots:
+            return min(self.slots, rows)
+        if accelerators.platform() == "cpu":
+            return rows
+        tokens = prompt_length + self.gen_length
+        if self.cache is not None:
+            tokens = self.cache.window(self.gen_length, self.block_length)
+        each = rows // self.slot_groups
+        wanted = max(-(-each // _ROWS_PER_SLOT), -(-_FORWARD_TOKENS // tokens))
+        return self.slot_groups * min(wanted, each)
 
 
 @struct.dataclass

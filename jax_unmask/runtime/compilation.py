@@ -15,7 +15,33 @@ COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
 LOG_ABOVE_SECONDS = 1.0
 
+TPU_FLAGS = {
+    # v6e. By default it gathers weights while nothing is computed.
+    "0x006f": (
+        "--xla_tpu_enable_async_collective_fusion=true",
+        "--xla_tpu_enable_async_collective_fusion_fuse_all_gather=true",
+        "--xla_tpu_enable_async_collective_fusion_multiple_steps=true",
+        "--xla_enable_async_all_gather=true",
+        "--xla_tpu_overlap_compute_collective_tc=true",
+    ),
+}
+"""Flags of the TPU's compiler, by the PCI device id of its chip."""
+
 logger = logging.getLogger(__name__)
+
+
+def choose_flags(devices: pathlib.Path = pathlib.Path("/sys/bus/pci/devices")) -> None:
+    """Sets `TPU_FLAGS` of this machine's chip, but for those that the user has set.
+
+    To be called before JAX uses a device: the compiler reads them once, from LIBTPU_INIT_ARGS.
+    """
+    chips = {file.read_text().strip() for file in devices.glob("*/device")}
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    names = {each.partition("=")[0] for each in given.split()}
+    wanted = [flag for chip in chips for flag in TPU_FLAGS.get(chip, ())]
+    if missing := [flag for flag in wanted if flag.partition("=")[0] not in names]:
+        os.environ["LIBTPU_INIT_ARGS"] = " ".join([*given.split(), *missing])
+        logger.info("Flags of the compiler, added to LIBTPU_INIT_ARGS: %s", " ".join(missing))
 
 
 def enable_cache() -> pathlib.Path | None:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 import jax
+import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from jax_unmask.runtime import accelerators
@@ -75,12 +77,35 @@ def make_mesh(
             + ("must divide that number" if open_axes else "must equal that number (or set one -1)")
         )
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
-    mesh = jax.make_mesh(shape, AXES, axis_types=types, devices=used)
+    ordered = over_network(shape, used)
     # A process feeds one run of rows, but the order of devices that suits the network may scatter
     # its devices over the batch. Then the parts of the batch go by process.
-    parts = mesh.devices.reshape(-1, sizes["tensor"])
+    parts = ordered.reshape(-1, sizes["tensor"])
     order = sorted(range(len(parts)), key=lambda i: min(d.process_index for d in parts[i]))
     return Mesh(parts[order].reshape(shape), AXES, axis_types=types)
+
+
+def over_network(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
+    """The devices in the order in which axes of these sizes suit their network.
+
+    Neighbours on an axis are neighbours there. Slices, whose network is slower, lie along data, or
+    along fsdp where that has no multiple of their number.
+
+    Raises:
+        ValueError: neither axis has.
+    """
+    slices = len({getattr(each, "slice_index", 0) for each in devices})
+    if slices == 1:
+        return mesh_utils.create_device_mesh(shape, list(devices))
+    across = next((axis for axis in range(2) if shape[axis] % slices == 0), None)
+    if across is None:
+        raise ValueError(
+            f"a mesh of {shape} does not lie over {slices} slices: data or fsdp must be a multiple "
+            f"of {slices}"
+        )
+    outer = tuple(slices if axis == across else 1 for axis in range(len(shape)))
+    inner = tuple(size // count for size, count in zip(shape, outer, strict=True))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, list(devices))
 
 
 def spec(*names: str | None) -> PartitionSpec:

@@ -25,7 +25,11 @@ Json = Any
 
 @dataclasses.dataclass(frozen=True)
 class MeshSettings(Settings):
-    """The devices; the product of the three is the number of devices of all processes."""
+    """The devices, and how training and rollouts lie on them.
+
+    The product of data, fsdp and tensor is the number of devices of all processes. Rollouts run on
+    the same devices in a layout of their own.
+    """
 
     is_exempt: ClassVar[bool] = True
 
@@ -39,6 +43,19 @@ class MeshSettings(Settings):
         ge=-1,
     )
     tensor: int = setting(1, "Shards of single matrix products; -1 as above.", ge=-1)
+    rollout_fsdp: int = setting(
+        0,
+        "For rollouts: shards of the weights that every forward gathers. 0 for 1, or where "
+        "`rollout_tensor` is 0 too, for a choice by memory (the layout above, where memory is not "
+        "known).",
+        ge=0,
+    )
+    rollout_tensor: int = setting(
+        0,
+        "For rollouts: shards of single matrix products, whose weights stay where they are. 0 as "
+        "above.",
+        ge=0,
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,6 +149,12 @@ class Placement:
         one = SingleDeviceSharding(jax.local_devices()[0])
         return jax.tree.map(lambda leaf: _placed(leaf, one), shapes)
 
+    def lay_out(self, tree: Params, rules: Rules) -> Params:
+        """Arrays of any placement on the same devices, laid out here."""
+        if self.mesh is None:
+            return tree
+        return jax.tree.map(jax.device_put, tree, self.shardings(tree, rules))
+
     def parameters(self, tree: Params, rules: Rules) -> Params:
         """Shapes (`jax.ShapeDtypeStruct`) of parameters, where the rules place those."""
         if self.mesh is None:
@@ -143,7 +166,7 @@ class Placement:
         return self._put(tree, PartitionSpec(), own=False)
 
     def records(self, tree: Any) -> Any:
-        """Records of a rollout's steps, [T, B, ...], which all processes have alike, or shapes."""
+        """Records of a rollout's steps, [T, B, ...], of any placement, or shapes."""
         return self._put(tree, meshes.spec(None, "batch"), own=False)
 
     def rows(self, tree: Any) -> Any:
@@ -202,7 +225,10 @@ class Placement:
                 return _placed(
                     leaf, sharding.update(spec=PartitionSpec()) if is_whole else sharding
                 )
-            if isinstance(leaf, jax.Array) and jax.process_count() == 1:
+            if isinstance(leaf, jax.Array) and (
+                jax.process_count() == 1
+                or not (leaf.is_fully_addressable or leaf.is_fully_replicated)
+            ):
                 return jax.device_put(leaf, sharding)
             if isinstance(leaf, jax.Array) and jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
                 data = put(jax.random.key_data(leaf))
@@ -267,17 +293,33 @@ def to_host(tree: Any) -> Any:
 
 
 def from_config(config: Any) -> Placement:
-    """The placement of `config.mesh`.
+    """The placement of `config.mesh` for training.
 
     Raises:
         ConfigError: it does not fit the devices.
     """
     sizes = {axis: getattr(config.mesh, axis) for axis in meshes.AXES}
     sizes["fsdp"] = sizes["fsdp"] or 1  # Where nobody has chosen.
+    return _of(sizes, "data, .fsdp and .tensor")
+
+
+def for_rollouts(config: Any) -> Placement:
+    """The placement of `config.mesh` for rollouts.
+
+    Raises:
+        ConfigError: it does not fit the devices.
+    """
+    fsdp, tensor = config.mesh.rollout_fsdp, config.mesh.rollout_tensor
+    if not (fsdp or tensor):
+        return from_config(config)
+    return _of({"data": -1, "fsdp": fsdp or 1, "tensor": tensor or 1}, "rollout_fsdp and _tensor")
+
+
+def _of(sizes: dict[str, int], keys: str) -> Placement:
     try:
         return Placement.of(**sizes)
     except ValueError as error:
         text = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
         problem = str(error).removeprefix("mesh ").removeprefix(f"{text} ").removeprefix(": ")
-        remedy = "Change config.mesh.data, .fsdp and .tensor, or the devices that the run may see"
+        remedy = f"Change config.mesh.{keys}, or the devices that the run may see"
         raise ConfigError("mesh", text, problem, remedy) from error

@@ -57,21 +57,18 @@ def test_the_fused_kernel_can_be_turned_off(device, monkeypatch):
 def test_a_tpu_runs_the_kernel_when_asked(device, monkeypatch):
     monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
     device("tpu")
-    monkeypatch.setattr(jax, "devices", lambda: [None])
     assert attention.fuses("bfloat16", 128)
     with pytest.raises(ValueError, match="block-causal attention"):
         attention.fuses("bfloat16", 128, blocks=True)
-    monkeypatch.setattr(jax, "devices", lambda: [None] * 4)
-    with pytest.raises(ValueError, match="'flash' cannot be had on 4 x tpu"):
-        attention.fuses("bfloat16", 128)
     device("cpu")
-    with pytest.raises(ValueError, match="cannot be had on 4 x cpu for float32"):
+    with pytest.raises(ValueError, match="cannot be had on cpu for float32"):
         attention.fuses("float32", 128)
 
 
-def test_the_tpu_kernel_gives_the_plain_values(device):
+@pytest.mark.parametrize(("queries", "keys"), [(40, 150), (530, 540)])
+def test_the_tpu_kernel_gives_the_plain_values(device, queries, keys):
     """Interpreted: the kernel's own code, its block sizes and lengths, without a TPU."""
-    batch, queries, keys = 2, 40, 150
+    batch = 2
     query, key = draw(0, batch, queries, 4, 64), draw(1, batch, keys, 2, 64)
     value = draw(2, batch, keys, 2, 64)
     mask = (np.arange(keys) >= np.array([[0], [33]]))[:, None]

@@ -18,6 +18,7 @@ found = []
 for name, sizes in (("quickstart", (2, 2, 1)), ("quickstart", (1, 4, 1)), ("tiny_sft", (1, 4, 1))):
     config = runpy.run_path(f"{sys.argv[1]}/configs/{name}.py")["get_config"]()
     config.mesh.update(dict(zip(("data", "fsdp", "tensor"), sizes)))
+    config.mesh.rollout_fsdp = sizes[1]
     if name == "tiny_sft":
         config.model.path = "sudoku"
     planned = plan(config, compile_programs=len(found) == 0, device=device)

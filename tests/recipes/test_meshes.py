@@ -84,6 +84,7 @@ def alone(model):
     found = {}
 
     def of(recipe, steps, **changes):
+        changes = {key: value for key, value in changes.items() if not key.startswith("mesh.")}
         key = json.dumps([recipe, changes])
         if len(found.get(key, [])) < steps:
             changes = {"model.path": str(model)} | changes
@@ -116,6 +117,12 @@ OTHERS = {
         "blocks",
         {"rollout.block_length": 4, "value.enabled": False, "lora.rank": 2},
     ),
+    "whole weights in rollouts": (
+        "tracerl",
+        "even",
+        {"value.enabled": False, "mesh.rollout_tensor": 2, "rollout.temperature": 0.5},
+    ),
+    "other rows in rollouts": ("policy_grpo", "even", {"mesh.rollout_fsdp": 4}),
 }
 """What else takes a few steps on eight devices: recipe, model and changes."""
 

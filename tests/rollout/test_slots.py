@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from devices import run_on_devices
 from jax_unmask.policies import LearnedPolicy, Needs, NetworkConfig, PerRow, heuristics
-from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.rollout import Cache, Prompts, RolloutSettings, rollout, row_keys
 
 ROWS, WIDTH, LENGTH = 12, 6, 8
 LEARNED = LearnedPolicy(
@@ -116,8 +116,24 @@ def test_rows_get_the_same_in_any_number_of_slots(random_model, name):
 
 
 def test_there_are_no_more_slots_than_rows():
-    assert dataclasses.replace(WHOLE, slots=99).num_slots(ROWS) == ROWS
-    assert WHOLE.num_slots(ROWS) == ROWS
+    assert dataclasses.replace(WHOLE, slots=99).num_slots(ROWS, 8) == ROWS
+    assert WHOLE.num_slots(ROWS, 8) == ROWS
+
+
+@pytest.mark.parametrize(
+    ("settings", "rows", "slots"),
+    [
+        ({}, 128, 8),
+        ({}, 8, 1),
+        ({"cache": Cache("dual")}, 1024, 64),
+        ({"cache": Cache("dual")}, 32, 8),  # Enough positions for a forward.
+        ({"cache": Cache("dual"), "slot_groups": 8}, 32, 32),
+        ({"slots": 64}, 128, 64),
+    ],
+)
+def test_accelerators_have_as_few_slots_as_keep_forwards_useful(monkeypatch, settings, rows, slots):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    assert RolloutSettings(256, 32, **settings).num_slots(rows, 200) == slots
 
 
 def test_nine_of_ten_forwards_are_useful_where_lengths_vary_fourfold(random_model):
@@ -187,7 +203,7 @@ def test_impossible_slots_are_refused(kwargs, named):
 def test_rows_that_do_not_divide_among_the_groups_are_refused():
     settings = RolloutSettings(gen_length=4, block_length=4, slots=5, slot_groups=5)
     with pytest.raises(ValueError, match=r"12 rows .* slot_groups=5"):
-        settings.num_slots(ROWS)
+        settings.num_slots(ROWS, 8)
 
 
 ON_A_MESH = """

@@ -9,6 +9,7 @@ import sys
 import jax
 import jax.numpy as jnp
 
+from jax_unmask.runtime import compilation
 from jax_unmask.runtime.compilation import CompileTimes
 
 SCRIPT = """
@@ -70,3 +71,17 @@ def test_counts_programs_but_not_calls():
     for _ in range(3):
         double(x).block_until_ready()
     assert times.programs == before + 1
+
+
+def test_flags_of_a_chip_are_added_to_those_of_the_user(tmp_path, monkeypatch):
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=false --other=1")
+    compilation.choose_flags(tmp_path)
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "device").write_text("0x006f\n")
+    for _ in range(2):
+        compilation.choose_flags(tmp_path)
+        found = os.environ["LIBTPU_INIT_ARGS"].split()
+        assert found[:2] == ["--xla_enable_async_all_gather=false", "--other=1"]
+        assert found[2:] == [
+            flag for flag in compilation.TPU_FLAGS["0x006f"] if "async_all_gather" not in flag
+        ]

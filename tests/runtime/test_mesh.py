@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import json
+import types
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
@@ -86,3 +88,19 @@ def test_a_mesh_of_ones_own_without_the_axes():
     named = r"has axes \('x',\), and lacks data, fsdp, tensor; make it with"
     with jax.set_mesh(mesh), pytest.raises(ValueError, match=named):
         meshes.active()
+
+
+def test_slices_lie_along_data_or_fsdp():
+    """Devices of a slice stay together along the other axes."""
+    chips = [
+        types.SimpleNamespace(
+            id=number, process_index=number // 4, slice_index=number // 4, device_kind="chip"
+        )
+        for number in range(8)
+    ]
+    for shape, along in (((2, 2, 2), 0), ((4, 1, 2), 0), ((1, 4, 2), 1)):
+        found = np.vectorize(lambda chip: chip.slice_index)(meshes.over_network(shape, chips))
+        first, second = np.split(found, 2, axis=along)
+        assert (first == 0).all() and (second == 1).all(), shape
+    with pytest.raises(ValueError, match="must be a multiple of 2"):
+        meshes.over_network((1, 1, 8), chips)
