@@ -160,7 +160,7 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
     run, step = checkpoint, None
     if checkpoint.name.isdecimal() and has_orbax_files(checkpoint):
         run, step = checkpoint.absolute().parents[1], int(checkpoint.name)
-    placement = placements.from_config(config)
+    placement = placements.for_rollouts(config)
     with Checkpoints(run, config.checkpoint, read_only=True) as checkpoints:
         best = "best" if config.checkpoint.best_metric else "latest"
         which = best if step is None else step

@@ -447,8 +447,13 @@ def _layer_by_layer(
 
 def _layer_of(stacked: Any, index: Array | int) -> Any:
     """One layer's slice of stacked arrays."""
-    take = jax.lax.index_in_dim if isinstance(index, int) else jax.lax.dynamic_index_in_dim
-    return jax.tree.map(lambda leaf: take(leaf, index, keepdims=False), stacked)
+
+    def take(leaf: Array) -> Array:
+        if isinstance(index, int):
+            return jax.lax.index_in_dim(leaf, index, keepdims=False)
+        return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
+
+    return jax.tree.map(take, stacked)
 
 
 def _fill(

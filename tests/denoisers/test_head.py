@@ -101,6 +101,19 @@ def test_mask_token_is_no_candidate_but_keeps_its_probability(chunk):
     np.testing.assert_allclose(allowed.confidence, probs[MASK], rtol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [None, 2])
+def test_near_ties_are_settled_in_float32_and_ties_by_order(chunk):
+    """Logits that differ by less than bfloat16 tells apart, of weights and states that are that."""
+    table = jnp.asarray([[1, 0], [0, 0], [0, 0], [1, 1], [1, 1], [1, 0.5]], jnp.bfloat16)
+    hidden = jnp.asarray([[[1, 2**-12]]], jnp.bfloat16)
+    config = dataclasses.replace(CONFIG, vocab_size=6, hidden_size=2, dtype=jnp.bfloat16)
+    keys, params = jax.random.split(jax.random.key(0), 1), {"head": table}
+    found = SCORE(denoisers.Denoiser(config), params, hidden, keys, vocab_chunk=chunk)
+    assert found.candidate.item() == 3
+    logits = np.asarray(table, np.float64) @ [1, 2**-12]
+    np.testing.assert_allclose(found.confidence.item(), softmax(logits)[3], rtol=1e-5)
+
+
 def test_certain_position_has_no_entropy():
     logits = np.full((1, 1, 6), -80.0, np.float32)
     logits[..., 3] = 80.0

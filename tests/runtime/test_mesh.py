@@ -94,7 +94,11 @@ def test_slices_lie_along_data_or_fsdp():
     """Devices of a slice stay together along the other axes."""
     chips = [
         types.SimpleNamespace(
-            id=number, process_index=number // 4, slice_index=number // 4, device_kind="chip"
+            id=number,
+            process_index=number // 4,
+            slice_index=number // 4,
+            device_kind="",
+            platform="gpu",
         )
         for number in range(8)
     ]
