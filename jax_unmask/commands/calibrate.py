@@ -71,11 +71,9 @@ def calibrate(
 
 def table(calibration: Calibration, policy: pathlib.Path | str) -> str:
     """A calibration as text, with an example of its use."""
-    lines = [f"{'alpha':>10} {'forwards':>10}"]
-    lines += [
-        f"{alpha:>10.4g} {nfe:>10.3f}"
-        for alpha, nfe in zip(calibration.alphas, calibration.nfe, strict=True)
-    ]
+    found = zip(calibration.alphas, calibration.scales, calibration.nfe, strict=True)
+    lines = [f"{'alpha':>10} {'scale':>10} {'forwards':>10}"]
+    lines += [f"{alpha:>10.4g} {scale:>10.4g} {nfe:>10.3f}" for alpha, scale, nfe in found]
     middle = (calibration.nfe[0] * calibration.nfe[-1]) ** 0.5
     use = f"learned:{policy},nfe={middle:.3g},calibration={calibration.name}"
     canvas = [calibration.environment[name] for name in ("gen_length", "block_length")]

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Iterator
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 
 from jax_unmask.environment.bundle import Bundle, load_task
@@ -22,6 +21,8 @@ from jax_unmask.runtime import streams
 
 logger = logging.getLogger(__name__)
 
+_FACTORS = (2.0, 4.0, 8.0, 32.0)
+
 
 def calibrate(
     config: RunSettings,
@@ -35,7 +36,9 @@ def calibrate(
 ) -> Calibration:
     """Counts the forwards of a policy at alphas spread evenly, on a logarithmic scale.
 
-    All alphas share one compiled program. Responses are not checked.
+    Beyond them, slower and faster, its probabilities are scaled, until the canvas is filled at one
+    time (or the policy does not change any more). All settings share one compiled program.
+    Responses are not checked.
 
     Args:
         config: names the prompts (`task`, `eval.split`, `eval.num_problems`), the canvas and the
@@ -56,9 +59,15 @@ def calibrate(
     key = streams.stream(streams.root(config.seed), "sampling")
     low, high = policy.alphas
     # Rounded, the ends may lie outside.
-    alphas, nfe = np.clip(np.geomspace(low, high, points), low, high), []
-    for alpha in alphas:
-        told, forwards = {**params, "alpha": jnp.asarray(alpha, jnp.float32)}, []
+    alphas = np.clip(np.geomspace(low, high, points), low, high).tolist()
+    own = float(params["scale"])
+    places = [(alpha, own) for alpha in alphas]
+    if policy.distribution != "dpls":  # It has no probabilities to scale.
+        slower = [(low, own / factor) for factor in reversed(_FACTORS)]
+        places = slower + places + [(high, own * factor) for factor in _FACTORS]
+    nfe: list[float] = []
+    for alpha, scale in places:
+        told, forwards = {**params, **policy.params(alpha=alpha, scale=scale)}, []
         for batch, identities in _batches(prompts, rows):
             with bundle.placement.active():
                 done = rollout(
@@ -74,15 +83,16 @@ def calibrate(
             check_finite(*scores)
             forwards.append(np.asarray(used)[np.asarray(batch.present)])
         nfe.append(float(np.concatenate(forwards).mean()))
-        logger.info("alpha %.4g: %.3f forwards of %d", alpha, nfe[-1], settings.gen_length)
+        message = "alpha %.4g, scale %.4g: %.3f forwards of %d"
+        logger.info(message, alpha, scale, nfe[-1], settings.gen_length)
     environment: dict[str, str | int | float] = {
         "denoiser": bundle.name,
         "task": task.name,
         **settings.environment,
         "distribution": policy.distribution,
     }
-    count = len(prompts.tokens)
-    return Calibration(name, environment, tuple(map(float, alphas)), tuple(nfe), count)
+    alphas, scales = map(tuple, zip(*places, strict=True))
+    return Calibration(name, environment, alphas, scales, tuple(nfe), len(prompts.tokens))
 
 
 def _batches(prompts: Prompts, rows: int) -> Iterator[tuple[Prompts, np.ndarray]]:

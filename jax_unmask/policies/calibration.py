@@ -1,7 +1,8 @@
 """Forwards that a policy takes by the alpha that it is told, in one environment.
 
 A policy that can be told alpha is asked for a number of forwards through such a table. It is in the
-policy's own directory, under the name of the environment.
+policy's own directory, under the name of the environment. Beyond the alphas that it was trained
+for, its probabilities are scaled.
 """
 
 from __future__ import annotations
@@ -26,27 +27,29 @@ _CANVAS = ("gen_length", "block_length")
 
 @dataclasses.dataclass(frozen=True)
 class Calibration:
-    """Mean forwards per sequence at several alphas.
+    """Mean forwards per sequence at several settings, from slow to fast.
 
     Attributes:
         name: what the environment is called.
         environment: what was measured: denoiser, task, canvas, block length, cache, distribution.
-        alphas: ascending.
-        nfe: mean forwards at each of them.
+        alphas, scales: what the policy is told, and what its probabilities of filling are
+            multiplied with; neither ever descends.
+        nfe: mean forwards at each pair of them.
         prompts: number of prompts.
     """
 
     name: str
     environment: dict[str, str | int | float]
     alphas: tuple[float, ...]
+    scales: tuple[float, ...]
     nfe: tuple[float, ...]
     prompts: int
 
-    def alpha(self, nfe: float) -> float:
-        """The alpha at which the policy takes that many forwards on average.
+    def settings(self, nfe: float) -> dict[str, float]:
+        """The alpha and scale at which the policy takes that many forwards on average.
 
-        Linear in the logarithms of both between the measured ones, and monotone: fewer forwards
-        are never a smaller alpha.
+        Linear in the logarithms between the measured ones, and monotone: fewer forwards are never
+        a smaller alpha or scale.
 
         Raises:
             SettingError: the policy can't take as few, or as many.
@@ -56,8 +59,11 @@ class Calibration:
         if not fewest <= nfe <= most:
             problem = f"calibrated on {self.name!r}, the policy takes {fewest:.4g} to {most:.4g}"
             raise SettingError("nfe", nfe, problem, "Ask for a number in between")
-        place = np.interp(-np.log(nfe), -np.log(forwards), np.log(self.alphas))
-        return float(np.clip(np.exp(place), self.alphas[0], self.alphas[-1]))
+        found = {}
+        for name, values in (("alpha", self.alphas), ("scale", self.scales)):
+            place = np.interp(-np.log(nfe), -np.log(forwards), np.log(values))
+            found[name] = float(np.clip(np.exp(place), values[0], values[-1]))
+        return found
 
     def differences(self, environment: Environment) -> str:
         """Where it was made, as far as that is not the given environment; "" if it fits."""
@@ -80,12 +86,16 @@ def load_calibrations(directory: str | pathlib.Path) -> dict[str, Calibration]:
     try:
         read = [Calibration(**fields) for fields in json.loads(path.read_text(encoding="utf-8"))]
         found = [
-            dataclasses.replace(each, alphas=tuple(each.alphas), nfe=tuple(each.nfe))
+            dataclasses.replace(
+                each, alphas=tuple(each.alphas), scales=tuple(each.scales), nfe=tuple(each.nfe)
+            )
             for each in read
         ]
-        tables = [np.asarray([each.alphas, each.nfe], float) for each in found]
-        if any(not (table > 0).all() or (np.diff(table[0]) <= 0).any() for table in tables):
-            raise ValueError("alphas must ascend, and all numbers be positive")
+        tables = [np.asarray([each.alphas, each.scales, each.nfe], float) for each in found]
+        for table in tables:
+            steps = np.diff(table[:2])
+            if not (table > 0).all() or (steps < 0).any() or not (steps > 0).any(axis=0).all():
+                raise ValueError("alphas and scales must ascend, and all numbers be positive")
     except (ValueError, TypeError) as error:
         remedy = "calibrate the policy again"
         raise ValueError(f"{path} holds no calibrations ({error}); {remedy}") from error

@@ -64,6 +64,7 @@ class NetworkConfig(Settings):
         "Also read k / L, the fraction of the canvas left of k that is still masked, and whether k "
         "is the leftmost legal position.",
     )
+    length: bool = setting(False, "Also read log2(L) / 8, the size of the canvas.")
     position_embedding: int = setting(
         0,
         "Also read which position it is, through a learned embedding with this many entries, at "
@@ -142,7 +143,8 @@ class NetworkConfig(Settings):
     def feature_size(self) -> int:
         """Width F of the linear input features."""
         ranks = self.rank + (self.rank and self.entropy)
-        return self.top_k + self.entropy + 3 * self.position + ranks + bool(self.alphas)
+        told = self.length + bool(self.alphas)
+        return self.top_k + self.entropy + 3 * self.position + ranks + told
 
     @property
     def needs(self) -> Needs:
@@ -178,6 +180,9 @@ class NetworkConfig(Settings):
             alpha = required(obs.alpha, "alpha", "alphas")
             told = jnp.log(alpha.astype(jnp.float32)) / 3
             features.append(jnp.broadcast_to(told[..., None, None], (*obs.masked.shape, 1)))
+        if self.length:
+            size = math.log2(obs.masked.shape[-1]) / 8
+            features.append(jnp.full((*obs.masked.shape, 1), size))
         looks_at_candidates = self.token_buckets or self.candidate_attention
         return NetworkInputs(
             masked=obs.masked,

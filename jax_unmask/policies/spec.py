@@ -147,7 +147,7 @@ def load_learned(
         # Unless the caller says otherwise, it acts as it did when its forwards were counted.
         acts: dict[str, Any] = {"distribution": found.environment["distribution"]}
         policy = dataclasses.replace(policy, **acts)
-        return policy, params | policy.params(alpha=found.alpha(nfe))
+        return policy, params | policy.params(**found.settings(nfe))
     if calibration is not None:
         raise SettingError("calibration", calibration, "it is of no use without nfe", "Give nfe=")
     return policy, params

@@ -175,7 +175,7 @@ class TestCandidates:
         for block, forwards in ((16, (8.0, 2.0)), (4, (12.0, 6.0))):
             place = {"denoiser": config.model.path, "gen_length": 16, "block_length": block}
             place |= {"cache": "none", "task": "sudoku", "distribution": "threshold"}
-            table = Calibration(f"in_{block}", place, (0.1, 10.0), forwards, 9)
+            table = Calibration(f"in_{block}", place, (0.1, 10.0), (1.0, 1.0), forwards, 9)
             save_calibration(directory, table)
         config.eval.update(policies=(f"learned:{directory},nfe=6",), block_lengths=(16, 4))
         found = candidates.candidates(recipes.read(config))

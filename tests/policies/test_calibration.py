@@ -21,7 +21,8 @@ ENVIRONMENT = {
     "block_length": 8,
     "distribution": "threshold",
 }
-TABLE = Calibration("sudoku-16-16", ENVIRONMENT, (0.1, 1.0, 10.0), (8.0, 4.0, 2.0), 9)
+ALPHAS = (0.1, 1.0, 10.0)
+TABLE = Calibration("sudoku-16-16", ENVIRONMENT, ALPHAS, (1.0,) * 3, (8.0, 4.0, 2.0), 9)
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +40,27 @@ def directory(saved):
 
 
 def test_fewer_forwards_are_a_larger_alpha():
-    assert TABLE.alpha(4.0) == pytest.approx(1.0)
-    alphas = [TABLE.alpha(nfe) for nfe in (8.0, 6.0, 4.0, 2.5, 2.0)]
+    assert TABLE.settings(4.0) == pytest.approx({"alpha": 1.0, "scale": 1.0})
+    alphas = [TABLE.settings(nfe)["alpha"] for nfe in (8.0, 6.0, 4.0, 2.5, 2.0)]
     assert alphas == sorted(alphas)
     assert alphas[0] == pytest.approx(0.1)
     assert alphas[-1] == pytest.approx(10.0)
     # Noise in the table does not turn the order around.
     noisy = dataclasses.replace(TABLE, nfe=(4.0, 4.1, 2.0))
-    assert noisy.alpha(4.0) <= noisy.alpha(3.0) <= noisy.alpha(2.0)
+    noisy_alphas = [noisy.settings(nfe)["alpha"] for nfe in (4.0, 3.0, 2.0)]
+    assert noisy_alphas == sorted(noisy_alphas)
+
+
+def test_beyond_its_alphas_probabilities_are_scaled(directory):
+    alphas, scales = (0.1, 0.1, 1.0, 10.0, 10.0), (0.25, 1.0, 1.0, 1.0, 4.0)
+    save_calibration(
+        directory,
+        dataclasses.replace(TABLE, alphas=alphas, scales=scales, nfe=(16.0, 8.0, 4.0, 2.0, 1.0)),
+    )
+    for nfe, alpha, scale in ((16, 0.1, 0.25), (4, 1.0, 1.0), (2**0.5, 10.0, 2.0), (1, 10.0, 4.0)):
+        _, params = policies.parse_policy(f"learned:{directory},nfe={nfe}")
+        assert params["alpha"] == pytest.approx(alpha)
+        assert params["scale"] == pytest.approx(scale)
 
 
 @pytest.mark.parametrize("nfe", [1.9, 8.1, float("nan"), -3])
@@ -98,7 +112,9 @@ def test_forwards_are_those_of_the_calibrated_canvas_and_blocks(directory):
 def test_forwards_are_those_of_the_calibrated_denoiser_unless_it_is_named(directory):
     """One file serves several denoisers: each request finds the numbers of its own."""
     other = {**ENVIRONMENT, "denoiser": "countdown"}
-    save_calibration(directory, Calibration("other", other, TABLE.alphas, (9.0, 6.0, 4.0), 9))
+    save_calibration(
+        directory, dataclasses.replace(TABLE, name="other", environment=other, nfe=(9.0, 6.0, 4.0))
+    )
 
     def alpha(settings: str, denoiser: str) -> float:
         place = {**ENVIRONMENT, "denoiser": denoiser}

@@ -260,6 +260,11 @@ def test_rank_attention_joins_each_position_with_more_confident_ones(make_observ
     assert heard.tolist() == [True, False, True, False]
 
 
+def test_reads_the_size_of_the_canvas(make_observation):
+    inputs = dataclasses.replace(SMALL, length=True).observe(make_observation(1, length=4))
+    np.testing.assert_allclose(inputs.features[..., -1], 0.25)
+
+
 def test_position_features():
     masked = jnp.array([[True, False, True, True]])
     legal = jnp.array([[False, False, True, True]])
