@@ -136,8 +136,9 @@ def compiled(name, devices):
     before = jax.config.jax_exec_time_optimization_effort
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
     try:
-        with compilers.find(device, count).active():
-            return Program.of(traced(name), compiled=True)
+        compiler = compilers.find(device, count)
+        with compiler.active():
+            return Program.of(traced(name), compiled=True, options=compiler.options)
     finally:
         jax.config.update("jax_exec_time_optimization_effort", before)
 
