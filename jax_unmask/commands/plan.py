@@ -329,8 +329,8 @@ def stand_in(text: str, *, real: bool = True) -> tuple[Accelerator, Compiler | N
         ValueError: there is no such accelerator.
     """
     device, count = accelerators.parse(text)
-    compiler = compilers.find(device, count) if real else None
     jax.config.update("jax_platforms", "cpu")
+    compiler = compilers.find(device, count) if real else None
     if compiler is None:
         jax.config.update("jax_num_cpu_devices", count)
     return device, compiler
