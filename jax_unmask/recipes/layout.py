@@ -291,12 +291,8 @@ def _comparison(
     if device is None or not (mesh.rollout_tensor and config.rows_at_once):
         return ""
     seconds = {layout[1:]: took for layout, took in compare_rollouts(config, shape, device)}
-    (fsdp, tensor), fastest = next(iter(seconds.items()))
     chosen = seconds[mesh.rollout_fsdp, mesh.rollout_tensor]
-    text = f", a sequence about {chosen:.2g} s of all devices"
-    if chosen == fastest:
-        return f"{text}, least of all layouts"
-    return f"{text}; {fastest:.2g} s with fsdp {fsdp} x tensor {tensor} would not fit or divide"
+    return f" (about {chosen:.2g} s a sequence on all devices, the least of what fits)"
 
 
 def _axis(placement: Placement, name: str) -> int:

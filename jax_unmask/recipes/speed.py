@@ -9,12 +9,8 @@ from jax_unmask.rollout import RolloutSettings
 from jax_unmask.rollout.flops import rollout_flops
 from jax_unmask.runtime.accelerators import Accelerator
 
-_EXPOSED = 0.3
-"""Share of gathered weights that products wait for.
-
-Compiled programs leave 15 % exposed: the first matrix of each layer, and the head's. As much again
-is for the bandwidth of the memory, which gathers take from the products.
-"""
+_EXPOSED = 0.15
+"""Share of gathered weights that products wait for: a layer's first matrix, and the head's."""
 
 
 def seconds_per_sequence(
@@ -34,13 +30,17 @@ def seconds_per_sequence(
 
     Args:
         shape, settings, prompt_length: the denoiser and the rollout.
-        rows: that are served at one time, over all devices.
+        rows: of a rollout, over all devices.
         nfe: forwards that a row needs.
         device: their type.
         layout: sizes of data, fsdp and tensor.
     """
     data, fsdp, tensor = layout
-    here = -(-rows // (data * fsdp))
+    groups = data * fsdp
+    if settings.slots:
+        here = -(-min(settings.slots, rows) // groups)
+    else:
+        here = settings.slots_of_group(-(-rows // groups), prompt_length)
     narrow = jnp.dtype(shape.dtype).itemsize
     table = 0 if shape.tie_embeddings else shape.vocab_size * shape.hidden_size
     weights = narrow * (count_params(shape) - table) / tensor
@@ -59,7 +59,7 @@ def seconds_per_sequence(
         return longest + (_EXPOSED * gathered + sums) / device.link
 
     if cache is None:
-        return nfe * forward(each.full, length, 0) / rows
+        return nfe * forward(each.full, length, 0) / (here * groups)
     blocks = settings.gen_length // settings.block_length
     window = cache.window(settings.gen_length, settings.block_length)
     full, short = float(blocks), float(max(nfe - blocks, 0))
@@ -70,4 +70,4 @@ def seconds_per_sequence(
         full = max(blocks, nfe // cache.refresh_every)
         short = max(nfe - full, 0)
     took = full * forward(each.full, whole, 0) + short * forward(each.cached, window, length)
-    return took / rows
+    return took / (here * groups)
