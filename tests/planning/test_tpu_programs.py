@@ -22,9 +22,11 @@ from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.planning import compilers
 from jax_unmask.planning.compiled import Compiled
 from jax_unmask.planning.programs import Program
+from jax_unmask.recipes import layout
 from jax_unmask.recipes.base import TracedProgram, prompt_shapes
 from jax_unmask.rollout import RolloutSettings, rollout
 from jax_unmask.runtime import accelerators
+from jax_unmask.runtime import mesh as meshes
 from jax_unmask.runtime import placement as placements
 
 EXPECTED = pathlib.Path(__file__).with_name("tpu_programs.json")
@@ -217,6 +219,14 @@ def test_weights_are_not_widened(name, devices):
     for each, array in arrays(compiled(name, devices)):
         if array.type == "f32" and is_matrix(array):
             raise AssertionError(each.line[:300])
+
+
+@pytest.mark.parametrize("devices", ["v5e-8", "v5e-16", "v6e-32", "v5p-16", "v5p-32"])
+def test_every_layout_lies_over_the_network(devices):
+    device, count = accelerators.parse(devices)
+    with compilers.find(device, count).active():
+        for data, fsdp, tensor in layout._layouts():
+            assert meshes.make_mesh(data, fsdp, tensor).size == count
 
 
 @pytest.mark.slow
