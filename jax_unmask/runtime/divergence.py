@@ -108,7 +108,7 @@ def require_trained(rows: Sequence[Mapping[str, Any]], steps: int) -> None:
     if after < before:
         raise Untrained(
             f"the run has collapsed: it updated nothing after step {trained[-1]['step']} in its "
-            f"last {len(end)} records, which earn {after:.3g} on average; those that trained earned "
+            f"last {len(end)} records, which earn {after:.3g} on average; those before earned "
             f"{before:.3g}. Nothing was exported. Train in a new workdir with a lower optimizer.lr"
         )
 
