@@ -32,8 +32,11 @@ def get_config():
 
 @pytest.fixture(scope="module")
 def experiments(tmp_path_factory, write_experiment):
+    return write_experiments(tmp_path_factory.mktemp("experiments"), write_experiment)
+
+
+def write_experiments(directory, write_experiment):
     """Experiment files by name, of a few seconds each."""
-    directory = tmp_path_factory.mktemp("experiments")
 
     def write(name, recipe, **changes):
         return write_experiment(directory / f"{name}.py", recipe, **changes)
