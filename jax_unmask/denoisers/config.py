@@ -174,7 +174,7 @@ class DenoiserConfig:
 
 
 def _check_kinds(config: Any) -> None:
-    """Raises ValueError unless numbers and flags are of their types, as `config.json` may not be."""
+    """Raises ValueError unless numbers and flags have their types: `config.json` may hold others."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.type == "int":
