@@ -174,7 +174,7 @@ class DenoiserConfig:
 
 
 def _check_kinds(config: Any) -> None:
-    """Raises ValueError unless numbers and flags have their types: `config.json` may hold others."""
+    """Raises ValueError unless numbers and flags are such, as in `config.json` they may not be."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
         if field.type == "int":
