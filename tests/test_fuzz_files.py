@@ -147,7 +147,7 @@ class Model:
 
     def load(self, directory):
         tokenizer = denoisers.load_tokenizer(directory)
-        tokenizer.decode(tokenizer.encode("1 2"))
+        tokenizer.decode(tokenizer.encode("1"))
         denoisers.from_pretrained(directory)
 
 
