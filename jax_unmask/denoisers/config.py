@@ -182,7 +182,7 @@ def _check_kinds(config: Any) -> None:
         elif field.type == "bool" and not isinstance(value, bool):
             raise ValueError(f"{field.name}={value!r} must be true or false")
         elif field.type == "float" and (
-            not isinstance(value, int | float) or isinstance(value, bool) or not abs(value) < 1e38
+            isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= 1e38
         ):
             raise ValueError(f"{field.name}={value!r} must be a finite number of 32 bits")
 
