@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import logging
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 Tree = Any
+logger = logging.getLogger(__name__)
 # Verdicts that are kept on the devices; older ones are of steps that are long done.
 _KEPT = 64
 # The end of a run: this share of its records, and at least so many.
@@ -83,7 +85,8 @@ def require_trained(rows: Sequence[Mapping[str, Any]], steps: int) -> None:
     The end is the last tenth of the records, and at least three. A skipped step (`skipped` in its
     record is 1) is in order at the end of a run that has solved its task: all rewards of a group
     are equal then, and high. So a run whose end was skipped must earn there, on average, at least
-    what it earned while it trained; and where no step trained, all answers must be right.
+    what it earned while it trained; and where no step trained, all answers must be right. Of a run
+    of fewer records a warning is all that can be said.
 
     Args:
         rows: the run's records, of metrics.jsonl.
@@ -97,13 +100,16 @@ def require_trained(rows: Sequence[Mapping[str, Any]], steps: int) -> None:
         return
     trained = [row for row in rows if row["skipped"] < 1]
     if not trained:
-        if _mean(end, "accuracy") == 1:
-            return
-        raise Untrained(
+        problem = (
             f"nothing was trained in {steps} steps: no record has a group with a signal. "
             "metrics.jsonl says why: groups of equal rewards, or none that may be trained "
-            "(filter.low, filter.high). Nothing was exported"
+            "(filter.low, filter.high)"
         )
+        if len(rows) < _END_RECORDS:
+            logger.warning("%s.", problem)
+        elif _mean(end, "accuracy") < 1:
+            raise Untrained(f"{problem}. Nothing was exported")
+        return
     before, after = _mean(trained, "reward"), _mean(end, "reward")
     if after < before:
         raise Untrained(

@@ -488,10 +488,10 @@ class TestTraceRuns:
             },
         }
         for name, changes in reasons.items():
-            settings = {"task__prompt_length": 16, "filter__rounds": 2, "train__steps": 1}
+            settings = {"task__prompt_length": 16, "filter__rounds": 2, "train__steps": 3}
             config = tiny_config("tracerl", **settings, **changes)
             for _ in range(2):  # The same when it is started again.
-                with pytest.raises(Untrained, match="nothing was trained in 1 steps"):
+                with pytest.raises(Untrained, match="nothing was trained in 3 steps"):
                     train.train(config, tmp_path / name)
             assert not (tmp_path / name / "model").exists()
             for line in lines(tmp_path / name):

@@ -24,6 +24,8 @@ def rows(*records):
         # Nothing to learn any more, or from the start.
         [(0, 0.2)] * 2 + [(1, 1.0)] * 8,
         [(1, 1.0)] * 5,
+        # Too few to tell.
+        [(1, 0.0)] * 2,
         # Not yet the end.
         [(0, 0.2)] + [(1, 0.0)] * 2,
         [(0, 0.2)] * 96 + [(1, 0.0)] * 4,
@@ -40,7 +42,7 @@ def test_records_of_recipes_that_skip_nothing():
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([(1, 0.0)], "nothing was trained in 10 steps"),
+        ([(1, 0.0)] * 3, "nothing was trained in 10 steps"),
         ([(1, 0.0)] * 9 + [(1, 1.0)], "nothing was trained in 10 steps"),
         ([(0, -0.2)] + [(1, -1.0)] * 3, r"collapsed: it updated nothing after step 1 .* 3 records"),
         ([(0, 0.2)] * 90 + [(1, 0.0)] * 10, "after step 90 in its last 10 records, which earn 0 "),
