@@ -51,22 +51,22 @@ FOLDERS = {"math500": "competitions", "livecodebench": "programs/livecodebench"}
 
 @contextlib.contextmanager
 def limits():
-    """Ends what takes longer than `SECONDS`, or more memory than `MORE_BYTES`."""
+    """Ends what takes more processor time than `SECONDS`, or more memory than `MORE_BYTES`."""
 
     def stop(*_):
         raise AssertionError(f"more than {SECONDS} s")
 
-    before = signal.signal(signal.SIGALRM, stop)
+    before = signal.signal(signal.SIGPROF, stop)
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
     used = int(pathlib.Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + MORE_BYTES, hard))
-    signal.alarm(SECONDS)
+    signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
         yield
     finally:
-        signal.alarm(0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGALRM, before)
+        signal.signal(signal.SIGPROF, before)
 
 
 def damaged_bytes(draw: random.Random, content: bytes) -> bytes:
