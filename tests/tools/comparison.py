@@ -46,7 +46,8 @@ def differences(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> 
     found = []
     for place in sorted(places):
         ours, theirs = left / place, right / place
-        found += [str(place / name) for name in _files(ours, theirs)]
+        names = _files(ours, theirs)
+        found += [str(place / name) for name in names if not _is_equal(place / name, left, right)]
         if (ours / METRICS).exists() or (ours / DIRECTORY).exists():
             ours, theirs = contents(ours), contents(theirs)
             for name in sorted(ours.keys() | theirs.keys()):
@@ -68,28 +69,29 @@ def _places(workdir: pathlib.Path) -> list[pathlib.Path]:
 
 
 def _files(left: pathlib.Path, right: pathlib.Path) -> list[str]:
-    """Names of the files of a run and its evaluation that differ."""
+    """Names of the files of two runs and their evaluations that are compared."""
     names = {
         str(path.relative_to(place))
         for place in (left, right)
         for pattern in (METRICS, RESULTS, "summary.md", "report.html", "*.png", "outcomes/*")
         for path in place.glob(pattern)
     }
-    return [name for name in sorted(names) if not _is_equal(pathlib.Path(name), left, right)]
+    return sorted(names)
 
 
 def _is_equal(name: pathlib.Path, left: pathlib.Path, right: pathlib.Path) -> bool:
-    found = []
-    for place in (left, right):
-        path = place / name
+    found: list[Any] = []
+    for workdir in (left, right):
+        path = workdir / name
         if not path.is_file():
             return False
         data = path.read_bytes()
         if name.name == RESULTS:
-            data = without_clocks(data.decode(), place)
+            found.append(without_clocks(data.decode(), workdir))
         elif name.suffix in (".md", ".html"):
-            data = _without_times(data.decode(), place)
-        found.append(data)
+            found.append(_without_times(data.decode(), workdir))
+        else:
+            found.append(data)
     return found[0] == found[1]
 
 
@@ -102,6 +104,7 @@ def without_clocks(results: str, workdir: pathlib.Path) -> list[dict[str, Any]]:
 def _without_times(text: str, workdir: pathlib.Path) -> str:
     """A report without seconds (`ms` in its data, the last but one column of tables) and days."""
     text = text.replace(str(workdir), "WORKDIR").replace("\\n", "\n")
+    text = text.replace(f'["run","{workdir.name}"]', "")
     text = re.sub(r'"ms": ?[-+.\de]+|report of \d{4}-\d\d-\d\d', "", text)
     text = re.sub(r"(?m)[-+.\de]+([ |]+\d+\.\d\d(?: \|)?)$", r"\1", text)
     return re.sub(r"[─\s]+", " ", text)  # Columns are as wide as what is in them.
