@@ -50,6 +50,7 @@ MATH = ["latex2sympy2_extended==1.11.*", "math-verify==0.9.*"]
 QUANTIZATION = ["qwix>=0.1.8,<0.2"]
 # A TPU's compiler, which needs no TPU.
 AOT = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
+SERVE = ["starlette>=0.47", "uvicorn>=0.35"]
 TEST = [
     "hypothesis>=6.100",
     "pyarrow>=17",
@@ -61,6 +62,7 @@ TEST = [
     *AOT,
     *MATH,
     *QUANTIZATION,
+    *SERVE,
 ]
 DEV = ["import-linter>=2.5", "mypy>=1.18", "ruff>=0.14"]
 
@@ -76,9 +78,10 @@ setuptools.setup(
     packages=[*setuptools.find_packages(include=["jax_unmask", "jax_unmask.*"]), *BESIDE],
     package_dir=BESIDE,
     package_data={
-        "jax_unmask": ["py.typed", "assets/**", "report/web/*"],
+        "jax_unmask": ["py.typed", "assets/**", "report/web/*", "serving/web/*"],
         "jax_unmask.launch": ["*.sh", "*.yaml", "Dockerfile"],
     },
+    entry_points={"console_scripts": ["jax-unmask = jax_unmask.console:main"]},
     install_requires=REQUIRES,
     extras_require={
         "tpu": ["jax[tpu]"],
@@ -88,6 +91,7 @@ setuptools.setup(
         "wandb": ["wandb>=0.19"],
         "math": MATH,
         "harness": ["lm-eval>=0.4.9"],
+        "serve": SERVE,
         "parquet": ["pyarrow>=17"],
         "quantization": QUANTIZATION,
         "test": TEST,

@@ -1,7 +1,9 @@
 """Learned unmasking policies for masked diffusion language models, in JAX and Flax.
 
-The parts are imported by name, so that importing the package costs nothing:
+One call answers prompts; the parts are imported by name, so that importing the package costs
+nothing:
 
+    from jax_unmask import Generator
     from jax_unmask import denoisers, policies, rollout
 
 Folders, each using only those below it: commands (`python -m jax_unmask.NAME` starts
@@ -11,4 +13,17 @@ tasks, runtime. From prompt to gradient: `commands/train.py` calls a recipe's `s
 (`rollout/loop.py`), checks the answers (`tasks/`), and updates (`learners/`).
 """
 
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
 __version__ = "0.1.0"
+__all__ = ["Generator"]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports what is public here when it is asked for."""
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module("jax_unmask.generation.generator"), name)

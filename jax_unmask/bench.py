@@ -1,6 +1,9 @@
-"""Measures speed: `python -m jax_unmask.bench --preset=tiny --batch_sizes=1,8,64`."""
+"""Measures speed.
 
-from jax_unmask.commands.bench import main
+jax-unmask bench --preset=tiny --batch_sizes=1,8,64
+"""
+
+from jax_unmask.console import run
 
 if __name__ == "__main__":
-    main()
+    run("bench")

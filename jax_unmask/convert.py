@@ -1,6 +1,9 @@
-"""Converts a model: `python -m jax_unmask.convert --source=HF_DIR --output=ORBAX_DIR`."""
+"""Converts a model between formats.
 
-from jax_unmask.commands.convert import main
+jax-unmask convert --source=HF_DIRECTORY --output=ORBAX_DIRECTORY
+"""
+
+from jax_unmask.console import run
 
 if __name__ == "__main__":
-    main()
+    run("convert")

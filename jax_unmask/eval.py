@@ -1,11 +1,14 @@
-"""Measures policies on held-out problems: `python -m jax_unmask.eval --config=... --workdir=DIR`.
+"""Measures policies on held-out problems.
 
 Prints a table and writes results.jsonl, summary.md, frontier.png and report.html. Running the same
-command again measures only what is missing. Several processes are joined as those of training are:
-`launch/local.py -n 2 -- python -m jax_unmask.eval ...`.
+command again measures only what is missing. Several processes are joined as those of training are
+(launch/local.py).
+
+  jax-unmask eval --config=quickstart --workdir=/tmp/measured --checkpoint=/tmp/quickstart
+  jax-unmask eval --config=gsm8k --workdir=runs/measured --dry_run
 """
 
-from jax_unmask.commands import command_line, eval
+from jax_unmask.console import run
 
 if __name__ == "__main__":
-    command_line.run(eval.main, eval.define_flags)
+    run("eval")

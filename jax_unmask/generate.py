@@ -1,6 +1,10 @@
-"""Fills canvases and prints them: `python -m jax_unmask.generate --model=sudoku --task=sudoku`."""
+"""Fills canvases and prints them.
 
-from jax_unmask.commands.generate import main
+jax-unmask generate --model=sudoku --task=sudoku --trace
+jax-unmask generate --model=sudoku --policy=threshold:threshold=0.7 --prompt='1...2...3...4...='
+"""
+
+from jax_unmask.console import run
 
 if __name__ == "__main__":
-    main()
+    run("generate")

@@ -1,6 +1,9 @@
-"""Runs tasks of lm-evaluation-harness: `python -m jax_unmask.harness --model=... --tasks=...`."""
+"""Runs tasks of lm-evaluation-harness.
 
-from jax_unmask.commands.harness import main
+jax-unmask harness --model=GSAI-ML/LLaDA-8B-Instruct --tasks=gsm8k
+"""
+
+from jax_unmask.console import run
 
 if __name__ == "__main__":
-    main()
+    run("harness")

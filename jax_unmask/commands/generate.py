@@ -9,7 +9,6 @@ import argparse
 import dataclasses
 import itertools
 import json
-import logging
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -18,51 +17,23 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from jax_unmask import notation, policies, tasks
+from jax_unmask import policies, tasks
 from jax_unmask.commands import command_line
-from jax_unmask.denoisers import (
-    DenoiserConfig,
-    Tokenizer,
-    diffusion_gemma,
-    families,
-    hub,
-    load_tokenizer,
-)
+from jax_unmask.denoisers import Tokenizer
 from jax_unmask.denoisers.quantization import TYPES
-from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.denoisers.tokenizer import UnknownWords
-from jax_unmask.environment.bundle import load_model
-from jax_unmask.generation.answers import Answer, CanvasWriter, MaskedWriter, Prompt, Writer
+from jax_unmask.generation import answers
+from jax_unmask.generation.answers import Answer
 from jax_unmask.generation.conversation import converse, system_turn
-from jax_unmask.policies.calibration import load_calibrations
-from jax_unmask.policies.checkpoint import MadeFor, made_for
-from jax_unmask.report import canvas, page, traces
-from jax_unmask.rollout import RolloutSettings, Trajectory, parse_cache
-from jax_unmask.rollout.canvases import CanvasSettings
+from jax_unmask.generation.generator import Decoding, Generator, Prompt
+from jax_unmask.report import canvas, page
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.terminal import harmless
-from jax_unmask.shipped import shipped_lengths, shipped_models
-from jax_unmask.tasks.base import Example, Task
+from jax_unmask.shipped import shipped_models
+from jax_unmask.tasks.base import Example, Task, rendered
 
-_DEFAULT_LENGTH = 128
-_DEFAULT_POLICY = "threshold:threshold=0.9"
-_DEFAULT_CANVAS_POLICY = "entropy_bounded:gamma=0.1"
-_SHAPE = ("task", "gen_length", "block_length", "distribution")
 _TURN_WIDTH = 64
 """In a conversation, prompts are padded to multiples of this: most turns then compile nothing."""
-# Arguments that mean nothing for DiffusionGemma, with the values that they have if not given.
-_MASKED_ONLY = {
-    "block_length": None,
-    "temperature": 0.0,
-    "top_k": 0,
-    "top_p": 1.0,
-    "quantization": None,
-    "html": None,
-    "cache": "none",
-}
-
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,6 +49,12 @@ class Problem:
         if self.task is None or self.example is None:
             return None
         return self.task.check(self.example, text)
+
+    def drawing(self, text: str) -> str:
+        """Problem and answer as people draw them, for tasks that are drawn."""
+        if self.example is None or not hasattr(self.task, "render"):
+            return ""
+        return f"\n{rendered(self.task, self.example, text)}\n"  # type: ignore[arg-type]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -124,14 +101,14 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--policy",
         help=f"NAME:SETTING=VALUE,... or learned:DIR (names: {', '.join(policies.available())}); "
-        f"default: {_DEFAULT_POLICY}, for DiffusionGemma {_DEFAULT_CANVAS_POLICY}; DIR is also the "
-        "workdir of a training run",
+        f"default: {answers.DEFAULT_POLICY}, for DiffusionGemma {answers.DEFAULT_CANVAS_POLICY}; "
+        "DIR is also the workdir of a training run",
     )
     add(
         "--gen_length",
         type=int,
         help="canvas length; default: what the policy was trained for, or a shipped model was made "
-        f"for, else {_DEFAULT_LENGTH}",
+        f"for, else {answers.DEFAULT_LENGTH}",
     )
     add(
         "--block_length",
@@ -176,61 +153,17 @@ def fill_in(args: argparse.Namespace) -> None:
 
     Warns where others were given: a policy acts as its tables say only where it was trained.
     """
-    made = _made_for(args.policy) if args.policy else None
-    if made is not None:
-        if args.model is None:
-            args.model = made.model
-        has_prompt = args.prompt is not None or args.messages is not None or args.chat
-        if not has_prompt and args.task is None and args.model == made.model:
-            args.task = made.task
-        if args.model == made.model or args.model not in shipped_models():
-            length = args.gen_length or made.gen_length
-            block = length if made.block_length == made.gen_length else made.block_length
-            args.gen_length = made.gen_length if args.gen_length is None else args.gen_length
-            if args.block_length is None and length % block == 0:
-                args.block_length = block
-        here, given = settings(args), dict(notation.parse(args.policy).settings)
-        different = [
-            f"{name} {theirs} (here {ours})"
-            for name, theirs, ours in (
-                ("model", made.model, args.model),
-                ("gen_length", made.gen_length, here.gen_length),
-                ("block_length", made.block_length, here.block_length),
-                ("distribution", made.distribution, given.get("distribution", made.distribution)),
-            )
-            if theirs != ours
-        ]
-        if different:
-            logger.warning("The policy was trained for %s.", ", ".join(different))
-    if args.model is None:
-        raise ValueError(
-            f"--model is missing; give one of {', '.join(shipped_models())}, a directory or a hub "
-            "name (or a --policy that names its model)"
-        )
-
-
-def _made_for(text: str) -> MadeFor | None:
-    """Where a learned policy was trained, or was calibrated for the forwards asked for."""
-    spec = notation.parse(text)
-    if spec.name != "learned" or not spec.target:
-        return None
-    directory, given = policies.policy_directory(spec.target), dict(spec.settings)
-    if "nfe" not in given:
-        return made_for(directory)
-    known = load_calibrations(directory)
-    name = given.get("calibration", next(iter(known)) if len(known) == 1 else "")
-    found = known[name].environment if name in known else {}
-    names = {"model": "denoiser"} | {name: name for name in _SHAPE}
-    if not all(name in found for name in names.values()):
-        return None
-    return MadeFor(**{ours: found[theirs] for ours, theirs in names.items()})  # type: ignore[arg-type]
+    made = answers.trained_for(args.policy)
+    args.model, fitted = answers.fitted(args.model, args.policy, decoding(args))
+    args.gen_length, args.block_length = fitted.gen_length, fitted.block_length
+    has_prompt = args.prompt is not None or args.messages is not None or args.chat
+    if made is not None and not has_prompt and args.task is None and args.model == made.model:
+        args.task = made.task
 
 
 def check(args: argparse.Namespace) -> None:
     """Raises for all mistakes in the arguments that show before the model is loaded."""
-    shape = settings(args)
-    environment = {"denoiser": args.model, **shape.environment}
-    policies.parse_policy(args.policy or _DEFAULT_POLICY, environment=environment)
+    answers.check(args.model, args.policy, decoding(args))
     if args.html is not None and pathlib.Path(args.html).is_dir():
         raise ValueError(f"--html={args.html} is a directory; give the name of a file")
     if not 0 <= args.pace < 60:
@@ -267,75 +200,11 @@ def problem(args: argparse.Namespace) -> Problem:
     return Problem(task.prompt(example), task, example)
 
 
-def writer(args: argparse.Namespace) -> Writer:
-    """The model, loaded as the arguments ask."""
-    directory = hub.local_directory(args.model)
+def decoding(args: argparse.Namespace) -> Decoding:
+    """How the arguments ask to decode."""
+    names = {field.name for field in dataclasses.fields(Decoding)} - {"thinking"}
     thinking = None if args.thinking is None else args.thinking == "on"
-    if diffusion_gemma.is_model(directory):
-        return _canvas_writer(args, directory, thinking)
-    denoiser, params, tokenizer = load_model(
-        str(directory), dtype=args.dtype, param_dtype=args.dtype, quantization=args.quantization
-    )
-    policy, shape = args.policy or _DEFAULT_POLICY, settings(args, denoiser.config, tokenizer)
-    return MaskedWriter(
-        denoiser, params, tokenizer, policy, shape, args.seed, thinking, name=args.model
-    )
-
-
-def _canvas_writer(
-    args: argparse.Namespace, directory: pathlib.Path, thinking: bool | None
-) -> CanvasWriter:
-    for name, default in _MASKED_ONLY.items():
-        if getattr(args, name) != default:
-            raise ValueError(
-                f"--{name}={getattr(args, name)} is for masked models; {args.model} is a "
-                "diffusion_gemma, which has canvases and a temperature schedule of its own. Leave "
-                "it out"
-            )
-    tokenizer = load_tokenizer(directory, needs_mask=False)
-    loaded = diffusion_gemma.load(directory, dtype=args.dtype, param_dtype=args.dtype)
-    config = loaded.model.config
-    tokenizer.stop_ids = tuple(dict.fromkeys([tokenizer.eos_id, *config.eos_token_ids]))
-    # Tokens of an answer at most, rounded up to whole canvases.
-    shape = CanvasSettings(canvases=-(-settings(args).gen_length // config.canvas_length))
-    policy = args.policy or _DEFAULT_CANVAS_POLICY
-    return CanvasWriter(loaded, tokenizer, policy, shape, args.seed, thinking)
-
-
-def settings(
-    args: argparse.Namespace,
-    config: DenoiserConfig | None = None,
-    tokenizer: Tokenizer | None = None,
-) -> RolloutSettings:
-    """The rollout's settings; without the model, those that follow from the arguments alone."""
-    length, block = _DEFAULT_LENGTH, 0
-    if args.model in shipped_models():
-        _, length, block = shipped_lengths(args.model)
-    length = length if args.gen_length is None else args.gen_length
-    cache = parse_cache(args.cache)
-    stop_ids: tuple[int, ...] = ()
-    sampling = Sampling(top_k=args.top_k, top_p=args.top_p)
-    if config is not None:
-        sampling = families.sampling(config.family, args.top_k, args.top_p)
-        block = config.attention_block or block
-        if cache is not None:
-            cache.check_fits(config)
-        if config.attention_block is not None and tokenizer is not None:
-            # Block-causal models were not trained to predict tokens after the end of a text.
-            stop_ids = tokenizer.stop_ids
-    is_fitting = block and (length % block == 0 or (config and config.attention_block))
-    block = block if is_fitting else length
-    if args.block_length is not None:
-        block = args.block_length
-    return RolloutSettings(
-        gen_length=length,
-        block_length=block,
-        temperature=args.temperature,
-        record=args.html is not None,
-        sampling=sampling,
-        stop_ids=stop_ids,
-        cache=cache,
-    )
+    return Decoding(**{name: getattr(args, name) for name in names}, thinking=thinking)
 
 
 def _read_messages(file: str) -> list[dict[str, str]]:
@@ -373,9 +242,12 @@ def _run(args: argparse.Namespace) -> None:
     fill_in(args)
     asked = problem(args)
     check(args)
-    model = writer(args)
+    generator = Generator(answers.load(args.model, args.policy, decoding(args)), seed=args.seed)
+    model = generator.writer
     tokenizer, live, errors = model.tokenizer, None, Console(stderr=True)
-    pages, turns = _Page(args, model), itertools.count()
+    if args.html is not None and not isinstance(model, answers.MaskedWriter):
+        raise ValueError(f"--html is for masked models, and {args.model} is none. Leave it out")
+    pages, turns = _Page(args), itertools.count()
     is_live = canvas.can_redraw(errors) and not args.json if args.live is None else args.live
     if is_live:
         live = canvas.LiveCanvas(
@@ -388,7 +260,13 @@ def _run(args: argparse.Namespace) -> None:
 
     def answer(prompt: Prompt, pad_to: int = 1) -> str:
         try:
-            given = model.answer(prompt, turn=next(turns), pad_to=pad_to, watch=live)
+            (given,) = generator.generate(
+                [prompt],
+                turn=next(turns),
+                record=args.html is not None,
+                pad_to=pad_to,
+                watch=live,
+            )
         except UnknownWords as error:
             if args.model not in shipped_models():
                 raise
@@ -400,7 +278,7 @@ def _run(args: argparse.Namespace) -> None:
         finally:
             if live is not None:
                 live.close()
-        score = asked.score(given.text)
+        score, drawing = asked.score(given.text), asked.drawing(given.text)
         if args.html is not None:
             pages.add(given, score)
         if args.json:
@@ -414,6 +292,7 @@ def _run(args: argparse.Namespace) -> None:
             sys.stdout.write(json.dumps(record) + "\n")
         else:
             _show(given, tokenizer, score, with_trace=args.trace, coloured=is_live)
+            sys.stderr.write(drawing)
         sys.stdout.flush()
         return given.text
 
@@ -426,34 +305,18 @@ def _run(args: argparse.Namespace) -> None:
 class _Page:
     """The answers so far as a page (`--html`); in a conversation it grows with every turn."""
 
-    def __init__(self, args: argparse.Namespace, writer: Writer) -> None:
-        self._args, self._writer = args, writer
+    def __init__(self, args: argparse.Namespace) -> None:
+        self._args = args
         self._problems: list[dict[str, Any]] = []
 
     def add(self, answer: Answer, score: float | None) -> None:
         """Writes the page with one more answer."""
-        args, tokenizer = self._args, self._writer.tokenizer
-        assert isinstance(answer.trajectory, Trajectory)  # Other models refuse --html.
-        method, _, settings = self._writer.policy.partition(":")
-        trace = traces.trace(
-            answer.trajectory,
-            0,
-            tokenizer.pieces,
-            method=method,
-            settings=settings,
-            text=answer.text,
-            block_length=answer.settings.block_length,
-            stop_ids=tokenizer.stop_ids,
-            score=score,
-            probability=answer.probability,
-        )
-        name = f"answer {len(self._problems) + 1}"
-        self._problems.append(traces.problem(name, answer.prompt, [trace]))
+        self._problems.append(answer.view(f"answer {len(self._problems) + 1}", score))
         page.write_page(
-            args.html,
-            title=args.model,
-            subtitle=f"policy {self._writer.policy}, canvas of {answer.settings.gen_length}, "
-            f"seed {args.seed}",
+            self._args.html,
+            title=self._args.model,
+            subtitle=f"policy {answer.policy}, canvas of {answer.settings.gen_length}, "
+            f"seed {self._args.seed}",
             problems=self._problems,
             text="\n\n".join(problem["traces"][0]["text"] for problem in self._problems),
         )

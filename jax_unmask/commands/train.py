@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 import math
@@ -17,20 +18,21 @@ from ml_collections import ConfigDict
 
 from jax_unmask import recipes
 from jax_unmask.commands import command_line, curriculum
+from jax_unmask.commands.curriculum import EXPORT
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.recipes.base import Recipe
 from jax_unmask.report.model_card import write_policy_card
-from jax_unmask.runtime import agreement
+from jax_unmask.runtime import agreement, compilation
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import check_workdir, claim_workdir, flatten
-from jax_unmask.runtime.divergence import Divergence, Untrained, lost_numbers, require_trained
-from jax_unmask.runtime.files import local_path, read_json_rows
+from jax_unmask.runtime.divergence import Divergence, lost_numbers
+from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.locks import DirectoryLock
-from jax_unmask.runtime.metrics import METRICS, MetricWriter, WeightsAndBiases
+from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
-from jax_unmask.runtime.progress import Timer, progress_bar
+from jax_unmask.runtime.progress import Timer, leave_out_time, progress_bar
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
 from jax_unmask.settings import ConfigError, declared, flat
 from jax_unmask.tasks.data import BatchIterator
@@ -56,7 +58,6 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             anything is compiled.
         FloatingPointError: the numbers of the training are not finite any more.
         KeyboardInterrupt: Ctrl-C ended it before; the step under way is saved.
-        Untrained: the last steps, or all, updated nothing (`divergence.require_trained`).
     """
     agreement.require_same(agreement.of_run(flatten(config), workdir))
     with DirectoryLock(workdir, LOCK) as lock:
@@ -147,14 +148,23 @@ def _run(
         Profile(workdir, config.watch.profile_steps) as profile,
     ):
         timer = Timer(on_phase=heartbeat.enter)
-        reported = done
+        reported, trained = done, False
         for step in range(done + 1, total + 1):
             heartbeat.begin(step)
-            with profile.step(step):
+            is_first = step == done + 1
+            what = f"{config.recipe} with {config.model.path or 'a new denoiser'}"
+            with (
+                profile.step(step),
+                compilation.announced(what) if is_first else contextlib.nullcontext(),
+            ):
                 with timer.measure("data"):
                     batch = next(data)
                 state, metrics = recipe.step(state, batch, timer)
                 divergence.see(step, (state, metrics))
+            if is_first:
+                jax.block_until_ready(metrics)
+                progress.update(1)
+                leave_out_time(progress)
             stop = preemption.requested(step)
             save = step % config.checkpoint.every == 0 or step == total or stop
             # A signal saves, but writes no line that an undisturbed run would not have.
@@ -169,6 +179,7 @@ def _run(
             if save or log:
                 _stop_if_diverged(divergence, step, state, values, checkpoints)
                 _require_best_metric(config, values)
+                trained |= values.get("skipped", 0.0) < 1
             if save:
                 with timer.measure("checkpoint"):
                     writer.sync()
@@ -192,20 +203,10 @@ def _run(
                 if preemption.signal == signal.SIGINT:
                     raise KeyboardInterrupt
                 return None
-    _require_trained(workdir, total)
+    if reported > done and not trained:
+        message = "Nothing was trained: in all recorded steps since step %d no group had a signal."
+        logger.warning(message, done)
     return state
-
-
-def _require_trained(workdir: pathlib.Path, total: int) -> None:
-    """Ends a run in error that did not learn to its end; all processes alike."""
-    problem = ""
-    if not jax.process_index():
-        try:
-            require_trained(read_json_rows(workdir / METRICS, "step", int), total)
-        except Untrained as error:
-            problem = str(error)
-    if problem := Placement().broadcast(problem):
-        raise Untrained(problem)
 
 
 def _stop_if_diverged(
@@ -255,6 +256,13 @@ def main(argv: list[str]) -> None:
         command_line.join_processes()
         is_finished = train(flags.FLAGS.config, workdir)
     logger.info("%s: %.0f s.", workdir, time.perf_counter() - start)
+    config = flags.FLAGS.config
+    is_measured = config.get("eval", {}).get("after_training")  # Which ends with a verdict.
+    if is_finished and not is_measured and not jax.process_index():
+        for name, option in ((EXPORT["policy"], "policy=learned:"), (EXPORT["denoiser"], "model=")):
+            if (exported := workdir / name).is_dir():
+                task = config.task.name
+                logger.info("Next: jax-unmask generate --%s%s --task=%s", option, exported, task)
     if not is_finished:
         sys.exit(flags.FLAGS.preempted_status)
 

@@ -231,6 +231,14 @@ class Tokenizer:
         """Copies the tokenizer's files and the generation config, unchanged."""
         hub.copy_companions(self.directory, pathlib.Path(directory))
 
+    @property
+    def has_chat_template(self) -> bool:
+        """Whether it can encode chat messages."""
+        try:
+            return bool(self._chat_template())
+        except ValueError:
+            return False
+
     def _chat_template(self) -> str:
         template = self._backend.chat_template
         old = self.directory / "chat_template.json"  # Of processors.

@@ -14,10 +14,10 @@ from typing import Any
 
 import jax_unmask
 from jax_unmask.environment.settings import RunSettings
+from jax_unmask.policies import EXPORTED
 from jax_unmask.report import curves, page, payload, plots, tables
 from jax_unmask.report.results import NO_CACHE, Result
 from jax_unmask.runtime.files import atomic_write
-from jax_unmask.runtime.metrics import METRICS
 from jax_unmask.settings import flat
 
 REPORT = "report.html"
@@ -48,7 +48,7 @@ class Swept:
 
 def curve_files(config: RunSettings, workdir: pathlib.Path) -> list[pathlib.Path]:
     """Metrics of the training runs to show: of this workdir, and what `eval.curves` names."""
-    own = workdir / METRICS
+    own = workdir / curves.METRICS
     return [*([own] if own.is_file() else []), *curves.find(config.eval.curves)]
 
 
@@ -58,7 +58,7 @@ def write(
     metrics: Sequence[pathlib.Path],
     config: RunSettings,
 ) -> None:
-    """Writes the report and prints the tables.
+    """Writes the report and prints the verdict.
 
     Args:
         swept: what was found, in the order of the report.
@@ -71,7 +71,9 @@ def write(
         "\n".join(tables.summary(p.results, p.split, title=p.title, markdown=m) for p in swept)
         for m in (True, False)
     )
-    atomic_write(workdir / "summary.md", markdown)
+    found = verdict(swept, workdir)
+    listed = "".join(f"- {line}\n" for line in found)
+    atomic_write(workdir / "summary.md", f"{listed}\n{markdown}")
     for index, part in enumerate(swept, start=1):
         name = "frontier.png" if len(swept) == 1 else f"frontier-{index}.png"
         reported = [result for result in part.results if result.split == part.split]
@@ -94,9 +96,23 @@ def write(
         about=_about(workdir),
         config="\n".join(f"{key} = {value!r}" for key, value in flat(config).items()),
     )
-    sys.stdout.write(text)
+    sys.stdout.write("\n".join(found) + "\n")
     sys.stdout.flush()
-    logger.info("Wrote results.jsonl, summary.md, frontier plots and report.html to %s.", workdir)
+
+
+_MOST_LINES = 5
+
+
+def verdict(swept: Sequence[Swept], workdir: pathlib.Path) -> list[str]:
+    """What was found, where it stands, and what to do next: at most five lines."""
+    lines = [tables.headline(part.results, part.split, title=part.title) for part in swept]
+    most = _MOST_LINES - 2
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"... and {len(lines) - most + 1} more, in the page."]
+    lines.append(f"Page: {workdir / REPORT}; tables: {workdir / 'summary.md'}")
+    if (workdir / EXPORTED).is_dir():
+        lines.append(f"Next: jax-unmask generate --policy=learned:{workdir} --trace")
+    return lines
 
 
 def _about(workdir: pathlib.Path) -> list[tuple[str, str]]:

@@ -29,6 +29,7 @@ from jax_unmask.evaluation.store import ResultStore, Row, read_outcomes
 from jax_unmask.report import results
 from jax_unmask.rollout import Cache
 from jax_unmask.rollout.caching import NONE
+from jax_unmask.runtime import progress
 from jax_unmask.settings import ConfigError
 from jax_unmask.tasks.base import Task
 
@@ -107,7 +108,7 @@ def measure_all(
     ]
     # The same for all splits, so that they share programs.
     per_rollout = min(max(len(each.examples) for each in splits), MOST_ROWS)
-    rows = []
+    rows, measured = [], 0
     began = time.monotonic()
     for index, item in enumerate(items, start=1):
         row = _identify(config, bundle, task, item, denoiser_hash, varied or {})
@@ -116,7 +117,9 @@ def measure_all(
             continue
         rows.append(_measure(config, bundle, task, item, row, store, per_rollout))
         known[row["key"]] = rows[-1]
-        _log(rows[-1], index, len(items), time.monotonic() - began)
+        measured += 1
+        seconds = time.monotonic() - began
+        _log(rows[-1], index, len(items), seconds, seconds / measured * (len(items) - index))
     # The viewer shows one environment, the first.
     pairs = [(item, row) for item, row in zip(items, rows, strict=True) if item.cache == caches[0]]
     chosen = viewing.chosen(config, pairs, workdir)
@@ -245,14 +248,16 @@ def _denoiser_name(config: RunSettings, bundle: Bundle) -> str:
     return bundle.name or config.model.path or results.TRAINED
 
 
-def _log(row: Row, index: int, total: int, seconds: float) -> None:
+def _log(row: Row, index: int, total: int, seconds: float, left: float) -> None:
     if jax.process_index():
         return
     logger.info(
-        "[%d/%d, %.0f s] %s: %s, block length %d%s: accuracy %.1f %%, NFE %.2f",
+        "%s %d/%d, %.0f s, %.0f s left | %s: %s, block length %d%s: accuracy %.1f %%, NFE %.2f",
+        progress.bar(index / total),
         index,
         total,
         seconds,
+        left,
         row["split"],
         row["policy"],
         row["block_length"],

@@ -31,7 +31,7 @@ from jax_unmask.rollout import (
 )
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import to_host
-from jax_unmask.tasks.base import Task, start_checks
+from jax_unmask.tasks.base import Task, rendered, start_checks
 
 _LEARNED, _OTHERS = 2, 2
 """Policies of each kind that stand side by side where the config names none."""
@@ -111,7 +111,7 @@ def record_problems(
     return [
         traces.problem(
             f"problem {index + 1}",
-            task.prompt(example),
+            rendered(task, example),
             [of_policy[place] for of_policy in by_policy],
             target=task.target(example),
         )

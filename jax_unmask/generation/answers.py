@@ -1,40 +1,66 @@
-"""Answers: a prompt is rolled out, decoded and described."""
+"""Answers: prompts are rolled out, decoded and described."""
 
 from __future__ import annotations
 
 import dataclasses
+import logging
+import pathlib
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_unmask import policies
-from jax_unmask.denoisers import Denoiser, Params, Tokenizer, diffusion_gemma
+from jax_unmask import notation, policies
+from jax_unmask.denoisers import (
+    Denoiser,
+    Params,
+    Tokenizer,
+    diffusion_gemma,
+    families,
+    hub,
+    load_tokenizer,
+)
+from jax_unmask.denoisers.sampling import Sampling
+from jax_unmask.environment.bundle import load_model
 from jax_unmask.evaluation.viewing import record
+from jax_unmask.generation.generator import Decoding, Prompt, Step
+from jax_unmask.policies.base import Policy
+from jax_unmask.policies.calibration import load_calibrations
+from jax_unmask.policies.checkpoint import MadeFor, made_for
 from jax_unmask.prompts import Prompts
+from jax_unmask.report import page, traces
 from jax_unmask.rollout import (
     RolloutSettings,
     Trajectory,
     Watcher,
     canvases,
+    parse_cache,
     rollout,
-    row_keys,
 )
 from jax_unmask.rollout.canvases import CanvasSettings, Generated
+from jax_unmask.rollout.continuous import ContinuousRollout, answer_keys
 from jax_unmask.rollout.trajectory import check_finite
-from jax_unmask.runtime import streams
+from jax_unmask.settings import SettingError
+from jax_unmask.shipped import shipped_lengths, shipped_models
 
-Prompt = str | list[dict[str, str]]
-"""Plain text, or chat messages for the tokenizer's template."""
+DEFAULT_LENGTH = 128
+DEFAULT_POLICY = "threshold:threshold=0.9"
+DEFAULT_CANVAS_POLICY = "entropy_bounded:gamma=0.1"
+_SHAPE = ("task", "gen_length", "block_length", "distribution")
+logger = logging.getLogger(__name__)
+# Decoding that means nothing for DiffusionGemma.
+_MASKED_ONLY = ("block_length", "temperature", "top_k", "top_p", "quantization", "cache")
 
 
 @dataclasses.dataclass(frozen=True)
 class Answer:
     """The answer to one prompt.
 
-    `probability` is the policy's, of filling each position at each step, if it was recorded and the
-    policy has one.
+    In a notebook it shows itself, step by step. `probability` is the policy's, of filling each
+    position at each step, if it was recorded and the policy has one.
     """
 
     prompt: Prompt
@@ -42,7 +68,14 @@ class Answer:
     trajectory: Trajectory | Generated  # One row, NumPy arrays.
     text: str  # Up to its end.
     settings: RolloutSettings
-    probability: Float[Array, "T 1 L"] | None = None
+    policy: str  # In the notation of `parse_policy`, with the settings of this answer.
+    tokenizer: Tokenizer = dataclasses.field(repr=False)
+    probability: Float[Array, "T 1 L"] | None = dataclasses.field(default=None, repr=False)
+
+    @property
+    def nfe(self) -> int:
+        """Forwards that it took."""
+        return int(self.trajectory.nfe[0])
 
     def record(self) -> dict[str, Any]:
         """Everything about it that JSON can hold, position by position."""
@@ -53,7 +86,7 @@ class Answer:
             "tokens": trajectory.tokens[0].tolist(),
             "step_map": trajectory.step_map[0].tolist(),
             "confidence": [float(f"{value:.6g}") for value in confidence],
-            "nfe": int(trajectory.nfe[0]),
+            "nfe": self.nfe,
             "prompt": self.prompt,
             "prompt_tokens": self.prompt_tokens,
             "gen_length": settings.gen_length,
@@ -67,13 +100,51 @@ class Answer:
             described["cost"] = float(trajectory.cost[0])
         return described
 
+    def view(self, name: str = "answer", score: float | None = None) -> dict[str, Any]:
+        """The problem that the viewer of `report.page` steps through."""
+        method, _, settings = self.policy.partition(":")
+        trajectory = self.trajectory
+        if isinstance(trajectory, Generated):
+            raise ValueError("canvases that begin as random tokens have no view, step by step")
+        trace = traces.trace(
+            trajectory,
+            0,
+            self.tokenizer.pieces,
+            method=method,
+            settings=settings,
+            text=self.text,
+            block_length=self.settings.block_length,
+            stop_ids=self.tokenizer.stop_ids,
+            score=score,
+            probability=self.probability,
+        )
+        return traces.problem(name, self.prompt, [trace])
+
+    def _repr_html_(self) -> str | None:
+        """The viewer, for notebooks."""
+        return None if isinstance(self.trajectory, Generated) else _framed([self.view()], self.text)
+
+
+class Answers(list[Answer]):
+    """Answers in the order of their prompts; a notebook shows all in one viewer."""
+
+    def _repr_html_(self) -> str | None:
+        if not self or any(isinstance(each.trajectory, Generated) for each in self):
+            return None
+        views = [each.view(f"answer {number + 1}") for number, each in enumerate(self)]
+        return _framed(views, "\n\n".join(each.text for each in self))
+
+
+def _framed(problems: Sequence[Mapping[str, Any]], text: str) -> str:
+    return page.framed(page.whole(title="Unmasking", problems=problems, text=text))
+
 
 @dataclasses.dataclass
 class MaskedWriter:
     """A masked denoiser that answers prompts, with a policy in the notation of `parse_policy`.
 
-    With `settings.record`, every step is kept. `thinking` is for chat templates that know
-    reasoning, see `Tokenizer.encode_prompt`. `name` is that of the denoiser.
+    `thinking` is for chat templates that know reasoning, see `Tokenizer.encode_prompt`. `name` is
+    that of the denoiser.
     """
 
     denoiser: Denoiser
@@ -81,9 +152,12 @@ class MaskedWriter:
     tokenizer: Tokenizer
     policy: str
     settings: RolloutSettings
-    seed: int
     thinking: bool | None = None
     name: str = ""
+
+    def __post_init__(self) -> None:
+        self._policy = policies.parse_policy(self.policy, environment=self.environment)
+        self._running: dict[Any, ContinuousRollout] = {}
 
     @property
     def environment(self) -> dict[str, str | int]:
@@ -95,35 +169,82 @@ class MaskedWriter:
         """Positions of a block."""
         return self.settings.block_length
 
+    @property
+    def room(self) -> int:
+        """Tokens of the longest prompt."""
+        return self.denoiser.config.max_length - self.settings.gen_length
+
+    def adjusted(self, settings: Mapping[str, Any]) -> tuple[Policy, Any]:
+        """The policy and its params, with other settings."""
+        environment = self.environment
+        return policies.adjusted(self.policy, *self._policy, settings, environment=environment)
+
+    def roll_out(
+        self,
+        encoded: Sequence[Sequence[int]],
+        width: int,
+        keys: Array,
+        settings: Mapping[str, Any],
+        *,
+        with_records: bool = False,
+        watch: Watcher | None = None,
+    ) -> tuple[Trajectory, Float[Array, "T B L"] | None]:
+        """A batch of prompts, rolled out; NumPy arrays. Only those that have a key exist."""
+        policy, params = self.adjusted(settings)
+        prompts = _padded(self.tokenizer, encoded, width)
+        # Weak types would compile a second program for the same settings.
+        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
+        arguments = (self.denoiser, self.params, policy, params, prompts, keys, self.settings)
+        if with_records:
+            return record(*arguments, watch)
+        return jax.device_get(rollout(*arguments, watch)), None
+
+    def steps(
+        self, prompt: Sequence[int], width: int, seed: int, turn: int, settings: Mapping[str, Any]
+    ) -> Iterator[Step]:
+        """The canvas of one prompt after each of its forwards."""
+        policy, params = self.adjusted(settings)
+        key = policy, width
+        if key not in self._running:
+            self._running[key] = ContinuousRollout(
+                self.denoiser,
+                self.params,
+                policy,
+                params,
+                self.settings,
+                prompt_length=width,
+                slots=1,
+            )
+        running = self._running[key]
+        numbers = {name: params[name] for name in running.settings}
+        running.put(0, prompt, seed=seed, turn=turn, settings=numbers)
+        done = 0
+        try:
+            while True:
+                (place,) = running.progress(running.advance(1))
+                check_finite(place.confidence[None], place.step_map[None])
+                if place.nfe > done:
+                    done = place.nfe
+                    yield Step(
+                        done,
+                        place.tokens.tolist(),
+                        place.step_map.tolist(),
+                        self.tokenizer.pieces(place.tokens.tolist()),
+                        self.tokenizer.decode(place.tokens),
+                    )
+                if place.is_done:
+                    return
+        finally:
+            running.stop(0)
+
     def answer(
-        self, prompt: Prompt, *, turn: int = 0, pad_to: int = 1, watch: Watcher | None = None
+        self, trajectory: Any, row: int, prompt: Prompt, count: int, policy: str, odds: Any
     ) -> Answer:
-        """Rolls out one prompt.
-
-        Args:
-            prompt: text, or chat messages.
-            turn: number of the answer; each has random numbers of its own.
-            pad_to: the prompt is padded to a multiple of this length, where there is room.
-            watch: called with the canvas after each step, while the rollout runs.
-
-        Raises:
-            ValueError: prompt and canvas do not fit into the model's maximal length, or the policy
-                cannot be read.
-            FloatingPointError: the denoiser's scores are not finite.
-        """
-        policy, params = policies.parse_policy(self.policy, environment=self.environment)
-        max_length = self.denoiser.config.max_length
-        prompts, count = _encode(self, prompt, self.settings.gen_length, max_length, pad_to)
-        model, keys = (self.denoiser, self.params), _keys(self.seed, turn)
-        settings, probability = self.settings, None
-        if settings.record:
-            trajectory, probability = record(*model, policy, params, prompts, keys, settings, watch)
-        else:
-            trajectory = rollout(*model, policy, params, prompts, keys, settings, watch)
-        trajectory = jax.device_get(trajectory)
-        check_finite(trajectory.confidence, trajectory.step_map)
-        text = self.tokenizer.decode(np.asarray(trajectory.tokens[0]))
-        return Answer(prompt, count, trajectory, text, self.settings, probability)
+        """The answer of a row."""
+        one = trajectory.row(row)
+        text = self.tokenizer.decode(np.asarray(one.tokens[0]))
+        odds = None if odds is None else odds[:, row : row + 1]
+        return Answer(prompt, count, one, text, self.settings, policy, self.tokenizer, odds)
 
 
 @dataclasses.dataclass
@@ -134,48 +255,275 @@ class CanvasWriter:
     tokenizer: Tokenizer
     policy: str
     settings: CanvasSettings
-    seed: int
     thinking: bool | None = None
+
+    def __post_init__(self) -> None:
+        self._policy = policies.parse_policy(self.policy)
 
     @property
     def block_length(self) -> int:
+        """Positions of a canvas."""
         return self.loaded.model.config.canvas_length
 
-    def answer(
-        self, prompt: Prompt, *, turn: int = 0, pad_to: int = 1, watch: Watcher | None = None
-    ) -> Answer:
+    @property
+    def room(self) -> int:
+        """Tokens of the longest prompt."""
         config = self.loaded.model.config
-        policy, params = policies.parse_policy(self.policy)
-        length = self.settings.canvases * config.canvas_length
-        prompts, count = _encode(self, prompt, length, config.max_length, pad_to)
-        arguments = (self.loaded.model, self.loaded.params, policy, params, prompts)
-        keys = _keys(self.seed, turn)
-        written = jax.device_get(canvases.generate(*arguments, keys, self.settings, watch))
-        check_finite(written.confidence, written.step_map)
-        text = self.tokenizer.decode(np.asarray(written.tokens[0]))
-        shape = RolloutSettings(gen_length=length, block_length=config.canvas_length)
-        return Answer(prompt, count, written, text, shape)
+        return config.max_length - self.settings.canvases * config.canvas_length
+
+    def roll_out(
+        self,
+        encoded: Sequence[Sequence[int]],
+        width: int,
+        keys: Array,
+        settings: Mapping[str, Any],
+        *,
+        with_records: bool = False,
+        watch: Watcher | None = None,
+    ) -> tuple[Generated, None]:
+        """As `MaskedWriter.roll_out`."""
+        if with_records:
+            raise ValueError("record is for masked models; leave it out")
+        policy, params = policies.adjusted(self.policy, *self._policy, settings)
+        prompts = _padded(self.tokenizer, encoded, width)
+        arguments = (self.loaded.model, self.loaded.params, policy, params, prompts, keys)
+        return jax.device_get(canvases.generate(*arguments, self.settings, watch)), None
+
+    def steps(self, *arguments: Any) -> Iterator[Step]:
+        """Refuses."""
+        raise ValueError("stream is for masked models; use generate(..., watch=FUNCTION)")
+
+    def answer(
+        self, trajectory: Any, row: int, prompt: Prompt, count: int, policy: str, odds: Any
+    ) -> Answer:
+        """As `MaskedWriter.answer`."""
+        del odds
+        one = jax.tree.map(lambda leaf: leaf[row : row + 1] if leaf.ndim else leaf, trajectory)
+        text = self.tokenizer.decode(np.asarray(one.tokens[0]))
+        length = self.settings.canvases * self.block_length
+        shape = RolloutSettings(gen_length=length, block_length=self.block_length)
+        return Answer(prompt, count, one, text, shape, policy, self.tokenizer)
 
 
 Writer = MaskedWriter | CanvasWriter
 
 
-def _encode(
-    writer: Writer, prompt: Prompt, length: int, max_length: int, pad_to: int
-) -> tuple[Prompts, int]:
-    """A batch of one prompt, and its number of tokens."""
+def load(model: str, policy: str | None, decoding: Decoding) -> Writer:
+    """The model, loaded as asked.
+
+    Raises:
+        ValueError: settings that do not fit each other (before anything is loaded), or the model.
+        FileNotFoundError: a file of the model is missing.
+    """
+    check(model, policy, decoding)
+    directory = hub.local_directory(model)
+    if diffusion_gemma.is_model(directory):
+        return _load_canvas(model, directory, policy, decoding)
+    denoiser, params, tokenizer = load_model(
+        str(directory),
+        dtype=decoding.dtype,
+        param_dtype=decoding.dtype,
+        quantization=decoding.quantization,
+    )
+    shape = masked_settings(model, decoding, denoiser, tokenizer)
+    named = policy or DEFAULT_POLICY
+    thinking = decoding.thinking
+    return MaskedWriter(denoiser, params, tokenizer, named, shape, thinking, name=model)
+
+
+def fitted(model: str | None, policy: str | None, decoding: Decoding) -> tuple[str, Decoding]:
+    """Model and decoding, with what the policy was trained for where they leave something open.
+
+    Warns where they say something else: a policy acts as its tables say only where it was trained.
+
+    Raises:
+        ValueError: neither names a model.
+    """
+    made = trained_for(policy)
+    if made is not None:
+        model = model or made.model
+        if model == made.model or model not in shipped_models():
+            length = decoding.gen_length or made.gen_length
+            block = length if made.block_length == made.gen_length else made.block_length
+            if decoding.block_length is None and length % block == 0:
+                decoding = dataclasses.replace(decoding, block_length=block)
+            decoding = dataclasses.replace(decoding, gen_length=length)
+        here = masked_settings(model, decoding)
+        given = dict(notation.parse(str(policy)).settings)
+        different = [
+            f"{name} {theirs} (here {ours})"
+            for name, theirs, ours in (
+                ("model", made.model, model),
+                ("gen_length", made.gen_length, here.gen_length),
+                ("block_length", made.block_length, here.block_length),
+                ("distribution", made.distribution, given.get("distribution", made.distribution)),
+            )
+            if theirs != ours
+        ]
+        if different:
+            logger.warning("The policy was trained for %s.", ", ".join(different))
+    if model is None:
+        raise ValueError(
+            f"--model is missing; give one of {', '.join(shipped_models())}, a directory or a hub "
+            "name (or a --policy that names its model)"
+        )
+    return model, decoding
+
+
+def trained_for(text: str | None) -> MadeFor | None:
+    """Where a learned policy was trained, or was calibrated for the forwards asked for."""
+    spec = None if text is None else notation.parse(text)
+    if spec is None or spec.name != "learned" or not spec.target:
+        return None
+    directory, given = policies.policy_directory(spec.target), dict(spec.settings)
+    if "nfe" not in given:
+        return made_for(directory)
+    known = load_calibrations(directory)
+    name = given.get("calibration", next(iter(known)) if len(known) == 1 else "")
+    found = known[name].environment if name in known else {}
+    names = {"model": "denoiser"} | {name: name for name in _SHAPE}
+    if not all(name in found for name in names.values()):
+        return None
+    return MadeFor(**{ours: found[theirs] for ours, theirs in names.items()})  # type: ignore[arg-type]
+
+
+def check(model: str, policy: str | None, decoding: Decoding) -> None:
+    """Raises for all mistakes that show before the model is loaded."""
+    shape = masked_settings(model, decoding)
+    environment = {"denoiser": model, **shape.environment}
+    policies.parse_policy(policy or DEFAULT_POLICY, environment=environment)
+
+
+def _load_canvas(
+    model: str, directory: pathlib.Path, policy: str | None, decoding: Decoding
+) -> CanvasWriter:
+    for name in _MASKED_ONLY:
+        value = getattr(decoding, name)
+        if value != getattr(Decoding, name):
+            raise SettingError(
+                name,
+                value,
+                f"it is for masked models, and {model} is a diffusion_gemma, which has canvases "
+                "and a temperature schedule of its own",
+                "Leave it out",
+            )
+    tokenizer = load_tokenizer(directory, needs_mask=False)
+    loaded = diffusion_gemma.load(directory, dtype=decoding.dtype, param_dtype=decoding.dtype)
+    config = loaded.model.config
+    tokenizer.stop_ids = tuple(dict.fromkeys([tokenizer.eos_id, *config.eos_token_ids]))
+    # Tokens of an answer at most, rounded up to whole canvases.
+    length = masked_settings(model, decoding).gen_length
+    shape = CanvasSettings(canvases=-(-length // config.canvas_length))
+    named = policy or DEFAULT_CANVAS_POLICY
+    return CanvasWriter(loaded, tokenizer, named, shape, decoding.thinking)
+
+
+def masked_settings(
+    model: str,
+    decoding: Decoding,
+    denoiser: Denoiser | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> RolloutSettings:
+    """The rollout's settings; without the model, those that follow from the decoding alone."""
+    length, block = DEFAULT_LENGTH, 0
+    if model in shipped_models():
+        _, length, block = shipped_lengths(model)
+    length = length if decoding.gen_length is None else decoding.gen_length
+    cache = parse_cache(decoding.cache)
+    stop_ids: tuple[int, ...] = ()
+    sampling = Sampling(top_k=decoding.top_k, top_p=decoding.top_p)
+    config = None if denoiser is None else denoiser.config
+    if config is not None:
+        sampling = families.sampling(config.family, decoding.top_k, decoding.top_p)
+        block = config.attention_block or block
+        if cache is not None:
+            cache.check_fits(config)
+        if config.attention_block is not None and tokenizer is not None:
+            # Block-causal models were not trained to predict tokens after the end of a text.
+            stop_ids = tokenizer.stop_ids
+    is_fitting = block and (length % block == 0 or (config and config.attention_block))
+    block = block if is_fitting else length
+    if decoding.block_length is not None:
+        block = decoding.block_length
+    return RolloutSettings(
+        gen_length=length,
+        block_length=block,
+        temperature=decoding.temperature,
+        sampling=sampling,
+        stop_ids=stop_ids,
+        cache=cache,
+    )
+
+
+def answer_all(
+    writer: Writer,
+    prompts: Sequence[Prompt],
+    settings: Mapping[str, Any],
+    *,
+    seed: int,
+    turn: int,
+    batch_size: int,
+    pad_to: int,
+    with_records: bool = False,
+    watch: Watcher | None = None,
+) -> Answers:
+    """Answers prompts in batches; arguments as of `Generator.generate`.
+
+    Batches are of 1, 2, 4, ... rows and of prompts of like length, so that a handful of programs
+    serve all calls. What a prompt gets depends on neither.
+    """
+    encoded = [encode(writer, prompt) for prompt in prompts]
+    policy = spelled(writer.policy, settings)
+    order = sorted(range(len(encoded)), key=lambda number: len(encoded[number]))
+    answers: dict[int, Answer] = {}
+    for start in range(0, len(order), batch_size):
+        members = order[start : start + batch_size]
+        size = min(1 << (len(members) - 1).bit_length(), batch_size)
+        width = padded_width(writer, len(encoded[members[-1]]), pad_to)
+        rows = [encoded[number] for number in members] + [()] * (size - len(members))
+        turns = np.asarray([turn + number for number in members] + [0] * (size - len(members)))
+        keys = answer_keys(np.full(size, seed, np.uint32), turns.astype(np.int32))
+        done, odds = writer.roll_out(
+            rows, width, keys, settings, with_records=with_records, watch=watch
+        )
+        check_finite(done.confidence, done.step_map)
+        for row, number in enumerate(members):
+            answers[number] = writer.answer(
+                done, row, prompts[number], len(encoded[number]), policy, odds
+            )
+    return Answers(answers[number] for number in range(len(prompts)))
+
+
+def encode(writer: Writer, prompt: Prompt) -> list[int]:
+    """Tokens of a prompt; a ValueError if it is too long."""
     tokens = writer.tokenizer.encode_prompt(prompt, thinking=writer.thinking)
-    room = max_length - length
-    if len(tokens) > room:
+    if len(tokens) > writer.room:
+        settings = writer.settings
+        length = settings.gen_length if isinstance(settings, RolloutSettings) else 0
+        length = length or settings.canvases * writer.block_length  # type: ignore[union-attr]
         raise ValueError(
             f"the prompt has {len(tokens)} tokens; with gen_length={length} the model "
-            f"(max_length={max_length}) has room for {max(room, 0)}. Shorten the prompt or lower "
-            "--gen_length"
+            f"(max_length={writer.room + length}) has room for {max(writer.room, 0)}. Shorten the "
+            "prompt or lower gen_length"
         )
-    width = min(-(-len(tokens) // pad_to) * pad_to, room)
-    return writer.tokenizer.pad_prompts([tokens], max(width, 1)), len(tokens)
+    return tokens
 
 
-def _keys(seed: int, turn: int) -> Array:
-    """The key of an answer's row, [1]."""
-    return row_keys(streams.stream(streams.root(seed), "turn", turn), 1)
+def padded_width(writer: Writer, length: int, pad_to: int) -> int:
+    """The length to which a prompt is padded."""
+    return max(min(-(-length // pad_to) * pad_to, writer.room), 1)
+
+
+def spelled(policy: str, settings: Mapping[str, Any]) -> str:
+    """A policy in its notation, with settings of an answer."""
+    more = ",".join(f"{name}={value}" for name, value in settings.items())
+    return f"{policy}{',' if ':' in policy else ':'}{more}" if more else policy
+
+
+def _padded(tokenizer: Tokenizer, encoded: Sequence[Sequence[int]], width: int) -> Prompts:
+    """Prompts of one length; those without tokens do not exist, but for a single one."""
+    prompts = tokenizer.pad_prompts(encoded, width)
+    present = np.asarray([bool(tokens) for tokens in encoded])
+    if len(encoded) == 1 or present.all():
+        return prompts
+    return dataclasses.replace(prompts, present=present)  # type: ignore[arg-type]

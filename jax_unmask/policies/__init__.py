@@ -29,7 +29,13 @@ from jax_unmask.policies.heuristics import (
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import LearnedPolicy, network_settings
 from jax_unmask.policies.network import NetworkConfig
-from jax_unmask.policies.spec import EXPORTED, available, parse_policy, policy_directory
+from jax_unmask.policies.spec import (
+    EXPORTED,
+    adjusted,
+    available,
+    parse_policy,
+    policy_directory,
+)
 
 __all__ = [
     "EXPORTED",
@@ -60,6 +66,7 @@ __all__ = [
     "Threshold",
     "TopConfidence",
     "TopkMargin",
+    "adjusted",
     "available",
     "load_policy",
     "network_settings",

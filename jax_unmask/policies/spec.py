@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from jax_unmask import notation, shipped
@@ -113,6 +114,85 @@ def parse_policy(text: str, *, environment: Environment | None = None) -> tuple[
     return policy, params | settings
 
 
+def adjusted(
+    text: str,
+    policy: Policy,
+    params: Params,
+    settings: Mapping[str, Any],
+    *,
+    environment: Environment | None = None,
+) -> tuple[Policy, Params]:
+    """A policy with other settings; weights are not loaded again.
+
+    Args:
+        text: its notation; `policy` and `params` are what `parse_policy` made of it.
+        settings: by their names there. For rules that spread their positions over `steps`, `nfe`
+            is the steps of the whole canvas.
+        environment: as in `parse_policy`.
+
+    Raises:
+        SettingError: there is no such setting, or its value is out of range.
+    """
+    if not settings:
+        return policy, params
+    given, spec = dict(settings), notation.parse(text)
+    make = POLICIES(spec.name)
+    known = _settings(policy)
+    nfe = given.pop("nfe", None)
+    if nfe is not None:
+        if make is load_learned and "alpha" not in given:
+            assert isinstance(policy, LearnedPolicy)
+            directory = policy_directory(spec.target)
+            name = dict(spec.settings).get("calibration")
+            policy, told = _told(directory, policy, nfe, name, environment)
+            params = params | told
+        elif "steps" in known and not {"steps", "tokens_per_step"} & given.keys():
+            given["steps"] = _steps(policy, nfe, environment or {})
+        else:
+            problem = f"{spec.name} takes the forwards that it takes"
+            remedy = "Leave it out, or choose a policy that is told alpha, or one with `steps`"
+            raise SettingError("nfe", nfe, problem, remedy)
+    for name in given.keys() - known.keys():
+        problem = f"{spec.name} has no such setting{notation.suggestion(name, known)}"
+        raise SettingError(name, given[name], problem, f"It has: {', '.join(known) or 'none'}")
+    fields = {field.name for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
+    static = {name: value for name, value in given.items() if name in fields}
+    if static:
+        policy = dataclasses.replace(policy, **static)  # type: ignore[type-var]
+    numbers = {name: value for name, value in given.items() if name not in fields}
+    made = policy.params(**numbers)
+    return policy, params | {name: made[name] for name in numbers}
+
+
+def _steps(policy: Policy, nfe: float, environment: Environment) -> int:
+    """The setting `steps` with which a rule takes so many forwards on a canvas."""
+    blocks = 1
+    length, block = (environment.get(name, 1) for name in ("gen_length", "block_length"))
+    if not getattr(policy, "of_canvas", False):
+        blocks = -(-int(length) // int(block))
+    if nfe < blocks or nfe % blocks:
+        problem = f"the canvas has {blocks} blocks of equal steps"
+        raise SettingError("nfe", nfe, problem, "Give a multiple of their number")
+    return int(nfe) // blocks
+
+
+def _told(
+    directory: pathlib.Path,
+    policy: LearnedPolicy,
+    nfe: float,
+    calibration: str | None = None,
+    environment: Environment | None = None,
+) -> tuple[LearnedPolicy, Params]:
+    """A policy that is asked for forwards, and the settings with which it takes them."""
+    if not policy.alphas:
+        problem = "the policy was trained for one alpha and takes the forwards that it takes"
+        raise SettingError("nfe", nfe, problem, "Leave it out, or choose another policy")
+    found = find_calibration(directory, calibration, environment or {})
+    # Unless the caller says otherwise, it acts as it did when its forwards were counted.
+    acts: dict[str, Any] = {"distribution": found.environment["distribution"]}
+    return dataclasses.replace(policy, **acts), policy.params(**found.settings(nfe))
+
+
 def load_learned(
     name: str,
     nfe: float | None = None,
@@ -140,14 +220,8 @@ def load_learned(
         best: dict[str, Any] = {"distribution": made.distribution}
         policy = dataclasses.replace(policy, **best)
     if nfe is not None:
-        if not policy.alphas:
-            problem = "the policy was trained for one alpha and takes the forwards that it takes"
-            raise SettingError("nfe", nfe, problem, "Leave it out, or choose another policy")
-        found = find_calibration(directory, calibration, environment or {})
-        # Unless the caller says otherwise, it acts as it did when its forwards were counted.
-        acts: dict[str, Any] = {"distribution": found.environment["distribution"]}
-        policy = dataclasses.replace(policy, **acts)
-        return policy, params | policy.params(**found.settings(nfe))
+        policy, told = _told(directory, policy, nfe, calibration, environment)
+        return policy, params | told
     if calibration is not None:
         raise SettingError("calibration", calibration, "it is of no use without nfe", "Give nfe=")
     return policy, params

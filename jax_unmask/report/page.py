@@ -27,8 +27,12 @@ _SCRIPTS = ("base", "styles", "frontier", "tables", "curves", "trace", "viewer",
 _ESCAPES = str.maketrans({char: f"\\u{ord(char):04x}" for char in "<>&\u2028\u2029"})
 
 
-def write_page(
-    path: str | os.PathLike[str],
+def write_page(path: str | os.PathLike[str], **parts: Any) -> None:
+    """Writes a page (see `whole`) to a file, whole or not at all."""
+    atomic_write(path, whole(**parts))
+
+
+def whole(
     *,
     title: str,
     subtitle: str = "",
@@ -39,11 +43,10 @@ def write_page(
     text: str = "",
     about: Sequence[tuple[str, str]] = (),
     config: str = "",
-) -> None:
-    """Writes a page, whole or not at all.
+) -> str:
+    """A page as text.
 
     Args:
-        path: the file to write.
         title: heading.
         subtitle: a line below it.
         sections: what `report.payload.section` gives.
@@ -64,11 +67,11 @@ def write_page(
         "about": [list(pair) for pair in about],
         "config": config,
     }
-    atomic_write(path, render(data, text=text))
+    return render(data, text=text)
 
 
 def render(data: Data, *, text: str = "") -> str:
-    """The page as text; arguments as in `write_page`."""
+    """The page as text; arguments as in `whole`."""
     style = (_WEB / "style.css").read_text(encoding="utf-8")
     scripts = "\n".join((_WEB / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{scripts}}})();\n'
@@ -88,6 +91,14 @@ def render(data: Data, *, text: str = "") -> str:
     }
     # In one pass: what is filled in may itself hold what looks like a place to fill.
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], page)
+
+
+def framed(text: str, height: int = 640) -> str:
+    """A page inside of another one, such as a notebook."""
+    return (
+        f'<iframe srcdoc="{html.escape(text)}" sandbox="allow-scripts" '
+        f'style="width:100%;height:{height}px;border:0"></iframe>'
+    )
 
 
 def _embed(data: Any) -> str:

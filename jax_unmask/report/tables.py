@@ -15,6 +15,7 @@ from jax_unmask.report.results import (
     HEADINGS,
     HEURISTIC,
     NO_CACHE,
+    TRAINED,
     Result,
     Standing,
     by_series,
@@ -230,6 +231,35 @@ def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool
         "* lies on the frontier of its table. NFE counts denoiser forwards per sequence."
     )
     return "\n\n".join(parts) + "\n"
+
+
+def headline(results: Sequence[Result], split: str, *, title: str) -> str:
+    """What was found, in a sentence: the policy that was trained here, or else the best one."""
+    found = standings(results, split)
+    trained = [standing for standing in found if standing.result.label == TRAINED]
+    if not found:
+        points = [result.point for result in results if result.split == split]
+        best = max(points, key=lambda point: (point.accuracy, -point.nfe))
+        near = [point for point in points if point.accuracy >= best.accuracy - 0.01]
+        fast = min(near, key=lambda point: point.nfe)
+        text = f"{title}: at most {_reached(best)}"
+        return text + (f"; {_reached(fast)}." if fast is not best else ".")
+    standing = max(trained or found, key=lambda each: each.interpolated.significance)
+    gain, _ = _gain(standing.interpolated)
+    points_gained = f"{gain} points" if gain != "-" else "no heuristic is as fast"
+    saved = saved_text(standing.saved)
+    saved += " forwards saved" if standing.saved.reached else ""
+    return (
+        f"{title}: {_reached(standing.result.point)}. Against the heuristics: {points_gained} at "
+        f"equal forwards, {saved} at equal accuracy."
+    )
+
+
+def _reached(point: Point) -> str:
+    settings = settings_text(point.settings)
+    name = f"{point.method} {settings}".strip()
+    accuracy = _percent(point.accuracy, point.accuracy_se)
+    return f"{name} has {accuracy} % right in {point.nfe:.2f} forwards"
 
 
 def verdict(found: Sequence[Standing]) -> str:

@@ -688,6 +688,136 @@ Carry = tuple[LoopState, KeyValueCache | None, Records | None]
 """State of a rollout, cache of keys and values, records so far."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Loop:
+    """The iterations of a rollout: forwards, what the policy does with them, slots.
+
+    Attributes:
+        mdp: the steps of rows.
+        policy_params: parameters and settings of the policy.
+        forwards: the denoiser's forwards, with the prompts and keys of all rows.
+        watch: see `rollout`.
+    """
+
+    mdp: Mdp
+    policy_params: Params
+    forwards: PlainForwards
+    watch: Watcher | None = None
+
+    @classmethod
+    def of(
+        cls,
+        denoiser: Denoiser,
+        denoiser_params: Params,
+        policy: Policy,
+        policy_params: Params,
+        prompts: Prompts,
+        keys: Array,
+        settings: RolloutSettings,
+        watch: Watcher | None = None,
+    ) -> Loop:
+        """The loop of a rollout; arguments as of `rollout`."""
+        mdp = Mdp(for_rollouts(denoiser, settings.block_length), denoiser_params, policy, settings)
+        kinds = PlainForwards if settings.cache is None else CachedForwards
+        return cls(mdp, policy_params, kinds(mdp, prompts, keys), watch)
+
+    def first(
+        self, slots: Slots, present: Bool[Array, " B"] | None
+    ) -> tuple[LoopState, KeyValueCache | None]:
+        """The state before the first forward, and the cache; absent rows are done."""
+        state = LoopState(
+            rows=self.mdp.first_rows(self.forwards.rows, present),
+            slots=slots,
+            memory=self.forwards.first_memory(slots),
+            executed=jnp.zeros(self.forwards.kinds, jnp.int32),
+        )
+        return state, self.forwards.first_cache(slots)
+
+    def is_done(self, rows: Rows) -> Bool[Array, " B"]:
+        """Rows that get no further forward."""
+        return rows.block >= self.mdp.num_blocks
+
+    def is_unfinished(self, state: LoopState) -> Bool[Array, ""]:
+        """Whether any row is not done."""
+        return (state.rows.block < self.mdp.num_blocks).any()
+
+    def serve(
+        self, kind: int, state: LoopState, cache: KeyValueCache | None
+    ) -> tuple[LoopState, KeyValueCache | Written | None, SlotStep | None]:
+        """One forward, what it does to the cache, and the step that the rows take with it."""
+        mdp = self.mdp
+        # 1. The denoiser: what the policy may read of the canvases in the slots.
+        done = self.forwards.run(kind, state, cache)
+        slots, served = state.slots, done.served.of(state.slots)
+        # 2. The policy: which positions to fill, and the canvases after it.
+        params = select_settings(self.policy_params, served.take)
+        obs = mdp.observation(done.batch, done.readout.scores, done.readout.hidden)
+        rows, records = mdp.act(done.batch, params, obs, done.policy_keys, done.acting)
+        # 3. The new state; slots of rows that are done go to waiting rows.
+        all_rows = by_rows(served.put(state.rows, rows))
+        if self.watch is not None:
+            io_callback(self.watch, None, all_rows.canvas, all_rows.step_map, ordered=True)
+        step = SlotStep(
+            records=done.served.spread(records, slots.row.size),
+            row=slots.row,
+            step=slots.take(state.rows.step),
+        )
+        state = LoopState(
+            rows=all_rows,
+            slots=slots.refill(self.is_done(all_rows)),
+            memory=done.memory,
+            executed=state.executed.at[kind].add(1),
+        )
+        return state, done.cache, step if mdp.settings.record else None
+
+    def shapes(self, state: LoopState, cache: KeyValueCache | None) -> Any:
+        """Shapes of what an iteration of the last kind writes: to the cache, to the records."""
+        last_kind = self.forwards.kinds - 1
+        _, *shapes = jax.eval_shape(functools.partial(self.serve, last_kind), state, cache)
+        return shapes
+
+    def chunk(self, carry: Carry, shapes: Any, steps: int) -> Carry:
+        """Full forwards while they are due, then several iterations of the last kind."""
+        last_kind = self.forwards.kinds - 1
+
+        def record(state: LoopState, records: Records | None, steps: Any) -> Records | None:
+            return None if records is None else state.slots.record(records, steps)
+
+        def fill_cache(carry: Carry) -> Carry:
+            """A full forward, which fills the cache of some rows."""
+            state, cache, records = carry
+            state, filled, step = self.serve(0, state, cache)
+            steps = jax.tree.map(lambda x: x[None], step)
+            return state, cast(KeyValueCache, filled), record(state, records, steps)
+
+        def iterate(
+            carry: tuple[LoopState, KeyValueCache | None], _: None
+        ) -> tuple[tuple[LoopState, KeyValueCache | None], SlotStep | None]:
+            """A forward of the last kind; nothing if it is not due.
+
+            The cache passes the branches by: results of a branch are copied on a GPU.
+            """
+            state, cache = carry
+            nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+            state, written, step = jax.lax.cond(
+                self.forwards.due(state)[last_kind],
+                lambda state: self.serve(last_kind, state, cache),
+                lambda state: (state, *nothing),
+                state,
+            )
+            if written is not None:
+                cache = write_positions(cast(KeyValueCache, cache), written)
+            return (state, cache), step
+
+        if last_kind:
+            carry = jax.lax.while_loop(
+                lambda carry: self.forwards.due(carry[0])[0], fill_cache, carry
+            )
+        state, cache, records = carry
+        (state, cache), taken = jax.lax.scan(iterate, (state, cache), length=steps)
+        return state, cache, record(state, records, taken)
+
+
 def row_keys(key: Array, rows: Int[Array, " B"] | int) -> Array:
     """One typed PRNG key per row: `fold_in(key, row)`.
 
@@ -745,89 +875,12 @@ def rollout(
             f"{settings.temperature} and {settings.cache!r}"
         )
     batch = prompts.tokens.shape[0]
-    mdp = Mdp(for_rollouts(denoiser, settings.block_length), denoiser_params, policy, settings)
-    kinds = PlainForwards if settings.cache is None else CachedForwards
-    forwards = kinds(mdp, prompts, keys)
-
-    def serve(
-        kind: int, state: LoopState, cache: KeyValueCache | None
-    ) -> tuple[LoopState, KeyValueCache | Written | None, SlotStep | None]:
-        """One forward, what it does to the cache, and the step that the rows take with it."""
-        # 1. The denoiser: what the policy may read of the canvases in the slots.
-        done = forwards.run(kind, state, cache)
-        slots, served = state.slots, done.served.of(state.slots)
-        # 2. The policy: which positions to fill, and the canvases after it.
-        params = select_settings(policy_params, served.take)
-        obs = mdp.observation(done.batch, done.readout.scores, done.readout.hidden)
-        rows, records = mdp.act(done.batch, params, obs, done.policy_keys, done.acting)
-        # 3. The new state; slots of rows that are done go to waiting rows.
-        all_rows = by_rows(served.put(state.rows, rows))
-        if watch is not None:
-            io_callback(watch, None, all_rows.canvas, all_rows.step_map, ordered=True)
-        step = SlotStep(
-            records=done.served.spread(records, slots.row.size),
-            row=slots.row,
-            step=slots.take(state.rows.step),
-        )
-        state = LoopState(
-            rows=all_rows,
-            slots=slots.refill(slots.take(all_rows.block) >= mdp.num_blocks),
-            memory=done.memory,
-            executed=state.executed.at[kind].add(1),
-        )
-        return state, done.cache, step if settings.record else None
-
-    slots = settings.num_slots(*prompts.tokens.shape)
+    loop = Loop.of(denoiser, denoiser_params, policy, policy_params, prompts, keys, settings, watch)
+    slots, mdp = settings.num_slots(*prompts.tokens.shape), loop.mdp
     assignment = Slots.first(batch, slots, settings.slot_groups)
-    state = LoopState(
-        rows=mdp.first_rows(batch, prompts.present),
-        slots=assignment,
-        memory=forwards.first_memory(assignment),
-        executed=jnp.zeros(forwards.kinds, jnp.int32),
-    )
-    cache = forwards.first_cache(assignment)
-    last_kind = forwards.kinds - 1
-    _, *shapes = jax.eval_shape(functools.partial(serve, last_kind), state, cache)
-
-    def record(state: LoopState, records: Records | None, steps: Any) -> Records | None:
-        return None if records is None else state.slots.record(records, steps)
-
-    def fill_cache(carry: Carry) -> Carry:
-        """A full forward, which fills the cache of some rows."""
-        state, cache, records = carry
-        state, filled, step = serve(0, state, cache)
-        steps = jax.tree.map(lambda x: x[None], step)
-        return state, cast(KeyValueCache, filled), record(state, records, steps)
-
-    def iterate(
-        carry: tuple[LoopState, KeyValueCache | None], _: None
-    ) -> tuple[tuple[LoopState, KeyValueCache | None], SlotStep | None]:
-        """A forward of the last kind; nothing if it is not due.
-
-        The cache passes the branches by: results of a branch are copied on a GPU.
-        """
-        state, cache = carry
-        nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-        state, written, step = jax.lax.cond(
-            forwards.due(state)[last_kind],
-            lambda state: serve(last_kind, state, cache),
-            lambda state: (state, *nothing),
-            state,
-        )
-        if written is not None:
-            cache = write_positions(cast(KeyValueCache, cache), written)
-        return (state, cache), step
-
-    def chunk(carry: Carry) -> Carry:
-        """Full forwards while they are due, then several iterations of the last kind."""
-        if last_kind:
-            carry = jax.lax.while_loop(lambda carry: forwards.due(carry[0])[0], fill_cache, carry)
-        state, cache, records = carry
-        (state, cache), steps = jax.lax.scan(iterate, (state, cache), length=_STEPS_PER_CHUNK)
-        return state, cache, record(state, records, steps)
-
+    state, cache = loop.first(assignment, prompts.present)
+    shapes = loop.shapes(state, cache)
     room = (mdp.most_steps, batch)
-    step_shapes = shapes[1]
 
     def empty(x: jax.ShapeDtypeStruct) -> Array:
         # The carry of a loop keeps its layout if the dimensions after the row's are one.
@@ -835,15 +888,15 @@ def rollout(
 
     records = None
     if settings.record:
-        records = by_rows(jax.tree.map(empty, step_shapes.records), axis=1)
+        records = by_rows(jax.tree.map(empty, shapes[1].records), axis=1)
     state, _, records = jax.lax.while_loop(
-        lambda carry: (carry[0].rows.block < mdp.num_blocks).any(),
-        chunk,
+        lambda carry: loop.is_unfinished(carry[0]),
+        lambda carry: loop.chunk(carry, shapes, _STEPS_PER_CHUNK),
         (state, cache, records),
     )
     if records is not None:
         records = jax.tree.map(
-            lambda x, one: x.reshape(*room, *one.shape[1:]), records, step_shapes.records
+            lambda x, one: x.reshape(*room, *one.shape[1:]), records, shapes[1].records
         )
     rows = state.rows
     return Trajectory(
@@ -855,5 +908,5 @@ def rollout(
         forwards=state.executed.sum(),
         slots=slots,
         records=None if records is None else by_rows(records, axis=1),
-        by_kind=forwards.by_kind(state),
+        by_kind=loop.forwards.by_kind(state),
     )

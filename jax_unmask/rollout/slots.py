@@ -75,11 +75,11 @@ class Slots:
         """Arrays [B, ...] in which the rows in the slots have new values [S, ...]."""
         return values if self.is_static else _per_group(_replace, self.row, rows, values)
 
-    def refill(self, done: Bool[Array, " S"]) -> Slots:
+    def refill(self, is_done: Bool[Array, " B"]) -> Slots:
         """Gives the slots of rows that are done to waiting rows, in order."""
         if self.is_static:
             return self
-        done = done.reshape(self.row.shape)
+        done = self.take(is_done).reshape(self.row.shape)
         row = self.waiting[:, None] + jnp.cumsum(done, axis=1, dtype=jnp.int32) - 1
         taken = done & (row < self.size)
         return dataclasses.replace(

@@ -126,14 +126,12 @@ class RolloutSettings(Settings):
             return min(self.slots, rows)
         if accelerators.platform() == "cpu":
             return rows
-        return self.slot_groups * self.slots_of_group(rows // self.slot_groups, prompt_length)
-
-    def slots_of_group(self, rows: int, prompt_length: int) -> int:
-        """Slots of an accelerator's rows where `slots` is 0."""
         tokens = prompt_length + self.gen_length
         if self.cache is not None:
             tokens = self.cache.window(self.gen_length, self.block_length)
-        return min(max(-(-rows // _ROWS_PER_SLOT), -(-_FORWARD_TOKENS // tokens)), rows)
+        each = rows // self.slot_groups
+        wanted = max(-(-each // _ROWS_PER_SLOT), -(-_FORWARD_TOKENS // tokens))
+        return self.slot_groups * min(wanted, each)
 
 
 @struct.dataclass
@@ -219,6 +217,16 @@ class Trajectory:
     records: Records | None = None
     by_kind: Forwards | None = None
 
+    def row(self, number: int) -> Trajectory:
+        """One row as a trajectory of its own; what was executed is that of all."""
+        one = slice(number, number + 1)
+        rows = jax.tree.map(
+            lambda leaf: leaf[one] if leaf.ndim else leaf,
+            dataclasses.replace(self, records=None),
+        )
+        records = jax.tree.map(lambda leaf: leaf[:, one], self.records)
+        return dataclasses.replace(rows, records=records)
+
     @property
     def cost(self) -> Float[Array, " B"]:
         """Cost of each row's forwards, in forwards over its whole sequence.
@@ -250,7 +258,9 @@ class Trajectory:
         return jnp.sum(self.cost) / self.executed_cost
 
 
-def check_finite(confidence: Float[Array, "B L"], step_map: Int[Array, "B L"]) -> None:
+def check_finite(
+    confidence: Float[Array | np.ndarray, "B L"], step_map: Int[Array | np.ndarray, "B L"]
+) -> None:
     """Raises FloatingPointError, with the place, where the denoiser's scores were not finite."""
     bad = np.argwhere(~np.isfinite(np.asarray(confidence)))
     if len(bad):

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
+import json
 import logging
 import os
 import pathlib
 import platform
+import time
+from collections.abc import Iterator
 
 import jax
+
+from jax_unmask.runtime.files import atomic_write
 
 COMPILE_EVENT = "/jax/core/compile/backend_compile_duration"
 CACHE_HIT_EVENT = "/jax/compilation_cache/cache_hits"
@@ -76,6 +82,35 @@ def _machine() -> str:
         lines = cpuinfo.read_text().splitlines()
         description += next((line for line in lines if line.startswith(("flags", "Features"))), "")
     return hashlib.sha256(description.encode()).hexdigest()[:12]
+
+
+@contextlib.contextmanager
+def announced(what: str) -> Iterator[None]:
+    """Says that something is compiled in this block, and how long that took the last time."""
+    file, seconds = _record(), {}
+    if file is not None:
+        with contextlib.suppress(OSError, ValueError):
+            seconds = dict(json.loads(file.read_text(encoding="utf-8")))
+    last = seconds.get(what)
+    expected = (
+        "the first time this takes minutes" if last is None else f"{last:.0f} s the last time"
+    )
+    if not jax.process_index():
+        logger.info("Compiling %s (%s) ...", what, expected)
+    began = time.monotonic()
+    yield
+    seconds[what] = time.monotonic() - began
+    if file is not None and not jax.process_index():
+        with contextlib.suppress(OSError):
+            atomic_write(file, json.dumps(seconds, indent=1))
+
+
+def _record() -> pathlib.Path | None:
+    """The file of what compiling took, beside the compiled programs; None where none are kept."""
+    directory = jax.config.jax_compilation_cache_dir  # type: ignore[attr-defined]
+    if not directory or "://" in directory:
+        return None
+    return pathlib.Path(directory) / "jax_unmask_seconds.json"
 
 
 @dataclasses.dataclass

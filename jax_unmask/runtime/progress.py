@@ -48,6 +48,22 @@ def progress_bar(
     )
 
 
+def bar(share: float, width: int = 10) -> str:
+    """A bar of characters.
+
+    >>> bar(0.25, 8)
+    '##......'
+    """
+    filled = round(share * width)
+    return "#" * filled + "." * (width - filled)
+
+
+def leave_out_time(bar: tqdm.tqdm) -> None:
+    """Lets the rate of a bar begin here: what came before (compiling) does not count."""
+    bar.initial, bar.start_t = bar.n, bar._time()
+    bar.last_print_t = bar.start_t
+
+
 class _Lines:
     """A stream on which every refresh of a bar is a new line."""
 

@@ -53,6 +53,20 @@ class Task(Protocol):
         return [self.check(*pair) for pair in zip(examples, responses, strict=True)]
 
 
+def rendered(task: Task, example: Example, response: str | None = None) -> str:
+    """A problem as people read it, and a response to it if there is one.
+
+    A task may have a method `render(example, response)` for that; otherwise it is the texts.
+    """
+    render = getattr(task, "render", None)
+    if render is not None:
+        return str(render(example, response))
+    prompt = task.prompt(example)
+    if not isinstance(prompt, str):
+        prompt = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+    return prompt if response is None else f"{prompt}\n\n{response}"
+
+
 @runtime_checkable
 class SlowTask(Task, Protocol):
     """A task whose checks run in worker processes while the caller does other work.

@@ -52,6 +52,24 @@ def solves(puzzle: str, grid: str) -> bool:
     return bool(is_valid(np.array([int(cell) for cell in grid])))
 
 
+def drawn(*grids: str) -> str:
+    """Grids of 16 cells side by side, as people draw them.
+
+    >>> print(drawn("1.34341..1434.2."))
+    1 . | 3 4
+    3 4 | 1 .
+    ----+----
+    . 1 | 4 3
+    4 . | 2 .
+    """
+    lines = []
+    for row in range(4):
+        cells = [list(f"{grid:{CELLS}.{CELLS}}"[4 * row : 4 * row + 4]) for grid in grids]
+        lines.append("     ".join(f"{a} {b} | {c} {d}" for a, b, c, d in cells))
+    lines.insert(2, "     ".join("----+----" for _ in grids))
+    return "\n".join(line.rstrip() for line in lines)
+
+
 @dataclasses.dataclass(frozen=True)
 class Sudoku(GeneratedTask):
     """Many-solution Sudoku 4x4 (`name = "sudoku"`).
@@ -76,6 +94,11 @@ class Sudoku(GeneratedTask):
     def check(self, example: Example, response: str) -> float:
         """1.0 if the response is 16 digits that complete the puzzle, else 0.0."""
         return float(solves(example["prompt"], response))
+
+    def render(self, example: Example, response: str | None = None) -> str:
+        """The puzzle, and beside it the response."""
+        puzzle = example["prompt"]
+        return drawn(puzzle) if response is None else drawn(puzzle, response)
 
     def draw(self, generator: np.random.Generator) -> Example:
         """A random valid grid with random holes."""

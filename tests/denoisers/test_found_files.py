@@ -17,6 +17,7 @@ from jax_unmask import denoisers
 from jax_unmask.denoisers import diffusion_gemma, families
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.generation.answers import MaskedWriter
+from jax_unmask.generation.generator import Generator
 from jax_unmask.rollout import RolloutSettings
 from jax_unmask.shipped import assets
 
@@ -246,9 +247,9 @@ class TestNumbers:
         params["final_norm"]["scale"] = params["final_norm"]["scale"] * np.inf
         tokenizer = denoisers.load_tokenizer(assets() / "sudoku")
         shape = RolloutSettings(gen_length=4, block_length=4)
-        writer = MaskedWriter(denoiser, params, tokenizer, "threshold:threshold=0.9", shape, 0)
+        writer = MaskedWriter(denoiser, params, tokenizer, "threshold:threshold=0.9", shape)
         with pytest.raises(FloatingPointError, match=r"scores are not .* row 0 at"):
-            writer.answer("12..=")
+            Generator(writer).generate(["12..="])
 
 
 CHAT = [{"role": "system", "content": "4"}, {"role": "user", "content": "2"}]

@@ -1,0 +1,246 @@
+"""Serves a model by the OpenAI protocol: `python -m jax_unmask.serve`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import ipaddress
+import logging
+import os
+import pathlib
+import signal
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from jax_unmask import policies
+from jax_unmask.commands import command_line
+from jax_unmask.denoisers.quantization import TYPES
+from jax_unmask.generation import answers
+from jax_unmask.generation.generator import Decoding
+from jax_unmask.runtime import compilation
+from jax_unmask.settings import FlagError, declared
+from jax_unmask.shipped import shipped_models
+
+KEY = "JAX_UNMASK_API_KEY"
+_POLICIES = (answers.DEFAULT_POLICY, "top_confidence")
+
+logger = logging.getLogger(__name__)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line."""
+    from jax_unmask.serving.engine import EngineSettings
+    from jax_unmask.serving.protocol import RequestLimits
+
+    described = argparse.ArgumentParser(
+        prog="python -m jax_unmask.serve", description="Serves a model by the OpenAI protocol."
+    )
+    shipped = ", ".join(shipped_models()) or "none"
+    described.add_argument(
+        "--model",
+        help=f"a shipped model ({shipped}), a Hugging Face or Orbax directory, or a hub name; "
+        "default: the one that the (first learned) policy was trained for",
+    )
+    add = described.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on; default: %(default)s")
+    add("--port", type=int, default=8000, help="0 for any that is free; default: %(default)s")
+    add(
+        "--no_key",
+        action="store_true",
+        help=f"serve other machines without a key (otherwise it is in ${KEY}, and requests have it "
+        "as their bearer token)",
+    )
+    add(
+        "--drain_seconds",
+        type=int,
+        default=60,
+        help="after SIGTERM, how long running requests may go on; default: %(default)s",
+    )
+    add = described.add_argument_group("decoding").add_argument
+    add(
+        "--policy",
+        action="append",
+        help="a policy that requests can choose, the first is the default; give it several times "
+        f"(names: {', '.join(policies.available())}); default: {' and '.join(_POLICIES)}",
+    )
+    add("--gen_length", type=int, help="longest canvas; default: what the model was made for")
+    add(
+        "--lengths",
+        help="canvas lengths, as in 32,64,128: a request gets the shortest that holds its "
+        "max_tokens; default: gen_length alone",
+    )
+    add("--block_length", type=int, help="block length; default: what the model was made for")
+    add("--cache", default="none", help="as of generate; default: %(default)s")
+    add("--temperatures", default="0", help="that requests may ask for, the default first")
+    add("--top_k", type=int, default=0, help="draw from the k best tokens; default: 0 (all)")
+    add("--top_p", type=float, default=1.0, help="draw from the best tokens of this mass")
+    add("--seed", type=command_line.seed, default=0, help="of requests that name none; default: 0")
+    add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
+    add("--quantization", choices=tuple(TYPES), help="one byte per weight of the layers' matrices")
+    add("--thinking", choices=("on", "off"), help="for chat templates that know reasoning")
+    add = described.add_argument_group("limits").add_argument
+    for each in (*declared(EngineSettings()), *declared(RequestLimits())):
+        add(
+            f"--{each.key}",
+            type=each.kind,
+            default=each.default,
+            help=f"{each.help} ({each.default:g})",
+        )
+    return described
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command."""
+    args = parser().parse_args(arguments)
+    command_line.set_up_logging()
+    compilation.enable_cache()
+    with command_line.clear_errors(args):
+        served = Service(args)
+        try:
+            served.run()
+        finally:
+            served.engine.close()
+
+
+def require() -> Any:
+    """uvicorn; an ImportError that says how to install it."""
+    try:
+        import starlette  # noqa: F401
+        import uvicorn
+    except ImportError as error:
+        raise ImportError("serving needs the extra: pip install 'jax_unmask[serve]'") from error
+    return uvicorn
+
+
+class Service:
+    """A loaded model, its engine and its server.
+
+    Raises:
+        ValueError: the arguments do not fit each other (before anything is loaded), or the model.
+    """
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        uvicorn = require()
+        from jax_unmask.serving.app import App
+        from jax_unmask.serving.engine import Engine, EngineSettings
+        from jax_unmask.serving.protocol import Model, RequestLimits
+
+        def given(kind: Any) -> Any:
+            return kind(**{each.key: getattr(args, each.key) for each in declared(kind())})
+
+        engine_settings, limits = given(EngineSettings), given(RequestLimits)
+        is_loopback, key = _is_loopback(args.host), os.environ.get(KEY) or None
+        if not (is_loopback or key or args.no_key):
+            raise FlagError(
+                "host",
+                args.host,
+                "other machines could send requests",
+                f"Set a key in the environment variable {KEY}, or give --no_key",
+            )
+        named = list(dict.fromkeys(args.policy or _POLICIES))
+        lengths, temperatures = (
+            _numbers(args, "lengths", int),
+            _numbers(args, "temperatures", float),
+        )
+        if lengths and args.gen_length is None:
+            args.gen_length = max(lengths)
+        learned = next((each for each in named if answers.trained_for(each)), None)
+        how = _decoding(args, temperatures[0], None)
+        args.model, how = answers.fitted(args.model, learned, how)
+        args.gen_length, args.block_length = how.gen_length, how.block_length
+        for length in lengths or [None]:
+            for policy in named:
+                answers.check(args.model, policy, _decoding(args, temperatures[0], length))
+        writer = answers.load(args.model, named[0], _decoding(args, temperatures[0], None))
+        if not isinstance(writer, answers.MaskedWriter):
+            raise ValueError(f"--model={args.model}: the server is for masked models")
+        self.model = Model(
+            pathlib.Path(args.model).name if pathlib.Path(args.model).is_dir() else args.model,
+            writer,
+            named,
+            lengths or [writer.settings.gen_length],
+            temperatures,
+            limits,
+            args.seed,
+        )
+        self.engine = Engine(writer.denoiser, writer.params, self.model.shared, engine_settings)
+        self.app = App(self.model, self.engine, key=key, is_loopback=is_loopback)
+        config = uvicorn.Config(
+            self.app.asgi,
+            host=args.host,
+            port=args.port,
+            log_level="warning",
+            access_log=False,
+            timeout_graceful_shutdown=args.drain_seconds,
+            server_header=False,
+        )
+        self._server = _server(uvicorn, config, self._say)
+        self._args = args
+
+    def run(self) -> None:
+        """Serves until a signal; then finishes what runs."""
+        with compilation.announced(f"the rollouts of {self.model.name}"):
+            self.engine.warm(self.model.first_shapes())
+        self._server.run()
+        ended = dict(self.engine.counts.ended)
+        logger.info("Served %s.", ", ".join(f"{n} {end}" for end, n in ended.items()) or "nothing")
+        if not self._server.started:
+            raise OSError(f"--port={self._args.port}: cannot listen on {self._args.host}")
+
+    def _say(self, port: int) -> None:
+        host = f"[{self._args.host}]" if ":" in self._args.host else self._args.host
+        logger.info(
+            "Serving %s at http://%s:%d (page), http://%s:%d/v1 (OpenAI protocol). Try it:\n"
+            "  curl http://%s:%d/v1/completions -H 'Content-Type: application/json' -d '%s'",
+            *(self.model.name, host, port, host, port, host, port),
+            '{"prompt": "..."}',
+        )
+
+
+def _server(uvicorn: Any, config: Any, say: Any) -> Any:
+    """A server that says where it listens, and ends with status 0 after a signal."""
+
+    class Server(uvicorn.Server):
+        async def startup(self, sockets: Any = None) -> None:
+            await super().startup(sockets)
+            if self.started:
+                say(self.servers[0].sockets[0].getsockname()[1])
+
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            numbers = (signal.SIGINT, signal.SIGTERM)
+            before = {number: signal.signal(number, self.handle_exit) for number in numbers}
+            try:
+                yield
+            finally:
+                for number, handler in before.items():
+                    signal.signal(number, handler)
+
+    return Server(config)
+
+
+def _decoding(args: argparse.Namespace, temperature: float, length: int | None) -> Decoding:
+    names = ("block_length", "cache", "top_k", "top_p", "dtype", "quantization")
+    return Decoding(
+        gen_length=args.gen_length if length is None else length,
+        temperature=temperature,
+        thinking=None if args.thinking is None else args.thinking == "on",
+        **{name: getattr(args, name) for name in names},
+    )
+
+
+def _numbers(args: argparse.Namespace, name: str, kind: type) -> list[Any]:
+    """The numbers of an argument, separated by commas."""
+    text = getattr(args, name)
+    try:
+        return [] if text is None else [kind(part) for part in text.split(",")]
+    except ValueError:
+        remedy = "Give numbers separated by commas"
+        raise FlagError(name, text, "it cannot be read", remedy) from None
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False

@@ -1,0 +1,102 @@
+"""The commands of the package: `jax-unmask NAME`, or `python -m jax_unmask.NAME`.
+
+Lists and help take no time: nothing is imported before a command runs. The flags in the help are
+generated from the commands (`python -m jax_unmask.commands.help`).
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Sequence
+
+COMMANDS = (
+    "train",
+    "eval",
+    "generate",
+    "serve",
+    "bench",
+    "plan",
+    "convert",
+    "calibrate",
+    "harness",
+    "configs",
+)
+_PACKAGE = pathlib.Path(__file__).parent
+_HELP = ("-h", "--help")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Runs the command that the first argument names; lists all without."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    if not arguments or arguments[0] in (*_HELP, "help"):
+        sys.stdout.write(overview())
+        return
+    name = arguments[0]
+    if name not in COMMANDS:
+        from jax_unmask.notation import suggestion
+
+        sys.exit(f"error: there is no command {name!r}{suggestion(name, COMMANDS)}\n\n{overview()}")
+    sys.argv = [f"jax-unmask {name}", *arguments[1:]]
+    run(name)
+
+
+def run(name: str) -> None:
+    """Runs a command with the arguments in `sys.argv`; with --help alone, nothing is imported."""
+    arguments = sys.argv[1:]
+    if arguments and all(argument in _HELP for argument in arguments):
+        sys.stdout.write(help_of(name))
+        return
+    command = importlib.import_module(f"jax_unmask.commands.{name}")
+    if hasattr(command, "define_flags"):
+        command_line = importlib.import_module("jax_unmask.commands.command_line")
+        command_line.run(command.main, command.define_flags)
+    else:
+        command.main()
+
+
+def overview() -> str:
+    """The commands with a line for each."""
+    lines = ["usage: jax-unmask COMMAND [ARGUMENTS]   (or python -m jax_unmask.COMMAND)", ""]
+    width = max(map(len, COMMANDS))
+    lines += [f"  {name:{width}}  {_described(name)[0]}" for name in COMMANDS]
+    lines += ["", "Begin with", "", "  jax-unmask train --config=quickstart", ""]
+    lines += ["`jax-unmask COMMAND --help` has examples and all settings.", ""]
+    return "\n".join(lines)
+
+
+def help_of(name: str) -> str:
+    """What a command does, with examples; its flags, and for those with configs all of these."""
+    summary, rest = _described(name)
+    flags = json.loads((_PACKAGE / "assets" / "help.json").read_text(encoding="utf-8"))
+    parts = [f"{summary}\n", rest, flags[name]]
+    if name in flags["configs of"]:
+        parts += [f"Experiments (--config=NAME, or a file of your own):\n\n{experiments()}"]
+        parts += [flags["keys"]]
+    return "\n".join(part for part in parts if part)
+
+
+def experiments() -> str:
+    """The experiment files that ship with the package, with a line for each."""
+    from jax_unmask.shipped import experiment
+
+    folder = experiment("quickstart")
+    files = sorted(folder.parent.glob("[!_]*.py")) if folder else []
+    width = max((len(file.stem) for file in files), default=0)
+    lines = [f"  {file.stem:{width}}  {_docstring(file).splitlines()[0]}" for file in files]
+    return "\n".join(lines) + "\n"
+
+
+def _described(name: str) -> tuple[str, str]:
+    """Summary of a command, and the rest of its description."""
+    first, _, rest = _docstring(_PACKAGE / f"{name}.py").partition("\n\n")
+    examples = re.sub("^ *jax-unmask ", "  jax-unmask ", rest, flags=re.MULTILINE)
+    return first, examples + "\n" if rest else ""
+
+
+def _docstring(file: pathlib.Path) -> str:
+    return ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "."

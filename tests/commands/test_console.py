@@ -1,0 +1,63 @@
+"""`jax-unmask`: the list of commands, and help without imports."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from jax_unmask import console
+from jax_unmask.shipped import assets
+
+
+def test_help_is_that_of_the_commands():
+    from jax_unmask.commands import help
+
+    assert json.loads((assets() / "help.json").read_text()) == help.pages(), (
+        "run python -m jax_unmask.commands.help > jax_unmask/assets/help.json"
+    )
+
+
+def test_lists_all_commands(capsys):
+    console.main([])
+    shown = capsys.readouterr().out
+    for name in console.COMMANDS:
+        assert f"\n  {name} " in shown
+
+
+@pytest.mark.parametrize("name", console.COMMANDS)
+def test_every_command_has_help_with_an_example(name, capsys):
+    console.main([name, "--help"])
+    assert f"  jax-unmask {name}" in capsys.readouterr().out
+
+
+def test_help_of_training_has_configs_and_keys(capsys):
+    console.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for part in ("  quickstart ", "  --workdir:", "  train.steps = ", "recipe tracerl:"):
+        assert part in shown
+
+
+def test_help_imports_no_jax():
+    found = (
+        "import sys; from jax_unmask import console; console.main(['train', '--help']);"
+        "print('jax' in sys.modules)"
+    )
+    out = subprocess.run([sys.executable, "-c", found], capture_output=True, text=True, check=True)
+    assert out.stdout.endswith("False\n")
+
+
+def test_an_unknown_command_gets_a_suggestion():
+    with pytest.raises(SystemExit, match="did you mean train"):
+        console.main(["trian"])
+
+
+def test_configs_lists_and_prints(capsys):
+    console.main(["configs"])
+    assert "  gsm8k " in capsys.readouterr().out
+    console.main(["configs", "gsm8k"])
+    assert "def get_config" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="no experiment"):
+        console.main(["configs", "none"])

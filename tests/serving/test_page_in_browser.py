@@ -1,0 +1,103 @@
+"""The chat in a headless browser, on a desk and on a phone."""
+
+from __future__ import annotations
+
+import pytest
+
+import browser
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        browser.find() is None,
+        reason="no browser: install Chromium, or name one in the environment variable CHROMIUM",
+    ),
+]
+PUZZLE = "1...2...3...4...="
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory):
+    with browser.page(browser.find(), str(tmp_path_factory.mktemp("profile"))) as tab:
+        yield tab
+
+
+@pytest.fixture
+def opened(tab, server):
+    tab.errors.clear()
+    tab.open(f"http://127.0.0.1:{server.port}/")
+    tab.wait("document.body.dataset.ready === 'yes'")
+    return tab
+
+
+def ask(tab, text=PUZZLE):
+    before = int(tab.run("document.body.dataset.answers") or 0)
+    tab.run(
+        f"document.querySelector('#prompt').value = '{text}';"
+        "document.querySelector('#ask').requestSubmit()"
+    )
+    for _ in range(4):  # A policy's first answer compiles.
+        try:
+            return tab.wait(f"document.body.dataset.answers === '{before + 1}'")
+        except AssertionError:
+            continue
+
+
+def test_an_answer_is_coloured_by_step_and_says_what_it_took(opened, server):
+    ask(opened)
+    _, whole = server.ask({"prompt": PUZZLE, "threshold": 0.72})
+    tokens = opened.run(
+        "[...document.querySelectorAll('.canvas span')].map((each) => [each.textContent, "
+        "each.title, each.style.getPropertyValue('--hue')])"
+    )
+    assert "".join(token for token, _, _ in tokens) == whole["choices"][0]["text"]
+    nfe = whole["unmasking"]["nfe"][0]
+    assert {title for _, title, _ in tokens} == {f"step {step + 1}" for step in range(nfe)}
+    assert len({hue for _, _, hue in tokens}) == nfe
+    cost = opened.run("document.querySelector('.cost').textContent")
+    assert cost.startswith(f"{nfe} forwards")
+    assert "one token per step: 16 forwards" in cost
+    assert not opened.errors
+
+
+def test_the_slider_goes_from_fast_to_careful(opened):
+    def forwards(place):
+        opened.run(
+            "(() => { const range = document.querySelector('input[type=range]'); "
+            f"range.value = {place}; "
+            "range.dispatchEvent(new Event('input', {bubbles: true})); })()"
+        )
+        ask(opened)
+        return int(
+            opened.run("[...document.querySelectorAll('.cost b')].at(-1).textContent.split(' ')[0]")
+        )
+
+    assert forwards(0) < forwards(100)
+
+
+def test_two_policies_side_by_side(opened):
+    opened.run("document.querySelector('#two').click()")
+    ask(opened)
+    names = opened.run(
+        "[...document.querySelectorAll('.answer h2')].map((each) => each.textContent)"
+    )
+    assert len(names) == 2
+    assert names[1] == "sudoku-full-alpha1-seed0"
+    boxes = opened.run(
+        "[...document.querySelectorAll('.answer')].map((each) => each.getBoundingClientRect().top)"
+    )
+    assert boxes[0] == boxes[1]
+    assert not opened.errors
+
+
+def test_mistakes_are_shown(opened):
+    ask(opened, "hello")
+    assert "no token for" in opened.run("document.querySelector('.error').textContent")
+
+
+def test_fits_a_phone(tab, server):
+    tab.open(f"http://127.0.0.1:{server.port}/", width=390, height=760, dark=True)
+    tab.wait("document.body.dataset.ready === 'yes'")
+    ask(tab)
+    assert tab.run("document.documentElement.scrollWidth") <= 390
+    assert tab.run("document.querySelector('#send').getBoundingClientRect().bottom") <= 760

@@ -1,0 +1,204 @@
+"""The server in this process: what clients get, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import time
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="serving needs the extra serve")
+
+from jax_unmask import Generator
+from jax_unmask.commands import serve
+from jax_unmask.serving import engine as engines
+
+PUZZLES = ["1...2...3...4...=", "12..", "1...2...3...4..3=", ".2..2...3...4...="]
+
+
+@pytest.fixture(scope="module")
+def generators():
+    return {
+        (name, temperature): Generator.from_pretrained(
+            "sudoku", policy=name, block_length=16, temperature=temperature
+        )
+        for name, temperature in (
+            ("threshold:threshold=0.9", 0.0),
+            ("threshold:threshold=0.9", 1.0),
+            ("top_confidence", 0.0),
+        )
+    }
+
+
+def test_any_mix_of_requests_gets_what_generate_gives(server, generators):
+    requests, expected = [], []
+    for number in range(24):
+        (name, temperature), generator = list(generators.items())[number % 3]
+        settings = {"threshold": 0.4 + number / 50}
+        if name == "top_confidence":
+            settings = {"nfe": 1 + number % 16}
+        prompt = PUZZLES[number % len(PUZZLES)]
+        requests.append(
+            {
+                "model": f"sudoku@{name}",
+                "prompt": prompt,
+                "seed": number,
+                "temperature": temperature,
+                **settings,
+            }
+        )
+        (answer,) = generator.generate([prompt], seed=number, **settings)
+        expected.append((answer.text, answer.nfe))
+    with ThreadPoolExecutor(24) as pool:
+        answers = list(pool.map(server.ask, requests))
+    assert [status for status, _ in answers] == [200] * 24
+    found = [(a["choices"][0]["text"], a["unmasking"]["nfe"][0]) for _, a in answers]
+    assert found == expected
+    assert len({nfe for _, nfe in found}) > 3
+
+
+def test_choices_are_turns_of_one_seed(server, generators):
+    body = {"prompt": PUZZLES[:2], "n": 2, "seed": 3, "temperature": 1, "max_tokens": 12}
+    _, answer = server.ask(body)
+    generator = generators["threshold:threshold=0.9", 1.0]
+    expected = [
+        generator.generate([puzzle], seed=3, turn=turn)[0].text[:12]
+        for puzzle in PUZZLES[:2]
+        for turn in range(2)
+    ]
+    assert [choice["text"] for choice in answer["choices"]] == expected
+    assert [choice["finish_reason"] for choice in answer["choices"]] == ["length"] * 4
+    assert answer["usage"]["completion_tokens"] == 48
+
+
+def test_streams_are_the_answer_in_pieces(server):
+    body = {"messages": [{"role": "user", "content": PUZZLES[0]}], "policy": "top_confidence"}
+    _, whole = server.ask(body, "/v1/chat/completions")
+    options = {"include_usage": True, "include_canvas": True}
+    events = server.stream({**body, "stream_options": options}, "/v1/chat/completions")
+    deltas = [e["choices"][0]["delta"].get("content", "") for e in events if e["choices"]]
+    assert "".join(deltas) == whole["choices"][0]["message"]["content"]
+    assert events[0]["choices"][0]["delta"]["role"] == "assistant"
+    assert events[-1]["usage"] == whole["usage"]
+    canvases = [event["canvas"] for event in events if "canvas" in event]
+    assert canvases[-1]["nfe"] == 16
+    assert "".join(canvases[-1]["pieces"]) == "".join(deltas)
+    assert sorted(canvases[-1]["step_map"]) == list(range(16))
+
+
+def test_stop_strings_end_an_answer(server):
+    _, whole = server.ask({"prompt": PUZZLES[0]})
+    text = whole["choices"][0]["text"]
+    _, cut = server.ask({"prompt": PUZZLES[0], "stop": [text[5:7]]})
+    assert cut["choices"][0]["text"] == text[: text.index(text[5:7])]
+    assert cut["choices"][0]["finish_reason"] == "stop"
+    events = server.stream({"prompt": PUZZLES[0], "stop": [text[5:7]]})
+    streamed = "".join(event["choices"][0]["text"] for event in events)
+    assert streamed == cut["choices"][0]["text"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "message"),
+    [
+        ({"model": "gpt"}, 404, "there is no model 'gpt'; there are sudoku, sudoku@thr"),
+        ({"policy": "/etc/passwd"}, 400, "there is no policy"),
+        ({"prompt": "Hello"}, 400, "has no token for"),
+        ({"prompt": None}, 400, "prompt must be text"),
+        ({"prompt": [99]}, 400, "tokens from 0 to"),
+        ({"prompt": "1" * 40}, 400, "room for 17"),
+        ({"prompt": "1" * 30000}, 413, "more than 20000 bytes"),
+        ({"max_tokens": 0}, 400, "max_tokens=0 must be at least 1"),
+        ({"max_tokens": "x"}, 400, "is no whole number"),
+        ({"seed": -1}, 400, "seed=-1"),
+        ({"seed": 1e300}, 400, "seed=1e+300"),
+        ({"n": 99}, 400, "n=99 must be at least 1 at most 16"),
+        ({"temperature": 0.3}, 400, "this server draws at 0, 1"),
+        ({"top_p": 0.3}, 400, "top_p=0.3"),
+        ({"logprobs": 3}, 400, "logprobs is not offered"),
+        ({"threshold": 2}, 400, "threshold = 2.0"),
+        ({"nfe": 3}, 400, "takes the forwards that it takes"),
+        ({"alpha": 3}, 400, "no such setting"),
+        ({"policy_settings": {"treshold": 1}}, 400, "did you mean threshold"),
+        ({"stop": [""]}, 400, "none empty"),
+    ],
+)
+def test_says_what_is_wrong(server, changes, status, message):
+    found, answer = server.ask({"prompt": PUZZLES[0], **changes})
+    assert found == status
+    assert message in answer["error"]["message"]
+
+
+def test_refuses_what_is_no_request(server):
+    assert server.ask(b"{", "/v1/completions")[0] == 400
+    assert server.ask(b"[1]", "/v1/completions")[0] == 400
+    assert (
+        server.open("POST", "/v1/completions", b"{}", **{"Content-Type": "text/plain"}).status
+        == 415
+    )
+    assert server.open("GET", "/v1/models", Host="evil.example").status == 400
+    assert server.ask({}, "/v1/chat/completions")[1]["error"]["param"] == "messages"
+
+
+def test_lists_models_and_counts(server):
+    listed = json.loads(server.open("GET", "/v1/models").read())["data"]
+    assert [each["id"] for each in listed][:2] == ["sudoku", "sudoku@threshold:threshold=0.9"]
+    assert json.loads(server.open("GET", "/v1/models/sudoku").read())["object"] == "model"
+    server.ask({"prompt": PUZZLES[0]})
+    text = server.open("GET", "/metrics").read().decode()
+    done = next(line for line in text.splitlines() if 'end="done"' in line)
+    assert float(done.split()[-1]) >= 1
+    assert "jax_unmask_running 0" in text
+    about = json.loads(server.open("GET", "/about").read())
+    assert [each["setting"] for each in about["policies"]] == ["threshold", None, "nfe"]
+    page = server.open("GET", "/")
+    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+
+
+def test_a_key_is_asked_for(server):
+    server.service.app._key = "secret"
+    try:
+        assert server.ask({"prompt": PUZZLES[0]})[0] == 401
+        assert server.open("GET", "/metrics").status == 401
+        assert server.ask({"prompt": PUZZLES[0]}, Authorization="Bearer secret")[0] == 200
+    finally:
+        server.service.app._key = None
+
+
+def test_requests_that_leave_are_cancelled_and_those_too_late_end(server):
+    engine = server.service.engine
+    told, model = [], server.service.model
+    asked = model.understand({"prompt": PUZZLES[0], "policy": "top_confidence"}, is_chat=False)
+
+    def work():
+        notify = lambda work, place, end: told.append(end)
+        return engines.Work(asked.shape, asked.params, asked.prompts[0], notify)
+
+    one = work()
+    one._end = engines.CANCELLED  # Before it has a row.
+    engine.submit([one])
+    late = work()
+    late.created -= 10_000
+    engine.submit([late])
+    while engine.running + engine.waiting:
+        time.sleep(0.01)
+    assert sorted(told) == [engines.CANCELLED, engines.TIMED_OUT]
+    with pytest.raises(engines.Full):
+        engine.submit([work() for _ in range(engine.settings.queue + engine.settings.slots + 1)])
+    assert engine.counts.refused
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--host=0.0.0.0",), "JAX_UNMASK_API_KEY"),
+        (("--policy=treshold",), "did you mean threshold"),
+        (("--lengths=16,x",), "--lengths = '16,x'"),
+        (("--slots=0",), "slots = 0"),
+        (("--gen_length=10", "--block_length=4"), "gen_length = 10"),
+    ],
+)
+def test_says_what_is_wrong_before_anything_is_loaded(arguments, message, monkeypatch):
+    monkeypatch.setattr(serve.answers, "load", None)
+    with pytest.raises(SystemExit, match=message):
+        serve.main(["--model=sudoku", *arguments])

@@ -1,0 +1,51 @@
+"""SIGTERM: what runs is finished, and the status is 0."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import urllib.request
+
+import pytest
+
+pytest.importorskip("uvicorn", reason="serving needs the extra serve")
+pytestmark = pytest.mark.slow
+
+
+def test_requests_that_run_are_finished():
+    command = [sys.executable, "-m", "jax_unmask.serve", "--model=sudoku", "--port=0", "--slots=2"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    try:
+        assert server.stderr is not None
+        lines = iter(server.stderr.readline, "")
+        address = next(match[0] for line in lines if (match := re.search(r"http://[\d.:]+", line)))
+        body = json.dumps({"prompt": ["1...2...3...4...="] * 16, "n": 16}).encode()
+        asked = urllib.request.Request(
+            f"{address}/v1/completions", body, {"Content-Type": "application/json"}
+        )
+        answers = []
+
+        def ask():
+            with urllib.request.urlopen(asked, timeout=300) as answer:
+                answers.append(json.loads(answer.read()))
+
+        client = threading.Thread(target=ask)
+        client.start()
+        while b" 0" in (
+            running := next(
+                line
+                for line in urllib.request.urlopen(f"{address}/metrics").read().splitlines()
+                if line.startswith(b"jax_unmask_running")
+            )
+        ):
+            del running
+        server.send_signal(signal.SIGTERM)
+        client.join(300)
+        assert len(answers[0]["choices"]) == 256
+        assert server.wait(60) == 0
+    finally:
+        server.kill()
