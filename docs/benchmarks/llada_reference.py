@@ -60,6 +60,7 @@ def load(model_dir):
     fields = json.loads((directory / "config.json").read_text())
     unknown = ("architectures", "model_type")
     config = LLaDAConfig(**{name: value for name, value in fields.items() if name not in unknown})
+    config.use_cache = False  # The model reads it; transformers 5 sets it for no config.
     inner = LLaDAModelLM(config, init_params=False)
     weights = {}
     for path in sorted(directory.glob("*.safetensors")):

@@ -19,7 +19,7 @@ from jax_unmask.planning import compilers
 from jax_unmask.planning.compilers import Compiler
 from jax_unmask.planning.programs import Program
 from jax_unmask.recipes.base import ASSUMED_UTILISATION, Work, bytes_per_device, check_fits
-from jax_unmask.recipes.layout import USABLE, Estimate, denoiser_shape, estimate
+from jax_unmask.recipes.layout import USABLE, Estimate, compare_rollouts, denoiser_shape, estimate
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import mesh as meshes
 from jax_unmask.runtime import placement as placements
@@ -28,6 +28,7 @@ from jax_unmask.settings import ConfigError
 
 _SHOWN_SECONDS = 1e-4
 _SHOWN_KINDS = 6
+_SHOWN_LAYOUTS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,6 +46,7 @@ class Plan:
         compiler: that compiled the programs; None for this machine's devices or virtual CPUs.
         programs, work: the programs of a step, and its matrix products.
         estimate: its memory before anything is compiled.
+        layouts: for rollouts, with the seconds of a sequence in each, the fastest first.
     """
 
     config: RunSettings
@@ -61,6 +63,7 @@ class Plan:
     programs: tuple[Program, ...]
     work: Work
     estimate: Estimate
+    layouts: tuple[tuple[tuple[int, ...], float], ...] = ()
 
     @property
     def widened_bytes(self) -> int:
@@ -83,7 +86,7 @@ class Plan:
 
     @property
     def peak_bytes(self) -> int | None:
-        """Most memory that a step needs on a device at one time; None unless compiled."""
+        """Most memory that a step needs on a device at one time, by the programs compiled."""
         return self._most(0)
 
     @property
@@ -92,11 +95,13 @@ class Plan:
         return self._most(self.widened_bytes)
 
     def _most(self, copies: int) -> int | None:
-        temporaries = []
-        for program in self.programs:
-            if program.temporary_bytes is None:
-                return None
-            temporaries.append(program.temporary_bytes - copies * program.has_denoiser)
+        temporaries = [
+            program.temporary_bytes - copies * program.has_denoiser
+            for program in self.programs
+            if program.temporary_bytes is not None
+        ]
+        if not temporaries:
+            return None
         return sum(self.lasting_bytes.values()) + self.records_bytes + max(temporaries)
 
     @property
@@ -114,6 +119,7 @@ class Plan:
             [
                 *self._what(),
                 "",
+                *self._compared(),
                 *self._memory(),
                 "",
                 *self._traffic(),
@@ -143,6 +149,19 @@ class Plan:
             f"devices   {self.devices} x {name}: mesh {mesh}",
             *self._compiled(),
         ]
+
+    def _compared(self) -> list[str]:
+        """The fastest layouts of rollouts, and that of this plan."""
+        if not self.layouts:
+            return []
+        taken = tuple(self.rollout_mesh.values())
+        lines = ["layouts of rollouts, seconds of a sequence on all devices, an estimate"]
+        for place, (layout, seconds) in enumerate(self.layouts):
+            if place < _SHOWN_LAYOUTS or layout == taken:
+                name = _times(dict(zip(meshes.AXES, layout, strict=True)))
+                ending = "   this plan" if layout == taken else ""
+                lines.append(f"  {name:<46}{seconds:>9.4f} s{ending}")
+        return [*lines, ""]
 
     def _compiled(self) -> list[str]:
         if self.device is None or self.peak_bytes is None:
@@ -218,7 +237,7 @@ class Plan:
                     continue
                 low, high = each.shortest(device.link), each.longest(device.link)
                 line = f"  {program.name + ', ' + each.name:<46}{_short(low):>12}"
-                if self.devices > 1:
+                if high > 1.01 * low:
                     line += f", {_short(high)} were nothing overlapped"
                 lines.append(line)
                 largest = list(each.seconds.items())[:_SHOWN_KINDS]
@@ -241,6 +260,7 @@ def plan(
     config: ConfigDict,
     *,
     compile_programs: bool = False,
+    only: str = "",
     device: Accelerator | None = None,
     compiler: Compiler | None = None,
     nfe: int | None = None,
@@ -250,13 +270,13 @@ def plan(
     Args:
         config: a full config, see `recipes.config`.
         compile_programs: compile the programs of a step for these devices.
+        only: those alone with this in their name.
         device: the accelerator that they stand in for; None for this machine's own devices.
         compiler: compiles them, for its devices; None for the compiler of those that JAX shows.
         nfe: forwards that a row is assumed to need, for the estimate of time.
     """
     with contextlib.nullcontext() if compiler is None else compiler.active():
-        memory = None if device is None else device.memory_bytes
-        settings, recipe = recipes.read(config, memory), recipes.find(config.recipe)
+        settings, recipe = recipes.read(config, device), recipes.find(config.recipe)
         if not hasattr(recipe, "blueprint"):
             remedy = "Give the config of another, or let it have `blueprint` and `work`"
             raise ConfigError("recipe", config.recipe, "it cannot be planned", remedy)
@@ -267,7 +287,12 @@ def plan(
         blueprint = recipe.blueprint(settings, shape, placement)
         timed = device if compiler is not None else None
         programs = tuple(
-            Program.of(traced, compiled=compile_programs, device=timed)
+            Program.of(
+                traced,
+                compiled=compile_programs and only in traced.name,
+                device=timed,
+                options=None if compiler is None else compiler.options,
+            )
             for traced in blueprint.programs
         )
         return Plan(
@@ -287,6 +312,7 @@ def plan(
             programs=programs,
             work=recipe.work(settings, shape, nfe),
             estimate=estimate(settings, shape, placement, blueprint),
+            layouts=_compare(settings, shape, device),
         )
 
 
@@ -303,11 +329,19 @@ def stand_in(text: str, *, real: bool = True) -> tuple[Accelerator, Compiler | N
         ValueError: there is no such accelerator.
     """
     device, count = accelerators.parse(text)
-    compiler = compilers.find(device, count) if real else None
     jax.config.update("jax_platforms", "cpu")
+    compiler = compilers.find(device, count) if real else None
     if compiler is None:
         jax.config.update("jax_num_cpu_devices", count)
     return device, compiler
+
+
+def _compare(
+    settings: RunSettings, shape: denoisers.DenoiserConfig, device: Accelerator | None
+) -> tuple[tuple[tuple[int, ...], float], ...]:
+    if device is None or len(accelerators.devices()) == 1 or not settings.rows_at_once:
+        return ()
+    return tuple(compare_rollouts(settings, shape, device))
 
 
 def _axes(placement: placements.Placement) -> dict[str, int]:
@@ -343,6 +377,7 @@ def main(argv: list[str]) -> None:
         found = plan(
             values.config,
             compile_programs=values.compile,
+            only=values.only,
             device=device,
             compiler=compiler,
             nfe=values.nfe,
@@ -358,6 +393,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     )
     flags.DEFINE_bool(
         "compile", False, "Compile the programs of a step, and measure them.", flag_values=values
+    )
+    flags.DEFINE_string(
+        "only", "", "With --compile: the programs with this in their name.", flag_values=values
     )
     flags.DEFINE_integer(
         "nfe", None, "Forwards per row for the estimate of time.", 1, flag_values=values

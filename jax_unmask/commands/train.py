@@ -26,10 +26,10 @@ from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.runtime import agreement, compilation
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import check_workdir, claim_workdir, flatten
-from jax_unmask.runtime.divergence import Divergence, lost_numbers
-from jax_unmask.runtime.files import local_path
+from jax_unmask.runtime.divergence import Divergence, Untrained, lost_numbers, require_trained
+from jax_unmask.runtime.files import local_path, read_json_rows
 from jax_unmask.runtime.locks import DirectoryLock
-from jax_unmask.runtime.metrics import MetricWriter, WeightsAndBiases
+from jax_unmask.runtime.metrics import METRICS, MetricWriter, WeightsAndBiases
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
 from jax_unmask.runtime.progress import Timer, leave_out_time, progress_bar
@@ -58,6 +58,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
             anything is compiled.
         FloatingPointError: the numbers of the training are not finite any more.
         KeyboardInterrupt: Ctrl-C ended it before; the step under way is saved.
+        Untrained: the last steps, or all, updated nothing (`divergence.require_trained`).
     """
     agreement.require_same(agreement.of_run(flatten(config), workdir))
     with DirectoryLock(workdir, LOCK) as lock:
@@ -148,7 +149,7 @@ def _run(
         Profile(workdir, config.watch.profile_steps) as profile,
     ):
         timer = Timer(on_phase=heartbeat.enter)
-        reported, trained = done, False
+        reported = done
         for step in range(done + 1, total + 1):
             heartbeat.begin(step)
             is_first = step == done + 1
@@ -179,7 +180,6 @@ def _run(
             if save or log:
                 _stop_if_diverged(divergence, step, state, values, checkpoints)
                 _require_best_metric(config, values)
-                trained |= values.get("skipped", 0.0) < 1
             if save:
                 with timer.measure("checkpoint"):
                     writer.sync()
@@ -203,10 +203,20 @@ def _run(
                 if preemption.signal == signal.SIGINT:
                     raise KeyboardInterrupt
                 return None
-    if reported > done and not trained:
-        message = "Nothing was trained: in all recorded steps since step %d no group had a signal."
-        logger.warning(message, done)
+    _require_trained(workdir, total)
     return state
+
+
+def _require_trained(workdir: pathlib.Path, total: int) -> None:
+    """Ends a run in error that did not learn to its end; all processes alike."""
+    problem = ""
+    if not jax.process_index():
+        try:
+            require_trained(read_json_rows(workdir / METRICS, "step", int), total)
+        except Untrained as error:
+            problem = str(error)
+    if problem := Placement().broadcast(problem):
+        raise Untrained(problem)
 
 
 def _stop_if_diverged(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +32,7 @@ class ExpertsConfig:
     router_in_float32: bool = False  # Whatever the type of the computation.
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         check_sizes(self, "num_experts", "per_token", "size", "num_groups", "groups_kept")
         if self.num_experts % self.num_groups:
             raise ValueError(
@@ -108,6 +109,7 @@ class DenoiserConfig:
     unroll_layers: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
+        _check_kinds(self)
         check_sizes(self, "vocab_size", "hidden_size", "num_layers", "num_heads", "num_kv_heads")
         check_sizes(self, "head_dim", "intermediate_size", "max_length")
         if self.num_heads % self.num_kv_heads:
@@ -171,6 +173,20 @@ class DenoiserConfig:
         )
 
 
+def _check_kinds(config: Any) -> None:
+    """Raises ValueError unless numbers and flags are such, as in `config.json` they may not be."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if field.type == "int":
+            _check_int(field.name, value)
+        elif field.type == "bool" and not isinstance(value, bool):
+            raise ValueError(f"{field.name}={value!r} must be true or false")
+        elif field.type == "float" and (
+            isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= 1e38
+        ):
+            raise ValueError(f"{field.name}={value!r} must be a finite number of 32 bits")
+
+
 def check_sizes(config: object, *names: str) -> None:
     """Raises ValueError unless these fields are whole numbers above 0."""
     for name in names:
@@ -183,3 +199,5 @@ def check_sizes(config: object, *names: str) -> None:
 def _check_int(name: str, value: object) -> None:
     if not isinstance(value, int) or isinstance(value, bool):
         raise ValueError(f"{name}={value!r} must be an integer")
+    if not -(2**31) <= value < 2**31:
+        raise ValueError(f"{name}={value} must be a number of 32 bits")

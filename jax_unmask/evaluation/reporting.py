@@ -18,6 +18,7 @@ from jax_unmask.policies import EXPORTED
 from jax_unmask.report import curves, page, payload, plots, tables
 from jax_unmask.report.results import NO_CACHE, Result
 from jax_unmask.runtime.files import atomic_write
+from jax_unmask.runtime.metrics import METRICS
 from jax_unmask.settings import flat
 
 REPORT = "report.html"
@@ -48,7 +49,7 @@ class Swept:
 
 def curve_files(config: RunSettings, workdir: pathlib.Path) -> list[pathlib.Path]:
     """Metrics of the training runs to show: of this workdir, and what `eval.curves` names."""
-    own = workdir / curves.METRICS
+    own = workdir / METRICS
     return [*([own] if own.is_file() else []), *curves.find(config.eval.curves)]
 
 

@@ -62,7 +62,8 @@ class StateLearner(StateSettings):
 
         Returns:
             The new state, and `loss` (the mean of -log p over trained tokens, whatever they weigh),
-            `grad_norm` (before clipping), `trained_tokens` and `states`.
+            `grad_norm` (before clipping), `trained_tokens` and `states`; `skipped`, 1 if no text
+            had a token to train.
         """
         return over_copies(self._step, state, responses)
 
@@ -92,4 +93,5 @@ class StateLearner(StateSettings):
             "grad_norm": norm,
             "trained_tokens": sums.decisions,
             "states": minibatch.count.astype(jnp.float32),
+            "skipped": (minibatch.count == 0).astype(jnp.float32),
         }

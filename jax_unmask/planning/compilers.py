@@ -12,7 +12,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 from unittest import mock
 
@@ -21,6 +21,7 @@ from jax.experimental import topologies
 
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime.accelerators import Accelerator
+from jax_unmask.runtime.compilation import TPU_FLAGS
 
 # A GPU's compiler asks for its data; those that are the same for all that it is asked about here.
 _GPU = """
@@ -58,11 +59,13 @@ class Compiler:
     Attributes:
         name: for the table, such as "libtpu 0.0.42".
         devices: as `jax.devices` would show them.
+        options: the compiler's flags, as a training command would set them on the device.
         capability: of GPUs, which decides what cuDNN offers.
     """
 
     name: str
     devices: tuple[jax.Device, ...]
+    options: Mapping[str, str] = dataclasses.field(default_factory=dict)
     capability: tuple[int, int] | None = None
 
     @contextlib.contextmanager
@@ -91,7 +94,7 @@ def find(device: Accelerator, count: int) -> Compiler | None:
         options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
         shape = f"{device.name}:{device.topologies[count]}"
         found = topologies.get_topology_desc(shape, "tpu", **options).devices
-        return Compiler(f"libtpu {importlib.metadata.version('libtpu')}", tuple(found))
+        return Compiler(_version("libtpu"), tuple(found), _flags(device))
     gpu = device.processors
     if gpu is not None and importlib.util.find_spec("jax_cuda13_plugin"):
         major, minor = gpu.capability
@@ -106,9 +109,19 @@ def find(device: Accelerator, count: int) -> Compiler | None:
         found = topologies.get_topology_desc(
             device.name, "cuda", topology=f"1x1x{count}", target_config=described
         ).devices
-        version = importlib.metadata.version("jax-cuda13-plugin")
-        return Compiler(f"XLA {version} for GPUs", tuple(found), gpu.capability)
+        return Compiler(_version("jax-cuda13-plugin"), tuple(found), capability=gpu.capability)
     return None
+
+
+def _version(package: str) -> str:
+    return f"{package} {importlib.metadata.version(package)}"
+
+
+def _flags(device: Accelerator) -> dict[str, str]:
+    """`compilation.TPU_FLAGS` but for those that LIBTPU_INIT_ARGS gives, which libtpu reads."""
+    given = os.environ.get("LIBTPU_INIT_ARGS", "")
+    wanted = [flag.removeprefix("--").partition("=") for flag in TPU_FLAGS.get(device.pci, ())]
+    return {name: value for name, _, value in wanted if f"--{name}" not in given}
 
 
 def _quiet_libtpu() -> None:

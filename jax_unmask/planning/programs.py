@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jax_unmask.planning import timing
 from jax_unmask.planning.collectives import Collective, collectives, received
@@ -78,7 +78,12 @@ class Program(TracedProgram):
 
     @classmethod
     def of(
-        cls, traced: TracedProgram, *, compiled: bool, device: Accelerator | None = None
+        cls,
+        traced: TracedProgram,
+        *,
+        compiled: bool,
+        device: Accelerator | None = None,
+        options: Mapping[str, str] | None = None,
     ) -> Program:
         """The program, compiled for the devices that it was traced for where that is asked for.
 
@@ -86,13 +91,14 @@ class Program(TracedProgram):
             traced: the program.
             compiled: compile it.
             device: for which its operations take the time that is estimated; None for none.
+            options: flags of the compiler.
         """
         shown = {each.name: getattr(traced, each.name) for each in dataclasses.fields(traced)}
         program = cls(**shown)
         if not compiled:
             return program
         start = time.perf_counter()
-        executable = traced.lowered.compile()
+        executable = traced.lowered.compile(compiler_options=dict(options or {}) or None)
         seconds = time.perf_counter() - start
         memory, text = executable.memory_analysis(), executable.as_text()
         read = Compiled(text)

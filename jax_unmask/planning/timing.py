@@ -97,8 +97,8 @@ def _of_fusion(
         number = re.search(r" parameter\((\d+)\)", each.line)
         if number is None or int(number[1]) >= len(read):
             continue
-        uses = [use for use in fused if each.name in use.operands]
-        if uses and all(use.operation == "dynamic-slice" for use in uses):
+        uses = _uses(fused, each.name)
+        if uses and all(use.operation in ("slice", "dynamic-slice") for use in uses):
             read[int(number[1])] = sum(sizes[use.name] for use in uses)
         elif uses and all(
             use.operation == "dynamic-update-slice" and use.operands[0] == each.name for use in uses

@@ -253,7 +253,8 @@ def _read_network(policy: LearnedPolicy, path: pathlib.Path) -> Params:
         if name in tensors and tensors[name].shape != expected:
             problems.append(f"shape of {name}: {tensors[name].shape}, expected {expected}")
     for name, value in constants.items():
-        if name in tensors and not np.allclose(tensors[name], value, rtol=1e-3):
+        found = tensors.get(name, value)
+        if found.shape != value.shape or not np.allclose(found, value, rtol=1e-3):
             problems.append(f"values of {name}: not those of rotary base 10000")
     if problems:
         raise ValueError(f"{path} does not fit {CONFIG} beside it:\n  " + "\n  ".join(problems))

@@ -18,6 +18,7 @@ from jax_unmask.settings import ConfigError, SettingError, from_config, to_confi
 if TYPE_CHECKING:
     from jax_unmask.environment.settings import RunSettings
     from jax_unmask.recipes.base import Recipe
+    from jax_unmask.runtime.accelerators import Accelerator
 
 RECIPES = Names(
     "recipe",
@@ -61,12 +62,12 @@ def config(name: str) -> Any:
     return to_config(defaults(name))
 
 
-def read(config: Any, memory_bytes: float | None = None) -> RunSettings:
+def read(config: Any, device: Accelerator | None = None) -> RunSettings:
     """Checks a config and makes the settings of its recipe of it.
 
     Args:
         config: a `ConfigDict` that began as `recipes.config(...)`.
-        memory_bytes: memory of a device, for the choice of a mesh; by default of this machine's.
+        device: type of the devices, for the choice of a mesh; by default this machine's.
 
     Raises:
         ConfigError: the first mistake, with full key, value and remedy. Checks that need the model
@@ -79,7 +80,7 @@ def read(config: Any, memory_bytes: float | None = None) -> RunSettings:
     try:
         from jax_unmask.recipes import layout  # Loads the denoisers.
 
-        settings = layout.choose_mesh(settings, memory_bytes or layout.device_memory())
+        settings = layout.choose_mesh(settings, device)
         settings.check_devices()
     except SettingError as error:
         raise error if isinstance(error, ConfigError) else error.within("") from error

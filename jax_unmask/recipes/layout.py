@@ -2,8 +2,8 @@
 
 Training: every further shard of the weights is gathered by every forward, so the mesh has as few as
 fit the memory of a device. The other devices have copies of the model (docs/scaling/planner.md).
-Rollouts: forwards of a few positions are shorter than the gathering of their weights, so these stay
-where they are: single products are spread over as few devices as hold the weights.
+Rollouts: of the layouts that fit, the one in which a sequence takes least time, see `speed`. On
+devices whose speed is not known, single products are spread over as few as hold the weights.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from jax_unmask.denoisers import DenoiserConfig, families, hub, sharding
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.recipes.base import Blueprint, Recipe, bytes_per_device
+from jax_unmask.recipes.speed import seconds_per_sequence
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import placement as placements
+from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.runtime.placement import MeshSettings, Placement
 from jax_unmask.settings import ConfigError, SettingError
 from jax_unmask.shipped import resolve_model
@@ -138,14 +140,14 @@ def estimate(
     return Estimate(between, rollout, update)
 
 
-def device_memory() -> int | None:
-    """Bytes of memory of a device of this machine; None where that is not known, as of CPUs."""
-    if (device := accelerators.here()) is not None:
+def _memory(device: Accelerator | None) -> int | None:
+    """Bytes of memory of a device, by default of this machine; None where it is not known."""
+    if device is not None:
         return device.memory_bytes
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
-def choose_mesh(config: RunSettings, memory_bytes: float | None) -> RunSettings:
+def choose_mesh(config: RunSettings, device: Accelerator | None = None) -> RunSettings:
     """The settings with a mesh: the given one, or that with the fewest shards which fit.
 
     Says which it chose, and why. All devices have a copy where their memory is not known.
@@ -153,8 +155,10 @@ def choose_mesh(config: RunSettings, memory_bytes: float | None) -> RunSettings:
     Args:
         config: the settings; `mesh.fsdp` = 0 leaves the choice for training, and
             `mesh.rollout_fsdp` = `mesh.rollout_tensor` = 0 that for rollouts.
-        memory_bytes: of a device; None where that is not known.
+        device: the type of the devices; by default that of this machine's.
     """
+    device = device or accelerators.here()
+    memory_bytes = _memory(device)
     devices = len(accelerators.devices())
     if devices == 1 or memory_bytes is None or config.model.path is None:
         return config
@@ -175,7 +179,7 @@ def choose_mesh(config: RunSettings, memory_bytes: float | None) -> RunSettings:
             sharding.check_mesh(shape, placement.mesh)
         except ConfigError:  # So many shards do not divide the model.
             continue
-        best = _with_rollouts(candidate, shape, placement, recipe, memory_bytes)
+        best = _with_rollouts(candidate, shape, placement, recipe, memory_bytes, device)
         if best is None:
             continue
         found.append(best)
@@ -184,7 +188,7 @@ def choose_mesh(config: RunSettings, memory_bytes: float | None) -> RunSettings:
     if not found:
         return config
     if found[-1][0] != config.mesh:
-        logger.info("%s", _reason(found, memory_bytes))
+        logger.info("%s", _reason(found, memory_bytes, _comparison(config, shape, found, device)))
     return dataclasses.replace(config, mesh=found[-1][0])
 
 
@@ -209,10 +213,11 @@ def _with_rollouts(
     placement: Placement,
     recipe: type[Recipe],
     memory_bytes: float,
+    device: Accelerator | None,
 ) -> tuple[MeshSettings, Estimate] | None:
     """The mesh with a layout for rollouts too: the first that fits, or else the last possible."""
     found = None
-    for mesh in _for_rollouts(config):
+    for mesh in _for_rollouts(config, shape, device):
         candidate = dataclasses.replace(config, mesh=mesh)
         try:
             sharding.check_mesh(shape, placements.for_rollouts(candidate).mesh)
@@ -230,23 +235,73 @@ def _with_rollouts(
     return found
 
 
-def _for_rollouts(config: RunSettings) -> Iterator[MeshSettings]:
-    """Layouts for rollouts, those with whole weights on few devices first."""
-    sizes, devices = config.mesh, len(accelerators.devices())
+def _for_rollouts(
+    config: RunSettings, shape: DenoiserConfig, device: Accelerator | None
+) -> list[MeshSettings]:
+    """Layouts for rollouts, the fastest first; or those with whole weights on few devices."""
+    sizes = config.mesh
     if sizes.rollout_fsdp or sizes.rollout_tensor or not config.rows_at_once:
-        yield sizes
-        return
+        return [sizes]
+    if device is not None:
+        layouts = [layout for layout, _ in compare_rollouts(config, shape, device)]
+    else:
+        layouts = _layouts()
+    return [
+        dataclasses.replace(sizes, rollout_fsdp=fsdp, rollout_tensor=tensor)
+        for _, fsdp, tensor in layouts
+    ]
+
+
+def compare_rollouts(
+    config: RunSettings, shape: DenoiserConfig, device: Accelerator
+) -> list[tuple[tuple[int, int, int], float]]:
+    """Layouts (data, fsdp, tensor) for rollouts and the seconds of a sequence, fastest first.
+
+    Whether they fit the memory is not looked at. Half the canvas are forwards, as for `Work`.
+    """
+    settings, prompt = config.sampling, config.task.prompt_length
+    rows, nfe = config.rows_at_once, settings.gen_length // 2
+    found = [
+        (layout, seconds_per_sequence(shape, settings, prompt, rows, nfe, device, layout))
+        for layout in _layouts()
+    ]
+    return sorted(found, key=lambda each: each[1])
+
+
+def _layouts() -> list[tuple[int, int, int]]:
+    """Sizes of data, fsdp and tensor that the devices divide into, few shards first."""
+    devices = len(accelerators.devices())
     divisors = [each for each in range(1, devices + 1) if devices % each == 0]
-    for fsdp, tensor in itertools.product(divisors, divisors):
-        if devices % (fsdp * tensor) == 0:
-            yield dataclasses.replace(sizes, rollout_fsdp=fsdp, rollout_tensor=tensor)
+    pairs = itertools.product(divisors, divisors)
+    return [
+        (devices // (fsdp * tensor), fsdp, tensor)
+        for fsdp, tensor in pairs
+        if devices % (fsdp * tensor) == 0
+    ]
+
+
+def _comparison(
+    config: RunSettings,
+    shape: DenoiserConfig,
+    found: Sequence[tuple[MeshSettings, Estimate]],
+    device: Accelerator | None,
+) -> str:
+    """How fast the chosen layout of rollouts is beside the others, for the message."""
+    mesh = found[-1][0]
+    if device is None or not (mesh.rollout_tensor and config.rows_at_once):
+        return ""
+    seconds = {layout[1:]: took for layout, took in compare_rollouts(config, shape, device)}
+    chosen = seconds[mesh.rollout_fsdp, mesh.rollout_tensor]
+    return f" (about {chosen:.2g} s a sequence on all devices, the least of what fits)"
 
 
 def _axis(placement: Placement, name: str) -> int:
     return 1 if placement.mesh is None else placement.mesh.shape[name]
 
 
-def _reason(found: Sequence[tuple[MeshSettings, Estimate]], memory_bytes: float) -> str:
+def _reason(
+    found: Sequence[tuple[MeshSettings, Estimate]], memory_bytes: float, comparison: str
+) -> str:
     (mesh, last), size = found[-1], memory_bytes / accelerators.GB
 
     def axes(fsdp: int, tensor: int) -> str:
@@ -255,7 +310,7 @@ def _reason(found: Sequence[tuple[MeshSettings, Estimate]], memory_bytes: float)
 
     text = f"Mesh: {axes(mesh.fsdp, mesh.tensor)}"
     if mesh.rollout_tensor:
-        text += f", for rollouts {axes(mesh.rollout_fsdp, mesh.rollout_tensor)}"
+        text += f", for rollouts {axes(mesh.rollout_fsdp, mesh.rollout_tensor)}{comparison}"
     text += f". A step needs about {last.total / 1e9:.1f} GB of the {size:.0f} GB of a device"
     if not last.fits(memory_bytes):
         return f"{text} even so; it may not fit: see jax_unmask.plan --compile"

@@ -184,7 +184,8 @@ class StateSft(Sft):
     """
 
     metrics = (
-        *("loss", "grad_norm", "trained_tokens", "states", "prompt_length", "canvas_length"),
+        *("loss", "grad_norm", "trained_tokens", "states", "skipped"),
+        *("prompt_length", "canvas_length"),
     )
     shown = ("loss", "trained_tokens")
     defaults = StateSftSettings()

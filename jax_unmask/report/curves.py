@@ -9,8 +9,8 @@ from collections.abc import Iterable
 from typing import Any
 
 from jax_unmask.runtime.files import read_json_rows
+from jax_unmask.runtime.metrics import METRICS
 
-METRICS = "metrics.jsonl"
 _MOST_POINTS = 400
 """Most points of a curve: more are invisible, and make large pages."""
 

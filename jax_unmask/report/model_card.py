@@ -11,6 +11,7 @@ from jax_unmask import policies
 from jax_unmask.report.results import TRAINED, settings_text
 from jax_unmask.report.tables import markdown_table
 from jax_unmask.runtime.files import read_json_rows
+from jax_unmask.runtime.metrics import METRICS
 
 CARD = "README.md"
 _LAST = 20
@@ -88,7 +89,7 @@ def write_policy_card(directory: pathlib.Path, config: Any, workdir: pathlib.Pat
         config: see `policy_card`.
         workdir: holds `metrics.jsonl` and, after an evaluation, `results.jsonl`.
     """
-    steps = read_json_rows(workdir / "metrics.jsonl", "step")
+    steps = read_json_rows(workdir / METRICS, "step")
     rows = read_json_rows(workdir / "results.jsonl", "label")
     results = [row for row in rows if row["label"] == TRAINED]
     settings = policies.settings_of(*policies.load_policy(directory))

@@ -126,12 +126,14 @@ class RolloutSettings(Settings):
             return min(self.slots, rows)
         if accelerators.platform() == "cpu":
             return rows
+        return self.slot_groups * self.slots_of_group(rows // self.slot_groups, prompt_length)
+
+    def slots_of_group(self, rows: int, prompt_length: int) -> int:
+        """Slots of an accelerator's rows where `slots` is 0."""
         tokens = prompt_length + self.gen_length
         if self.cache is not None:
             tokens = self.cache.window(self.gen_length, self.block_length)
-        each = rows // self.slot_groups
-        wanted = max(-(-each // _ROWS_PER_SLOT), -(-_FORWARD_TOKENS // tokens))
-        return self.slot_groups * min(wanted, each)
+        return min(max(-(-rows // _ROWS_PER_SLOT), -(-_FORWARD_TOKENS // tokens)), rows)
 
 
 @struct.dataclass

@@ -35,6 +35,7 @@ class Accelerator:
             links carry on TPUs, 40 % on GPUs.
         cores: what a number of devices in a name such as "v5p-64" counts: 2 cores per device, or 1.
         clock_ghz: of a TPU, assumed: products take 98 % of the peak with it.
+        pci: of a TPU, the id of its PCI device.
         topologies: of a TPU, those that there are, by number of devices.
         processors: of a GPU, where its compiler can be asked without it.
     """
@@ -47,6 +48,7 @@ class Accelerator:
     link: float
     cores: int = 1
     clock_ghz: float = 0.0
+    pci: str = ""
     topologies: Mapping[int, str] | None = None
     processors: Multiprocessors | None = None
 
@@ -83,6 +85,7 @@ ACCELERATORS = (
         1.64e12,
         180e9,
         clock_ghz=1.75,
+        pci="0x006f",
         topologies=_FLAT,
     ),
     Accelerator("a100", r"NVIDIA A100.*40GB", 40 * GB, 312e12, 1.56e12, 240e9),

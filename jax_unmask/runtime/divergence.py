@@ -1,9 +1,11 @@
-"""Detects that a training's numbers are not finite any more, without waiting for the devices."""
+"""Detects that a training is lost: its numbers are not finite any more, or its last steps idle."""
 
 from __future__ import annotations
 
 import collections
+import logging
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -11,8 +13,15 @@ import jax.numpy as jnp
 import numpy as np
 
 Tree = Any
+logger = logging.getLogger(__name__)
 # Verdicts that are kept on the devices; older ones are of steps that are long done.
 _KEPT = 64
+# The end of a run: this share of its records, and at least so many.
+_END_SHARE, _END_RECORDS = 0.1, 3
+
+
+class Untrained(ValueError):
+    """A training came to its end, but its last steps, or all of them, updated nothing."""
 
 
 class Divergence:
@@ -68,3 +77,47 @@ def lost_numbers(tree: Tree) -> tuple[int, int]:
     ]
     lost = sum(map(int, jax.device_get(_lost(leaves))))
     return lost, sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def require_trained(rows: Sequence[Mapping[str, Any]], steps: int) -> None:
+    """Refuses to end a run well whose last steps updated nothing, unless they had nothing to learn.
+
+    The end is the last tenth of the records, and at least three. A skipped step (`skipped` in its
+    record is 1) is in order at the end of a run that has solved its task: all rewards of a group
+    are equal then, and high. So a run whose end was skipped must earn there, on average, at least
+    what it earned while it trained; and where no step trained, all answers must be right. Of a run
+    of fewer records a warning is all that can be said.
+
+    Args:
+        rows: the run's records, of metrics.jsonl.
+        steps: steps of the whole run.
+
+    Raises:
+        Untrained: the run is lost.
+    """
+    end = rows[-max(_END_RECORDS, math.ceil(_END_SHARE * len(rows))) :]
+    if not end or any(row.get("skipped", 0) < 1 for row in end):
+        return
+    trained = [row for row in rows if row["skipped"] < 1]
+    if not trained:
+        problem = (
+            f"nothing was trained in {steps} steps: no record has a group with a signal. "
+            "metrics.jsonl says why: groups of equal rewards, or none that may be trained "
+            "(filter.low, filter.high)"
+        )
+        if len(rows) < _END_RECORDS:
+            logger.warning("%s.", problem)
+        elif _mean(end, "accuracy") < 1:
+            raise Untrained(f"{problem}. Nothing was exported")
+        return
+    before, after = _mean(trained, "reward"), _mean(end, "reward")
+    if after < before:
+        raise Untrained(
+            f"the run has collapsed: it updated nothing after step {trained[-1]['step']} in its "
+            f"last {len(end)} records, which earn {after:.3g} on average; those before earned "
+            f"{before:.3g}. Nothing was exported. Train in a new workdir with a lower optimizer.lr"
+        )
+
+
+def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:
+    return sum(float(row.get(name, 0)) for row in rows) / len(rows)

@@ -95,8 +95,10 @@ def over_network(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
         ValueError: neither axis has.
     """
     slices = len({getattr(each, "slice_index", 0) for each in devices})
+    # An axis of 2 is half of a side of 4.
+    split = {"allow_split_physical_axes": True}
     if slices == 1:
-        return mesh_utils.create_device_mesh(shape, list(devices))
+        return mesh_utils.create_device_mesh(shape, list(devices), **split)
     across = next((axis for axis in range(2) if shape[axis] % slices == 0), None)
     if across is None:
         raise ValueError(
@@ -105,7 +107,7 @@ def over_network(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
         )
     outer = tuple(slices if axis == across else 1 for axis in range(len(shape)))
     inner = tuple(size // count for size, count in zip(shape, outer, strict=True))
-    return mesh_utils.create_hybrid_device_mesh(inner, outer, list(devices))
+    return mesh_utils.create_hybrid_device_mesh(inner, outer, list(devices), **split)
 
 
 def spec(*names: str | None) -> PartitionSpec:

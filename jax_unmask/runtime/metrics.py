@@ -26,6 +26,8 @@ from jax_unmask.settings import MAX_INT, Settings, setting
 
 Scalar = bool | int | float | str | np.generic | np.ndarray | jax.Array
 
+METRICS = "metrics.jsonl"
+
 logger = logging.getLogger(__name__)
 
 
@@ -164,7 +166,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         if not self._is_writer:
             return
         directory = pathlib.Path(workdir)
-        path = directory / "metrics.jsonl"
+        path = directory / METRICS
         if lines and not path.exists():
             message = "%s is gone, and with it the record of steps up to %d."
             logger.warning(message, path, resume_step)

@@ -38,6 +38,11 @@ class CodeTask(SlowTask, FileTask):
     partial: bool = setting(False, "Score programs by the share of tests passed, not all or none.")
     box: sandbox.Sandbox | None = None
 
+    def _read(self, example: Example) -> Example:
+        example = super()._read(example)
+        self.job(example, "")  # Else a damaged record would end a training when its turn comes.
+        return example
+
     @abc.abstractmethod
     def job(self, example: Example, response: str) -> sandbox.Job:
         """The program that a response makes, with its tests."""

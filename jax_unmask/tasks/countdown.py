@@ -141,6 +141,7 @@ class Countdown(GeneratedTask):
             if "=" in output:
                 *numbers, output = numbers
                 steps = example["output"]
+                _as_expression(steps)
             target = int(output)
         except ValueError as error:
             raise ValueError(

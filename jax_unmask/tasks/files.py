@@ -19,6 +19,8 @@ _SUFFIXES = (".jsonl", ".jsonl.gz", ".json", ".json.gz", ".parquet")
 # One of several files of a split, as the hub names them: train-00000-of-00002-0123abc.parquet.
 _PART = re.compile(r"(?P<stem>.+?)-(?P<part>\d{5})-of-(?P<parts>\d{5})(?:-\w+)?")
 Path = str | os.PathLike[str]
+# What a task's own code raises where a field that it reads is a list, a number or missing.
+_OTHER_KIND = (TypeError, AttributeError, LookupError, ArithmeticError, SyntaxError, RecursionError)
 
 
 def read_table(
@@ -51,6 +53,9 @@ def read_table(
                 examples.append(parse(example) if parse else example)
             except ValueError as error:
                 raise ValueError(f"{path}, {place}: {error}") from error
+            except _OTHER_KIND as error:
+                kind = f"{type(error).__name__}: {error}"
+                raise ValueError(f"{path}, {place}: a field is of another kind ({kind})") from error
         if len(examples) == before:
             raise ValueError(f"{path} holds no examples; each needs the fields {list(fields)}")
     return examples
@@ -85,8 +90,9 @@ def _parquet(path: pathlib.Path) -> Iterator[tuple[str, Example]]:
     try:
         # Opened as a file: a table would take folders of its path for columns.
         rows = parquet.ParquetFile(path).read().to_pylist()
-    except pyarrow.ArrowInvalid as error:
-        raise ValueError(f"{path} is not a Parquet file ({error})") from error
+    except (pyarrow.ArrowException, OSError, ValueError) as error:
+        said = " ".join(str(error).split())
+        raise ValueError(f"{path} is damaged, or not a Parquet file ({said})") from error
     yield from ((f"row {number}", row) for number, row in enumerate(rows))
 
 

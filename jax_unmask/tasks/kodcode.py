@@ -32,9 +32,12 @@ class KodCode(code.CodeTask):
         """Refuses examples without tests."""
         if not isinstance(_tests(example), str):
             raise ValueError("field 'test' (or 'test_code') must be text")
-        info = _info(example) or dict.fromkeys(_DECLARED, "")
-        if not all(isinstance(info.get(name), str) for name in _DECLARED):
-            raise ValueError(f"field 'test_info' must give {' and '.join(_DECLARED)}, found {info}")
+        given = example.get("test_info") or [dict.fromkeys(_DECLARED, "")]
+        info = given[0] if isinstance(given, list) and given else None
+        if not isinstance(info, dict) or not all(isinstance(info.get(n), str) for n in _DECLARED):
+            raise ValueError(
+                f"field 'test_info' must give {' and '.join(_DECLARED)}, found {given!r:.200}"
+            )
         return example
 
     def prompt(self, example: Example) -> prompts.Messages:
@@ -78,7 +81,11 @@ def _after_declaration(example: Example) -> str:
     if info is None:
         return source
     lines = source.splitlines()
-    for node in ast.parse(source).body:
+    try:
+        parsed = ast.parse(source)
+    except (SyntaxError, RecursionError, MemoryError) as error:
+        raise ValueError(f"field 'solution' is no Python program: {error}") from error
+    for node in parsed.body:
         if isinstance(node, ast.FunctionDef) and node.name == info["function_name"]:
             body = lines[node.body[0].lineno - 1 : node.end_lineno]
             first = min([node.lineno, *(each.lineno for each in node.decorator_list)])

@@ -28,6 +28,7 @@ from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.recipes.policy_grpo import PolicyGrpo
 from jax_unmask.recipes.tracerl import TraceRl
 from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints
+from jax_unmask.runtime.divergence import Untrained
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.settings import ConfigError
 
@@ -475,7 +476,7 @@ class TestTraceRuns:
         assert line["skipped"] == 0
         assert "seconds/process" in json.loads((tmp_path / "timings.jsonl").read_text())
 
-    def test_nothing_to_learn_and_prompts_over_their_budget(self, tiny_config, tmp_path, caplog):
+    def test_nothing_to_learn_and_prompts_over_their_budget(self, tiny_config, tmp_path):
         # No prompt fits. No answer is right, so no group lies between the bounds; where only right
         # answers earn, all earn the same; and prompts that may not be cut are left out.
         reasons = {
@@ -487,12 +488,13 @@ class TestTraceRuns:
             },
         }
         for name, changes in reasons.items():
-            settings = {"task__prompt_length": 16, "filter__rounds": 2, "train__steps": 1}
+            settings = {"task__prompt_length": 16, "filter__rounds": 2, "train__steps": 3}
             config = tiny_config("tracerl", **settings, **changes)
-            caplog.clear()
-            found = self.run(config, tmp_path / name)
-            assert "Nothing was trained: in all recorded steps since step 0" in caplog.text
-            for line in found:
+            for _ in range(2):  # The same when it is started again.
+                with pytest.raises(Untrained, match="nothing was trained in 3 steps"):
+                    train.train(config, tmp_path / name)
+            assert not (tmp_path / name / "model").exists()
+            for line in lines(tmp_path / name):
                 assert line["groups_kept"] == 0
                 assert line["skipped"] == 1
                 assert line["states"] == line["grad_norm"] == line["value_grad_norm"] == 0

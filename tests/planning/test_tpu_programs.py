@@ -22,9 +22,11 @@ from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.planning import compilers
 from jax_unmask.planning.compiled import Compiled
 from jax_unmask.planning.programs import Program
+from jax_unmask.recipes import layout
 from jax_unmask.recipes.base import TracedProgram, prompt_shapes
 from jax_unmask.rollout import RolloutSettings, rollout
 from jax_unmask.runtime import accelerators
+from jax_unmask.runtime import mesh as meshes
 from jax_unmask.runtime import placement as placements
 
 EXPECTED = pathlib.Path(__file__).with_name("tpu_programs.json")
@@ -136,8 +138,9 @@ def compiled(name, devices):
     before = jax.config.jax_exec_time_optimization_effort
     jax.config.update("jax_exec_time_optimization_effort", -1.0)
     try:
-        with compilers.find(device, count).active():
-            return Program.of(traced(name), compiled=True)
+        compiler = compilers.find(device, count)
+        with compiler.active():
+            return Program.of(traced(name), compiled=True, options=compiler.options)
     finally:
         jax.config.update("jax_exec_time_optimization_effort", before)
 
@@ -216,6 +219,14 @@ def test_weights_are_not_widened(name, devices):
     for each, array in arrays(compiled(name, devices)):
         if array.type == "f32" and is_matrix(array):
             raise AssertionError(each.line[:300])
+
+
+@pytest.mark.parametrize("devices", ["v5e-8", "v5e-16", "v6e-32", "v5p-16", "v5p-32"])
+def test_every_layout_lies_over_the_network(devices):
+    device, count = accelerators.parse(devices)
+    with compilers.find(device, count).active():
+        for data, fsdp, tensor in layout._layouts():
+            assert meshes.make_mesh(data, fsdp, tensor).size == count
 
 
 @pytest.mark.slow

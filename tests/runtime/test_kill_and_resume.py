@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pathlib
 import shutil
-import signal
 import subprocess
 import sys
 
@@ -77,13 +76,15 @@ def undisturbed(finished_run):
 
 def test_ended_at_random_moments(tmp_path, finished_run, undisturbed):
     shutil.copytree(finished_run, tmp_path / "undisturbed")
-    signals = (signal.SIGKILL, signal.SIGTERM)
-    kills, different = chaos.torture(start, tmp_path, kills=3, signals=signals, seed=39)
+    moments = ("start", "step", "save")
+    kills, different = chaos.torture(
+        start, tmp_path, kills=3, ways=("kill", "term"), seed=19188, moments=moments
+    )
     assert different == []
-    assert [(kill.moment, kill.signal) for kill in kills] == [
-        ("start", "SIGKILL"),
-        ("step", "SIGTERM"),
-        ("save", "SIGKILL"),
+    assert [(kill.moment, kill.way) for kill in kills] == [
+        ("start", "kill"),
+        ("step", "term"),
+        ("save", "kill"),
     ]
     # The first comes before or as training begins.
     assert kills[0].step < kills[1].step < kills[2].step < STEPS

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import re
 from typing import Any
 
 import jax
@@ -15,14 +17,18 @@ from jax_unmask.runtime.checkpoints import DIRECTORY, ITEMS, CheckpointError, Ch
 from jax_unmask.runtime.checksums import IGNORED
 
 METRICS = "metrics.jsonl"
+RESULTS = "results.jsonl"
+_CLOCKS = ("seconds_per_sequence", "tokens_per_second", "compile_seconds")
 WEIGHTS = "*.safetensors"
 
 
 def differences(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> list[str]:
     """What is not the same in two workdirs; nothing, if both runs computed the same.
 
-    Compared are `metrics.jsonl`; the last checkpoint: step, parameters, optimiser, PRNG keys and
-    position of the data; and all exported weights. Times and logs differ from run to run.
+    Compared are, also of the stages of a curriculum, `metrics.jsonl`; the last checkpoint: step,
+    parameters, optimiser, PRNG keys and position of the data; all exported weights; and of
+    evaluations the rows of `results.jsonl`, outcomes, pictures, `summary.md` and `report.html`, but
+    for seconds, days and the names of the workdirs. Timings and logs differ from run to run.
 
     Args:
         left: the workdir of a run.
@@ -33,25 +39,75 @@ def differences(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> 
 
     Raises:
         CheckpointError: a run has no checkpoint, or a damaged one.
-        OSError: a run has no metrics.
+        OSError: a run has neither metrics nor results.
     """
     left, right = pathlib.Path(left), pathlib.Path(right)
+    places = {place.relative_to(each) for each in (left, right) for place in _places(each)}
     found = []
-    if (left / METRICS).read_bytes() != (right / METRICS).read_bytes():
-        found.append(METRICS)
-    ours, theirs = contents(left), contents(right)
-    for name in sorted(ours.keys() | theirs.keys()):
-        if name not in ours or name not in theirs or not _same(ours[name], theirs[name]):
-            found.append(f"{DIRECTORY}: {name}")
+    for place in sorted(places):
+        ours, theirs = left / place, right / place
+        names = _files(ours, theirs)
+        found += [str(place / name) for name in names if not _is_equal(place / name, left, right)]
+        if (ours / METRICS).exists() or (ours / DIRECTORY).exists():
+            ours, theirs = contents(ours), contents(theirs)
+            for name in sorted(ours.keys() | theirs.keys()):
+                if name not in ours or name not in theirs or not _same(ours[name], theirs[name]):
+                    found.append(f"{place / DIRECTORY}: {name}")
     exported = {
         path.relative_to(workdir) for workdir in (left, right) for path in workdir.rglob(WEIGHTS)
     }
-    for path in sorted(exported):
-        in_left, in_right = left / path, right / path
-        on_both_sides = in_left.is_file() and in_right.is_file()
-        if not on_both_sides or in_left.read_bytes() != in_right.read_bytes():
-            found.append(str(path))
-    return found
+    return [*found, *(str(path) for path in sorted(exported) if not _is_equal(path, left, right))]
+
+
+def _places(workdir: pathlib.Path) -> list[pathlib.Path]:
+    """The directories of a run that hold metrics or results: its own, and those of its stages."""
+    files = [path for name in (METRICS, RESULTS) for path in workdir.glob(name)]
+    files += [path for name in (METRICS, RESULTS) for path in workdir.glob(f"*/{name}")]
+    if not files:
+        raise FileNotFoundError(f"{workdir} has neither {METRICS} nor {RESULTS}")
+    return [path.parent for path in files]
+
+
+def _files(left: pathlib.Path, right: pathlib.Path) -> list[str]:
+    """Names of the files of two runs and their evaluations that are compared."""
+    names = {
+        str(path.relative_to(place))
+        for place in (left, right)
+        for pattern in (METRICS, RESULTS, "summary.md", "report.html", "*.png", "outcomes/*")
+        for path in place.glob(pattern)
+    }
+    return sorted(names)
+
+
+def _is_equal(name: pathlib.Path, left: pathlib.Path, right: pathlib.Path) -> bool:
+    found: list[Any] = []
+    for workdir in (left, right):
+        path = workdir / name
+        if not path.is_file():
+            return False
+        data = path.read_bytes()
+        if name.name == RESULTS:
+            found.append(without_clocks(data.decode(), workdir))
+        elif name.suffix in (".md", ".html"):
+            found.append(_without_times(data.decode(), workdir))
+        else:
+            found.append(data)
+    return found[0] == found[1]
+
+
+def without_clocks(results: str, workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Rows of results without what a clock measured, and without the name of their workdir."""
+    rows = [json.loads(line) for line in results.replace(str(workdir), "WORKDIR").splitlines()]
+    return [{name: row[name] for name in row if name not in _CLOCKS} for row in rows]
+
+
+def _without_times(text: str, workdir: pathlib.Path) -> str:
+    """A report without seconds (`ms` in its data, the last but one column of tables) and days."""
+    text = text.replace(str(workdir), "WORKDIR").replace("\\n", "\n")
+    text = text.replace(f'["run","{workdir.name}"]', "")
+    text = re.sub(r'"ms": ?[-+.\de]+|report of \d{4}-\d\d-\d\d', "", text)
+    text = re.sub(r"(?m)[-+.\de]+([ |]+\d+\.\d\d(?: \|)?)$", r"\1", text)
+    return re.sub(r"[─\s]+", " ", text)  # Columns are as wide as what is in them.
 
 
 def contents(workdir: str | os.PathLike[str]) -> dict[str, Any]:

@@ -1,0 +1,53 @@
+"""Runs whose last steps updated nothing."""
+
+from __future__ import annotations
+
+import pytest
+
+from jax_unmask.runtime.divergence import Untrained, require_trained
+
+
+def rows(*records):
+    """Records of (skipped, reward), with a right answer for each reward of 1."""
+    return [
+        {"step": step, "skipped": skipped, "reward": reward, "accuracy": float(reward == 1)}
+        for step, (skipped, reward) in enumerate(records, start=1)
+    ]
+
+
+@pytest.mark.parametrize(
+    "records",
+    [
+        [],
+        [(0, 0.2)],
+        [(1, 0.0)] * 5 + [(0, 0.2)],
+        # Nothing to learn any more, or from the start.
+        [(0, 0.2)] * 2 + [(1, 1.0)] * 8,
+        [(1, 1.0)] * 5,
+        # Too few to tell.
+        [(1, 0.0)] * 2,
+        # Not yet the end.
+        [(0, 0.2)] + [(1, 0.0)] * 2,
+        [(0, 0.2)] * 96 + [(1, 0.0)] * 4,
+    ],
+)
+def test_learned_to_the_end(records):
+    require_trained(rows(*records), 10)
+
+
+def test_records_of_recipes_that_skip_nothing():
+    require_trained([{"step": 1, "loss": 0.5}] * 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("records", "message"),
+    [
+        ([(1, 0.0)] * 3, "nothing was trained in 10 steps"),
+        ([(1, 0.0)] * 9 + [(1, 1.0)], "nothing was trained in 10 steps"),
+        ([(0, -0.2)] + [(1, -1.0)] * 3, r"collapsed: it updated nothing after step 1 .* 3 records"),
+        ([(0, 0.2)] * 90 + [(1, 0.0)] * 10, "after step 90 in its last 10 records, which earn 0 "),
+    ],
+)
+def test_lost(records, message):
+    with pytest.raises(Untrained, match=message):
+        require_trained(rows(*records), 10)
