@@ -216,7 +216,7 @@ def _require_trained(workdir: pathlib.Path, total: int) -> None:
         except Untrained as error:
             problem = str(error)
     if problem := Placement().broadcast(problem):
-        raise Untrained(problem)
+        raise Untrained(f"{workdir}: {problem}")
 
 
 def _stop_if_diverged(

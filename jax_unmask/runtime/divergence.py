@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 _KEPT = 64
 # The end of a run: this share of its records, and at least so many.
 _END_SHARE, _END_RECORDS = 0.1, 3
+# A supervised loss, in nats per token, that ends so many times above its start (or 1) is no loss of
+# a model that learned: random answers cost a dozen nats.
+_LOSS_GROWTH = 10
 
 
 class Untrained(ValueError):
@@ -80,7 +83,10 @@ def lost_numbers(tree: Tree) -> tuple[int, int]:
 
 
 def require_trained(rows: Sequence[Mapping[str, Any]], steps: int) -> None:
-    """Refuses to end a run well whose last steps updated nothing, unless they had nothing to learn.
+    """Refuses to end a run well that has collapsed though its numbers are finite.
+
+    Whose last steps updated nothing, unless they had nothing to learn; or, in supervised training,
+    whose loss ends more than ten times above where it began.
 
     The end is the last tenth of the records, and at least three. A skipped step (`skipped` in its
     record is 1) is in order at the end of a run that has solved its task: all rewards of a group
@@ -96,6 +102,14 @@ def require_trained(rows: Sequence[Mapping[str, Any]], steps: int) -> None:
         Untrained: the run is lost.
     """
     end = rows[-max(_END_RECORDS, math.ceil(_END_SHARE * len(rows))) :]
+    if len(rows) > _END_RECORDS and "reward" not in rows[0]:
+        first, last = float(rows[0].get("loss", 0)), _mean(end, "loss")
+        if last > _LOSS_GROWTH * max(first, 1.0):
+            raise Untrained(
+                f"the run has collapsed: its loss began at {first:.3g} and is {last:.3g} in its "
+                f"last {len(end)} records. Nothing was exported. Train in a new workdir with a "
+                "lower optimizer.lr"
+            )
     if not end or any(row.get("skipped", 0) < 1 for row in end):
         return
     trained = [row for row in rows if row["skipped"] < 1]

@@ -35,8 +35,15 @@ def test_learned_to_the_end(records):
     require_trained(rows(*records), 10)
 
 
-def test_records_of_recipes_that_skip_nothing():
-    require_trained([{"step": 1, "loss": 0.5}] * 5, 5)
+@pytest.mark.parametrize("losses", [[0.5] * 5, [3.0, 20.0, 29.0, 29.0, 29.0], [1e-4] + [5.0] * 4])
+def test_supervised_losses(losses):
+    require_trained([{"step": step, "loss": loss} for step, loss in enumerate(losses)], 5)
+
+
+@pytest.mark.parametrize("losses", [[3.0, 20.0, 31.0, 1e9, 1e9], [1e-4] + [11.0] * 4])
+def test_supervised_losses_that_explode(losses):
+    with pytest.raises(Untrained, match="its loss began at"):
+        require_trained([{"step": step, "loss": loss} for step, loss in enumerate(losses)], 5)
 
 
 @pytest.mark.parametrize(
