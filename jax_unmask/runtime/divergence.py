@@ -85,8 +85,8 @@ def lost_numbers(tree: Tree) -> tuple[int, int]:
 def require_trained(rows: Sequence[Mapping[str, Any]], steps: int) -> None:
     """Refuses to end a run well that has collapsed though its numbers are finite.
 
-    Whose last steps updated nothing, unless they had nothing to learn; or, in supervised training,
-    whose loss ends more than ten times above where it began.
+    It has collapsed if its last steps updated nothing though there was something to learn; or, in
+    supervised training, if its loss ends more than ten times above where it began.
 
     The end is the last tenth of the records, and at least three. A skipped step (`skipped` in its
     record is 1) is in order at the end of a run that has solved its task: all rewards of a group
