@@ -113,6 +113,14 @@ class Plan:
             return self.estimate.fits(self.device.memory_bytes)
         return self.needed_bytes <= USABLE * self.device.memory_bytes
 
+    @property
+    def refusal(self) -> ConfigError | None:
+        """Why no step can run on these devices, with a remedy; None if one might."""
+        if self.device is None:
+            return None
+        memory, needed = self.device.memory_bytes, self.needed_bytes
+        return self.estimate.refusal(self.config, memory, self.weight_shards, needed)
+
     def table(self) -> str:
         """The plan as text."""
         return "\n".join(
@@ -382,7 +390,9 @@ def main(argv: list[str]) -> None:
             compiler=compiler,
             nfe=values.nfe,
         )
-        print(found.table())
+        print(found.table(), flush=True)
+        if found.refusal is not None:
+            raise found.refusal
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

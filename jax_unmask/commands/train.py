@@ -10,7 +10,7 @@ import pathlib
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 
 import jax
 from absl import flags
@@ -19,6 +19,7 @@ from ml_collections import ConfigDict
 from jax_unmask import recipes
 from jax_unmask.commands import command_line, curriculum
 from jax_unmask.commands.curriculum import EXPORT
+from jax_unmask.environment.bundle import Bundle
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.recipes.base import Recipe
@@ -70,11 +71,20 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 def _train(config: ConfigDict, workdir: pathlib.Path, lock: DirectoryLock) -> bool:
     """`train` in one directory; takes the lock once the config has proved to run."""
-    settings = recipes.read(config)
-    if settings.eval.after_training:
+    settings = recipes.read(config, trains=True)
+    measured = None
+    if settings.eval.after_training or settings.eval.every:
         from jax_unmask.evaluation import candidates  # Draws plots; training needs none of it.
 
         candidates.check(settings)
+    if settings.eval.every:
+        from jax_unmask.evaluation.while_training import WhileTraining
+
+        measured = WhileTraining(config)
+        if not hasattr(recipes.find(settings.recipe), "current"):
+            remedy = "Set 0, and `eval.after_training` = True"
+            problem = f"recipe {settings.recipe!r} trains no denoiser"
+            raise ConfigError("eval.every", settings.eval.every, problem, remedy)
     exempt = tuple(each.key for each in declared(settings) if each.is_exempt)
     check_workdir(workdir, config, exempt=exempt)
     kind = recipes.find(settings.recipe)
@@ -85,7 +95,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, lock: DirectoryLock) -> bo
     lock.take()
     claim_workdir(workdir, config, exempt=exempt)
     with Checkpoints(workdir, settings.checkpoint) as checkpoints:
-        state = _run(settings, workdir, recipe, data, checkpoints, lock)
+        state = _run(settings, workdir, recipe, data, checkpoints, lock, measured)
     if state is None:
         return False
     trained = recipe.finish(state, workdir)
@@ -109,8 +119,12 @@ def _run(
     data: BatchIterator,
     checkpoints: Checkpoints,
     lock: DirectoryLock,
+    measured: Callable[[Bundle], Mapping[str, float]] | None = None,
 ) -> TrainState | None:
-    """The training loop. Returns the final state, or None if a signal ended it before."""
+    """The training loop. Returns the final state, or None if a signal ended it before.
+
+    `measured` makes metrics of the denoiser as it is, every `eval.every` steps.
+    """
     total, done, restored = config.train.steps, 0, None
     checkpoints.require_any()
     if checkpoints.steps():
@@ -169,10 +183,14 @@ def _run(
             stop = preemption.requested(step)
             save = step % config.checkpoint.every == 0 or step == total or stop
             # A signal saves, but writes no line that an undisturbed run would not have.
-            log = step % config.log.every == 0 or step == total
+            measures = measured is not None and step % config.eval.every == 0
+            log = step % config.log.every == 0 or step == total or measures
             if save or log:
                 values = {name: float(value) for name, value in jax.device_get(metrics).items()}
                 lock.check_held()
+            if measures and measured is not None:
+                with timer.measure("evaluation"):
+                    values |= measured(recipe.current(state))  # type: ignore[attr-defined]
             if log:
                 writer.write(step, values)
                 progress.set_postfix({name: values[name] for name in recipe.shown}, refresh=False)

@@ -33,17 +33,27 @@ class Copies:
     of the copy attends to the text's blocks before its block, and to its block in the copy. So each
     block of the copy attends to the same tokens as a decoder that has finished the blocks before
     it. The rule follows from these labels, one per token; a square mask is never in memory.
+
+    Several texts in a row see nothing of each other.
     """
 
     block: Int[Array, "B S"]  # Block of each token.
     noisy: Bool[Array, "B S"]  # The token belongs to the copy.
     real: Bool[Array, "B S"]  # The token is no padding.
+    text: Int[Array, "B S"] | None = None  # Text of each token; None for one text.
 
-    def visible(self, block: Int[Array, "B Q"], noisy: Bool[Array, "B Q"]) -> Bool[Array, "B Q S"]:
+    def visible(
+        self,
+        block: Int[Array, "B Q"],
+        noisy: Bool[Array, "B Q"],
+        text: Int[Array, "B Q"] | None = None,
+    ) -> Bool[Array, "B Q S"]:
         """True where queries with these labels see a token."""
         block, noisy = block[..., None], noisy[..., None]
         same, before = self.block[:, None] == block, self.block[:, None] < block
         seen = jnp.where(self.noisy[:, None], same & noisy, before | (same & ~noisy))
+        if text is not None and self.text is not None:
+            seen &= self.text[:, None] == text[..., None]
         return seen & self.real[:, None]
 
 
@@ -61,7 +71,8 @@ def attention_in_copies(
     """
     length = query.shape[1]
     if length <= queries_per_chunk:
-        return attention(query, key, value, copies.visible(copies.block, copies.noisy))
+        visible = copies.visible(copies.block, copies.noisy, copies.text)
+        return attention(query, key, value, visible)
     spare = -length % queries_per_chunk
 
     def chunked(x: Array) -> Array:
@@ -69,11 +80,12 @@ def attention_in_copies(
         return jnp.moveaxis(padded.reshape(x.shape[0], -1, queries_per_chunk, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
-    def of_chunk(part: tuple[Array, Array, Array]) -> Array:
-        query, block, noisy = part
-        return attention(query, key, value, copies.visible(block, noisy))
+    def of_chunk(part: tuple[Array, Array, Array, Array | None]) -> Array:
+        query, block, noisy, text = part
+        return attention(query, key, value, copies.visible(block, noisy, text))
 
-    out = jax.lax.map(of_chunk, (chunked(query), chunked(copies.block), chunked(copies.noisy)))
+    labels = (copies.block, copies.noisy, copies.text)
+    out = jax.lax.map(of_chunk, jax.tree.map(chunked, (query, *labels)))
     out = jnp.moveaxis(out, 0, 1)
     return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :length]
 

@@ -44,7 +44,8 @@ def load_bundle(
         config: a full config; `model.path` is a shipped name (such as "sudoku"), a local
             Hugging Face or Orbax directory, or a hub name.
         splits: splits of the task that are going to be used; they are read before the weights, so
-            that what is wrong with them shows first. Those of `eval.after_training` are added.
+            that what is wrong with them shows first. Those of an evaluation during or after
+            training are added.
         weights: where they go; by default where rollouts read them.
 
     Raises:
@@ -53,7 +54,8 @@ def load_bundle(
         ValueError: the model's files do not fit together.
     """
     task, placement = load_task(config), placements.for_rollouts(config)
-    measured = eval_splits(config) if config.eval.after_training else {}
+    evaluates = config.eval.after_training or config.eval.every
+    measured = eval_splits(config) if evaluates else {}
     for split in dict.fromkeys((*splits, *measured)):
         check_split(config, task, split)
     # Models that are trained have no such key.

@@ -79,6 +79,13 @@ class EvaluationSettings(Settings):
     after_training: bool = setting(
         False, "Evaluate the trained policy or denoiser, and those of policies, after training."
     )
+    every: int = setting(
+        0,
+        "Training steps between measurements of policies with the denoiser as it is, into the "
+        "metrics (eval_accuracy, eval_nfe); 0 for none. For recipes that train denoisers.",
+        ge=0,
+        le=MAX_INT,
+    )
     split: Literal["train", "validation", "test"] = setting("test", "The split that is measured.")
     prompt_style: Literal["training", "evaluation"] = setting(
         "evaluation", "Wording of prompts; the published experiments have two."

@@ -197,6 +197,8 @@ def _identify(
         "cache": NONE if item.cache is None else str(item.cache),
         "stop_at_end": config.eval.stop_at_end,
     }
+    filters = rollout_settings(config, bundle, item.block_length, item.cache).sampling
+    options |= {"top_k": filters.top_k, "top_p": filters.top_p} if filters.filters else {}
     # Only where they differ from what there was before there were options: rows keep their keys.
     identity |= {name: value for name, value in options.items() if value not in (NONE, False)}
     return {"key": digest(json.dumps(identity, sort_keys=True)), **row, **options}

@@ -22,6 +22,7 @@ from jax_unmask.learners.engine import (
     descend,
     over_copies,
 )
+from jax_unmask.learners.packing import PackedBatch, Packing
 from jax_unmask.learners.states import Responses, StateBatch, StateSettings
 
 
@@ -52,46 +53,58 @@ class StateLearner(StateSettings):
         return TrainState.first(params, opt_state, jnp.copy(key))
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-    def step(self, state: TrainState, responses: Responses) -> tuple[TrainState, Metrics]:
+    def step(
+        self, state: TrainState, responses: Responses, packing: Packing | None = None
+    ) -> tuple[TrainState, Metrics]:
         """Takes one optimiser step on one batch. The state passed in is donated: use the new one.
 
         Args:
             state: the training state.
             responses: B responses; `step_map` is read by `Trace` alone, but for -1,
                 which keeps a token from being trained.
+            packing: where several responses lie in one row; None for a row each. The loss is the
+                same.
 
         Returns:
             The new state, and `loss` (the mean of -log p over trained tokens, whatever they weigh),
-            `grad_norm` (before clipping), `trained_tokens` and `states`; `skipped`, 1 if no text
-            had a token to train.
+            `grad_norm` (before clipping), `trained_tokens`, `states`, and `forwards`, the rows that
+            were computed; `skipped`, 1 if no text had a token to train.
         """
-        return over_copies(self._step, state, responses)
+        return over_copies(self._step, state, responses, packing)
 
     def _step(
-        self, shards: Shards, state: TrainState, responses: Responses
+        self, shards: Shards, state: TrainState, responses: Responses, packing: Packing | None
     ) -> tuple[TrainState, Metrics]:
         count, length = responses.tokens.shape
         kept = jnp.ones(count, bool)
         canvas, key = self.describe(responses), state.step_key()
         batch = StateBatch(self, responses, canvas, kept, key, shards=shards)
-        cells = batch.minibatches(0)
-        minibatch, scale = cells.first, 1.0
+        cells, packed = batch.minibatches(0), None
+        states_in_all, scale = cells.first.count, 1.0
+        if packing is not None:
+            packed = PackedBatch(batch, packing)
+            cells = packed.minibatches(batch.wanted(0))
         if self.normaliser == "length" and self.full_length is not None:
             scale = length / self.full_length
 
         def loss(params: Params, at: Chunk) -> tuple[Array, Sums]:
-            states = batch.states(0, at)
-            scores = batch.score(params, at, states)
-            total = -scale * jnp.sum(batch.weights(states) * scores) / minibatch.count
-            surprise = -jnp.sum(jnp.where(states.trained, scores, 0.0))
-            return total, Sums.of(surprise=surprise, decisions=jnp.sum(states.trained))
+            if packed is not None:
+                scores, weights, trained = packed.score(params, at)
+            else:
+                states = batch.states(0, at)
+                scores, trained = batch.score(params, at, states), states.trained
+                weights = batch.weights(states)
+            total = -scale * jnp.sum(weights * scores) / states_in_all
+            surprise = -jnp.sum(jnp.where(trained, scores, 0.0))
+            return total, Sums.of(surprise=surprise, decisions=jnp.sum(trained))
 
-        grads, sums = accumulate(loss, state.params, cells, minibatch, self.chunk_size, shards)
+        grads, sums = accumulate(loss, state.params, cells, cells.first, self.chunk_size, shards)
         params, opt_state, norm = descend(self.optimizer, state.params, state.opt_state, grads)
         return keep(state.after(params, opt_state)), {
             "loss": sums.metrics()["surprise"],
             "grad_norm": norm,
             "trained_tokens": sums.decisions,
-            "states": minibatch.count.astype(jnp.float32),
-            "skipped": (minibatch.count == 0).astype(jnp.float32),
+            "states": states_in_all.astype(jnp.float32),
+            "forwards": cells.first.count.astype(jnp.float32),
+            "skipped": (states_in_all == 0).astype(jnp.float32),
         }

@@ -62,12 +62,13 @@ def config(name: str) -> Any:
     return to_config(defaults(name))
 
 
-def read(config: Any, device: Accelerator | None = None) -> RunSettings:
+def read(config: Any, device: Accelerator | None = None, *, trains: bool = False) -> RunSettings:
     """Checks a config and makes the settings of its recipe of it.
 
     Args:
         config: a `ConfigDict` that began as `recipes.config(...)`.
         device: type of the devices, for the choice of a mesh; by default this machine's.
+        trains: whether a training for which the devices have no room is an error.
 
     Raises:
         ConfigError: the first mistake, with full key, value and remedy. Checks that need the model
@@ -80,7 +81,7 @@ def read(config: Any, device: Accelerator | None = None) -> RunSettings:
     try:
         from jax_unmask.recipes import layout  # Loads the denoisers.
 
-        settings = layout.choose_mesh(settings, device)
+        settings = layout.choose_mesh(settings, device, refuses=trains)
         settings.check_devices()
     except SettingError as error:
         raise error if isinstance(error, ConfigError) else error.within("") from error

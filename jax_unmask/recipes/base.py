@@ -106,6 +106,9 @@ class Recipe(Protocol):
     Everything random in a step follows from the state's key and step and from the batch, so a run
     that is resumed from (state, position of the data) continues exactly.
 
+    One that trains a denoiser may have `current(state)`, which makes a bundle of it as it is, for
+    measurements while training (`eval.every`).
+
     Attributes:
         metrics: names of all metrics that a step can have; `checkpoint.best_metric` is one of them.
         shown: names of those that the progress bar shows.

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 import jax
 import jax.numpy as jnp
 
-from jax_unmask.denoisers import DenoiserConfig, families, hub, sharding
+from jax_unmask.denoisers import DenoiserConfig, count_params, families, hub, sharding
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.recipes.base import Blueprint, Recipe, bytes_per_device
@@ -89,6 +89,39 @@ class Estimate:
         temporaries = _MARGIN * max(self.rollout, self.update)
         return self.lasting + temporaries <= USABLE * memory_bytes
 
+    def refusal(
+        self, config: RunSettings, memory_bytes: float, shards: int, needed: float | None = None
+    ) -> ConfigError | None:
+        """Why no step can run on such devices, and what helps; None if one might.
+
+        Args:
+            config: the settings.
+            memory_bytes: of a device.
+            shards: shards of the weights.
+            needed: bytes of a step at its peak, where they are known; otherwise what lasts counts.
+        """
+        least, usable = self.lasting if needed is None else needed, USABLE * memory_bytes
+        if least <= usable:
+            return None
+        more = -(-int(self.lasting * shards) // int(usable)) + 1
+        remedy = f"Plan for more devices: weights and optimiser alone want {more} or more such"
+        if self.lasting <= usable:
+            remedy = "Lower what is alive at one time"
+            if self.update >= self.rollout:
+                remedy += f" (`learner.chunk_size` = {config.states_at_once})"
+            else:
+                remedy += f" (`rollout.slots`: {config.rows_at_once} rows)"
+        lora = getattr(config, "lora", None)
+        if lora is not None and not lora.rank:
+            remedy += ", or train adapters (`lora.rank` = 32, `model.param_dtype` = 'bfloat16')"
+        return ConfigError(
+            "model.path",
+            config.model.path,
+            f"a step of recipe {config.recipe!r} needs {least / 1e9:.1f} GB on each device, and "
+            f"programs get {usable / 1e9:.1f} of its {memory_bytes / accelerators.GB:.0f} GB",
+            remedy,
+        )
+
 
 def estimate(
     config: RunSettings, shape: DenoiserConfig, placement: Placement, blueprint: Blueprint
@@ -147,7 +180,13 @@ def _memory(device: Accelerator | None) -> int | None:
     return (jax.local_devices()[0].memory_stats() or {}).get("bytes_limit")
 
 
-def choose_mesh(config: RunSettings, device: Accelerator | None = None) -> RunSettings:
+# A single device is asked whether it has room for weights of at least so many bytes.
+_WORTH_ASKING = 10**9
+
+
+def choose_mesh(
+    config: RunSettings, device: Accelerator | None = None, *, refuses: bool = False
+) -> RunSettings:
     """The settings with a mesh: the given one, or that with the fewest shards which fit.
 
     Says which it chose, and why. All devices have a copy where their memory is not known.
@@ -156,11 +195,16 @@ def choose_mesh(config: RunSettings, device: Accelerator | None = None) -> RunSe
         config: the settings; `mesh.fsdp` = 0 leaves the choice for training, and
             `mesh.rollout_fsdp` = `mesh.rollout_tensor` = 0 that for rollouts.
         device: the type of the devices; by default that of this machine's.
+        refuses: whether what no mesh has room for is an error.
+
+    Raises:
+        ConfigError: all devices together have no room for what a step keeps.
     """
     device = device or accelerators.here()
     memory_bytes = _memory(device)
     devices = len(accelerators.devices())
-    if devices == 1 or memory_bytes is None or config.model.path is None:
+    is_settled = devices == 1 and not refuses
+    if is_settled or memory_bytes is None or config.model.path is None:
         return config
     from jax_unmask import recipes
 
@@ -170,6 +214,8 @@ def choose_mesh(config: RunSettings, device: Accelerator | None = None) -> RunSe
     except (ValueError, OSError):  # Loading it says what is wrong.
         return config
     if not hasattr(recipe, "blueprint"):
+        return config
+    if devices == 1 and 4 * count_params(shape) < _WORTH_ASKING:
         return config
     found: list[tuple[MeshSettings, Estimate]] = []
     for training in _for_training(config, recipe.trains == "policy"):
@@ -187,9 +233,15 @@ def choose_mesh(config: RunSettings, device: Accelerator | None = None) -> RunSe
             break
     if not found:
         return config
-    if found[-1][0] != config.mesh:
+    mesh, needed = found[-1]
+    why = needed.refusal(config, memory_bytes, max(mesh.fsdp, 1) * max(mesh.tensor, 1))
+    if refuses and why is not None:
+        raise why
+    if devices == 1:
+        return config
+    if mesh != config.mesh:
         logger.info("%s", _reason(found, memory_bytes, _comparison(config, shape, found, device)))
-    return dataclasses.replace(config, mesh=found[-1][0])
+    return dataclasses.replace(config, mesh=mesh)
 
 
 def _for_training(config: RunSettings, is_frozen: bool) -> Iterator[MeshSettings]:

@@ -292,10 +292,13 @@ class Sft:
         del metrics
         return self.work(self._config, self._bundle.denoiser.config).update
 
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
+    def current(self, state: TrainState) -> Bundle:
+        """The denoiser as it is, its moving average if there is one."""
         params = state.params if state.ema is None else state.ema
-        bundle = dataclasses.replace(self._bundle, params=params)
-        return export_denoiser(self._config, bundle, workdir)
+        return dataclasses.replace(self._bundle, params=params)
+
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
+        return export_denoiser(self._config, self.current(state), workdir)
 
     @classmethod
     def blueprint(
@@ -307,9 +310,9 @@ class Sft:
         state = placement.parameters(state, RULES)
         prompts, _ = prompt_shapes(placement, config.rows, config.task.prompt_length)
         canvas = jax.ShapeDtypeStruct((config.rows, config.data.gen_length), jnp.int32)
-        batch = cls.batch_shapes(placement, prompts, canvas)
+        batch = cls.batch_shapes(config, placement, prompts, canvas)
         with placement.active():
-            step = type(learner).step.lower(learner, state, batch)
+            step = type(learner).step.lower(learner, state, *batch)
         frozen = {"denoiser as loaded": weights} if cls.keeps_start(config) else {}
         return Blueprint(
             {**frozen, "trained parameters and optimiser": state},
@@ -319,9 +322,12 @@ class Sft:
         )
 
     @classmethod
-    def batch_shapes(cls, placement: Placement, prompts: Any, canvas: Any) -> Any:
+    def batch_shapes(
+        cls, config: Any, placement: Placement, prompts: Any, canvas: Any
+    ) -> tuple[Any, ...]:
         """A batch as the learner takes it, as shapes."""
-        return SftBatch(prompts, placement.rows(canvas))
+        del config
+        return (SftBatch(prompts, placement.rows(canvas)),)
 
     @classmethod
     def work(cls, config: Any, shape: denoisers.DenoiserConfig, nfe: int | None = None) -> Work:

@@ -7,11 +7,14 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.learners.engine import TrainState
+from jax_unmask.learners.packing import Packing, pack
 from jax_unmask.learners.state_sft import StateLearner
 from jax_unmask.learners.states import (
     AttentionBlocks,
@@ -48,8 +51,16 @@ class BucketedData(DataSettings):
     length_buckets: tuple[int, ...] = setting(
         (),
         "Shorter canvases to which a batch is cut where all of its responses fit, with their ends "
-        "(and task.prompt_buckets for its prompts); every length compiles its own program.",
+        "(and task.prompt_buckets for its prompts); every length compiles its own program. With "
+        "pack_length each response takes the shortest that fits it.",
         ge=1,
+    )
+    pack_length: int = setting(
+        0,
+        "Tokens of a row into which several examples are packed, prompts and canvases; attention "
+        "does not cross examples, and the loss is the same. 0 for a row each.",
+        ge=0,
+        le=2**20,
     )
 
 
@@ -70,8 +81,9 @@ class StateMethod(MaskRatios, TokenSettings):
         "random",
         "random: masks over the whole response. semi_ar: a state per block, later blocks masked "
         "(full attention). block: masks in all blocks at once, each seeing the finished "
-        "ones before it (block attention). trace: the states in which the denoiser that training "
-        "starts from would write the response. ar: next tokens, causally (a cold start for "
+        "ones before it (block attention). trace: the states in which the response was written, "
+        "where the data say so (step_map), or else those in which the denoiser that training "
+        "starts from would write it. ar: next tokens, causally (a cold start for "
         "families whose logits are shifted).",
     )
     block_length: int = setting(16, "Of semi_ar, and with block attention, in tokens.", ge=1)
@@ -116,6 +128,29 @@ class StateSftSettings(SupervisedSettings):
             "`learner.num_pads` = -1 trains all padding, which shorter lengths would cut off",
             "Set `learner.num_pads` = 1 (the end of a text), or leave the lengths out",
         )
+        if self.data.pack_length:
+            self._check_packing(self.task.prompt_length + self.data.gen_length)
+
+    def _check_packing(self, longest: int) -> None:
+        data, learner = self.data, self.learner
+        self.require(
+            data.pack_length >= longest,
+            "data.pack_length",
+            f"an example may have {longest} tokens (`task.prompt_length` + `data.gen_length`)",
+            f"Give at least {longest}, or 0 for a row each",
+        )
+        self.require(
+            learner.num_pads >= 0,
+            "data.pack_length",
+            "`learner.num_pads` = -1 trains all padding, which packed rows leave out",
+            "Set `learner.num_pads` = 1 (the end of a text), or 0",
+        )
+        self.require(
+            learner.method != "ar",
+            "data.pack_length",
+            "`learner.method` = 'ar' attends causally, which packed rows do not",
+            "Set 0",
+        )
 
     @property
     def rows_at_once(self) -> int:
@@ -123,7 +158,9 @@ class StateSftSettings(SupervisedSettings):
 
     @property
     def states_at_once(self) -> int:
-        return self.learner.chunk_size
+        # Of the usual length; a packed row is as long as several.
+        usual = self.task.prompt_length + self.data.gen_length
+        return self.learner.chunk_size * max(1, -(-self.data.pack_length // usual))
 
     def check_spread(self, placement: Placement) -> None:
         super().check_spread(placement)
@@ -176,7 +213,7 @@ class StateSft(Sft):
     """Trains a denoiser on given responses in chosen states (arXiv 2509.06949, sections 3 and 5.2).
 
     With `learner.method = "trace"` these are the states that the denoiser, as it was before
-    training, would visit on its way to the response.
+    training, would visit on its way to the response, unless the data have the steps themselves.
 
     Args:
         config: the settings.
@@ -184,8 +221,8 @@ class StateSft(Sft):
     """
 
     metrics = (
-        *("loss", "grad_norm", "trained_tokens", "states", "skipped"),
-        *("prompt_length", "canvas_length"),
+        *("loss", "grad_norm", "trained_tokens", "states", "forwards", "skipped"),
+        *("prompt_length", "canvas_length", "filled"),
     )
     shown = ("loss", "trained_tokens")
     defaults = StateSftSettings()
@@ -205,24 +242,68 @@ class StateSft(Sft):
         batch = self._fitted(batch)
         steps: Any = np.zeros(batch.responses.shape, np.int32)
         if self.keeps_start(self._config):
-            with timer.measure("rollout"):
-                steps = placement.fetch(self._steps(batch))
+            given = np.full(batch.responses.shape, -1) if batch.steps is None else batch.steps
+            unknown = given[:, :1] < 0
+            # All processes take part in a rollout.
+            if placement.gather(unknown).any():
+                with timer.measure("rollout"):
+                    given = np.where(unknown, placement.fetch(self._steps(batch)), given)
+            steps = given.astype(np.int32)
         written: Any = batch.responses
         responses = Responses(batch.prompts, written, steps)
         with timer.measure("update"), placement.active():
             # Small enough to be everywhere: a device takes what it works on out of all rows.
-            everywhere = placement.everywhere(placement.gather(responses))
-            state, metrics = self._learner.step(state, everywhere)
+            responses = placement.gather(responses)
+            first, last = self._places(responses)
+            real, width = int((last - first).sum()), responses.tokens.shape[1]
+            width += responses.prompts.tokens.shape[1]
+            packing = None
+            if self._config.data.pack_length:
+                width = self._config.data.pack_length
+                packing = pack(first, last, width)
+                used = int((packing.segment >= 0).any(axis=1).sum())
+            else:
+                used = len(first)
+            everywhere = placement.everywhere((responses, packing))
+            state, metrics = self._learner.step(state, *everywhere)
         return state, metrics | {
             "prompt_length": batch.prompts.tokens.shape[1],
             "canvas_length": batch.responses.shape[1],
+            "filled": real / (used * width),
         }
 
     def flops(self, metrics: Mapping[str, float]) -> float:
         # Rollouts that only find the states of given responses are no part of it.
         canvas, denoiser = int(metrics["canvas_length"]), self._bundle.denoiser.config
         length = int(metrics["prompt_length"]) + canvas
-        return 3.0 * metrics["states"] * forward_flops(denoiser, 1, length, canvas)
+        if self._config.data.pack_length:
+            canvas = length = self._config.data.pack_length
+        return 3.0 * metrics["forwards"] * forward_flops(denoiser, 1, length, canvas)
+
+    def _places(self, responses: Responses) -> tuple[np.ndarray, np.ndarray]:
+        """Where prompt and canvas of each example begin and end in the padded text.
+
+        A canvas is the shortest of the lengths that hold a response and its end; with block
+        attention, where nothing depends on later blocks, it ends with the block of that end.
+        """
+        config, length = self._config, responses.tokens.shape[1]
+        mask = np.asarray(responses.prompts.mask)
+        prompt_length, prompts = mask.shape[1], mask.sum(axis=1)
+        needed = self._wanted(np.asarray(responses.tokens)).sum(axis=1)
+        if self._learner.blocks is not None:
+            block = self._learner.blocks.length
+            canvas = -(-(prompts + needed) // block) * block - prompts
+        else:
+            ladder = np.array(sorted({*config.data.length_buckets, length}))
+            canvas = ladder[np.searchsorted(ladder, needed)]
+        return prompt_length - prompts, prompt_length + np.minimum(canvas, length)
+
+    def _wanted(self, responses: Any) -> Any:
+        """The positions of responses that are trained: texts, their ends and other padding."""
+        is_text = responses != self._bundle.tokenizer.eos_id
+        behind = np.cumsum(is_text[:, ::-1], axis=1)[:, ::-1] == 0
+        ends = max(self._config.learner.num_pads, 1)
+        return ~behind | (np.cumsum(behind, axis=1) <= ends)
 
     def _fitted(self, batch: Batch) -> Batch:
         """The batch, cut to the shortest lengths that hold its prompts and its responses.
@@ -233,14 +314,11 @@ class StateSft(Sft):
         prompts = trimmed(batch.prompts, config.task.prompt_buckets, placement)
         responses, buckets = batch.responses, config.data.length_buckets
         if buckets:
-            is_text = responses != self._bundle.tokenizer.eos_id
-            behind = np.cumsum(is_text[:, ::-1], axis=1)[:, ::-1] == 0
-            ends = max(config.learner.num_pads, 1)
-            wanted = ~behind | (np.cumsum(behind, axis=1) <= ends)
-            width = by_length(wanted, buckets)[-1][0]
+            width = by_length(self._wanted(responses), buckets)[-1][0]
             width = int(placement.gather(np.asarray([width])).max())
             responses = responses[:, :width]
-        return dataclasses.replace(batch, prompts=prompts, responses=responses)
+        steps = None if batch.steps is None else batch.steps[:, : responses.shape[1]]
+        return dataclasses.replace(batch, prompts=prompts, responses=responses, steps=steps)
 
     def _steps(self, batch: Batch) -> Any:
         """The steps in which the denoiser of before training would write the responses.
@@ -269,8 +347,17 @@ class StateSft(Sft):
         return trajectory.step_map
 
     @classmethod
-    def batch_shapes(cls, placement: Placement, prompts: Any, canvas: Any) -> Any:
-        return placement.everywhere(Responses(prompts, canvas, canvas))
+    def batch_shapes(
+        cls, config: StateSftSettings, placement: Placement, prompts: Any, canvas: Any
+    ) -> tuple[Any, ...]:
+        packing = None
+        if width := config.data.pack_length:
+            places: Any = jax.ShapeDtypeStruct((config.rows, width), jnp.int32)
+            # About as many examples in a row as fit at half of their longest.
+            most = 2 * width // (config.task.prompt_length + config.data.gen_length)
+            examples: Any = jax.ShapeDtypeStruct((config.rows, most), jnp.int32)
+            packing = Packing(examples, places, places)
+        return placement.everywhere((Responses(prompts, canvas, canvas), packing))
 
     @classmethod
     def work(

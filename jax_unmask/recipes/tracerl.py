@@ -113,6 +113,20 @@ class TraceReward(rewards.RewardSettings):
     advantage: Literal["z_score", "centred"] = setting(
         "z_score", "Rewards minus the mean of their group; z_score also divides by its deviation."
     )
+    limit_margin: int | None = setting(
+        None,
+        "Answers whose text comes within so many tokens of rollout.gen_length are wrong, whatever "
+        "they say (5 published, for mathematics); None for none.",
+        ge=0,
+    )
+
+    def within_limit(
+        self, correct: Float[np.ndarray, " B"], length: Int[np.ndarray, " B"], limit: int
+    ) -> Float[np.ndarray, " B"]:
+        """The scores, 0 for texts whose length comes too close to the limit."""
+        if self.limit_margin is None:
+            return correct
+        return np.where(length >= limit - self.limit_margin, 0, correct).astype(correct.dtype)
 
     def advantages(self, reward: Array, group_size: int) -> Array:
         """Advantages of rewards [B], groups next to each other."""
@@ -474,14 +488,23 @@ class TraceRl:
         trained = update_flops(config, denoiser, metrics["states"], metrics["trained_tokens"])
         return rows * each + trained
 
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
+    def _trained(self, state: TrainState) -> Bundle:
+        """The denoiser as it is, adapters merged in."""
         bundle, params = self._bundle, state.params["denoiser"]
         if self._lora:
             params = denoisers.merge_adapters(bundle.params, params)
         denoiser = in_blocks(bundle.denoiser, self._learner.blocks)
-        bundle = dataclasses.replace(bundle, denoiser=denoiser, params=params)
+        return dataclasses.replace(bundle, denoiser=denoiser, params=params)
+
+    def current(self, state: TrainState) -> Bundle:
+        """The denoiser as it is, where rollouts read it."""
+        bundle = self._trained(state)
+        return dataclasses.replace(bundle, params=self._rollouts.weights(bundle.params))
+
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
+        bundle = self._trained(state)
         exported = export_denoiser(self._config, bundle, workdir)
-        return dataclasses.replace(exported, params=self._rollouts.weights(params))
+        return dataclasses.replace(exported, params=self._rollouts.weights(bundle.params))
 
     def _roll_out(self, params: Any, batch: Batch, key: Any, timer: Timer) -> Round:
         """Responses to a batch of prompts, `group_size` each, and what they are worth."""
@@ -503,6 +526,8 @@ class TraceRl:
             correct = fetched.scores()
         # Of this process's feed: what rows are worth, and which prompts may be trained on.
         tokens, step_map, nfe = fetched.tokens, fetched.step_map, fetched.nfe
+        length = text_lengths(tokens, step_map, self._ends)
+        correct = config.reward.within_limit(correct, length, self._settings.gen_length)
         reward = config.reward(correct, nfe, self._settings.gen_length)
         reward = np.asarray(reward, np.float32)
         over_budget = batch.prompt_lengths > config.task.prompt_length
@@ -516,7 +541,7 @@ class TraceRl:
             correct=correct,
             reward=reward,
             nfe=nfe,
-            length=text_lengths(tokens, step_map, self._ends),
+            length=length,
             unfinished=np.any(step_map < 0, axis=1),
             over_budget=over_budget,
             alike=alike,

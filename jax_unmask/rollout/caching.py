@@ -42,6 +42,12 @@ class Cache(Settings):
         "canvas ends).",
         ge=0,
     )
+    horizon: int | None = setting(
+        None,
+        "With prefix: positions after the block that its other steps compute and see, as in "
+        "dLLM-RL (128 there); later ones are hidden. None for all of them.",
+        ge=0,
+    )
     refresh_rows: int | None = setting(
         None,
         "Rows of a forward over whole sequences (per slot group); None for about an eighth of the "
@@ -60,6 +66,12 @@ class Cache(Settings):
             not self.extra_tokens or self.kind == "dual",
             "extra_tokens",
             f"it is for cache dual, not {self.kind}",
+            "Leave it out",
+        )
+        self.require(
+            self.horizon is None or self.kind == "prefix",
+            "horizon",
+            f"it is for cache prefix, not {self.kind}",
             "Leave it out",
         )
 
@@ -88,9 +100,9 @@ class Cache(Settings):
 
     def window(self, gen_length: int, block_length: int) -> int:
         """Positions W that a row computes in a step that reads the cache."""
-        if self.kind == "prefix":
+        if self.kind == "prefix" and self.horizon is None:
             return gen_length
-        return min(block_length + self.extra_tokens, gen_length)
+        return min(block_length + self.extra_tokens + (self.horizon or 0), gen_length)
 
     def rows_per_refresh(self, slots: int) -> int:
         """Rows of a forward over whole sequences, of so many slots (of one group)."""
@@ -114,7 +126,7 @@ def parse_cache(text: str) -> Cache | None:
     """Reads "none", or a kind of cache with settings.
 
     >>> parse_cache("dual:refresh_every=8")
-    Cache(kind='dual', refresh_every=8, extra_tokens=0, refresh_rows=None)
+    Cache(kind='dual', refresh_every=8, extra_tokens=0, horizon=None, refresh_rows=None)
 
     Raises:
         ValueError: the text cannot be read, or a setting makes no sense.

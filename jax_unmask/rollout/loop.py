@@ -502,6 +502,7 @@ class CachedForwards(PlainForwards):
         self.per_group = cache.rows_per_refresh(slots // settings.slot_groups)
         self.window = cache.window(settings.gen_length, settings.block_length)
         self.is_exact = cache.kind == "block"
+        self.sees_later = not self.is_exact and cache.horizon is None
         self.refresh_every = cache.refresh_every
 
     def first_memory(self, slots: Slots) -> Memory:
@@ -620,14 +621,14 @@ class CachedForwards(PlainForwards):
         acting = can_go_on & (block == batch.rows.block)
         # 2. The positions of the windows in the sequence (some may lie after its end), and the
         # positions that they attend to besides each other: all before, and with full attention all
-        # after.
+        # after (unless there is a horizon).
         tokens, real = self.sequence(batch)
         first = block * self.mdp.settings.block_length - self.mdp.taken_by_prompt(batch)
         start = (self.prompt_length + first)[:, None]
         place = start + jnp.arange(self.window)
         everywhere = jnp.arange(self.length)
         cached_mask = everywhere < start
-        if not self.is_exact:
+        if self.sees_later:
             cached_mask |= everywhere >= start + self.window
 
         def of_window(values: Array) -> Array:

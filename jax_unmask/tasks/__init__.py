@@ -39,6 +39,7 @@ TASKS = notation.Names(
         "mbpp": "mbpp.Mbpp",
         "mixture": "mixture.Mixture",
         "primeintellect": "programs.PrimeIntellect",
+        "responses": "responses.Responses",
         "sudoku": "sudoku.Sudoku",
         "sudoku_puzzles": "sudoku_puzzles.SudokuPuzzles",
         "word_problems": "word_problems.WordProblems",
@@ -53,8 +54,11 @@ def names() -> list[str]:
 
 
 def posable() -> list[str]:
-    """Names of tasks that pose problems of their own; a mixture is a way to train on several."""
-    return [name for name in names() if name != "mixture"]
+    """Names of tasks that pose problems of their own.
+
+    A mixture is a way to train on several, and `responses` are data of one's own.
+    """
+    return [name for name in names() if name not in ("mixture", "responses")]
 
 
 def settings(name: str) -> dict[str, inspect.Parameter]:

@@ -108,6 +108,9 @@ class Batch:
             batches of prompts alone.
         valid: False in the rows that only fill up the last batch of the last epoch; they repeat
             the last example and must not be counted.
+        steps: the step that wrote each response token, where the task knows it (`step_map`), and a
+            later one for the end and the padding; -1 in rows of which it knows nothing. None if
+            that is all of them.
     """
 
     examples: list[Example]
@@ -115,6 +118,7 @@ class Batch:
     prompt_lengths: Int[np.ndarray, " B"]
     responses: Int[np.ndarray, "B L"]
     valid: Bool[np.ndarray, " B"]
+    steps: Int[np.ndarray, "B L"] | None = None
 
 
 class BatchIterator:
@@ -233,12 +237,16 @@ class _Collate:
         length, cut = self.settings.prompt_length, self.settings.truncate
         prompts = [self._prompt(row) for row in rows]
         responses = [self._response(row) for row in rows]
+        fill = [self.tokenizer.eos_id] * self.settings.gen_length
+        steps = [self._steps(row, len(ids)) for row, ids in zip(rows, responses, strict=True)]
+        unknown = [-1] * len(fill)
         return Batch(
             examples=[row.example for row in rows],
             prompts=self.tokenizer.pad_prompts(prompts, length, truncate=cut),
             prompt_lengths=np.array([len(prompt) for prompt in prompts], np.int32),
-            responses=np.array(responses, np.int32),
+            responses=np.array([(ids + fill)[: len(fill)] for ids in responses], np.int32),
             valid=np.array([row.valid for row in rows]),
+            steps=None if not any(steps) else np.array([s or unknown for s in steps], np.int32),
         )
 
     def _prompt(self, row: _Row) -> list[int]:
@@ -259,8 +267,23 @@ class _Collate:
                 f"target of {self._describe(row)} has {len(ids)} tokens, more than "
                 f"gen_length={length}; raise gen_length or leave the example out"
             )
-        return ids + [self.tokenizer.eos_id] * (length - len(ids))
+        return ids
+
+    def _steps(self, row: _Row, tokens: int) -> list[int] | None:
+        """The step of each position of the canvas; None where the task has none."""
+        length, known = self.settings.gen_length, getattr(self.task, "step_map", None)
+        steps = known(row.example) if known is not None and length else None
+        if steps is None:
+            return None
+        if len(steps) not in (tokens, tokens - 1):  # The end of the text may be left out.
+            raise ValueError(
+                f"step_map of {self._describe(row)} has {len(steps)} steps for a response of "
+                f"{tokens} tokens; give one per token of this tokenizer, or leave it out"
+            )
+        return [*steps, *[max(steps, default=-1) + 1] * (length - len(steps))]
 
     def _describe(self, row: _Row) -> str:
+        if isinstance(row.example.get("place"), str):
+            return row.example["place"]
         example = f"example {row.number} ({str(row.example)[:80]}...)"
         return f"task {self.task.name!r}, split {self.split!r}, {example}"

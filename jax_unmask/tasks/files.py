@@ -27,6 +27,7 @@ def read_table(
     paths: pathlib.Path | Iterable[pathlib.Path],
     fields: Sequence[str] = (),
     parse: Callable[[Example], Example] | None = None,
+    place_field: str | None = None,
 ) -> list[Example]:
     """The examples of files, checked as a whole: Parquet, JSON or JSON Lines, plain or gzipped.
 
@@ -35,6 +36,7 @@ def read_table(
         fields: fields that every example must have, as text.
         parse: maps each example to the form that the task works with; raises ValueError to refuse
             it.
+        place_field: field that takes the file and the line or row of each example, for messages.
 
     Raises:
         FileNotFoundError: there is no such file.
@@ -50,7 +52,10 @@ def read_table(
         for place, example in (_parquet if path.suffix == ".parquet" else _json)(path):
             try:
                 check_fields(example, fields)
-                examples.append(parse(example) if parse else example)
+                example = parse(example) if parse else example
+                examples.append(
+                    {**example, place_field: f"{path}, {place}"} if place_field else example
+                )
             except ValueError as error:
                 raise ValueError(f"{path}, {place}: {error}") from error
             except _OTHER_KIND as error:

@@ -37,6 +37,7 @@ class FileTask(Task):
         folders: the folder to take where the data set has several, as of `files.split_files`.
         test_stem: name of the test file in a directory, without its suffix.
         test_only: there is no training set; a single file is the test set whatever its name.
+        place_field: field that takes the file and the line of an example, for messages.
     """
 
     fields: ClassVar[tuple[str, ...]] = ()
@@ -44,11 +45,15 @@ class FileTask(Task):
     folders: ClassVar[tuple[str, ...]] = ()
     test_stem: ClassVar[str] = "test"
     test_only: ClassVar[bool] = False
+    place_field: ClassVar[str | None] = None
 
     path: files.Path | None = None
     _: dataclasses.KW_ONLY
     difficulty: str | None = setting(
         None, "Training problems to use: FIELD:LOW..HIGH or FIELD:WORD|WORD, such as level:3..5."
+    )
+    test_path: str | None = setting(
+        None, "Where the test split lies, in the forms of `path`, if elsewhere."
     )
     hold_out: int = setting(
         0, "Every so-many-th training problem is for validation instead; 0 trains on all.", ge=0
@@ -99,6 +104,8 @@ class FileTask(Task):
 
     def _files(self, split: Split) -> list[pathlib.Path]:
         path = self.path if self.path is not None else f"{files.HUB}{self.hub}"
+        if split == "test" and self.test_path is not None:
+            path = self.test_path
         try:
             found = files.split_files(
                 path, self._stems(split), name=self.name, folders=self.folders
@@ -109,7 +116,7 @@ class FileTask(Task):
             raise FileNotFoundError(
                 f"{error}; or hold some training problems out, with the task's setting hold_out=15"
             ) from error
-        if found == [files.local(path)] and not self.test_only:
+        if found == [files.local(path)] and not self.test_only and path != self.test_path:
             self._check_single(found[0], split)
         return found
 
@@ -130,7 +137,7 @@ class FileTask(Task):
 
     def _load(self, split: Split) -> Source:
         """The problems of the files of a split."""
-        return files.read_table(self._files(split), self.fields, self._read)
+        return files.read_table(self._files(split), self.fields, self._read, self.place_field)
 
     def _read(self, example: Example) -> Example:
         """The example of a record, checked as far as that costs little."""

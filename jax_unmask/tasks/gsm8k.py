@@ -43,9 +43,7 @@ class Gsm8k(FileTask):
 
     _: dataclasses.KW_ONLY
     data_dir: files.Path | None = None
-    prompt_style: prompts.PromptStyle = setting(
-        "training", "Whether a box is asked for too, and the response is opened (evaluation)."
-    )
+    prompt_style: prompts.PromptStyle = setting("training", prompts.PROMPT_STYLES)
     reference_compat: bool = setting(False, "Scores as the published code does, faults included.")
 
     def __post_init__(self) -> None:
@@ -58,7 +56,8 @@ class Gsm8k(FileTask):
             )
 
     def _load(self, split: Split) -> Source:
-        if self.path is None and split != "validation":
+        is_elsewhere = split == "test" and self.test_path is not None
+        if self.path is None and split != "validation" and not is_elsewhere:
             try:
                 return tfds.read_gsm8k(split, self.data_dir)
             except ImportError:

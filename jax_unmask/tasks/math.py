@@ -34,9 +34,7 @@ class Math(SlowTask, FileTask):
     test_file: str | None = setting(
         None, "Name of the test file in the directory, without suffix, such as math500."
     )
-    prompt_style: prompts.PromptStyle = setting(
-        "training", "Whether the format shows the box, and the response is opened (evaluation)."
-    )
+    prompt_style: prompts.PromptStyle = setting("training", prompts.PROMPT_STYLES)
     equivalence: Equivalence = setting(
         "string",
         "Answers are equal in their normal form, or in their value too (symbolic: math-verify).",

@@ -9,7 +9,12 @@ from __future__ import annotations
 
 from typing import Literal
 
-PromptStyle = Literal["training", "evaluation"]
+PromptStyle = Literal["training", "evaluation", "step_by_step", "boxed", "thinking"]
+PROMPT_STYLES = (
+    "Wording: training and evaluation of the unmasking paper (evaluation shows the box and opens "
+    "the response), or TraceRL's for training and evaluation alike: step_by_step (SDAR, TraDo), "
+    "boxed (LLaDA, Dream), thinking (boxed, and <think> opens the response)."
+)
 Messages = list[dict[str, str]]
 
 # From d1 (arXiv 2504.12216); the line ends at both ends are part of it.
@@ -35,26 +40,46 @@ Your reasoning here
 \\boxed{{...}}
 </answer>"""
 _OPENED = "<reasoning>"
+# TraceRL's (arXiv 2509.06949), for mathematics of any kind.
+_TRACERL = {
+    "step_by_step": "{problem}\nPlease reason step by step, and put your final answer within "
+    "\\boxed{{}}.",
+    "boxed": "You need to put your final answer in \\boxed{{}}. This is the problem:\n{problem}",
+}
+THINK = "<think>"
 # The published MATH prompt ends in a stray quotation mark and a line end.
 _MATH_EVALUATION_FORMAT = _EVALUATION_FORMAT + '"\n'
 
 
 def gsm8k_messages(question: str, style: PromptStyle) -> Messages:
-    """GSM8K's messages in training or in evaluation."""
+    """GSM8K's messages."""
+    if style in _TRACERL or style == "thinking":
+        return _tracerl_messages(question, style)
     if style == "training":
         return turns(f"{TRAINING_FORMAT}\n\n{question}")
     return turns(f"{_EVALUATION_FORMAT}\n\n{question}", _OPENED)
 
 
 def math_messages(problem: str, style: PromptStyle) -> Messages:
-    """MATH's messages in training or in evaluation."""
+    """MATH's messages."""
+    if style in _TRACERL or style == "thinking":
+        return _tracerl_messages(problem, style)
     if style == "training":
         return turns(f"{TRAINING_FORMAT}\n\n{_EXPERT} \n\n{problem}")
     return turns(f"{_MATH_EVALUATION_FORMAT}\n\n{problem}", _OPENED)
 
 
+def _tracerl_messages(problem: str, style: PromptStyle) -> Messages:
+    opened = THINK if style == "thinking" else ""
+    return turns(_TRACERL.get(style, _TRACERL["boxed"]).format(problem=problem), opened)
+
+
 def worked_response(reasoning: str, answer: str, style: PromptStyle) -> str:
     """A response in the format that the prompt of the same style asks for."""
+    if style == "thinking":
+        return f"\n{reasoning}\n</think>\n\n\\boxed{{{answer}}}"
+    if style in _TRACERL:
+        return f"{reasoning}\n\n\\boxed{{{answer}}}"
     if style == "training":
         return f"<reasoning>\n{reasoning}\n</reasoning>\n<answer>\n{answer}\n</answer>"
     return f"\n{reasoning}\n</reasoning>\n<answer>\n\\boxed{{{answer}}}\n</answer>"

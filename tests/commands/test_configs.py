@@ -31,14 +31,138 @@ EXPERIMENTS = (
         for task in ("sudoku", "arithmetic", "countdown")
     ),
     *("tracerl:full", "tracerl:block"),
+    *("sft_large:sdar-4b", "sft_large:trado-8b,long", "sft_large:sdar-1.7b,trace"),
+    *("sft_large:llada,random", "sft_large:dream", "sft_large:dream,ar"),
     *(f"published:{name}" for name in EXPERIMENTS_OF_PAPER),
     "published:all",
     *(
         f"tracerl_large:{model},{task}"
-        for model in ("llada", "dream", "sdar-4b", "sdar-8b")
-        for task in ("gsm8k", "math", "code")
+        for model, task in (
+            *(("llada", "gsm8k"), ("dream", "math"), ("sdar-1.7b", "math-levels")),
+            *(("sdar-4b", "math"), ("sdar-8b", "code"), ("trado-4b", "math")),
+            *(("trado-8b", "code"), ("trado-8b-thinking", "math")),
+        )
     ),
 )
+# TraceRL as published: arXiv 2509.06949 (sections 5.1, B.3) and the files of its public
+# configurations. Rows per optimiser step are micro-batch x accumulation x devices; here they are
+# the states of all responses over the minibatches, at the canvas' full length.
+TRACERL = {
+    # Keys: rl_dream, rl_llada; multinode_rl_sdar, multinode_rl_trado.
+    "dream,math": {
+        "model.path": "Dream-org/Dream-v0-Instruct-7B",
+        "rollout.gen_length": 1024,
+        "task.prompt_length": 512,
+        "rollout.prompts_per_step": 32,
+        "rollout.group_size": 8,
+        "rollout.block_length": 32,
+        "rollout.temperature": 0.8,
+        "rollout.top_k": 50,
+        "rollout.top_p": 0.9,
+        "learner.shrink": 8,
+        "train.steps": 50,
+        "rows per optimiser step": 2 * 128 * 8,
+        "horizon": 128,
+    },
+    "llada,math": {
+        "model.path": "GSAI-ML/LLaDA-8B-Instruct",
+        "rollout.gen_length": 512,
+        "task.prompt_length": 512,
+        "rollout.prompts_per_step": 32,
+        "rollout.group_size": 8,
+        "rollout.block_length": 32,
+        "rollout.temperature": 0.8,
+        "learner.shrink": 8,
+        "train.steps": 50,
+        "rows per optimiser step": 2 * 128 * 8,
+        "horizon": 128,
+    },
+    **{
+        f"{name},math": {
+            "model.path": path,
+            "rollout.gen_length": length,
+            "task.prompt_length": 784,
+            "rollout.prompts_per_step": 128,
+            "rollout.group_size": 32,
+            "rollout.block_length": 4,
+            "rollout.policy": "dynamic:threshold=0.9,steps=4",
+            "rollout.temperature": 1.0,
+            "rollout.top_k": 0,
+            "rollout.top_p": 1.0,
+            "learner.shrink": 1,
+            "train.steps": 80,
+            "rows per optimiser step": 1 * 8 * 32,
+        }
+        for name, path, length in (
+            ("sdar-1.7b", "JetLM/SDAR-1.7B-Chat", 2000),
+            ("sdar-4b", "JetLM/SDAR-4B-Chat", 2000),
+            ("sdar-8b", "JetLM/SDAR-8B-Chat", 2000),
+            ("trado-4b", "Gen-Verse/TraDo-4B-Instruct", 2000),
+            ("trado-8b", "Gen-Verse/TraDo-8B-Instruct", 2000),
+            ("trado-8b-thinking", "Gen-Verse/TraDo-8B-Thinking", 30_000),
+        )
+    },
+}
+TRACERL_COMMON = {
+    "optimizer.lr": 1e-6,
+    "value.lr": 5e-6,
+    "value.gamma": 1.0,
+    "value.lam": 1.0,
+    "value.clip": 0.2,
+    "optimizer.schedule": "constant",
+    "optimizer.warmup_steps": 0,
+    "optimizer.b1": 0.9,
+    "optimizer.b2": 0.999,
+    "optimizer.weight_decay": 0.0,
+    "optimizer.grad_clip": 1.0,
+    "learner.clip": 0.2,
+    "learner.beta": 0.01,
+    "learner.kl": "k3",
+    "learner.passes": 1,
+    "learner.num_pads": 0,
+    "learner.temperature": 1.0,
+    "filter.low": 0.2,
+    "filter.high": 0.8,
+    "reward.alpha": 0.0,
+    "reward.advantage": "z_score",
+    "reward.limit_margin": 5,
+    "task.path": "hub:Gen-Verse/MATH_train",
+    "checkpoint.every": 10,
+    "eval.every": 10,
+}
+
+
+def tracerl_large(choice):
+    make = runpy.run_path(str(ROOT / "configs" / "tracerl_large.py"))["get_config"]
+    return make(choice)
+
+
+@pytest.mark.parametrize("choice", TRACERL)
+def test_tracerl_has_the_published_values(choice):
+    config = recipes.read(tracerl_large(choice))
+    found = settings.flat(config)
+    rollout, learner = config.rollout, config.learner
+    is_full = choice.startswith(("llada", "dream"))
+    per_response = rollout.gen_length if is_full else rollout.block_length
+    states = rollout.rows * -(-per_response // learner.shrink)
+    found["rows per optimiser step"] = states // learner.minibatches
+    found["horizon"] = rollout.cache.horizon
+    expected = TRACERL_COMMON | TRACERL[choice]
+    assert {key: found[key] for key in expected} == expected
+    style = "thinking" if choice.startswith("trado-8b-thinking") else "step_by_step"
+    assert f"prompt_style={'boxed' if is_full else style}" in config.task.settings
+    assert "equivalence=symbolic" in config.task.settings
+
+
+def test_programs_of_tracerl_earn_their_share_of_tests_whatever_their_length():
+    config = recipes.read(tracerl_large("sdar-8b,code"))
+    assert config.task.settings == ("test_path=hub:Gen-Verse/LiveCodeBench", "partial=true")
+    assert (config.task.name, config.task.path) == (
+        "primeintellect",
+        "hub:Gen-Verse/PrimeIntellect",
+    )
+    assert config.reward.limit_margin is None
+    assert (config.filter.low, config.filter.high) == (0.0, 1.0)
 
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
@@ -95,7 +219,7 @@ def test_all_of_them_are_tested():
 @pytest.mark.parametrize(
     "name",
     [
-        *("tiny_sft", "tiny_policy", "tracerl", "tracerl_large", "published"),
+        *("tiny_sft", "tiny_policy", "tracerl", "tracerl_large", "published", "sft_large"),
         *("tiny_block_scaling", "tiny_state_sft", "gsm8k_math"),
     ],
 )

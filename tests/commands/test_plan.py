@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import pathlib
 import re
 import runpy
@@ -11,8 +12,11 @@ import sys
 import jax.numpy as jnp
 import pytest
 
+from jax_unmask import recipes
 from jax_unmask.commands.plan import plan
+from jax_unmask.recipes import layout
 from jax_unmask.recipes.layout import denoiser_shape
+from jax_unmask.runtime import accelerators
 from jax_unmask.settings import ConfigError
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -128,6 +132,26 @@ def test_the_mesh_chooses_itself_and_says_why(tmp_path):
     assert f"Mesh: {meshes.format('for')} (about 0.3 s a sequence" in done.stderr
     taken = r"data 8 x fsdp 1 x tensor 2 +0\.3\d+ s   this plan"
     assert re.search(taken, done.stdout)
+
+
+def test_what_no_device_has_room_for_is_refused_with_a_remedy(tiny_config, monkeypatch):
+    config = tiny_config("tracerl")
+    monkeypatch.setattr(layout, "_memory", lambda device: 10_000)
+    monkeypatch.setattr(layout, "_WORTH_ASKING", 0)
+    with pytest.raises(ConfigError) as error:
+        recipes.read(config, trains=True)
+    said = str(error.value)
+    assert re.search(r"a step of recipe 'tracerl' needs 0\.0 GB .* programs get", said)
+    assert re.search(r"more devices: .* \d+ or more such, or train adapters \(.*lora.rank", said)
+    recipes.read(config)  # An evaluation needs no optimiser.
+    # With adapters there is nothing left to advise but devices; and a plan says so itself.
+    config.lora.rank = 2
+    small = dataclasses.replace(accelerators.ACCELERATORS[0], memory_bytes=10_000)
+    planned = plan(config, device=small)
+    assert "DOES NOT FIT" in planned.table()
+    assert "lora" not in str(planned.refusal)
+    monkeypatch.setattr(layout, "_memory", lambda device: 10**9)
+    recipes.read(config, trains=True)
 
 
 def test_traces_the_other_recipes(tiny_config, tiny_model_dir):

@@ -22,7 +22,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from safetensors.numpy import load_file
 
-from jax_unmask import denoisers, policies, recipes
+from jax_unmask import denoisers, policies, recipes, tasks
 from jax_unmask.commands import train
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.recipes.policy_grpo import PolicyGrpo
@@ -36,7 +36,26 @@ LONG = {"train__steps": 24, "checkpoint__every": 2, "seed": 3}
 EXPORTED = {
     "policy_grpo": "policy/model.safetensors",
     "sft": "model/model.safetensors",
+    "state_sft": "model/model.safetensors",
     "tracerl": "model/model.safetensors",
+}
+# Own data, of which some say in which steps they were written, several examples in a row.
+PACKED = {
+    "task__name": "responses",
+    "data__gen_length": 20,
+    "data__pack_length": 64,
+    "data__length_buckets": (18,),
+    "learner__method": "trace",
+    "learner__num_pads": 1,
+    "learner__chunk_size": 2,
+}
+MEASURED = {
+    "reward__limit_margin": 0,
+    "eval__every": 3,
+    "eval__num_problems": 4,
+    "eval__policies": ("threshold:threshold=0.3|0.9",),
+    "eval__block_lengths": (16,),
+    "eval__seeds": (0, 1),
 }
 
 
@@ -97,21 +116,40 @@ class Disturbed:
         return process
 
 
+def own_data(path: pathlib.Path) -> str:
+    """A file of Sudoku grids, every other one with the steps of its digits."""
+    examples = []
+    for number, example in zip(range(8), tasks.create("sudoku").source("train"), strict=False):
+        task = tasks.create("sudoku")
+        record = {"prompt": task.prompt(example), "response": task.target(example)}
+        if number % 2:
+            record["step_map"] = [(place * number) % 5 for place in range(16)]
+        examples.append(json.dumps(record))
+    path.write_text("\n".join(examples))
+    return str(path)
+
+
 @pytest.mark.parametrize(
-    ("recipe", "signals"),
+    ("recipe", "more", "signals"),
     [
-        ("policy_grpo", (signal.SIGKILL, signal.SIGTERM)),
-        pytest.param("sft", (signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow),
-        pytest.param("tracerl", (signal.SIGKILL,), marks=pytest.mark.slow),
+        ("policy_grpo", {}, (signal.SIGKILL, signal.SIGTERM)),
+        pytest.param("sft", {}, (signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow),
+        pytest.param("tracerl", {}, (signal.SIGKILL,), marks=pytest.mark.slow),
+        pytest.param("tracerl", MEASURED, (signal.SIGKILL,), marks=pytest.mark.slow),
+        pytest.param("state_sft", PACKED, (signal.SIGKILL,), marks=pytest.mark.slow),
     ],
 )
 def test_a_killed_run_ends_as_an_undisturbed_one(
-    recipe, signals, tiny_config, write_experiment, tmp_path
+    recipe, more, signals, tiny_config, write_experiment, tiny_model_dir, tmp_path
 ):
-    config = tiny_config(recipe, **LONG)
+    settings = LONG | more
+    if recipe == "state_sft":
+        settings["model__path"] = str(tiny_model_dir)
+        settings["task__path"] = own_data(tmp_path / "mine.jsonl")
+    config = tiny_config(recipe, **settings)
     train.train(config, tmp_path / "undisturbed")
 
-    experiment = write_experiment(tmp_path / "experiment.py", recipe, **LONG)
+    experiment = write_experiment(tmp_path / "experiment.py", recipe, **settings)
     workdir = tmp_path / "disturbed"
     disturbed = Disturbed(experiment, workdir)
     for number in signals:
@@ -550,7 +588,7 @@ def test_supervised_training_in_states(tiny_config, tmp_path):
 def test_supervised_training_on_shorter_canvases(tiny_config, tmp_path):
     # With block attention, padding behind the end changes nothing of what comes before.
     found, weights = [], []
-    for name, buckets in (("whole", ()), ("cut", (12, 20, 28))):
+    for name, buckets in (("whole", ()), ("cut", (12, 20, 28)), ("packed", ())):
         config = tiny_config(
             "state_sft",
             task__name="arithmetic",
@@ -558,6 +596,7 @@ def test_supervised_training_on_shorter_canvases(tiny_config, tmp_path):
             model__remat=True,
             data__gen_length=32,
             data__length_buckets=buckets,
+            data__pack_length=64 if name == "packed" else 0,
             task__prompt_buckets=(12,) if buckets else (),
             learner__method="trace",
             learner__block_length=4,
@@ -569,13 +608,54 @@ def test_supervised_training_on_shorter_canvases(tiny_config, tmp_path):
         train.train(config, tmp_path / name)
         found.append(lines(tmp_path / name))
         weights.append(load_file(tmp_path / name / "model" / "model.safetensors"))
-    whole, cut = found
+    whole, cut, packed = found
     assert [line["canvas_length"] for line in whole] == [32, 32]
     assert all(line["canvas_length"] in (20, 28) for line in cut), cut
-    for one, other in zip(whole, cut, strict=True):
-        assert other["trained_tokens"] == one["trained_tokens"]
-        assert other["states"] == one["states"]
-        assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
-        assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+    for one, *others in zip(whole, cut, packed, strict=True):
+        for other in others:
+            assert other["trained_tokens"] == one["trained_tokens"]
+            assert other["states"] == one["states"]
+            assert other["loss"] == pytest.approx(one["loss"], rel=1e-5)
+            assert other["grad_norm"] == pytest.approx(one["grad_norm"], rel=1e-4)
+        assert others[1]["forwards"] < one["forwards"] == one["states"]
+        assert others[1]["filled"] > one["filled"]
     for name, value in weights[0].items():
-        np.testing.assert_allclose(weights[1][name], value, atol=2e-5)
+        for other in weights[1:]:
+            np.testing.assert_allclose(other[name], value, atol=2e-5)
+
+
+def test_a_denoiser_is_measured_while_it_is_trained(tiny_config, tmp_path, caplog):
+    """Its accuracy in the metrics is that of an evaluation of the model that it is then."""
+    config = tiny_config(
+        "sft",
+        train__steps=3,
+        log__every=2,
+        eval__every=3,
+        eval__after_training=True,
+        eval__num_problems=4,
+        eval__policies=("threshold:threshold=0.3",),
+        eval__block_lengths=(16,),
+        eval__examples=0,
+    )
+    train.train(config, tmp_path)
+    *others, last = lines(tmp_path)
+    assert not any(name.startswith("eval_") for line in others for name in line)
+    (row,) = [json.loads(line) for line in (tmp_path / "results.jsonl").read_text().splitlines()]
+    assert last["eval_nfe"] == pytest.approx(row["nfe_mean"])
+    assert last["eval_accuracy"] == pytest.approx(row["accuracy"])
+
+
+@pytest.mark.parametrize(
+    ("recipe", "changes", "named"),
+    [
+        ("policy_grpo", {"eval__every": 2}, r"config.eval.every = 2: .*trains no denoiser"),
+        (
+            "sft",
+            {"eval__every": 2, "eval__axes": ("seed=1|2",)},
+            "only rollouts can vary, not seed",
+        ),
+    ],
+)
+def test_what_cannot_be_measured_while_training(tiny_config, tmp_path, recipe, changes, named):
+    with pytest.raises(ConfigError, match=named):
+        train.train(tiny_config(recipe, eval__block_lengths=(16,), **changes), tmp_path)

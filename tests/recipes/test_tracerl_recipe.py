@@ -18,7 +18,7 @@ from jax_unmask.learners.states import (
     Trace,
 )
 from jax_unmask.recipes.process import ProcessSettings, build_process_rewards
-from jax_unmask.recipes.tracerl import choose_groups, text_lengths
+from jax_unmask.recipes.tracerl import TraceReward, choose_groups, text_lengths
 from jax_unmask.runtime.placement import Placement
 
 
@@ -32,6 +32,15 @@ def test_text_lengths():
     tokens = np.asarray([[1, 2, 0, 0], [1, 2, 3, 4], [0, 1, 1, 1], [1, 9, 0, 0]])
     steps = np.asarray([[0, 1, 2, 3], [3, 2, 1, 0], [0, 0, 0, 0], [0, -1, 1, 2]])
     assert text_lengths(tokens, steps, end_ids=(0, 7)).tolist() == [3, 4, 1, 2]
+
+
+@pytest.mark.parametrize(
+    ("margin", "expected"), [(None, [1, 1, 1]), (0, [1, 1, 0]), (2, [1, 0, 0])]
+)
+def test_an_answer_at_the_length_limit_is_wrong(margin, expected):
+    correct, length = np.ones(3, np.float32), np.asarray([5, 6, 8])
+    found = TraceReward(limit_margin=margin).within_limit(correct, length, 8)
+    assert found.tolist() == expected and found.dtype == np.float32
 
 
 @pytest.mark.parametrize(

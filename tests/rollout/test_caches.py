@@ -14,6 +14,9 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 
 from jax_unmask import denoisers
+from jax_unmask.denoisers.cache import empty_cache
+from jax_unmask.denoisers.positions import default_positions
+from jax_unmask.denoisers.transformer import forward
 from jax_unmask.policies import LearnedPolicy, NetworkConfig, PerRow, heuristics
 from jax_unmask.rollout import (
     Cache,
@@ -225,6 +228,49 @@ def test_lock_step_rows_wait_for_nobody(models):
     np.testing.assert_allclose(out.cost, blocks + window, rtol=1e-6)
 
 
+def test_a_horizon_hides_what_lies_behind_it(models):
+    """Two blocks: the second step of a row is that of its first block alone, behind its prompt."""
+    denoiser, params = models[False]
+    prompts, keys, _ = make_mix(np.random.default_rng(0))
+    policy, filled = heuristics.TopConfidence(), BLOCK // 2
+    steps = []
+    for horizon in (0, BLOCK, None):
+        settings = RolloutSettings(
+            gen_length=2 * BLOCK,
+            block_length=BLOCK,
+            temperature=0.0,
+            cache=Cache("prefix", horizon=horizon),
+        )
+        chosen = policy.params(tokens_per_step=filled)
+        steps.append(rollout(denoiser, params, policy, chosen, prompts, keys, settings))
+    # The horizon of one block reaches the end of the canvas: that is prefix as it was.
+    np.testing.assert_array_equal(steps[1].tokens, steps[2].tokens)
+    assert (np.asarray(steps[0].cost) < np.asarray(steps[2].cost)).all()
+    # By hand: keys and values of the prompt from the opening forward, then the block by itself.
+    out, length = steps[0], WIDTH + BLOCK
+    first = np.where(out.step_map[:, :BLOCK] == 0, out.tokens[:, :BLOCK], MASK)
+    whole = np.concatenate([prompts.tokens, np.full((ROWS, 2 * BLOCK), MASK)], axis=1)
+    real = np.concatenate([prompts.mask, np.ones((ROWS, 2 * BLOCK), bool)], axis=1)
+    cache = empty_cache(denoiser.config, ROWS, whole.shape[1])
+    positions = default_positions(jnp.asarray(real), whole.shape[1])
+    _, cache = forward(denoiser.config, params, whole, real, positions, cache=cache)
+    hidden, _ = forward(
+        denoiser.config,
+        params,
+        first,
+        None,
+        positions[:, WIDTH:length],
+        cache=cache,
+        cached_mask=jnp.asarray(real & (np.arange(real.shape[1]) < WIDTH)),
+    )
+    logits = denoiser.apply({"params": params}, hidden, method="logits")
+    logits = logits.at[..., MASK].set(-jnp.inf)
+    late = np.asarray(out.step_map[:, :BLOCK]) == 1
+    np.testing.assert_array_equal(
+        np.argmax(logits, axis=-1)[late], np.asarray(out.tokens[:, :BLOCK])[late]
+    )
+
+
 @pytest.mark.parametrize("kind", ["prefix", "dual", "block"])
 def test_a_cache_for_another_kind_of_attention_is_refused(models, kind):
     prompts, keys, _ = make_mix(np.random.default_rng(0))
@@ -244,6 +290,7 @@ def test_a_cache_for_another_kind_of_attention_is_refused(models, kind):
         ("dual:refresh_every=often", "refresh_every=often is not a whole number"),
         ("dual:refresh_every=-1", "refresh_every = -1"),
         ("prefix:extra_tokens=4", "extra_tokens = 4"),
+        ("dual:horizon=4", "horizon = 4"),
         ("block:refresh_every=2", "refresh_every = 2"),
         ("none:refresh_every=2", "nothing to set"),
         ("dual:refresh_rows=0", "refresh_rows = 0"),

@@ -94,3 +94,39 @@ def test_bad_settings():
             Math(SAMPLES, **{name: "eval"})
     with pytest.raises(FileNotFoundError, match=r"math500\.jsonl"):
         Math(SAMPLES, test_file="math500").source("test")
+
+
+def test_the_prompts_of_tracerl():
+    """Word for word those of its public sampling scripts (arXiv 2509.06949)."""
+    problem = EXAMPLE["problem"]
+    steps = f"{problem}\nPlease reason step by step, and put your final answer within \\boxed{{}}."
+    boxed = f"You need to put your final answer in \\boxed{{}}. This is the problem:\n{problem}"
+    assert Math(SAMPLES, prompt_style="step_by_step").prompt(EXAMPLE) == [
+        {"role": "user", "content": steps}
+    ]
+    assert Math(SAMPLES, prompt_style="boxed").prompt(EXAMPLE) == [
+        {"role": "user", "content": boxed}
+    ]
+    assert Math(SAMPLES, prompt_style="thinking").prompt(EXAMPLE) == [
+        {"role": "user", "content": boxed},
+        {"role": "assistant", "content": "<think>"},
+    ]
+
+
+@pytest.mark.parametrize("style", ["step_by_step", "boxed", "thinking"])
+def test_targets_in_the_wording_of_tracerl_are_right(style):
+    task = Math(SAMPLES, prompt_style=style)
+    source = task.source("train")
+    for example in (source[0], source[1]):
+        target = task.target(example)
+        assert task.check(example, target) == 1.0
+        assert target.endswith("}") and target.count("</think>") == (style == "thinking")
+
+
+def test_the_test_split_may_lie_elsewhere(tmp_path):
+    file = tmp_path / "aside.jsonl"
+    file.write_text('{"problem": "1 + 1?", "answer": "2", "solution": ""}\n')
+    task = Math(SAMPLES, test_path=str(file))
+    assert [each["problem"] for each in task.source("test")] == ["1 + 1?"]
+    assert len(task.source("train")) > 1
+    assert Math(test_path=str(file)).source("test")[0]["answer"] == "2"

@@ -20,6 +20,7 @@ SETTINGS = {
     "math500": {"path": SAMPLES / "competitions"},
     "sudoku_puzzles": {"path": SAMPLES / "sudoku"},
     "primeintellect": {"path": SAMPLES / "programs", "hold_out": 4},
+    "responses": {"path": SAMPLES / "responses", "hold_out": 3},
     "livecodebench": {"path": SAMPLES / "programs"},
 }
 RUN_CODE = ("humaneval", "kodcode", "leetcode", "livecodebench", "mbpp", "primeintellect")

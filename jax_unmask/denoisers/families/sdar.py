@@ -55,7 +55,15 @@ _SDAR_8B: dict[str, Any] = {
     "pad_token_id": 151_643,
 }
 _SDAR_4B = _SDAR_8B | {"hidden_size": 2560, "intermediate_size": 9728}
+# Qwen3-1.7B's shape. Whether its table is tied has not been seen; like its siblings', it is not.
+_SDAR_1_7B = _SDAR_8B | {
+    "hidden_size": 2048,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 16,
+    "intermediate_size": 6144,
+}
 PUBLISHED = {
+    "JetLM/SDAR-1.7B-Chat": _SDAR_1_7B,
     "JetLM/SDAR-4B-Chat": _SDAR_4B,
     "JetLM/SDAR-8B-Chat": _SDAR_8B,
     "Gen-Verse/TraDo-4B-Instruct": _SDAR_4B,
