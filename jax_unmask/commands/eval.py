@@ -170,7 +170,7 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
     logger.info("Took the policy of step %d of %s.", step, run)
     directory = workdir / EXPORTED
     if not jax.process_index():
-        policies.save_policy(directory, policy, params, MadeFor.of(config))
+        policies.save_policy(directory, policy, params, MadeFor.all_of(config))
         write_policy_card(directory, config, run)
     placement.meet("policy")  # All are going to read it.
     return directory

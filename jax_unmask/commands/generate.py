@@ -157,8 +157,9 @@ def fill_in(args: argparse.Namespace) -> None:
     args.model, fitted = answers.fitted(args.model, args.policy, decoding(args))
     args.gen_length, args.block_length = fitted.gen_length, fitted.block_length
     has_prompt = args.prompt is not None or args.messages is not None or args.chat
-    if made is not None and not has_prompt and args.task is None and args.model == made.model:
-        args.task = made.task
+    here = [each.task for each in made if each.model == args.model]
+    if here and not has_prompt and args.task is None:
+        args.task = here[0]
 
 
 def check(args: argparse.Namespace) -> None:

@@ -339,52 +339,59 @@ def fitted(model: str | None, policy: str | None, decoding: Decoding) -> tuple[s
     Raises:
         ValueError: neither names a model.
     """
-    made = trained_for(policy)
-    if made is not None:
-        model = model or made.model
-        if model == made.model or model not in shipped_models():
+    trained = trained_for(policy)
+    if model is None and len(trained) == 1:
+        model = trained[0].model
+    if model is None:
+        raise ValueError(
+            f"--model is missing; give one of {', '.join(shipped_models())}, a directory or a hub "
+            "name (or a --policy that names its model)"
+        )
+    here = [each for each in trained if each.model == model]
+    if len(trained) > 1 and not here:
+        models = ", ".join(each.model for each in trained)
+        logger.warning("The policy was trained for %s (here %s).", models, model)
+    elif trained:
+        made = (here or trained)[0]
+        if here or model not in shipped_models():
             length = decoding.gen_length or made.gen_length
             block = length if made.block_length == made.gen_length else made.block_length
             if decoding.block_length is None and length % block == 0:
                 decoding = dataclasses.replace(decoding, block_length=block)
             decoding = dataclasses.replace(decoding, gen_length=length)
-        here = masked_settings(model, decoding)
+        shape = masked_settings(model, decoding)
         given = dict(notation.parse(str(policy)).settings)
         different = [
             f"{name} {theirs} (here {ours})"
             for name, theirs, ours in (
                 ("model", made.model, model),
-                ("gen_length", made.gen_length, here.gen_length),
-                ("block_length", made.block_length, here.block_length),
+                ("gen_length", made.gen_length, shape.gen_length),
+                ("block_length", made.block_length, shape.block_length),
                 ("distribution", made.distribution, given.get("distribution", made.distribution)),
             )
             if theirs != ours
         ]
         if different:
             logger.warning("The policy was trained for %s.", ", ".join(different))
-    if model is None:
-        raise ValueError(
-            f"--model is missing; give one of {', '.join(shipped_models())}, a directory or a hub "
-            "name (or a --policy that names its model)"
-        )
     return model, decoding
 
 
-def trained_for(text: str | None) -> MadeFor | None:
+def trained_for(text: str | None) -> tuple[MadeFor, ...]:
     """Where a learned policy was trained, or was calibrated for the forwards asked for."""
     spec = None if text is None else notation.parse(text)
     if spec is None or spec.name != "learned" or not spec.target:
-        return None
+        return ()
     directory, given = policies.policy_directory(spec.target), dict(spec.settings)
     if "nfe" not in given:
         return made_for(directory)
-    known = load_calibrations(directory)
-    name = given.get("calibration", next(iter(known)) if len(known) == 1 else "")
-    found = known[name].environment if name in known else {}
+    known, name = load_calibrations(directory), given.get("calibration")
+    chosen = [each.environment for each in known.values() if name in (None, each.name)]
     names = {"model": "denoiser"} | {name: name for name in _SHAPE}
-    if not all(name in found for name in names.values()):
-        return None
-    return MadeFor(**{ours: found[theirs] for ours, theirs in names.items()})  # type: ignore[arg-type]
+    return tuple(
+        MadeFor(**{ours: each[theirs] for ours, theirs in names.items()})  # type: ignore[arg-type]
+        for each in chosen
+        if all(theirs in each for theirs in names.values())
+    )
 
 
 def check(model: str, policy: str | None, decoding: Decoding) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -66,8 +67,13 @@ class MadeFor:
     distribution: str
 
     @classmethod
+    def all_of(cls, config: Any) -> tuple[MadeFor, ...]:
+        """Those of a training config, which may have several environments."""
+        return tuple(map(cls.of, getattr(config, "each", (config,))))
+
+    @classmethod
     def of(cls, config: Any) -> MadeFor:
-        """That of a training config."""
+        """That of a training config in one environment."""
         task, trained = config.task, config.policy.distribution
         return cls(
             model=str(config.model.path),
@@ -79,11 +85,12 @@ class MadeFor:
         )
 
 
-def made_for(directory: str | pathlib.Path) -> MadeFor | None:
-    """Where the policy of a directory was trained; None if its files do not say."""
+def made_for(directory: str | pathlib.Path) -> tuple[MadeFor, ...]:
+    """Where the policy of a directory was trained: nothing if its files do not say."""
     own = hub.read_json(pathlib.Path(directory) / CONFIG).get("jax_unmask", {})
+    found = own.get("made_for", [])
     try:
-        return MadeFor(**own["made_for"]) if "made_for" in own else None
+        return tuple(MadeFor(**each) for each in ([found] if isinstance(found, dict) else found))
     except TypeError as error:
         raise ValueError(f"{pathlib.Path(directory) / CONFIG}: made_for: {error}") from error
 
@@ -118,7 +125,7 @@ def save_policy(
     directory: str | pathlib.Path,
     policy: LearnedPolicy,
     params: Params,
-    made_for: MadeFor | None = None,
+    made_for: Sequence[MadeFor] = (),
 ) -> None:
     """Writes a policy, over another one if the directory has one; the inverse of `load_policy`.
 
@@ -145,8 +152,9 @@ def save_policy(
     with replacing(directory / WEIGHTS) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
     fields = _config_fields(policy, params)
-    if made_for is not None:
-        fields["jax_unmask"]["made_for"] = dataclasses.asdict(made_for)
+    places = [dataclasses.asdict(each) for each in made_for]
+    if places:
+        fields["jax_unmask"]["made_for"] = places if len(places) > 1 else places[0]
     atomic_write(directory / CONFIG, json.dumps(fields, indent=2) + "\n")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -447,12 +447,16 @@ class PolicyGrpo:
         return jnp.where(state.step < expert.imitation_steps, expert.imitation, 0.0)
 
     def finish(
-        self, state: TrainState, workdir: pathlib.Path, *, is_general: bool = False
+        self,
+        state: TrainState,
+        workdir: pathlib.Path,
+        *,
+        made_for: Sequence[MadeFor] | None = None,
     ) -> Bundle:
-        """Exports the policy; one `is_general` that was not trained for this environment alone."""
+        """Exports the policy; `made_for` says where it was trained, if not here alone."""
         directory = workdir / EXPORTED
         if not jax.process_index():
-            made_for = None if is_general else MadeFor.of(self._config)
+            made_for = made_for or MadeFor.all_of(self._config)
             policies.save_policy(directory, self._components.policy, state.params, made_for)
             write_policy_card(directory, self._config, workdir)
         return dataclasses.replace(self._bundle, policy=directory)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 
+import jax
 import pytest
 
 import hub_cache
 from jax_unmask.commands import generate
+from jax_unmask.policies import LearnedPolicy, NetworkConfig, save_policy
+from jax_unmask.policies.checkpoint import MadeFor
 
 PUZZLE = "1234341221434321="
 
@@ -154,6 +157,26 @@ def test_needs_a_prompt(model, capsys, tmp_path, monkeypatch):
     hub_cache.use(monkeypatch, tmp_path)  # Neither a network nor a copy.
     for task in ("math", "humaneval", "sudoku_puzzles"):
         assert "--data=DIR" in fails(capsys, f"--model={model}", f"--task={task}")
+
+
+def test_a_policy_of_several_environments_acts_as_in_that_of_the_model(tmp_path, caplog):
+    policy = LearnedPolicy(NetworkConfig(hidden_dim=8, num_heads=1, alphas=(0.1, 10.0)))
+    places = [MadeFor("sudoku", "sudoku", 16, 16, "threshold")]
+    places.append(MadeFor("countdown", "countdown", 8, 8, "threshold"))
+    save_policy(tmp_path, policy, policy.init_params(jax.random.key(0)), places)
+    for place in places:
+        named = [f"--policy=learned:{tmp_path}", f"--model={place.model}"]
+        args = generate.parser().parse_args(named)
+        generate.fill_in(args)
+        found = (args.task, args.gen_length, args.block_length)
+        assert found == (place.task, place.gen_length, place.block_length)
+    assert not caplog.records
+    args = generate.parser().parse_args([f"--policy=learned:{tmp_path}", "--model=arithmetic"])
+    generate.fill_in(args)
+    assert "trained for sudoku, countdown (here arithmetic)" in caplog.text
+    assert args.gen_length is None
+    with pytest.raises(ValueError, match="--model is missing"):
+        generate.fill_in(generate.parser().parse_args([f"--policy=learned:{tmp_path}"]))
 
 
 def test_a_shipped_policy_says_where_and_how_it_acts(capsys, caplog):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 import shutil
@@ -182,11 +183,12 @@ def test_what_a_policy_was_made_for_is_kept_and_obeyed(tmp_path):
     made = checkpoint.MadeFor("sudoku", "sudoku", 16, 4, "threshold")
     policy = LearnedPolicy(network=NetworkConfig(hidden_dim=8, num_heads=1))
     params = policy.init_params(jax.random.key(0))
-    save_policy(tmp_path / "policy", policy, params, made)
-    assert checkpoint.made_for(tmp_path / "policy") == made
+    for places in ((made, dataclasses.replace(made, model="countdown")), (made,)):
+        save_policy(tmp_path / "policy", policy, params, places)
+        assert checkpoint.made_for(tmp_path / "policy") == places
     assert load_policy(tmp_path / "policy")[0] == policy
     for name in (tmp_path, tmp_path / "policy"):
         assert parse_policy(f"learned:{name}")[0].distribution == "threshold"
     text = f"learned:{tmp_path},distribution=bernoulli"
     assert parse_policy(text)[0].distribution == "bernoulli"
-    assert checkpoint.made_for(FIXTURES / "dit_confidence") is None
+    assert checkpoint.made_for(FIXTURES / "dit_confidence") == ()
