@@ -105,8 +105,6 @@ class DenoiserConfig:
     # Attention in a fused kernel of the device (`attention.fuses`): it rounds otherwise and has no
     # gradient here. Not part of what a denoiser is: rollouts set it for themselves.
     fused_attention: bool = dataclasses.field(default=False, repr=False)
-    # Layers one after the other in the program instead of a loop; also set by rollouts alone.
-    unroll_layers: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         _check_kinds(self)

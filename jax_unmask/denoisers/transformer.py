@@ -387,8 +387,7 @@ def forward(
         if remat:
             layer = jax.checkpoint(layer, prevent_cse=False)
         state = (x, None if is_window else stored)
-        over = _layer_by_layer if config.unroll_layers else _over_layers
-        (x, filled), new = over(layer, state, params[run.name], final)
+        (x, filled), new = _over_layers(layer, state, params[run.name], final)
         return x, filled if new is None else new
 
     updates = []
@@ -426,33 +425,9 @@ def _over_layers(
     return final(state, _layer_of(stacked, depth - 1), depth - 1)
 
 
-def _layer_by_layer(
-    layer: Callable[..., tuple[Any, Any]], state: Any, stacked: Params, final: Any = None
-) -> tuple[Any, Any]:
-    """`_over_layers` as a program without a loop.
-
-    A GPU's compiler copies the slices of stacked arrays that a loop reads at its index, and none
-    that are known when it compiles. Gradients of the parameters would be as many whole stacks.
-    """
-    depth = jax.tree.leaves(stacked)[0].shape[0]
-    outputs = []
-    for index in range(depth):
-        apply = final if final is not None and index == depth - 1 else layer
-        state, output = apply(state, _layer_of(stacked, index), index)
-        outputs.append(output)
-    if final is not None:
-        return state, outputs[-1]
-    return state, jax.tree.map(lambda *each: jnp.stack(each), *outputs)
-
-
 def _layer_of(stacked: Any, index: Array | int) -> Any:
     """One layer's slice of stacked arrays."""
-
-    def take(leaf: Array) -> Array:
-        if isinstance(index, int):
-            return jax.lax.index_in_dim(leaf, index, keepdims=False)
-        return jax.lax.dynamic_index_in_dim(leaf, index, keepdims=False)
-
+    take = functools.partial(jax.lax.dynamic_index_in_dim, index=index, keepdims=False)
     return jax.tree.map(take, stacked)
 
 

@@ -46,7 +46,6 @@ from jax_unmask.rollout.trajectory import (
     Trajectory,
     Watcher,
 )
-from jax_unmask.runtime import accelerators
 from jax_unmask.runtime.mesh import by_rows, constrain
 
 
@@ -281,7 +280,7 @@ def scored_positions(policy: Policy, settings: RolloutSettings) -> int:
 
 
 def for_rollouts(denoiser: Denoiser, block_length: int) -> Denoiser:
-    """The denoiser as the device runs it best, and with the attention blocks of the rollout.
+    """The denoiser with the device's best attention, and with the attention blocks of the rollout.
 
     Nothing is differentiated through a rollout, so it may use kernels that training cannot.
     """
@@ -290,8 +289,6 @@ def for_rollouts(denoiser: Denoiser, block_length: int) -> Denoiser:
         config = dataclasses.replace(config, attention_block=block_length)
     if fuses(config.dtype, config.head_dim, config.attention_block is not None):
         config = dataclasses.replace(config, fused_attention=True)
-    if accelerators.platform() == "gpu":
-        config = dataclasses.replace(config, unroll_layers=True)
     return denoiser if config is denoiser.config else denoiser.clone(config=config)
 
 

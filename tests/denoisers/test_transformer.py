@@ -14,8 +14,6 @@ from safetensors.numpy import load_file
 
 import tiny
 from jax_unmask import denoisers
-from jax_unmask.denoisers.cache import empty_cache
-from jax_unmask.denoisers.transformer import forward, init_params
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
 
@@ -134,30 +132,3 @@ class TestDenoiser:
         denoiser, params = model
         with pytest.raises(ValueError, match=r"65 tokens is longer than max_length=64"):
             run(denoiser, params, random_tokens(8, 1, 65))
-
-
-def test_layers_without_a_loop_compute_the_same():
-    """Plain, with a cache that is filled, and of a window that reads it."""
-    config = tiny.denoiser_config(num_layers=3)
-    params = init_params(config, jax.random.key(0))
-    tokens = jax.random.randint(jax.random.key(1), (2, 6), 0, 9)
-    real = jnp.arange(6) >= jnp.array([[0], [2]])
-
-    def run(unrolled):
-        shape = dataclasses.replace(config, unroll_layers=unrolled)
-
-        @jax.jit
-        def compute(params):
-            plain, _ = forward(shape, params, tokens, real, last=2)
-            filled, cache = forward(
-                shape, params, tokens, real, last=1, cache=empty_cache(shape, 2, 8)
-            )
-            place = jnp.broadcast_to(jnp.arange(6, 8), (2, 2))
-            seen = jnp.pad(real, ((0, 0), (0, 2)))
-            inputs = {"cache": cache, "cached_mask": seen, "keep": True}
-            return plain, filled, forward(shape, params, tokens[:, :2], None, place, **inputs)
-
-        return compute(params)
-
-    for found, expected in zip(*map(jax.tree.leaves, (run(True), run(False))), strict=True):
-        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-5)
