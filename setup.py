@@ -64,6 +64,7 @@ TEST = [
     *QUANTIZATION,
     *SERVE,
 ]
+DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 DEV = ["import-linter>=2.5", "mypy>=1.18", "ruff>=0.14"]
 
 setuptools.setup(
@@ -92,10 +93,12 @@ setuptools.setup(
         "math": MATH,
         "harness": ["lm-eval>=0.4.9"],
         "serve": SERVE,
+        "pytorch": ["torch>=2.4"],
         "parquet": ["pyarrow>=17"],
         "quantization": QUANTIZATION,
+        "docs": DOCS,
         "test": TEST,
-        "dev": TEST + DEV,
+        "dev": TEST + DEV + DOCS,
     },
     classifiers=[
         "Intended Audience :: Science/Research",

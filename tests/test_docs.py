@@ -13,7 +13,17 @@ from absl import flags
 from ml_collections import config_flags
 
 from jax_unmask import notation, policies, recipes, tasks
-from jax_unmask.commands import bench, command_line, convert, generate, harness, plan, serve, train
+from jax_unmask.commands import (
+    bench,
+    command_line,
+    convert,
+    generate,
+    harness,
+    hub,
+    plan,
+    serve,
+    train,
+)
 from jax_unmask.commands import eval as evaluate
 from jax_unmask.settings import declared
 
@@ -161,6 +171,7 @@ def options() -> dict[str, set[str]]:
         "generate": generate.parser(),
         "harness": harness.parser(),
         "serve": serve.parser(),
+        "hub": hub.parser(),
     }
     found = {
         command: {

@@ -32,7 +32,8 @@ _COMPANIONS = (
     "*processor_config.json",
     "*.py",  # Of the published class, for transformers' `trust_remote_code`; never run here.
 )
-_FILES = [*_TOKENIZER_FILES, "*.safetensors"]
+FILES = [*_TOKENIZER_FILES, "*.safetensors"]
+"""Patterns of the files of a model."""
 _CONFIG = "config.json"
 
 
@@ -55,26 +56,46 @@ def local_directory(source: str | os.PathLike[str], *, weights: bool = True) -> 
         return path
     if path.exists():
         raise NotADirectoryError(f"{path} is a file; give the directory that holds config.json")
-    if not _HUB_NAME.fullmatch(str(source)):
+    if not is_name(str(source)):
         problem = f"model directory {path} does not exist"
         if len(path.parts) == 1:
             problem += f", and no such model ships with the package ({', '.join(shipped_models())})"
         raise FileNotFoundError(problem)
+    return download(str(source), FILES if weights else _TOKENIZER_FILES)
+
+
+def is_name(text: str) -> bool:
+    """Whether a text can be a name on the hub, OWNER/NAME."""
+    return _HUB_NAME.fullmatch(text) is not None
+
+
+def check_name(text: str) -> None:
+    """Raises a `ValueError` for what is no name on the hub."""
+    if not is_name(text):
+        raise ValueError(f"{text!r} is no name on the hub; write OWNER/NAME")
+
+
+def download(name: str, patterns: list[str] | None) -> pathlib.Path:
+    """The directory of a download from the hub, or of an earlier one.
+
+    Args:
+        name: OWNER/NAME.
+        patterns: patterns of the files that are wanted; None for all.
+
+    Raises:
+        FileNotFoundError: it is not there, or the hub cannot be reached.
+    """
     # Imported here: a local model needs no hub client.
     import huggingface_hub
     from huggingface_hub import errors
 
     try:
-        return pathlib.Path(
-            huggingface_hub.snapshot_download(
-                str(source), allow_patterns=_FILES if weights else _TOKENIZER_FILES
-            )
-        )
+        return pathlib.Path(huggingface_hub.snapshot_download(name, allow_patterns=patterns))
     except (OSError, errors.HFValidationError) as error:
         raise FileNotFoundError(
-            f"{source} is not a local directory, and could not be downloaded from the Hugging Face "
+            f"{name} is not a local directory, and could not be downloaded from the Hugging Face "
             f"hub ({type(error).__name__}); check the name and the connection. On a machine with a "
-            f"network run `hf download {source} --local-dir DIR`, copy DIR here and give it as the "
+            f"network run `hf download {name} --local-dir DIR`, copy DIR here and give it as the "
             "path (--config.model.path=DIR, --model=DIR)"
         ) from error
 

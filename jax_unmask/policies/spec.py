@@ -14,9 +14,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from jax_unmask import notation, shipped
+from jax_unmask.denoisers import hub
 from jax_unmask.policies.base import Params, Policy
-from jax_unmask.policies.calibration import Environment, find_calibration
-from jax_unmask.policies.checkpoint import CONFIG, load_policy, made_for
+from jax_unmask.policies.calibration import FILE, Environment, find_calibration
+from jax_unmask.policies.checkpoint import CONFIG, WEIGHTS, load_policy, made_for
 from jax_unmask.policies.learned import LearnedPolicy
 from jax_unmask.settings import SettingError
 
@@ -230,12 +231,16 @@ def load_learned(
 def policy_directory(name: str) -> pathlib.Path:
     """The directory of a policy: its path, that of the run that trained it, or a shipped name.
 
+    A name on the Hugging Face hub, OWNER/NAME, is downloaded if there is no such path.
+
     Raises:
         FileNotFoundError: there is no policy of that name.
     """
     path = pathlib.Path(name).expanduser()
     if not (path / CONFIG).is_file() and (path / EXPORTED / CONFIG).is_file():
         return path / EXPORTED
+    if not path.exists() and hub.is_name(name) and path.parent.name not in ("..", "."):
+        return hub.download(name, [CONFIG, WEIGHTS, FILE])
     if path.exists() or path.is_absolute() or len(path.parts) > 1:
         return path
     if name not in shipped.shipped_policies():

@@ -8,10 +8,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax_unmask import policies
+from jax_unmask.denoisers import hub
+from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.report.results import TRAINED, settings_text
 from jax_unmask.report.tables import markdown_table
 from jax_unmask.runtime.files import read_json_rows
 from jax_unmask.runtime.metrics import METRICS
+from jax_unmask.shipped import shipped_models
 
 CARD = "README.md"
 _LAST = 20
@@ -33,13 +36,18 @@ def policy_card(
         results: rows of `results.jsonl` that measured this policy.
     """
     rollout, task = config.rollout, config.task.name
-    header = {
+    # Models that ship pose their own problems; others need data for that, and take a prompt.
+    prompt = "" if config.model.path in shipped_models() else " --chat --prompt='What is 17 * 3?'"
+    header: dict[str, Any] = {
         "library_name": "jax_unmask",
         "tags": ["diffusion-language-model", "unmasking-policy"],
         "license": "apache-2.0",
+        "pipeline_tag": "text-generation",
     }
-    if "/" in config.model.path and not config.model.path.startswith((".", "/", "~")):
+    if hub.is_name(config.model.path):
         header["base_model"] = config.model.path
+    if results:
+        header["model-index"] = _index(results)
     lines = [
         "---",
         *(f"{name}: {json.dumps(value)}" for name, value in header.items()),
@@ -69,16 +77,64 @@ def policy_card(
         "",
         *(f"- {name}: {value}" for name, value in settings.items()),
         "",
+        "Model, canvas and blocks are those of the training unless others are given. In this "
+        "directory:",
+        "",
         "```bash",
-        f"python -m jax_unmask.generate --model={config.model.path} --prompt=TEXT "
-        f"--policy=learned:DIR --gen_length={rollout.gen_length} "
-        f"--block_length={rollout.block_length}",
+        f"python -m jax_unmask.generate --policy=learned:.{prompt}",
         "```",
         "",
         "## Metrics",
         "",
     ]
     return "\n".join([*lines, *_training(steps), *_measured(results)]) + "\n"
+
+
+def denoiser_card(directory: pathlib.Path) -> str:
+    """A card of a denoiser, which says what its files say."""
+    config = read_config(directory)
+    header = {
+        "library_name": "jax_unmask",
+        "tags": ["diffusion-language-model"],
+        "pipeline_tag": "text-generation",
+    }
+    size = f"{config.num_layers} layers of width {config.hidden_size}"
+    return "\n".join(
+        [
+            "---",
+            *(f"{name}: {json.dumps(value)}" for name, value in header.items()),
+            "---",
+            "",
+            f"# A masked diffusion language model: family {config.family}, {size}",
+            "",
+            "```bash",
+            "python -m jax_unmask.generate --model=. --prompt='...'",
+            "```",
+            "",
+        ]
+    )
+
+
+def _index(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Measurements as the hub's pages show them."""
+    found = []
+    for row in results:
+        acts = f"blocks of {row['block_length']}, {settings_text(row['settings'].items())}"
+        values = (
+            ("accuracy", "accuracy %", round(100 * row["accuracy"], 1)),
+            ("nfe", "denoiser forwards per sequence", round(row["nfe_mean"], 2)),
+        )
+        found.append(
+            {
+                "task": {"type": "text-generation"},
+                "dataset": {"name": row["task"], "type": row["task"], "split": row["split"]},
+                "metrics": [
+                    {"type": kind, "name": f"{name} ({acts.rstrip(', ')})", "value": value}
+                    for kind, name, value in values
+                ],
+            }
+        )
+    return [{"name": "policy", "results": found}]
 
 
 def write_policy_card(directory: pathlib.Path, config: Any, workdir: pathlib.Path) -> None:

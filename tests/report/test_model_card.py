@@ -36,6 +36,10 @@ def test_says_what_it_was_trained_on_how_it_acts_and_how_well():
     header, body = card.removeprefix("---\n").split("---\n", 1)
     fields = dict(line.split(": ", 1) for line in header.splitlines())
     assert json.loads(fields["base_model"]) == "GSAI-ML/LLaDA-8B-Instruct"
+    assert json.loads(fields["pipeline_tag"]) == "text-generation"
+    (measured,) = json.loads(fields["model-index"])[0]["results"]
+    assert [metric["value"] for metric in measured["metrics"]] == [76.5, 41.25]
+    assert "generate --policy=learned:. --chat" in body
     assert json.loads(fields["tags"]) == ["diffusion-language-model", "unmasking-policy"]
     for text in (
         "| denoiser | GSAI-ML/LLaDA-8B-Instruct, frozen, int8 (bfloat16) |",

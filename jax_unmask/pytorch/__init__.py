@@ -1,0 +1,1 @@
+"""Unmasking policies in PyTorch, for serving; needs torch and safetensors, not JAX."""
