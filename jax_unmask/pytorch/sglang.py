@@ -26,7 +26,11 @@ import torch
 
 from jax_unmask.pytorch.policy import UnmaskingPolicy, observe
 
-base = importlib.import_module("sglang.srt.dllm.algorithm.base")
+_BASE = "sglang.srt.dllm.algorithm.base"
+try:
+    Base: Any = importlib.import_module(_BASE).DllmAlgorithm
+except ModuleNotFoundError:  # Then only the documentation reads this.
+    Base = object
 
 _FILE = "jax_unmask.py"
 _MODULE = "from jax_unmask.pytorch.sglang import JaxUnmask as Algorithm\n"
@@ -35,7 +39,7 @@ _SETTINGS = ("temperature", "alpha", "distribution")
 logger = logging.getLogger(__name__)
 
 
-class JaxUnmask(base.DllmAlgorithm):  # type: ignore[misc]
+class JaxUnmask(Base):
     """Fills the positions of a block that the policy chooses, with their most probable tokens.
 
     A policy that reads the time is told the forwards of the current block, as far as the server
@@ -91,7 +95,7 @@ class JaxUnmask(base.DllmAlgorithm):  # type: ignore[misc]
 
 def install() -> pathlib.Path:
     """Writes the module by which SGLang finds the algorithm; returns its path."""
-    path = pathlib.Path(base.__file__).with_name(_FILE)
+    path = pathlib.Path(str(importlib.import_module(_BASE).__file__)).with_name(_FILE)
     path.write_text(_MODULE)
     return path
 
