@@ -17,18 +17,20 @@ taken as independent, an upper bound, because both saw the same problems.
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import math
 import pathlib
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
-from jax_unmask.report.frontier import Point, compare, interpolate, pareto
+from jax_unmask.report import plots, results, tables
+from jax_unmask.report.frontier import Point, compare, interpolate, pareto, saving
 
 HERE = pathlib.Path(__file__).parent
 HEURISTICS = ("heuristic", "hand-written rule")
+NAMES = {"sudoku": "Sudoku, many solutions", "arithmetic": "Worked arithmetic"}
 
 
 def main() -> None:
@@ -38,31 +40,37 @@ def main() -> None:
     args = parser.parse_args()
     print("| task | policy | accuracy % | NFE | accuracy gained at equal NFE | forwards saved |")
     print("|---|---|--:|--:|--:|--:|")
-    panels = []
     for task in args.tasks:
         heuristics, learned = read(task)
-        panels.append((task, heuristics, learned))
         frontier = pareto(point for points in heuristics.values() for point in points)
         for alpha, seeds in sorted(learned.items(), reverse=True):
             print(row(task, alpha, seeds, frontier))
     if args.picture:
-        draw(panels, args.picture)
+        draw(args.tasks, args.picture)
+
+
+def rows(task: str) -> list[dict[str, Any]]:
+    """Measurements of heuristics, and of policies that act deterministically."""
+    lines = (HERE / task / "results.jsonl").read_text().splitlines()
+    return [
+        entry
+        for entry in map(json.loads, lines)
+        if (entry["split"], entry["block_length"]) == ("test", entry["gen_length"])
+        and (entry["label"] in HEURISTICS or entry["settings"].get("distribution") == "threshold")
+    ]
 
 
 def read(task: str) -> tuple[dict[str, list[Point]], dict[float, list[Point]]]:
     """Points of a task: of heuristics by method, of policies by alpha (one point per seed)."""
     heuristics: dict[str, list[Point]] = {}
     learned: dict[float, list[Point]] = {}
-    for line in (HERE / task / "results.jsonl").read_text().splitlines():
-        entry = json.loads(line)
-        if entry["split"] != "test" or entry["block_length"] != entry["gen_length"]:
-            continue
+    for entry in rows(task):
         settings = tuple(entry["settings"].items())
         values = (entry[key] for key in ("accuracy", "accuracy_se", "nfe_mean", "nfe_se", "n"))
         point = Point(entry["method"], settings, *values)
         if entry["label"] in HEURISTICS:
             heuristics.setdefault(entry["method"], []).append(point)
-        elif entry["settings"].get("distribution") == "threshold":
+        else:
             alpha = float(entry["method"].rpartition("alpha")[2].partition("-")[0])
             learned.setdefault(alpha, []).append(point)
     return {name: averaged(points) for name, points in heuristics.items()}, learned
@@ -87,49 +95,17 @@ def averaged(points: Sequence[Point]) -> list[Point]:
     ]
 
 
-def forwards_at(frontier: Sequence[Point], accuracy: float) -> tuple[float, float, float] | None:
-    """(NFE, its standard error, accuracy per forward) of a frontier where it has this accuracy."""
-    for low, high in itertools.pairwise(frontier):
-        if low.accuracy <= accuracy <= high.accuracy:
-            slope = (high.accuracy - low.accuracy) / (high.nfe - low.nfe)
-            weight = (accuracy - low.accuracy) / (high.accuracy - low.accuracy)
-            error = math.hypot(
-                (1 - weight) * low.nfe_se + weight * high.nfe_se,
-                ((1 - weight) * low.accuracy_se + weight * high.accuracy_se) / slope,
-            )
-            return low.nfe + (accuracy - low.accuracy) / slope, error, slope
-    return None
-
-
 def row(task: str, alpha: float, seeds: Sequence[Point], frontier: Sequence[Point]) -> str:
     gains = [compare(seed, interpolate(frontier, seed.nfe)) for seed in seeds]
-    saved, errors, unreached = [], [], 0
-    for seed in seeds:
-        found = forwards_at(frontier, seed.accuracy)
-        if found is None:
-            # No heuristic is as accurate: at least the difference to the most accurate one.
-            unreached += 1
-            saved.append(frontier[-1].nfe - seed.nfe)
-            errors.append(math.hypot(seed.nfe_se, frontier[-1].nfe_se))
-        else:
-            nfe, error, slope = found
-            saved.append(nfe - seed.nfe)
-            errors.append(math.hypot(seed.nfe_se, error, seed.accuracy_se / slope))
     cells = [
         task,
         f"alpha {alpha:g}",
         cell([p.accuracy for p in seeds], [p.accuracy_se for p in seeds], 100, "{:.1f}"),
         cell([p.nfe for p in seeds], [p.nfe_se for p in seeds], 1, "{:.2f}"),
         cell([c.gain for c in gains], [c.se for c in gains], 100, "{:+.1f}"),
-        saved_cell(saved, errors, unreached),
+        tables.saved_text(saving(seeds, frontier)),
     ]
     return f"| {' | '.join(cells)} |"
-
-
-def saved_cell(saved: Sequence[float], errors: Sequence[float], unreached: int) -> str:
-    if unreached == len(saved):
-        return "no heuristic is as accurate"
-    return ("at least " if unreached else "") + cell(saved, errors, 1, "{:+.2f}")
 
 
 def cell(values: Sequence[float], errors: Sequence[float], scale: float, form: str) -> str:
@@ -140,64 +116,13 @@ def cell(values: Sequence[float], errors: Sequence[float], scale: float, form: s
     return f"{form.format(array.mean())} ± {form.replace('+', '').format(error)}"
 
 
-def draw(panels: Sequence[tuple], path: pathlib.Path) -> None:
-    """Frontiers in full diffusion: heuristics grey but the two best, learned policies in red."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-    from matplotlib.ticker import FuncFormatter, NullFormatter
-
-    names = {"sudoku": "Sudoku, many solutions", "arithmetic": "Worked arithmetic"}
-    colours = {"entropy_bounded": "#1f5fa8", "threshold": "#3a9bd0"}
-    labels = {
-        "entropy_bounded": "entropy-bounded (EB-Sampler)",
-        "threshold": "threshold (Fast-dLLM)",
-    }
-    figure, axes = plt.subplots(1, len(panels), figsize=(3.6 * len(panels), 3.5), sharey=True)
-    for axis, (task, heuristics, learned) in zip(np.atleast_1d(axes), panels, strict=True):
-        for method, points in sorted(heuristics.items(), key=lambda item: item[0] in colours):
-            line = sorted(points, key=lambda p: (p.nfe, p.accuracy))
-            axis.plot(
-                [p.nfe for p in line],
-                [100 * p.accuracy for p in line],
-                color=colours.get(method, "#c4c4c4"),
-                linewidth=1.4 if method in colours else 1.0,
-                marker="o",
-                markersize=2.5,
-                label=labels.get(method, "_"),
-                zorder=2 if method in colours else 1,
-            )
-        alphas = sorted(learned, reverse=True)
-        x = [float(np.mean([p.nfe for p in learned[a]])) for a in alphas]
-        y = [100 * float(np.mean([p.accuracy for p in learned[a]])) for a in alphas]
-        axis.plot(x, y, color="#c8102e", marker="*", markersize=8, label="learned", zorder=3)
-        for end, offset, side in ((0, (-7, -1), "right"), (-1, (-3, 6), "right")):
-            axis.annotate(
-                f"$\\alpha$={alphas[end]:g}",
-                (x[end], y[end]),
-                xytext=offset,
-                textcoords="offset points",
-                ha=side,
-                fontsize=8,
-                color="#c8102e",
-            )
-        axis.set_ylim(0, 108)
-        axis.set_xscale("log", base=2)
-        axis.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axis.xaxis.set_minor_formatter(NullFormatter())
-        axis.set_title(names.get(task, task.capitalize()), fontsize=10)
-        axis.set_xlabel("denoiser forwards per sequence", fontsize=9)
-        axis.grid(color="#eeeeee")
-        axis.spines[["top", "right"]].set_visible(False)
-    first = np.atleast_1d(axes)[0]
-    first.set_ylabel("accuracy %", fontsize=9)
-    lines, texts = first.get_legend_handles_labels()
-    lines.append(plt.Line2D([], [], color="#c4c4c4", marker="o", markersize=2.5))
-    texts.append("other heuristics and hand-written rules")
-    figure.legend(lines, texts, loc="lower center", ncols=4, fontsize=8, frameon=False)
-    figure.tight_layout(rect=(0, 0.07, 1, 1))
-    figure.savefig(path, dpi=150)
+def draw(tasks: Sequence[str], path: pathlib.Path) -> None:
+    """Frontiers in full diffusion, as `jax_unmask.eval` draws them; PNG, SVG and PDF."""
+    panels = [
+        (NAMES.get(task, task.capitalize()), results.collect(rows(task), lambda row: None))
+        for task in tasks
+    ]
+    plots.draw_panels(path, panels)
 
 
 if __name__ == "__main__":

@@ -134,6 +134,7 @@ def own_data(path: pathlib.Path) -> str:
     [
         ("policy_grpo", {}, (signal.SIGKILL, signal.SIGTERM)),
         pytest.param("sft", {}, (signal.SIGKILL, signal.SIGTERM), marks=pytest.mark.slow),
+        pytest.param("sft", {}, (signal.SIGINT,), marks=pytest.mark.slow),
         pytest.param("tracerl", {}, (signal.SIGKILL,), marks=pytest.mark.slow),
         pytest.param("tracerl", MEASURED, (signal.SIGKILL,), marks=pytest.mark.slow),
         pytest.param("state_sft", PACKED, (signal.SIGKILL,), marks=pytest.mark.slow),
@@ -155,10 +156,12 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
     for number in signals:
         process = disturbed.run_until_signal(number, steps=disturbed.random.randrange(3, 7))
         _, errors = process.communicate(timeout=300)
-        assert process.returncode == (-number if number == signal.SIGKILL else 0), errors
+        ends = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: 0, signal.SIGINT: 130}
+        assert process.returncode == ends[number], errors
         assert 0 < len(lines(workdir)) < config.train.steps
         assert "Traceback" not in errors
-        if number == signal.SIGTERM:
+        if number != signal.SIGKILL:
+            assert "is saved; the same command goes on" in errors
             with Checkpoints(workdir, read_only=True) as checkpoints:
                 assert checkpoints.latest_step() == len(lines(workdir))
     train.train(config, workdir)

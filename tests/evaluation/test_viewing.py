@@ -31,6 +31,9 @@ def test_the_report_shows_what_was_measured(config, bundle, tmp_path):
     found = sweep.run(recipes.read(config), bundle, out, trained=tmp_path / "policy")
     data = data_of(out)
     assert [curve["name"] for curve in data["curves"]] == ["run"]
+    about = dict(data["about"])
+    assert about["run"] == "out" and about["command"] and len(about.get("commit", "0" * 40)) >= 40
+    assert "eval.num_problems = 4" in data["config"].splitlines()
     points = [p for s in data["sections"][0]["panels"][0]["series"] for p in s["points"]]
     assert len(points) == len(found) == 3
     assert len(data["problems"]) == 2
