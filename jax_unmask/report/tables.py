@@ -263,10 +263,14 @@ def _reached(point: Point) -> str:
 
 
 def verdict(found: Sequence[Standing]) -> str:
-    """In words: where learned policies win clearly, and whether they lose anywhere."""
-    comparisons = [standing.at_most for standing in found if standing.at_most.reference is not None]
-    won = "; ".join(_where(c) for c in comparisons if c.gain >= 0.05 and c.significance >= 3)
-    lost = "; ".join(_where(c) for c in comparisons if c.significance < -2)
+    """In words: where learned policies win clearly, by both gains, and where they lose."""
+    against = [each for each in found if each.at_most.reference is not None]
+    won = "; ".join(
+        f"{_where(s.at_most)} (forwards saved at equal accuracy: {saved_text(s.saved)})"
+        for s in against
+        if s.at_most.gain >= 0.05 and s.at_most.significance >= 3
+    )
+    lost = "; ".join(_where(s.at_most) for s in against if s.at_most.significance < -2)
     alone = "; ".join(_where(s.at_most) for s in found if s.at_most.reference is None)
     return (
         "At least 5 points and 3 SE above the best heuristic at equal or lower NFE: "

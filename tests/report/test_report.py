@@ -85,7 +85,7 @@ def test_summary_says_what_was_won_and_lost():
         row("shipped", "bad", [0], 8),
     )
     text = tables.summary(found, "test", title="task", markdown=False)
-    assert "at equal or lower NFE: good (temperature=0.5) @ 5.00." in text
+    assert "at equal or lower NFE: good (temperature=0.5) @ 5.00 (forwards saved" in text
     assert "More than 2 SE below it: bad @ 8.00." in text
     assert "+75.0 ± 16.4" in text
     assert "no heuristic is as accurate" in text and "-0.00" not in text
