@@ -240,8 +240,8 @@ class Block(nn.Module):
     def __init__(self, width: int, mlp_width: int, heads: int, extras: dict[str, Any]) -> None:
         super().__init__()
         self.heads = heads
-        for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
-            setattr(self, name, nn.Linear(width, width))
+        self.q_proj, self.k_proj = nn.Linear(width, width), nn.Linear(width, width)
+        self.v_proj, self.out_proj = nn.Linear(width, width), nn.Linear(width, width)
         self.linear1, self.linear2 = nn.Linear(width, mlp_width), nn.Linear(mlp_width, width)
         self.norm1, self.norm2 = nn.LayerNorm(width), nn.LayerNorm(width)
         self.ada_conditioning = nn.Linear(width, 6 * width)
@@ -262,8 +262,8 @@ class Block(nn.Module):
         scale1, shift1, gate1, scale2, shift2, gate2 = parts
         h = self.norm1(x) * (1 + scale1) + shift1
         query, key, value = (
-            getattr(self, name)(h).view(rows, width, self.heads, -1).transpose(1, 2)
-            for name in ("q_proj", "k_proj", "v_proj")
+            projection(h).view(rows, width, self.heads, -1).transpose(1, 2)
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
         logits = self._rotate(query) @ self._rotate(key).transpose(-1, -2)
         logits = logits / math.sqrt(dim // self.heads)
