@@ -48,6 +48,7 @@ REQUIRES = [
 # Minor releases of it have changed what counts as equal.
 MATH = ["latex2sympy2_extended==1.11.*", "math-verify==0.9.*"]
 QUANTIZATION = ["qwix>=0.1.8,<0.2"]
+WANDB = ["wandb>=0.19"]
 # A TPU's compiler, which needs no TPU.
 AOT = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 SERVE = ["starlette>=0.47", "uvicorn>=0.35"]
@@ -63,6 +64,7 @@ TEST = [
     *MATH,
     *QUANTIZATION,
     *SERVE,
+    *WANDB,
 ]
 DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
 DEV = ["import-linter>=2.5", "mypy>=1.18", "ruff>=0.14"]
@@ -89,7 +91,7 @@ setuptools.setup(
         "aot": AOT,
         "cuda": ["jax[cuda13]"],
         "cuda12": ["jax[cuda12]"],  # For NVIDIA drivers older than 580.
-        "wandb": ["wandb>=0.19"],
+        "wandb": WANDB,
         "math": MATH,
         "harness": ["lm-eval>=0.4.9"],
         "serve": SERVE,
