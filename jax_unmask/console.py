@@ -24,6 +24,7 @@ COMMANDS = (
     "convert",
     "calibrate",
     "harness",
+    "hub",
     "configs",
 )
 _PACKAGE = pathlib.Path(__file__).parent

@@ -1,6 +1,10 @@
-"""Shares models and policies: `python -m jax_unmask.hub push runs/x/policy --name=OWNER/NAME`."""
+"""Shares policies and denoisers by their name on the Hugging Face hub.
 
-from jax_unmask.commands.hub import main
+jax-unmask hub push runs/gsm8k --name=OWNER/NAME
+jax-unmask hub pull OWNER/NAME --output=DIR
+"""
+
+from jax_unmask.console import run
 
 if __name__ == "__main__":
-    main()
+    run("hub")
