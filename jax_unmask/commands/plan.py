@@ -320,7 +320,7 @@ def plan(
             programs=programs,
             work=recipe.work(settings, shape, nfe),
             estimate=estimate(settings, shape, placement, blueprint),
-            layouts=_compare(settings, shape, device),
+            layouts=_compare(settings, shape, device, nfe),
         )
 
 
@@ -345,11 +345,14 @@ def stand_in(text: str, *, real: bool = True) -> tuple[Accelerator, Compiler | N
 
 
 def _compare(
-    settings: RunSettings, shape: denoisers.DenoiserConfig, device: Accelerator | None
+    settings: RunSettings,
+    shape: denoisers.DenoiserConfig,
+    device: Accelerator | None,
+    nfe: int | None,
 ) -> tuple[tuple[tuple[int, ...], float], ...]:
     if device is None or len(accelerators.devices()) == 1 or not settings.rows_at_once:
         return ()
-    return tuple(compare_rollouts(settings, shape, device))
+    return tuple(compare_rollouts(settings, shape, device, nfe))
 
 
 def _axes(placement: placements.Placement) -> dict[str, int]:

@@ -305,14 +305,15 @@ def _for_rollouts(
 
 
 def compare_rollouts(
-    config: RunSettings, shape: DenoiserConfig, device: Accelerator
+    config: RunSettings, shape: DenoiserConfig, device: Accelerator, nfe: int | None = None
 ) -> list[tuple[tuple[int, int, int], float]]:
     """Layouts (data, fsdp, tensor) for rollouts and the seconds of a sequence, fastest first.
 
-    Whether they fit the memory is not looked at. Half the canvas are forwards, as for `Work`.
+    Whether they fit the memory is not looked at. A row needs `nfe` forwards, by default one for
+    each two positions of the canvas, as for `Work`.
     """
     settings, prompt = config.sampling, config.task.prompt_length
-    rows, nfe = config.rows_at_once, settings.gen_length // 2
+    rows, nfe = config.rows_at_once, nfe or settings.gen_length // 2
     found = [
         (layout, seconds_per_sequence(shape, settings, prompt, rows, nfe, device, layout))
         for layout in _layouts()
