@@ -44,9 +44,13 @@ def kind(each: Instruction) -> str:
         return "norms"
     if "UnmaskingNetwork" in source:
         return "policy"
-    if "shard_map/while" in source or "/head" in source or "vocab" in source:
+    if "dynamic_index" in source:
+        return "slices of stacks"
+    # The head walks over slices of the vocabulary.
+    inside = source.rpartition("branch_")[2]
+    if "shard_map/while" in source or ("while/body" in inside and "Block" not in inside):
         return "head"
-    if "dynamic_slice" in source or "dynamic_index" in source:
+    if "dynamic_slice" in source:
         return "slices of stacks"
     return "rest"
 
@@ -110,6 +114,15 @@ def _of_fusion(
     if root is not None and root.operation == "dynamic-update-slice":
         moved = sizes.get(root.operands[1], moved)
     return read, moved
+
+
+def _uses(fused: list[Instruction], name: str) -> list[Instruction]:
+    """The instructions that read a value, seen through bitcasts."""
+    found = []
+    for each in fused:
+        if name in each.operands:
+            found += _uses(fused, each.name) if each.operation == "bitcast" else [each]
+    return found
 
 
 def _arithmetic(program: Compiled, each: Instruction, types: dict[str, tuple[Array, ...]]) -> float:

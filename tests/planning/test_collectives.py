@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 
 from jax_unmask.planning import collectives
@@ -192,3 +194,34 @@ def test_a_forward_of_a_rollout_on_a_tpu():
     assert forward.seconds == {"products of layers": pytest.approx(took)}
     assert forward.longest(1e9) == pytest.approx(took + 32 * 96e-9)
     assert forward.shortest(1e9) == pytest.approx(took + 32 * 32e-9)
+
+
+# For a GPU: a product with one layer of stacked weights.
+GPU = """\
+HloModule jit_f, is_scheduled=true
+
+%fused (p.0: bf16[32,8,4], p.1: bf16[16,8]) -> bf16[16,4] {
+  %p.0 = bf16[32,8,4]{2,1,0} parameter(0)
+  %b = bf16[32,8,4]{2,1,0} bitcast(%p.0)
+  %s = bf16[1,8,4]{2,1,0} slice(%b), slice={[3:4], [0:8], [0:4]}
+  %w = bf16[8,4]{1,0} bitcast(%s)
+  %p.1 = bf16[16,8]{1,0} parameter(1)
+  ROOT %d = bf16[16,4]{1,0} dot(%p.1, %w), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+}
+
+ENTRY %main (stack: bf16[32,8,4], x: bf16[16,8]) -> bf16[16,4] {
+  %stack = bf16[32,8,4]{2,1,0} parameter(0)
+  %x = bf16[16,8]{1,0} parameter(1)
+  ROOT %y = bf16[16,4]{1,0} fusion(%stack, %x), kind=kCustom, calls=%fused
+}
+"""
+
+
+def test_an_operation_on_a_gpu_reads_its_layer_alone():
+    program, h100 = Compiled(GPU), accelerators.parse("h100x1")[0]
+    (once,) = rounds("update", program, (), h100)
+    moved = 2 * (8 * 4 + 16 * 8 + 16 * 4)
+    assert once.seconds == {"rest": pytest.approx(moved / h100.bandwidth)}
+    slow = dataclasses.replace(h100, flops=1.0)
+    (once,) = rounds("update", program, (), slow)
+    assert once.seconds == {"rest": pytest.approx(2 * 16 * 8 * 4)}

@@ -1,0 +1,45 @@
+"""Seconds of a sequence in each layout, from shapes."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax.numpy as jnp
+import pytest
+
+from jax_unmask.denoisers.families import published_config
+from jax_unmask.recipes.speed import seconds_per_sequence
+from jax_unmask.rollout import RolloutSettings, parse_cache
+from jax_unmask.rollout.flops import rollout_flops
+from jax_unmask.runtime import accelerators
+
+LLADA = dataclasses.replace(published_config("GSAI-ML/LLaDA-8B-Instruct"), dtype=jnp.bfloat16)
+
+
+def seconds(devices, layout, cache="none", slots=128):
+    device, _ = accelerators.parse(devices)
+    settings = RolloutSettings(
+        gen_length=256, block_length=32, slots=slots, cache=parse_cache(cache)
+    )
+    return seconds_per_sequence(LLADA, settings, 200, 128, 80, device, layout)
+
+
+def test_one_device_computes():
+    device, _ = accelerators.parse("h100x1")
+    settings = RolloutSettings(gen_length=256, block_length=32)
+    each = rollout_flops(LLADA, settings, 200, 32).full
+    assert seconds("h100x1", (1, 1, 1)) == pytest.approx(80 * each / device.flops)
+
+
+def test_order_of_layouts_is_that_of_compiled_programs():
+    """The figures are those of docs/scaling/chips.md, of programs compiled for these chips."""
+    gathered, split = (1, 16, 1), (4, 1, 4)
+    assert seconds("v5e-16", gathered, "dual") > 2 * seconds("v5e-16", split, "dual")
+    assert seconds("v6e-16", gathered, "dual") > 4 * seconds("v6e-16", split, "dual")
+    whole, halves = seconds("v6e-16", (16, 1, 1)), seconds("v6e-16", (8, 1, 2))
+    assert whole == pytest.approx(0.037, rel=0.1)
+    assert whole < halves < seconds("v6e-16", gathered)
+
+
+def test_few_slots_read_the_weights_more_often():
+    assert seconds("v6e-16", (16, 1, 1), slots=0) > 1.2 * seconds("v6e-16", (16, 1, 1))
