@@ -64,27 +64,34 @@ def main() -> None:
     ]
     leaving = set(random_.sample(range(args.requests), args.cancelled))
     alone = [_alone(service, requests, args.slots) for _ in range(args.repeats + 1)][1:]
-    texts = alone[0][1]
+    texts = alone[0][2]
     served = asyncio.run(_served(service, requests, leaving, args.repeats + 1))[1:]
     service.engine.close()
-    for _, found in served:
+    for *_, found in served:
         for number, text in found.items():
             assert text == texts[number], (number, text, texts[number])
         assert set(range(args.requests)) - found.keys() <= leaving
     tokens = [request["max_tokens"] for request in requests]
-    rates = [sum(tokens[k] for k in found) / seconds for seconds, found in served]
-    rollouts = [sum(tokens) / seconds for seconds, _ in alone]
+    rates = [sum(tokens[k] for k in found) / seconds for seconds, _, found in served]
+    rollouts = [sum(tokens) / seconds for seconds, *_ in alone]
     print(f"{args.requests} requests, {args.cancelled} of them cancelled, {args.slots} slots")
     print(f"rollout: {np.median(rollouts):.0f} tokens/s {sorted(map(round, rollouts))}")
     print(f"server: {np.median(rates):.0f} tokens/s {sorted(map(round, rates))}")
     print(f"server / rollout: {np.median(rates) / np.median(rollouts):.2f}")
+    # Where other programs share the machine, seconds of its processors say more than those of a
+    # clock; those of the server include its clients'.
+    busy = [sum(tokens[k] for k in found) / cpu for _, cpu, found in served]
+    busy_alone = [sum(tokens) / cpu for _, cpu, _ in alone]
+    print(f"the same per processor second: {np.median(busy) / np.median(busy_alone):.2f}")
     print(f"ended: {dict(service.engine.counts.ended)}")
 
 
-def _alone(service: Any, requests: list[dict[str, Any]], slots: int) -> tuple[float, list[str]]:
-    """Seconds and texts of one rollout per canvas length."""
+def _alone(
+    service: Any, requests: list[dict[str, Any]], slots: int
+) -> tuple[float, float, list[str]]:
+    """Seconds (of a clock, of processors) and texts of one rollout per canvas length."""
     model = service.model
-    writer, seconds, texts = model.writer, 0.0, [""] * len(requests)
+    writer, seconds, cpu, texts = model.writer, 0.0, 0.0, [""] * len(requests)
     policy, _ = policies.parse_policy(POLICY)
     for length in model.lengths:
         members = [k for k, request in enumerate(requests) if request["max_tokens"] == length]
@@ -96,7 +103,7 @@ def _alone(service: Any, requests: list[dict[str, Any]], slots: int) -> tuple[fl
         seeds = np.asarray([requests[k]["seed"] for k in members], np.uint32)
         thresholds = jnp.asarray([requests[k]["threshold"] for k in members], jnp.float32)
         settings = answers.dataclasses.replace(shape.settings, slots=slots)
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         out = rollout(
             *(writer.denoiser, writer.params, policy, {"threshold": PerRow(thresholds)}, prompts),
             answer_keys(seeds, np.zeros(len(members), np.int32)),
@@ -104,27 +111,29 @@ def _alone(service: Any, requests: list[dict[str, Any]], slots: int) -> tuple[fl
         )
         tokens = np.asarray(jax.device_get(out.tokens))
         seconds += time.perf_counter() - began
+        cpu += time.process_time() - busy
         for k, text in zip(members, writer.tokenizer.decode_batch(tokens), strict=True):
             texts[k] = text
-    return seconds, texts
+    return seconds, cpu, texts
 
 
 async def _served(
     service: Any, requests: list[dict[str, Any]], leaving: set[int], repeats: int
-) -> list[tuple[float, dict[int, str]]]:
-    """Seconds and texts of each round of all requests at one time."""
+) -> list[tuple[float, float, dict[int, str]]]:
+    """Seconds (of a clock, of processors) and texts of each round of all requests at one time."""
     server = service._server
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     port, rounds = server.servers[0].sockets[0].getsockname()[1], []
     for _ in range(repeats):
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.process_time()
         found = await asyncio.gather(
             *(_ask(port, request, k in leaving) for k, request in enumerate(requests))
         )
         seconds = time.perf_counter() - began
-        rounds.append((seconds, {k: text for k, text in enumerate(found) if text is not None}))
+        texts = {k: text for k, text in enumerate(found) if text is not None}
+        rounds.append((seconds, time.process_time() - busy, texts))
     server.should_exit = True
     await serving
     return rounds
