@@ -9,8 +9,9 @@ itself), gsm8k or code (PrimeIntellect's problems, tested by standard input and 
 Values are those of arXiv 2509.06949 (its sections, "paper") and of the public configurations
 ("dLLM-RL", by the names of their files); lines without a source are ours. `value.enabled=True` adds
 the value model at its published learning rate (dLLM-RL, multinode with value: twice the optimiser
-steps, `learner.minibatches=128`). `lora.rank=32` with `model.param_dtype=bfloat16` and
-`rollout.slots=64` trains on one device of 80 GB; docs/scaling has what other choices need.
+steps, `learner.minibatches=128`). `lora.rank=32` with `model.param_dtype=bfloat16`,
+`rollout.slots=64` and `learner.chunk_size=2` trains on one device of 80 GB; docs/scaling has what
+other choices need.
 """
 
 from jax_unmask import recipes
