@@ -196,7 +196,9 @@ def summary(name, devices):
 
 @pytest.mark.parametrize(("name", "devices"), CASES)
 def test_no_collective_and_no_copy_of_a_stack_that_was_not_there(name, devices):
-    expected = json.loads(EXPECTED.read_text())[f"{name} on {devices}"]
+    expected = json.loads(EXPECTED.read_text()).get(f"{name} on {devices}")
+    if expected is None:
+        pytest.skip(f"{EXPECTED.name} has no list of it yet: run this file")
     assert summary(name, devices) == expected
 
 
