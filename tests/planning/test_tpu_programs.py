@@ -60,7 +60,7 @@ PROGRAMS = {
     "rollout": ("policy_grpo", "rollout", _SETTINGS),
     "rollout, prefix cache": ("policy_grpo", "rollout", _SETTINGS | {"rollout.cache": "prefix"}),
     "rollout, dual cache": ("policy_grpo", "rollout", _SETTINGS | {"rollout.cache": "dual"}),
-    "rollout, block cache": ("tracerl", "rollout", _SETTINGS | {"rollout.cache": "block"}),
+    "rollout, block cache": ("tracerl", "rollout", _TRAINED | {"rollout.cache": "block"}),
     "rollout, int8": ("policy_grpo", "rollout", _SETTINGS | {"model.quantization": "int8"}),
     "policy update": ("policy_grpo", "update", _SETTINGS),
     "TraceRL update": ("tracerl", "update", _TRAINED | {"value.enabled": False}),
@@ -145,10 +145,14 @@ def compiled(name, devices):
         jax.config.update("jax_exec_time_optimization_effort", before)
 
 
-def arrays(program):
+@functools.cache
+def parts(name, devices):
+    return Compiled(compiled(name, devices).text).parts
+
+
+def arrays(name, devices):
     """Every array in memory, with the operation that makes it: fusions hide those that are not."""
-    read = Compiled(program.text)
-    for part in read.parts:
+    for part in parts(name, devices):
         for each, _, _ in part.instructions:
             for array in each.result:
                 yield each, array
@@ -182,7 +186,7 @@ def summary(name, devices):
     lines = collections.Counter(map(str, program.collectives))
     stacks = collections.Counter(
         f"{each.operation} {array}"
-        for each, array in arrays(program)
+        for each, array in arrays(name, devices)
         if each.operation in ("copy", "copy-start", "transpose", "all-gather")
         and array.shape[:1] == (LAYERS,)
         and not array.is_near
@@ -207,7 +211,7 @@ def test_no_logits_of_a_whole_canvas_and_vocabulary(name, devices):
     count = accelerators.parse(devices)[1]
     rows = 1 if name == "generate" else ROWS // (2 if count > 1 else 1)
     columns = VOCABULARY // (2 if count > 1 else 1)
-    for each, array in arrays(compiled(name, devices)):
+    for each, array in arrays(name, devices):
         is_table = WIDTH in array.shape or WIDTH // 2 in array.shape
         wide = any(size >= columns for size in array.shape)
         if wide and not is_table:
@@ -215,10 +219,12 @@ def test_no_logits_of_a_whole_canvas_and_vocabulary(name, devices):
 
 
 @pytest.mark.parametrize(
-    ("name", "devices"), [case for case in CASES if "rollout" in case.values[0]]
+    ("name", "devices"),
+    # TraceRL's block cache has float32 weights beside those of its rollouts.
+    [case for case in CASES if PROGRAMS[case.values[0]][2].get("model.param_dtype") == "bfloat16"],
 )
 def test_weights_are_not_widened(name, devices):
-    for each, array in arrays(compiled(name, devices)):
+    for each, array in arrays(name, devices):
         if array.type == "f32" and is_matrix(array):
             raise AssertionError(each.line[:300])
 
