@@ -208,7 +208,8 @@ def test_commands_have_the_flags_that_are_given(document):
 def test_named_flags_exist(document):
     if document.parent.name == "launch":
         return  # Its pages name the flags of schedulers.
-    known = set().union(*OPTIONS.values(), {"signal", "n", "cpu_devices"})
+    tools = {"signal", "n", "cpu_devices", "ways", "program", "processes"}
+    known = set().union(*OPTIONS.values(), tools)
     named = [re.split("[= ]", text)[0] for text in spans(document) if text.startswith("--")]
     unknown = [flag for flag in named if "." not in flag and flag[2:] not in known]
     assert not unknown
