@@ -8,7 +8,7 @@ import pathlib
 import runpy
 
 from jax_unmask import recipes
-from jax_unmask.shipped import shipped_lengths, shipped_models
+from jax_unmask.shipped import shipped_models
 
 _TINY_POLICY = runpy.run_path(str(pathlib.Path(__file__).with_name("tiny_policy.py")))
 
@@ -31,15 +31,15 @@ def get_config(tasks: str = "all"):
 
 
 def _environment(task: str) -> str:
-    prompt_length, length, block = shipped_lengths(task)
-    changes = [
-        f"task.name={task} task.prompt_length={prompt_length} model.path={task}",
-        f"rollout.gen_length={length} rollout.block_length={length}",
-    ]
-    if task == "arithmetic":
-        # Hardly any answer of an untrained policy is right, so groups need a member that is.
-        changes += [
-            "rollout.prompts_per_step=24 expert.count=1 expert.policy=entropy_bounded:gamma=0.1",
-            f"expert.block_length={block}",
-        ]
-    return " ".join(changes)
+    """What differs between the trainings on each task alone."""
+    alone = _TINY_POLICY["get_config"](task)
+    return " ".join(
+        f"{group}.{name}={alone[group][name]}"
+        for group, names in {
+            "task": ("name", "prompt_length"),
+            "model": ("path",),
+            "rollout": ("gen_length", "block_length", "prompts_per_step"),
+            "expert": ("count", "policy", "block_length"),
+        }.items()
+        for name in names
+    )

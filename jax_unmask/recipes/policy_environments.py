@@ -16,7 +16,6 @@ from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.bundle import Bundle, check_split, load_denoiser_config, load_task
 from jax_unmask.environment.settings import TrainSettings
 from jax_unmask.learners.engine import TrainState
-from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.recipes.base import Blueprint, Metrics, Work, bytes_per_device, check_schedule
 from jax_unmask.recipes.policy_grpo import PolicyGrpo, PolicyGrpoSettings, build_policy
 from jax_unmask.runtime.config import read_value
@@ -141,7 +140,7 @@ class PolicyEnvironments:
                 "its shape depends on the denoiser, and the environments have several",
                 "Choose a network that reads none of its hidden states, such as confidence",
             )
-        self._made_for = MadeFor.all_of(config)
+        self._config = config
         loaded: dict[Any, Bundle] = {}
         self._recipes = []
         for each in config.each:
@@ -186,7 +185,7 @@ class PolicyEnvironments:
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         """Exports the policy; evaluations after training measure the first environment."""
-        return self._recipes[0].finish(state, workdir, made_for=self._made_for)
+        return self._recipes[0].finish(state, workdir, config=self._config)
 
     @classmethod
     def blueprint(

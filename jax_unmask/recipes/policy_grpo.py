@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import jax
@@ -451,14 +451,14 @@ class PolicyGrpo:
         state: TrainState,
         workdir: pathlib.Path,
         *,
-        made_for: Sequence[MadeFor] | None = None,
+        config: PolicyGrpoSettings | None = None,
     ) -> Bundle:
-        """Exports the policy; `made_for` says where it was trained, if not here alone."""
+        """Exports the policy; `config` says where it was trained, if not here alone."""
         directory = workdir / EXPORTED
         if not jax.process_index():
-            made_for = made_for or MadeFor.all_of(self._config)
-            policies.save_policy(directory, self._components.policy, state.params, made_for)
-            write_policy_card(directory, self._config, workdir)
+            config, policy = config or self._config, self._components.policy
+            policies.save_policy(directory, policy, state.params, MadeFor.all_of(config))
+            write_policy_card(directory, config, workdir)
         return dataclasses.replace(self._bundle, policy=directory)
 
     @classmethod

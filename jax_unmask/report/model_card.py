@@ -35,17 +35,21 @@ def policy_card(
         steps: metrics of the training steps, in order.
         results: rows of `results.jsonl` that measured this policy.
     """
-    rollout, task = config.rollout, config.task.name
+    places = getattr(config, "each", (config,))
+    models = dict.fromkeys(str(each.model.path) for each in places)
+    tasks = dict.fromkeys(each.task.name for each in places)
     # Models that ship pose their own problems; others need data for that, and take a prompt.
-    prompt = "" if config.model.path in shipped_models() else " --chat --prompt='What is 17 * 3?'"
+    prompt = "" if next(iter(models)) in shipped_models() else " --chat --prompt='What is 17 * 3?'"
+    if len(models) > 1:
+        prompt = f" --model={next(iter(models))}{prompt}"
     header: dict[str, Any] = {
         "library_name": "jax_unmask",
         "tags": ["diffusion-language-model", "unmasking-policy"],
         "license": "apache-2.0",
         "pipeline_tag": "text-generation",
     }
-    if hub.is_name(config.model.path):
-        header["base_model"] = config.model.path
+    if bases := [model for model in models if hub.is_name(model)]:
+        header["base_model"] = bases[0] if len(bases) == 1 else bases
     if results:
         header["model-index"] = _index(results)
     lines = [
@@ -53,7 +57,7 @@ def policy_card(
         *(f"{name}: {json.dumps(value)}" for name, value in header.items()),
         "---",
         "",
-        f"# Unmasking policy for {config.model.path} on {task}",
+        f"# Unmasking policy for {', '.join(models)} on {', '.join(tasks)}",
         "",
         "Decides at each step which masked positions a masked diffusion language model fills "
         "([arXiv 2512.09106](https://arxiv.org/abs/2512.09106)); `model.safetensors` and "
@@ -64,13 +68,9 @@ def policy_card(
         "",
         "| | |",
         "|---|---|",
-        f"| denoiser | {config.model.path}, frozen, {_weights(config)} |",
-        f"| task | {task} |",
-        f"| canvas | {rollout.gen_length} tokens in blocks of {rollout.block_length}, "
-        f"temperature {rollout.temperature:g}, cache {rollout.cache or 'none'} |",
-        f"| reward | {config.reward.kind}, alpha {config.reward.alpha:g} |",
-        f"| steps | {int(steps[-1]['step']) if steps else 0} of {rollout.prompts_per_step} "
-        f"prompts x {rollout.group_size} rollouts, {_experts(config)}, seed {config.seed} |",
+        *(row for each in places for row in _place(each)),
+        f"| reward | {config.reward.kind}, {_alphas(config)} |",
+        f"| steps | {int(steps[-1]['step']) if steps else 0}, seed {config.seed} |",
         f"| start | {'another trained policy' if config.policy.init_from else 'random weights'} |",
         "",
         "## Expected settings",
@@ -151,6 +151,26 @@ def write_policy_card(directory: pathlib.Path, config: Any, workdir: pathlib.Pat
     settings = policies.settings_of(*policies.load_policy(directory))
     card = policy_card(config, settings, steps, results)
     (directory / CARD).write_text(card, encoding="utf-8")
+
+
+def _place(config: Any) -> list[str]:
+    """Rows about one environment of the training."""
+    rollout = config.rollout
+    return [
+        f"| denoiser | {config.model.path}, frozen, {_weights(config)} |",
+        f"| task | {config.task.name} |",
+        f"| canvas | {rollout.gen_length} tokens in blocks of {rollout.block_length}, "
+        f"temperature {rollout.temperature:g}, cache {rollout.cache or 'none'} |",
+        f"| each step | {rollout.prompts_per_step} prompts x {rollout.group_size} rollouts, "
+        f"{_experts(config)} |",
+    ]
+
+
+def _alphas(config: Any) -> str:
+    told = getattr(config.policy.network, "alphas", ())
+    if told:
+        return f"told alphas from {told[0]:g} to {told[1]:g}"
+    return f"alpha {config.reward.alpha:g}"
 
 
 def _experts(config: Any) -> str:

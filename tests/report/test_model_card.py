@@ -45,7 +45,8 @@ def test_says_what_it_was_trained_on_how_it_acts_and_how_well():
         "| denoiser | GSAI-ML/LLaDA-8B-Instruct, frozen, int8 (bfloat16) |",
         "| canvas | 256 tokens in blocks of 32, temperature 0, cache none |",
         "| reward | multiplicative, alpha 3 |",
-        "| steps | 30 of 16 prompts x 8 rollouts, 0 experts, seed 0 |",
+        "| each step | 16 prompts x 8 rollouts, 0 experts |",
+        "| steps | 30, seed 0 |",
         "- distribution: bernoulli",
         "mean of the last 20 recorded steps",
         "| accuracy | 0.205 |",  # The mean of 0.11 .. 0.30.
