@@ -180,10 +180,11 @@ class SlotSubset:
             return place.set(new, mode="drop", unique_indices=True)
 
         old = stacked.reshape(-1, groups, rows // groups, *stacked.shape[2:])
-        old = constrain(old, None, "batch")
-        new = by_rows(new.reshape(groups, -1, *new.shape[1:]))
+        # Heads too: a dimension without a name would be gathered, for every layer.
+        old = constrain(old, None, "batch", None, "heads")
+        new = constrain(new.reshape(groups, -1, *new.shape[1:]), "batch", None, "heads")
         out = jax.vmap(write, in_axes=(1, 0, 0), out_axes=1)(old, by_rows(at), new)
-        return constrain(out, None, "batch").reshape(stacked.shape)
+        return constrain(out, None, "batch", None, "heads").reshape(stacked.shape)
 
     def put(self, values: Tree, new: Tree, is_put: Bool[Array, " F"]) -> Tree:
         """Arrays [S, ...] with new values [F, ...] in those slots of the subset that `is_put` has.
