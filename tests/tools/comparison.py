@@ -104,7 +104,8 @@ def without_clocks(results: str, workdir: pathlib.Path) -> list[dict[str, Any]]:
 def _without_times(text: str, workdir: pathlib.Path) -> str:
     """A report without seconds (`ms` in its data, the last but one column of tables) and days."""
     text = text.replace(str(workdir), "WORKDIR").replace("\\n", "\n")
-    text = text.replace(f'["run","{workdir.name}"]', "")
+    for named in (f'["run","{workdir.name}"]', f'"name":"{workdir.name}"'):  # Run, and its curves.
+        text = text.replace(named, "")
     text = re.sub(r'"ms": ?[-+.\de]+|report of \d{4}-\d\d-\d\d', "", text)
     text = re.sub(r"(?m)[-+.\de]+([ |]+\d+\.\d\d(?: \|)?)$", r"\1", text)
     return re.sub(r"[─\s]+", " ", text)  # Columns are as wide as what is in them.
