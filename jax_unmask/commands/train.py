@@ -78,7 +78,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, lock: DirectoryLock) -> bo
 
         candidates.check(settings)
     if settings.eval.every:
-        from jax_unmask.evaluation.while_training import WhileTraining
+        from jax_unmask.commands.while_training import WhileTraining
 
         measured = WhileTraining(config)
         if not hasattr(recipes.find(settings.recipe), "current"):
