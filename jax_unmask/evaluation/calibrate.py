@@ -21,10 +21,10 @@ from jax_unmask.runtime import streams
 
 logger = logging.getLogger(__name__)
 
-# Scales beyond the alphas. Below one half nothing reaches the threshold of deterministic actions:
-# one position per step. A policy is sure of what it does not fill, so the others are far apart; at
-# the last one all positions are filled at one time.
-_SLOWER = (0.01, 0.45, 0.6, 0.75, 0.9, 0.98)
+# Scales beyond the alphas. A scale s of deterministic actions fills where the probability is above
+# 1 / 2s. Policies are sure of what they do: near one half (where that nears 1, and one position is
+# filled per step) the scales are dense, above 1 far apart; the last one fills all at one time.
+_SLOWER = (0.01, 0.500005, 0.50005, 0.5005, 0.505, 0.55, 0.75)
 _FASTER = (8.0, 64.0, 512.0, 4096.0, 1e9)
 
 

@@ -14,6 +14,7 @@ from jax_unmask.report.results import TRAINED, settings_text
 from jax_unmask.report.tables import markdown_table
 from jax_unmask.runtime.files import read_json_rows
 from jax_unmask.runtime.metrics import METRICS
+from jax_unmask.settings import Variant
 from jax_unmask.shipped import shipped_models
 
 CARD = "README.md"
@@ -75,7 +76,10 @@ def policy_card(
         "",
         "## Expected settings",
         "",
-        *(f"- {name}: {value}" for name, value in settings.items()),
+        *(
+            f"- {name}: {f'{value:g}' if isinstance(value, float) else value}"
+            for name, value in settings.items()
+        ),
         "",
         "Model, canvas and blocks are those of the training unless others are given. In this "
         "directory:",
@@ -167,7 +171,8 @@ def _place(config: Any) -> list[str]:
 
 
 def _alphas(config: Any) -> str:
-    told = getattr(config.policy.network, "alphas", ())
+    network = config.policy.network
+    told = dict(network.values if isinstance(network, Variant) else network).get("alphas")
     if told:
         return f"told alphas from {told[0]:g} to {told[1]:g}"
     return f"alpha {config.reward.alpha:g}"

@@ -10,6 +10,7 @@ import pytest
 
 import jax_unmask
 from jax_unmask import recipes
+from jax_unmask.policies.checkpoint import made_for
 from jax_unmask.report import results
 from jax_unmask.report.model_card import policy_card, write_policy_card
 from jax_unmask.shipped import shipped_policies
@@ -76,6 +77,25 @@ def test_is_written_from_what_the_run_left(tmp_path):
     assert "99.00" not in card
 
 
+def test_names_every_environment_and_the_alphas_that_it_is_told():
+    config = recipes.config("policy_environments")
+    config.environments = (
+        "model.path=sudoku task.name=sudoku rollout.gen_length=16 rollout.block_length=16",
+        "model.path=countdown task.name=countdown rollout.prompts_per_step=8",
+    )
+    config.policy.network.alphas = (0.03, 100.0)
+    card = policy_card(recipes.read(config), {"alpha": 0.10000000149}, STEPS)
+    for text in (
+        "# Unmasking policy for sudoku, countdown on sudoku, countdown",
+        "| canvas | 16 tokens in blocks of 16,",
+        "| each step | 8 prompts x 8 rollouts, 0 experts |",
+        "| reward | multiplicative, told alphas from 0.03 to 100 |",
+        "- alpha: 0.1\n",
+        "generate --policy=learned:. --model=sudoku\n",
+    ):
+        assert text in card
+
+
 def test_experts_and_where_training_started():
     config = recipes.config("policy_grpo")
     config.expert.update(count=4, policy="threshold:threshold=0.9", block_length=8)
@@ -89,5 +109,5 @@ def test_experts_and_where_training_started():
 @pytest.mark.parametrize("name", shipped_policies())
 def test_shipped_policies_have_cards_with_measurements(name):
     card = (POLICIES / name / "README.md").read_text()
-    assert f"Unmasking policy for {name.split('-')[0]}" in card
+    assert f"Unmasking policy for {made_for(POLICIES / name)[0].model}" in card
     assert "| test | 1000 |" in card
