@@ -25,6 +25,7 @@ from jax_unmask.commands import (
     train,
 )
 from jax_unmask.commands import eval as evaluate
+from jax_unmask.policies.checkpoint import made_for
 from jax_unmask.settings import declared
 
 ROOT = Path(__file__).parents[1]
@@ -235,7 +236,10 @@ def test_named_policies_exist(document):
                 known = policies.available()["learned"]
                 assert {setting for setting, _ in each.settings} <= set(known)
             else:
-                policies.parse_policy(each.text)
+                place = made_for(policies.policy_directory(each.target))[0]
+                shape = {"gen_length": place.gen_length, "block_length": place.block_length}
+                environment = {"denoiser": place.model, **shape}
+                policies.parse_policy(each.text, environment=environment)
 
 
 # ---- and the other way round: what there is is documented
