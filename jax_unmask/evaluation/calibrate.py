@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 # Scales beyond the alphas. A scale s of deterministic actions fills where the probability is above
 # 1 / 2s. Policies are sure of what they do: near one half (where that nears 1, and one position is
 # filled per step) the scales are dense, above 1 far apart; the last one fills all at one time.
-_SLOWER = (0.01, 0.500005, 0.50005, 0.5005, 0.505, 0.55, 0.75)
+_SLOWER = (0.01, 0.50005, 0.5001, 0.5002, 0.50035, 0.5005, 0.502, 0.55, 0.75)
 _FASTER = (8.0, 64.0, 512.0, 4096.0, 1e9)
 
 
