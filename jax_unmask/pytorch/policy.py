@@ -77,7 +77,8 @@ class UnmaskingPolicy(nn.Module):
     """A learned policy: which masked positions to fill, from an observation.
 
     Attributes:
-        made_for: model, task, canvas and block length that it was trained for, if known.
+        made_for: model, task, canvas and block length that it was trained for, if known; the first
+            of several.
         reads_canvas: it reads every position of the canvas, not those of a block alone.
     """
 
@@ -92,7 +93,8 @@ class UnmaskingPolicy(nn.Module):
         extras = {**_EXTRAS, **own.get("network", {})}
         if extras.get("hidden_size"):
             raise ValueError("networks that read hidden states have no PyTorch module here")
-        self.made_for: dict[str, Any] = own.get("made_for", {})
+        places = own.get("made_for", {})
+        self.made_for: dict[str, Any] = places[0] if isinstance(places, list) else places
         self.distribution: str = self.made_for.get("distribution", own["distribution"])
         self.reads_canvas: bool = own.get("context", "full") == "full"
         self.temperature = float(own.get("temperature", 1.0))

@@ -89,7 +89,7 @@ def random_policy(directory, network, **settings):
     ]
     params = params | {"network": jax.tree.unflatten(tree, noisy), "temperature": jnp.float32(0.7)}
     made = MadeFor("m", "t", WIDTH, WIDTH, "threshold")
-    policies.save_policy(directory, policy, params, made)
+    policies.save_policy(directory, policy, params, [made])
     return policy, params
 
 
