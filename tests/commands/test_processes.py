@@ -82,7 +82,7 @@ def test_two_processes_evaluate_what_one_does(experts, write_experiment, tiny_co
     eval_command.evaluate(tiny_config(**settings), alone)
     check_same_rows(directory, alone)
     # The first process writes the report, with the same generations.
-    assert output.count("Wrote results.jsonl") == 1
+    assert output.count("report.html; tables: ") == 1
     assert (directory / "frontier.png").is_file()
     problems = [
         (each / "report.html").read_text().partition('"problems"')[2] for each in (directory, alone)
