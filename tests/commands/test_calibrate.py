@@ -23,6 +23,7 @@ def save(directory: pathlib.Path, network: NetworkConfig) -> str:
     return str(directory)
 
 
+@pytest.mark.thorough
 def test_counts_forwards_on_prompts_alone(tiny_config, tmp_path, monkeypatch):
     config = tiny_config("policy_grpo", eval__batch_size=4)
     where = save(tmp_path / "told", NETWORK)

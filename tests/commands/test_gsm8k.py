@@ -21,6 +21,8 @@ from jax_unmask import denoisers
 from jax_unmask.commands import train
 from jax_unmask.tasks import gsm8k
 
+pytestmark = pytest.mark.thorough
+
 ROOT = pathlib.Path(__file__).parents[2]
 STEPS, SAVED = 4, 2
 

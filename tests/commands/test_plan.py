@@ -99,6 +99,7 @@ def tiny_plan(tiny_config):
     return plan(config, compile_programs=True)
 
 
+@pytest.mark.thorough
 def test_compiled_programs_tell_their_memory(tiny_plan):
     assert [program.name for program in tiny_plan.programs] == [
         "rollout",

@@ -140,6 +140,7 @@ def own_data(path: pathlib.Path) -> str:
         pytest.param("state_sft", PACKED, (signal.SIGKILL,), marks=pytest.mark.slow),
     ],
 )
+@pytest.mark.thorough
 def test_a_killed_run_ends_as_an_undisturbed_one(
     recipe, more, signals, tiny_config, write_experiment, tiny_model_dir, tmp_path
 ):
@@ -246,6 +247,7 @@ class TestPolicyRuns:
         _, _, second = self.run(config, tmp_path / "second")
         assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
 
+    @pytest.mark.thorough
     def test_experts_steer_and_are_imitated_in_the_first_steps(self, tiny_config, tmp_path):
         config = tiny_config(
             model__path="sudoku",
@@ -262,6 +264,7 @@ class TestPolicyRuns:
         assert 0 < imitated[1] <= 1
         assert imitated[2] == 0
 
+    @pytest.mark.thorough
     def test_dynamic_plackett_luce_on_more_observations_with_a_cache(self, tiny_config, tmp_path):
         config = tiny_config(
             policy__distribution="dpls",
@@ -436,6 +439,7 @@ def test_ranks_checkpoints_by_known_metrics_only(tiny_config, tmp_path):
     assert not list(tmp_path.iterdir())  # Before anything was done.
 
 
+@pytest.mark.thorough
 class TestTraceRuns:
     def run(self, config, workdir):
         train.train(config, workdir)
@@ -588,6 +592,7 @@ def test_supervised_training_in_states(tiny_config, tmp_path):
     assert trained.config.attention_block == 4
 
 
+@pytest.mark.thorough
 def test_supervised_training_on_shorter_canvases(tiny_config, tmp_path):
     # With block attention, padding behind the end changes nothing of what comes before.
     found, weights = [], []

@@ -165,6 +165,7 @@ def test_recorded_text(checkpoint, record, cases, recorded_draws):
     assert ((out.confidence > 0) == (out.step_map >= 0)).all()
 
 
+@pytest.mark.thorough
 class TestRows:
     SETTINGS = CanvasSettings(canvases=2, steps=3, confidence=2.0)
 

@@ -75,6 +75,7 @@ def test_the_harness_takes_the_policy(model, package):
         harness.main([f"--model={model}", f"--policy={RULE}", "--tasks=nowhere"])
 
 
+@pytest.mark.thorough
 def test_a_curriculum_of_both_recipes_trains_them_and_the_result_is_evaluated(
     experiment, model, tmp_path
 ):

@@ -23,6 +23,8 @@ from jax_unmask.learners.states import (
 )
 from jax_unmask.rollout import Prompts
 
+pytestmark = pytest.mark.thorough
+
 ROWS, PROMPT, LENGTH, BLOCK, WIDTH, END = 5, 6, 8, 4, 32, 10
 
 

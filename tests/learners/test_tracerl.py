@@ -221,6 +221,7 @@ class TestUpdate:
         ],
         ids=lambda surrogate: type(surrogate).__name__,
     )
+    @pytest.mark.thorough
     def test_against_plain_differentiation(self, params, responses, surrogate):
         learner = make_learner(surrogate=surrogate, passes=2, beta=0.3, clip=0.02)
         state = learner.init(params, jax.random.key(7))

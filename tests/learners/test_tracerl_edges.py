@@ -127,6 +127,7 @@ def same(one, other) -> bool:
     )
 
 
+@pytest.mark.thorough
 def test_batches_without_anything_to_train_change_nothing(run):
     rewards = np.asarray([1.0, -1.0, 1.0, -1.0], np.float32)
     # Nothing is kept, whatever stands there; and empty texts alone.

@@ -15,6 +15,8 @@ import mesh_runs
 import tiny
 from jax_unmask.denoisers.config import ExpertsConfig
 
+pytestmark = pytest.mark.thorough
+
 PROGRAM = pathlib.Path(mesh_runs.__file__)
 EXPECTED = PROGRAM.parent / "recipes" / "collectives.json"
 MESHES = {"data": [8, 1, 1], "fsdp": [1, 8, 1], "tensor": [4, 1, 2], "all": [2, 2, 2]}

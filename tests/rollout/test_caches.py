@@ -99,6 +99,7 @@ def results(out, rows):
 
 
 @pytest.mark.parametrize("name", CACHES)
+@pytest.mark.thorough
 def test_a_row_gets_the_same_whatever_rows_share_its_batch(models, name):
     cache = CACHES[name]
     model = models[cache.kind == "block"]

@@ -88,6 +88,7 @@ def assert_same(found, expected):
 
 
 @pytest.mark.parametrize("name", POLICIES)
+@pytest.mark.thorough
 def test_rows_get_the_same_in_any_number_of_slots(random_model, name):
     policy = POLICIES[name]
 

@@ -15,6 +15,8 @@ import pytest
 import chaos
 from jax_unmask.runtime.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.thorough
+
 TRAINER = pathlib.Path(__file__).with_name("tiny_trainer.py")
 STEPS = 60
 
