@@ -95,7 +95,12 @@ class Asked:
 
 @dataclasses.dataclass(frozen=True)
 class Served:
-    """A policy of the server, and how it goes from fast to careful, for the page."""
+    """A policy of the server, and how it goes from fast to careful, for the page.
+
+    Attributes:
+        setting: what makes it fast or careful, from `fast` to `careful`; None if nothing does.
+        value: of the setting where a request names none; None if it does not stand in the params.
+    """
 
     name: str
     policy: Policy
@@ -104,6 +109,7 @@ class Served:
     fast: float
     careful: float
     is_logarithmic: bool
+    value: float | None
 
 
 class Model:
@@ -181,6 +187,7 @@ class Model:
                     "fast": each.fast,
                     "careful": each.careful,
                     "logarithmic": each.is_logarithmic,
+                    "value": each.value,
                 }
                 for each in self.served.values()
             ],
@@ -352,7 +359,9 @@ class Model:
         for length in self.lengths:  # A calibration may be for one canvas only.
             policies.parse_policy(text, environment=self._environment(length))
         name, fast, careful, is_log = _speed(policy, params, shape)
-        return Served(text, policy, params, name, fast, careful, is_log)
+        value = params.get(name) if isinstance(params, dict) else None
+        value = None if value is None else float(np.clip(value, *sorted((fast, careful))))
+        return Served(text, policy, params, name, fast, careful, is_log, value)
 
 
 def _speed(

@@ -43,9 +43,35 @@ def ask(tab, text=PUZZLE):
             continue
 
 
+def choose(tab, policy, place):
+    """Chooses the first side's policy, by its name on the page, and a place of its slider."""
+    tab.run(
+        "(() => { const side = document.querySelector('.side'), set = (node, value) => { "
+        "node.value = value; node.dispatchEvent(new Event('input', {bubbles: true})); }; "
+        "const names = [...side.querySelectorAll('option')].map((each) => each.textContent); "
+        f"set(side.querySelector('select'), names.indexOf('{policy}')); "
+        f"set(side.querySelector('input[type=range]'), {place}); }})()"
+    )
+
+
+def test_an_answer_appears_as_it_is_unmasked(opened):
+    """Holes become fewer, down to none, while the answer is drawn."""
+    opened.run(
+        "window.holes = []; new MutationObserver(() => { "
+        "const found = document.querySelectorAll('.canvas span.hole').length; "
+        "if (document.querySelector('.canvas span') && holes.at(-1) !== found) holes.push(found); "
+        "}).observe(document.querySelector('#talk'), {childList: true, subtree: true})"
+    )
+    choose(opened, "top_confidence", 100)
+    ask(opened)
+    assert opened.run("holes") == list(range(15, -1, -1))
+    assert opened.run("[...document.querySelectorAll('.canvas .new')].length") == 0
+    assert not opened.errors
+
+
 def test_an_answer_is_coloured_by_step_and_says_what_it_took(opened, server):
     ask(opened)
-    _, whole = server.ask({"prompt": PUZZLE, "threshold": 0.72})
+    _, whole = server.ask({"prompt": PUZZLE})
     tokens = opened.run(
         "[...document.querySelectorAll('.canvas span')].map((each) => [each.textContent, "
         "each.title, each.style.getPropertyValue('--hue')])"
@@ -61,12 +87,11 @@ def test_an_answer_is_coloured_by_step_and_says_what_it_took(opened, server):
 
 
 def test_the_slider_goes_from_fast_to_careful(opened):
+    # It begins where the server's policy is.
+    assert opened.run("document.querySelector('.side output').textContent") == "threshold 0.9"
+
     def forwards(place):
-        opened.run(
-            "(() => { const range = document.querySelector('input[type=range]'); "
-            f"range.value = {place}; "
-            "range.dispatchEvent(new Event('input', {bubbles: true})); })()"
-        )
+        choose(opened, "threshold", place)
         ask(opened)
         return int(
             opened.run("[...document.querySelectorAll('.cost b')].at(-1).textContent.split(' ')[0]")
@@ -91,8 +116,26 @@ def test_two_policies_side_by_side(opened):
 
 
 def test_mistakes_are_shown(opened):
+    for _ in range(4):  # Below answers that fill the page.
+        ask(opened)
     ask(opened, "hello")
     assert "no token for" in opened.run("document.querySelector('.error').textContent")
+    bottom = "document.querySelector('.error').getBoundingClientRect().bottom"
+    assert opened.run(f"{bottom} <= document.querySelector('main').getBoundingClientRect().bottom")
+
+
+def test_an_answer_can_be_stopped(opened, server):
+    """Stop ends the request on the server too."""
+    choose(opened, "top_confidence", 100)
+    opened.run(
+        f"document.querySelector('#prompt').value = '{PUZZLE}';"
+        "document.querySelector('#ask').requestSubmit();"
+        "document.querySelector('#stop').click()"
+    )
+    opened.wait("document.querySelector('.error')?.textContent === 'stopped'")
+    assert not server.service.engine.running + server.service.engine.waiting
+    ask(opened)
+    assert "16 forwards" in opened.run("[...document.querySelectorAll('.cost')].at(-1).textContent")
 
 
 def test_fits_a_phone(tab, server):

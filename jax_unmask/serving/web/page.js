@@ -31,23 +31,35 @@ function settingOf(side) {
   return [policy.setting, Number(value.toPrecision(3))];
 }
 
+// The slider begins at the value that the server was started with.
+function choosePolicy(side, index) {
+  $("select", side).value = index;
+  const { fast, careful, value, logarithmic } = policyOf(side);
+  if (value === null) return;
+  const place = logarithmic ? Math.log(value / fast) / Math.log(careful / fast) : (value - fast) / (careful - fast);
+  $("input", side).value = 100 * place;
+}
+
 function showSide(side) {
   const setting = settingOf(side);
   $(".speed", side).hidden = !setting;
   $("output", side).textContent = setting ? `${setting[0]} ${setting[1]}` : "has one speed";
 }
 
-const shortName = (name) => name.replace(/^learned:/, "").replace(/^.*\//, "");
+// Without the setting that the slider has.
+const shortName = ({ name, setting }) =>
+  name.replace(/^learned:/, "").replace(/^.*\//, "").replace(new RegExp(`[:,]${setting}=[^,]*`), "");
 
 // ---- An answer
 
 class Answer {
   constructor(place, side) {
-    this.policy = policyOf(side).name;
+    const policy = policyOf(side);
+    this.policy = policy.name;
     this.setting = settingOf(side);
     this.node = place.appendChild(make("article", "answer"));
     const how = this.setting ? `, ${this.setting[0]} ${this.setting[1]}` : "";
-    this.node.append(make("h2", "", shortName(this.policy) + how));
+    this.node.append(make("h2", "", shortName(policy) + how));
     this.canvas = this.node.appendChild(make("p", "canvas"));
     this.cost = this.node.appendChild(make("p", "cost", "waiting \u2026"));
     this.shown = 0;
@@ -120,13 +132,14 @@ class Answer {
     });
     this.canvas.replaceChildren(fragment);
     this.cost.textContent = `${steps} forwards`;
-    $("main").scrollTop = $("main").scrollHeight;
+    show(this.node);
   }
 
   finish() {
     for (const token of this.canvas.querySelectorAll(".new")) token.classList.remove("new");
     if (this.failed) {
       this.cost.replaceChildren(make("span", "error", this.failed));
+      show(this.node);
       return;
     }
     const nfe = this.result.nfe[0], seconds = this.result.seconds[0];
@@ -141,10 +154,11 @@ class Answer {
       bar.append(make("span", "", label), make("i"));
       bar.lastChild.style.setProperty("--width", `${(100 * value) / Math.max(nfe, each)}%`);
     }
-    $("main").scrollTop = $("main").scrollHeight;
+    show(this.node);
   }
 }
 
+const show = (node) => node.scrollIntoView({ block: "nearest" });
 const pause = (time) => new Promise((done) => setTimeout(done, time));
 const clock = (seconds) => seconds < 1 ? `${Math.round(seconds * 1000)} ms` : `${seconds.toFixed(1)} s`;
 
@@ -170,6 +184,7 @@ async function ask() {
   const prompt = $("#prompt").value;
   if (!prompt.trim() || running.length) return;
   talk.push({ role: "user", content: prompt });
+  document.body.classList.add("talking");
   $("#talk").append(make("div", "you", prompt));
   $("#prompt").value = "";
   const place = $("#talk").appendChild(make("div", "answers"));
@@ -194,15 +209,16 @@ async function begin() {
   about = await (await fetch("about")).json();
   $("#model").textContent = about.model;
   document.title = about.model;
-  if (!about.is_chat) $("#about").textContent += " This model has no chat template: each message is a prompt of its own.";
+  if (!about.is_chat) $("#about").append(" This model has no chat template: each message is a prompt of its own.");
   $("#key-form").hidden = !about.needs_key;
   for (const side of document.querySelectorAll(".side")) {
     const choice = $("select", side);
     about.policies.forEach((policy, index) => {
-      const option = choice.appendChild(make("option", "", shortName(policy.name)));
+      const option = choice.appendChild(make("option", "", shortName(policy)));
       option.value = index;
     });
-    choice.value = Math.min(Number(side.dataset.side), about.policies.length - 1);
+    choosePolicy(side, Math.min(Number(side.dataset.side), about.policies.length - 1));
+    choice.addEventListener("input", () => choosePolicy(side, choice.value));
     side.addEventListener("input", () => showSide(side));
     showSide(side);
   }
