@@ -54,6 +54,9 @@ AOT = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 SERVE = ["starlette>=0.47", "uvicorn>=0.35"]
 TEST = [
     "hypothesis>=6.100",
+    "ipykernel>=6.29",
+    "nbclient>=0.10",
+    "nbformat>=5.10",
     "pyarrow>=17",
     "pytest>=8.3",
     "pytest-timeout>=2.3",
@@ -66,7 +69,12 @@ TEST = [
     *SERVE,
     *WANDB,
 ]
-DOCS = ["mkdocs-material>=9.6", "mkdocstrings[python]>=0.30"]
+DOCS = [
+    "mike>=2.1",
+    "mkdocs-jupyter>=0.25",
+    "mkdocs-material>=9.6",
+    "mkdocstrings[python]>=0.30",
+]
 DEV = ["import-linter>=2.5", "mypy>=1.18", "ruff>=0.14"]
 
 setuptools.setup(

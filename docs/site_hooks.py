@@ -31,7 +31,7 @@ def navigation(index: str) -> list[Any]:
             nav.append({heading["title"]: []})
             continue
         for link in _LINK.finditer(line):
-            if link["target"].endswith(".md") and not link["target"].startswith(".."):
+            if link["target"].endswith((".md", ".ipynb")) and not link["target"].startswith(".."):
                 (pages,) = nav[-1].values()
                 pages.append({link["text"]: link["target"]})
     return nav

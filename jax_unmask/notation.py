@@ -287,6 +287,8 @@ def _hints(of: Any) -> dict[str, Any]:
     """Annotations of a function, or of a class and its bases, as types."""
     hints: dict[str, Any] = {}
     for each in reversed(getattr(of, "__mro__", (of,))):
+        if not hasattr(each, "__module__"):  # `object.__init__` of a class without its own.
+            continue
         scope = vars(sys.modules[each.__module__])
         for name, hint in inspect.get_annotations(each).items():
             try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import pathlib
 import statistics
@@ -11,6 +12,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from jax_unmask import recipes
+from jax_unmask.runtime import compilation
 from jax_unmask.runtime.compilation import CompileTimes
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import ConfigError
@@ -56,9 +58,11 @@ def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTime
         state, batches = recipe.init(), recipe.data()
         timer = Timer()
         for step in range(steps + 1):
-            with timer.measure("data"):
-                batch = next(batches)
-            state, values = recipe.step(state, batch, timer)
+            what = f"{config.recipe} with {settings.model.path or 'a new denoiser'}"
+            with contextlib.nullcontext() if step else compilation.announced(what):
+                with timer.measure("data"):
+                    batch = next(batches)
+                state, values = recipe.step(state, batch, timer)
             reports.append(timer.report())
             if step == 0:
                 programs = compile_times.programs

@@ -28,7 +28,7 @@ from jax_unmask.rollout.caching import NONE
 from jax_unmask.rollout.flops import RolloutFlops, rollout_flops
 from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
-from jax_unmask.runtime.compilation import CompileTimes
+from jax_unmask.runtime.compilation import CompileTimes, announced
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,7 +108,9 @@ def measure_speed(
 
     hits = compile_times.cache_hits
     began = time.perf_counter()
-    compiled = rollout.lower(*arguments).compile()
+    cache = NONE if settings.cache is None else str(settings.cache)
+    with announced(f"rollouts of {batch}, cache {cache}, with {subject.name}"):
+        compiled = rollout.lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
     from_cache = compile_times.cache_hits > hits
 
@@ -138,7 +140,7 @@ def measure_speed(
     return Speed(
         batch_size=batch,
         slots=done.slots,
-        cache=NONE if settings.cache is None else str(settings.cache),
+        cache=cache,
         prompt_length=prompt_length,
         compile_seconds=compile_seconds,
         compiled_from_cache=from_cache,

@@ -25,8 +25,10 @@ from jax_unmask.commands import command_line
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache, scored_positions
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.rollout.flops import RolloutFlops
+from jax_unmask.runtime import terminal
 from jax_unmask.runtime.compilation import CompileTimes
 from jax_unmask.runtime.files import atomic_write
+from jax_unmask.runtime.progress import Jobs
 from jax_unmask.shipped import Lengths, shipped_lengths, shipped_models
 
 _EPILOG = """\
@@ -141,7 +143,42 @@ def main(arguments: Sequence[str] | None = None) -> None:
         record = {"command": command, "date": now, "environment": hardware.describe()} | record
         if args.json is not None:
             atomic_write(args.json, json.dumps(record, indent=1) + "\n")
-        sys.stdout.write(text + "\n")
+        sys.stdout.write(text + "\n\n")
+        terminal.conclude(verdict(record, args, arguments))
+
+
+def verdict(
+    record: dict[str, Any], args: argparse.Namespace, arguments: Sequence[str]
+) -> list[str]:
+    """The fastest case, and a command that uses the subject."""
+    places = "" if args.json is None else f"Record: {args.json}"
+    if args.breakdown:
+        measured = record["breakdown"]
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in measured["shares"].items())
+        line = f"{measured['seconds_per_step']:.3g} s per step: {shares}"
+        settings = [each for each in arguments if each.startswith("--config")]
+        return terminal.verdict([line], places=places, then=["train", *settings])
+    rows = record["rollouts"]
+    best, first = max(rows, key=lambda row: row["sequences_per_second"]), rows[0]
+    found = [
+        f"Fastest: batch {best['batch_size']}, cache {best['cache']}: "
+        f"{best['sequences_per_second']:.4g} sequences/s, {best['tokens_per_second']:.4g} tokens/s"
+    ]
+    if best is not first:
+        ratio = best["sequences_per_second"] / first["sequences_per_second"]
+        found.append(f"{ratio:.2f} x batch {first['batch_size']}, cache {first['cache']}")
+    if comparisons := record.get("comparisons"):
+        ratio = max(each["speedup"] for each in comparisons)
+        found.append(f"Up to {ratio:.2f} x as fast as {record['reference']}")
+    then: list[str] = []
+    if args.model is not None:
+        shape = [f"--{n}={getattr(args, n)}" for n in ("policy", "gen_length", "block_length")]
+        task = f"--task={args.task}" if args.task else "--prompt=..."
+        if args.task is None and args.model in shipped_models():
+            task = f"--task={args.model}"
+        data = [] if args.data is None else [f"--data={args.data}"]
+        then = ["generate", f"--model={args.model}", *shape, task, *data]
+    return terminal.verdict(found, places=places, then=then)
 
 
 def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
@@ -248,7 +285,9 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, 
             scored = scored_positions(policy, settings)
             counted[cache] = compiled_flops(config, cached, prompt_length, scored)
     with loaded as other:
-        for batch, cache in itertools.product(batch_sizes, caches):
+        cases = list(itertools.product(batch_sizes, caches))
+        jobs = Jobs(len(cases))
+        for number, (batch, cache) in enumerate(cases, start=1):
             row, comparison = speed.measure_speed(
                 subject,
                 policy,
@@ -262,9 +301,8 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, 
                 reference=other if cache is None else None,
                 compiled_flops=counted.get(cache),
             )
-            logger.info(
-                "Batch %d, cache %s: %.4g s per rollout", batch, row.cache, row.seconds_per_rollout
-            )
+            found = f"batch {batch}, cache {row.cache}: {row.seconds_per_rollout:.4g} s per rollout"
+            logger.info("%s", jobs.done(number, found))
             rows.append(row)
             comparisons += [] if comparison is None else [comparison]
     shown = dataclasses.asdict(config)

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import pathlib
 import re
 
 from absl import flags
 from ml_collections import ConfigDict
 
-from jax_unmask import policies, recipes
+from jax_unmask import policies, recipes, tasks
 from jax_unmask.commands import command_line
 from jax_unmask.environment.bundle import load_bundle
 from jax_unmask.evaluation.calibrate import calibrate as count_forwards
-from jax_unmask.policies.calibration import Calibration, save_calibration
+from jax_unmask.policies.calibration import FILE, Calibration, save_calibration
+from jax_unmask.runtime import terminal
 
 _NAME = re.compile(r"[\w.-]+")
 
@@ -69,16 +69,34 @@ def calibrate(
     return found
 
 
-def table(calibration: Calibration, policy: pathlib.Path | str) -> str:
-    """A calibration as text, with an example of its use."""
+def table(calibration: Calibration) -> str:
+    """A calibration as text."""
     found = zip(calibration.alphas, calibration.scales, calibration.nfe, strict=True)
     lines = [f"{'alpha':>10} {'scale':>10} {'forwards':>10}"]
     lines += [f"{alpha:>10.4g} {scale:>10.4g} {nfe:>10.3f}" for alpha, scale, nfe in found]
-    middle = (calibration.nfe[0] * calibration.nfe[-1]) ** 0.5
-    use = f"learned:{policy},nfe={middle:.3g},calibration={calibration.name}"
-    canvas = [calibration.environment[name] for name in ("gen_length", "block_length")]
-    ask = f"Ask for forwards with {use}, on canvases of {canvas[0]} in blocks of {canvas[1]}."
-    return "\n".join([*lines, ask, ""])
+    return "\n".join([*lines, ""])
+
+
+def verdict(calibration: Calibration, policy: str) -> list[str]:
+    """What can be asked for, where that stands, and a command that does."""
+    where, directory = calibration.environment, policies.policy_directory(policy)
+    low, high = min(calibration.nfe), max(calibration.nfe)
+    found = (
+        f"From {low:.2f} to {high:.2f} forwards, on canvases of {where['gen_length']} in blocks of "
+        f"{where['block_length']}: {policy},nfe=NUMBER"
+    )
+    asked = f"learned:{policy},nfe={(low * high) ** 0.5:.2g},calibration={calibration.name}"
+    is_posed = where["task"] in tasks.posable()
+    return terminal.verdict(
+        [found],
+        places=f"Calibration {calibration.name}: {directory / FILE}",
+        then=[
+            "generate",
+            *(f"--model={where['denoiser']}", f"--policy={asked}"),
+            *(f"--{name}={where[name]}" for name in ("gen_length", "block_length")),
+            f"--task={where['task']}" if is_posed else "--prompt=...",
+        ],
+    )
 
 
 def main(argv: list[str]) -> None:
@@ -98,7 +116,8 @@ def main(argv: list[str]) -> None:
             prompts=values.prompts,
         )
         policy = values.policy.removeprefix("learned:").partition(",")[0]
-        print(table(found, policy), end="")
+        print(table(found), end="")
+        terminal.conclude(verdict(found, policy))
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

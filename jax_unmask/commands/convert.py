@@ -18,8 +18,9 @@ from jax_unmask.commands import command_line
 from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.denoisers.tokenizer import has_tokenizer
+from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import local_path
-from jax_unmask.shipped import shipped_models
+from jax_unmask.shipped import shipped_lengths, shipped_models
 
 logger = logging.getLogger(__name__)
 
@@ -112,6 +113,18 @@ def convert(
     return to
 
 
+def next_command(source: str, output: pathlib.Path) -> list[str]:
+    """The command that uses what was written."""
+    if not has_tokenizer(output):
+        lengths = ["--gen_length=128", "--block_length=128"]
+        return ["bench", f"--model={output}", *lengths, "--batch_sizes=1"]
+    if source in shipped_models():
+        _, length, block = shipped_lengths(source)
+        lengths = [f"--gen_length={length}", f"--block_length={block}"]
+        return ["generate", f"--model={output}", f"--task={source}", *lengths]
+    return ["generate", f"--model={output}", "--prompt=Why is the sky blue?"]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(arguments)
@@ -121,11 +134,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command_line.clear_errors(args):
         if not 0 < args.max_shard_gb < 1e9:
             raise ValueError(f"--max_shard_gb={args.max_shard_gb} must be above 0, and finite")
+        output = local_path(args.output)
         convert(
             args.source,
-            local_path(args.output),
+            output,
             to=args.to,
             param_dtype=args.param_dtype,
             mask_token_id=args.mask_token_id,
             max_shard_bytes=int(args.max_shard_gb * 1e9),
         )
+        terminal.conclude(terminal.verdict([], then=next_command(args.source, output)))

@@ -6,6 +6,7 @@ With `--chat` and no prompt it converses: every line of standard input is a turn
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import itertools
 import json
@@ -30,7 +31,7 @@ from jax_unmask.report import canvas, page
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.terminal import harmless
 from jax_unmask.shipped import shipped_models
-from jax_unmask.tasks.base import Example, Task, rendered
+from jax_unmask.tasks.base import Drawn, Example, Task
 
 _TURN_WIDTH = 64
 """In a conversation, prompts are padded to multiples of this: most turns then compile nothing."""
@@ -52,9 +53,9 @@ class Problem:
 
     def drawing(self, text: str) -> str:
         """Problem and answer as people draw them, for tasks that are drawn."""
-        if self.example is None or not hasattr(self.task, "render"):
+        if self.example is None or not isinstance(self.task, Drawn):
             return ""
-        return f"\n{rendered(self.task, self.example, text)}\n"  # type: ignore[arg-type]
+        return f"\n{self.task.render(self.example, text)}\n"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -249,6 +250,9 @@ def _run(args: argparse.Namespace) -> None:
     if args.html is not None and not isinstance(model, answers.MaskedWriter):
         raise ValueError(f"--html is for masked models, and {args.model} is none. Leave it out")
     pages, turns = _Page(args), itertools.count()
+    compiling: list[contextlib.AbstractContextManager[None]] = [
+        compilation.announced(f"the first answer with {args.model}")
+    ]
     is_live = canvas.can_redraw(errors) and not args.json if args.live is None else args.live
     if is_live:
         live = canvas.LiveCanvas(
@@ -261,13 +265,14 @@ def _run(args: argparse.Namespace) -> None:
 
     def answer(prompt: Prompt, pad_to: int = 1) -> str:
         try:
-            (given,) = generator.generate(
-                [prompt],
-                turn=next(turns),
-                record=args.html is not None,
-                pad_to=pad_to,
-                watch=live,
-            )
+            with compiling.pop() if compiling else contextlib.nullcontext():
+                (given,) = generator.generate(
+                    [prompt],
+                    turn=next(turns),
+                    record=args.html is not None,
+                    pad_to=pad_to,
+                    watch=live,
+                )
         except UnknownWords as error:
             if args.model not in shipped_models():
                 raise
@@ -281,7 +286,7 @@ def _run(args: argparse.Namespace) -> None:
                 live.close()
         score, drawing = asked.score(given.text), asked.drawing(given.text)
         if args.html is not None:
-            pages.add(given, score)
+            pages.add(given, score, drawing.strip("\n"))
         if args.json:
             record = given.record() | {
                 "seed": args.seed,
@@ -310,9 +315,10 @@ class _Page:
         self._args = args
         self._problems: list[dict[str, Any]] = []
 
-    def add(self, answer: Answer, score: float | None) -> None:
+    def add(self, answer: Answer, score: float | None, drawing: str) -> None:
         """Writes the page with one more answer."""
-        self._problems.append(answer.view(f"answer {len(self._problems) + 1}", score))
+        name = f"answer {len(self._problems) + 1}"
+        self._problems.append(answer.view(name, score, drawing))
         page.write_page(
             self._args.html,
             title=self._args.model,

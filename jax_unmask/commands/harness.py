@@ -17,7 +17,7 @@ from typing import Any
 
 from jax_unmask import policies
 from jax_unmask.commands import command_line
-from jax_unmask.runtime import compilation
+from jax_unmask.runtime import compilation, terminal
 from jax_unmask.runtime.files import atomic_write
 
 
@@ -57,6 +57,27 @@ def main(arguments: Sequence[str] | None = None) -> None:
         results = _run(args)
         if args.output is not None:
             atomic_write(args.output, json.dumps(results, indent=2, default=str) + "\n")
+        terminal.conclude(verdict(results, args))
+
+
+def verdict(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
+    """The first metric of each task, and a command that writes as was measured."""
+    found = []
+    for task, metrics in results["results"].items():
+        numbers = [(n, v) for n, v in metrics.items() if isinstance(v, float) and "stderr" not in n]
+        found += [f"{task}: {name.partition(',')[0]} {value:.3f}" for name, value in numbers[:1]]
+    if results["nfe_mean"] is not None:
+        found.insert(0, f"{args.policy}: {results['nfe_mean']:.2f} forwards per text")
+    return terminal.verdict(
+        found,
+        places="" if args.output is None else f"Results: {args.output}",
+        then=[
+            "generate",
+            *(f"--{n}={getattr(args, n)}" for n in ("model", "policy", "gen_length")),
+            *(f"--block_length={args.block_length}", "--chat" if args.chat else None),
+            "--prompt=What is 17 * 3?",
+        ],
+    )
 
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:

@@ -9,7 +9,6 @@ Whatever takes a directory of a policy or of a model also takes the hub's name i
 from __future__ import annotations
 
 import argparse
-import logging
 import pathlib
 import re
 import shutil
@@ -22,12 +21,11 @@ from jax_unmask.policies import policy_directory
 from jax_unmask.policies.calibration import FILE as CALIBRATIONS
 from jax_unmask.policies.checkpoint import CONFIG, WEIGHTS
 from jax_unmask.report.model_card import CARD, denoiser_card
+from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import local_path
 
 _HERE = re.compile(r"(--(?:policy=learned:|model=))\.(?=[\s,]|$)")
 _LOCAL_BASE = re.compile(r'^base_model: "[./~].*\n', re.MULTILINE)
-
-logger = logging.getLogger(__name__)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -102,6 +100,14 @@ def _card(source: pathlib.Path, name: str) -> str:
     return _HERE.sub(rf"\g<1>{name}", _LOCAL_BASE.sub("", text))
 
 
+def next_command(directory: pathlib.Path, name: str) -> list[str]:
+    """The command that uses what lies in a directory, by its name here or on the hub."""
+    source = _source(directory)
+    if (source / CONFIG).is_file():
+        return ["generate", f"--policy=learned:{name}"]
+    return ["generate", f"--model={name}", "--prompt=Why is the sky blue?"]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
     args = parser().parse_args(arguments)
@@ -112,8 +118,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             raise ValueError(f"{args.verb} needs --{needed}")
         if args.verb == "pull":
             pull(args.what, local_path(args.output))
-            logger.info("%s is in %s", args.what, args.output)
+            found, used = f"{args.what} is in {args.output}.", local_path(args.output)
+            terminal.conclude(terminal.verdict([found], then=next_command(used, str(used))))
             return
         directory = local_path(args.what)
         directory = directory if directory.exists() else policy_directory(args.what)
-        logger.info("Pushed: %s", push(directory, args.name, private=args.private))
+        found = f"Pushed: {push(directory, args.name, private=args.private)}"
+        terminal.conclude(terminal.verdict([found], then=next_command(directory, args.name)))

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import re
+import sys
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -20,7 +23,7 @@ from jax_unmask.planning.compilers import Compiler
 from jax_unmask.planning.programs import Program
 from jax_unmask.recipes.base import ASSUMED_UTILISATION, Work, bytes_per_device, check_fits
 from jax_unmask.recipes.layout import USABLE, Estimate, compare_rollouts, denoiser_shape, estimate
-from jax_unmask.runtime import accelerators
+from jax_unmask.runtime import accelerators, compilation, terminal
 from jax_unmask.runtime import mesh as meshes
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.accelerators import Accelerator
@@ -296,15 +299,16 @@ def plan(
         sharding.check_mesh(shape, placement.mesh)
         blueprint = recipe.blueprint(settings, shape, placement)
         timed = device if compiler is not None else None
-        programs = tuple(
-            Program.of(
-                traced,
-                compiled=compile_programs and only in traced.name,
-                device=timed,
-                options=None if compiler is None else compiler.options,
-            )
-            for traced in blueprint.programs
-        )
+        options = None if compiler is None else compiler.options
+        programs = []
+        for traced in blueprint.programs:
+            is_compiled = compile_programs and only in traced.name
+            what = f"{traced.name} for {len(accelerators.devices())} devices"
+            announced = compilation.announced(f"{what} with {settings.model.path}")
+            with announced if is_compiled else contextlib.nullcontext():
+                programs.append(
+                    Program.of(traced, compiled=is_compiled, device=timed, options=options)
+                )
         return Plan(
             config=settings,
             denoiser=shape,
@@ -319,7 +323,7 @@ def plan(
                 name: bytes_per_device(tree) for name, tree in blueprint.lasting.items()
             },
             records_bytes=bytes_per_device(blueprint.passing),
-            programs=programs,
+            programs=tuple(programs),
             work=recipe.work(settings, shape, nfe),
             estimate=estimate(settings, shape, placement, blueprint),
             layouts=_compare(settings, shape, device, nfe),
@@ -396,8 +400,24 @@ def main(argv: list[str]) -> None:
             nfe=values.nfe,
         )
         print(found.table(), flush=True)
+        terminal.conclude(verdict(found, sys.argv[1:]))
         if found.refusal is not None:
             raise found.refusal
+
+
+def verdict(found: Plan, arguments: Sequence[str]) -> list[str]:
+    """Whether it fits, and the command that measures it or begins the training."""
+    device, size = found.device, found.needed_bytes
+    is_compiled = size is not None
+    size = found.estimate.total if size is None else size
+    name = jax.devices()[0].device_kind if device is None else device.name
+    fits = "" if found.fits is None else ("It fits: " if found.fits else "It does not fit: ")
+    how = "as compiled" if is_compiled else "by estimate"
+    line = f"{fits}{size / 1e9:.3g} GB on each of {found.devices} x {name}, {how}."
+    then = ["plan", *arguments, "--compile"]
+    if is_compiled:
+        then = ["train", *(each for each in arguments if re.match("--?config", each))]
+    return terminal.verdict([line], then=then if found.refusal is None else ())
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -24,7 +24,7 @@ from jax_unmask.environment.settings import RunSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.recipes.base import Recipe
 from jax_unmask.report.model_card import write_policy_card
-from jax_unmask.runtime import agreement, compilation
+from jax_unmask.runtime import agreement, compilation, terminal
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import check_workdir, claim_workdir, flatten
 from jax_unmask.runtime.divergence import Divergence, Untrained, lost_numbers, require_trained
@@ -287,12 +287,35 @@ def main(argv: list[str]) -> None:
     config = flags.FLAGS.config
     is_measured = config.get("eval", {}).get("after_training")  # Which ends with a verdict.
     if is_finished and not is_measured and not jax.process_index():
-        for name, option in ((EXPORT["policy"], "policy=learned:"), (EXPORT["denoiser"], "model=")):
-            if (exported := workdir / name).is_dir():
-                task = config.task.name
-                logger.info("Next: jax-unmask generate --%s%s --task=%s", option, exported, task)
+        terminal.conclude(_verdict(config, workdir))
     if not is_finished:
         sys.exit(flags.FLAGS.preempted_status)
+
+
+def _verdict(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
+    """How the metrics changed, and what to do with the result."""
+    rows = read_json_rows(workdir / METRICS, "step", int) if (workdir / METRICS).is_file() else []
+    shown = getattr(recipes.find(config.recipe), "shown", ())
+    found = [
+        f"{name} {rows[0][name]:.3g} at step {rows[0]['step']}, {rows[-1][name]:.3g} at step "
+        f"{rows[-1]['step']}"
+        for name in shown
+        if rows and name in rows[0] and name in rows[-1]
+    ]
+    for name, option in ((EXPORT["policy"], "policy=learned:"), (EXPORT["denoiser"], "model=")):
+        if (exported := workdir / name).is_dir():
+            then = ["generate", f"--{option}{exported}", f"--task={config.task.name}"]
+            if name == EXPORT["denoiser"] and (sampling := _sampling(config)):
+                then += [f"--gen_length={sampling[0]}", f"--block_length={sampling[1]}"]
+            return terminal.verdict(found, places=f"Result: {exported}", then=then)
+    return terminal.verdict(found, places=f"Result: {workdir}")
+
+
+def _sampling(config: ConfigDict) -> tuple[int, int] | None:
+    """Canvas and block length of a config."""
+    lengths = config.get("rollout") or config.get("data") or {}
+    length = lengths.get("gen_length")
+    return None if length is None else (length, lengths.get("block_length") or length)
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

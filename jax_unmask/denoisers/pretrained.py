@@ -7,11 +7,13 @@ usually a tokenizer.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -41,7 +43,10 @@ from jax_unmask.denoisers.tensor_files import (
     write_tensor_files,
 )
 from jax_unmask.denoisers.tokenizer import Tokenizer, has_tokenizer, load_tokenizer
-from jax_unmask.denoisers.transformer import Denoiser, Params, abstract_params
+from jax_unmask.denoisers.transformer import Denoiser, Params, abstract_params, count_params
+from jax_unmask.runtime.progress import progress_bar
+
+_LARGE = 500_000_000  # Parameters.
 
 
 def from_pretrained(
@@ -136,7 +141,13 @@ def save_pretrained(
         for name in sizes:  # Collective where shards lie on several processes; the first one saves.
             tensors.write(name, flat)
         return
-    write_tensor_files(directory, sizes, lambda name: tensors.write(name, flat), max_shard_bytes)
+    with _progress(config, len(sizes), "write weights") as advance:
+
+        def write(name: str) -> Any:
+            advance()
+            return tensors.write(name, flat)
+
+        write_tensor_files(directory, sizes, write, max_shard_bytes)
     _finish_save(directory, config, tokenizer)
 
 
@@ -223,12 +234,24 @@ def _load_tensors(
         return widest(files.dtypes[name] for name in tensors.stored_as(path))
 
     params = {}
-    for path in tensors.paths:
-        read = functools.partial(tensors.read, path, files, dtype_of(path))
-        shape = tensors.parameter_shape(path)
-        value = _spread(read, shape, places[path]) if path in places else jnp.asarray(read())
-        params[path] = quantized.quantize(path, value, quantization) if quantization else value
+    with _progress(config, len(tensors.paths), "read weights") as advance:
+        for path in tensors.paths:
+            read = functools.partial(tensors.read, path, files, dtype_of(path))
+            shape = tensors.parameter_shape(path)
+            value = _spread(read, shape, places[path]) if path in places else jnp.asarray(read())
+            params[path] = quantized.quantize(path, value, quantization) if quantization else value
+            advance()
     return unflatten_dict(params), config
+
+
+@contextlib.contextmanager
+def _progress(config: DenoiserConfig, tensors: int, title: str) -> Iterator[Callable[[], object]]:
+    """Gives what to call after each tensor; there is a bar for models that take long."""
+    if count_params(config) < _LARGE:
+        yield lambda: None
+        return
+    with progress_bar(tensors, title=title) as bar:
+        yield bar.update
 
 
 def _load_orbax(

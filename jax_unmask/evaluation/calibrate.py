@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Iterator
 from typing import Any
 
+import jax
 import numpy as np
 
 from jax_unmask.environment.bundle import Bundle, load_task
@@ -18,6 +20,8 @@ from jax_unmask.policies.calibration import Calibration
 from jax_unmask.rollout import Prompts, rollout, row_keys
 from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
+from jax_unmask.runtime.compilation import announced
+from jax_unmask.runtime.progress import Jobs
 
 logger = logging.getLogger(__name__)
 
@@ -69,10 +73,13 @@ def calibrate(
         slower = [(low, own * factor) for factor in _SLOWER]
         places = slower + places + [(high, own * factor) for factor in _FASTER]
     nfe: list[float] = []
-    for alpha, scale in places:
+    what = f"rollouts of learned with {bundle.name}"
+    compiling: contextlib.AbstractContextManager[None] = announced(what)
+    jobs = Jobs(len(places), "calibration")
+    for number, (alpha, scale) in enumerate(places, start=1):
         told, forwards = {**params, **policy.params(alpha=alpha, scale=scale)}, []
         for batch, identities in _batches(prompts, rows):
-            with bundle.placement.active():
+            with bundle.placement.active(), compiling:
                 done = rollout(
                     bundle.denoiser,
                     bundle.params,
@@ -82,12 +89,15 @@ def calibrate(
                     row_keys(key, bundle.placement.global_rows(identities)),
                     settings,
                 )
+            compiling = contextlib.nullcontext()
             used, *scores = bundle.placement.fetch((done.nfe, done.confidence, done.step_map))
             check_finite(*scores)
             forwards.append(np.asarray(used)[np.asarray(batch.present)])
         nfe.append(float(np.concatenate(forwards).mean()))
-        message = "alpha %.4g, scale %.4g: %.3f forwards of %d"
-        logger.info(message, alpha, scale, nfe[-1], settings.gen_length)
+        found = f"alpha {alpha:.4g}, scale {scale:.4g}: {nfe[-1]:.3f} forwards"
+        line = jobs.done(number, f"{found} of {settings.gen_length}")
+        if not jax.process_index():
+            logger.info("%s", line)
     environment: dict[str, str | int | float] = {
         "denoiser": bundle.name,
         "task": task.name,

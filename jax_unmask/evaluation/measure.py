@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
@@ -101,6 +102,7 @@ def measure(
     rows: int | None = None,
     buckets: Sequence[int] = (),
     placement: Placement | None = None,
+    compiling: contextlib.AbstractContextManager[None] | None = None,
 ) -> Measurement:
     """Measures a policy on n problems.
 
@@ -124,6 +126,7 @@ def measure(
             program.
         placement: where the denoiser is; the first device by default. Rows and batch sizes are
             rounded up to multiples of its shards.
+        compiling: entered while the programs are compiled.
 
     Raises:
         ValueError: there are no problems, or their number is not that of the prompts.
@@ -186,9 +189,10 @@ def measure(
 
     began = time.perf_counter()
     # The call below finds this program in JAX's cache; so do later calls with other settings.
-    for width in {width: None for width, _ in jobs}:
-        with places.active():
-            rollout.lower(*arguments(width, jobs[0][1])).compile()
+    with compiling or contextlib.nullcontext():
+        for width in {width: None for width, _ in jobs}:
+            with places.active():
+                rollout.lower(*arguments(width, jobs[0][1])).compile()
     compile_seconds = time.perf_counter() - began
 
     own, checks = [], []

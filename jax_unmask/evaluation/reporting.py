@@ -19,6 +19,8 @@ from jax_unmask.report import curves, page, payload, plots, tables
 from jax_unmask.report.results import NO_CACHE, Result
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.metrics import METRICS
+from jax_unmask.runtime.terminal import conclude
+from jax_unmask.runtime.terminal import verdict as verdict_lines
 from jax_unmask.settings import flat
 
 REPORT = "report.html"
@@ -97,23 +99,18 @@ def write(
         about=_about(workdir),
         config="\n".join(f"{key} = {value!r}" for key, value in flat(config).items()),
     )
-    sys.stdout.write("\n".join(found) + "\n")
-    sys.stdout.flush()
-
-
-_MOST_LINES = 5
+    conclude(found)
 
 
 def verdict(swept: Sequence[Swept], workdir: pathlib.Path) -> list[str]:
     """What was found, where it stands, and what to do next: at most five lines."""
     lines = [tables.headline(part.results, part.split, title=part.title) for part in swept]
-    most = _MOST_LINES - 2
-    if len(lines) > most:
-        lines = [*lines[: most - 1], f"... and {len(lines) - most + 1} more, in the page."]
-    lines.append(f"Page: {workdir / REPORT}; tables: {workdir / 'summary.md'}")
-    if (workdir / EXPORTED).is_dir():
-        lines.append(f"Next: jax-unmask generate --policy=learned:{workdir} --trace")
-    return lines
+    then = ["generate", f"--policy=learned:{workdir}", "--trace"]
+    return verdict_lines(
+        lines,
+        places=f"Page: {workdir / REPORT}; tables: {workdir / 'summary.md'}",
+        then=then if (workdir / EXPORTED).is_dir() else (),
+    )
 
 
 def _about(workdir: pathlib.Path) -> list[tuple[str, str]]:

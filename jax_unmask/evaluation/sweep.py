@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import logging
 import pathlib
-import time
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -30,6 +30,7 @@ from jax_unmask.report import results
 from jax_unmask.rollout import Cache
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.runtime import progress
+from jax_unmask.runtime.compilation import announced
 from jax_unmask.settings import ConfigError
 from jax_unmask.tasks.base import Task
 
@@ -108,18 +109,24 @@ def measure_all(
     ]
     # The same for all splits, so that they share programs.
     per_rollout = min(max(len(each.examples) for each in splits), MOST_ROWS)
-    rows, measured = [], 0
-    began = time.monotonic()
+    rows: list[Row] = []
+    compiled: set[Any] = set()
+    jobs = progress.Jobs(len(items), "evaluation")
     for index, item in enumerate(items, start=1):
         row = _identify(config, bundle, task, item, denoiser_hash, varied or {})
         if row["key"] in known:
             rows.append(known[row["key"]])
             continue
-        rows.append(_measure(config, bundle, task, item, row, store, per_rollout))
+        # All settings of a policy share a program.
+        program = (item.candidate.method, item.block_length, item.cache)
+        what = f"rollouts of {item.candidate.method} with {_denoiser_name(config, bundle)}"
+        compiling = contextlib.nullcontext() if program in compiled else announced(what)
+        compiled.add(program)
+        rows.append(_measure(config, bundle, task, item, row, store, per_rollout, compiling))
         known[row["key"]] = rows[-1]
-        measured += 1
-        seconds = time.monotonic() - began
-        _log(rows[-1], index, len(items), seconds, seconds / measured * (len(items) - index))
+        line = jobs.done(index, _found(rows[-1]))
+        if not jax.process_index():
+            logger.info("%s", line)
     # The viewer shows one environment, the first.
     pairs = [(item, row) for item, row in zip(items, rows, strict=True) if item.cache == caches[0]]
     chosen = viewing.chosen(config, pairs, workdir)
@@ -212,6 +219,7 @@ def _measure(
     row: Row,
     store: ResultStore | None,
     rows: int,
+    compiling: contextlib.AbstractContextManager[None],
 ) -> Row:
     measurement = measure(
         bundle.denoiser,
@@ -228,6 +236,7 @@ def _measure(
         rows=rows,
         buckets=item.problems.buckets,
         placement=bundle.placement,
+        compiling=compiling,
     )
     row = {
         **row,
@@ -250,20 +259,9 @@ def _denoiser_name(config: RunSettings, bundle: Bundle) -> str:
     return bundle.name or config.model.path or results.TRAINED
 
 
-def _log(row: Row, index: int, total: int, seconds: float, left: float) -> None:
-    if jax.process_index():
-        return
-    logger.info(
-        "%s %d/%d, %.0f s, %.0f s left | %s: %s, block length %d%s: accuracy %.1f %%, NFE %.2f",
-        progress.bar(index / total),
-        index,
-        total,
-        seconds,
-        left,
-        row["split"],
-        row["policy"],
-        row["block_length"],
-        "" if row["cache"] == NONE else f", cache {row['cache']}",
-        100 * row["accuracy"],
-        row["nfe_mean"],
+def _found(row: Row) -> str:
+    cache = "" if row["cache"] == NONE else f", cache {row['cache']}"
+    return (
+        f"{row['split']}: {row['policy']}, block length {row['block_length']}{cache}: "
+        f"accuracy {100 * row['accuracy']:.1f} %, NFE {row['nfe_mean']:.2f}"
     )

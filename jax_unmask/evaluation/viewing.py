@@ -31,7 +31,7 @@ from jax_unmask.rollout import (
 )
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import to_host
-from jax_unmask.tasks.base import Task, rendered, start_checks
+from jax_unmask.tasks.base import Task, drawing, rendered, start_checks
 
 _LEARNED, _OTHERS = 2, 2
 """Policies of each kind that stand side by side where the config names none."""
@@ -227,6 +227,7 @@ def _record(
                 block_length=shown.block_length,
                 stop_ids=tokenizer.stop_ids,
                 score=float(scores[row]),
+                drawing=drawing(task, problems.examples[rows[row]], responses[row]),
                 probability=probability,
             )
             for row in range(len(rows))

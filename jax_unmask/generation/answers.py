@@ -100,7 +100,9 @@ class Answer:
             described["cost"] = float(trajectory.cost[0])
         return described
 
-    def view(self, name: str = "answer", score: float | None = None) -> dict[str, Any]:
+    def view(
+        self, name: str = "answer", score: float | None = None, drawing: str = ""
+    ) -> dict[str, Any]:
         """The problem that the viewer of `report.page` steps through."""
         method, _, settings = self.policy.partition(":")
         trajectory = self.trajectory
@@ -117,6 +119,7 @@ class Answer:
             stop_ids=self.tokenizer.stop_ids,
             score=score,
             probability=self.probability,
+            drawing=drawing,
         )
         return traces.problem(name, self.prompt, [trace])
 

@@ -51,6 +51,7 @@ def trace(
     stop_ids: Sequence[int] = (),
     score: float | None = None,
     probability: Float[Array, "T B L"] | None = None,
+    drawing: str = "",
 ) -> dict[str, Any]:
     """One row of a rollout, position by position and step by step.
 
@@ -67,6 +68,7 @@ def trace(
         stop_ids: tokens that end a text.
         score: the checker's score, if there is a checker.
         probability: the policy's probability of filling each position at each step, if it has one.
+        drawing: the response as its task draws it, if it does.
     """
     tokens = np.asarray(trajectory.tokens[row])
     nfe = int(trajectory.nfe[row])
@@ -100,6 +102,7 @@ def trace(
         "block_length": block_length,
         "score": score,
         "text": text,
+        "drawing": drawing,
         "nfe": nfe,
         "pieces": pieces(tokens.tolist()),
         "ended": int(stops[0]) if stops.size else len(tokens),

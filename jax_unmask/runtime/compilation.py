@@ -86,15 +86,25 @@ def _machine() -> str:
 
 @contextlib.contextmanager
 def announced(what: str) -> Iterator[None]:
-    """Says that something is compiled in this block, and how long that took the last time."""
+    """Says that something is compiled in this block, and how long that will take.
+
+    As long as the last time; if there was none, no longer than other programs with the same model.
+
+    Args:
+        what: names it, as in "rollouts of threshold with sudoku"; the model comes last.
+    """
     file, seconds = _record(), {}
     if file is not None:
         with contextlib.suppress(OSError, ValueError):
             seconds = dict(json.loads(file.read_text(encoding="utf-8")))
-    last = seconds.get(what)
-    expected = (
-        "the first time this takes minutes" if last is None else f"{last:.0f} s the last time"
-    )
+    model = what.rpartition(" with ")[2]
+    others = [value for name, value in seconds.items() if name.endswith(f" with {model}")]
+    if what in seconds:
+        expected = f"{seconds[what]:.0f} s the last time"
+    elif others:
+        expected = f"about {max(others):.0f} s, as other programs with it"
+    else:
+        expected = "the first time seconds for a small model, minutes for a large one"
     if not jax.process_index():
         logger.info("Compiling %s (%s) ...", what, expected)
     began = time.monotonic()

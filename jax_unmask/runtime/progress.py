@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import Any, TextIO
+from typing import TextIO
 
 import jax
 import tqdm
 
 Clock = Callable[[], float]
+_WIDTH = 10
 
 
 def progress_bar(
@@ -21,7 +23,9 @@ def progress_bar(
     title: str = "",
     stream: TextIO | None = None,
 ) -> tqdm.tqdm:
-    """A progress bar with rate and time left, on process 0; without a terminal a line every 10 s.
+    """A progress bar with rate and time left, on process 0.
+
+    In a notebook it is the notebook's own; elsewhere without a terminal a line every 10 s.
 
     Args:
         total: steps of the whole run.
@@ -29,16 +33,22 @@ def progress_bar(
         title: words before the bar.
         stream: where to write; standard error by default.
     """
-    stream = stream or sys.stderr
-    settings: dict[str, Any] = {"file": stream, "dynamic_ncols": True}
-    if not stream.isatty():
+    kind, settings = tqdm.tqdm, {"file": stream or sys.stderr, "dynamic_ncols": True}
+    if stream is None and in_notebook():
+        # Its output is a stream, whose lines can be replaced.
+        settings |= {"dynamic_ncols": False, "ncols": 100, "mininterval": 0.5}
+        if importlib.util.find_spec("ipywidgets"):
+            from tqdm import notebook
+
+            kind, settings = notebook.tqdm, {}
+    elif not (stream or sys.stderr).isatty():
         settings = {
-            "file": _Lines(stream),
+            "file": _Lines(stream or sys.stderr),
             "mininterval": 10.0,
             "miniters": 1,
             "bar_format": "{desc} {n_fmt}/{total_fmt} |{rate_fmt} | {elapsed}<{remaining}{postfix}",
         }
-    return tqdm.tqdm(
+    return kind(
         total=total,
         initial=initial,
         desc=title or None,
@@ -48,14 +58,39 @@ def progress_bar(
     )
 
 
-def bar(share: float, width: int = 10) -> str:
-    """A bar of characters.
+def in_notebook() -> bool:
+    """Whether the process is the kernel of a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return shell is not None and "IPKernelApp" in shell.config
 
-    >>> bar(0.25, 8)
-    '##......'
+
+class Jobs:
+    """Lines that say of jobs of a few seconds or more how many are done, and the time left.
+
+    In a notebook, which shows no log, it is a bar. Jobs that took no time are left out.
+
+    >>> jobs = Jobs(4, clock=iter([0.0, 2.0]).__next__)
+    >>> jobs.done(1, "the first")
+    '##........ 1/4, 2 s, 6 s left | the first'
     """
-    filled = round(share * width)
-    return "#" * filled + "." * (width - filled)
+
+    def __init__(self, total: int, title: str = "", clock: Clock = time.monotonic) -> None:
+        self._total, self._clock, self._began, self._took = total, clock, clock(), 0
+        self._bar = progress_bar(total, title=title) if in_notebook() else None
+
+    def done(self, number: int, what: str) -> str:
+        """The line of a job that has just ended; `number` of all are done now."""
+        self._took += 1
+        if self._bar is not None:
+            self._bar.set_postfix_str(what, refresh=False)
+            self._bar.update(number - self._bar.n)
+            if number == self._total:
+                self._bar.close()
+        seconds = self._clock() - self._began
+        left = seconds / self._took * (self._total - number)
+        filled = round(_WIDTH * number / self._total)
+        bar = "#" * filled + "." * (_WIDTH - filled)
+        return f"{bar} {number}/{self._total}, {seconds:.0f} s, {left:.0f} s left | {what}"
 
 
 def leave_out_time(bar: tqdm.tqdm) -> None:

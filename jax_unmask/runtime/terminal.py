@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
+from collections.abc import Sequence
 
 # Control characters, lone surrogates, separators of lines, and what turns the direction of text.
 _OBEYED = re.compile(
@@ -17,3 +20,32 @@ def harmless(text: str, keep: str = "\n\t") -> str:
     True
     """
     return _OBEYED.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], text)
+
+
+_MOST_LINES = 5
+
+
+def verdict(found: Sequence[str], *, places: str = "", then: Sequence[object] = ()) -> list[str]:
+    """How a command ends: what was found, where it is, and the command that goes on from there.
+
+    >>> verdict(["5 of 8 right"], places="Page: r.html", then=["generate", "--prompt=1 ="])
+    ['5 of 8 right', 'Page: r.html', "Next: jax-unmask generate '--prompt=1 ='"]
+
+    Args:
+        found: a line each; what is more than five lines in all is counted.
+        places: where to read more.
+        then: a command of the package with its arguments; None among them are left out.
+    """
+    ending = [places] if places else []
+    if words := [str(word) for word in then if word is not None]:
+        ending.append(f"Next: {shlex.join(['jax-unmask', *words])}")
+    lines, most = list(found), _MOST_LINES - len(ending)
+    if len(lines) > most:
+        lines = [*lines[: most - 1], f"... and {len(lines) - most + 1} more."]
+    return [*lines, *ending]
+
+
+def conclude(lines: Sequence[str]) -> None:
+    """Prints a verdict."""
+    sys.stdout.write("\n".join(lines) + "\n")
+    sys.stdout.flush()

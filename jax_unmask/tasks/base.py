@@ -53,18 +53,31 @@ class Task(Protocol):
         return [self.check(*pair) for pair in zip(examples, responses, strict=True)]
 
 
-def rendered(task: Task, example: Example, response: str | None = None) -> str:
-    """A problem as people read it, and a response to it if there is one.
+@runtime_checkable
+class Drawn(Protocol):
+    """A task that draws its problems for people: in `generate`, reports and the viewer."""
 
-    A task may have a method `render(example, response)` for that; otherwise it is the texts.
-    """
-    render = getattr(task, "render", None)
-    if render is not None:
-        return str(render(example, response))
+    def render(self, example: Example, response: str | None = None) -> str:
+        """A problem as people read it, and a response to it if there is one."""
+        ...
+
+
+def rendered(task: Task, example: Example, response: str | None = None) -> str:
+    """A problem as people read it, and a response to it if there is one; else the texts."""
+    if isinstance(task, Drawn):
+        return task.render(example, response)
     prompt = task.prompt(example)
     if not isinstance(prompt, str):
         prompt = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
     return prompt if response is None else f"{prompt}\n\n{response}"
+
+
+def drawing(task: Task, example: Example, response: str) -> str:
+    """A response as its task draws it, without the problem before it; empty if it does not."""
+    if not isinstance(task, Drawn):
+        return ""
+    problem = task.render(example)
+    return task.render(example, response).removeprefix(problem + "\n").lstrip("\n")
 
 
 @runtime_checkable

@@ -47,6 +47,19 @@ class CodeTask(SlowTask, FileTask):
     def job(self, example: Example, response: str) -> sandbox.Job:
         """The program that a response makes, with its tests."""
 
+    def render(self, example: Example, response: str | None = None) -> str:
+        """The problem without examples for the model, and the program that is run."""
+        problem = self.problem(example).strip()
+        if response is None:
+            return problem
+        return f"{problem}\n\n{self.job(example, response).program.strip()}"
+
+    def problem(self, example: Example) -> str:
+        """The problem as people read it: what the user says."""
+        prompt = self.prompt(example)
+        turns = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else prompt
+        return next(turn["content"] for turn in reversed(turns) if turn["role"] == "user")
+
     def start_checks(
         self, examples: Sequence[Example], responses: Sequence[str]
     ) -> Callable[[], list[float]]:

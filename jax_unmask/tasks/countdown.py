@@ -105,6 +105,22 @@ class Countdown(GeneratedTask):
             return _published_reward(response, numbers, target)
         return float(_expression_is_right(response, numbers, target))
 
+    def render(self, example: Example, response: str | None = None) -> str:
+        """The problem in words, and what the response makes of the numbers."""
+        numbers, target = example["numbers"], example["target"]
+        problem = f"make {target} from {', '.join(map(str, numbers))}"
+        if response is None:
+            return problem
+        if self.style == "equations":
+            return "\n".join([problem, *response.strip().split(",")])
+        text = response if self.style == "expression" else answers.final_expression(response)
+        expression = expressions.plain(text or "").partition("=")[0].strip()
+        value = expressions.evaluate(expression)
+        line = f"{text or response}: no expression" if value is None else f"{expression} = {value}"
+        used = expressions.integers(expression)
+        is_other = value is not None and used != sorted(numbers)
+        return f"{problem}\n{line}{f', of {used}' if is_other else ''}"
+
     def draw(self, generator: np.random.Generator) -> Example:
         """A random problem, with the steps that made its target."""
         while True:

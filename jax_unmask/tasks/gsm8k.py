@@ -80,6 +80,15 @@ class Gsm8k(FileTask):
         reasoning = _CALCULATION.sub("", solution).strip()
         return prompts.worked_response(reasoning, answer.strip(), self.prompt_style)
 
+    def render(self, example: Example, response: str | None = None) -> str:
+        """The question alone, and the response with the number that is read from it."""
+        question = example["question"].strip()
+        if response is None:
+            return question
+        answer, right = answers.final_number(response), gold(example)
+        read = "none" if answer is None else f"{answer:g}"
+        return f"{question}\n\n{response.strip()}\n\nanswer: {read}; right: {right:g}"
+
     def check(self, example: Example, response: str) -> float:
         """1 if the response's final number is the right one, to 1e-6, else 0."""
         if not self.reference_compat:

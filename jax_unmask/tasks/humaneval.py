@@ -30,6 +30,10 @@ class HumanEval(code.CodeTask):
         head = example["prompt"]
         return prompts.turns(_QUESTION.format(prompt=head), _OPENED.format(prompt=head))
 
+    def problem(self, example: Example) -> str:
+        """The head of the function."""
+        return str(example["prompt"])
+
     def target(self, example: Example) -> str:
         """The data set's function body, and the closing fence."""
         return f"{example['canonical_solution']}\n{code.FENCE}"

@@ -69,6 +69,15 @@ class Math(SlowTask, FileTask):
         shown = f"\\boxed{{{answer}}}" if self.prompt_style == "training" else answer
         return prompts.worked_response(example["solution"].strip(), shown, self.prompt_style)
 
+    def render(self, example: Example, response: str | None = None) -> str:
+        """The problem alone, and the response with the answer that is read from it."""
+        problem = example["problem"].strip()
+        if response is None:
+            return problem
+        answer = answers.final_expression(response)
+        right = _find_gold(example)
+        return f"{problem}\n\n{response.strip()}\n\nanswer: {answer}; right: {right}"
+
     def start_checks(
         self, examples: Sequence[Example], responses: Sequence[str]
     ) -> Callable[[], list[float]]:

@@ -67,6 +67,10 @@ class Mbpp(code.CodeTask):
         shown = self._select(_PROMPT_IDS)
         return "".join(f"{_question(shown[k])}\n{_solution(shown[k])}\n\n" for k in range(_SHOTS))
 
+    def problem(self, example: Example) -> str:
+        """The problem without the ones that are shown with their solutions."""
+        return _question(example)
+
     def target(self, example: Example) -> str:
         """The data set's solution, and the closing fence."""
         return f"{_code(example)}\n{code.FENCE}"

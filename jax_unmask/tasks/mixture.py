@@ -7,7 +7,16 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from jax_unmask.tasks import sources
-from jax_unmask.tasks.base import Example, Prompt, SlowTask, Source, Split, Task, start_checks
+from jax_unmask.tasks.base import (
+    Example,
+    Prompt,
+    SlowTask,
+    Source,
+    Split,
+    Task,
+    rendered,
+    start_checks,
+)
 
 TAG = "task"
 
@@ -72,6 +81,10 @@ class Mixture(SlowTask):
     def target(self, example: Example) -> str:
         """The target of the task that the example is from."""
         return self.tasks[example[TAG]].target(example)
+
+    def render(self, example: Example, response: str | None = None) -> str:
+        """As the task that the example is from draws it."""
+        return rendered(self.tasks[example[TAG]], example, response)
 
     def start_checks(
         self, examples: Sequence[Example], responses: Sequence[str]

@@ -11,7 +11,7 @@ from jax_unmask.tasks import prompts
 from jax_unmask.tasks.base import Example, Prompt
 from jax_unmask.tasks.checkers import answers, published
 from jax_unmask.tasks.from_files import FileTask
-from jax_unmask.tasks.sudoku import CELLS, Sudoku, solves
+from jax_unmask.tasks.sudoku import CELLS, Sudoku, drawn, solves
 
 Style = Literal["plain", "chat"]
 
@@ -103,10 +103,17 @@ class SudokuPuzzles(FileTask):
         """1 if the response's grid keeps the givens and obeys the rules, else 0."""
         if self.reference_compat:
             return _published_reward(response, example["puzzle"], example["solution"])
-        grid = response
-        if self.style == "chat":
-            grid = re.sub(r"[\s|,]", "", answers.final_expression(response) or "")
-        return float(solves(example["prompt"], grid))
+        return float(solves(example["prompt"], self._grid(response)))
+
+    def render(self, example: Example, response: str | None = None) -> str:
+        """The puzzle, and beside it the response's grid."""
+        grids = [] if response is None else [self._grid(response)]
+        return drawn(example["prompt"], *grids)
+
+    def _grid(self, response: str) -> str:
+        if self.style == "plain":
+            return response
+        return re.sub(r"[\s|,]", "", answers.final_expression(response) or "")
 
 
 def _published_reward(response: str, puzzle: str, solution: str) -> float:

@@ -19,7 +19,7 @@ import numpy as np
 from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.generated import GeneratedTask, check_bounds
-from jax_unmask.tasks.judges.steps import Step
+from jax_unmask.tasks.judges.steps import Step, marked
 
 T = TypeVar("T")
 
@@ -131,6 +131,13 @@ class WordProblems(GeneratedTask):
                 right = ledger.read(found["text"].strip())
             steps.append(Step(found.end(), right))
         return steps
+
+    def render(self, example: Example, response: str | None = None) -> str:
+        """The story, and each step of the response with whether it is right."""
+        story = example["prompt"].strip()
+        if response is None:
+            return story
+        return f"{story}\n{marked(response, self.check_steps(example, response))}"
 
     def draw(self, generator: np.random.Generator) -> Example:
         """A random story with a solution by a random author."""

@@ -43,7 +43,10 @@ def test_counts_forwards_on_prompts_alone(tiny_config, tmp_path, monkeypatch):
     # The same rows in batches of another size.
     config.eval.batch_size = 6
     assert calibrate.calibrate(config, where, points=3, prompts=6).nfe == found.nfe
-    assert "nfe=" in calibrate.table(found, where)
+    assert len(calibrate.table(found).splitlines()) == len(found.alphas) + 1
+    last = calibrate.verdict(found, str(where))[-1]
+    assert last.startswith("Next: jax-unmask generate --model=")
+    assert f"--policy=learned:{where},nfe=" in last
     in_blocks = calibrate.calibrate(config, where, points=2, prompts=4, block_length=4)
     assert list(load_calibrations(where)) == ["sudoku-16-16", in_blocks.name]
 

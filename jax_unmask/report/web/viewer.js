@@ -27,7 +27,7 @@ function example(problem) {
     problem.target ? el("p", { class: "soft" }, "A right answer: ", el("code", {}, problem.target)) : null,
     el("div", { class: "answers" }, problem.traces.map((trace) => el("div", { class: "answer" },
       el("h4", {}, laneTitle(trace)), el("div", { class: "meta" }, verdictOf(trace.score), `${trace.score === null ? "" : " · "}NFE ${trace.nfe}`),
-      el("pre", {}, trace.text || "(empty)")))));
+      el("pre", {}, trace.drawing || trace.text || "(empty)")))));
 }
 
 function viewerSection(problems) {
@@ -160,8 +160,10 @@ function lane(trace, state) {
     meta.replaceChildren(...[verdictOf(trace.score), trace.score === null ? null : " · ", `NFE ${trace.nfe} · ${trace.count(clock)} of ${trace.length} filled`,
       now >= trace.nfe ? " · done" : ""].filter((part) => part !== null));
     tokens.forEach((node, position) => paint(trace, node, position, clock, now, state));
+    if (drawing) drawing.style.visibility = now >= trace.nfe ? "visible" : "hidden";
   }
-  const node = el("div", { class: "lane" }, el("h4", {}, laneTitle(trace)), meta, canvas);
+  const drawing = trace.drawing ? el("pre", { class: "drawing" }, trace.drawing) : null;
+  const node = el("div", { class: "lane" }, el("h4", {}, laneTitle(trace)), meta, canvas, drawing);
   return { node, show };
 }
 

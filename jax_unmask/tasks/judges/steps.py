@@ -22,6 +22,22 @@ class Step(NamedTuple):
     right: bool
 
 
+def marked(response: str, steps: Sequence[Step]) -> str:
+    """A response line by line, each step marked as right or wrong.
+
+    >>> print(marked(" 1 + 1 = 2. so 3. Ah", [Step(11, True), Step(17, False)]))
+    ✓ 1 + 1 = 2.
+    ✗ so 3.
+      Ah
+    """
+    lines, start = [], 0
+    for step in steps:
+        lines.append(f"{'✓' if step.right else '✗'} {response[start : step.end].strip()}")
+        start = step.end
+    rest = response[start:].strip()
+    return "\n".join([*lines, *([f"  {rest}"] if rest else [])])
+
+
 @runtime_checkable
 class VerifiableSteps(Protocol):
     """A task that verifies the steps of a response."""
