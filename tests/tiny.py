@@ -52,6 +52,15 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "learner.chunk_size": 8,
         "value.enabled": True,
     },
+    "joint": {
+        **_POLICY,
+        "policy.network.alphas": (0.1, 30.0),
+        "denoiser.filter.low": 0.0,
+        "denoiser.reward.alpha": 1.0,
+        "denoiser.reward.kind": "additive",
+        "denoiser.learner.minibatches": 2,
+        "denoiser.learner.chunk_size": 8,
+    },
     "sft": {"task.prompt_length": 17, "optimizer.warmup_steps": 1},
     "state_sft": {"task.prompt_length": 17, "optimizer.warmup_steps": 1},
 }

@@ -71,6 +71,8 @@ def _evaluate(
         if recipes.find(config.recipe).trains == "denoiser":
             exported = checkpoint / EXPORT["denoiser"]
             config.model.path = str(exported if exported.is_dir() else checkpoint)
+            if (beside := checkpoint / EXPORT["policy"]).is_dir():
+                trained = beside  # Trained with the denoiser, see recipe "joint".
         else:
             config.update_from_flattened_dict(_recorded(config, checkpoint))
         settings = recipes.read(config)

@@ -26,6 +26,7 @@ RECIPES = Names(
         "policy_grpo": "jax_unmask.recipes.policy_grpo.PolicyGrpo",
         "policy_environments": "jax_unmask.recipes.policy_environments.PolicyEnvironments",
         "tracerl": "jax_unmask.recipes.tracerl.TraceRl",
+        "joint": "jax_unmask.recipes.joint.Joint",
         "sft": "jax_unmask.recipes.sft.Sft",
         "state_sft": "jax_unmask.recipes.state_sft.StateSft",
         "curriculum": "jax_unmask.recipes.curriculum.Curriculum",

@@ -40,9 +40,9 @@ from jax_unmask.recipes.base import (
     prompt_shapes,
     training_batches,
 )
-from jax_unmask.recipes.rollouts import Rollouts, TrainingRollouts
+from jax_unmask.recipes.rollouts import Fetched, Rollouts, TrainingRollouts
 from jax_unmask.report.model_card import write_policy_card
-from jax_unmask.rollout import RolloutSettings, joined, never_filled, rollout
+from jax_unmask.rollout import RolloutSettings, Trajectory, joined, never_filled, rollout
 from jax_unmask.rollout.flops import row_flops
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
@@ -183,6 +183,33 @@ def build_components(
     return Components(policy, settings, learner, expert, expert_params, expert_settings)
 
 
+@dataclasses.dataclass(frozen=True)
+class Experience:
+    """Rollouts of a step and their scores.
+
+    Attributes:
+        trajectory: the policy's rollouts, on the devices.
+        expert: those of the expert, if there is one.
+        fetched: the policy's rollouts of this process's prompts, on the host.
+        scores: what the checker says of these.
+        correct: scores of all rows: of the policy, and of the expert if there is one.
+        nfe: their forwards.
+        alphas: what the policy was told in each of them; None if it is not told.
+        rewards: what each of them earns.
+        metrics: of the rollouts.
+    """
+
+    trajectory: Trajectory
+    expert: Trajectory | None
+    fetched: Fetched
+    scores: np.ndarray
+    correct: list[np.ndarray]
+    nfe: list[np.ndarray]
+    alphas: list[np.ndarray] | None
+    rewards: list[np.ndarray]
+    metrics: dict[str, Any]
+
+
 def _described(network: Network) -> dict[str, Any]:
     """A network's kind and settings, as `config.policy.network` has them."""
     return {"kind": NETWORKS.name_of(type(network)), **dataclasses.asdict(network)}
@@ -297,13 +324,26 @@ class PolicyGrpo:
         return training_batches(bundle.task, bundle.tokenizer, settings, self._placement)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
+        experience = self.roll_out(self._bundle.params, state, batch, timer)
+        state, metrics = self.learn(state, experience, timer)
+        return state, {**experience.metrics, **metrics}
+
+    def roll_out(self, denoiser: Any, state: TrainState, batch: Any, timer: Timer) -> Experience:
+        """Rollouts of the policy, and of the expert on the same prompts, with their scores.
+
+        Args:
+            denoiser: parameters of the denoiser, see `Rollouts.weights`.
+            state: the training state of the policy.
+            batch: prompts.
+            timer: see `step`.
+        """
         components, key, placement = self._components, state.step_key(), self._placement
-        rollouts, denoiser = self._rollouts, self._bundle.params
+        rollouts, expert = self._rollouts, None
         sizes = (self._group, self._experts) if self._experts else (self._group,)
         told = self._alphas(key, len(batch.examples))  # Of each prompt; None if it is not told.
-        # 1. Rollouts of the policy, and of the expert on the same prompts.
+        # 1. Rollouts.
         with timer.measure("rollout"):
-            policy_parts = rollouts.start(
+            parts = rollouts.start(
                 denoiser,
                 components.policy,
                 placement.lay_out(state.params, REPLICATED),
@@ -323,11 +363,12 @@ class PolicyGrpo:
                     streams.stream(key, "experts"),
                     components.expert_settings,
                 )
-            rolled = [rollouts.fetch(policy_parts, batch.examples, self._group)]
+            rolled = [rollouts.fetch(parts, batch.examples, self._group)]
             if self._experts:
                 rolled.append(rollouts.fetch(expert_parts, batch.examples, self._experts))
-            trajectory = joined(policy_parts, placement.feeds)
-        # 2. Rewards, on the hosts.
+                expert = joined(expert_parts, placement.feeds)
+            trajectory = joined(parts, placement.feeds)
+        # 2. Scores, on the hosts.
         with timer.measure("reward"):
             scores = [each.scores() for each in rolled]
             missing = never_filled(
@@ -345,32 +386,55 @@ class PolicyGrpo:
                     None if trajectory.by_kind is None else placement.fetch(trajectory.cost),
                 )
             )
-            length, each_alpha = components.settings.gen_length, alphas or [None] * len(sizes)
-            value = [
-                self._config.reward(right, steps, length, alpha)
-                for right, steps, alpha in zip(correct, nfe, each_alpha, strict=True)
+        length, each_alpha = components.settings.gen_length, alphas or [None] * len(sizes)
+        reward = [
+            self._config.reward(right, steps, length, alpha)
+            for right, steps, alpha in zip(correct, nfe, each_alpha, strict=True)
+        ]
+        metrics = {
+            "reward": np.mean(reward[0]),
+            "accuracy": np.mean(correct[0]),
+            "nfe": np.mean(nfe[0]),
+            "nfe_max": np.max(nfe[0]),
+            "useful_forwards": trajectory.useful_forward_fraction,
+            "unfinished": np.mean(unfinished),
+            **({} if cost is None else {"cost": np.mean(cost)}),
+            **({} if alphas is None else self._by_alpha(correct[0], nfe[0], alphas[0])),
+            **({"expert_reward": np.mean(reward[1])} if self._experts else {}),
+        }
+        return Experience(
+            trajectory, expert, rolled[0], scores[0], correct, nfe, alphas, reward, metrics
+        )
+
+    def learn(
+        self, state: TrainState, experience: Experience, timer: Timer
+    ) -> tuple[TrainState, Metrics]:
+        """An update of the policy on rollouts; the state is donated."""
+        components, length = self._components, self._components.settings.gen_length
+        correct, nfe, alphas = experience.correct, experience.nfe, experience.alphas
+        # 1. Rewards, comparable between what the policy was told.
+        value = compared = experience.rewards
+        if alphas is not None:
+            # A right answer in half of the forwards earns 0.93 at alpha 0.1 and 1e-9 at 30.
+            if_right = [
+                self._config.reward(np.ones(len(steps)), steps, length, alpha)
+                for steps, alpha in zip(nfe, alphas, strict=True)
             ]
-        # 3. Groups with their experts, advantages, the update.
+            compared = relative_rewards(value, if_right, len(value[0]) // self._group)
+        # 2. Groups with their experts, advantages, the update.
         with timer.measure("update"):
-            compared = value
-            if alphas is not None:
-                # A right answer in half of the forwards earns 0.93 at alpha 0.1 and 1e-9 at 30.
-                if_right = [
-                    self._config.reward(np.ones(len(steps)), steps, length, alpha)
-                    for steps, alpha in zip(nfe, alphas, strict=True)
-                ]
-                compared = relative_rewards(value, if_right, len(value[0]) // self._group)
-            records, is_expert, group_rewards = trajectory.records, None, compared[0]
+            records, is_expert = experience.trajectory.records, None
+            group_rewards: Any = compared[0]
             settings = None if alphas is None else {"alpha": jnp.asarray(alphas[0])}
             imitated = None
             assert records is not None  # The settings ask for them.
-            if self._experts:
-                expert_records = joined(expert_parts, placement.feeds).records
+            if experience.expert is not None:
+                expert_records = experience.expert.records
                 assert expert_records is not None
                 records, is_expert = with_experts(
                     records, expert_records, self._group, self._experts
                 )
-                merge = functools.partial(
+                merge: Any = functools.partial(
                     merge_groups, group_size=self._group, num_experts=self._experts
                 )
                 group_rewards = merge(*map(jnp.asarray, compared))
@@ -390,16 +454,7 @@ class PolicyGrpo:
                 state, metrics = components.learner.update(state, records, *of_rows)
             jax.block_until_ready(state.params)
         return state, {
-            "reward": np.mean(value[0]),
-            "accuracy": np.mean(correct[0]),
-            "nfe": np.mean(nfe[0]),
-            "nfe_max": np.max(nfe[0]),
-            "useful_forwards": trajectory.useful_forward_fraction,
-            "unfinished": np.mean(unfinished),
-            **({} if cost is None else {"cost": np.mean(cost)}),
-            **({} if alphas is None else self._by_alpha(correct[0], nfe[0], alphas[0])),
             "groups_with_signal": advantages.signal_fraction,
-            **({"expert_reward": np.mean(value[1])} if self._experts else {}),
             **({} if imitated is None else {"imitated": imitated_share}),
             **metrics,
         }

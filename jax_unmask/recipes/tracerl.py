@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
@@ -50,7 +50,7 @@ from jax_unmask.recipes.base import (
     training_batches,
 )
 from jax_unmask.recipes.process import ProcessSettings, build_process_rewards
-from jax_unmask.recipes.rollouts import Rollouts, TrainingRollouts
+from jax_unmask.recipes.rollouts import Fetched, Rollouts, TrainingRollouts
 from jax_unmask.rollout import RolloutSettings, rollout
 from jax_unmask.rollout.flops import row_flops
 from jax_unmask.runtime import placement as placements
@@ -88,14 +88,11 @@ class TraceRollouts(TrainingRollouts):
 
 
 @dataclasses.dataclass(frozen=True)
-class GroupFilter(Settings):
+class GroupBounds(Settings):
     """The groups that are trained: those of equal rewards never are."""
 
     low: float = setting(0.2, "Lowest accuracy of a group that is trained.", ge=0, le=1)
     high: float = setting(0.8, "Highest accuracy of a group that is trained.", ge=0, le=1)
-    rounds: int = setting(
-        4, "Most batches of prompts that are rolled out to fill a batch of groups.", ge=1
-    )
 
     def check(self) -> None:
         self.require_at_most("low", "high")
@@ -104,6 +101,15 @@ class GroupFilter(Settings):
         """Prompts that are neither hopeless nor solved, by the accuracy of their groups."""
         # Shares of small groups meet the bounds exactly up to rounding: 0.8 of five is 4 / 5.
         return (accuracy >= self.low - 1e-6) & (accuracy <= self.high + 1e-6)
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupFilter(GroupBounds):
+    """The groups of a batch, from as many rounds of rollouts as it takes."""
+
+    rounds: int = setting(
+        4, "Most batches of prompts that are rolled out to fill a batch of groups.", ge=1
+    )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,6 +368,11 @@ class TraceRl:
         self._process = build_process_rewards(config.process, self._bundle)
         self._batches: data.BatchIterator | None = None
 
+    @property
+    def bundle(self) -> Bundle:
+        """Denoiser, tokenizer and task, without the weights once training needs them no more."""
+        return self._bundle
+
     def init(self) -> TrainState:
         params, needed = self._bundle.params, self._free_loaded()
         return self._placement.make(
@@ -388,10 +399,12 @@ class TraceRl:
             self._rollouts = Rollouts.of(self._config, self._bundle)
         return needed
 
-    def _denoiser_params(self, state: TrainState) -> Any:
-        """All current parameters of the denoiser; with adapters, those and the frozen ones."""
+    def acting(self, state: TrainState) -> Any:
+        """The current denoiser as rollouts read it; adapters lie beside the frozen weights."""
         params = state.params["denoiser"]
-        return denoisers.with_adapters(self._bundle.params, params) if self._lora else params
+        if self._lora:
+            params = denoisers.with_adapters(self._bundle.params, params)
+        return self._rollouts.weights(params)
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
@@ -407,9 +420,9 @@ class TraceRl:
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         config, key = self._config, state.step_key()
-        # 1. Rollouts, in several rounds if too few prompts of one can be trained on.
+        # Several rounds of rollouts if too few prompts of one can be trained on.
         wanted, rounds = config.rollout.prompts_per_step, []
-        acting = self._rollouts.weights(self._denoiser_params(state))
+        acting = self.acting(state)
         for number in range(config.filter.rounds):
             if number:
                 assert self._batches is not None  # The loop took `batch` from it.
@@ -420,14 +433,21 @@ class TraceRl:
             if sum(int(each.scores.kept.sum()) for each in rounds) >= wanted:
                 break
         del acting  # The update needs the memory.
+        return self.learn(state, rounds, timer)
+
+    def learn(
+        self, state: TrainState, rounds: Sequence[Round], timer: Timer
+    ) -> tuple[TrainState, Metrics]:
+        """An update of the denoiser on rounds of rollouts; the state is donated."""
+        config, wanted = self._config, self._config.rollout.prompts_per_step
+        # 1. The rows to train on, gathered from the devices that wrote them.
         scores = jax.tree.map(lambda *x: np.concatenate(x), *(each.scores for each in rounds))
-        # 2. The rows to train on, gathered from the devices that wrote them.
         groups, is_kept = choose_groups(scores.kept, wanted)
         rows = (groups[:, None] * self._group + np.arange(self._group)).reshape(-1)
         kept = np.repeat(is_kept, self._group)
         gather = self._bundle.placement.make
         responses = gather(_rows_of, [each.responses for each in rounds], rows, rules=REPLICATED)
-        # 3. Their advantages.
+        # 2. Their advantages.
         found: Metrics = {}
         if self._process is None:
             advantages = config.reward.advantages(jnp.asarray(scores.reward[rows]), self._group)
@@ -451,7 +471,7 @@ class TraceRl:
                 canvas.trainable,
                 self._process.chunk_length,
             )
-        # 4. The update.
+        # 3. The update.
         with timer.measure("update"):
             given = self._placement.everywhere((responses, advantages, kept))
             base = self._bundle.params
@@ -508,23 +528,35 @@ class TraceRl:
 
     def _roll_out(self, params: Any, batch: Batch, key: Any, timer: Timer) -> Round:
         """Responses to a batch of prompts, `group_size` each, and what they are worth."""
-        config, placement, size = self._config, self._bundle.placement, self._group
         with timer.measure("rollout"):
             parts = self._rollouts.start(
                 params,
                 self._policy,
                 self._policy_params,
                 batch.prompts,
-                size,
+                self._group,
                 key,
                 self._settings,
             )
-            fetched = self._rollouts.fetch(parts, batch.examples, size)
+            fetched = self._rollouts.fetch(parts, batch.examples, self._group)
             executed = sum(part.executed_cost for part in parts)
             useful = float(sum(jnp.sum(part.cost) for part in parts) / executed)
         with timer.measure("reward"):
             correct = fetched.scores()
-        # Of this process's feed: what rows are worth, and which prompts may be trained on.
+        return self.round(fetched, correct, batch, useful)
+
+    def round(
+        self, fetched: Fetched, correct: Float[np.ndarray, " B"], batch: Batch, useful: float
+    ) -> Round:
+        """Rollouts of a batch with what they are worth, and which prompts may be trained on.
+
+        Args:
+            fetched: the rows of this process's feed, `group_size` per prompt.
+            correct: their scores.
+            batch: their prompts.
+            useful: share of the executed forwards that a row needed.
+        """
+        config, placement, size = self._config, self._bundle.placement, self._group
         tokens, step_map, nfe = fetched.tokens, fetched.step_map, fetched.nfe
         length = text_lengths(tokens, step_map, self._ends)
         correct = config.reward.within_limit(correct, length, self._settings.gen_length)

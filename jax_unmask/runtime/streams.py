@@ -9,6 +9,7 @@
     |                |- "alphas"                     what the policy is told
     |                |- "minibatches" - pass
     |                |- "states" - pass
+    |                |- "policy"                     a learner beside another one, as "training"
     |                `- "masking"
     |- "sampling" - row                     evaluation
     |- "turn" - number - row                answers; turns of a conversation
@@ -38,6 +39,7 @@ StreamName = Literal[
     "turn",
     "likelihood",
     "alphas",
+    "policy",
 ]
 """All streams. Append new ones: the order makes the keys."""
 

@@ -360,7 +360,8 @@ class Model:
             policies.parse_policy(text, environment=self._environment(length))
         name, fast, careful, is_log = _speed(policy, params, shape)
         value = params.get(name) if isinstance(params, dict) else None
-        value = None if value is None else float(np.clip(value, *sorted((fast, careful))))
+        if value is not None:
+            value = float(np.clip(value, min(fast, careful), max(fast, careful)))
         return Served(text, policy, params, name, fast, careful, is_log, value)
 
 

@@ -44,6 +44,14 @@ _CHANGES = {
         "rollout.policy": "threshold:threshold=0.3",
         "learner.shrink": 4,
     },
+    "joint": {
+        **_ROLLOUTS,
+        "task.truncate_prompts": False,
+        "model.remat": False,
+        "learner.minibatches": 1,
+        "denoiser.learner.shrink": 4,
+        "denoiser.optimizer.lr": 1e-2,
+    },
     "sft": _SUPERVISED,
     "state_sft": _SUPERVISED,
 }

@@ -1,0 +1,255 @@
+"""Recipe "joint": an unmasking policy and its denoiser learn from the same rollouts."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Mapping
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpy as np
+
+from jax_unmask import denoisers
+from jax_unmask.denoisers import DenoiserConfig
+from jax_unmask.environment.bundle import Bundle
+from jax_unmask.environment.settings import RunSettings
+from jax_unmask.learners.engine import TrainState
+from jax_unmask.learners.optim import OptimizerSettings
+from jax_unmask.learners.tracerl import ValueSettings
+from jax_unmask.policies.spec import EXPORTED
+from jax_unmask.recipes.base import Blueprint, Metrics, Work, check_schedule, export_setting
+from jax_unmask.recipes.policy_grpo import (
+    FrozenModel,
+    PolicyGrpo,
+    PolicyGrpoSettings,
+    build_policy,
+)
+from jax_unmask.recipes.rollouts import TrainingRollouts
+from jax_unmask.recipes.tracerl import (
+    GroupBounds,
+    GroupFilter,
+    ReinforcedModel,
+    TraceLearning,
+    TraceReward,
+    TraceRl,
+    TraceRlSettings,
+    TraceRollouts,
+    update_flops,
+)
+from jax_unmask.runtime import streams
+from jax_unmask.runtime.placement import Placement
+from jax_unmask.runtime.progress import Timer
+from jax_unmask.settings import SettingError, Settings, from_config, setting, to_config, values_of
+from jax_unmask.tasks import data
+
+
+@dataclasses.dataclass(frozen=True)
+class DenoiserSettings(Settings):
+    """How the denoiser learns; settings as those of recipe "tracerl"."""
+
+    filter: GroupBounds = GroupBounds()
+    reward: TraceReward = TraceReward(alpha=0.0)
+    learner: TraceLearning = TraceLearning(num_pads=0, minibatches=8, chunk_size=2)
+    lora: denoisers.LoraSettings = denoisers.LoraSettings()
+    optimizer: OptimizerSettings = OptimizerSettings(
+        lr=1e-6, warmup_steps=0, schedule="constant", b2=0.999, weight_decay=0.0, grad_clip=1.0
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class JointSettings(PolicyGrpoSettings):
+    """Settings of `Joint`: those of "policy_grpo", and how the denoiser learns."""
+
+    model: ReinforcedModel = ReinforcedModel()  # type: ignore[assignment]
+    # Where tokens are not drawn, groups differ by positions alone.
+    rollout: TrainingRollouts = TrainingRollouts(vocab_chunk=16384, temperature=0.8)
+    denoiser: DenoiserSettings = DenoiserSettings()
+    turn: int = setting(
+        0,
+        "Steps of a turn: the policy learns in the first such steps, the denoiser in the next, and "
+        "so on. 0: both learn in every step.",
+        ge=0,
+    )
+    export: str | None = export_setting()
+
+    def check(self) -> None:
+        super().check()
+        learns = self.denoiser
+        try:
+            check_schedule(learns.optimizer, self.of_denoiser.optimizer_steps)
+            self.of_denoiser.check()
+        except SettingError as error:
+            raise error.within("denoiser") from error
+
+    def check_spread(self, placement: Placement) -> None:
+        super().check_spread(placement)
+        size = self.denoiser.learner.chunk_size
+        self.require_spread(placement, "denoiser.learner.chunk_size", size, "its states")
+
+    @property
+    def states_at_once(self) -> int:
+        return self.denoiser.learner.chunk_size
+
+    @functools.cached_property
+    def of_policy(self) -> PolicyGrpoSettings:
+        """The policy's side as a config of its own."""
+        names = [field.name for field in dataclasses.fields(PolicyGrpoSettings)]
+        model = FrozenModel(**{name: getattr(self.model, name) for name in _MODEL})
+        given = {name: getattr(self, name) for name in names}
+        return PolicyGrpoSettings(**given | {"model": model})
+
+    @functools.cached_property
+    def of_denoiser(self) -> TraceRlSettings:
+        """The denoiser's side as a config of its own; its rollouts are the policy's."""
+        given = {field.name: getattr(self, field.name) for field in dataclasses.fields(RunSettings)}
+        learns, rollouts = self.denoiser, to_config(self.rollout)
+        return TraceRlSettings(
+            **given,
+            rollout=from_config(TraceRollouts(), {**to_config(TraceRollouts()), **rollouts}),
+            filter=GroupFilter(rounds=1, **values_of(learns.filter, GroupBounds)),
+            reward=learns.reward,
+            learner=learns.learner,
+            value=ValueSettings(enabled=False),
+            lora=learns.lora,
+            optimizer=learns.optimizer,
+            export=self.export,
+        )
+
+
+_MODEL = [
+    field.name
+    for field in dataclasses.fields(FrozenModel)
+    if hasattr(ReinforcedModel(), field.name)
+]
+
+
+class Joint:
+    """Policy GRPO and TraceRL on the same rollouts.
+
+    A step rolls out the current policy on the current denoiser. The policy learns from the
+    positions that it chose (`PolicyGrpo`), the denoiser from the tokens that it placed (`TraceRl`);
+    each has a reward of its own, made of the same scores.
+
+    Args:
+        config: the settings.
+        workdir: receives `policy/` and `model/` at the end (`config.export` names another directory
+            for the latter).
+    """
+
+    shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
+    defaults = JointSettings()
+    trains: Literal["denoiser"] = "denoiser"
+    build_policy = staticmethod(build_policy)
+
+    def __init__(self, config: JointSettings, workdir: pathlib.Path) -> None:
+        self._config = config
+        self._denoiser = TraceRl(config.of_denoiser, workdir)
+        # Its rollouts read the weights of the training state.
+        bundle = dataclasses.replace(self._denoiser.bundle, params=None)
+        self._policy = PolicyGrpo(config.of_policy, workdir, bundle)
+
+    def init(self) -> TrainState:
+        return _joined(self._denoiser.init(), self._policy.init())
+
+    def like(self) -> TrainState:
+        return _joined(self._denoiser.like(), self._policy.like())
+
+    def data(self) -> data.BatchIterator:
+        return self._denoiser.data()
+
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
+        turn = self._config.turn
+        number = int(np.asarray(state.step)) // turn if turn else 0
+        denoiser, policy = _split(state)
+        # 1. Rollouts.
+        acting = self._denoiser.acting(denoiser)
+        experience = self._policy.roll_out(acting, policy, batch, timer)
+        del acting  # The update of the denoiser needs the memory.
+        metrics = dict(experience.metrics)
+        # 2. Updates. One whose turn it is not stays as it is, but counts its steps.
+        if turn == 0 or number % 2 == 0:
+            policy, found = self._policy.learn(policy, experience, timer)
+            metrics |= found
+        if turn == 0 or number % 2 == 1:
+            useful = float(metrics["useful_forwards"])
+            rolled = self._denoiser.round(experience.fetched, experience.scores, batch, useful)
+            del experience
+            denoiser, found = self._denoiser.learn(denoiser, [rolled], timer)
+            metrics |= {f"{name}/denoiser": value for name, value in found.items()}
+        after = _joined(denoiser, policy)
+        return dataclasses.replace(after, step=state.step + 1, key=state.key), metrics
+
+    def flops(self, metrics: Mapping[str, float]) -> float:
+        rolled = self._policy.flops(metrics)
+        if "states/denoiser" not in metrics:
+            return rolled
+        states, tokens = metrics["states/denoiser"], metrics["trained_tokens/denoiser"]
+        shape = self._denoiser.bundle.denoiser.config
+        return rolled + update_flops(self._config.of_denoiser, shape, states, tokens)
+
+    def current(self, state: TrainState) -> Bundle:
+        """The denoiser as it is, where rollouts read it."""
+        return self._denoiser.current(_split(state)[0])
+
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
+        denoiser, policy = _split(state)
+        bundle = self._denoiser.finish(denoiser, workdir)
+        exported = pathlib.Path(self._config.export or workdir / "model")
+        model = dataclasses.replace(self._config.of_policy.model, path=str(exported))
+        made_for = dataclasses.replace(self._config.of_policy, model=model)
+        self._policy.finish(policy, workdir, config=made_for)
+        return dataclasses.replace(bundle, policy=workdir / EXPORTED)
+
+    @classmethod
+    def blueprint(
+        cls, config: JointSettings, shape: DenoiserConfig, placement: Placement
+    ) -> Blueprint:
+        of_denoiser = TraceRl.blueprint(config.of_denoiser, shape, placement)
+        # Rollouts read the weights in the type of the products.
+        read = dataclasses.replace(shape, param_dtype=shape.dtype)
+        of_policy = PolicyGrpo.blueprint(config.of_policy, read, placement)
+        state = of_policy.lasting["policy and optimiser"]
+        rolled, update = of_denoiser.programs
+        programs = [
+            dataclasses.replace(each, made=rolled.made)
+            if each.has_denoiser
+            else dataclasses.replace(each, name="update of the policy")
+            for each in of_policy.programs
+        ]
+        return Blueprint(
+            {**of_denoiser.lasting, "policy and optimiser": state},
+            (of_policy.passing, of_denoiser.passing),
+            of_denoiser.trained,
+            (*programs, dataclasses.replace(update, name="update of the denoiser")),
+            of_denoiser.acting,
+        )
+
+    @classmethod
+    def work(cls, config: JointSettings, shape: DenoiserConfig, nfe: int | None = None) -> Work:
+        of_policy = PolicyGrpo.work(config.of_policy, shape, nfe)
+        of_denoiser = TraceRl.work(config.of_denoiser, shape, of_policy.nfe)
+        share = 0.5 if config.turn else 1.0
+        return Work(of_policy.nfe, of_policy.rollout, share * of_denoiser.update)
+
+
+def _joined(denoiser: TrainState, policy: TrainState) -> TrainState:
+    """One training state of both; step and key are the denoiser's."""
+    return dataclasses.replace(
+        denoiser,
+        params={**denoiser.params, "policy": policy.params},
+        opt_state={**denoiser.opt_state, "policy": policy.opt_state},
+    )
+
+
+def _split(state: TrainState) -> tuple[TrainState, TrainState]:
+    """The training states of the denoiser and of the policy."""
+    (params, policy), (opt_state, moments) = (
+        ({name: tree for name, tree in both.items() if name != "policy"}, both["policy"])
+        for both in (state.params, state.opt_state)
+    )
+    # Updates donate their state, so nothing may be in both, nor in what is joined after them.
+    key = streams.stream(state.key, "policy")
+    of_denoiser = TrainState(jnp.copy(state.step), params, opt_state, jnp.copy(state.key))
+    return of_denoiser, TrainState(jnp.copy(state.step), policy, moments, key)
