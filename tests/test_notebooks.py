@@ -100,7 +100,9 @@ def settings(node: ast.AST) -> list[str]:
     return []
 
 
-RUNS = [pytest.param(each, marks=[] if each in QUICK else pytest.mark.slow) for each in NOTEBOOKS]
+RUNS = [
+    pytest.param(each, marks=[] if each in QUICK else pytest.mark.thorough) for each in NOTEBOOKS
+]
 
 
 @pytest.mark.parametrize("name", RUNS)
