@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    described = argparse.ArgumentParser(
+    described = command_line.Parser(
         prog="python -m jax_unmask.bench",
         description="Measures the speed of rollouts and training steps.",
         epilog=_EPILOG,

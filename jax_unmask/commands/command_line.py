@@ -11,7 +11,9 @@ import runpy
 import sys
 import threading
 import traceback
+import warnings
 from collections.abc import Callable, Iterator, Sequence
+from typing import NoReturn
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -164,6 +166,9 @@ def set_up_logging() -> None:
     for handler in logging.getLogger().handlers:
         handler.addFilter(_is_no_traceback_of_a_library)
     threading.excepthook = _say_what_ended_a_thread
+    sys.unraisablehook = _say_what_nobody_can_catch
+    # Where one read of a checkpoint fails, Orbax drops the others.
+    warnings.filterwarnings("ignore", "coroutine '_read_array_index_and_device_put' was never")
 
 
 def _is_no_traceback_of_a_library(record: logging.LogRecord) -> bool:
@@ -179,6 +184,12 @@ def _say_what_ended_a_thread(given: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(given)
 
 
+def _say_what_nobody_can_catch(given: sys.UnraisableHookArgs) -> None:
+    """Leaves out writes and reads of Orbax that end after the error that ended all, at -v=0."""
+    if str(given.exc_value) != "Event loop is closed" or _is_verbose():
+        sys.__unraisablehook__(given)
+
+
 def _is_verbose() -> bool:
     return bool(flags.FLAGS.is_parsed() and flags.FLAGS.verbosity > 0)
 
@@ -186,10 +197,18 @@ def _is_verbose() -> bool:
 def begin(argv: Sequence[str]) -> None:
     """Sets up logging and the compile cache of a command that takes nothing but flags."""
     if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments {argv[1:]}; settings are --config.KEY=VALUE")
+        given = harmless(" ".join(argv[1:]))
+        sys.exit(f"error: {given}: only flags are taken; settings are --config.KEY=VALUE")
     set_up_logging()
     compilation.enable_cache()
     compilation.choose_flags()
+
+
+class Parser(argparse.ArgumentParser):
+    """Arguments of a command; a mistake in them is one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {harmless(message)}; --help lists the arguments\n")
 
 
 def seed(text: str) -> int:

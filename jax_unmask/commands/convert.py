@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    described = argparse.ArgumentParser(
+    described = command_line.Parser(
         prog="python -m jax_unmask.convert",
         description="Writes a model in the other layout; memory holds it once.",
     )

@@ -60,7 +60,7 @@ class Problem:
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    described = argparse.ArgumentParser(
+    described = command_line.Parser(
         prog="python -m jax_unmask.generate",
         description="Fills canvases under an unmasking policy and prints the texts.",
     )

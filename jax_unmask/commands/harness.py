@@ -23,7 +23,7 @@ from jax_unmask.runtime.files import atomic_write
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    described = argparse.ArgumentParser(
+    described = command_line.Parser(
         prog="python -m jax_unmask.harness",
         description="Runs a model under an unmasking policy on tasks of lm-evaluation-harness.",
     )

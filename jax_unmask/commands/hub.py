@@ -30,7 +30,7 @@ _LOCAL_BASE = re.compile(r'^base_model: "[./~].*\n', re.MULTILINE)
 
 def parser() -> argparse.ArgumentParser:
     """The command line."""
-    described = argparse.ArgumentParser(
+    described = command_line.Parser(
         prog="python -m jax_unmask.hub", description="Shares policies and denoisers by hub name."
     )
     add = described.add_argument

@@ -32,7 +32,7 @@ def parser() -> argparse.ArgumentParser:
     from jax_unmask.serving.engine import EngineSettings
     from jax_unmask.serving.protocol import RequestLimits
 
-    described = argparse.ArgumentParser(
+    described = command_line.Parser(
         prog="python -m jax_unmask.serve", description="Serves a model by the OpenAI protocol."
     )
     shipped = ", ".join(shipped_models()) or "none"

@@ -93,8 +93,9 @@ def _join(address: str, count: int, index: int, settings: dict[str, Any]) -> Non
         _require_free(address, int(port))
         if _is_loopback(host.strip("[]")):
             settings = settings | {"coordinator_bind_address": address}
-    # Of process 0 this is the wait for the others to come.
-    waiting = f"process {index}: waiting at {address} for all {count} processes to join"
+    others = f"processes 1 to {count - 1}" if count > 2 else "process 1"
+    whom = others if not index else "the other processes"
+    waiting = f"process {index}: waiting at {address} for {whom} to join"
     timer = threading.Timer(_QUIET_SECONDS, logger.warning, (waiting,))
     timer.daemon = True
     timer.start()

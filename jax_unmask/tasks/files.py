@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 import os
 import pathlib
@@ -109,11 +110,21 @@ def read_text(path: pathlib.Path) -> str:
     """
     try:
         content = path.read_bytes()
-        return (gzip.decompress(content) if path.suffix == ".gz" else content).decode("utf-8-sig")
+        if path.suffix == ".gz":
+            most = most_bytes(len(content))
+            content = gzip.GzipFile(fileobj=io.BytesIO(content)).read(most + 1)
+            if len(content) > most:
+                raise ValueError(f"{path} unpacks to more than {most:,} bytes; unpack it yourself")
+        return content.decode("utf-8-sig")
     except (gzip.BadGzipFile, EOFError, zlib.error) as error:
         raise ValueError(f"{path} is not a gzip file ({error}); unpack it or rename it") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not UTF-8 text ({error})") from error
+
+
+def most_bytes(compressed: int) -> int:
+    """The largest size to which so many bytes may unpack: text does not shrink to a hundredth."""
+    return max(1 << 26, 100 * compressed)
 
 
 def check_fields(example: Any, fields: Sequence[str]) -> None:

@@ -19,6 +19,7 @@ MEASURED = {
 }
 LONG = {"train__steps": 12, "checkpoint__every": 1, "checkpoint__keep_latest": 2}
 ONE_DEVICE = {"data__batch_size": 4, "mesh__data": 2}
+STATES = {"learner__method": "trace", "learner__block_length": 8}
 CURRICULUM = """
 from jax_unmask import recipes
 
@@ -43,6 +44,9 @@ def write_experiments(directory, write_experiment):
 
     files = {
         "sft": write("sft", "sft", **LONG),
+        "state_sft": write("state_sft", "state_sft", **LONG, **STATES),
+        "policy_grpo": write("policy_grpo", "policy_grpo", **LONG, **MEASURED),
+        "policy_environments": write("policy_environments", "policy_environments", **LONG),
         "two": write("two", "sft", **LONG, **ONE_DEVICE),
         "tracerl": write("tracerl", "tracerl", **LONG, **MEASURED),
         "eval": write("eval", "policy_grpo", **MEASURED, eval__seeds=(0, 1, 2, 3)),
@@ -58,6 +62,9 @@ def write_experiments(directory, write_experiment):
     ("name", "ways", "program"),
     [
         ("sft", ("kill", "stop"), "train"),
+        ("state_sft", ("kill", "term"), "train"),
+        ("policy_grpo", ("kill", "stop"), "train"),
+        ("policy_environments", ("kill", "term"), "train"),
         ("tracerl", ("kill", "stop"), "train"),
         ("curriculum", ("kill", "term"), "train"),
         ("eval", ("kill", "stop"), "eval"),

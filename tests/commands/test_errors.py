@@ -22,7 +22,7 @@ from ml_collections import ConfigDict, config_flags
 import hub_cache
 import tiny
 from jax_unmask import policies, recipes
-from jax_unmask.commands import command_line, train
+from jax_unmask.commands import bench, command_line, convert, generate, harness, hub, serve, train
 from jax_unmask.denoisers.sharding import check_mesh
 from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
@@ -439,6 +439,32 @@ def test_errors_of_servers_and_workers_are_one_line(error):
     with pytest.raises(SystemExit) as stopped, command_line.clear_errors():
         raise error("it said \x1b[2J")
     assert stopped.value.code == "error: it said \\x1b[2J"
+
+
+def test_an_argument_that_is_no_flag():
+    with pytest.raises(SystemExit) as stopped:
+        command_line.begin(["plan", "quickstart\x1b"])
+    assert stopped.value.code == (
+        "error: quickstart\\x1b: only flags are taken; settings are --config.KEY=VALUE"
+    )
+
+
+@pytest.mark.parametrize("command", [bench, convert, generate, harness, hub, serve])
+def test_wrong_arguments_are_one_line(command, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        command.parser().parse_args(["x", "--seed=x", "--no_such=1"])
+    assert stopped.value.code == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith("error: ") and line.endswith("; --help lists the arguments")
+
+
+@pytest.mark.parametrize(("said", "shown"), [("Event loop is closed", ""), ("Other", "Other")])
+def test_what_threads_of_orbax_leave_behind(said, shown, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "__unraisablehook__", lambda given: seen.append(str(given.exc_value)))
+    given = types.SimpleNamespace(exc_value=RuntimeError(said))
+    command_line._say_what_nobody_can_catch(given)
+    assert "".join(seen) == shown
 
 
 def test_as_a_command(write_experiment, tmp_path):

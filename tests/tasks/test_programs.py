@@ -1,13 +1,14 @@
 """Programs that are tested by what they print, or by calls, in a fenced block."""
 
 import base64
+import gzip
 import json
 import pickle
 import zlib
 
 import pytest
 
-from jax_unmask.tasks import sandbox
+from jax_unmask.tasks import files, sandbox
 from jax_unmask.tasks.programs import LiveCodeBench, PrimeIntellect
 
 pytestmark = pytest.mark.usefixtures("needs_sandbox")
@@ -86,10 +87,35 @@ def test_livecodebench_calls_the_method_of_the_starter():
     assert task.check(example, fenced("print(int(input()) + int(input()))")) == 1
 
 
-def test_tests_that_would_run_code_are_refused():
-    hidden = base64.b64encode(zlib.compress(pickle.dumps(sandbox.Sandbox))).decode()
-    with pytest.raises(ValueError, match="'private_test_cases' cannot be read"):
-        LiveCodeBench("unused").parse(contest(private_test_cases=hidden))
+@pytest.mark.parametrize("pickled", ["bomb", "class", "memo", "list", "two", "cut", "nothing"])
+def test_hidden_tests_that_are_more_than_a_text_are_refused(pickled, tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "most_bytes", lambda compressed: 1000)
+    text = pickle.dumps("[]")
+    packed = {
+        "bomb": lambda: pickle.dumps(json.dumps([0] * 1000)),
+        "class": lambda: pickle.dumps(sandbox.Sandbox),
+        "memo": lambda: text[:-1] + pickle.LONG_BINPUT + b"\xff\xff\xff\x7f.",
+        "list": lambda: pickle.dumps(["[]"]),
+        "two": lambda: text[:-1] + text,
+        "cut": lambda: text[:-1],
+        "nothing": lambda: b"",
+    }[pickled]()
+    path = tmp_path / "test.jsonl"
+    hidden = base64.b64encode(zlib.compress(packed)).decode()
+    path.write_text(json.dumps(contest(private_test_cases=hidden)) + "\n")
+    with pytest.raises(ValueError, match=r"test.jsonl, line 1: field 'private_test_cases' cannot"):
+        LiveCodeBench(path).source("test")
+
+
+def test_a_gzip_file_that_unpacks_to_too_much(tmp_path, monkeypatch):
+    monkeypatch.setattr(files, "most_bytes", lambda compressed: 1000)
+    path = tmp_path / "train.jsonl.gz"
+    path.write_bytes(gzip.compress(bytes(1001)))
+    with pytest.raises(ValueError, match=r"train.jsonl.gz unpacks to more than 1,000 bytes"):
+        files.read_text(path)
+
+
+def test_fields_of_another_kind_are_refused():
     for bad in ({"test_output": []}, {"test_output": ["2"]}, {"test_method": "call"}):
         with pytest.raises(ValueError, match=next(iter(bad))):
             PrimeIntellect("unused").parse(TWICE | bad)
