@@ -60,7 +60,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         if any(re.fullmatch("--?h(elp(full|short)?)?", argument) for argument in argv):
             _print_settings(file)
     except FileNotFoundError as error:
-        sys.exit(f"error: --config={file}: {error}")
+        sys.exit(f"error: --config={harmless(f'{file}: {error}')}")
     try:
         rest: list[str] = flags.FLAGS(argv)
         if file and not isinstance(flags.FLAGS.config, ConfigDict):
@@ -73,7 +73,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         except ValueError as wrong:
             sys.exit(f"error: --config={harmless(str(wrong))}")
         if isinstance(error, flags.Error):
-            sys.exit(f"error: {' '.join(str(error).split())}")
+            sys.exit(f"error: {harmless(' '.join(str(error).split()))}")
         for argument in argv:
             match = re.match(r"--?config\.([\w.]+)", argument)
             if match and match[1] not in known:

@@ -38,6 +38,7 @@ NOT_ENFORCED = (
     "memory is bounded per process and by sampling, not by a control group: for a twentieth of a "
     "second a box may use its limit of processes times its limit of address space",
     "buffers of pipes that the program opens are in no account: 64 MiB per box at most",
+    "bubblewrap bounds the size of the scratch directory, not the number of empty files in it",
     "no CPU quota: a box may use as many cores as it has processes, for as long as it may run",
     "a fault of the kernel itself that the permitted system calls reach",
 )

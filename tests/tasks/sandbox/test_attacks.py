@@ -119,6 +119,50 @@ assert libc.unshare(0x10000000) == 0
 """,
     "mount": "import ctypes; assert not ctypes.CDLL(None).mount(b'x', b'/scratch', b'tmpfs', 0, 0)",
     "x32 system call": "import ctypes; ctypes.CDLL(None).syscall(0x40000000 + 272, 0x10000000)",
+    "stopped by itself": "import os, signal; os.kill(os.getpid(), signal.SIGSTOP)",
+    "backtracking": "import re; re.match('(a+)+$', 'a' * 60 + 'b')",
+    "deep recursion": "import sys; sys.setrecursionlimit(10 ** 9)\ndef g(): g()\ng()",
+    "limits for others": """
+import os, resource
+for pid in {1, os.getppid()}:
+    for kind in (resource.RLIMIT_NPROC, resource.RLIMIT_NOFILE, resource.RLIMIT_AS,
+                 resource.RLIMIT_DATA, resource.RLIMIT_FSIZE, resource.RLIMIT_CPU,
+                 resource.RLIMIT_STACK):
+        try: resource.prlimit(pid, kind, (0, 0))
+        except (OSError, ValueError): pass
+""",
+    "core dump": """
+import os, resource
+resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
+os.abort()
+""",
+    "compressed bomb": "import zlib; zlib.decompress(zlib.compress(bytes(2 * 10 ** 8)))",
+    "siblings": """
+import ctypes, os
+for status in range(20):  # CLONE_PARENT: children of the program's parent.
+    if ctypes.CDLL(None).syscall(56, 0x8000 | 17, 0, 0, 0, 0) == 0: os._exit(status)
+""",
+    "traps in the scratch directory": """
+import os
+os.mkfifo('/scratch/pipe')
+for place in ('/', '/box', '/scratch', '..', '/proc/self/root'):
+    os.symlink(place, f'/scratch/{len(os.listdir("/scratch"))}')
+os.mkdir('/scratch/\\n\\udcff -rf')
+""",
+    "endless names": """
+k = 0
+while True: open(f'/scratch/{k}', 'w').close(); k += 1
+""",
+    "held locks": """
+import fcntl, os
+held = []
+for folder in ('/box', '/usr/lib', '/dev'):
+    for name in os.listdir(folder) if os.path.isdir(folder) else ():
+        try:
+            held.append(open(os.path.join(folder, name)))
+            fcntl.flock(held[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError: pass
+""",
 }
 
 
@@ -228,6 +272,37 @@ def f(x):
 }
 
 
+CHEATS |= {
+    "answers of several processes": """
+import os
+def f(x):
+    for answer in range(30):
+        if os.fork() == 0: return answer
+    return 0
+""",
+    "interrupts for answers": "def f(x): raise KeyboardInterrupt",
+    "end of a loop for an answer": "def f(x): raise StopIteration",
+    "huge error": "def f(x): raise type('E' * 10 ** 7, (Exception,), {})('x' * 10 ** 8)",
+    "endless error": """
+class E(Exception):
+    def __str__(self):
+        while True: pass
+    __repr__ = __str__
+def f(x): raise E
+""",
+    "error of itself": """
+def f(x):
+    error = ValueError('x')
+    error.__cause__ = error.__context__ = error
+    raise error
+""",
+    "forged pickles": """
+class E:
+    def __reduce__(self): return eval, ('2',)
+    __reduce_ex__ = lambda self, _: (eval, ('2',))
+def f(x): return E()
+""",
+}
 CANARY = "not for the box"
 PROGRAMS = {name: source + WRONG_F for name, source in ON_LOAD.items()} | CHEATS
 # Less than a box's own limit: many attacks end with their time, and honest programs may need more.
@@ -329,6 +404,108 @@ for path in ('/', '/usr', '/box', '/dev', '/proc', '/tmp', '/etc', '/lib', '/box
     "capabilities": """
 got = any(line.startswith('Cap') and int(line.split()[1], 16) for line in open('/proc/self/status'))
 """,
+}
+# What a box must not do: `got` collects what succeeded.
+_CALLS = """
+import ctypes, errno, os
+_libc, got = ctypes.CDLL(None, use_errno=True), []
+def call(name, *arguments):
+    if os.uname().machine == 'x86_64' and _libc.syscall(*arguments) >= 0: got.append(name)
+def attempt(name, act, *arguments):
+    try: act(*arguments)
+    except OSError: return
+    got.append(name)
+"""
+SECRETS |= {
+    name: _CALLS + source
+    for name, source in {
+        "calls without a filter": "call('io_uring', 425, 8, bytes(200))",
+        "faults for others": "call('userfaultfd', 323, 0)",
+        "keys of the kernel": """
+call('add_key', 248, b'user', b'k', b'x', 1, -3)
+call('keyctl', 250, 0, -3, 1)
+""",
+        "measuring of others": """
+call('perf_event_open', 298, bytes(128), 0, -1, -1, 0)
+call('bpf', 321, 0, bytes(128), 128)
+""",
+        "memory of others": """
+for pid in range(1, 10):
+    if pid != os.getpid():
+        place = ctypes.create_string_buffer(16)
+        call(f'process_vm_readv {pid}', 310, pid, place, 1, place, 1, 0)
+        attempt(f'mem {pid}', lambda: os.close(os.open(f'/proc/{pid}/mem', os.O_RDWR)))
+""",
+        "descriptors of others": """
+for pid in range(1, 10):
+    if pid != os.getpid():
+        fd = _libc.syscall(434, pid, 0)
+        for number in range(3 * (fd >= 0)): call(f'pidfd_getfd {pid}', 438, fd, number, 0)
+""",
+        "files by handle": "call('open_by_handle_at', 304, -100, bytes(64), 0)",
+        "namespaces by clone": """
+import struct
+call('clone3', 435, struct.pack('8Q', 0x10000000, 0, 0, 0, 17, 0, 0, 0), 64)
+call('clone', 56, 0x10000000 | 17, 0, 0, 0, 0)
+call('setns', 308, 0, 0)
+""",
+        "limits of its own": """
+import resource
+for kind in (resource.RLIMIT_AS, resource.RLIMIT_CPU, resource.RLIMIT_NPROC, resource.RLIMIT_FSIZE):
+    soft, hard = resource.getrlimit(kind)
+    if hard == -1: got.append(f'no limit {kind}')
+    try: resource.setrlimit(kind, (soft, hard + 1))
+    except (OSError, ValueError): pass
+    else: got.append(kind)
+""",
+        "other users": """
+me = os.getuid()
+for other in {0, 1, 1000, 65534} - {me}:
+    attempt(f'setuid {other}', os.setuid, other)
+    attempt(f'setgid {other}', os.setresgid, other, other, other)
+attempt('setgroups', os.setgroups, [0])
+""",
+        "queues that outlive it": """
+call('msgget', 68, 0, 0o1600)
+call('semget', 64, 0, 1, 0o1600)
+call('mq_open', 240, b'q', os.O_CREAT | os.O_RDWR, 0o600, 0)
+""",
+        "priority over others": """
+attempt('nice', os.nice, -5)
+attempt('real time', os.sched_setscheduler, 0, os.SCHED_FIFO, os.sched_param(1))
+attempt('others', os.setpriority, os.PRIO_PROCESS, 1, -1)
+""",
+        "the machine": """
+import time
+attempt('clock', time.clock_settime, time.CLOCK_REALTIME, time.time())
+attempt('chroot', os.chroot, '/scratch')
+attempt('name', lambda: None if _libc.sethostname(b'x', 1) == 0 else os.stat('/no/such'))
+attempt('device', os.mknod, '/scratch/d', 0o60600, os.makedev(8, 0))
+for number, name in ((169, 'reboot'), (175, 'init_module'), (246, 'kexec_load'), (172, 'iopl'),
+                     (163, 'acct'), (167, 'swapon'), (155, 'pivot_root'), (300, 'fanotify_init'),
+                     (428, 'open_tree'), (430, 'fsopen'), (103, 'syslog')):
+    call(name, number, 3, 0, 0)
+""",
+        "devices and terminals": """
+for name in ('tty', 'console', 'kmsg', 'mem', 'kvm', 'fuse', 'ptmx', 'net/tun', 'vsock', 'shm/x'):
+    attempt(name, lambda: os.close(os.open('/dev/' + name, os.O_RDWR | os.O_CREAT)))
+""",
+        "settings of the kernel": """
+for name in ('sys/kernel/core_pattern', 'sysrq-trigger', 'sys/kernel/hostname', 'self/uid_map',
+             'sys/vm/overcommit_memory', '1/oom_score_adj', 'kcore', 'kmsg', 'self/loginuid'):
+    attempt(name, lambda: os.close(os.open('/proc/' + name, os.O_WRONLY)))
+if os.path.exists('/proc/self/oom_score_adj'):
+    def spare():
+        with open('/proc/self/oom_score_adj', 'w') as file: file.write('-1000')
+    attempt('spared', spare)
+""",
+        "sockets of other kinds": """
+import socket
+for family in range(2, 46):  # 1 stays within the box.
+    for kind in (1, 2, 3, 5):
+        attempt((family, kind), lambda: socket.socket(family, kind).close())
+""",
+    }.items()
 }
 
 

@@ -293,6 +293,21 @@ def f(x):
         "class F: pass",
         "assert F() == F()",
     ),
+    "the end of the tests' loop": (
+        "def f(x): raise StopIteration",
+        "for got in map(f, [1, 2]): assert got == 5",
+    ),
+    "a module beside the tests": (
+        """
+import os
+for folder in {'/scratch', os.getcwd(), os.path.expanduser('~')}:
+    for name in ('colorsys', 'usercustomize', 'sitecustomize', 'encodings', 'math'):
+        try: open(f'{folder}/{name}.py', 'w').write('FORGED = True')
+        except OSError: pass
+os.environ['PYTHONPATH'] = '/scratch'
+""",
+        "import colorsys\nassert colorsys.FORGED",
+    ),
     "a format string": (
         "def f(g): return 1 if 'builtins' in str(g('{0.f_builtins}')) else 0",
         "import sys\nassert f(lambda text: text.format(0)) == 1",
