@@ -4,31 +4,35 @@
 
 Sends all requests at one time, each with a canvas, a prompt, a threshold and a seed of its own.
 Some clients leave early. Every other request must be answered, with the text that a rollout gives
-it; the rates of tokens are compared.
+it; the rates of tokens are compared, rollout and server by turns.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
+import dataclasses
 import json
+import multiprocessing
 import random
+import tempfile
 import time
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_unmask import policies, tasks
+from jax_unmask import denoisers, policies, shipped, tasks
 from jax_unmask.commands import serve
-from jax_unmask.generation import answers
 from jax_unmask.policies import PerRow
 from jax_unmask.rollout import rollout
 from jax_unmask.rollout.continuous import answer_keys
 from jax_unmask.runtime import compilation
 
 POLICY = "threshold:threshold=0.9"
+_WIDTHS = ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
 
 
 def main() -> None:
@@ -38,18 +42,23 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--cancelled", type=int, default=20)
     parser.add_argument("--slots", type=int, default=16)
-    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument(
+        "--wider", type=int, default=1, help="so many times as wide, with random weights"
+    )
     args = parser.parse_args()
     compilation.enable_cache()
     lengths = [] if args.lengths is None else [f"--lengths={args.lengths}"]
-    service = serve.Service(
-        serve.parser().parse_args(
-            [
-                *(f"--model={args.model}", f"--policy={POLICY}", "--port=0", "--queue=10000"),
-                *(f"--slots={args.slots}", "--block_length=8", *lengths),
-            ]
+    with tempfile.TemporaryDirectory() as directory:
+        model = args.model if args.wider == 1 else _wider(args.model, args.wider, directory)
+        service = serve.Service(
+            serve.parser().parse_args(
+                [
+                    *(f"--model={model}", f"--policy={POLICY}", "--port=0", "--queue=10000"),
+                    *(f"--slots={args.slots}", "--block_length=8", *lengths),
+                ]
+            )
         )
-    )
     task, random_ = tasks.parse(args.model), random.Random(0)
     source = task.source("test")
     requests = [
@@ -63,27 +72,45 @@ def main() -> None:
         for number in range(args.requests)
     ]
     leaving = set(random_.sample(range(args.requests), args.cancelled))
-    alone = [_alone(service, requests, args.slots) for _ in range(args.repeats + 1)][1:]
-    texts = alone[0][2]
-    served = asyncio.run(_served(service, requests, leaving, args.repeats + 1))[1:]
+    rounds = asyncio.run(_rounds(service, requests, leaving, args))
     service.engine.close()
-    for *_, found in served:
+    tokens = [request["max_tokens"] for request in requests]
+    texts, ratios, cores, more = rounds[0][0][2], [], [], []
+    print(f"{args.requests} requests, {args.cancelled} of them cancelled, {args.slots} slots")
+    for (seconds, cpu, _), (seconds_served, cpu_served, found) in rounds:
         for number, text in found.items():
             assert text == texts[number], (number, text, texts[number])
         assert set(range(args.requests)) - found.keys() <= leaving
-    tokens = [request["max_tokens"] for request in requests]
-    rates = [sum(tokens[k] for k in found) / seconds for seconds, _, found in served]
-    rollouts = [sum(tokens) / seconds for seconds, *_ in alone]
-    print(f"{args.requests} requests, {args.cancelled} of them cancelled, {args.slots} slots")
-    print(f"rollout: {np.median(rollouts):.0f} tokens/s {sorted(map(round, rollouts))}")
-    print(f"server: {np.median(rates):.0f} tokens/s {sorted(map(round, rates))}")
-    print(f"server / rollout: {np.median(rates) / np.median(rollouts):.2f}")
+        served = sum(tokens[k] for k in found)
+        rate, rate_served = sum(tokens) / seconds, served / seconds_served
+        ratios.append(rate_served / rate)
+        cores.append((served / cpu_served) / (sum(tokens) / cpu))
+        more.append(1e3 * (cpu_served - cpu * served / sum(tokens)) / len(found))
+        print(
+            f"rollout {rate:.0f}, server {rate_served:.0f} tokens/s: {ratios[-1]:.2f}; per second "
+            f"of the server's processors {cores[-1]:.2f}"
+        )
+    print(f"server / rollout: {_spread(ratios)}")
     # Where other programs share the machine, seconds of its processors say more than those of a
-    # clock; those of the server include its clients'.
-    busy = [sum(tokens[k] for k in found) / cpu for _, cpu, found in served]
-    busy_alone = [sum(tokens) / cpu for _, cpu, _ in alone]
-    print(f"the same per processor second: {np.median(busy) / np.median(busy_alone):.2f}")
+    # clock; clients have a process of their own.
+    print(f"the same per processor second: {_spread(cores)}")
+    print(f"processor milliseconds of a request beside the rollout's: {_spread(more)}")
     print(f"ended: {dict(service.engine.counts.ended)}")
+
+
+def _wider(model: str, times: int, directory: str) -> str:
+    """A model of the same shape and vocabulary, as a directory."""
+    tokenizer = denoisers.load_tokenizer(shipped.resolve_model(model))
+    denoiser, _ = denoisers.from_pretrained(shipped.resolve_model(model))
+    sizes = {name: times * getattr(denoiser.config, name) for name in _WIDTHS}
+    config = dataclasses.replace(denoiser.config, **sizes)
+    params = denoisers.init_params(config, jax.random.key(0))
+    denoisers.save_pretrained(directory, denoisers.Denoiser(config), params, tokenizer)
+    return directory
+
+
+def _spread(values: list[float]) -> str:
+    return f"median {np.median(values):.2f}, {min(values):.2f} to {max(values):.2f}"
 
 
 def _alone(
@@ -102,7 +129,7 @@ def _alone(
         )
         seeds = np.asarray([requests[k]["seed"] for k in members], np.uint32)
         thresholds = jnp.asarray([requests[k]["threshold"] for k in members], jnp.float32)
-        settings = answers.dataclasses.replace(shape.settings, slots=slots)
+        settings = dataclasses.replace(shape.settings, slots=slots)
         began, busy = time.perf_counter(), time.process_time()
         out = rollout(
             *(writer.denoiser, writer.params, policy, {"threshold": PerRow(thresholds)}, prompts),
@@ -117,26 +144,43 @@ def _alone(
     return seconds, cpu, texts
 
 
-async def _served(
-    service: Any, requests: list[dict[str, Any]], leaving: set[int], repeats: int
-) -> list[tuple[float, float, dict[int, str]]]:
-    """Seconds (of a clock, of processors) and texts of each round of all requests at one time."""
-    server = service._server
+async def _rounds(
+    service: Any, requests: list[dict[str, Any]], leaving: set[int], args: argparse.Namespace
+) -> list[Any]:
+    """Seconds (of a clock, of processors) and texts: of the rollout, then of the server, by turns.
+
+    A first round, which compiles, is left out.
+    """
+    server, rounds = service._server, []
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
-    port, rounds = server.servers[0].sockets[0].getsockname()[1], []
-    for _ in range(repeats):
-        began, busy = time.perf_counter(), time.process_time()
-        found = await asyncio.gather(
-            *(_ask(port, request, k in leaving) for k, request in enumerate(requests))
-        )
-        seconds = time.perf_counter() - began
-        texts = {k: text for k, text in enumerate(found) if text is not None}
-        rounds.append((seconds, time.process_time() - busy, texts))
+    port = server.servers[0].sockets[0].getsockname()[1]
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as clients:
+        for _ in range(args.repeats + 1):
+            alone = await asyncio.to_thread(_alone, service, requests, args.slots)
+            busy, loop = time.process_time(), asyncio.get_running_loop()
+            seconds, found = await loop.run_in_executor(clients, _ask_all, port, requests, leaving)
+            rounds.append((alone, (seconds, time.process_time() - busy, found)))
     server.should_exit = True
     await serving
-    return rounds
+    return rounds[1:]
+
+
+def _ask_all(
+    port: int, requests: list[dict[str, Any]], leaving: set[int]
+) -> tuple[float, dict[int, str]]:
+    """Seconds and texts of all requests at one time; runs in the process of the clients."""
+
+    async def ask_all() -> list[str | None]:
+        return await asyncio.gather(
+            *(_ask(port, request, k in leaving) for k, request in enumerate(requests))
+        )
+
+    began = time.perf_counter()
+    found = asyncio.run(ask_all())
+    seconds = time.perf_counter() - began
+    return seconds, {k: text for k, text in enumerate(found) if text is not None}
 
 
 async def _ask(port: int, request: dict[str, Any], leaves: bool) -> str | None:

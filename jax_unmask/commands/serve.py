@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import asyncio
 import contextlib
 import ipaddress
 import logging
@@ -14,6 +15,7 @@ from typing import Any
 
 from jax_unmask import policies
 from jax_unmask.commands import command_line
+from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.generation import answers
 from jax_unmask.generation.generator import Decoding
@@ -22,6 +24,8 @@ from jax_unmask.settings import FlagError, declared
 from jax_unmask.shipped import shipped_models
 
 KEY = "JAX_UNMASK_API_KEY"
+_ANSWER_SECONDS = 5
+"""After `--drain_seconds`, in which those whose requests did not end are told so."""
 _POLICIES = (answers.DEFAULT_POLICY, "top_confidence")
 
 logger = logging.getLogger(__name__)
@@ -147,13 +151,16 @@ class Service:
         learned = next((each for each in named if answers.trained_for(each)), None)
         how = _decoding(args, temperatures[0], None)
         args.model, how = answers.fitted(args.model, learned, how)
+        if diffusion_gemma.is_model(hub.local_directory(args.model)):
+            problem = "it is a diffusion_gemma, and the server fills canvases of masks"
+            remedy = "Serve a masked model, or ask this one with python -m jax_unmask.generate"
+            raise FlagError("model", args.model, problem, remedy)
         args.gen_length, args.block_length = how.gen_length, how.block_length
         for length in lengths or [None]:
             for policy in named:
                 answers.check(args.model, policy, _decoding(args, temperatures[0], length))
         writer = answers.load(args.model, named[0], _decoding(args, temperatures[0], None))
-        if not isinstance(writer, answers.MaskedWriter):
-            raise ValueError(f"--model={args.model}: the server is for masked models")
+        assert isinstance(writer, answers.MaskedWriter)
         self.model = Model(
             pathlib.Path(args.model).name if pathlib.Path(args.model).is_dir() else args.model,
             writer,
@@ -171,10 +178,11 @@ class Service:
             port=args.port,
             log_level="warning",
             access_log=False,
-            timeout_graceful_shutdown=args.drain_seconds,
+            proxy_headers=False,
+            timeout_graceful_shutdown=args.drain_seconds + _ANSWER_SECONDS,
             server_header=False,
         )
-        self._server = _server(uvicorn, config, self._say)
+        self._server = _server(uvicorn, config, self._say, lambda: self._end_in(args.drain_seconds))
         self._args = args
 
     def run(self) -> None:
@@ -187,6 +195,10 @@ class Service:
         if not self._server.started:
             raise OSError(f"--port={self._args.port}: cannot listen on {self._args.host}")
 
+    def _end_in(self, seconds: int) -> None:
+        """Tells those whose requests still run after so long that the server shuts down."""
+        asyncio.get_running_loop().call_later(seconds, self.engine.end_all)
+
     def _say(self, port: int) -> None:
         host = f"[{self._args.host}]" if ":" in self._args.host else self._args.host
         logger.info(
@@ -197,7 +209,7 @@ class Service:
         )
 
 
-def _server(uvicorn: Any, config: Any, say: Any) -> Any:
+def _server(uvicorn: Any, config: Any, say: Any, drain: Any) -> Any:
     """A server that says where it listens, and ends with status 0 after a signal."""
 
     class Server(uvicorn.Server):
@@ -205,6 +217,10 @@ def _server(uvicorn: Any, config: Any, say: Any) -> Any:
             await super().startup(sockets)
             if self.started:
                 say(self.servers[0].sockets[0].getsockname()[1])
+
+        async def shutdown(self, sockets: Any = None) -> None:
+            drain()
+            await super().shutdown(sockets)
 
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:

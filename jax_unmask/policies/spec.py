@@ -8,6 +8,7 @@ else the function takes, comes first.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import inspect
 import pathlib
 from collections.abc import Mapping
@@ -269,8 +270,13 @@ def _place(make: Any, environment: Environment | None) -> dict[str, Any]:
 def _settings(policy: Any) -> dict[str, Any]:
     """Parameters with the types of their settings: the numbers of `params`, then static fields."""
     policy = LearnedPolicy if policy is load_learned else policy
-    numbers = notation.parameters(policy.params)
-    fields = notation.parameters(policy if isinstance(policy, type) else type(policy))
+    return dict(_settings_of(policy if isinstance(policy, type) else type(policy)))
+
+
+@functools.cache
+def _settings_of(kind: type) -> dict[str, Any]:
+    numbers = notation.parameters(kind.params)  # type: ignore[attr-defined]
+    fields = notation.parameters(kind)
     static = {key: each for key, each in fields.items() if notation.is_plain(each.annotation)}
     numeric = {
         key: each if notation.is_plain(each.annotation) else each.replace(annotation=float)

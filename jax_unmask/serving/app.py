@@ -7,16 +7,19 @@ import contextlib
 import hmac
 import importlib.resources
 import json
+import re
 import time
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 from starlette.applications import Starlette
+from starlette.datastructures import Headers
+from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
-from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from jax_unmask.rollout.continuous import Progress
 from jax_unmask.serving import engine as engines
@@ -26,7 +29,9 @@ from jax_unmask.serving.protocol import Asked, BadRequest, Choice, Model
 
 _WEB = importlib.resources.files("jax_unmask.serving") / "web"
 _FILES = {"page.html": "text/html", "page.js": "text/javascript", "page.css": "text/css"}
-_LOOPBACK = ("127.0.0.1", "localhost", "[::1]", "::1")
+_LOOPBACK = ("127.0.0.1", "localhost", "[::1]")
+_BODY_SECONDS = 60
+"""Within so long the body of a request must have come."""
 _PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'self'; base-uri 'none'; form-action 'none'; "
     "frame-ancestors 'none'",
@@ -45,7 +50,9 @@ class _Run:
 
     def __init__(self, engine: Engine, asked: Asked) -> None:
         self._engine, self._loop = engine, asyncio.get_running_loop()
-        self._news: asyncio.Queue[tuple[int, Progress | None, str | None]] = asyncio.Queue()
+        # The latest of each canvas: a client that reads slowly misses steps, and fills no memory.
+        self._news: dict[int, tuple[Progress | None, str | None]] = {}
+        self._has_news = asyncio.Event()
         numbers = range(len(asked.prompts) * asked.choices)
         self.works = [
             Work(
@@ -64,7 +71,12 @@ class _Run:
 
     async def news(self) -> tuple[int, Progress | None, str | None]:
         """The next report: which canvas, where it stands, and the reason if it ended."""
-        return await self._news.get()
+        await self._has_news.wait()
+        number = next(iter(self._news))
+        place, end = self._news.pop(number)
+        if not self._news:
+            self._has_news.clear()
+        return number, place, end
 
     def cancel(self) -> None:
         """Ends all canvases that have not ended."""
@@ -72,9 +84,13 @@ class _Run:
             self._engine.cancel(work)
 
     def _notify(self, work: Work, place: Progress | None, end: str | None) -> None:
-        item = self._number[work], place, end
+        item = self._number[work], (place, end)
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody listens any more.
-            self._loop.call_soon_threadsafe(self._news.put_nowait, item)
+            self._loop.call_soon_threadsafe(self._add, *item)
+
+    def _add(self, number: int, news: tuple[Progress | None, str | None]) -> None:
+        self._news[number] = news
+        self._has_news.set()
 
 
 class App:
@@ -86,8 +102,7 @@ class App:
         self._model, self._engine, self._key = model, engine, key
         middleware = []
         if is_loopback:
-            # Pages of other sites can make a browser send requests here under names of their own.
-            middleware = [Middleware(TrustedHostMiddleware, allowed_hosts=list(_LOOPBACK))]
+            middleware = [Middleware(_OwnHost)]
         self.asgi = Starlette(
             routes=[
                 Route("/", self._file("page.html")),
@@ -102,7 +117,13 @@ class App:
                 Route("/v1/chat/completions", self._complete(is_chat=True), methods=["POST"]),
             ],
             middleware=middleware,
-            exception_handlers={BadRequest: _refuse, Full: _busy},
+            exception_handlers={
+                BadRequest: _refuse,
+                Full: _busy,
+                ClientDisconnect: _gone,
+                HTTPException: _no_address,
+                Exception: _failed,
+            },
         )
 
     def _file(self, name: str) -> Callable[[Request], Any]:
@@ -155,16 +176,11 @@ class App:
 
     async def _whole(self, request: Request, asked: Asked, run: _Run) -> Response:
         """The answer once it is done; the request ends if the client leaves."""
-        leaving = asyncio.ensure_future(_left(request))
+        leaving = asyncio.ensure_future(_cancel_if_left(request, run))
         choices: dict[int, Choice] = {}
         try:
             while len(choices) < len(run.works):
-                news = asyncio.ensure_future(run.news())
-                await asyncio.wait({news, leaving}, return_when=asyncio.FIRST_COMPLETED)
-                if not news.done():
-                    news.cancel()
-                    return Response(status_code=499)  # Nobody reads it.
-                number, place, end = news.result()
+                number, place, end = await run.news()
                 if end == engines.DONE and place is not None:
                     choices[number] = self._finished(asked, run.works[number], place)
                 elif end is not None:
@@ -220,17 +236,22 @@ class App:
 
     async def _body(self, request: Request) -> Any:
         """The JSON of a request, which is no larger than allowed."""
-        if not request.headers.get("content-type", "").startswith("application/json"):
+        if not request.headers.get("content-type", "").lower().startswith("application/json"):
             # A browser asks before it sends this type to another site.
             raise BadRequest("the content type must be application/json", status=415)
         most, parts, size = self._model.limits.max_body, [], 0
-        async for part in request.stream():
-            size += len(part)
-            if size > most:
-                raise BadRequest(f"the body has more than {most} bytes", status=413)
-            parts.append(part)
         try:
-            return json.loads(b"".join(parts))
+            async with asyncio.timeout(_BODY_SECONDS):
+                async for part in request.stream():
+                    size += len(part)
+                    if size > most:
+                        raise BadRequest(f"the body has more than {most} bytes", status=413)
+                    parts.append(part)
+        except TimeoutError:
+            message = f"the body did not come within {_BODY_SECONDS} s"
+            raise BadRequest(message, status=408) from None
+        try:
+            return json.loads(b"".join(parts), parse_constant=_no_constant)
         except (ValueError, RecursionError) as error:
             raise BadRequest(f"the body is no JSON: {error}") from error
 
@@ -278,11 +299,55 @@ def metrics(engine: Engine) -> str:
     return "\n".join(lines) + "\n"
 
 
-async def _left(request: Request) -> None:
-    """Returns when the client has gone."""
+async def _cancel_if_left(request: Request, run: _Run) -> None:
+    """Ends a request when its client has gone; nobody reads the answer then."""
     with contextlib.suppress(ClientDisconnect):
         while (await request.receive())["type"] != "http.disconnect":
             pass
+    run.cancel()
+
+
+class _OwnHost:
+    """Answers requests to this machine alone.
+
+    Pages of other sites can make a browser send requests here, under names of their own.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            host = Headers(scope=scope).get("host")  # Browsers give one; HTTP/1.0 has none.
+            if host is not None and re.sub(r":\d+$", "", host).lower() not in _LOOPBACK:
+                names = ", ".join(_LOOPBACK)
+                wrong = BadRequest(f"the Host {host!r:.80} is not this server: {names}")
+                response = JSONResponse(wrong.body(), status_code=wrong.status)
+                return await response(scope, receive, send)
+        await self._app(scope, receive, send)
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no number of JSON")
+
+
+async def _no_address(request: Request, error: Exception) -> Response:
+    """404 for an unknown address, 405 for a wrong method."""
+    assert isinstance(error, HTTPException)
+    message = f"{request.method} {request.url.path!r:.200}: {error.detail}"
+    body = BadRequest(message, status=error.status_code).body()
+    return JSONResponse(body, status_code=error.status_code, headers=error.headers)
+
+
+async def _gone(request: Request, error: Exception) -> Response:
+    """The client left before its request was read; nobody reads the answer."""
+    return Response(status_code=499)
+
+
+async def _failed(request: Request, error: Exception) -> Response:
+    """An error of this server; starlette raises it again, for the log."""
+    body = BadRequest("the server failed; its log says how", status=500).body()
+    return JSONResponse(body, status_code=500)
 
 
 async def _refuse(request: Request, error: Exception) -> Response:

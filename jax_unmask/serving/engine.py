@@ -184,6 +184,9 @@ class Engine:
         denoiser, denoiser_params: the dLLM.
         shared: for each policy (by name) its params; weights are shared by all requests.
         settings: see there.
+
+    Attributes:
+        running: requests that have a row.
     """
 
     def __init__(
@@ -199,6 +202,7 @@ class Engine:
         self._arrived: collections.deque[Work] = collections.deque()
         self._parked: list[Work] = []
         self._alive: set[Work] = set()
+        self.running = 0
         self._batches: collections.OrderedDict[Shape, _Batch] = collections.OrderedDict()
         self._makers = ThreadPoolExecutor(1, thread_name_prefix="compile")
         self._is_closing = False
@@ -208,12 +212,7 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Requests that have no row yet."""
-        return sum(work.started is None for work in tuple(self._alive))
-
-    @property
-    def running(self) -> int:
-        """Requests that have one."""
-        return len(self._alive) - self.waiting
+        return len(self._alive) - self.running
 
     def submit(self, works: list[Work]) -> None:
         """Lets requests in, all or none.
@@ -222,8 +221,8 @@ class Engine:
             Full: too many wait.
         """
         with self._changed:
-            waiting = sum(work.started is None for work in self._alive)
-            if self._is_closing or waiting + len(works) > self.settings.queue + self.settings.slots:
+            most = self.settings.queue + self.settings.slots
+            if self._is_closing or self.waiting + len(works) > most:
                 self.counts.refused += len(works)
                 raise Full
             self._alive.update(works)
@@ -242,13 +241,17 @@ class Engine:
         assert batches[0] is not None
         batches[0].wait()
 
-    def close(self) -> None:
-        """Ends everything; what still runs is cancelled."""
+    def end_all(self) -> None:
+        """Cancels what waits and runs; nothing is let in any more."""
         with self._changed:
             self._is_closing = True
             for work in self._alive:
                 work._end = work._end or CANCELLED
             self._changed.notify()
+
+    def close(self) -> None:
+        """Ends everything; what still runs is cancelled."""
+        self.end_all()
         self._thread.join()
         self._makers.shutdown(cancel_futures=True)
 
@@ -325,6 +328,7 @@ class Engine:
             self._finish(work, None, work._end)
             return False
         work.started = time.monotonic()
+        self.running += 1
         return True
 
     def _told(self, work: Work, place: Progress) -> None:
@@ -347,6 +351,7 @@ class Engine:
 
     def _finish(self, work: Work, place: Progress | None, end: str) -> None:
         self._alive.discard(work)
+        self.running -= work.started is not None
         self.counts.ended[end] += 1
         if end == DONE and place is not None:
             self.counts.tokens += int((place.step_map >= 0).sum())
@@ -379,5 +384,6 @@ def text_end(
     tokens: Int[np.ndarray, " L"], stop_ids: tuple[int, ...], most: int
 ) -> tuple[int, bool]:
     """Number of tokens of a text on a canvas, and whether a token ended it."""
-    stops = np.flatnonzero(np.isin(tokens[:most], np.asarray(stop_ids, tokens.dtype)))
-    return (int(stops[0]), True) if stops.size else (min(len(tokens), most), False)
+    listed = tokens[:most].tolist()
+    stop = next((place for place, token in enumerate(listed) if token in stop_ids), None)
+    return (len(listed), False) if stop is None else (stop, True)

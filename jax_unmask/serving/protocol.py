@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_unmask import policies
+from jax_unmask import notation, policies
 from jax_unmask.denoisers import Tokenizer
 from jax_unmask.generation.answers import MaskedWriter
 from jax_unmask.policies.base import Policy
@@ -35,7 +35,21 @@ _NOT_OFFERED: dict[str, tuple[Any, ...]] = {
     "tools": (None, []),
     "functions": (None, []),
     "response_format": (None, {"type": "text"}),
+    "modalities": (None, ["text"]),
+    "audio": (None,),
+    "prediction": (None,),
 }
+_READ = (
+    *("model", "messages", "prompt", "max_tokens", "max_completion_tokens", "temperature", "top_p"),
+    *("n", "seed", "stop", "stream", "stream_options"),
+    *("policy", "policy_settings", "nfe", "alpha", "threshold"),
+)
+# Of no consequence for an answer of this server.
+_IGNORED = (
+    *("user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"),
+    *("prompt_cache_retention", "tool_choice", "function_call", "parallel_tool_calls"),
+    *("reasoning_effort", "verbosity"),
+)
 
 
 class BadRequest(ValueError):
@@ -139,6 +153,11 @@ class Model:
         self.lengths, self.temperatures = tuple(sorted(lengths)), tuple(temperatures)
         longest = writer.denoiser.config.max_length
         self.shapes = {length: self._settings(length) for length in self.lengths}
+        self._drawn = {
+            (length, temperature): dataclasses.replace(shape, temperature=temperature)
+            for length, shape in self.shapes.items()
+            for temperature in self.temperatures
+        }
         room = longest - self.lengths[-1]
         if room < 1:
             problem = f"the model's max_length is {longest}, which leaves no room for prompts"
@@ -201,6 +220,9 @@ class Model:
         """
         if not isinstance(body, dict):
             raise BadRequest("the body is no JSON object")
+        for name in body.keys() - {*_READ, *_NOT_OFFERED, *_IGNORED}:
+            known = notation.suggestion(name[:80], _READ)
+            raise BadRequest(f"{name!r:.80} is no field of a request{known}", param=name[:80])
         for name, nothing in _NOT_OFFERED.items():
             if body.get(name) not in nothing:
                 raise BadRequest(
@@ -216,7 +238,7 @@ class Model:
         top_p = body.get("top_p")
         if top_p not in (None, 1, self.writer.settings.sampling.top_p):
             raise BadRequest(
-                f"top_p={top_p}: this server draws with top_p="
+                f"top_p={top_p!r:.80}: this server draws with top_p="
                 f"{self.writer.settings.sampling.top_p:g}; leave it out",
                 param="top_p",
             )
@@ -230,11 +252,7 @@ class Model:
                 param="messages" if is_chat else "prompt",
                 code="context_length_exceeded",
             )
-        settings = {
-            name: _number(body, name, float, None, None, None)
-            for name in ("nfe", "alpha", "threshold", *_extra(body))
-            if _field(body, name) is not None
-        }
+        settings = _policy_settings(body)
         served = self.served[policy_name]
         try:
             policy, params = policies.adjusted(
@@ -247,6 +265,8 @@ class Model:
         except SettingError as error:
             raise BadRequest(str(error), param=error.key) from error
         options = body.get("stream_options") or {}
+        if not isinstance(options, dict):
+            raise BadRequest("stream_options must be an object", param="stream_options")
         return Asked(
             shape=self._shape(policy_name, policy, length, longest, temperature),
             params=params,
@@ -258,9 +278,9 @@ class Model:
             seed=_number(body, "seed", int, 0, 2**32 - 1, self.seed),
             stops=_stops(body),
             is_chat=is_chat,
-            is_streamed=bool(body.get("stream", False)),
-            with_usage=isinstance(options, dict) and bool(options.get("include_usage")),
-            with_canvas=isinstance(options, dict) and bool(options.get("include_canvas")),
+            is_streamed=_flag(body, "stream"),
+            with_usage=_flag(options, "include_usage"),
+            with_canvas=_flag(options, "include_canvas"),
             id=("chatcmpl-" if is_chat else "cmpl-") + uuid.uuid4().hex,
             created=int(time.time()),
         )
@@ -268,22 +288,24 @@ class Model:
     def _named(self, body: Mapping[str, Any]) -> tuple[str, str]:
         """The model that a request names, and its policy."""
         first = next(iter(self.served))
-        named = body.get("model", self.name)
+        named = body.get("model") or self.name
         if not isinstance(named, str):
             raise BadRequest("model must be a string", param="model")
         model, _, policy = named.partition("@")
         if model != self.name or (policy and policy not in self.served):
             known = ", ".join(each["id"] for each in self.listed())
             raise BadRequest(
-                f"there is no model {named!r}; there are {known}",
+                f"there is no model {named!r:.80}; there are {known}",
                 param="model",
                 status=404,
                 code="model_not_found",
             )
-        chosen = _field(body, "policy") or policy or first
-        if chosen not in self.served:
+        chosen = policy or first if body.get("policy") is None else body["policy"]
+        if not isinstance(chosen, str) or chosen not in self.served:
             known = ", ".join(self.served)
-            raise BadRequest(f"there is no policy {chosen!r}; there are {known}", param="policy")
+            raise BadRequest(
+                f"there is no policy {chosen!r:.80}; there are {known}", param="policy"
+            )
         return named, chosen
 
     def _temperature(self, body: Mapping[str, Any]) -> float:
@@ -317,14 +339,17 @@ class Model:
         if isinstance(prompt, str):
             return self.writer.tokenizer.encode(prompt)
         size = self.writer.tokenizer.vocab_size
-        if not _is_list_of(prompt, int) or not all(0 <= token < size for token in prompt):
+        is_tokens = _is_list_of(prompt, int) and not any(isinstance(each, bool) for each in prompt)
+        if not is_tokens or not all(0 <= token < size for token in prompt):
             raise BadRequest(f"prompt must be text, or tokens from 0 to {size - 1}", param="prompt")
         return list(prompt)
 
     def _encode_chat(self, given: Any) -> list[int]:
         if not _is_list_of(given, dict) or not given:
             raise BadRequest("messages must be a list of objects", param="messages")
-        messages = [{"role": str(each.get("role")), "content": _text(each)} for each in given]
+        if not all(isinstance(each.get("role"), str) for each in given):
+            raise BadRequest("each message must have a role, as text", param="messages")
+        messages = [{"role": each["role"], "content": _text(each)} for each in given]
         if self._has_template:
             return self.writer.tokenizer.encode_prompt(messages, thinking=self.writer.thinking)
         # Models without a chat template (the shipped ones) know single prompts.
@@ -337,8 +362,7 @@ class Model:
         width = 64
         while width < min(prompt, room):
             width *= _PROMPT_STEP
-        settings = dataclasses.replace(self.shapes[length], temperature=temperature)
-        return Shape(policy, name, settings, min(width, room))
+        return Shape(policy, name, self._drawn[length, temperature], min(width, room))
 
     def _settings(self, length: int) -> RolloutSettings:
         """Those of a canvas length; the block of full diffusion is the canvas."""
@@ -516,6 +540,13 @@ def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(found)], True) if found else (text, False)
 
 
+def _flag(body: Mapping[str, Any], name: str) -> bool:
+    value = body.get(name)
+    if not isinstance(value, bool | None):
+        raise BadRequest(f"{name}={value!r:.80} must be true or false", param=name)
+    return bool(value)
+
+
 def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
     given = body.get("stop")
     stops = [] if given is None else [given] if isinstance(given, str) else given
@@ -526,19 +557,18 @@ def _stops(body: Mapping[str, Any]) -> tuple[str, ...]:
     return tuple(stops)
 
 
-def _extra(body: Mapping[str, Any]) -> list[str]:
-    """Further settings of the policy, as an object `policy_settings`."""
-    given = body.get("policy_settings") or {}
-    if not isinstance(given, dict) or len(given) > 16:
-        raise BadRequest("policy_settings must be an object", param="policy_settings")
-    return [str(name) for name in given]
-
-
-def _field(body: Mapping[str, Any], name: str) -> Any:
-    """A field of the request, or of its `policy_settings`."""
-    settings = body.get("policy_settings")
-    inner = settings.get(name) if isinstance(settings, dict) else None
-    return body.get(name) if inner is None else inner
+def _policy_settings(body: Mapping[str, Any]) -> dict[str, float]:
+    """Settings of the policy: fields of the request, or of its `policy_settings`."""
+    inner = {} if body.get("policy_settings") is None else body["policy_settings"]
+    if not isinstance(inner, dict) or len(inner) > 16:
+        problem = "policy_settings must be an object of at most 16 settings"
+        raise BadRequest(problem, param="policy_settings")
+    given = {name: body.get(name) for name in ("nfe", "alpha", "threshold")} | inner
+    return {
+        name: _number(given, name, float, None, None, None)
+        for name, value in given.items()
+        if value is not None
+    }
 
 
 def _number(
@@ -549,7 +579,7 @@ def _number(
     high: float | None,
     default: Any,
 ) -> Any:
-    value = _field(body, name)
+    value = body.get(name)
     if value is None:
         return default
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
@@ -558,7 +588,7 @@ def _number(
         raise BadRequest(f"{name}={value!r:.80} is no {word} that can be used", param=name)
     if (low is not None and value < low) or (high is not None and value > high):
         limits = " ".join(
-            f"{word} {limit:g}"
+            f"{word} {limit:.10g}"
             for word, limit in (("at least", low), ("at most", high))
             if limit is not None
         )
@@ -575,8 +605,10 @@ def _text(message: Mapping[str, Any]) -> str:
     content = message.get("content")
     if isinstance(content, str):
         return content
-    if _is_list_of(content, dict) and all(part.get("type") == "text" for part in content or ()):
-        return "".join(str(part.get("text", "")) for part in content or ())
+    if isinstance(content, list) and _is_list_of(content, dict):
+        texts = [part.get("text") for part in content if part.get("type") == "text"]
+        if len(texts) == len(content) and _is_list_of(texts, str):
+            return "".join(texts)
     raise BadRequest("the content of a message must be text", param="messages")
 
 

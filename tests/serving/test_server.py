@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import pathlib
+import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -13,7 +16,10 @@ pytest.importorskip("uvicorn", reason="serving needs the extra serve")
 from jax_unmask import Generator
 from jax_unmask.commands import serve
 from jax_unmask.serving import engine as engines
+from jax_unmask.serving.app import _Run
+from jax_unmask.serving.protocol import _NOT_OFFERED, _READ
 
+GEMMA = pathlib.Path(__file__).parents[1] / "fixtures" / "diffusion_gemma"
 PUZZLES = ["1...2...3...4...=", "12..", "1...2...3...4..3=", ".2..2...3...4...="]
 
 
@@ -103,6 +109,12 @@ def test_stop_strings_end_an_answer(server):
     [
         ({"model": "gpt"}, 404, "there is no model 'gpt'; there are sudoku, sudoku@thr"),
         ({"policy": "/etc/passwd"}, 400, "there is no policy"),
+        ({"policy": []}, 400, "there is no policy []"),
+        ({"treshold": 0.5}, 400, "'treshold' is no field of a request; did you mean threshold"),
+        ({"stream": "false"}, 400, "stream='false' must be true or false"),
+        ({"stream_options": "all"}, 400, "stream_options must be an object"),
+        ({"prompt": [True]}, 400, "tokens from 0 to"),
+        ({"policy_settings": {"n": 3}}, 400, "n = 3.0: threshold has no such setting"),
         ({"prompt": "Hello"}, 400, "has no token for"),
         ({"prompt": None}, 400, "prompt must be text"),
         ({"prompt": [99]}, 400, "tokens from 0 to"),
@@ -116,6 +128,7 @@ def test_stop_strings_end_an_answer(server):
         ({"temperature": 0.3}, 400, "this server draws at 0, 1"),
         ({"top_p": 0.3}, 400, "top_p=0.3"),
         ({"logprobs": 3}, 400, "logprobs is not offered"),
+        ({"tools": [{"type": "function"}]}, 400, "tools is not offered"),
         ({"threshold": 2}, 400, "threshold = 2.0"),
         ({"nfe": 3}, 400, "takes the forwards that it takes"),
         ({"alpha": 3}, 400, "no such setting"),
@@ -136,8 +149,87 @@ def test_refuses_what_is_no_request(server):
         server.open("POST", "/v1/completions", b"{}", **{"Content-Type": "text/plain"}).status
         == 415
     )
-    assert server.open("GET", "/v1/models", Host="evil.example").status == 400
+    assert server.ask(b'{"prompt": "1", "seed": NaN}')[1]["error"]["message"].endswith("JSON")
     assert server.ask({}, "/v1/chat/completions")[1]["error"]["param"] == "messages"
+    for message in ({"content": "1"}, {"role": "user"}, {"role": "user", "content": [{}]}, None):
+        status, answer = server.ask({"messages": [message]}, "/v1/chat/completions")
+        assert status == 400
+        assert answer["error"]["param"] == "messages"
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status"),
+    [
+        ("GET", "/v1/completions", {}, 405),
+        ("POST", "/v1/embeddings", {}, 404),
+        ("GET", "/v1/models/none", {}, 404),
+        ("GET", "/v1/models", {"Host": "evil.example"}, 400),
+        ("GET", "/health", {"Host": "[::1]:80"}, 200),
+        ("GET", "/health", {"Host": "LOCALHOST"}, 200),
+    ],
+)
+def test_every_error_has_the_form_of_the_protocol(server, method, path, headers, status):
+    answer = server.open(method, path, **headers)
+    assert answer.status == status
+    body = json.loads(answer.read())
+    assert (set(body.get("error", ())) == {"message", "type", "param", "code"}) == (status >= 400)
+
+
+def test_http_1_0_and_nothing_asked_for(server):
+    """A request without a Host; null in every field that may be left out."""
+    names = (*_READ, *_NOT_OFFERED)
+    body = json.dumps(dict.fromkeys(names) | {"prompt": PUZZLES[0]}).encode()
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.0\r\nContent-Type: Application/JSON\r\n"
+            b"Content-Length: %d\r\n\r\n%s" % (len(body), body)
+        )
+        answer = b"".join(iter(lambda: connection.recv(4096), b""))
+    assert b" 200 OK" in answer.splitlines()[0]
+    assert len(json.loads(answer.split(b"\r\n\r\n")[1])["choices"][0]["text"]) == 16
+
+
+def test_a_client_that_leaves_while_it_asks(server, caplog):
+    with socket.create_connection(("127.0.0.1", server.port)) as connection:
+        connection.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\n"
+            b"Content-Type: application/json\r\nContent-Length: 500\r\n\r\n{"
+        )
+    assert server.ask({"prompt": PUZZLES[0]})[0] == 200
+    assert "Traceback" not in caplog.text
+
+
+def test_a_client_that_reads_slowly_misses_steps_alone(server):
+    """What the engine reports meanwhile takes the place of what was not read."""
+
+    async def reports():
+        asked = server.service.model.understand(
+            {"prompt": PUZZLES[:2], "policy": "top_confidence", "stream": True}, is_chat=False
+        )
+        run = _Run(server.service.engine, asked)
+        while server.service.engine.running + server.service.engine.waiting:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
+        return [await asyncio.wait_for(run.news(), 60) for _ in range(2)]
+
+    found = asyncio.run(reports())
+    assert sorted(number for number, _, _ in found) == [0, 1]
+    assert [(place.nfe, end) for _, place, end in found] == [(16, engines.DONE)] * 2
+
+
+def test_what_still_runs_at_the_end_of_the_grace_is_told_so(server, monkeypatch):
+    engine = server.service.engine
+    monkeypatch.setattr(engine, "submit", lambda works: submit(works) or end_all())
+
+    def end_all():
+        for work in tuple(engine._alive):
+            engine.cancel(work)
+
+    submit = type(engine).submit.__get__(engine)
+    status, answer = server.ask({"prompt": PUZZLES[0], "n": 16})
+    assert status == 503
+    assert answer["error"]["message"] == "the server is shutting down"
+    assert answer["error"]["type"] == "server_error"
 
 
 def test_lists_models_and_counts(server):
@@ -195,6 +287,7 @@ def test_requests_that_leave_are_cancelled_and_those_too_late_end(server):
         (("--policy=treshold",), "did you mean threshold"),
         (("--lengths=16,x",), "--lengths = '16,x'"),
         (("--slots=0",), "slots = 0"),
+        ((f"--model={GEMMA}",), "it is a diffusion_gemma, and the server fills canvases of masks"),
         (("--gen_length=10", "--block_length=4"), "gen_length = 10"),
     ],
 )
