@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import os
 import pathlib
+import re
 import tempfile
 from typing import Any
 
@@ -16,6 +17,11 @@ import nbformat
 
 FOLDER = pathlib.Path(__file__).parent
 ROOT = FOLDER.parents[1]
+# Lines of libraries about the machine that the notebooks ran on.
+_OF_THE_MACHINE = re.compile(
+    r"/.*Warning: |  from \.autonotebook |WARNING:absl:|E\d{4} .*slow_operation|\*{32}"
+    r"|\[Compiling module|.*step/s\]E\d{4}"
+)
 NAMES = ("quickstart", "own_model", "tracerl")
 
 
@@ -54,8 +60,11 @@ def tidy(notebook: Any, folder: pathlib.Path) -> Any:
                 kept.append(output)
         for output in kept:
             if output.output_type == "stream":
-                lines = (line.rpartition("\r")[2] for line in output.text.split("\n"))
+                lines = [line.rpartition("\r")[2] for line in output.text.split("\n")]
+                if output.name == "stderr":
+                    lines = [line for line in lines if line and not _OF_THE_MACHINE.match(line)]
                 output.text = "\n".join(lines).replace(f"{folder}/", "")
+        kept = [output for output in kept if output.get("text") != ""]
         cell.outputs = kept if cell.cell_type == "code" else []
         if cell.cell_type != "code":
             del cell["outputs"]

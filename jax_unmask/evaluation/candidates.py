@@ -96,7 +96,9 @@ def candidates(
             method, seed = f"policy, alpha {reward.alpha:g}", config.seed
         for spec in _at_trained_settings(config, str(trained)):
             for each in _candidates(config, "eval.trained", spec, results.TRAINED):
-                found.append(dataclasses.replace(each, method=method, training_seed=seed))
+                # One that is told alpha has it among its settings.
+                name = "policy" if getattr(each.policy, "alphas", ()) else method
+                found.append(dataclasses.replace(each, method=name, training_seed=seed))
     for pattern in config.eval.shipped:
         (named,) = _expand("eval.shipped", f"learned:{pattern}")
         names = fnmatch.filter(shipped_policies(), named.target)

@@ -142,7 +142,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
                 # Retention is the policy's business; without best_fn Orbax writes no metrics.
                 best_fn=self._goodness,
                 # Renamed first, so that a kill in the deletion leaves nothing that looks damaged.
-                todelete_subdir=_DELETED,
+                todelete_subdir=None if self.read_only else _DELETED,
+                save_interval_steps=0 if self.read_only else 1,
                 cleanup_tmp_directories=not self.read_only,
                 create=not self.read_only,
                 read_only=self.read_only,
