@@ -25,7 +25,7 @@ from jax_unmask.settings import ConfigError, SettingError, from_config, setting,
 from jax_unmask.tasks.data import Batch, BatchIterator
 
 # What an environment may change; the policy, its optimiser and its reward are those of all.
-_GROUPS = ("task", "model", "rollout", "expert")
+GROUPS = ("task", "model", "rollout", "expert")
 _REMEDY = "Write KEY=VALUE KEY=VALUE ..., as in 'model.path=sudoku task.name=sudoku'"
 
 
@@ -82,8 +82,8 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
         line, config = self.environments[index], to_config(shared)
         try:
             for key, text in notation.pairs(shlex.split(line), line).items():
-                if key.partition(".")[0] not in _GROUPS:
-                    allowed = ", ".join(_GROUPS)
+                if key.partition(".")[0] not in GROUPS:
+                    allowed = ", ".join(GROUPS)
                     raise ValueError(f"{key} is the same in all; choose among {allowed}")
                 config.update_from_flattened_dict({key: read_value(config, key, text)})
             return from_config(shared, config)

@@ -11,6 +11,8 @@ from jax_unmask import recipes, settings
 from jax_unmask.commands import curriculum
 from jax_unmask.commands import eval as evaluate
 from jax_unmask.evaluation import axes, candidates
+from jax_unmask.recipes import policy_environments
+from jax_unmask.shipped import shipped_models
 
 ROOT = pathlib.Path(__file__).parents[2]
 EXPERIMENTS_OF_PAPER = tuple(
@@ -132,14 +134,9 @@ TRACERL_COMMON = {
 }
 
 
-def tracerl_large(choice):
-    make = runpy.run_path(str(ROOT / "configs" / "tracerl_large.py"))["get_config"]
-    return make(choice)
-
-
 @pytest.mark.parametrize("choice", TRACERL)
 def test_tracerl_has_the_published_values(choice):
-    config = recipes.read(tracerl_large(choice))
+    config = recipes.read(_config(f"tracerl_large:{choice}"))
     found = settings.flat(config)
     rollout, learner = config.rollout, config.learner
     is_full = choice.startswith(("llada", "dream"))
@@ -155,7 +152,7 @@ def test_tracerl_has_the_published_values(choice):
 
 
 def test_programs_of_tracerl_earn_their_share_of_tests_whatever_their_length():
-    config = recipes.read(tracerl_large("sdar-8b,code"))
+    config = recipes.read(_config("tracerl_large:sdar-8b,code"))
     assert config.task.settings == ("test_path=hub:Gen-Verse/LiveCodeBench", "partial=true")
     assert (config.task.name, config.task.path) == (
         "primeintellect",
@@ -168,9 +165,7 @@ def test_programs_of_tracerl_earn_their_share_of_tests_whatever_their_length():
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_is_valid(experiment, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    name, _, argument = experiment.partition(":")
-    make = runpy.run_path(f"configs/{name}.py")["get_config"]
-    config = make(argument) if argument else make()
+    config = _config(experiment)
     if config.recipe == curriculum.RECIPE:
         assert len(curriculum.stages(config, tmp_path)) > 1
     else:
@@ -201,13 +196,33 @@ def _environment(config, block):
 def test_every_training_can_be_measured_on_a_longer_canvas(trained_as, monkeypatch):
     """Expert steering is for full diffusion, which an evaluation need not be."""
     monkeypatch.chdir(ROOT)
-    name, _, argument = trained_as.partition(":")
-    make = runpy.run_path(f"configs/{name}.py")["get_config"]
-    config = make(argument) if argument else make()
+    config = _config(trained_as)
     config.rollout.gen_length = 512
     config.eval.block_lengths = (32, 0)
     text = evaluate.list_measurements(config, speed=50, nfe=None)
     assert "hours at 50 row forwards per second" in text
+
+
+def test_every_environment_of_the_universal_policy_has_the_settings_of_its_task_alone():
+    tasks = shipped_models()
+    alone = [settings.flat(recipes.read(_config(f"tiny_policy:{task}"))) for task in tasks]
+    both = [settings.flat(each) for each in recipes.read(_config("universal_policy:all")).each]
+    own = [settings.flat(recipes.read(_config(f"universal_policy:{task}"))) for task in tasks]
+    for key in alone[0]:
+        if len({str(each[key]) for each in alone}) == 1 or key.startswith("eval."):
+            continue  # The same in all, or of the evaluation, which measures the first.
+        if key.startswith(policy_environments.GROUPS):
+            expected = [each[key] for each in alone]
+        else:  # The policy is one: on a task alone, too, it is that of all.
+            expected = [own[0][key]] * len(tasks)
+            assert [each[key] for each in own] == expected, key
+        assert [each[key] for each in both] == expected, key
+
+
+def _config(experiment):
+    name, _, argument = experiment.partition(":")
+    make = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]
+    return make(argument) if argument else make()
 
 
 def test_all_of_them_are_tested():
@@ -224,9 +239,8 @@ def test_all_of_them_are_tested():
     ],
 )
 def test_an_unknown_choice_is_refused_with_those_that_there_are(name):
-    make = runpy.run_path(str(ROOT / "configs" / f"{name}.py"))["get_config"]
     with pytest.raises(ValueError, match=f"{name}.py:chess is unknown; use "):
-        make("chess")
+        _config(f"{name}:chess")
 
 
 def test_the_reference_page_is_that_of_the_declarations():
