@@ -71,7 +71,7 @@ def overview() -> str:
 
 
 def help_of(name: str) -> str:
-    """What a command does, with examples; its flags, and for those with configs all of these."""
+    """Summary, examples and flags of a command; with configs their keys and experiments too."""
     summary, rest = _described(name)
     flags = json.loads((_PACKAGE / "assets" / "help.json").read_text(encoding="utf-8"))
     parts = [f"{summary}\n", rest, flags[name]]

@@ -502,12 +502,12 @@ def reference(settings: Sequence[Setting]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def help_text(instance: Settings, flag: str = "--config") -> str:
+def help_text(instance: Settings) -> str:
     """The settings as lines of a command's help."""
     lines = []
     for each in declared(instance):
         values = f"; {each.range_text}" if each.range_text else ""
-        lines.append(f"  {flag}.{each.key}: {each.help}")
+        lines.append(f"  --config.{each.key}: {each.help}")
         lines.append(f"    (default: {each.default!r}; {each.type_name}{values})")
     return "\n".join(lines) + "\n"
 

@@ -15,7 +15,7 @@ from jax_unmask.benchmarks import hardware
 from jax_unmask.benchmarks.hardware import MatmulPeak
 from jax_unmask.benchmarks.reference import Reference, ReferenceSpeed, Result, compare
 from jax_unmask.benchmarks.subjects import Subject
-from jax_unmask.policies.base import Params, Policy
+from jax_unmask.policies.base import Params, Policy, strong
 from jax_unmask.rollout import (
     Prompts,
     RolloutSettings,
@@ -96,7 +96,7 @@ def measure_speed(
         subject.denoiser,
         subject.params,
         policy,
-        jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), policy_params),
+        strong(policy_params),
         jax.tree.map(jnp.asarray, prompts),
         row_keys(streams.stream(streams.root(seed), "sampling"), batch),
         dataclasses.replace(settings, record=False),

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 from typing import Any
 
 import numpy as np
@@ -12,6 +11,7 @@ from jax_unmask import denoisers, tasks
 from jax_unmask.denoisers import Denoiser, DenoiserConfig, Params, Tokenizer, families
 from jax_unmask.denoisers.families.base import TOKENS
 from jax_unmask.environment.bundle import load_model
+from jax_unmask.notation import suggestion
 from jax_unmask.rollout import Prompts
 from jax_unmask.runtime import streams
 
@@ -77,9 +77,7 @@ def find_preset(name: str) -> Preset:
         ValueError: there is none.
     """
     if name not in PRESETS:
-        close = difflib.get_close_matches(name, PRESETS, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]!r}? " if close else ""
-        raise ValueError(f"--preset={name} is unknown; {hint}choose one of {', '.join(PRESETS)}")
+        raise ValueError(f"--preset={name} is unknown{suggestion(name, PRESETS)}")
     return PRESETS[name]
 
 

@@ -121,12 +121,10 @@ def _varied(config: ConfigDict) -> list[tuple[RunSettings, dict[str, Any]]]:
 
 
 def list_measurements(config: ConfigDict, *, speed: float | None, nfe: int | None) -> str:
-    """What `evaluate` would measure, as text; reads policies and counts problems.
+    """The measurements of `evaluate` as text; reads policies and counts problems.
 
-    Args:
-        config: a full config.
-        speed: row forwards per second, for an estimate of the time.
-        nfe: see `dry_run.planned`.
+    `speed` is in row forwards per second, for an estimate of the time; `nfe` as in
+    `dry_run.planned`.
     """
     config = _for_evaluation(config)
     candidates.check(recipes.read(config))

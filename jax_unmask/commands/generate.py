@@ -203,7 +203,7 @@ def problem(args: argparse.Namespace) -> Problem:
 
 
 def decoding(args: argparse.Namespace) -> Decoding:
-    """How the arguments ask to decode."""
+    """The settings of decoding that the arguments give."""
     names = {field.name for field in dataclasses.fields(Decoding)} - {"thinking"}
     thinking = None if args.thinking is None else args.thinking == "on"
     return Decoding(**{name: getattr(args, name) for name in names}, thinking=thinking)

@@ -118,7 +118,7 @@ class Plan:
 
     @property
     def refusal(self) -> ConfigError | None:
-        """Why no step can run on these devices, with a remedy; None if one might."""
+        """The error that says why no step can run on these devices; None if one might."""
         if self.device is None:
             return None
         memory, needed = self.device.memory_bytes, self.needed_bytes

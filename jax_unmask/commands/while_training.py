@@ -13,8 +13,8 @@ from jax_unmask.environment.bundle import Bundle, load_task
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation import axes
 from jax_unmask.evaluation.candidates import candidates
-from jax_unmask.evaluation.measure import MOST_ROWS, measure
-from jax_unmask.evaluation.problems import Problems, load_problems, rollout_settings
+from jax_unmask.evaluation.measure import MOST_ROWS
+from jax_unmask.evaluation.problems import Measured, Problems, load_problems, measure_one
 from jax_unmask.settings import ConfigError
 
 
@@ -89,24 +89,10 @@ class WhileTraining:
     ) -> tuple[float, float]:
         settings, problems = case.settings, case.problems
         draws = candidate.draws or settings.sampling.temperature > 0
-        results = []
+        rows, results = min(len(problems.examples), MOST_ROWS), []
         for seed in settings.eval.seeds if draws else settings.eval.seeds[:1]:
-            done = measure(
-                bundle.denoiser,
-                bundle.params,
-                bundle.tokenizer,
-                self._task,
-                problems.examples,
-                problems.prompts,
-                candidate.policy,
-                candidate.params,
-                rollout_settings(settings, bundle, block, settings.sampling.cache),
-                seed=seed,
-                batch_size=settings.eval.batch_size,
-                rows=min(len(problems.examples), MOST_ROWS),
-                buckets=problems.buckets,
-                placement=bundle.placement,
-            )
+            item = Measured(candidate, problems, block, seed, settings.sampling.cache)
+            done = measure_one(settings, bundle, self._task, item, rows)
             results.append((done.correct.mean(), done.nfe.mean()))
         accuracy, nfe = np.mean(results, axis=0)
         return float(accuracy), float(nfe)

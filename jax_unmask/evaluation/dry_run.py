@@ -1,4 +1,4 @@
-"""What an evaluation would measure, and how long that would take: no weights are loaded."""
+"""The measurements of an evaluation and their time, before any weights are loaded."""
 
 from __future__ import annotations
 
@@ -46,14 +46,12 @@ class Planned:
 
 def planned(
     varied: Sequence[tuple[RunSettings, dict[str, Any]]],
-    trained: Any = None,
     nfe: int | None = None,
 ) -> list[Planned]:
     """The measurements of a sweep, in its order; reads policies and counts problems.
 
     Args:
         varied: every config of the sweep, with the values of its axes.
-        trained: directory of the policy that was trained, if any.
         nfe: forwards that a row is assumed to need where that depends on the denoiser; half the
             canvas by default.
     """
@@ -66,7 +64,7 @@ def planned(
         ]
         what = ", ".join(str(value) for value in values.values()) or config.task.name
         groups: dict[tuple[int, str], list[Any]] = defaultdict(list)
-        for item in plan(config, candidates(config, trained=trained), splits):
+        for item in plan(config, candidates(config), splits):
             groups[item.block_length, item.candidate.method].append(item)
         for (block, method), items in groups.items():
             counts = [len(item.problems.examples) for item in items]

@@ -10,12 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float, Int
 
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
-from jax_unmask.policies.base import Policy
+from jax_unmask.policies.base import Policy, strong
 from jax_unmask.report.frontier import standard_error
 from jax_unmask.rollout import (
     Prompts,
@@ -150,7 +149,7 @@ def measure(
     settings = dataclasses.replace(
         settings, record=False, slots=batch_size, slot_groups=places.shards
     )
-    params = jax.tree.map(_strong, policy_params)
+    params = strong(policy_params)
     key = streams.stream(streams.root(seed), "sampling")
     own_size = size // places.feeds
     own_rows = slice(places.feed * own_size, (places.feed + 1) * own_size)
@@ -241,11 +240,6 @@ def measure(
         tokens=_count_tokens(canvas, tokenizer.eos_id, tokenizer.mask_id),
         still_masked=float(never_filled(canvas, tokenizer.mask_id, settings.stop_ids).mean()),
     )
-
-
-def _strong(leaf: Any) -> jax.Array:
-    """Arrays without weak types, which would compile another program for the same setting."""
-    return jnp.asarray(leaf, jnp.result_type(leaf))
 
 
 def _count_tokens(canvas: Int[np.ndarray, "n L"], eos_id: int, mask_id: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from typing import Any
@@ -10,6 +11,7 @@ from jax_unmask.denoisers import families
 from jax_unmask.environment.bundle import Bundle, check_split
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation.candidates import Candidate
+from jax_unmask.evaluation.measure import Measurement, measure
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings
 from jax_unmask.tasks.base import Example, Task
 
@@ -58,6 +60,34 @@ def rollout_settings(
         block_length=block_length,
         stop_ids=bundle.tokenizer.stop_ids if config.eval.stop_at_end else (),
         cache=cache,
+    )
+
+
+def measure_one(
+    config: RunSettings,
+    bundle: Bundle,
+    task: Task,
+    item: Measured,
+    rows: int,
+    compiling: contextlib.AbstractContextManager[None] | None = None,
+) -> Measurement:
+    """Measures a row, with so many problems per rollout; `compiling` is as in `measure`."""
+    return measure(
+        bundle.denoiser,
+        bundle.params,
+        bundle.tokenizer,
+        task,
+        item.problems.examples,
+        item.problems.prompts,
+        item.candidate.policy,
+        item.candidate.params,
+        rollout_settings(config, bundle, item.block_length, item.cache),
+        seed=item.seed,
+        batch_size=config.eval.batch_size,
+        rows=rows,
+        buckets=item.problems.buckets,
+        placement=bundle.placement,
+        compiling=compiling,
     )
 
 

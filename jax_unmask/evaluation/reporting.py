@@ -103,7 +103,7 @@ def write(
 
 
 def verdict(swept: Sequence[Swept], workdir: pathlib.Path) -> list[str]:
-    """What was found, where it stands, and what to do next: at most five lines."""
+    """The findings, the files that hold them, and the next command: at most five lines."""
     lines = [tables.headline(part.results, part.split, title=part.title) for part in swept]
     then = ["generate", f"--policy=learned:{workdir}", "--trace"]
     return verdict_lines(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -18,11 +17,12 @@ from jax_unmask.evaluation import candidates as candidates_lib
 from jax_unmask.evaluation import reporting, viewing
 from jax_unmask.evaluation.candidates import Candidate
 from jax_unmask.evaluation.identity import digest, essence, tree_hash
-from jax_unmask.evaluation.measure import MOST_ROWS, measure
+from jax_unmask.evaluation.measure import MOST_ROWS
 from jax_unmask.evaluation.problems import (
     Measured,
     Problems,
     load_problems,
+    measure_one,
     rollout_settings,
 )
 from jax_unmask.evaluation.store import ResultStore, Row, read_outcomes
@@ -120,9 +120,18 @@ def measure_all(
         # All settings of a policy share a program.
         program = (item.candidate.method, item.block_length, item.cache)
         what = f"rollouts of {item.candidate.method} with {_denoiser_name(config, bundle)}"
-        compiling = contextlib.nullcontext() if program in compiled else announced(what)
+        compiling = None if program in compiled else announced(what)
         compiled.add(program)
-        rows.append(_measure(config, bundle, task, item, row, store, per_rollout, compiling))
+        measurement = measure_one(config, bundle, task, item, per_rollout, compiling)
+        row |= {
+            **measurement.summary(),
+            "compile_seconds": measurement.compile_seconds,
+            "batch_size": measurement.batch_size,
+            "device": jax.devices()[0].device_kind,
+        }
+        if store is not None:
+            row = store.append(row, measurement.correct, measurement.nfe)
+        rows.append(row)
         known[row["key"]] = rows[-1]
         line = jobs.done(index, _found(rows[-1]))
         if not jax.process_index():
@@ -209,43 +218,6 @@ def _identify(
     # Only where they differ from what there was before there were options: rows keep their keys.
     identity |= {name: value for name, value in options.items() if value not in (NONE, False)}
     return {"key": digest(json.dumps(identity, sort_keys=True)), **row, **options}
-
-
-def _measure(
-    config: RunSettings,
-    bundle: Bundle,
-    task: Task,
-    item: Measured,
-    row: Row,
-    store: ResultStore | None,
-    rows: int,
-    compiling: contextlib.AbstractContextManager[None],
-) -> Row:
-    measurement = measure(
-        bundle.denoiser,
-        bundle.params,
-        bundle.tokenizer,
-        task,
-        item.problems.examples,
-        item.problems.prompts,
-        item.candidate.policy,
-        item.candidate.params,
-        rollout_settings(config, bundle, item.block_length, item.cache),
-        seed=item.seed,
-        batch_size=config.eval.batch_size,
-        rows=rows,
-        buckets=item.problems.buckets,
-        placement=bundle.placement,
-        compiling=compiling,
-    )
-    row = {
-        **row,
-        **measurement.summary(),
-        "compile_seconds": measurement.compile_seconds,
-        "batch_size": measurement.batch_size,
-        "device": jax.devices()[0].device_kind,
-    }
-    return row if store is None else store.append(row, measurement.correct, measurement.nfe)
 
 
 def _title(config: RunSettings, bundle: Bundle, task: Task, varied: Mapping[str, Any]) -> str:

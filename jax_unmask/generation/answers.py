@@ -9,7 +9,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float
 
@@ -27,7 +26,7 @@ from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.evaluation.viewing import record
 from jax_unmask.generation.generator import Decoding, Prompt, Step
-from jax_unmask.policies.base import Policy
+from jax_unmask.policies.base import Policy, strong
 from jax_unmask.policies.calibration import load_calibrations
 from jax_unmask.policies.checkpoint import MadeFor, made_for
 from jax_unmask.prompts import Prompts
@@ -164,7 +163,7 @@ class MaskedWriter:
 
     @property
     def environment(self) -> dict[str, str | int]:
-        """Where the policy acts, as far as that is known; see `policies.parse_policy`."""
+        """Denoiser and canvas of the policy, see `policies.parse_policy`."""
         return {"denoiser": self.name, **self.settings.environment}
 
     @property
@@ -195,9 +194,15 @@ class MaskedWriter:
         """A batch of prompts, rolled out; NumPy arrays. Only those that have a key exist."""
         policy, params = self.adjusted(settings)
         prompts = _padded(self.tokenizer, encoded, width)
-        # Weak types would compile a second program for the same settings.
-        params = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
-        arguments = (self.denoiser, self.params, policy, params, prompts, keys, self.settings)
+        arguments = (
+            self.denoiser,
+            self.params,
+            policy,
+            strong(params),
+            prompts,
+            keys,
+            self.settings,
+        )
         if with_records:
             return record(*arguments, watch)
         return jax.device_get(rollout(*arguments, watch)), None
@@ -380,7 +385,7 @@ def fitted(model: str | None, policy: str | None, decoding: Decoding) -> tuple[s
 
 
 def trained_for(text: str | None) -> tuple[MadeFor, ...]:
-    """Where a learned policy was trained, or was calibrated for the forwards asked for."""
+    """The places that a learned policy was trained for, or calibrated for where nfe is given."""
     spec = None if text is None else notation.parse(text)
     if spec is None or spec.name != "learned" or not spec.target:
         return ()

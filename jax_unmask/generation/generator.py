@@ -21,7 +21,7 @@ _HOLE = "_"
 
 @dataclasses.dataclass(frozen=True)
 class Decoding:
-    """How texts are decoded, and how the model is loaded; None is what the model was made for.
+    """Settings of decoding and loading; None stands for what the model was made for.
 
     Attributes:
         gen_length: canvas length; without a shipped model 128.
@@ -75,7 +75,7 @@ class Generator:
     >>> generator = Generator.from_pretrained("sudoku", policy="threshold:threshold=0.9")
     >>> (answer,) = generator.generate(["1...2...3...4...="])
     >>> answer.text, answer.nfe
-    ('1324243131424213', 6)
+    ('1432234131244213', 11)
 
     Compiled programs are kept over calls: prompts are padded to multiples of `pad_to` tokens and
     batches to 1, 2, 4, ... rows, neither of which changes an answer, and settings of a policy that
@@ -175,6 +175,11 @@ class Generator:
         >>> generator = Generator.from_pretrained("sudoku", policy="threshold:threshold=0.9")
         >>> for step in generator.stream("1...2...3...4...=", threshold=0.5):
         ...     print(step)
+        14______________
+        1432____________
+        14322341________
+        143223413224____
+        1432234132244113
         """
         from jax_unmask.generation import answers
 

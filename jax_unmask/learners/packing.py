@@ -17,16 +17,14 @@ from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.attention import Copies
-from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.engine import Chunk, Minibatches, Params, split
 from jax_unmask.learners.states import StateBatch
-from jax_unmask.learners.token_log_prob import token_log_prob
-from jax_unmask.runtime.mesh import by_rows, constrain
+from jax_unmask.runtime.mesh import by_rows
 
 
 @struct.dataclass
 class Packing:
-    """Where the tokens of B examples lie in R rows of W places.
+    """Places of the tokens of B examples in R rows of W places.
 
     The text of an example is its padded prompt and its canvas, P + L positions; some of them have
     no place: the prompt's padding, and the end of the canvas.
@@ -42,16 +40,15 @@ class Packing:
     source: Int[Array, "R W"]
 
 
-def pack(
-    first: Int[np.ndarray, " B"], last: Int[np.ndarray, " B"], width: int, rows: int | None = None
-) -> Packing:
+def pack(first: Int[np.ndarray, " B"], last: Int[np.ndarray, " B"], width: int) -> Packing:
     """Rows for examples, the longest first, each into the first row that has room for it.
+
+    There are B rows, of which the last may stay empty.
 
     Args:
         first: first position of each example in its text.
         last: the position after its last one.
         width: W.
-        rows: R, of which the last may stay empty; by default B.
 
     Raises:
         ValueError: an example does not fit a row.
@@ -69,9 +66,9 @@ def pack(
             members.append([])
         room[row] -= length
         members[row].append(example)
-    count = len(lengths) if rows is None else rows
     # A power of two, so that batches share programs.
     most = 1 << (max(map(len, members)) - 1).bit_length()
+    count = len(lengths)
     shape = (count, width)
     found = Packing(
         example=np.full((count, most), -1, np.int32),  # type: ignore[arg-type]
@@ -142,15 +139,7 @@ class PackedBatch:
         positions = jnp.where(real, rows.source - start, 0)
         hidden = self._hidden(params, clean, masked, positions, rows.segment)
         # 3. Their scores.
-        scores = token_log_prob(
-            output_table(settings.denoiser.config, params),
-            hidden.reshape(-1, hidden.shape[-1]),
-            clean.reshape(-1),
-            trained.reshape(-1),
-            settings.positions_per_chunk,
-            settings.temperature,
-        )
-        scores = constrain(scores.reshape(clean.shape), "batch")
+        scores = settings.log_prob(params, hidden, clean, trained)
         return scores, jnp.where(trained, weight, 0.0), trained
 
     def _hidden(

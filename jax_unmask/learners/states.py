@@ -635,6 +635,20 @@ class StateSettings(TokenSettings):
             length if self.blocks is None else min(self.blocks.length, length)
         )
 
+    def log_prob(
+        self, params: Params, hidden: Array, tokens: Array, wanted: Array
+    ) -> Float[Array, "C S"]:
+        """Log-probabilities of wanted tokens [C, S] by their hidden states, 0 elsewhere."""
+        scores = token_log_prob(
+            output_table(self.denoiser.config, params),
+            hidden.reshape(-1, hidden.shape[-1]),
+            tokens.reshape(-1),
+            wanted.reshape(-1),
+            self.positions_per_chunk,
+            self.temperature,
+        )
+        return constrain(scores.reshape(tokens.shape), "batch")
+
     def describe(self, responses: Responses) -> Canvas:
         """Layout of a batch of responses, for the surrogate."""
         shrink = self.surrogate.shrink if isinstance(self.surrogate, Trace) else 1
@@ -725,15 +739,7 @@ class StateBatch:
         settings, (prompts, tokens) = self.settings, self.take(at)
         params = self.whole(params)
         hidden = canvas_hidden(settings.denoiser, params, prompts, tokens, states, settings.blocks)
-        scores = token_log_prob(
-            output_table(settings.denoiser.config, params),
-            hidden.reshape(-1, hidden.shape[-1]),
-            tokens.reshape(-1),
-            states.trained.reshape(-1),
-            settings.positions_per_chunk,
-            settings.temperature,
-        )
-        return constrain(scores.reshape(tokens.shape), "batch")
+        return settings.log_prob(params, hidden, tokens, states.trained)
 
     def weights(self, states: States) -> Float[Array, "C L"]:
         """Weight of each token in the loss of its state."""

@@ -31,7 +31,7 @@ class Collective:
     arrays: tuple[str, ...]  # What it gives each device, such as "f32[8,64]".
     bytes: int  # Size of that.
     group: int  # Devices that take part in one exchange.
-    # Where in the source it comes from, as far as the compiler knows.
+    # Its place in the source, as far as the compiler knows it.
     name: str = dataclasses.field(default="", compare=False)
     times: int = dataclasses.field(default=1, compare=False)
     overlaps: bool = dataclasses.field(default=False, compare=False)

@@ -67,7 +67,7 @@ class Instruction:
 
     @property
     def source(self) -> str:
-        """Where in the source it comes from, as far as the compiler knows."""
+        """Its place in the source, as far as the compiler knows it."""
         found = _NAME.search(self.line)
         return found[1] if found else ""
 
@@ -85,7 +85,7 @@ class Instruction:
 
 @dataclasses.dataclass
 class Part:
-    """What runs together: the program outside of loops, a round of an open loop, a branch in one.
+    """Instructions that run together: outside of loops, in a round of an open loop, or a branch.
 
     An open loop is one whose number of rounds is not known before, such as that over the steps of a
     rollout.
@@ -226,7 +226,7 @@ def _result(text: str) -> tuple[str, str]:
 
 
 def _inside(text: str) -> str:
-    """What stands between the bracket that a text begins with and its end."""
+    """The text between the bracket that it begins with and that one's end."""
     depth = 0
     for index, letter in enumerate(text):
         depth += (letter == "(") - (letter == ")")

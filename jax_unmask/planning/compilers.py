@@ -79,7 +79,7 @@ class Compiler:
 
 
 def missing(device: Accelerator) -> str:
-    """Why `find` finds nothing for a type of device, for the table."""
+    """The reason why `find` finds nothing for a type of device, for the table."""
     if device.topologies is not None:
         return "libtpu is not installed (pip install 'jax_unmask[aot]')"
     if device.processors is not None:

@@ -15,7 +15,7 @@ from jax_unmask.runtime.accelerators import Accelerator
 
 @dataclasses.dataclass(frozen=True)
 class Round:
-    """What a device does once per call, or in each round of a program's open loop.
+    """Traffic and time of a device, once per call or in each round of a program's open loop.
 
     Attributes:
         name: "once", "per forward", "per full forward" or "per chunk of states".
@@ -68,9 +68,7 @@ class Round:
 class Program(TracedProgram):
     """A traced program, and what compiling it tells (None unless compiled)."""
 
-    argument_bytes: int | None = None  # Of each device.
-    temporary_bytes: int | None = None  # Beside arguments and results.
-    peak_bytes: int | None = None  # Arguments, results and temporaries at their most.
+    temporary_bytes: int | None = None  # On each device, beside arguments and results.
     collectives: tuple[Collective, ...] | None = None  # What devices send each other.
     rounds: tuple[Round, ...] = ()
     seconds_to_compile: float | None = None
@@ -105,9 +103,7 @@ class Program(TracedProgram):
         found = tuple(collectives(read))
         return dataclasses.replace(
             program,
-            argument_bytes=memory.argument_size_in_bytes,
             temporary_bytes=memory.temp_size_in_bytes + bytes_per_device(traced.made),
-            peak_bytes=memory.peak_memory_in_bytes,
             collectives=found,
             rounds=rounds(traced.name, read, found, device),
             seconds_to_compile=seconds,
@@ -118,7 +114,7 @@ class Program(TracedProgram):
 def rounds(
     name: str, program: Compiled, found: Sequence[Collective], device: Accelerator | None
 ) -> tuple[Round, ...]:
-    """What runs once, and in each round.
+    """The part that runs once, then those that run in each round.
 
     A rollout scans several forwards in a round of its loop, each in a branch, after the loop of the
     full forwards that fill a cache. An update has one open loop, or none, over chunks of states.

@@ -28,7 +28,7 @@ PRODUCTS = ("query", "key", "value", "attention_out", "gate", "up", "down")
 
 
 def kind(each: Instruction) -> str:
-    """What an operation is for, by the names of the source."""
+    """The purpose of an operation, by the names of the source."""
     source = each.source
     if each.operation in ("copy", "transpose", "copy-start") or each.name.startswith(
         ("copy", "transpose")

@@ -187,6 +187,11 @@ def select_settings(params: Params, select: Callable[[Any], Any]) -> Params:
     )
 
 
+def strong(params: Params) -> Params:
+    """Arrays without weak types, which would compile another program for the same settings."""
+    return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
+
+
 def number(name: str, value: ArrayLike, *, whole: bool = False, **bounds: float) -> Array:
     """A numeric setting, or an array of them, as float32 (as int32 where it is whole).
 

@@ -66,7 +66,7 @@ class Calibration:
         return found
 
     def differences(self, environment: Environment) -> str:
-        """Where it was made, as far as that is not the given environment; "" if it fits."""
+        """The differences of its environment from the given one; "" if it fits."""
         return ", ".join(
             f"{name} {self.environment.get(name)} instead of {value}"
             for name, value in environment.items()

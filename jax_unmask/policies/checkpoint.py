@@ -51,7 +51,7 @@ _SETTINGS = ("temperature", "scale", "alpha")
 
 @dataclasses.dataclass(frozen=True)
 class MadeFor:
-    """Where a policy was trained, and how it acts there: defaults of commands that use it.
+    """Place and distribution that a policy was trained for: defaults of commands that use it.
 
     Attributes:
         model: path or name of the denoiser.
@@ -86,7 +86,7 @@ class MadeFor:
 
 
 def made_for(directory: str | pathlib.Path) -> tuple[MadeFor, ...]:
-    """Where the policy of a directory was trained: nothing if its files do not say."""
+    """The places that the policy of a directory was trained for; () if its files do not say."""
     own = hub.read_json(pathlib.Path(directory) / CONFIG).get("jax_unmask", {})
     found = own.get("made_for", [])
     try:

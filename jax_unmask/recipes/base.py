@@ -15,19 +15,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jax_unmask import denoisers, policies
-from jax_unmask.denoisers import DenoiserConfig, Tokenizer
+from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.rollout import Cache, Prompts, row_keys
 from jax_unmask.runtime import agreement
-from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import ConfigError, SettingError, setting
 from jax_unmask.tasks import data
-from jax_unmask.tasks.base import Task
 
 logger = logging.getLogger(__name__)
 Metrics = Mapping[str, Any]
@@ -207,26 +205,6 @@ def parse_policy(key: str, text: str) -> tuple[Any, Any]:
     return policy, params
 
 
-def check_rollouts(config: Any) -> None:
-    """Raises a `SettingError` unless rollouts divide among devices, processes and parts."""
-    placement = placements.for_rollouts(config)
-    rollout, feeds = config.rollout, placement.feeds
-    prompts, parts = rollout.prompts_per_step, rollout.parts
-    key = "rollout.prompts_per_step"
-    config.require_spread(placement, key, prompts, f"its {prompts} prompts", feeds)
-    rows = rollout.rows // parts
-    config.require_spread(placement, key, rows, f"the {rows} rows of a rollout")
-    if rollout.slots:
-        config.require_spread(placement, "rollout.slots", rollout.slots, "they")
-    config.require(
-        prompts % (feeds * parts) == 0,
-        "rollout.parts",
-        f"the {prompts // feeds} prompts of each of {feeds} processes that read data do not divide "
-        "into them",
-        "Give a divisor",
-    )
-
-
 def check_cache(cache: Cache | None, denoiser: DenoiserConfig) -> None:
     """Raises a `ConfigError` for a cache that does not fit the denoiser's attention."""
     if cache is not None:
@@ -267,16 +245,24 @@ def check_fits(denoiser: DenoiserConfig, prompt_length: int, gen_length: int) ->
 
 
 def training_batches(
-    task: Task, tokenizer: Tokenizer, settings: data.BatchSettings, placement: Placement
+    config: Any, bundle: Bundle, placement: Placement, batch_size: int, **changes: Any
 ) -> data.BatchIterator:
-    """This process's shard of the batches of a task's training split, without end.
+    """This process's shard of the batches of the training split, without end.
 
     Every example is encoded once before, so that one over its budget stops no run half-way. Of a
-    task that generates its problems, the first ones stand for all.
+    task that generates its problems, the first ones stand for all. `changes` are fields of
+    `tasks.data.BatchSettings` that do not follow from the config.
 
     Raises:
         ValueError: an example does not fit; the message names it.
     """
+    task, tokenizer = bundle.task, bundle.tokenizer
+    settings = data.BatchSettings(
+        batch_size,
+        config.task.prompt_length,
+        seed=config.seed,
+        **{"truncate": config.task.truncate_prompts, **changes},
+    )
     examples = len(task.source("train", seed=settings.seed))
     limit = examples if examples <= _SCANNED_WHOLE else _SCANNED_ELSE
     once = dataclasses.replace(

@@ -92,7 +92,7 @@ class Estimate:
     def refusal(
         self, config: RunSettings, memory_bytes: float, shards: int, needed: float | None = None
     ) -> ConfigError | None:
-        """Why no step can run on such devices, and what helps; None if one might.
+        """The error that says why no step can run on such devices; None if one might.
 
         Args:
             config: the settings.
@@ -339,7 +339,7 @@ def _comparison(
     found: Sequence[tuple[MeshSettings, Estimate]],
     device: Accelerator | None,
 ) -> str:
-    """How fast the chosen layout of rollouts is beside the others, for the message."""
+    """Speed of the chosen layout of rollouts, for the message."""
     mesh = found[-1][0]
     if device is None or not (mesh.rollout_tensor and config.rows_at_once):
         return ""

@@ -17,7 +17,7 @@ from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.denoisers.quantization import quantize_params
 from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config
-from jax_unmask.environment.settings import ModelSettings, RunSettings, TrainSettings
+from jax_unmask.environment.settings import ModelSettings, TrainSettings
 from jax_unmask.learners.advantages import group_advantages, relative_rewards
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
@@ -34,13 +34,12 @@ from jax_unmask.recipes.base import (
     Work,
     check_cache,
     check_fits,
-    check_rollouts,
     check_schedule,
     parse_policy,
     prompt_shapes,
     training_batches,
 )
-from jax_unmask.recipes.rollouts import Fetched, Rollouts, TrainingRollouts
+from jax_unmask.recipes.rollouts import Fetched, RollingSettings, Rollouts, TrainingRollouts
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.rollout import RolloutSettings, Trajectory, joined, never_filled, rollout
 from jax_unmask.rollout.flops import row_flops
@@ -84,7 +83,7 @@ class TrainedPolicy(policies.LearnedPolicy):
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyGrpoSettings(RunSettings):
+class PolicyGrpoSettings(RollingSettings):
     """Settings of `PolicyGrpo`; published ones for LLaDA-8B-Instruct (arXiv 2512.09106)."""
 
     model: FrozenModel = FrozenModel()
@@ -109,20 +108,12 @@ class PolicyGrpoSettings(RunSettings):
             )
 
     def check_spread(self, placement: Placement) -> None:
-        check_rollouts(self)
+        super().check_spread(placement)
         if self.expert.count:
             parse_policy("expert.policy", self.expert.policy)
             rows = self.rollout.prompts_per_step * self.expert.count // self.rollout.parts
             what = f"the {rows} expert rows of a rollout"
             self.require_spread(placements.for_rollouts(self), "expert.count", rows, what)
-
-    @property
-    def sampling(self) -> RolloutSettings:
-        return self.rollout.settings(())
-
-    @property
-    def rows_at_once(self) -> int:
-        return self.rollout.rows_at_once
 
     @property
     def rows(self) -> int:
@@ -314,14 +305,8 @@ class PolicyGrpo:
         return self._components.learner.init(params, streams.training_key(seed))
 
     def data(self) -> data.BatchIterator:
-        config, bundle = self._config, self._bundle
-        settings = data.BatchSettings(
-            batch_size=config.rollout.prompts_per_step,
-            prompt_length=config.task.prompt_length,
-            seed=config.seed,
-            truncate=config.task.truncate_prompts,
-        )
-        return training_batches(bundle.task, bundle.tokenizer, settings, self._placement)
+        batch_size = self._config.rollout.prompts_per_step
+        return training_batches(self._config, self._bundle, self._placement, batch_size)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         experience = self.roll_out(self._bundle.params, state, batch, timer)
@@ -460,7 +445,7 @@ class PolicyGrpo:
         }
 
     def _alphas(self, key: jax.Array, prompts: int) -> np.ndarray | None:
-        """What the policy is told for each prompt of this process; None if it is not told.
+        """Alpha that the policy is told for each prompt of this process; None for one of one alpha.
 
         Drawn uniformly on a logarithmic scale, and spread evenly over the prompts of the step.
         """

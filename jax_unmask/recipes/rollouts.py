@@ -12,8 +12,11 @@ from jaxtyping import Float, Int
 
 from jax_unmask.denoisers.sharding import RULES, in_product_type
 from jax_unmask.environment.bundle import Bundle
+from jax_unmask.environment.settings import RunSettings
 from jax_unmask.policies.base import PerRow
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys, trimmed
+from jax_unmask.runtime import placement as placements
+from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import setting, values_of
 from jax_unmask.tasks.base import Example, start_checks
 
@@ -67,6 +70,43 @@ class TrainingRollouts(RolloutSettings):
         """The shape of the rollouts, from the tokens that end a text and what no config has."""
         stop_ids = end_ids if self.stop_at_end else ()
         return RolloutSettings(**values_of(self, RolloutSettings), stop_ids=stop_ids, **given)
+
+
+@dataclasses.dataclass(frozen=True)
+class RollingSettings(RunSettings):
+    """Settings of a recipe whose steps roll out."""
+
+    rollout: TrainingRollouts = TrainingRollouts()
+
+    @property
+    def sampling(self) -> RolloutSettings:
+        return self.rollout.settings(())
+
+    @property
+    def rows(self) -> int:
+        return self.rollout.rows
+
+    @property
+    def rows_at_once(self) -> int:
+        return self.rollout.rows_at_once
+
+    def check_spread(self, placement: Placement) -> None:
+        del placement  # That of rollouts may be another one.
+        placement, rollout = placements.for_rollouts(self), self.rollout
+        prompts, parts, feeds = rollout.prompts_per_step, rollout.parts, placement.feeds
+        key = "rollout.prompts_per_step"
+        self.require_spread(placement, key, prompts, f"its {prompts} prompts", feeds)
+        rows = rollout.rows // parts
+        self.require_spread(placement, key, rows, f"the {rows} rows of a rollout")
+        if rollout.slots:
+            self.require_spread(placement, "rollout.slots", rollout.slots, "they")
+        self.require(
+            prompts % (feeds * parts) == 0,
+            "rollout.parts",
+            f"the {prompts // feeds} prompts of each of {feeds} processes that read data do not "
+            "divide into them",
+            "Give a divisor",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -272,14 +272,8 @@ class Sft:
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
-        settings = data.BatchSettings(
-            batch_size=config.data.batch_size,
-            prompt_length=config.task.prompt_length,
-            gen_length=config.data.gen_length,
-            seed=config.seed,
-            truncate=config.task.truncate_prompts,
-        )
-        return training_batches(bundle.task, bundle.tokenizer, settings, bundle.placement)
+        size, length = config.data.batch_size, config.data.gen_length
+        return training_batches(config, bundle, bundle.placement, size, gen_length=length)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         placement, rows = self._bundle.placement, SftBatch(batch.prompts, batch.responses)

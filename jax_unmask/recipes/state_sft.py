@@ -281,7 +281,7 @@ class StateSft(Sft):
         return 3.0 * metrics["forwards"] * forward_flops(denoiser, 1, length, canvas)
 
     def _places(self, responses: Responses) -> tuple[np.ndarray, np.ndarray]:
-        """Where prompt and canvas of each example begin and end in the padded text.
+        """First position and end of prompt and canvas of each example in the padded text.
 
         A canvas is the shortest of the lengths that hold a response and its end; with block
         attention, where nothing depends on later blocks, it ends with the block of that end.

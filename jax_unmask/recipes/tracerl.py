@@ -21,7 +21,6 @@ from jax_unmask.environment.bundle import Bundle, load_bundle
 from jax_unmask.environment.settings import (
     DType,
     ModelSettings,
-    RunSettings,
     TaskSettings,
     TrainSettings,
 )
@@ -41,7 +40,6 @@ from jax_unmask.recipes.base import (
     Work,
     check_cache,
     check_fits,
-    check_rollouts,
     check_schedule,
     export_denoiser,
     export_setting,
@@ -50,7 +48,7 @@ from jax_unmask.recipes.base import (
     training_batches,
 )
 from jax_unmask.recipes.process import ProcessSettings, build_process_rewards
-from jax_unmask.recipes.rollouts import Fetched, Rollouts, TrainingRollouts
+from jax_unmask.recipes.rollouts import Fetched, RollingSettings, Rollouts, TrainingRollouts
 from jax_unmask.rollout import RolloutSettings, rollout
 from jax_unmask.rollout.flops import row_flops
 from jax_unmask.runtime import placement as placements
@@ -152,7 +150,7 @@ class TraceLearning(SurrogateSettings, LossSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class TraceRlSettings(RunSettings):
+class TraceRlSettings(RollingSettings):
     """Settings of `TraceRl`; published ones for LLaDA-8B-Instruct (arXiv 2509.06949, app. B)."""
 
     task: TaskSettings = TaskSettings(prompt_length=512)
@@ -195,7 +193,7 @@ class TraceRlSettings(RunSettings):
 
     def check_spread(self, placement: Placement) -> None:
         parse_policy("rollout.policy", self.rollout.policy)
-        check_rollouts(self)
+        super().check_spread(placement)
         size = self.learner.chunk_size
         self.require_spread(placement, "learner.chunk_size", size, "its states")
 
@@ -205,20 +203,8 @@ class TraceRlSettings(RunSettings):
         return self.train.steps * self.learner.passes * self.learner.minibatches
 
     @property
-    def sampling(self) -> RolloutSettings:
-        return self.rollout.settings(())
-
-    @property
-    def rows_at_once(self) -> int:
-        return self.rollout.rows_at_once
-
-    @property
     def states_at_once(self) -> int:
         return self.learner.chunk_size
-
-    @property
-    def rows(self) -> int:
-        return self.rollout.rows
 
 
 def build_learner(
@@ -281,7 +267,7 @@ class RoundScores:
 
 
 @dataclasses.dataclass(frozen=True)
-class Round:
+class RolloutRound:
     """A round of rollouts: `group_size` responses to each prompt of a batch, next to each other."""
 
     responses: Responses  # On the devices, each of which has some of the rows.
@@ -408,14 +394,11 @@ class TraceRl:
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
-        settings = data.BatchSettings(
-            batch_size=config.rollout.prompts_per_step,
-            prompt_length=config.task.prompt_length,
-            seed=config.seed,
-            # A prompt over its budget must not end a run: `_roll_out` decides what becomes of it.
-            truncate=True,
+        batch_size = config.rollout.prompts_per_step
+        # A prompt over its budget must not end a run: `_roll_out` decides what becomes of it.
+        self._batches = training_batches(
+            config, bundle, bundle.placement, batch_size, truncate=True
         )
-        self._batches = training_batches(bundle.task, bundle.tokenizer, settings, bundle.placement)
         return self._batches
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
@@ -436,7 +419,7 @@ class TraceRl:
         return self.learn(state, rounds, timer)
 
     def learn(
-        self, state: TrainState, rounds: Sequence[Round], timer: Timer
+        self, state: TrainState, rounds: Sequence[RolloutRound], timer: Timer
     ) -> tuple[TrainState, Metrics]:
         """An update of the denoiser on rounds of rollouts; the state is donated."""
         config, wanted = self._config, self._config.rollout.prompts_per_step
@@ -526,7 +509,7 @@ class TraceRl:
         exported = export_denoiser(self._config, bundle, workdir)
         return dataclasses.replace(exported, params=self._rollouts.weights(bundle.params))
 
-    def _roll_out(self, params: Any, batch: Batch, key: Any, timer: Timer) -> Round:
+    def _roll_out(self, params: Any, batch: Batch, key: Any, timer: Timer) -> RolloutRound:
         """Responses to a batch of prompts, `group_size` each, and what they are worth."""
         with timer.measure("rollout"):
             parts = self._rollouts.start(
@@ -547,7 +530,7 @@ class TraceRl:
 
     def round(
         self, fetched: Fetched, correct: Float[np.ndarray, " B"], batch: Batch, useful: float
-    ) -> Round:
+    ) -> RolloutRound:
         """Rollouts of a batch with what they are worth, and which prompts may be trained on.
 
         Args:
@@ -583,7 +566,7 @@ class TraceRl:
         examples: list[Example | None] = [None] * (len(tokens) * placement.feeds)
         first = placement.feed * len(tokens)
         examples[first : first + len(tokens)] = [e for e in batch.examples for _ in range(size)]
-        return Round(
+        return RolloutRound(
             responses=placement.rows(Responses(prompts, tokens, step_map)),  # type: ignore[arg-type]
             scores=placement.gather(scores),
             examples=examples,

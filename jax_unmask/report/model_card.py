@@ -54,10 +54,7 @@ def policy_card(
     if results:
         header["model-index"] = _index(results)
     lines = [
-        "---",
-        *(f"{name}: {json.dumps(value)}" for name, value in header.items()),
-        "---",
-        "",
+        *_header(header),
         f"# Unmasking policy for {', '.join(models)} on {', '.join(tasks)}",
         "",
         "Decides at each step which masked positions a masked diffusion language model fills "
@@ -105,10 +102,7 @@ def denoiser_card(directory: pathlib.Path) -> str:
     size = f"{config.num_layers} layers of width {config.hidden_size}"
     return "\n".join(
         [
-            "---",
-            *(f"{name}: {json.dumps(value)}" for name, value in header.items()),
-            "---",
-            "",
+            *_header(header),
             f"# A masked diffusion language model: family {config.family}, {size}",
             "",
             "```bash",
@@ -117,6 +111,10 @@ def denoiser_card(directory: pathlib.Path) -> str:
             "",
         ]
     )
+
+
+def _header(values: Mapping[str, Any]) -> list[str]:
+    return ["---", *(f"{name}: {json.dumps(value)}" for name, value in values.items()), "---", ""]
 
 
 def _index(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

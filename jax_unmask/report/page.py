@@ -41,7 +41,7 @@ def whole(
     problems: Sequence[Data] = (),
     problems_note: str = "",
     text: str = "",
-    about: Sequence[tuple[str, str]] = (),
+    about: Sequence[Sequence[str]] = (),
     config: str = "",
 ) -> str:
     """A page as text.
@@ -67,11 +67,6 @@ def whole(
         "about": [list(pair) for pair in about],
         "config": config,
     }
-    return render(data, text=text)
-
-
-def render(data: Data, *, text: str = "") -> str:
-    """The page as text; arguments as in `whole`."""
     style = (_WEB / "style.css").read_text(encoding="utf-8")
     scripts = "\n".join((_WEB / f"{name}.js").read_text(encoding="utf-8") for name in _SCRIPTS)
     script = f'"use strict";\n(() => {{\n{scripts}}})();\n'
@@ -83,7 +78,7 @@ def render(data: Data, *, text: str = "") -> str:
     page = (_WEB / "page.html").read_text(encoding="utf-8")
     parts = {
         "policy": policy,
-        "title": _markup(str(data["title"])),
+        "title": _markup(title),
         "style": style,
         "text": _markup(text),
         "data": _embed(data),
@@ -93,11 +88,11 @@ def render(data: Data, *, text: str = "") -> str:
     return re.sub(r"\{\{(\w+)\}\}", lambda place: parts[place[1]], page)
 
 
-def framed(text: str, height: int = 640) -> str:
+def framed(text: str) -> str:
     """A page inside of another one, such as a notebook."""
     return (
         f'<iframe srcdoc="{html.escape(text)}" sandbox="allow-scripts" '
-        f'style="width:100%;height:{height}px;border:0"></iframe>'
+        f'style="width:100%;height:640px;border:0"></iframe>'
     )
 
 

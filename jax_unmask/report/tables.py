@@ -234,7 +234,7 @@ def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool
 
 
 def headline(results: Sequence[Result], split: str, *, title: str) -> str:
-    """What was found, in a sentence: the policy that was trained here, or else the best one."""
+    """The finding in a sentence: of the policy that was trained here, or else of the best one."""
     found = standings(results, split)
     trained = [standing for standing in found if standing.result.label == TRAINED]
     if not found:

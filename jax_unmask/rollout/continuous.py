@@ -75,7 +75,7 @@ class _Carry:
 
 
 class Progress(NamedTuple):
-    """Where a row stands: canvas, step map and confidences [L], forwards so far."""
+    """State of a row: canvas, step map and confidences [L], forwards so far."""
 
     tokens: Int[np.ndarray, " L"]
     step_map: Int[np.ndarray, " L"]
@@ -187,7 +187,7 @@ class ContinuousRollout:
         return packed
 
     def progress(self, packed: Array) -> list[Progress]:
-        """Where all rows stood after a call of `advance`; waits for it."""
+        """States of all rows after a call of `advance`; waits for it."""
         values = np.asarray(packed)
         length = (values.shape[1] - 2) // 3
         confidence = values[:, 2 * length : 3 * length].view(np.float32)
@@ -221,21 +221,15 @@ class ContinuousRollout:
         )
 
 
-def row_settings(policy_params: Params) -> dict[str, Any]:
-    """The params of a policy that each row can have for itself: its scalars."""
-    return _split(policy_params)[0]
-
-
 def _split(params: Params) -> tuple[dict[str, Any], Params]:
     """The scalars among the params, and all others."""
     if not isinstance(params, dict):
         return {}, params
-    numbers = {name: leaf for name, leaf in params.items() if _is_scalar(leaf)}
+    kinds = int | float | np.ndarray | jax.Array
+    numbers = {
+        k: leaf for k, leaf in params.items() if isinstance(leaf, kinds) and not np.ndim(leaf)
+    }
     return numbers, {name: leaf for name, leaf in params.items() if name not in numbers}
-
-
-def _is_scalar(leaf: Any) -> bool:
-    return isinstance(leaf, int | float | np.ndarray | jax.Array) and np.ndim(leaf) == 0
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1, 2))

@@ -108,7 +108,7 @@ class RolloutSettings(Settings):
 
     @property
     def environment(self) -> dict[str, str | int]:
-        """What the forwards of a policy depend on, by the names of calibrations."""
+        """Settings that a policy's forwards depend on, by the names of calibrations."""
         return {
             "gen_length": self.gen_length,
             "block_length": self.block_length,

@@ -72,7 +72,7 @@ def _lost(leaves: list[jax.Array]) -> list[jax.Array]:
 
 
 def lost_numbers(tree: Tree) -> tuple[int, int]:
-    """How many of a tree's floating-point numbers are not finite, and how many there are."""
+    """Counts of a tree's floating-point numbers: those that are not finite, and all."""
     leaves = [
         leaf
         for leaf in jax.tree.leaves(tree)

@@ -39,7 +39,7 @@ TASKS = notation.Names(
         "mbpp": "mbpp.Mbpp",
         "mixture": "mixture.Mixture",
         "primeintellect": "programs.PrimeIntellect",
-        "responses": "responses.Responses",
+        "responses": "responses.GivenResponses",
         "sudoku": "sudoku.Sudoku",
         "sudoku_puzzles": "sudoku_puzzles.SudokuPuzzles",
         "word_problems": "word_problems.WordProblems",

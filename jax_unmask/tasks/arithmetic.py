@@ -17,7 +17,7 @@ import numpy as np
 from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.generated import GeneratedTask, check_bounds
-from jax_unmask.tasks.judges.steps import Step, marked
+from jax_unmask.tasks.judges.steps import TextStep, marked
 
 NAMES = ("Ada", "Ben", "Eva", "Ian", "Leo", "Mia", "Noa", "Tom")
 ITEMS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps")
@@ -63,7 +63,7 @@ class Arithmetic(GeneratedTask):
         check_ranges(self)
         check_bounds(self, "operations")
 
-    def check_steps(self, example: Example, response: str) -> list[Step]:
+    def check_steps(self, example: Example, response: str) -> list[TextStep]:
         """Every line, and the answer, given the story and the total that the line before claims.
 
         A line is right if it does the story's next operations, in order, and totals them; the
@@ -74,11 +74,11 @@ class Arithmetic(GeneratedTask):
         for found in _STEP.finditer(response):
             if found["answer"] is not None:
                 right = done == len(operations) and int(found["answer"]) == total
-                steps.append(Step(found.end(), right))
+                steps.append(TextStep(found.end(), right))
                 continue
             line = _LINE.fullmatch(found["line"])
             if line is None:
-                steps.append(Step(found.end(), False))
+                steps.append(TextStep(found.end(), False))
                 continue
             days = tuple(line["days"].split())
             next_ones = operations[done : done + len(days)]
@@ -93,7 +93,7 @@ class Arithmetic(GeneratedTask):
             for sign, amount in written:
                 total = _apply(total, sign, amount)
             claimed = int(line["total"])
-            steps.append(Step(found.end(), right and claimed == total))
+            steps.append(TextStep(found.end(), right and claimed == total))
             total, done = claimed, done + len(days)
         return steps
 

@@ -12,7 +12,7 @@ from jax_unmask.tasks.from_files import FileTask
 
 
 @dataclasses.dataclass(frozen=True)
-class Responses(FileTask):
+class GivenResponses(FileTask):
     """Prompts with the responses to learn.
 
     An example has a `prompt` (text, or chat messages) and a `response`; or `messages` alone, the

@@ -19,7 +19,7 @@ import numpy as np
 from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.generated import GeneratedTask, check_bounds
-from jax_unmask.tasks.judges.steps import Step, marked
+from jax_unmask.tasks.judges.steps import TextStep, marked
 
 T = TypeVar("T")
 
@@ -112,7 +112,7 @@ class WordProblems(GeneratedTask):
     def _weights(self) -> list[float]:
         return [getattr(self, author) for author in AUTHORS]
 
-    def check_steps(self, example: Example, response: str) -> list[Step]:
+    def check_steps(self, example: Example, response: str) -> list[TextStep]:
         """Every sentence with a number, and the answer, given what the sentences before claim.
 
         An equation is right if it computes a quantity of the story that was not computed before,
@@ -129,7 +129,7 @@ class WordProblems(GeneratedTask):
                 continue
             else:
                 right = ledger.read(found["text"].strip())
-            steps.append(Step(found.end(), right))
+            steps.append(TextStep(found.end(), right))
         return steps
 
     def render(self, example: Example, response: str | None = None) -> str:

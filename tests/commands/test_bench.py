@@ -256,7 +256,7 @@ class TestBreakdown:
     [
         ((), ("--model", "--preset")),
         (("--preset=tiny", "--model=x"), ("--model", "--preset")),
-        (("--preset=llada8b",), ("--preset=llada8b", "'llada-8b'")),
+        (("--preset=llada8b",), ("--preset=llada8b", "llada-8b")),
         (("--preset=tiny", "--gen_length=10"), ("gen_length", "10", "8")),
         (("--preset=tiny", "--prompt_length=4090"), ("4096", "--prompt_length")),
         (("--preset=tiny", "--prompt_length=0"), ("--prompt_length=0",)),

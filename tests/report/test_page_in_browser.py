@@ -250,7 +250,7 @@ def test_follows_the_colours_of_the_system_and_prints_light(tab, report):
 def test_text_that_looks_like_markup_stays_text(tab, tmp_path):
     path = tmp_path / "hostile.html"
     data = made.hostile_page()
-    path.write_text(page.render(data), encoding="utf-8")
+    path.write_text(page.whole(**data), encoding="utf-8")
     tab.errors.clear()
     tab.requests.clear()
     tab.open(path.as_uri())

@@ -10,7 +10,7 @@ from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.judges.base import Solution
 
 
-class Step(NamedTuple):
+class TextStep(NamedTuple):
     """A step of a response.
 
     Attributes:
@@ -22,10 +22,10 @@ class Step(NamedTuple):
     right: bool
 
 
-def marked(response: str, steps: Sequence[Step]) -> str:
+def marked(response: str, steps: Sequence[TextStep]) -> str:
     """A response line by line, each step marked as right or wrong.
 
-    >>> print(marked(" 1 + 1 = 2. so 3. Ah", [Step(11, True), Step(17, False)]))
+    >>> print(marked(" 1 + 1 = 2. so 3. Ah", [TextStep(11, True), TextStep(17, False)]))
     ✓ 1 + 1 = 2.
     ✗ so 3.
       Ah
@@ -42,7 +42,7 @@ def marked(response: str, steps: Sequence[Step]) -> str:
 class VerifiableSteps(Protocol):
     """A task that verifies the steps of a response."""
 
-    def check_steps(self, example: Example, response: str) -> list[Step]:
+    def check_steps(self, example: Example, response: str) -> list[TextStep]:
         """The steps of a response, in the order of their ends."""
         ...
 

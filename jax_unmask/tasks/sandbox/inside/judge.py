@@ -117,7 +117,7 @@ class _Solution(types.ModuleType):
 
 
 def _take(endpoint: Endpoint, names: list[str]) -> dict[str, Any]:
-    """What the program has under some names, and under no others that it may answer with."""
+    """The objects that the program has under some names; others in its answer are left out."""
     answer = endpoint.ask_form("names", names)
     if not isinstance(answer, dict):
         raise wire.Broken("not an answer to 'names'")
