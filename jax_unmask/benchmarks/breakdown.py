@@ -40,11 +40,6 @@ class Breakdown:
 def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTimes) -> Breakdown:
     """Takes one training step to compile, and `steps` that are timed; keeps nothing of them.
 
-    Args:
-        config: a config of a recipe that rolls out.
-        steps: how many steps to time.
-        compile_times: running count of compilations.
-
     Raises:
         ConfigError: the config makes no sense, or its recipe has no rollouts.
     """

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
-import ipaddress
 import logging
 import os
 import pathlib
@@ -19,7 +18,7 @@ from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.generation import answers
 from jax_unmask.generation.generator import Decoding
-from jax_unmask.runtime import compilation
+from jax_unmask.runtime import compilation, distributed
 from jax_unmask.settings import FlagError, declared
 from jax_unmask.shipped import shipped_models
 
@@ -133,7 +132,7 @@ class Service:
             return kind(**{each.key: getattr(args, each.key) for each in declared(kind())})
 
         engine_settings, limits = given(EngineSettings), given(RequestLimits)
-        is_loopback, key = _is_loopback(args.host), os.environ.get(KEY) or None
+        is_loopback, key = distributed.is_loopback(args.host), os.environ.get(KEY) or None
         if not (is_loopback or key or args.no_key):
             raise FlagError(
                 "host",
@@ -253,10 +252,3 @@ def _numbers(args: argparse.Namespace, name: str, kind: type) -> list[Any]:
     except ValueError:
         remedy = "Give numbers separated by commas"
         raise FlagError(name, text, "it cannot be read", remedy) from None
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -9,20 +9,14 @@ from __future__ import annotations
 from jax_unmask.denoisers.config import DenoiserConfig
 
 
-def forward_flops(config: DenoiserConfig, batch: int, length: int, scored: int) -> int:
-    """Operations of one forward over whole sequences.
+def forward_flops(config: DenoiserConfig, length: int, scored: int) -> int:
+    """Operations of one forward over a whole sequence of `length` positions.
 
     The layers compute prompt and canvas (padding too), the output projection only what is scored.
     Of positions that are not scored, the last layer computes nothing but keys and values.
-
-    Args:
-        config: the denoiser.
-        batch: sequences.
-        length: positions of each.
-        scored: positions of each whose logits are computed.
     """
     queries = min(scored + config.logits_shift, length)
-    return batch * (layer_flops(config, length, queries, length) + head_flops(config, scored))
+    return layer_flops(config, length, queries, length) + head_flops(config, scored)
 
 
 def head_flops(config: DenoiserConfig, positions: int) -> int:

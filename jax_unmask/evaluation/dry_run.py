@@ -50,10 +50,8 @@ def planned(
 ) -> list[Planned]:
     """The measurements of a sweep, in its order; reads policies and counts problems.
 
-    Args:
-        varied: every config of the sweep, with the values of its axes.
-        nfe: forwards that a row is assumed to need where that depends on the denoiser; half the
-            canvas by default.
+    `varied` has every config with the values of its axes. A row is assumed to need `nfe` forwards
+    where that depends on the denoiser; half the canvas by default.
     """
     found = []
     for config, values in varied:

@@ -109,7 +109,7 @@ def with_experts(
         raise ValueError(
             f"expert steering needs full diffusion, but the policy's block_length="
             f"{policy.obs.block_length} and gen_length={length}; set block_length={length} or "
-            "num_experts=0"
+            "expert.count=0"
         )
     if expert.obs.masked.shape[-1] != length:
         raise ValueError(

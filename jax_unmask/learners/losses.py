@@ -21,22 +21,22 @@ def clipped_objective(
     log_prob: Float[Array, "*N"],
     old_log_prob: Float[Array, "*N"],
     advantage: Float[Array, "*N"],
-    epsilon: float,
+    clip: float,
 ) -> Float[Array, "*N"]:
-    """The clipped surrogate min(rho A, clip(rho, 1 - eps, 1 + eps) A) of each step, to maximise.
+    """The clipped surrogate min(rho A, [rho within 1 ± clip] A) of each step, to maximise.
 
     The ratio rho = exp(log_prob - old_log_prob) is that of a whole step: the joint probability of
     all positions that the policy decided on at once (arXiv 1707.06347, eq. 7; arXiv 2512.09106
-    uses eps = 0.5). Ratios are capped at e^20, so that neither value nor gradient overflows.
+    uses clip = 0.5). Ratios are capped at e^20, so that neither value nor gradient overflows.
 
     Args:
         log_prob: log-probability of the step's action under the policy being trained.
         old_log_prob: the same under the policy that acted; a constant.
         advantage: advantage of the row that the step belongs to.
-        epsilon: how far the ratio may move from 1 before its gradient vanishes.
+        clip: how far the ratio may move from 1 before its gradient vanishes.
 
     >>> good_step_that_is_likelier = jnp.log(2.0), jnp.zeros(()), jnp.ones(())
-    >>> float(clipped_objective(*good_step_that_is_likelier, epsilon=0.5))
+    >>> float(clipped_objective(*good_step_that_is_likelier, clip=0.5))
     1.5
     """
     if not log_prob.shape == old_log_prob.shape == advantage.shape:
@@ -45,7 +45,7 @@ def clipped_objective(
             f"{log_prob.shape}, {old_log_prob.shape} and {advantage.shape}"
         )
     ratio = jnp.exp(jnp.minimum(log_prob - old_log_prob, _MAX_LOG_RATIO))
-    clipped = jnp.clip(ratio, 1.0 - epsilon, 1.0 + epsilon)
+    clipped = jnp.clip(ratio, 1.0 - clip, 1.0 + clip)
     return jnp.minimum(ratio * advantage, clipped * advantage)
 
 
@@ -136,17 +136,17 @@ def clipped_value_loss(
     values: Float[Array, "*N"],
     old_values: Float[Array, "*N"],
     returns: Float[Array, "*N"],
-    epsilon: float,
+    clip: float,
 ) -> Float[Array, "*N"]:
     """Half the squared error of each value, or of its clipped version where that is larger.
 
-    1/2 max[(V - R)^2, (V_old + clip(V - V_old, -eps, eps) - R)^2], arXiv 2509.06949, eq. 4.
+    1/2 max[(V - R)^2, (V_old + [V - V_old within ± clip] - R)^2], arXiv 2509.06949, eq. 4.
 
     Args:
         values: under the parameters being trained.
         old_values: when the batch began; a constant.
         returns: the targets; constants.
-        epsilon: how far a value may move while its gradient lasts.
+        clip: how far a value may move while its gradient lasts.
     """
-    clipped = old_values + jnp.clip(values - old_values, -epsilon, epsilon)
+    clipped = old_values + jnp.clip(values - old_values, -clip, clip)
     return 0.5 * jnp.maximum(jnp.square(values - returns), jnp.square(clipped - returns))

@@ -81,9 +81,7 @@ class PolicyLearner(Settings):
 
     policy: TrainablePolicy = given()
     optimizer: optax.GradientTransformation = given()
-    clip: float = setting(
-        0.5, "Clip range epsilon of the ratio (0.5 in arXiv 2512.09106).", gt=0, lt=1
-    )
+    clip: float = setting(0.5, "Clip range of the ratio (0.5 in arXiv 2512.09106).", gt=0, lt=1)
     updates_per_batch: int = setting(2, "Passes over each batch of rollouts.", ge=1)
     minibatches: int = setting(
         1,
@@ -208,14 +206,8 @@ class PolicyLearner(Settings):
     ) -> Float[Array, "T B"]:
         """Log-probabilities of recorded actions under `params`, in chunks.
 
-        Args:
-            params: the policy's parameters.
-            records: what the rollouts did.
-            wanted: pairs to score, among the active ones; None for all of them.
-            settings: as in `update`.
-
-        Returns:
-            Log-probabilities, 0 where a pair is not active or not wanted.
+        0 where a pair is not active, or not among those wanted (None for all). Settings as in
+        `update`.
         """
         wanted = records.active if wanted is None else records.active & wanted
         steps, cells = records.active.shape[0], split(wanted)

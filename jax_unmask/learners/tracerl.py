@@ -47,9 +47,7 @@ __all__ = ["TraceLearner", "ValueSettings"]
 class LossSettings(TokenSettings):
     """The loss of an update of `TraceLearner`, and its optimiser steps."""
 
-    clip: float = setting(
-        0.2, "Clip range epsilon of the ratio (0.2 in arXiv 2509.06949).", gt=0, lt=1
-    )
+    clip: float = setting(0.2, "Clip range of the ratio (0.2 in arXiv 2509.06949).", gt=0, lt=1)
     beta: float = setting(
         0.01,
         "Weight of the KL penalty against the parameters that the batch began with.",
@@ -77,7 +75,7 @@ class TraceLearner(LossSettings, StateSettings):
 
     The loss of an optimiser step is the mean over its states (rows) of
 
-        sum_k w_k [ beta KL_k - min(rho_k A_k, clip(rho_k, 1 - eps, 1 + eps) A_k) ]
+        sum_k w_k [ beta KL_k - min(rho_k A_k, [rho_k within 1 ± clip] A_k) ]
 
     over the tokens k that the state trains: arXiv 2509.06949, eq. 3, for `Trace`. For a
     surrogate with one ratio per response the same function of that ratio is averaged over

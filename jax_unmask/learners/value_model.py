@@ -101,16 +101,9 @@ def train_values(
     passes: int,
     minibatches: int,
 ) -> tuple[Float[Array, "B L"], Optimised, Metrics]:
-    """All optimiser steps of the value model on one batch.
+    """All optimiser steps of the value model on one batch, with a reward for each token.
 
-    Args:
-        batch: the responses; their states are those of `Trace`, the same in all passes.
-        settings: how the value model is trained.
-        params: its parameters.
-        opt_state: state of its optimiser.
-        rewards: reward of each token.
-        passes: passes over the batch.
-        minibatches: optimiser steps per pass.
+    The states of the responses are those of `Trace`, the same in all passes.
 
     Returns:
         The advantages over the values before training, the steps, and the metrics of

@@ -85,11 +85,8 @@ class Program(TracedProgram):
     ) -> Program:
         """The program, compiled for the devices that it was traced for where that is asked for.
 
-        Args:
-            traced: the program.
-            compiled: compile it.
-            device: for which its operations take the time that is estimated; None for none.
-            options: flags of the compiler.
+        `device` is the one for which the time of its operations is estimated (None for none);
+        `options` are flags of the compiler.
         """
         shown = {each.name: getattr(traced, each.name) for each in dataclasses.fields(traced)}
         program = cls(**shown)

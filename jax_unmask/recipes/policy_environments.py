@@ -120,10 +120,6 @@ class PolicyEnvironments:
 
     A step takes an update from a batch of each environment, one after the other. Programs are
     compiled once per environment; environments of the same denoiser share its weights.
-
-    Args:
-        config: the settings.
-        workdir: receives `policy/` (safetensors) at the end.
     """
 
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")

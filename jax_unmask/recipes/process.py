@@ -79,15 +79,7 @@ class Judged(NamedTuple):
 
 
 class ProcessRewards:
-    """Scores the chunks of responses.
-
-    Args:
-        judge: scores chunks.
-        task: poses the problems.
-        tokenizer: turns tokens into text.
-        chunk_length: tokens per chunk.
-        placement: with several processes, each has the responses to its own problems judged.
-    """
+    """Scores the chunks of responses; each process has those to its own problems judged."""
 
     def __init__(
         self,

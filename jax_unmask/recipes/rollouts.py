@@ -153,8 +153,7 @@ class Rollouts:
 
         Args:
             params: parameters of the denoiser, see `weights`.
-            policy: the policy.
-            policy_params: its parameters.
+            policy, policy_params: the policy.
             prompts: prompts of this process's feed, NumPy arrays.
             size: rows per prompt.
             key: typed PRNG key of the batch.
@@ -195,10 +194,7 @@ class Rollouts:
     def fetch(self, parts: Sequence[Trajectory], examples: Sequence[Example], size: int) -> Fetched:
         """Waits for each part, and begins to score it while the device is at the next.
 
-        Args:
-            parts: what `start` returned.
-            examples: the problems of this process's feed.
-            size: rows per problem.
+        `parts` are from `start`; `examples` the problems of this process's feed, `size` rows each.
         """
         bundle = self.bundle
         repeated = [example for example in examples for _ in range(size)]

@@ -327,5 +327,5 @@ class Sft:
     def work(cls, config: Any, shape: denoisers.DenoiserConfig, nfe: int | None = None) -> Work:
         del nfe
         length = config.data.gen_length
-        forward = forward_flops(shape, 1, config.task.prompt_length + length, length)
+        forward = forward_flops(shape, config.task.prompt_length + length, length)
         return Work(0, 0.0, 3.0 * config.data.batch_size * forward)

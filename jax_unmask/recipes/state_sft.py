@@ -214,10 +214,6 @@ class StateSft(Sft):
 
     With `learner.method = "trace"` these are the states that the denoiser, as it was before
     training, would visit on its way to the response, unless the data have the steps themselves.
-
-    Args:
-        config: the settings.
-        workdir: as of `Sft`.
     """
 
     metrics = (
@@ -278,7 +274,7 @@ class StateSft(Sft):
         length = int(metrics["prompt_length"]) + canvas
         if self._config.data.pack_length:
             canvas = length = self._config.data.pack_length
-        return 3.0 * metrics["forwards"] * forward_flops(denoiser, 1, length, canvas)
+        return 3.0 * metrics["forwards"] * forward_flops(denoiser, length, canvas)
 
     def _places(self, responses: Responses) -> tuple[np.ndarray, np.ndarray]:
         """First position and end of prompt and canvas of each example in the padded text.
@@ -366,5 +362,5 @@ class StateSft(Sft):
         del nfe
         length = config.data.gen_length
         states = build_learner(config, denoisers.Denoiser(shape)).num_states(length)
-        forward = forward_flops(shape, 1, config.task.prompt_length + length, length)
+        forward = forward_flops(shape, config.task.prompt_length + length, length)
         return Work(0, 0.0, 3.0 * config.rows * states * forward)

@@ -316,12 +316,7 @@ def update_flops(
 
 
 class TraceRl:
-    """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949).
-
-    Args:
-        config: the settings.
-        workdir: receives `model/` at the end, unless `config.export` names another directory.
-    """
+    """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949)."""
 
     metrics: tuple[str, ...] = (
         *("reward", "accuracy", "nfe", "response_length", "tokens_per_step", "without_end"),

@@ -140,13 +140,7 @@ def _index(results: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 
 def write_policy_card(directory: pathlib.Path, config: Any, workdir: pathlib.Path) -> None:
-    """Writes the card of a policy directory, from what its run left in `workdir`.
-
-    Args:
-        directory: the policy's.
-        config: see `policy_card`.
-        workdir: holds `metrics.jsonl` and, after an evaluation, `results.jsonl`.
-    """
+    """Writes the card of a policy directory, from metrics and results in its run's `workdir`."""
     steps = read_json_rows(workdir / METRICS, "step")
     rows = read_json_rows(workdir / "results.jsonl", "label")
     results = [row for row in rows if row["label"] == TRAINED]

@@ -27,11 +27,7 @@ _LABELS = HEADINGS | {HEURISTIC: "heuristics"}
 def section(results: Sequence[Result], split: str, *, title: str) -> dict[str, Any]:
     """The results of one task, denoiser and canvas, as panels of one block length each.
 
-    Args:
-        results: results of all splits of one task, denoiser and canvas length; those of
-            "validation" only choose heuristic settings.
-        split: the split to report.
-        title: names the task and the denoiser.
+    `results` are those of all splits; those of "validation" only choose heuristic settings.
     """
     reported = over_training_seeds([result for result in results if result.split == split])
     found = standings(results, split)

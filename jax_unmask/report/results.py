@@ -88,9 +88,8 @@ def collect(rows: Iterable[Row], outcomes: Callable[[Row], Outcomes | None]) -> 
     Standard errors are clustered by problem: each problem is one observation, its mean over seeds.
     Without outcomes they are those of one seed, an upper bound.
 
-    Args:
-        rows: rows of results.jsonl.
-        outcomes: gives (correct, nfe), each [n], of a row, or None where they were not kept.
+    `outcomes` gives (correct, nfe), each [n], of a row of results.jsonl, or None where they were
+    not kept.
     """
     groups: dict[tuple[Any, ...], list[Row]] = defaultdict(list)
     for row in rows:

@@ -194,11 +194,7 @@ def areas_table(results: Sequence[Result], validation: Sequence[Result] = ()) ->
 def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool) -> str:
     """The whole report as text: per block length the table and the standings, then the verdict.
 
-    Args:
-        results: results of all splits; those of "validation" only choose heuristic settings.
-        split: the split to report.
-        title: first line.
-        markdown: Markdown instead of plain text.
+    `results` are those of all splits; those of "validation" only choose heuristic settings.
     """
     render = markdown_table if markdown else text_table
     mark = "## " if markdown else ""

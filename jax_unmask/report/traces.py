@@ -19,14 +19,7 @@ Pieces = Callable[[Sequence[int]], list[str]]
 def problem(
     name: str, prompt: str | Sequence[dict[str, str]], traces: Sequence[Any], *, target: str = ""
 ) -> dict[str, Any]:
-    """One problem with the generations of several policies.
-
-    Args:
-        name: what to call it.
-        prompt: text, or chat messages.
-        traces: what `trace` gives.
-        target: a right response, if there is one.
-    """
+    """One problem with the traces of several policies, and a right response if there is one."""
     if not isinstance(prompt, str):
         prompt = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
     return {

@@ -24,6 +24,7 @@ from jax_unmask.denoisers.diffusion_gemma.model import DiffusionGemma, empty_cac
 from jax_unmask.denoisers.head import by_position
 from jax_unmask.denoisers.transformer import Params
 from jax_unmask.policies.base import Observation, Policy
+from jax_unmask.rollout.slots import where_rows
 from jax_unmask.rollout.trajectory import Prompts, Watcher
 from jax_unmask.settings import Settings, setting
 
@@ -189,8 +190,7 @@ def generate(
         unchanged = jnp.where((best == state.best).all(axis=-1), state.unchanged + 1, 0)
         certain = entropy.mean(axis=-1) < settings.confidence
 
-        def keep(new: Array, old: Array) -> Array:
-            return jnp.where(active.reshape(-1, *(1 for _ in new.shape[1:])), new, old)
+        keep = functools.partial(where_rows, active)
 
         new = _Canvas(
             step=state.step + 1,

@@ -23,7 +23,7 @@ from jax_unmask.denoisers.cache import KeyValueCache
 from jax_unmask.denoisers.transformer import Denoiser, Params
 from jax_unmask.policies.base import PerRow, Policy
 from jax_unmask.rollout.loop import Carry, Loop, LoopState, row_keys
-from jax_unmask.rollout.slots import Slots
+from jax_unmask.rollout.slots import Slots, where_rows
 from jax_unmask.rollout.trajectory import Prompts, RolloutSettings
 from jax_unmask.runtime import streams
 
@@ -266,11 +266,7 @@ def _advance(
     """Replaces rows, takes steps, and packs where all rows stand into one array of integers."""
     is_new = changes.is_new
 
-    def choose(new: Any, old: Any) -> Any:
-        return jax.tree.map(
-            lambda x, y: jnp.where(is_new.reshape(-1, *(1 for _ in y.shape[1:])), x, y), new, old
-        )
-
+    choose = functools.partial(where_rows, is_new)
     keys = answer_keys(changes.seed, changes.turn)
     prompts, own = choose((changes.prompts, changes.settings), (carry.prompts, carry.settings))
     keys = jnp.where(is_new, keys, carry.keys)

@@ -43,8 +43,8 @@ def rollout_flops(
     length, cache = settings.gen_length, settings.cache
     whole = prompt_length + length
     if cache is None:
-        return RolloutFlops(forward_flops(config, 1, whole, scored), 0)
-    full = forward_flops(config, 1, whole, length)
+        return RolloutFlops(forward_flops(config, whole, scored), 0)
+    full = forward_flops(config, whole, length)
     if cache.kind == "block":
         full = layer_flops(config, prompt_length, 1, prompt_length)
     window = cache.window(length, settings.block_length)

@@ -191,7 +191,7 @@ class SlotSubset:
 
         The other slots of the subset get what they have: no two of them are the same.
         """
-        new = jax.tree.map(lambda x, y: _select(is_put, y, x), self.take(values), new)
+        new = where_rows(is_put, new, self.take(values))
         return new if self.slot is None else _per_group(_replace, self.slot, values, new)
 
 
@@ -214,5 +214,8 @@ def _replace(x: Array, new: Array, at: Array) -> Array:
     return x.at[at].set(new, unique_indices=True)
 
 
-def _select(rows: Bool[Array, " F"], new: Array, old: Array) -> Array:
-    return jnp.where(rows.reshape(-1, *(1 for _ in new.shape[1:])), new, old)
+def where_rows(rows: Bool[Array, " B"], new: Tree, old: Tree) -> Tree:
+    """Arrays [B, ...] with the new values in some rows, and the old ones in the others."""
+    return jax.tree.map(
+        lambda x, y: jnp.where(rows.reshape(-1, *(1 for _ in y.shape[1:])), x, y), new, old
+    )

@@ -91,7 +91,7 @@ def _join(address: str, count: int, index: int, settings: dict[str, Any]) -> Non
         _await_coordinator(host.strip("[]"), int(port), index)
     else:
         _require_free(address, int(port))
-        if _is_loopback(host.strip("[]")):
+        if is_loopback(host.strip("[]")):
             settings = settings | {"coordinator_bind_address": address}
     others = f"processes 1 to {count - 1}" if count > 2 else "process 1"
     whom = others if not index else "the other processes"
@@ -148,7 +148,8 @@ def _require_free(address: str, port: int) -> None:
                 ) from error
 
 
-def _is_loopback(host: str) -> bool:
+def is_loopback(host: str) -> bool:
+    """Whether only this machine can reach an address."""
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
     except ValueError:

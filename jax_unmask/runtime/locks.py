@@ -38,15 +38,11 @@ class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
     Args:
         directory: need not exist.
         name: name of the lock's file in it.
-        key: the flag that names the directory, for messages.
     """
 
-    def __init__(
-        self, directory: str | os.PathLike[str], name: str, *, key: str = "--workdir"
-    ) -> None:
+    def __init__(self, directory: str | os.PathLike[str], name: str) -> None:
         self._directory = pathlib.Path(directory)
         self._path = self._directory / name
-        self._key = key
         self._descriptor: int | None = None
 
     def check(self) -> None:
@@ -90,7 +86,7 @@ class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
     def _is_taken(self, holder: dict[str, Any]) -> ConfigError:
         who = f"process {holder.get('process', '?')} on {holder.get('host', 'another host')}"
         return ConfigError(
-            self._key,
+            "--workdir",
             str(self._directory),
             f"{who} is writing there",
             "Wait for it, end it, or give another directory",

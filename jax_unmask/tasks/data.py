@@ -162,12 +162,6 @@ def batches(
 ) -> BatchIterator:
     """Batches of a task's split.
 
-    Args:
-        task: the task.
-        split: the split.
-        tokenizer: encodes prompts and responses, and pads the prompts.
-        settings: shapes and order.
-
     Raises:
         ValueError: for an empty split; when iterating, for a prompt over the budget without
             `truncate` and for a target of more than `gen_length` tokens (the message names the

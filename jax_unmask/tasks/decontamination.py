@@ -60,10 +60,7 @@ class Overlap:
 def overlap(train: Iterable[str], test: Sequence[str], *, n: int = 13) -> Overlap:
     """Compares every training text with every test text, in time linear in their length.
 
-    Args:
-        train: the training texts.
-        test: the test texts.
-        n: words in a row that must agree, at least 1.
+    `n` words in a row must agree.
 
     Raises:
         ValueError: n is less than 1.

@@ -64,7 +64,7 @@ class Band:
         return band
 
     def holds(self, example: Example) -> bool:
-        """Whether an example is within the band; False for one without that field.
+        """Whether an example is within the band.
 
         Raises:
             ValueError: the example has no such field.

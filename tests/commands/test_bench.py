@@ -122,7 +122,7 @@ class TestRollouts:
         # One row, then the other.
         assert row["forwards"] == 8
         assert row["useful_forward_fraction"] == 1
-        assert row["flops_per_rollout"] == 8 * forward_flops(denoiser(model).config, 1, 7, 2)
+        assert row["flops_per_rollout"] == 8 * forward_flops(denoiser(model).config, 7, 2)
 
     def test_a_shipped_model_knows_its_lengths(self, capsys, tmp_path):
         record, _ = run(
@@ -304,7 +304,7 @@ def test_flops_are_those_of_the_program():
     tokens = jax.ShapeDtypeStruct((batch, prompt + canvas), jnp.int32)
     lowered = jax.jit(forward).lower(denoisers.abstract_params(config), tokens)
     counted = lowered.cost_analysis()["flops"]
-    ours = forward_flops(config, batch, prompt + canvas, canvas)
+    ours = batch * forward_flops(config, prompt + canvas, canvas)
     assert ours <= counted <= 1.05 * ours
 
 
@@ -342,7 +342,7 @@ def test_caches_are_measured_beside_each_other_and_the_reference_without_one(
     assert dual["useful_forward_fraction"] == 1
     # Four forwards of two rows without a cache, which score a block of 2.
     config = denoiser(model).config
-    assert plain["flops_per_rollout"] == 8 * forward_flops(config, 1, 7, 2)
+    assert plain["flops_per_rollout"] == 8 * forward_flops(config, 7, 2)
     assert dual["flops_per_rollout"] != plain["flops_per_rollout"]
     assert dual["compiled_flops_per_rollout"] is None
     assert "dual" in text

@@ -242,7 +242,7 @@ class TestPolicyRuns:
         needed = timings["model_flops_per_second"] * timings["seconds/total"]
         denoiser = denoisers.from_pretrained(config.model.path)[0].config
         rows = found[0]["nfe"] * 4  # 2 prompts in groups of 2
-        assert needed == pytest.approx(rows * forward_flops(denoiser, 1, 17 + 16, 16), rel=1e-5)
+        assert needed == pytest.approx(rows * forward_flops(denoiser, 17 + 16, 16), rel=1e-5)
 
         # Another run starts from the policy.
         start = str(tmp_path / "policy")

@@ -13,7 +13,6 @@ from jax.typing import DTypeLike
 from jax_unmask.denoisers.config import check_sizes
 from jax_unmask.denoisers.families.base import NEUTRAL, Fields
 
-NAME = "diffusion_gemma"
 MODEL_TYPE = "diffusion_gemma"
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
@@ -96,13 +95,13 @@ def config_from_hf(fields: Mapping[str, Any]) -> DiffusionGemmaConfig:
     Raises:
         ValueError: a field is missing, or has a value that is not implemented.
     """
-    whole = Fields(fields, NAME)
+    whole = Fields(fields, MODEL_TYPE)
     if whole("model_type") != MODEL_TYPE:
         raise ValueError(
             f"config.json: model_type={fields['model_type']!r} is not {MODEL_TYPE!r}; load other "
             "families with denoisers.from_pretrained"
         )
-    text = Fields(whole("text_config"), NAME)
+    text = Fields(whole("text_config"), MODEL_TYPE)
     text.require(_FIXED)
     whole.require({"quantization_config": None})
     text.require({name: NEUTRAL[name] for name in NEUTRAL if name != "final_logit_softcapping"})

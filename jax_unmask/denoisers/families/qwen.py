@@ -76,13 +76,8 @@ def write(config: DenoiserConfig, **more: Any) -> dict[str, Any]:
     return {k: fields[k] for k in sorted(fields) if fields[k] is not None or k not in absent}
 
 
-def tensors(
-    config: DenoiserConfig, *, bias: str = "mlp.expert_bias", shared: str = "shared_expert."
-) -> list[TensorSpec]:
-    """Every tensor of a checkpoint and the parameter that it fills.
-
-    Inside a layer, `bias` is the name of a router's bias, `shared` the prefix of a shared expert.
-    """
+def tensors(config: DenoiserConfig) -> list[TensorSpec]:
+    """Every tensor of a checkpoint and the parameter that it fills."""
     specs = outer(config, "model.embed_tokens.weight")
     attention = {
         "input_layernorm.weight": (("attention_norm", "scale"), False),
@@ -100,7 +95,8 @@ def tensors(
     if config.qk_norm:
         attention["self_attn.q_norm.weight"] = (("query_norm", "scale"), False)
         attention["self_attn.k_norm.weight"] = (("key_norm", "scale"), False)
-    return specs + per_layer(config, LAYER, attention) + mlps(config, bias=bias, shared=shared)
+    rest = mlps(config, bias="mlp.expert_bias", shared="shared_expert.")
+    return specs + per_layer(config, LAYER, attention) + rest
 
 
 def outer(config: DenoiserConfig, embedding: str) -> list[TensorSpec]:
@@ -115,7 +111,10 @@ def outer(config: DenoiserConfig, embedding: str) -> list[TensorSpec]:
 
 
 def mlps(config: DenoiserConfig, *, bias: str, shared: str) -> list[TensorSpec]:
-    """The tensors of dense MLPs and experts; arguments as in `tensors`."""
+    """The tensors of dense MLPs and experts.
+
+    Inside a layer, `bias` is the name of a router's bias, `shared` the prefix of a shared expert.
+    """
     dense = {f"mlp.{theirs}": ((ours, "kernel"), True) for theirs, ours in MLP.items()}
     specs = per_layer(config, LAYER, dense, only=False)
     moe = config.experts

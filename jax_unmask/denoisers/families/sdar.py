@@ -96,11 +96,6 @@ def moe_config_from_hf(fields: Mapping[str, Any]) -> DenoiserConfig:
     return _read(fields, MOE_NAME, intermediate_size=width, experts=experts)
 
 
-def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
-    """Writes an SDAR `config.json`."""
-    return _write(config)
-
-
 def moe_config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     """Writes an SDAR-MoE `config.json`.
 
@@ -108,7 +103,7 @@ def moe_config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
         ValueError: the config has no experts.
     """
     moe = experts_of(config)
-    return _write(
+    return config_to_hf(
         config,
         num_experts=moe.num_experts,
         num_experts_per_tok=moe.per_token,
@@ -136,7 +131,8 @@ def _read(fields: Mapping[str, Any], family: str, **more: Any) -> DenoiserConfig
     )
 
 
-def _write(config: DenoiserConfig, **more: Any) -> dict[str, Any]:
+def config_to_hf(config: DenoiserConfig, **more: Any) -> dict[str, Any]:
+    """Writes an SDAR `config.json`; `more` are fields of its own."""
     return qwen.write(
         config,
         head_dim=config.head_dim,
