@@ -81,13 +81,13 @@ def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch):
     before = path.read_bytes()
     path.write_bytes(before[: before.rstrip().rfind(b"\n") + 40])
     calls = []
-    measure = sweep.measure
+    measure = sweep.measure_one
 
-    def counting(*args, **kwargs):
-        calls.append(kwargs["seed"])
-        return measure(*args, **kwargs)
+    def counting(config, bundle, task, item, rows):
+        calls.append(item.seed)
+        return measure(config, bundle, task, item, rows)
 
-    monkeypatch.setattr(sweep, "measure", counting)
+    monkeypatch.setattr(sweep, "measure_one", counting)
     sweep.run(recipes.read(config), bundle, tmp_path)
     assert calls == [1]
     timed = ("seconds_per_sequence", "tokens_per_second", "compile_seconds")
