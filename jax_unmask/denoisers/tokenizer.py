@@ -180,18 +180,9 @@ class Tokenizer:
             found[-1] = self._pieces[group]
         return found
 
-    def decode_batch(
-        self,
-        ids: Int[np.ndarray, "B L"],
-        *,
-        skip_special_tokens: bool = True,
-        cut_at_eos: bool = True,
-    ) -> list[str]:
+    def decode_batch(self, ids: Int[np.ndarray, "B L"]) -> list[str]:
         """`decode` of every row."""
-        return [
-            self.decode(row, skip_special_tokens=skip_special_tokens, cut_at_eos=cut_at_eos)
-            for row in np.asarray(ids).tolist()
-        ]
+        return list(map(self.decode, np.asarray(ids).tolist()))
 
     def pad_prompts(
         self, prompts: Sequence[Sequence[int]], length: int, *, truncate: bool = False

@@ -20,7 +20,7 @@ from jax_unmask.settings import SettingError
 FILE = "calibrations.json"
 
 Environment = Mapping[str, str | int | float]
-"""What is known of where a policy acts: some of the names of `Calibration.environment`."""
+"""An environment as far as it is known: some of the names of `Calibration.environment`."""
 
 _CANVAS = ("gen_length", "block_length")
 

@@ -48,7 +48,7 @@ def dense(features: int, fan_in: int, name: str, *, initial_bias: float | None =
     """
     limit = 1.0 / math.sqrt(fan_in)
 
-    def bias(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def bias(key: Array, shape: tuple[int, ...], dtype: jnp.dtype) -> Array:
         if initial_bias is not None:
             return jnp.full(shape, initial_bias, dtype)
         return jax.random.uniform(key, shape, dtype, -limit, limit)

@@ -23,7 +23,7 @@ HEADINGS = {
     RULE: "hand-written rules",
     SHIPPED: "shipped, trained longer",
 }
-"""How groups are called where there is room for it."""
+"""Names of groups where there is room for them."""
 LABELS = (HEURISTIC, RULE, TRAINED, SHIPPED)
 """Groups of methods in tables and plots; others follow in the order in which they appear.
 

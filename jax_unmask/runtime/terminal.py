@@ -13,20 +13,20 @@ _OBEYED = re.compile(
 )
 
 
-def harmless(text: str, keep: str = "\n\t") -> str:
-    r"""The text with what a terminal would obey as escape sequences, but for some characters.
+def harmless(text: str) -> str:
+    r"""The text with what a terminal would obey as escape sequences, but for tabs and line feeds.
 
     >>> harmless("a\x1b]0;title\x07\tb\n") == "a\\x1b]0;title\\x07\tb\n"
     True
     """
-    return _OBEYED.sub(lambda match: match[0] if match[0] in keep else repr(match[0])[1:-1], text)
+    return _OBEYED.sub(lambda match: match[0] if match[0] in "\n\t" else repr(match[0])[1:-1], text)
 
 
 _MOST_LINES = 5
 
 
 def verdict(found: Sequence[str], *, places: str = "", then: Sequence[object] = ()) -> list[str]:
-    """How a command ends: what was found, where it is, and the command that goes on from there.
+    """The last lines of a command: findings, where more is, and the command that goes on.
 
     >>> verdict(["5 of 8 right"], places="Page: r.html", then=["generate", "--prompt=1 ="])
     ['5 of 8 right', 'Page: r.html', "Next: jax-unmask generate '--prompt=1 ='"]

@@ -19,7 +19,7 @@ import numpy as np
 from jax_unmask.settings import check_ranges, setting
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.generated import GeneratedTask, check_bounds
-from jax_unmask.tasks.judges.steps import TextStep, marked
+from jax_unmask.tasks.judges.steps import TextStep, with_steps
 
 T = TypeVar("T")
 
@@ -134,10 +134,7 @@ class WordProblems(GeneratedTask):
 
     def render(self, example: Example, response: str | None = None) -> str:
         """The story, and each step of the response with whether it is right."""
-        story = example["prompt"].strip()
-        if response is None:
-            return story
-        return f"{story}\n{marked(response, self.check_steps(example, response))}"
+        return with_steps(example["prompt"].strip(), self, example, response)
 
     def draw(self, generator: np.random.Generator) -> Example:
         """A random story with a solution by a random author."""

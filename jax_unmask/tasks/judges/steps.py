@@ -22,22 +22,6 @@ class TextStep(NamedTuple):
     right: bool
 
 
-def marked(response: str, steps: Sequence[TextStep]) -> str:
-    """A response line by line, each step marked as right or wrong.
-
-    >>> print(marked(" 1 + 1 = 2. so 3. Ah", [TextStep(11, True), TextStep(17, False)]))
-    ✓ 1 + 1 = 2.
-    ✗ so 3.
-      Ah
-    """
-    lines, start = [], 0
-    for step in steps:
-        lines.append(f"{'✓' if step.right else '✗'} {response[start : step.end].strip()}")
-        start = step.end
-    rest = response[start:].strip()
-    return "\n".join([*lines, *([f"  {rest}"] if rest else [])])
-
-
 @runtime_checkable
 class VerifiableSteps(Protocol):
     """A task that verifies the steps of a response."""
@@ -45,6 +29,20 @@ class VerifiableSteps(Protocol):
     def check_steps(self, example: Example, response: str) -> list[TextStep]:
         """The steps of a response, in the order of their ends."""
         ...
+
+
+def with_steps(
+    story: str, task: VerifiableSteps, example: Example, response: str | None = None
+) -> str:
+    """A story, and below it the steps of a response, each marked as right or wrong."""
+    if response is None:
+        return story
+    lines, start = [story], 0
+    for step in task.check_steps(example, response):
+        lines.append(f"{'✓' if step.right else '✗'} {response[start : step.end].strip()}")
+        start = step.end
+    rest = response[start:].strip()
+    return "\n".join([*lines, *([f"  {rest}"] if rest else [])])
 
 
 class StepJudge:
