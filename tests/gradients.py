@@ -14,11 +14,11 @@ from jax_unmask.learners.losses import clipped_objective, step_weights
 from jax_unmask.learners.states import StateBatch
 
 
-def grid_policy_loss(log_prob, old_log_prob, advantages, active, epsilon):
+def grid_policy_loss(log_prob, old_log_prob, advantages, active, clip):
     """The loss by its definition: minus the clipped objective, averaged over steps, then rows."""
     # What stands in inactive steps is arbitrary, and infinity times the weight zero is a NaN.
     new, old = (jnp.where(active, x, 0.0) for x in (log_prob, old_log_prob))
-    objective = clipped_objective(new, old, jnp.broadcast_to(advantages, active.shape), epsilon)
+    objective = clipped_objective(new, old, jnp.broadcast_to(advantages, active.shape), clip)
     return -jnp.sum(step_weights(active) * objective)
 
 

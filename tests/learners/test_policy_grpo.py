@@ -87,12 +87,12 @@ def make_records(seed: int = 0, noise: float = 0.0) -> Records:
 ADVANTAGES = jnp.array([0.5, -0.5, 0.0, 1.0, -0.25, -0.75])
 
 
-def dense_loss(network, records, epsilon=0.5):
+def dense_loss(network, records, clip=0.5):
     """The loss by its definition, over the whole grid at once."""
     params = {**PARAMS, "network": network}
     log_prob = LinearPolicy().log_prob(params, records.obs, records.action)
     return gradients.grid_policy_loss(
-        log_prob, records.action.log_prob, ADVANTAGES, records.active, epsilon
+        log_prob, records.action.log_prob, ADVANTAGES, records.active, clip
     )
 
 
