@@ -47,7 +47,7 @@ from jax_unmask.tasks import data
 
 @dataclasses.dataclass(frozen=True)
 class DenoiserSettings(Settings):
-    """How the denoiser learns; settings as those of recipe "tracerl"."""
+    """Settings of the denoiser's learning, as those of recipe "tracerl"."""
 
     filter: GroupBounds = GroupBounds()
     reward: TraceReward = TraceReward(alpha=0.0)
