@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -266,7 +266,7 @@ def _advance(
     """Replaces rows, takes steps, and packs where all rows stand into one array of integers."""
     is_new = changes.is_new
 
-    choose = functools.partial(where_rows, is_new)
+    choose: Callable[[Any, Any], Any] = functools.partial(where_rows, jnp.asarray(is_new))
     keys = answer_keys(changes.seed, changes.turn)
     prompts, own = choose((changes.prompts, changes.settings), (carry.prompts, carry.settings))
     keys = jnp.where(is_new, keys, carry.keys)
