@@ -12,7 +12,7 @@ from jax_unmask.denoisers import hub
 from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.report.results import TRAINED, settings_text
 from jax_unmask.report.tables import markdown_table
-from jax_unmask.runtime.files import read_json_rows
+from jax_unmask.runtime.files import atomic_write, read_json_rows
 from jax_unmask.runtime.metrics import METRICS
 from jax_unmask.settings import Variant
 from jax_unmask.shipped import shipped_models
@@ -146,7 +146,7 @@ def write_policy_card(directory: pathlib.Path, config: Any, workdir: pathlib.Pat
     results = [row for row in rows if row["label"] == TRAINED]
     settings = policies.settings_of(*policies.load_policy(directory))
     card = policy_card(config, settings, steps, results)
-    (directory / CARD).write_text(card, encoding="utf-8")
+    atomic_write(directory / CARD, card)
 
 
 def _place(config: Any) -> list[str]:
