@@ -19,6 +19,7 @@ FOLDER = Path(__file__).parents[1] / "docs" / "notebooks"
 NOTEBOOKS = sorted(file.stem for file in FOLDER.glob("*.ipynb"))
 KEYS = {each.key for name in recipes.RECIPES for each in declared(recipes.defaults(name))}
 LONGEST_CELL = 15
+LARGEST = 300_000  # Bytes, with outputs.
 QUICK = ("tracerl",)
 
 nbformat = pytest.importorskip("nbformat", reason="needs nbformat (the extra `test`)")
@@ -49,6 +50,15 @@ def test_notebooks_are_short_and_tell_where_they_run(name):
     assert "small" in parameters.metadata
     lengths = {len(source.splitlines()) for source in sources(notebook)}
     assert max(lengths) <= LONGEST_CELL
+
+
+def test_outputs_are_kept_small_and_without_this_machine(name):
+    file = FOLDER / f"{name}.ipynb"
+    assert file.stat().st_size < LARGEST
+    outputs = [cell.outputs for cell in read(name).cells if cell.cell_type == "code"]
+    shown = re.sub(r"[A-Za-z0-9+/=]{200,}", "", str(outputs))  # Pictures.
+    assert not re.findall(r"(?<![\w.<])/(?:tmp|root|home|work|usr|opt|Users)\b[\w/.]*", shown)
+    assert not [each for some in outputs for each in some if each.output_type == "error"]
 
 
 def test_everything_that_is_called_exists(name):

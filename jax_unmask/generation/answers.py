@@ -64,7 +64,7 @@ class Answer:
 
     prompt: Prompt
     prompt_tokens: int
-    trajectory: Trajectory | Generated  # One row, NumPy arrays.
+    trajectory: Trajectory | Generated = dataclasses.field(repr=False)  # One row, NumPy arrays.
     text: str  # Up to its end.
     settings: RolloutSettings
     policy: str  # In the notation of `parse_policy`, with the settings of this answer.
