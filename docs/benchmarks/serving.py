@@ -15,7 +15,6 @@ import dataclasses
 import json
 import multiprocessing
 import random
-import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -24,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_unmask import denoisers, policies, shipped, tasks
+from jax_unmask import policies, tasks
 from jax_unmask.commands import serve
 from jax_unmask.policies import PerRow
 from jax_unmask.rollout import rollout
@@ -32,7 +31,6 @@ from jax_unmask.rollout.continuous import answer_keys
 from jax_unmask.runtime import compilation
 
 POLICY = "threshold:threshold=0.9"
-_WIDTHS = ("hidden_size", "num_heads", "num_kv_heads", "intermediate_size")
 
 
 def main() -> None:
@@ -43,22 +41,17 @@ def main() -> None:
     parser.add_argument("--cancelled", type=int, default=20)
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=5)
-    parser.add_argument(
-        "--wider", type=int, default=1, help="so many times as wide, with random weights"
-    )
     args = parser.parse_args()
     compilation.enable_cache()
     lengths = [] if args.lengths is None else [f"--lengths={args.lengths}"]
-    with tempfile.TemporaryDirectory() as directory:
-        model = args.model if args.wider == 1 else _wider(args.model, args.wider, directory)
-        service = serve.Service(
-            serve.parser().parse_args(
-                [
-                    *(f"--model={model}", f"--policy={POLICY}", "--port=0", "--queue=10000"),
-                    *(f"--slots={args.slots}", "--block_length=8", *lengths),
-                ]
-            )
+    service = serve.Service(
+        serve.parser().parse_args(
+            [
+                *(f"--model={args.model}", f"--policy={POLICY}", "--port=0", "--queue=10000"),
+                *(f"--slots={args.slots}", "--block_length=8", *lengths),
+            ]
         )
+    )
     task, random_ = tasks.parse(args.model), random.Random(0)
     source = task.source("test")
     requests = [
@@ -96,17 +89,6 @@ def main() -> None:
     print(f"the same per processor second: {_spread(cores)}")
     print(f"processor milliseconds of a request beside the rollout's: {_spread(more)}")
     print(f"ended: {dict(service.engine.counts.ended)}")
-
-
-def _wider(model: str, times: int, directory: str) -> str:
-    """A model of the same shape and vocabulary, as a directory."""
-    tokenizer = denoisers.load_tokenizer(shipped.resolve_model(model))
-    denoiser, _ = denoisers.from_pretrained(shipped.resolve_model(model))
-    sizes = {name: times * getattr(denoiser.config, name) for name in _WIDTHS}
-    config = dataclasses.replace(denoiser.config, **sizes)
-    params = denoisers.init_params(config, jax.random.key(0))
-    denoisers.save_pretrained(directory, denoisers.Denoiser(config), params, tokenizer)
-    return directory
 
 
 def _spread(values: list[float]) -> str:

@@ -50,6 +50,7 @@ _IGNORED = (
     *("prompt_cache_retention", "tool_choice", "function_call", "parallel_tool_calls"),
     *("reasoning_effort", "verbosity"),
 )
+_KNOWN = {*_READ, *_NOT_OFFERED, *_IGNORED}
 
 
 class BadRequest(ValueError):
@@ -220,7 +221,7 @@ class Model:
         """
         if not isinstance(body, dict):
             raise BadRequest("the body is no JSON object")
-        for name in body.keys() - {*_READ, *_NOT_OFFERED, *_IGNORED}:
+        for name in body.keys() - _KNOWN:
             known = notation.suggestion(name[:80], _READ)
             raise BadRequest(f"{name!r:.80} is no field of a request{known}", param=name[:80])
         for name, nothing in _NOT_OFFERED.items():

@@ -9,6 +9,7 @@ import shutil
 
 import pytest
 
+from jax_unmask import Generator
 from jax_unmask.commands import generate
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "diffusion_gemma"
@@ -46,6 +47,12 @@ def model(tmp_path_factory):
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings))
     return directory
+
+
+def test_refuses_to_stream(model):
+    generator = Generator.from_pretrained(str(model), gen_length=8)
+    with pytest.raises(ValueError, match="stream is for masked models; use generate"):
+        generator.stream("2+2?")
 
 
 def test_conversation(model, capsys, monkeypatch):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import urllib.error
 import urllib.request
 
 import pytest
@@ -16,8 +17,11 @@ pytest.importorskip("uvicorn", reason="serving needs the extra serve")
 pytestmark = pytest.mark.slow
 
 
-def test_requests_that_run_are_finished():
+@pytest.mark.parametrize("seconds", [60, 0])
+def test_requests_that_run_are_finished(seconds):
+    """Or told that they are not, where they take longer than they may."""
     command = [sys.executable, "-m", "jax_unmask.serve", "--model=sudoku", "--port=0", "--slots=2"]
+    command.append(f"--drain_seconds={seconds}")
     server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
     try:
         assert server.stderr is not None
@@ -30,8 +34,11 @@ def test_requests_that_run_are_finished():
         answers = []
 
         def ask():
-            with urllib.request.urlopen(asked, timeout=300) as answer:
-                answers.append(json.loads(answer.read()))
+            try:
+                with urllib.request.urlopen(asked, timeout=300) as answer:
+                    answers.append(json.loads(answer.read()))
+            except urllib.error.HTTPError as error:
+                answers.append(json.loads(error.read()))
 
         client = threading.Thread(target=ask)
         client.start()
@@ -45,7 +52,10 @@ def test_requests_that_run_are_finished():
             del running
         server.send_signal(signal.SIGTERM)
         client.join(300)
-        assert len(answers[0]["choices"]) == 256
+        if seconds:
+            assert len(answers[0]["choices"]) == 256
+        else:
+            assert answers[0]["error"]["message"] == "the server is shutting down"
         assert server.wait(60) == 0
     finally:
         server.kill()
