@@ -153,7 +153,8 @@ class Rollouts:
 
         Args:
             params: parameters of the denoiser, see `weights`.
-            policy, policy_params: the policy.
+            policy: chooses the positions to fill.
+            policy_params: its parameters.
             prompts: prompts of this process's feed, NumPy arrays.
             size: rows per prompt.
             key: typed PRNG key of the batch.
