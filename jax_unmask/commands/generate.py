@@ -102,7 +102,8 @@ def parser() -> argparse.ArgumentParser:
     add(
         "--policy",
         help=f"NAME:SETTING=VALUE,... or learned:DIR (names: {', '.join(policies.available())}); "
-        f"default: {answers.DEFAULT_POLICY}, for DiffusionGemma {answers.DEFAULT_CANVAS_POLICY}; "
+        f"default: {answers.UNIVERSAL_POLICY} for models that it was trained on, else "
+        f"{answers.DEFAULT_POLICY}, for DiffusionGemma {answers.DEFAULT_CANVAS_POLICY}; "
         "DIR is also the workdir of a training run",
     )
     add(
@@ -154,10 +155,10 @@ def fill_in(args: argparse.Namespace) -> None:
 
     Warns where others were given: a policy acts as its tables say only where it was trained.
     """
-    made = answers.trained_for(args.policy)
-    args.model, fitted = answers.fitted(args.model, args.policy, decoding(args))
+    args.model, args.policy, fitted = answers.fitted(args.model, args.policy, decoding(args))
     args.gen_length, args.block_length = fitted.gen_length, fitted.block_length
     has_prompt = args.prompt is not None or args.messages is not None or args.chat
+    made = answers.trained_for(args.policy)
     here = [each.task for each in made if each.model == args.model]
     if here and not has_prompt and args.task is None:
         args.task = here[0]

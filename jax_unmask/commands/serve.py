@@ -25,7 +25,6 @@ from jax_unmask.shipped import shipped_models
 KEY = "JAX_UNMASK_API_KEY"
 _ANSWER_SECONDS = 5
 """After `--drain_seconds`, in which those whose requests did not end are told so."""
-_POLICIES = (answers.DEFAULT_POLICY, "top_confidence")
 
 logger = logging.getLogger(__name__)
 
@@ -64,7 +63,8 @@ def parser() -> argparse.ArgumentParser:
         "--policy",
         action="append",
         help="a policy that requests can choose, the first is the default; give it several times "
-        f"(names: {', '.join(policies.available())}); default: {' and '.join(_POLICIES)}",
+        f"(names: {', '.join(policies.available())}); default: {answers.UNIVERSAL_POLICY} "
+        f"for models that it was trained on, and {answers.DEFAULT_POLICY}",
     )
     add("--gen_length", type=int, help="longest canvas; default: what the model was made for")
     add(
@@ -140,16 +140,18 @@ class Service:
                 "other machines could send requests",
                 f"Set a key in the environment variable {KEY}, or give --no_key",
             )
-        named = list(dict.fromkeys(args.policy or _POLICIES))
         lengths, temperatures = (
             _numbers(args, "lengths", int),
             _numbers(args, "temperatures", float),
         )
         if lengths and args.gen_length is None:
             args.gen_length = max(lengths)
+        named = list(dict.fromkeys(args.policy or ()))
         learned = next((each for each in named if answers.trained_for(each)), None)
+        first = learned or next(iter(named), None)
         how = _decoding(args, temperatures[0], None)
-        args.model, how = answers.fitted(args.model, learned, how)
+        args.model, first, how = answers.fitted(args.model, first, how)
+        named = named or list(filter(None, (first, answers.DEFAULT_POLICY)))
         if diffusion_gemma.is_model(hub.local_directory(args.model)):
             problem = "it is a diffusion_gemma, and the server fills canvases of masks"
             remedy = "Serve a masked model, or ask this one with python -m jax_unmask.generate"

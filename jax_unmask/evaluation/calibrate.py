@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,7 +17,7 @@ from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation.problems import load_problems, rollout_settings
 from jax_unmask.policies import LearnedPolicy
 from jax_unmask.policies.base import Params
-from jax_unmask.policies.calibration import Calibration
+from jax_unmask.policies.calibration import Calibration, between
 from jax_unmask.rollout import Prompts, rollout, row_keys
 from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
@@ -25,11 +26,12 @@ from jax_unmask.runtime.progress import Jobs
 
 logger = logging.getLogger(__name__)
 
-# Scales beyond the alphas. A scale s of deterministic actions fills where the probability is above
-# 1 / 2s. Policies are sure of what they do: near one half (where that nears 1, and one position is
-# filled per step) the scales are dense, above 1 far apart; the last one fills all at one time.
-_SLOWER = (0.01, 0.50005, 0.5001, 0.5002, 0.50035, 0.5005, 0.502, 0.55, 0.75)
-_FASTER = (8.0, 64.0, 512.0, 4096.0, 1e9)
+# Scales beyond the alphas, see `calibration.between`: at the first a position is filled per step,
+# at the next ones those that the policy is sure of, at the last all at one time.
+_SCALES = (0.01, 0.50000012, 0.500005, 0.5005, 0.55, 8.0, 512.0, 5e4, 1e9)
+# Where forwards differ by more than this factor from one place to the next, places in between are
+# measured too, at most so many.
+_GAP, _REFINED = 1.15, 12
 
 
 def calibrate(
@@ -44,8 +46,8 @@ def calibrate(
 ) -> Calibration:
     """Counts the forwards of a policy at alphas spread evenly, on a logarithmic scale.
 
-    Beyond them, slower and faster, its probabilities are scaled. All settings share one compiled
-    program. Responses are not checked.
+    Beyond them, slower and faster, its probabilities are scaled. Further places are put where
+    forwards differ most. All settings share one compiled program. Responses are not checked.
 
     Args:
         config: names the prompts (`task`, `eval.split`, `eval.num_problems`), the canvas and the
@@ -70,16 +72,14 @@ def calibrate(
     own = float(params["scale"])
     places = [(alpha, own) for alpha in alphas]
     if policy.distribution != "dpls":  # It has no probabilities to scale.
-        slower = [(low, own * factor) for factor in _SLOWER]
-        places = slower + places + [(high, own * factor) for factor in _FASTER]
-    nfe: list[float] = []
-    what = f"rollouts of learned with {bundle.name}"
-    compiling: contextlib.AbstractContextManager[None] = announced(what)
-    jobs = Jobs(len(places), "calibration")
-    for number, (alpha, scale) in enumerate(places, start=1):
+        slower = [(low, scale) for scale in _SCALES if scale < own]
+        places = slower + places + [(high, scale) for scale in _SCALES if scale > own]
+
+    def count(alpha: float, scale: float) -> float:
+        """Mean forwards at a place."""
         told, forwards = {**params, **policy.params(alpha=alpha, scale=scale)}, []
         for batch, identities in _batches(prompts, rows):
-            with bundle.placement.active(), compiling:
+            with bundle.placement.active():
                 done = rollout(
                     bundle.denoiser,
                     bundle.params,
@@ -89,13 +89,29 @@ def calibrate(
                     row_keys(key, bundle.placement.global_rows(identities)),
                     settings,
                 )
-            compiling = contextlib.nullcontext()
             used, *scores = bundle.placement.fetch((done.nfe, done.confidence, done.step_map))
             check_finite(*scores)
             forwards.append(np.asarray(used)[np.asarray(batch.present)])
-        nfe.append(float(np.concatenate(forwards).mean()))
-        found = f"alpha {alpha:.4g}, scale {scale:.4g}: {nfe[-1]:.3f} forwards"
-        line = jobs.done(number, f"{found} of {settings.gen_length}")
+        return float(np.concatenate(forwards).mean())
+
+    nfe: list[float] = []
+    what = f"rollouts of learned with {bundle.name}"
+    compiling: contextlib.AbstractContextManager[None] = announced(what)
+    first, total = places, len(places) + _REFINED
+    places, jobs = [], Jobs(total, "calibration")
+    while len(places) < total:
+        if len(places) < len(first):
+            at, place = len(places), first[len(places)]
+        elif (found := _largest_gap(places, nfe)) is not None:
+            at, place = found
+        else:
+            break
+        with compiling:
+            places.insert(at, place)
+            nfe.insert(at, count(*place))
+        compiling = contextlib.nullcontext()
+        text = f"alpha {place[0]:.4g}, scale {place[1]:.8g}: {nfe[at]:.3f} forwards"
+        line = jobs.done(len(places), f"{text} of {settings.gen_length}")
         if not jax.process_index():
             logger.info("%s", line)
     environment: dict[str, str | int | float] = {
@@ -106,6 +122,22 @@ def calibrate(
     }
     alphas, scales = map(tuple, zip(*places, strict=True))
     return Calibration(name, environment, alphas, scales, tuple(nfe), len(prompts.tokens))
+
+
+def _largest_gap(
+    places: list[tuple[float, float]], nfe: list[float]
+) -> tuple[int, tuple[float, float]] | None:
+    """Where to measure next: index, alpha and scale; None once forwards are close everywhere."""
+    ratios = np.minimum.accumulate(nfe[:-1]) / np.minimum.accumulate(nfe)[1:]
+    for index in np.argsort(-ratios):
+        if ratios[index] < _GAP:
+            break
+        (alpha, slower), (other, faster) = places[index], places[index + 1]
+        scale = between(slower, faster, 0.5)
+        # In neighbouring numbers of 32 bits there is nothing in between.
+        if slower == faster or slower < np.float32(scale) < faster:
+            return index + 1, (math.sqrt(alpha * other), scale)
+    return None
 
 
 def _batches(prompts: Prompts, rows: int) -> Iterator[tuple[Prompts, np.ndarray]]:

@@ -46,6 +46,8 @@ from jax_unmask.settings import SettingError
 from jax_unmask.shipped import shipped_lengths, shipped_models
 
 DEFAULT_LENGTH = 128
+UNIVERSAL_POLICY = "learned:universal"
+"""The default for denoisers that it was trained on, see `default_policy`."""
 DEFAULT_POLICY = "threshold:threshold=0.9"
 DEFAULT_CANVAS_POLICY = "entropy_bounded:gamma=0.1"
 _SHAPE = ("task", "gen_length", "block_length", "distribution")
@@ -339,10 +341,19 @@ def load(model: str, policy: str | None, decoding: Decoding) -> Writer:
     return MaskedWriter(denoiser, params, tokenizer, named, shape, thinking, name=model)
 
 
-def fitted(model: str | None, policy: str | None, decoding: Decoding) -> tuple[str, Decoding]:
-    """Model and decoding, with what the policy was trained for where they leave something open.
+def default_policy(model: str) -> str | None:
+    """The policy of a model where none is named: None leaves it to `load`."""
+    is_known = model in {each.model for each in trained_for(UNIVERSAL_POLICY)}
+    return UNIVERSAL_POLICY if is_known else None
 
-    Warns where they say something else: a policy acts as its tables say only where it was trained.
+
+def fitted(
+    model: str | None, policy: str | None, decoding: Decoding
+) -> tuple[str, str | None, Decoding]:
+    """Model, policy and decoding, with defaults where they leave something open.
+
+    The model and the canvas are what the policy was trained for. Warns where those that are given
+    differ from it: a policy acts as its tables say only where it was trained.
 
     Raises:
         ValueError: neither names a model.
@@ -355,6 +366,8 @@ def fitted(model: str | None, policy: str | None, decoding: Decoding) -> tuple[s
             f"--model is missing; give one of {', '.join(shipped_models())}, a directory or a hub "
             "name (or a --policy that names its model)"
         )
+    is_given, policy = policy is not None, policy or default_policy(model)
+    trained = trained_for(policy)
     here = [each for each in trained if each.model == model]
     if len(trained) > 1 and not here:
         models = ", ".join(each.model for each in trained)
@@ -379,9 +392,9 @@ def fitted(model: str | None, policy: str | None, decoding: Decoding) -> tuple[s
             )
             if theirs != ours
         ]
-        if different:
+        if different and is_given:
             logger.warning("The policy was trained for %s.", ", ".join(different))
-    return model, decoding
+    return model, policy, decoding
 
 
 def trained_for(text: str | None) -> tuple[MadeFor, ...]:

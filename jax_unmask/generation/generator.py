@@ -101,7 +101,8 @@ class Generator:
             model: a shipped model, a Hugging Face or Orbax directory, or a hub name; None for
                 that for which the policy was trained.
             policy: in the notation of `policies.parse_policy`, as in
-                "learned:sudoku-full-alpha1-seed0" or "threshold:threshold=0.9".
+                "learned:universal" or "threshold:threshold=0.9"; by default "learned:universal"
+                for the denoisers that it was trained on, a threshold of 0.9 for others.
             seed: of all draws, unless a call gives another.
             **decoding: the fields of `Decoding`; by default as the policy was trained.
 
@@ -111,7 +112,7 @@ class Generator:
         """
         from jax_unmask.generation import answers
 
-        named, how = answers.fitted(model, policy, Decoding(**decoding))
+        named, policy, how = answers.fitted(model, policy, Decoding(**decoding))
         return cls(answers.load(named, policy, how), seed=seed)
 
     def generate(

@@ -48,8 +48,8 @@ class Calibration:
     def settings(self, nfe: float) -> dict[str, float]:
         """The alpha and scale at which the policy takes that many forwards on average.
 
-        Linear in the logarithms between the measured ones, and monotone: fewer forwards are never
-        a smaller alpha or scale.
+        Between the measured ones, see `between`, and monotone: fewer forwards are never a smaller
+        alpha or scale.
 
         Raises:
             SettingError: the policy can't take as few, or as many.
@@ -59,10 +59,13 @@ class Calibration:
         if not fewest <= nfe <= most:
             problem = f"calibrated on {self.name!r}, the policy takes {fewest:.4g} to {most:.4g}"
             raise SettingError("nfe", nfe, problem, "Ask for a number in between")
+        place = float(np.interp(-np.log(nfe), -np.log(forwards), np.arange(len(forwards))))
+        index = min(int(place), len(forwards) - 2)
         found = {}
         for name, values in (("alpha", self.alphas), ("scale", self.scales)):
-            place = np.interp(-np.log(nfe), -np.log(forwards), np.log(values))
-            found[name] = float(np.clip(np.exp(place), values[0], values[-1]))
+            low, high = values[index], values[index + 1]
+            each = between(low, high, place - index, margins=name == "scale")
+            found[name] = min(max(each, low), high)
         return found
 
     def differences(self, environment: Environment) -> str:
@@ -72,6 +75,16 @@ class Calibration:
             for name, value in environment.items()
             if self.environment.get(name) != value
         )
+
+
+def between(low: float, high: float, share: float, *, margins: bool = True) -> float:
+    """A number between two positive ones, linear in logarithms.
+
+    With `margins` in those of 2s - 1 where both have one: deterministic actions of a scale s fill
+    where the probability is above 1 / 2s, and policies are sure of what they do.
+    """
+    offset = 0.5 if margins and min(low, high) > 0.5 else 0.0
+    return offset + (low - offset) ** (1 - share) * (high - offset) ** share
 
 
 def load_calibrations(directory: str | pathlib.Path) -> dict[str, Calibration]:

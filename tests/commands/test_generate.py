@@ -193,3 +193,11 @@ def test_a_shipped_policy_says_where_and_how_it_acts(capsys, caplog):
     generate.fill_in(args)
     assert (args.task, args.gen_length, args.block_length) == ("sudoku", 16, 4)
     assert "--model is missing" in fails(capsys, "--prompt=x", "--policy=threshold")
+
+
+def test_universal_is_the_default_of_the_denoisers_that_it_was_trained_on(model, caplog):
+    for name, expected in (("arithmetic", "learned:universal"), (model, None)):
+        args = generate.parser().parse_args([f"--model={name}", "--block_length=4"])
+        generate.fill_in(args)
+        assert args.policy == expected
+    assert not caplog.text

@@ -57,7 +57,12 @@ def test_beyond_its_alphas_probabilities_are_scaled(directory):
         directory,
         dataclasses.replace(TABLE, alphas=alphas, scales=scales, nfe=(16.0, 8.0, 4.0, 2.0, 1.0)),
     )
-    for nfe, alpha, scale in ((16, 0.1, 0.25), (4, 1.0, 1.0), (2**0.5, 10.0, 2.0), (1, 10.0, 4.0)):
+    for nfe, alpha, scale in (
+        (16, 0.1, 0.25),
+        (4, 1.0, 1.0),
+        (2**0.5, 10.0, 0.5 + 1.75**0.5),
+        (1, 10.0, 4.0),
+    ):
         _, params = policies.parse_policy(f"learned:{directory},nfe={nfe}")
         assert params["alpha"] == pytest.approx(alpha)
         assert params["scale"] == pytest.approx(scale)
