@@ -5,7 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 import pathlib
+import queue
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -269,6 +272,8 @@ class CanvasWriter:
 
     def __post_init__(self) -> None:
         self._policy = policies.parse_policy(self.policy)
+        self._shown: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._streams = threading.Lock()  # One at a time: they share a program, which has a queue.
 
     @property
     def block_length(self) -> int:
@@ -299,9 +304,34 @@ class CanvasWriter:
         arguments = (self.loaded.model, self.loaded.params, policy, params, prompts, keys)
         return jax.device_get(canvases.generate(*arguments, self.settings, watch)), None
 
-    def steps(self, *arguments: Any) -> Iterator[Step]:
-        """Refuses."""
-        raise ValueError("stream is for masked models; use generate(..., watch=FUNCTION)")
+    def steps(
+        self, prompt: Sequence[int], width: int, seed: int, turn: int, settings: Mapping[str, Any]
+    ) -> Iterator[Step]:
+        """The best tokens after each forward; a stream that is left early is written to its end."""
+        keys = answer_keys(np.asarray([seed], np.uint32), np.asarray([turn], np.int32))
+        with self._streams, ThreadPoolExecutor(1) as pool:
+            shown = self._shown = queue.SimpleQueue()
+            arguments = [prompt], width, keys, settings
+            writing = pool.submit(self.roll_out, *arguments, watch=self._show)
+            writing.add_done_callback(lambda _: shown.put(None))
+            number, last = 0, None
+            while (canvas := shown.get()) is not None:
+                number += 1
+                last = self._step(number, *canvas)
+                yield last
+            done, _ = writing.result()
+        check_finite(done.confidence, done.step_map)
+        final = self._step(int(done.nfe[0]), np.asarray(done.tokens), np.asarray(done.step_map))
+        if final != last:
+            yield final
+
+    def _show(self, tokens: np.ndarray, step_map: np.ndarray) -> None:
+        self._shown.put((np.asarray(tokens), np.asarray(step_map)))
+
+    def _step(self, number: int, tokens: np.ndarray, step_map: np.ndarray) -> Step:
+        row = tokens[0].tolist()
+        pieces, text = self.tokenizer.pieces(row), self.tokenizer.decode(tokens[0])
+        return Step(number, row, step_map[0].tolist(), pieces, text)
 
     def answer(
         self, trajectory: Any, row: int, prompt: Prompt, count: int, policy: str, odds: Any

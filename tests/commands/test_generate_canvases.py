@@ -49,10 +49,19 @@ def model(tmp_path_factory):
     return directory
 
 
-def test_refuses_to_stream(model):
-    generator = Generator.from_pretrained(str(model), gen_length=8)
-    with pytest.raises(ValueError, match="stream is for masked models; use generate"):
-        generator.stream("2+2?")
+@pytest.mark.slow
+def test_stream(model):
+    """A step per forward; the last one is the answer."""
+    generator = Generator.from_pretrained(str(model), gen_length=10)
+    (answer,) = generator.generate("2+2?", seed=3)
+    for _ in range(2):  # The second runs the first one's program.
+        steps = list(generator.stream("2+2?", seed=3))
+        assert [step.number for step in steps][: answer.nfe] == list(range(1, answer.nfe + 1))
+        assert steps[-1].number == answer.nfe
+        assert steps[-1].tokens == answer.trajectory.tokens[0].tolist()
+        assert steps[-1].text == answer.text
+    first = next(generator.stream("2+2?", seed=3))  # Left after a step.
+    assert first == steps[0]
 
 
 def test_conversation(model, capsys, monkeypatch):
