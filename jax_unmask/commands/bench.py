@@ -200,8 +200,8 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         raise ValueError("give one of --model=NAME and --preset=NAME (or --breakdown)")
     for name in ("repeats", "prompt_length", "vocab_chunk", "slots"):
         value = getattr(args, name)
-        if value is not None and value < 1:
-            raise ValueError(f"--{name}={value} must be at least 1")
+        if value is not None and not 1 <= value <= 2**20:
+            raise ValueError(f"--{name}={value} must be at least 1, and at most {2**20:,}")
     if args.task is not None and args.preset is not None:
         raise ValueError(
             "--task needs a tokenizer, which a --preset lacks; leave it out, or give --model"

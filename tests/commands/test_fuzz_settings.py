@@ -45,6 +45,7 @@ def nothing_is_compiled(monkeypatch):
     def stop(*arguments, **settings):
         raise Compiled
 
+    stop.lower = stop
     monkeypatch.setattr(rollouts, "rollout", stop)
     monkeypatch.setattr(state_sft, "rollout", stop)
     for recipe in (policy_grpo.PolicyGrpo, tracerl.TraceRl, sft.Sft):
@@ -58,6 +59,7 @@ def nothing_is_compiled(monkeypatch):
     monkeypatch.setattr(harness, "require", stop)
     monkeypatch.setattr(calibrate_command, "count_forwards", stop)
     monkeypatch.setattr(measure, "rollout", stop)
+    monkeypatch.setattr(bench.speed, "measure_speed", stop)
     monkeypatch.setattr(distributed, "_join", stop)
     monkeypatch.setattr(bench.hardware, "measure_matmul_peak", stop)
     monkeypatch.setattr(bench.breakdown, "measure_breakdown", stop)
@@ -285,6 +287,8 @@ class Command:
                 monkeypatch.setattr(flags, "FLAGS", values)
                 if self.is_absl:
                     flags.DEFINE_integer("verbosity", 0, "As absl's.", flag_values=values)
+                    if self.module is train:  # Its settings are tried by themselves.
+                        monkeypatch.setattr(train, "train", measure.rollout)
                     self.module.define_flags(values)
                     self.module.main(command_line.parse_flags([self.name, *given]))
                 else:
@@ -315,12 +319,12 @@ def flag_values(kind):
 
 
 @pytest.fixture(scope="session")
-def commands(byte_model, tiny_model_dir, fixtures_dir, write_experiment, tmp_path_factory):
+def commands(byte_model, tiny_model_dir, write_experiment, tmp_path_factory):
     """Every command with flags, with arguments that run."""
     directory = tmp_path_factory.mktemp("commands")
-    config = f"--config={write_experiment(directory / 'experiment.py')}"
+    file = write_experiment(directory / "experiment.py", eval__block_lengths=(16,))
+    config = f"--config={file}"
     model = (f"--model={byte_model}", "--gen_length=8")
-    policy = f"--policy={fixtures_dir / 'policy' / 'dit_confidence'}"
     return [
         Command("generate", [*model, "--prompt=abc"]),
         Command("serve", [*model, "--port=0"]),
@@ -328,7 +332,7 @@ def commands(byte_model, tiny_model_dir, fixtures_dir, write_experiment, tmp_pat
         Command("harness", [*model, "--tasks=x"]),
         Command("convert", [f"--source={tiny_model_dir}", f"--output={directory / 'converted'}"]),
         Command("plan", [config]),
-        Command("calibrate", [config, policy]),
+        Command("calibrate", [config, "--policy=universal"]),
         Command("eval", [config, f"--workdir={directory / 'results'}"]),
         Command("train", [config, f"--workdir={directory / 'run'}"]),
     ]
