@@ -9,6 +9,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import os
 import pathlib
 import re
 import sys
@@ -43,6 +44,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         sys.exit(f"error: there is no command {name!r}{suggestion(name, COMMANDS)}\n\n{overview()}")
     sys.argv = [f"jax-unmask {name}", *arguments[1:]]
+    # As with `python -m`: tasks and policies of one's own are found where one works.
+    here = os.getcwd()
+    if not sys.flags.safe_path and not {"", here} & set(sys.path):
+        sys.path.insert(0, here)
     run(name)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import types
 
 import pytest
 
@@ -52,6 +53,19 @@ def test_help_imports_no_jax():
 def test_an_unknown_command_gets_a_suggestion():
     with pytest.raises(SystemExit, match="did you mean train"):
         console.main(["trian"])
+
+
+def test_code_of_ones_own_is_found_where_one_works(tmp_path, monkeypatch):
+    elsewhere = [path for path in sys.path if path not in ("", str(tmp_path))]
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(console, "run", lambda name: None)
+    monkeypatch.setattr(sys, "argv", ["jax-unmask"])
+    for is_safe, added in ((False, [str(tmp_path)]), (True, [])):
+        monkeypatch.setattr(sys, "path", list(elsewhere))
+        monkeypatch.setattr(sys, "flags", types.SimpleNamespace(safe_path=is_safe))
+        for _ in range(2):  # Once, however often.
+            console.main(["configs"])
+        assert sys.path == [*added, *elsewhere]
 
 
 def test_configs_lists_and_prints(capsys):
