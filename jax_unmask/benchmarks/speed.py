@@ -109,7 +109,7 @@ def measure_speed(
     hits = compile_times.cache_hits
     began = time.perf_counter()
     cache = NONE if settings.cache is None else str(settings.cache)
-    with announced(f"rollouts of {batch}, cache {cache}, with {subject.name}"):
+    with announced(f"timed rollouts of {batch}, cache {cache}, with {subject.name}"):
         compiled = rollout.lower(*arguments).compile()
     compile_seconds = time.perf_counter() - began
     from_cache = compile_times.cache_hits > hits

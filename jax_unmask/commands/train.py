@@ -33,7 +33,7 @@ from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.metrics import METRICS, MetricWriter, WeightsAndBiases
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
-from jax_unmask.runtime.progress import Timer, leave_out_time, progress_bar
+from jax_unmask.runtime.progress import Timer, leave_out_step, progress_bar
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
 from jax_unmask.settings import ConfigError, declared, flat
 from jax_unmask.tasks.data import BatchIterator
@@ -178,8 +178,7 @@ def _run(
                 divergence.see(step, (state, metrics))
             if is_first:
                 jax.block_until_ready(metrics)
-                progress.update(1)
-                leave_out_time(progress)
+                leave_out_step(progress)
             stop = preemption.requested(step)
             save = step % config.checkpoint.every == 0 or step == total or stop
             # A signal saves, but writes no line that an undisturbed run would not have.

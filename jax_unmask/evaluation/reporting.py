@@ -40,6 +40,7 @@ class Swept:
         title, device: name of the task and denoiser, and what they were measured on.
         split: the split to report; `results` has those of all splits.
         problems: recorded generations, see `report.traces.problem`.
+        block_length: that of the training.
     """
 
     title: str
@@ -47,6 +48,7 @@ class Swept:
     results: list[Result]
     problems: list[dict[str, Any]]
     device: str
+    block_length: int | None = None
 
 
 def curve_files(config: RunSettings, workdir: pathlib.Path) -> list[pathlib.Path]:
@@ -104,7 +106,10 @@ def write(
 
 def verdict(swept: Sequence[Swept], workdir: pathlib.Path) -> list[str]:
     """The findings, the files that hold them, and the next command: at most five lines."""
-    lines = [tables.headline(part.results, part.split, title=part.title) for part in swept]
+    lines = [
+        tables.headline(p.results, p.split, title=p.title, block_length=p.block_length)
+        for p in swept
+    ]
     then = ["generate", f"--policy=learned:{workdir}", "--trace"]
     return verdict_lines(
         lines,

@@ -117,10 +117,10 @@ def measure_all(
         if row["key"] in known:
             rows.append(known[row["key"]])
             continue
-        # All settings of a policy share a program.
-        program = (item.candidate.method, item.block_length, item.cache)
+        program = _program(item)
         what = f"rollouts of {item.candidate.method} with {_denoiser_name(config, bundle)}"
-        compiling = None if program in compiled else announced(what)
+        is_new = program not in compiled
+        compiling = announced(what) if is_new else None
         compiled.add(program)
         measurement = measure_one(config, bundle, task, item, per_rollout, compiling)
         row |= {
@@ -133,18 +133,29 @@ def measure_all(
             row = store.append(row, measurement.correct, measurement.nfe)
         rows.append(row)
         known[row["key"]] = rows[-1]
-        line = jobs.done(index, _found(rows[-1]))
+        line = jobs.done(
+            index,
+            _found(rows[-1]),
+            compiled=measurement.compile_seconds if is_new else None,
+            to_compile=len({_program(each) for each in items[index:]} - compiled),
+        )
         if not jax.process_index():
             logger.info("%s", line)
     # The viewer shows one environment, the first.
     pairs = [(item, row) for item, row in zip(items, rows, strict=True) if item.cache == caches[0]]
     chosen = viewing.chosen(config, pairs, workdir)
+    if not jax.process_index():
+        if not compiled:
+            logger.info("%d of %d are measured; writing the report ...", len(rows), len(items))
+        elif chosen:
+            logger.info("Examples and trajectories for the report ...")
     return reporting.Swept(
         title=_title(config, bundle, task, varied or {}),
         split=config.eval.split,
         results=results.collect(rows, lambda row: read_outcomes(workdir, row)),
         problems=viewing.record_problems(config, bundle, task, splits[0], chosen, cache=caches[0]),
         device=str(rows[0]["device"]),
+        block_length=config.sampling.block_length,
     )
 
 
@@ -174,6 +185,11 @@ def plan(config: RunSettings, found: list[Candidate], splits: list[Problems]) ->
                     continue
                 for seed in config.eval.seeds if draws else config.eval.seeds[:1]:
                     yield Measured(candidate, problems, block, seed, cache=None)
+
+
+def _program(item: Measured) -> tuple[str, int, Cache | None]:
+    """What measurements that share a compiled program have in common: settings may differ."""
+    return item.candidate.method, item.block_length, item.cache
 
 
 def _identify(

@@ -83,7 +83,7 @@ class OptimizerSettings(Settings):
             self.schedule == "constant" or self.warmup_steps < total_steps,
             "warmup_steps",
             f"it leaves nothing of the run's {total_steps} optimiser steps",
-            "Lower it or train longer",
+            f"Train longer or lower it, for example {total_steps // 2}",
         )
 
     def build(self, total_steps: int) -> optax.GradientTransformation:

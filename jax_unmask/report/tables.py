@@ -229,33 +229,49 @@ def summary(results: Sequence[Result], split: str, *, title: str, markdown: bool
     return "\n\n".join(parts) + "\n"
 
 
-def headline(results: Sequence[Result], split: str, *, title: str) -> str:
-    """The finding in a sentence: of the policy that was trained here, or else of the best one."""
+def headline(
+    results: Sequence[Result], split: str, *, title: str, block_length: int | None = None
+) -> str:
+    """The finding in a sentence: of the policy that was trained here, or else of the best one.
+
+    `block_length` is that of the training; a policy that was trained here is measured by it, and
+    others by the longest that they have.
+    """
     found = standings(results, split)
     trained = [standing for standing in found if standing.result.label == TRAINED]
     if not found:
-        points = [result.point for result in results if result.split == split]
-        best = max(points, key=lambda point: (point.accuracy, -point.nfe))
-        near = [point for point in points if point.accuracy >= best.accuracy - 0.01]
-        fast = min(near, key=lambda point: point.nfe)
-        text = f"{title}: at most {_reached(best)}"
-        return text + (f"; {_reached(fast)}." if fast is not best else ".")
-    standing = max(trained or found, key=lambda each: each.interpolated.significance)
+        measured = [result for result in results if result.split == split]
+        best = max(measured, key=lambda each: (each.point.accuracy, -each.point.nfe))
+        near = [each for each in measured if each.point.accuracy >= best.point.accuracy - 0.01]
+        fast = min(near, key=lambda each: each.point.nfe)
+        text = f"{title}: the best is {_name(best.point)}: {_reached(best)}"
+        almost = f"; within a point of it {_name(fast.point)}: {_reached(fast)}"
+        return text + (f"{almost}." if fast is not best else ".")
+    lengths = {standing.result.block_length for standing in trained or found}
+    block = block_length if trained and block_length in lengths else max(lengths)
+    standing = max(
+        (each for each in trained or found if each.result.block_length == block),
+        key=lambda each: each.interpolated.significance,
+    )
     gain, _ = _gain(standing.interpolated)
     points_gained = f"{gain} points" if gain != "-" else "no heuristic is as fast"
     saved = saved_text(standing.saved)
     saved += " forwards saved" if standing.saved.reached else ""
     return (
-        f"{title}: {_reached(standing.result.point)}. Against the heuristics: {points_gained} at "
-        f"equal forwards, {saved} at equal accuracy."
+        f"{title}: {_name(standing.result.point)} has {_reached(standing.result, ' right')}. "
+        f"Against the heuristics: {points_gained} at equal forwards, {saved} at equal accuracy."
     )
 
 
-def _reached(point: Point) -> str:
-    settings = settings_text(point.settings)
-    name = f"{point.method} {settings}".strip()
+def _name(point: Point) -> str:
+    return f"{point.method} {settings_text(point.settings)}".strip()
+
+
+def _reached(result: Result, right: str = "") -> str:
+    point, block = result.point, result.block_length
+    where = "whole canvas" if block == result.gen_length else f"blocks of {block}"
     accuracy = _percent(point.accuracy, point.accuracy_se)
-    return f"{name} has {accuracy} % right in {point.nfe:.2f} forwards"
+    return f"{accuracy} %{right} in {point.nfe:.2f} forwards ({where})"
 
 
 def verdict(found: Sequence[Standing]) -> str:

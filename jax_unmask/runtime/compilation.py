@@ -88,21 +88,22 @@ def _machine() -> str:
 def announced(what: str) -> Iterator[None]:
     """Says that something is compiled in this block, and how long that will take.
 
-    As long as the last time; if there was none, no longer than other programs with the same model.
+    As long as the last time; if there was none, no longer than others of the same kind with the
+    same model.
 
     Args:
-        what: names it, as in "rollouts of threshold with sudoku"; the model comes last.
+        what: names it, as in "rollouts of threshold with sudoku": the kind, "of" what, the model.
     """
     file, seconds = _record(), {}
     if file is not None:
         with contextlib.suppress(OSError, ValueError):
             seconds = dict(json.loads(file.read_text(encoding="utf-8")))
-    model = what.rpartition(" with ")[2]
-    others = [value for name, value in seconds.items() if name.endswith(f" with {model}")]
+    kind = _kind(what)
+    others = [value for name, value in seconds.items() if _kind(name) == kind]
     if what in seconds:
         expected = f"{seconds[what]:.0f} s the last time"
     elif others:
-        expected = f"about {max(others):.0f} s, as other programs with it"
+        expected = f"about {max(others):.0f} s, as other {kind[0]} with it"
     else:
         expected = "the first time seconds for a small model, minutes for a large one"
     if not jax.process_index():
@@ -113,6 +114,12 @@ def announced(what: str) -> Iterator[None]:
     if file is not None and not jax.process_index():
         with contextlib.suppress(OSError):
             atomic_write(file, json.dumps(seconds, indent=1))
+
+
+def _kind(what: str) -> tuple[str, str]:
+    """Kind of program and model of what `announced` names."""
+    program, _, model = what.rpartition(" with ")
+    return program.partition(" of ")[0], model
 
 
 def _record() -> pathlib.Path | None:

@@ -95,10 +95,13 @@ def check_workdir(
             if key in current and (record.parent / name).is_dir()
         ]
         anew = f", to start from its result with {' or '.join(starts)}" if starts else ""
+        problem = "it holds a run of another configuration; different are " + ", ".join(different)
+        if current.get(_GROWS, math.inf) < saved.get(_GROWS, 0):
+            problem += f". A run goes on with a higher {_GROWS}, never with a lower one"
         raise ConfigError(
             "--workdir",
             str(workdir),
-            "it holds a run of another configuration; different are " + ", ".join(different),
+            problem,
             f"Give another --workdir{anew}, or the old values to continue that run",
         )
 

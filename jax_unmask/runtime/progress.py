@@ -76,27 +76,42 @@ class Jobs:
 
     def __init__(self, total: int, title: str = "", clock: Clock = time.monotonic) -> None:
         self._total, self._clock, self._began, self._took = total, clock, clock(), 0
+        self._compiled: list[float] = []
         self._bar = progress_bar(total, title=title) if in_notebook() else None
 
-    def done(self, number: int, what: str) -> str:
-        """The line of a job that has just ended; `number` of all are done now."""
+    def done(
+        self, number: int, what: str, *, compiled: float | None = None, to_compile: int = 0
+    ) -> str:
+        """The line of a job that has just ended; `number` of all are done now.
+
+        `compiled` is how many seconds of it were spent on compiling, if it was the first of its
+        program, and `to_compile` how many programs are left to compile.
+        """
         self._took += 1
+        if compiled is not None:
+            self._compiled.append(compiled)
         if self._bar is not None:
             self._bar.set_postfix_str(what, refresh=False)
             self._bar.update(number - self._bar.n)
             if number == self._total:
                 self._bar.close()
         seconds = self._clock() - self._began
-        left = seconds / self._took * (self._total - number)
+        compiling = sum(self._compiled)
+        left = (seconds - compiling) / self._took * (self._total - number)
+        left += compiling / max(len(self._compiled), 1) * to_compile
         filled = round(_WIDTH * number / self._total)
         bar = "#" * filled + "." * (_WIDTH - filled)
         return f"{bar} {number}/{self._total}, {seconds:.0f} s, {left:.0f} s left | {what}"
 
 
-def leave_out_time(bar: tqdm.tqdm) -> None:
-    """Lets the rate of a bar begin here: what came before (compiling) does not count."""
-    bar.initial, bar.start_t = bar.n, bar._time()
-    bar.last_print_t = bar.start_t
+def leave_out_step(bar: tqdm.tqdm) -> None:
+    """Shows a step that does not count towards the rate, which begins here: it has compiled."""
+    if bar.disable:
+        return
+    bar.n += 1
+    bar.initial = bar.last_print_n = bar.n
+    bar.start_t = bar.last_print_t = bar._time()
+    bar.refresh()
 
 
 class _Lines:

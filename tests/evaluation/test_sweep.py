@@ -66,7 +66,7 @@ def test_writes_rows_and_reports(config, bundle, tmp_path, capsys):
     assert "| threshold=0.9 |" in (tmp_path / "summary.md").read_text()
     shown = capsys.readouterr().out.splitlines()
     assert len(shown) <= 5
-    assert "% right in" in shown[0]
+    assert ": the best is " in shown[0]
     assert "report.html" in shown[-1]
     assert (tmp_path / "summary.md").read_text().startswith(f"- {shown[0]}")
     # Of the random policy's two seeds, one at least.
@@ -75,7 +75,7 @@ def test_writes_rows_and_reports(config, bundle, tmp_path, capsys):
     assert "| pass@2 % |" in (tmp_path / "summary.md").read_text()
 
 
-def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch):
+def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch, caplog):
     sweep.run(recipes.read(config), bundle, tmp_path)
     path = tmp_path / "results.jsonl"
     before = path.read_bytes()
@@ -90,6 +90,10 @@ def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch):
     monkeypatch.setattr(sweep, "measure_one", counting)
     sweep.run(recipes.read(config), bundle, tmp_path)
     assert calls == [1]
+    with caplog.at_level("INFO"):
+        sweep.run(recipes.read(config), bundle, tmp_path)
+    assert calls == [1]
+    assert "4 of 4 are measured; writing the report ..." in caplog.messages
     timed = ("seconds_per_sequence", "tokens_per_second", "compile_seconds")
     untimed = [
         [

@@ -51,7 +51,10 @@ def report(tmp_path_factory):
         ],
         about=[("command", "python -m jax_unmask.eval --workdir=x")],
         config="train.steps = 3",
-        curves=[{"name": "r", "steps": [1, 2, 3], "metrics": {"reward": [0.1, 0.5, 0.3]}}],
+        curves=[
+            {"name": "r", "steps": [1, 2, 3], "metrics": {"reward": [0.1, 0.5, 0.3]}},
+            {"name": "s", "steps": list(range(30)), "metrics": {"reward": [0.1, 0.5] * 15}},
+        ],
         problems=[traces.problem("one", "2 + 2", lanes), traces.problem("two", "3 + 3", right)],
     )
     return path.as_uri()
@@ -182,11 +185,13 @@ def test_gains_come_first_and_fit_the_page(tab, report):
     assert set(tab.run(f"{tables}.map((n) => n.scrollWidth - n.clientWidth)")) == {0}
 
 
-def test_short_runs_are_smoothed(opened):
-    line = "document.querySelector('#training figure svg path[stroke-width]').getAttribute('d')"
-    smooth = opened.run(line)
+def test_long_runs_are_smoothed_over_what_was_measured(opened):
+    paths = "[...document.querySelectorAll('#training figure svg path[stroke-width]')]"
+    short, measured, smooth = opened.run(f"{paths}.map((path) => path.getAttribute('d'))")
+    assert opened.run(f"{paths}.map((path) => path.getAttribute('opacity'))") == ["1", "0.25", "1"]
     opened.run("document.querySelector('#training .bar button').click()")
-    assert opened.run(line) != smooth
+    assert opened.run(f"{paths}.map((path) => path.getAttribute('d'))") == [short, measured]
+    assert smooth != measured
 
 
 def test_tables_sort(opened):

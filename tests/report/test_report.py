@@ -104,6 +104,28 @@ def test_a_policy_faster_than_every_heuristic_is_no_win():
     assert "inf" not in text and "nan" not in text
 
 
+def test_the_headline_is_of_the_trained_block_length():
+    found = measured(
+        *HEURISTICS,
+        *(row("heuristic", "threshold", [1, 0], 4, block=b, threshold=0.5) for b in (8, 16)),
+        *(row("trained here", "p", [1, 1, 1, 0], 5, block=b) for b in (8, 16)),
+        row("trained here", "p", [1], 5),  # The largest gain.
+    )
+    text = tables.headline(found, "test", title="t", block_length=8)
+    assert text.startswith("t: p has 75.0 ± 16.4 % right in 5.00 forwards (blocks of 8). Against")
+    for other in (None, 2):
+        text = tables.headline(found, "test", title="t", block_length=other)
+        assert "(whole canvas). Against" in text
+
+
+def test_the_headline_without_a_learned_policy():
+    found = measured(*HEURISTICS)
+    best = "t: the best is threshold threshold=0.9: 50.0 ± 18.9 % in 8.00 forwards (blocks of 4)"
+    assert tables.headline(found, "test", title="t") == f"{best}."
+    found = measured(*HEURISTICS, row("heuristic", "half", [1, 1, 0, 0], 8))
+    assert tables.headline(found, "test", title="t") == f"{best}."
+
+
 def test_areas_are_those_of_families():
     found = measured(
         *HEURISTICS,

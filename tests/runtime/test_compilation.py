@@ -87,17 +87,19 @@ def test_flags_of_a_chip_are_added_to_those_of_the_user(tmp_path, monkeypatch):
         ]
 
 
-def test_expected_times_are_of_the_last_time_or_of_the_model(tmp_path, caplog):
+def test_expected_times_are_of_the_last_time_or_of_the_kind(tmp_path, caplog):
     before = jax.config.jax_compilation_cache_dir
     jax.config.update("jax_compilation_cache_dir", str(tmp_path))
     told = []
     try:
-        for what in ("rollouts with a", "rollouts with a", "training with a", "training with b"):
+        names = ("rollouts of x", "rollouts of x", "rollouts of y", "training", "rollouts of x")
+        for what in (f"{name} with {model}" for name, model in zip(names, "aaaab", strict=True)):
             caplog.clear()
             with caplog.at_level("INFO"), compilation.announced(what):
                 pass
             told.append(caplog.text)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
-    words = ("the first time", "the last time", "as other programs with it", "the first time")
-    assert [word in text for word, text in zip(words, told, strict=True)] == 4 * [True]
+    words = ["the first time", "the last time", "as other rollouts with it"]
+    words += 2 * ["the first time"]
+    assert [word in text for word, text in zip(words, told, strict=True)] == 5 * [True]

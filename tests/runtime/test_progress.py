@@ -4,7 +4,7 @@ import io
 
 import pytest
 
-from jax_unmask.runtime.progress import Timer, progress_bar
+from jax_unmask.runtime.progress import Jobs, Timer, leave_out_step, progress_bar
 
 
 class Clock:
@@ -34,6 +34,28 @@ def test_without_a_terminal_it_writes_a_line_now_and_then():
     assert [line.split(" |")[0] for line in lines[:5]] == starts
     # The 20 steps from before the resume don't count.
     assert lines[1] == "train 30/100 | 1.00step/s | 00:10<01:10, reward=0.123"
+
+
+def test_the_first_step_of_a_process_has_no_rate():
+    clock, stream = Clock(), io.StringIO()
+    with progress_bar(10, title="train", stream=stream) as bar:
+        bar._time = clock
+        bar.start_t = bar.last_print_t = clock.now
+        clock.now += 108
+        leave_out_step(bar)
+        clock.now += 20
+        bar.update(1)
+    lines = stream.getvalue().splitlines()
+    assert lines[1] == "train 1/10 |?step/s | 00:00<?"
+    assert lines[2].startswith("train 2/10 |20.00s/step | 00:20<02:40")
+
+
+def test_time_left_counts_programs_to_compile():
+    clock = Clock()
+    jobs = Jobs(4, clock=clock)
+    clock.now += 102
+    assert "102 s, 6 s left" in jobs.done(1, "", compiled=100.0)
+    assert "102 s, 102 s left" in jobs.done(2, "", to_compile=1)
 
 
 def test_other_processes_show_nothing(monkeypatch):

@@ -24,12 +24,16 @@ function curvesSection(runs) {
     return el("figure", {}, el("figcaption", {}, name.replaceAll("_", " ")), root, el("div", { class: "bar tools" }, pictureButtons(root, name)));
   };
   const shown = ordered.slice(0, Math.max(first.length, 2)), rest = ordered.slice(shown.length);
+  const isLong = runs.some((run) => run.steps.length >= LEAST_TO_SMOOTH);
   return el("div", { class: "curves" },
-    el("div", { class: "bar" }, toggle("smooth", true, (on) => { state.smooth = on; update(); }),
+    el("div", { class: "bar" }, isLong ? toggle("smooth", true, (on) => { state.smooth = on; update(); }) : null,
       download("CSV", () => ["training.csv", new Blob([curvesCsv(runs, ordered)], { type: "text/csv" })])),
     runs.length > 1 ? legend : null, el("div", { class: "panels" }, shown.map(chart)),
     rest.length ? el("details", {}, el("summary", {}, `${rest.length} further metrics`), el("div", { class: "panels" }, rest.map(chart))) : null);
 }
+
+/** Of fewer points every one is drawn as it is. */
+const LEAST_TO_SMOOTH = 30;
 
 /** Means over a window of a twelfth of the run, of three to 31 values; gaps stay gaps. */
 function smoothed(values) {
@@ -51,19 +55,20 @@ function drawCurve(root, width, name, runs, styles, state) {
   fill(root, { viewBox: `0 0 ${width} ${height}`, height }, []).replaceChildren();
   const lines = runs.map((run, k) => ({ run, style: styles[k], values: run.metrics[name] }))
     .filter(({ run, values }) => values && !state.hidden.has(run))
-    .map((line) => ({ ...line, values: state.smooth ? smoothed(line.values) : line.values }));
+    .flatMap((line) => state.smooth && line.values.filter((one) => one !== null).length >= LEAST_TO_SMOOTH
+      ? [{ ...line, opacity: 0.25 }, { ...line, values: smoothed(line.values) }] : [line]);
   const all = lines.flatMap((line) => line.values).filter((one) => one !== null);
   if (!all.length) return;
   const low = Math.min(...all), high = Math.max(...all), pad = (high - low) * 0.04 || Math.abs(high) * 0.1 || 1;
   const steps = lines.flatMap((line) => line.run.steps), last = Math.max(...steps);
   const x = scale(0, last, at.left, at.right), y = scale(low - pad, high + pad, at.bottom, at.top);
   axes(root, at, { x, y, xTicks: ticks(0, last, width / 90), yTicks: ticks(low, high, 5), xText: String, yText: short, xTitle: "training step" });
-  for (const { run, style, values } of lines) {
+  for (const { run, style, values, opacity } of lines) {
     let path = "";
     values.forEach((one, k) => {
       if (one !== null) path += `${path && values[k - 1] !== null ? "L" : "M"}${x(run.steps[k]).toFixed(1)},${y(one).toFixed(1)}`;
     });
-    root.append(svg("path", { d: path, fill: "none", stroke: style.colour, "stroke-width": 1.6, "stroke-dasharray": style.dash }));
+    root.append(svg("path", { d: path, fill: "none", stroke: style.colour, "stroke-width": 1.6, "stroke-dasharray": style.dash, opacity: opacity ?? 1 }));
   }
 }
 
