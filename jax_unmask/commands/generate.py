@@ -18,11 +18,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
-from jax_unmask import policies, tasks
+from jax_unmask import notation, policies, tasks
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import Tokenizer
 from jax_unmask.denoisers.quantization import TYPES
-from jax_unmask.denoisers.tokenizer import UnknownWords
 from jax_unmask.generation import answers
 from jax_unmask.generation.answers import Answer
 from jax_unmask.generation.conversation import converse, system_turn
@@ -274,14 +273,6 @@ def _run(args: argparse.Namespace) -> None:
                     pad_to=pad_to,
                     watch=live,
                 )
-        except UnknownWords as error:
-            if args.model not in shipped_models():
-                raise
-            task = tasks.parse(args.model)
-            example = task.prompt(task.source("test")[0])
-            raise ValueError(
-                f"{error}. Such a model takes prompts as --prompt={example!r}"
-            ) from None
         finally:
             if live is not None:
                 live.close()
@@ -330,6 +321,13 @@ class _Page:
         )
 
 
+def counted(answer: Answer) -> str:
+    """How many forwards an answer took, and were asked for."""
+    asked = dict(notation.parse(answer.policy).settings).get("nfe")
+    told = "" if asked is None else f" (asked for {asked}, on average over prompts)"
+    return f"NFE {answer.nfe}{told} for {answer.settings.gen_length} positions"
+
+
 def _show(
     answer: Answer, tokenizer: Tokenizer, score: float | None, *, with_trace: bool, coloured: bool
 ) -> None:
@@ -350,7 +348,7 @@ def _show(
     else:
         text = harmless(answer.text) if sys.stdout.isatty() else answer.text
         sys.stdout.write(text + "\n")
-    summary = f"NFE {int(answer.trajectory.nfe[0])} for {answer.settings.gen_length} positions"
+    summary = counted(answer)
     if score is not None:
         summary += f"; score {score:g}"
     sys.stderr.write(summary + "\n")

@@ -5,11 +5,13 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import json
 import logging
 import os
 import pathlib
+import shlex
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from jax_unmask import policies
@@ -160,6 +162,7 @@ class Service:
         for length in lengths or [None]:
             for policy in named:
                 answers.check(args.model, policy, _decoding(args, temperatures[0], length))
+        logger.info("Loading %s ...", args.model)
         writer = answers.load(args.model, named[0], _decoding(args, temperatures[0], None))
         assert isinstance(writer, answers.MaskedWriter)
         self.model = Model(
@@ -191,8 +194,7 @@ class Service:
         with compilation.announced(f"the rollouts of {self.model.name}"):
             self.engine.warm(self.model.first_shapes())
         self._server.run()
-        ended = dict(self.engine.counts.ended)
-        logger.info("Served %s.", ", ".join(f"{n} {end}" for end, n in ended.items()) or "nothing")
+        logger.info("%s", said(dict(self.engine.counts.ended)))
         if not self._server.started:
             raise OSError(f"--port={self._args.port}: cannot listen on {self._args.host}")
 
@@ -204,10 +206,17 @@ class Service:
         host = f"[{self._args.host}]" if ":" in self._args.host else self._args.host
         logger.info(
             "Serving %s at http://%s:%d (page), http://%s:%d/v1 (OpenAI protocol). Try it:\n"
-            "  curl http://%s:%d/v1/completions -H 'Content-Type: application/json' -d '%s'",
+            "  curl http://%s:%d/v1/completions -H 'Content-Type: application/json' -d %s",
             *(self.model.name, host, port, host, port, host, port),
-            '{"prompt": "..."}',
+            shlex.quote(json.dumps({"prompt": self.model.example or "..."})),
         )
+
+
+def said(ended: Mapping[str, int]) -> str:
+    """How many answers there were, and how those ended that are not whole."""
+    others = [f"{number} {end.replace('_', ' ')}" for end, number in ended.items() if end != "done"]
+    whole = ended.get("done", 0)
+    return ", ".join([f"Gave {whole} answer{'' if whole == 1 else 's'}", *others]) + "."
 
 
 def _server(uvicorn: Any, config: Any, say: Any, drain: Any) -> Any:

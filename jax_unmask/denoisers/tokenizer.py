@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
+from jax_unmask import shipped, tasks
 from jax_unmask.denoisers import families, hub
 from jax_unmask.denoisers.families import Family
 from jax_unmask.prompts import Prompts
@@ -80,7 +81,7 @@ class Tokenizer:
         except Exception as error:  # The library raises nothing narrower.
             if "[UNK]" not in str(error):
                 raise
-            raise UnknownWords(self._unknown(text)) from None
+            raise ValueError(self._unknown(text)) from None
 
     def _unknown(self, text: str) -> str:
         """The error for a text with words that a closed vocabulary lacks."""
@@ -90,14 +91,22 @@ class Tokenizer:
         special = set(self._backend.all_special_tokens)
         known = {word.strip() for word in vocabulary if word not in special}
         words = sorted(word for word in known if not word.isdecimal())
+        numbers = sorted((word for word in known if word.isdecimal()), key=int)
         more = ["..."] if len(words) > 80 else []
-        more += ["and numbers"] if len(words) < len(known) else []
+        if numbers and len(known) > 20:
+            numbers = [f"and numbers from {numbers[0]} to {numbers[-1]}"]
         spaced = any(word.startswith(" ") for word in vocabulary)
+        # Clients of a server read this too: the name of the model, and no path.
+        name = self.directory.name
+        is_shipped = self.directory == shipped.assets() / name
+        example = tasks.example_prompt(name) if is_shipped else None
+        remedy = "Give another prompt or task, or another model"
         return (
-            f"{text[:80]!r}: the vocabulary of {self.directory} has no token for "
+            f"{text[:80]!r}: the vocabulary of {name} has no token for "
             f"{', '.join(map(repr, list(unknown)[:8])) or 'a part of it'}. It knows "
-            f"{' '.join([*words[:80], *more])}{', words with the space before' if spaced else ''}. "
-            "Give another prompt or task, or another model"
+            f"{' '.join([*words[:80], *more, *numbers])}"
+            f"{', words with the space before' if spaced else ''}. "
+            + (remedy if example is None else f"Give a prompt such as {example!r}")
         )
 
     def encode_prompt(self, prompt: str | Messages, *, thinking: bool | None = None) -> list[int]:
@@ -258,10 +267,6 @@ class Tokenizer:
                 f"{', '.join(missing)} of {family.name}'s own; give the prompt as plain text"
             )
         return family.chat_template
-
-
-class UnknownWords(ValueError):
-    """A text holds words that a closed vocabulary lacks."""
 
 
 def has_tokenizer(directory: pathlib.Path) -> bool:

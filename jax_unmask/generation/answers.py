@@ -69,12 +69,16 @@ class Answer:
 
     prompt: Prompt
     prompt_tokens: int
-    trajectory: Trajectory | Generated = dataclasses.field(repr=False)  # One row, NumPy arrays.
+    trajectory: Trajectory | Generated  # One row, NumPy arrays.
     text: str  # Up to its end.
     settings: RolloutSettings
     policy: str  # In the notation of `parse_policy`, with the settings of this answer.
-    tokenizer: Tokenizer = dataclasses.field(repr=False)
-    probability: Float[Array, "T 1 L"] | None = dataclasses.field(default=None, repr=False)
+    tokenizer: Tokenizer
+    probability: Float[Array, "T 1 L"] | None = None
+
+    def __repr__(self) -> str:
+        text = self.text if len(self.text) <= 60 else f"{self.text[:60]}..."
+        return f"Answer({text!r}, nfe={self.nfe})"
 
     @property
     def nfe(self) -> int:

@@ -155,8 +155,10 @@ def adjusted(
             remedy = "Leave it out, or choose a policy that is told alpha, or one with `steps`"
             raise SettingError("nfe", nfe, problem, remedy)
     for name in given.keys() - known.keys():
-        problem = f"{spec.name} has no such setting{notation.suggestion(name, known)}"
-        raise SettingError(name, given[name], problem, f"It has: {', '.join(known) or 'none'}")
+        is_told = "steps" in known or bool(getattr(policy, "alphas", ()))
+        there_are = [*known, *(["nfe"] if is_told else [])]
+        problem = f"{spec.name} has no such setting{notation.suggestion(name, there_are)}"
+        raise SettingError(name, given[name], problem, "Change its name, or leave it out")
     fields = {field.name for field in dataclasses.fields(policy)}  # type: ignore[arg-type]
     static = {name: value for name, value in given.items() if name in fields}
     if static:

@@ -219,6 +219,12 @@ class Trajectory:
     records: Records | None = None
     by_kind: Forwards | None = None
 
+    def __repr__(self) -> str:
+        parts = {"prompts": getattr(self.prompts, "tokens", None), "tokens": self.tokens}
+        shapes = [f"{name}={getattr(part, 'shape', None)}" for name, part in parts.items()]
+        more = f"slots={self.slots}, records={self.records is not None}"
+        return f"Trajectory({', '.join(shapes)}, {more})"
+
     def row(self, number: int) -> Trajectory:
         """One row as a trajectory of its own; what was executed is that of all."""
         one = slice(number, number + 1)

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_unmask import notation, policies
+from jax_unmask import notation, policies, tasks
 from jax_unmask.denoisers import Tokenizer
 from jax_unmask.generation.answers import MaskedWriter
 from jax_unmask.policies.base import Policy
@@ -165,6 +165,7 @@ class Model:
             raise SettingError("gen_length", self.lengths[-1], problem, "Lower it")
         self.most_prompt = min(limits.max_prompt, longest - self.lengths[0])
         self.served = {text: self._serve(text) for text in served}
+        self.example = tasks.example_prompt(writer.name)
         self._has_template = writer.tokenizer.has_chat_template
 
     @property
@@ -200,6 +201,7 @@ class Model:
             "model": self.name,
             "gen_length": self.lengths[-1],
             "is_chat": self._has_template,
+            "example": self.example,
             "policies": [
                 {
                     "name": each.name,

@@ -6,6 +6,7 @@ import inspect
 from typing import Any
 
 from jax_unmask import notation
+from jax_unmask.shipped import shipped_models
 from jax_unmask.tasks.base import Example, Source, Split, Task
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Split",
     "Task",
     "create",
+    "example_prompt",
     "names",
     "parse",
     "posable",
@@ -59,6 +61,14 @@ def posable() -> list[str]:
     A mixture is a way to train on several, and `responses` are data of one's own.
     """
     return [name for name in names() if name not in ("mixture", "responses")]
+
+
+def example_prompt(model: str) -> str | None:
+    """A prompt that a shipped model takes, which is one of its task; None for other models."""
+    if model not in shipped_models():
+        return None
+    task = parse(model)
+    return task.prompt(task.source("test")[0])
 
 
 def settings(name: str) -> dict[str, inspect.Parameter]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import types
 
 import jax
 import pytest
@@ -147,7 +148,16 @@ def test_says_what_is_wrong(model, capsys, arguments, message):
 def test_an_unknown_word_gets_an_example(capsys):
     found = fails(capsys, "--model=arithmetic", "--prompt=Tom has 3 pears")
     assert "'pears'" in found
-    assert "--prompt='" in found
+    assert "a prompt such as ' " in found
+
+
+def test_says_which_number_of_forwards_was_asked_for():
+    settings = types.SimpleNamespace(gen_length=16)
+    answer = types.SimpleNamespace(nfe=5, policy="learned:universal,nfe=3", settings=settings)
+    counted = "NFE 5 (asked for 3, on average over prompts) for 16 positions"
+    assert generate.counted(answer) == counted
+    answer.policy = "threshold:threshold=0.9"
+    assert generate.counted(answer) == "NFE 5 for 16 positions"
 
 
 def test_needs_a_prompt(model, capsys, tmp_path, monkeypatch):

@@ -353,3 +353,9 @@ class TestTokenizers:
         tokenizer = denoisers.load_tokenizer(assets() / "arithmetic")
         with pytest.raises(ValueError, match=r"no token for 'pears'.* apples .*and numbers"):
             tokenizer.encode(" Tom has 3 pears.")
+        with pytest.raises(ValueError) as raised:
+            denoisers.load_tokenizer(assets() / "sudoku").encode("9999=")
+        assert str(raised.value) == (
+            "'9999=': the vocabulary of sudoku has no token for '9'. It knows . = 1 2 3 4. "
+            "Give a prompt such as '4..32.4.....341.='"
+        )

@@ -40,6 +40,9 @@ def test_other_settings_and_numbers_of_prompts_compile_nothing(generator):
     programs = rollout._cache_size()
     fast = generator.generate(PUZZLES, threshold=0.0, seed=5)
     assert {answer.nfe for answer in fast} == {1}
+    assert repr(fast[0]) == f"Answer({fast[0].text!r}, nfe=1)"
+    shown = "Trajectory(prompts=(1, 17), tokens=(1, 16), slots=4, records=False)"
+    assert repr(fast[0].trajectory) == shown
     assert fast[0].policy == "threshold:threshold=0.9,threshold=0.0"
     assert rollout._cache_size() == programs
 
@@ -59,6 +62,8 @@ def test_stream_yields_every_step_and_ends_with_the_answer(generator):
 def test_nfe_is_steps_for_rules_that_have_them():
     rule = Generator.from_pretrained("sudoku", policy="top_confidence", block_length=16)
     assert [answer.nfe for answer in rule.generate(PUZZLES[:2], nfe=8)] == [8, 8]
+    with pytest.raises(ValueError, match=r"no such setting; known: .*steps.*, nfe\. Change"):
+        rule.generate(PUZZLES[:1], xyz=0)
     with pytest.raises(ValueError, match=r"nfe = 0: .*multiple"):
         rule.generate(PUZZLES[:1], nfe=0)
 
@@ -68,6 +73,7 @@ def test_nfe_is_steps_for_rules_that_have_them():
     [
         ({"nfe": 8}, "nfe = 8: threshold takes the forwards that it takes"),
         ({"treshold": 0.5}, "did you mean threshold"),
+        ({"x": 0.5}, "has no such setting; known: threshold. Change"),
         ({"threshold": 2.0}, "threshold = 2.0"),
     ],
 )

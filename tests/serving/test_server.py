@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import pathlib
+import shlex
 import socket
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -115,7 +117,7 @@ def test_stop_strings_end_an_answer(server):
         ({"stream_options": "all"}, 400, "stream_options must be an object"),
         ({"prompt": [True]}, 400, "tokens from 0 to"),
         ({"policy_settings": {"n": 3}}, 400, "n = 3.0: threshold has no such setting"),
-        ({"prompt": "Hello"}, 400, "has no token for"),
+        ({"prompt": "Hello"}, 400, "the vocabulary of sudoku has no token for"),
         ({"prompt": None}, 400, "prompt must be text"),
         ({"prompt": [99]}, 400, "tokens from 0 to"),
         ({"prompt": "1" * 40}, 400, "room for 17"),
@@ -243,8 +245,18 @@ def test_lists_models_and_counts(server):
     assert "jax_unmask_running 0" in text
     about = json.loads(server.open("GET", "/about").read())
     assert [each["setting"] for each in about["policies"]] == ["threshold", None, "nfe"]
+    assert server.ask({"prompt": about["example"]})[0] == 200
     page = server.open("GET", "/")
     assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+
+
+def test_says_what_to_try_and_what_it_gave(server, caplog):
+    with caplog.at_level(logging.INFO):
+        server.service._say(8000)
+    body = shlex.split(caplog.messages[0].splitlines()[1])[-1]
+    assert json.loads(body) == {"prompt": server.service.model.example}
+    assert serve.said({}) == "Gave 0 answers."
+    assert serve.said({"timed_out": 2, "done": 1}) == "Gave 1 answer, 2 timed out."
 
 
 def test_a_key_is_asked_for(server):

@@ -210,6 +210,7 @@ async function begin() {
   $("#model").textContent = about.model;
   document.title = about.model;
   if (!about.is_chat) $("#about").append(" This model has no chat template: each message is a prompt of its own.");
+  if (about.example) $("#prompt").placeholder = `For example ${about.example}`;
   $("#key-form").hidden = !about.needs_key;
   for (const side of document.querySelectorAll(".side")) {
     const choice = $("select", side);
