@@ -173,11 +173,12 @@ def verdict(
     then: list[str] = []
     if args.model is not None:
         shape = [f"--{n}={getattr(args, n)}" for n in ("policy", "gen_length", "block_length")]
-        task = f"--task={args.task}" if args.task else "--prompt=..."
-        if args.task is None and args.model in shipped_models():
-            task = f"--task={args.model}"
+        task = args.task or (args.model if args.model in shipped_models() else None)
+        posed = ["--prompt=..."]
+        if task is not None:
+            posed = [f"--task={task}", *tasks.shown_problem(task, args.data)]
         data = [] if args.data is None else [f"--data={args.data}"]
-        then = ["generate", f"--model={args.model}", *shape, task, *data]
+        then = ["generate", f"--model={args.model}", *shape, *posed, *data]
     return terminal.verdict(found, places=places, then=then)
 
 

@@ -86,7 +86,7 @@ def verdict(calibration: Calibration, policy: str) -> list[str]:
         f"{where['block_length']}: {policy},nfe=NUMBER"
     )
     asked = f"learned:{policy},nfe={(low * high) ** 0.5:.2g},calibration={calibration.name}"
-    is_posed = where["task"] in tasks.posable()
+    posed = [f"--task={where['task']}", *tasks.shown_problem(where["task"])]
     return terminal.verdict(
         [found],
         places=f"Calibration {calibration.name}: {directory / FILE}",
@@ -94,7 +94,7 @@ def verdict(calibration: Calibration, policy: str) -> list[str]:
             "generate",
             *(f"--model={where['denoiser']}", f"--policy={asked}"),
             *(f"--{name}={where[name]}" for name in ("gen_length", "block_length")),
-            f"--task={where['task']}" if is_posed else "--prompt=...",
+            *(posed if where["task"] in tasks.posable() else ["--prompt=..."]),
         ],
     )
 

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import jax
 
-from jax_unmask import denoisers
+from jax_unmask import denoisers, tasks
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.orbax_files import has_orbax_files
@@ -121,7 +121,8 @@ def next_command(source: str, output: pathlib.Path) -> list[str]:
     if source in shipped_models():
         _, length, block = shipped_lengths(source)
         lengths = [f"--gen_length={length}", f"--block_length={block}"]
-        return ["generate", f"--model={output}", f"--task={source}", *lengths]
+        posed = [f"--task={source}", *tasks.shown_problem(source)]
+        return ["generate", f"--model={output}", *posed, *lengths]
     return ["generate", f"--model={output}", "--prompt=Why is the sky blue?"]
 
 

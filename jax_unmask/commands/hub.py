@@ -15,11 +15,12 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 
+from jax_unmask import tasks
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import hub
 from jax_unmask.policies import policy_directory
 from jax_unmask.policies.calibration import FILE as CALIBRATIONS
-from jax_unmask.policies.checkpoint import CONFIG, WEIGHTS
+from jax_unmask.policies.checkpoint import CONFIG, WEIGHTS, made_for
 from jax_unmask.report.model_card import CARD, denoiser_card
 from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import local_path
@@ -104,7 +105,9 @@ def next_command(directory: pathlib.Path, name: str) -> list[str]:
     """The command that uses what lies in a directory, by its name here or on the hub."""
     source = _source(directory)
     if (source / CONFIG).is_file():
-        return ["generate", f"--policy=learned:{name}"]
+        made = made_for(source)
+        posed = tasks.shown_problem(made[0].task) if made else []
+        return ["generate", f"--policy=learned:{name}", *posed]
     return ["generate", f"--model={name}", "--prompt=Why is the sky blue?"]
 
 

@@ -16,7 +16,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
-from jax_unmask import recipes
+from jax_unmask import recipes, tasks
 from jax_unmask.commands import command_line, curriculum
 from jax_unmask.commands.curriculum import EXPORT
 from jax_unmask.environment.bundle import Bundle
@@ -304,6 +304,7 @@ def _verdict(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     for name, option in ((EXPORT["policy"], "policy=learned:"), (EXPORT["denoiser"], "model=")):
         if (exported := workdir / name).is_dir():
             then = ["generate", f"--{option}{exported}", f"--task={config.task.name}"]
+            then += tasks.shown_problem(config.task.name, config.task.get("path"))
             if name == EXPORT["denoiser"] and (sampling := _sampling(config)):
                 then += [f"--gen_length={sampling[0]}", f"--block_length={sampling[1]}"]
             return terminal.verdict(found, places=f"Result: {exported}", then=then)

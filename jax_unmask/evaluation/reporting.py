@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax_unmask
+from jax_unmask import tasks
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.policies import EXPORTED
 from jax_unmask.report import curves, page, payload, plots, tables
@@ -76,7 +77,7 @@ def write(
         "\n".join(tables.summary(p.results, p.split, title=p.title, markdown=m) for p in swept)
         for m in (True, False)
     )
-    found = verdict(swept, workdir)
+    found = verdict(swept, workdir, config)
     listed = "".join(f"- {line}\n" for line in found)
     atomic_write(workdir / "summary.md", f"{listed}\n{markdown}")
     for index, part in enumerate(swept, start=1):
@@ -104,13 +105,14 @@ def write(
     conclude(found)
 
 
-def verdict(swept: Sequence[Swept], workdir: pathlib.Path) -> list[str]:
+def verdict(swept: Sequence[Swept], workdir: pathlib.Path, config: RunSettings) -> list[str]:
     """The findings, the files that hold them, and the next command: at most five lines."""
     lines = [
         tables.headline(p.results, p.split, title=p.title, block_length=p.block_length)
         for p in swept
     ]
-    then = ["generate", f"--policy=learned:{workdir}", "--trace"]
+    shown = tasks.shown_problem(config.task.name, config.task.path)
+    then = ["generate", f"--policy=learned:{workdir}", *shown, "--trace"]
     return verdict_lines(
         lines,
         places=f"Page: {workdir / REPORT}; tables: {workdir / 'summary.md'}",

@@ -8,6 +8,7 @@ from typing import Any
 from jax_unmask import notation
 from jax_unmask.shipped import shipped_models
 from jax_unmask.tasks.base import Example, Source, Split, Task
+from jax_unmask.tasks.generated import GeneratedTask
 
 __all__ = [
     "TASKS",
@@ -21,6 +22,7 @@ __all__ = [
     "parse",
     "posable",
     "settings",
+    "shown_problem",
 ]
 
 TASKS = notation.Names(
@@ -69,6 +71,20 @@ def example_prompt(model: str) -> str | None:
         return None
     task = parse(model)
     return task.prompt(task.source("test")[0])
+
+
+def shown_problem(text: str, path: str | None = None) -> list[str]:
+    """Arguments of `generate` for a problem worth seeing; files may have but the first.
+
+    The first of sudoku has a single solution, which may take one forward.
+
+    >>> shown_problem("sudoku"), shown_problem("gsm8k"), shown_problem("countdown:test.jsonl")
+    (['--problem=3'], [], [])
+    """
+    spec = notation.parse(text)
+    make = TASKS(spec.name)
+    is_generated = isinstance(make, type) and issubclass(make, GeneratedTask)
+    return ["--problem=3"] if is_generated and not (spec.target or path) else []
 
 
 def settings(name: str) -> dict[str, inspect.Parameter]:

@@ -94,7 +94,8 @@ def test_harness_has_a_line_for_each_task():
 
 
 def test_hub_uses_what_it_moved():
-    assert hub.next_command(POLICY, "me/fast") == ["generate", "--policy=learned:me/fast"]
+    then = ["generate", "--policy=learned:me/fast", "--problem=3"]
+    assert hub.next_command(POLICY, "me/fast") == then
     assert runs(shlex.join(["jax-unmask", *hub.next_command(POLICY, POLICY.name)]))
 
 
@@ -106,7 +107,7 @@ def test_training_says_how_metrics_changed(tmp_path):
     (tmp_path / "policy").symlink_to(POLICY)
     found = train._verdict(config, tmp_path)
     assert found[:2] == ["reward 0.25 at step 1, 0.5 at step 75", "nfe 9 at step 1, 3 at step 75"]
-    assert runs(found[-1])
+    assert runs(found[-1]) and found[-1].endswith("--task=sudoku --problem=3")
 
 
 def test_there_are_five_lines_at_most():
