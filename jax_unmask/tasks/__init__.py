@@ -70,7 +70,8 @@ def example_prompt(model: str) -> str | None:
     if model not in shipped_models():
         return None
     task = parse(model)
-    return task.prompt(task.source("test")[0])
+    prompt = task.prompt(task.source("test")[0])
+    return prompt if isinstance(prompt, str) else None
 
 
 def shown_problem(text: str, path: str | None = None) -> list[str]:

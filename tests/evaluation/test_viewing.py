@@ -19,7 +19,7 @@ def data_of(workdir):
     return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
 
 
-def test_the_report_shows_what_was_measured(config, bundle, tmp_path):
+def test_the_report_shows_what_was_measured(config, bundle, tmp_path, caplog):
     run = tmp_path / "run"
     run.mkdir()
     (run / "metrics.jsonl").write_text('{"step": 1, "reward": 0.5}\n')
@@ -28,7 +28,9 @@ def test_the_report_shows_what_was_measured(config, bundle, tmp_path):
     policy = policies.LearnedPolicy(NETWORK)
     policies.save_policy(tmp_path / "policy", policy, policy.init_params(jax.random.key(0)))
     out = tmp_path / "out"
-    found = sweep.run(recipes.read(config), bundle, out, trained=tmp_path / "policy")
+    with caplog.at_level("INFO"):
+        found = sweep.run(recipes.read(config), bundle, out, trained=tmp_path / "policy")
+    assert "Examples and trajectories for the report ..." in caplog.messages
     data = data_of(out)
     assert [curve["name"] for curve in data["curves"]] == ["run"]
     about = dict(data["about"])
