@@ -15,6 +15,7 @@ import dataclasses
 import json
 import multiprocessing
 import random
+import tempfile
 import time
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -23,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_unmask import policies, tasks
+from jax_unmask import denoisers, policies, tasks
 from jax_unmask.commands import serve
 from jax_unmask.policies import PerRow
 from jax_unmask.rollout import rollout
@@ -37,6 +38,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="countdown", help="a shipped model")
     parser.add_argument("--lengths", help="canvases; default: the model's own")
+    parser.add_argument(
+        "--wider", type=int, default=1, help="so many times as wide, with random weights"
+    )
     parser.add_argument("--requests", type=int, default=200)
     parser.add_argument("--cancelled", type=int, default=20)
     parser.add_argument("--slots", type=int, default=16)
@@ -44,14 +48,9 @@ def main() -> None:
     args = parser.parse_args()
     compilation.enable_cache()
     lengths = [] if args.lengths is None else [f"--lengths={args.lengths}"]
-    service = serve.Service(
-        serve.parser().parse_args(
-            [
-                *(f"--model={args.model}", f"--policy={POLICY}", "--port=0", "--queue=10000"),
-                *(f"--slots={args.slots}", "--block_length=8", *lengths),
-            ]
-        )
-    )
+    with tempfile.TemporaryDirectory() as directory:
+        model = args.model if args.wider == 1 else _widened(args.model, args.wider, directory)
+        service = _service(args, model, lengths)
     task, random_ = tasks.parse(args.model), random.Random(0)
     source = task.source("test")
     requests = [
@@ -89,6 +88,33 @@ def main() -> None:
     print(f"the same per processor second: {_spread(cores)}")
     print(f"processor milliseconds of a request beside the rollout's: {_spread(more)}")
     print(f"ended: {dict(service.engine.counts.ended)}")
+
+
+def _service(args: argparse.Namespace, model: str, lengths: list[str]) -> serve.Service:
+    return serve.Service(
+        serve.parser().parse_args(
+            [
+                *(f"--model={model}", f"--policy={POLICY}", "--port=0", "--queue=10000"),
+                *(f"--slots={args.slots}", "--block_length=8", *lengths),
+            ]
+        )
+    )
+
+
+def _widened(name: str, factor: int, directory: str) -> str:
+    """The directory of a model like a shipped one, with random weights."""
+    config, key = denoisers.from_pretrained(name)[0].config, jax.random.key(0)
+    names = ("hidden_size", "intermediate_size", "num_heads", "num_kv_heads")
+    config = dataclasses.replace(config, **{each: factor * getattr(config, each) for each in names})
+    leaves, tree = jax.tree.flatten(denoisers.abstract_params(config))
+    params = tree.unflatten(
+        jax.random.normal(each, leaf.shape, leaf.dtype) * leaf.shape[-1] ** -0.5
+        for each, leaf in zip(jax.random.split(key, len(leaves)), leaves, strict=True)
+    )
+    print(f"{sum(leaf.size for leaf in leaves):,} parameters")
+    tokenizer = denoisers.load_tokenizer(name)
+    denoisers.save_pretrained(directory, denoisers.Denoiser(config), params, tokenizer)
+    return directory
 
 
 def _spread(values: list[float]) -> str:
