@@ -1,4 +1,4 @@
-"""Minutes on a laptop: trains one policy for every speed on many-solution Sudoku, against heuristics.
+"""Minutes on a laptop: a policy for every speed on many-solution Sudoku, against heuristics.
 
 The policy is told alpha, the weight of forwards in the reward, so one training gives a whole
 frontier of accuracy against forwards.

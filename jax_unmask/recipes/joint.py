@@ -145,6 +145,7 @@ class Joint:
 
     def __init__(self, config: JointSettings, workdir: pathlib.Path) -> None:
         self._config = config
+        self._key = streams.stream(streams.root(config.seed), "policy")
         self._denoiser = TraceRl(config.of_denoiser, workdir)
         # Its rollouts read the weights of the training state.
         bundle = dataclasses.replace(self._denoiser.bundle, params=None)
@@ -162,7 +163,7 @@ class Joint:
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         turn = self._config.turn
         number = int(np.asarray(state.step)) // turn if turn else 0
-        denoiser, policy = _split(state)
+        denoiser, policy = self._split(state)
         # 1. Rollouts.
         acting = self._denoiser.acting(denoiser)
         experience = self._policy.roll_out(acting, policy, batch, timer)
@@ -191,16 +192,27 @@ class Joint:
 
     def current(self, state: TrainState) -> Bundle:
         """The denoiser as it is, where rollouts read it."""
-        return self._denoiser.current(_split(state)[0])
+        return self._denoiser.current(self._split(state)[0])
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
-        denoiser, policy = _split(state)
+        denoiser, policy = self._split(state)
         bundle = self._denoiser.finish(denoiser, workdir)
         exported = pathlib.Path(self._config.export or workdir / "model")
         model = dataclasses.replace(self._config.of_policy.model, path=str(exported))
         made_for = dataclasses.replace(self._config.of_policy, model=model)
         self._policy.finish(policy, workdir, config=made_for)
         return dataclasses.replace(bundle, policy=workdir / EXPORTED)
+
+    def _split(self, state: TrainState) -> tuple[TrainState, TrainState]:
+        """The training states of the denoiser and of the policy."""
+        (params, policy), (opt_state, moments) = (
+            ({name: tree for name, tree in both.items() if name != "policy"}, both["policy"])
+            for both in (state.params, state.opt_state)
+        )
+        # Updates donate their state, so nothing may be in both, nor in what is joined after them.
+        of_denoiser = TrainState(jnp.copy(state.step), params, opt_state, jnp.copy(state.key))
+        key = jnp.copy(self._key)
+        return of_denoiser, TrainState(jnp.copy(state.step), policy, moments, key)
 
     @classmethod
     def blueprint(
@@ -241,15 +253,3 @@ def _joined(denoiser: TrainState, policy: TrainState) -> TrainState:
         params={**denoiser.params, "policy": policy.params},
         opt_state={**denoiser.opt_state, "policy": policy.opt_state},
     )
-
-
-def _split(state: TrainState) -> tuple[TrainState, TrainState]:
-    """The training states of the denoiser and of the policy."""
-    (params, policy), (opt_state, moments) = (
-        ({name: tree for name, tree in both.items() if name != "policy"}, both["policy"])
-        for both in (state.params, state.opt_state)
-    )
-    # Updates donate their state, so nothing may be in both, nor in what is joined after them.
-    key = streams.stream(state.key, "policy")
-    of_denoiser = TrainState(jnp.copy(state.step), params, opt_state, jnp.copy(state.key))
-    return of_denoiser, TrainState(jnp.copy(state.step), policy, moments, key)

@@ -9,8 +9,8 @@
     |                |- "alphas"                     what the policy is told
     |                |- "minibatches" - pass
     |                |- "states" - pass
-    |                |- "policy"                     a learner beside another one, as "training"
     |                `- "masking"
+    |- "policy" - step                      of a policy beside its denoiser, as "training"
     |- "sampling" - row                     evaluation
     |- "turn" - number - row                answers; turns of a conversation
     `- "likelihood"                         evaluation of likelihoods

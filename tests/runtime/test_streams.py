@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import pathlib
 import re
 from typing import get_args
@@ -12,7 +13,7 @@ import numpy as np
 from jax_unmask.rollout import row_keys
 from jax_unmask.runtime import streams
 
-OF_A_RUN = ("init", "numbers", "adapters", "training", "sampling", "likelihood")
+OF_A_RUN = ("init", "numbers", "adapters", "training", "sampling", "likelihood", "policy")
 OF_A_STEP = ("rollout", "experts", "alphas", "minibatches", "states", "masking")
 
 
@@ -32,18 +33,18 @@ def test_no_two_streams_coincide():
             note((seed, name), streams.stream(root, name))
         for turn in range(3):
             note((seed, "turn", turn), streams.stream(root, "turn", turn))
-        for step in range(3):
-            step_key = jax.random.fold_in(streams.training_key(seed), step)
-            note((seed, step), step_key)
+        for learner, step in itertools.product(("training", "policy"), range(3)):
+            step_key = jax.random.fold_in(streams.stream(root, learner), step)
+            note((seed, learner, step), step_key)
             for name in OF_A_STEP:
                 stream = streams.stream(step_key, name)
-                note((seed, step, name), stream)
+                note((seed, learner, step, name), stream)
                 # Rounds or passes, and the rows of each.
                 for index in range(3):
                     key = streams.stream(step_key, name, index)
-                    note((seed, step, name, index), key)
+                    note((seed, learner, step, name, index), key)
                     for row, each in enumerate(row_keys(key, 4)):
-                        note((seed, step, name, index, row), each)
+                        note((seed, learner, step, name, index, row), each)
     assert {*OF_A_RUN, *OF_A_STEP, "turn"} == set(get_args(streams.StreamName))
 
 
