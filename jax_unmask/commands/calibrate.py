@@ -86,7 +86,7 @@ def verdict(calibration: Calibration, policy: str) -> list[str]:
         f"{where['block_length']}: {policy},nfe=NUMBER"
     )
     asked = f"learned:{policy},nfe={(low * high) ** 0.5:.2g},calibration={calibration.name}"
-    posed = [f"--task={where['task']}", *tasks.shown_problem(where["task"])]
+    posed = [f"--task={where['task']}", *tasks.shown_problem(str(where["task"]))]
     return terminal.verdict(
         [found],
         places=f"Calibration {calibration.name}: {directory / FILE}",
