@@ -24,7 +24,6 @@ from safetensors.numpy import load_file
 
 from jax_unmask import denoisers, policies, recipes, tasks
 from jax_unmask.commands import train
-from jax_unmask.commands.eval import evaluate
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.recipes.policy_grpo import PolicyGrpo
 from jax_unmask.recipes.tracerl import TraceRl
@@ -311,43 +310,6 @@ def test_one_policy_learns_in_several_environments_for_every_alpha(tiny_config, 
         assert ours.examples == theirs.examples
     with pytest.raises(ValueError, match="1 environments, this run has 2"):
         other.set_state({"environments": state["environments"][:1]})
-
-
-@pytest.mark.thorough
-def test_a_policy_and_its_denoiser_learn_from_the_same_rollouts(
-    tiny_config, tiny_model_dir, tmp_path
-):
-    config = tiny_config("joint", train__steps=2, turn=1, checkpoint__every=1)
-    train.train(config, tmp_path / "turns")
-    first, second = lines(tmp_path / "turns")
-    assert "pairs" in first and "states/denoiser" not in first
-    assert "pairs" not in second and second["states/denoiser"] > 0
-    # A run that ends after the policy's turn goes on with the denoiser's.
-    config.train.steps = 1
-    train.train(config, tmp_path / "resumed")
-    config.train.steps = 2
-    train.train(config, tmp_path / "resumed")
-    for name in ("policy", "model"):
-        exported = [tmp_path / run / name / "model.safetensors" for run in ("turns", "resumed")]
-        assert exported[0].read_bytes() == exported[1].read_bytes()
-
-    together = tiny_config("joint", train__steps=1)
-    train.train(together, tmp_path / "both")
-    (line,) = lines(tmp_path / "both")
-    assert line["pairs"] == first["pairs"] > 0  # The first rollouts are the same.
-    assert line["states/denoiser"] > 0
-    trained = load_file(tmp_path / "both" / "model" / "model.safetensors")
-    before = load_file(tiny_model_dir / "model.safetensors")
-    assert any(not np.array_equal(trained[name], before[name]) for name in before)
-    policy, _ = policies.load_policy(tmp_path / "both" / "policy")
-    assert policy.alphas == (0.1, 30.0)
-    assert str(tmp_path / "both" / "model") in (tmp_path / "both/policy/README.md").read_text()
-
-    # An evaluation measures that policy on that denoiser.
-    together.eval.update(policies=(), shipped=(), num_problems=4, validation_problems=0, seeds=(0,))
-    together.eval.update(trained=("distribution=threshold,alpha=1.0",), block_lengths=(16,))
-    (measured,) = evaluate(together, tmp_path / "measured", tmp_path / "both")
-    assert measured.label == "trained here"
 
 
 @pytest.mark.parametrize(
