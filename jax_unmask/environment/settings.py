@@ -161,6 +161,8 @@ class EvaluationSettings(Settings):
 
     def check(self) -> None:
         self.require(bool(self.seeds), "seeds", "policies that draw need one", "Give at least one")
+        lengths = bool(self.block_lengths)
+        self.require(lengths, "block_lengths", "policies are measured at one", "Give at least one")
         self.require(
             not (self.after_training and self.axes),
             "axes",

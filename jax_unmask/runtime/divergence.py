@@ -110,27 +110,45 @@ def require_trained(rows: Sequence[Mapping[str, Any]], steps: int) -> None:
                 f"last {len(end)} records. Nothing was exported. Train in a new workdir with a "
                 "lower optimizer.lr"
             )
-    if not end or any(row.get("skipped", 0) < 1 for row in end):
+    # Recipes that train a policy and its denoiser count for each, "skipped" and "skipped/denoiser".
+    learners = {name for row in rows for name in row if name.partition("/")[0] == "skipped"}
+    if not learners:
         return
-    trained = [row for row in rows if row["skipped"] < 1]
-    if not trained:
-        problem = (
-            f"nothing was trained in {steps} steps: no record has a group with a signal. "
-            "metrics.jsonl says why: groups of equal rewards, or none that may be trained "
-            "(filter.low, filter.high)"
-        )
-        if len(rows) < _END_RECORDS:
-            logger.warning("%s.", problem)
-        elif _mean(end, "accuracy") < 1:
-            raise Untrained(f"{problem}. Nothing was exported")
+    found = [_require_learned(rows, name.removeprefix("skipped")) for name in sorted(learners)]
+    if any(found):
         return
-    before, after = _mean(trained, "reward"), _mean(end, "reward")
+    problem = (
+        f"nothing was trained in {steps} steps: no record has a group with a signal. "
+        "metrics.jsonl says why: groups of equal rewards, or none that may be trained "
+        "(filter.low, filter.high)"
+    )
+    if len(rows) < _END_RECORDS:
+        logger.warning("%s.", problem)
+    elif _mean(end, "accuracy") < 1:
+        raise Untrained(f"{problem}. Nothing was exported")
+
+
+def _require_learned(rows: Sequence[Mapping[str, Any]], learner: str) -> bool:
+    """Whether one learner of a run trained; refuses one that has collapsed.
+
+    Args:
+        rows: the run's records.
+        learner: end of the names of its metrics.
+    """
+    skipped, reward = f"skipped{learner}", f"reward{learner}"
+    rows = [row for row in rows if skipped in row]
+    trained = [row for row in rows if row[skipped] < 1]
+    end = rows[-max(_END_RECORDS, math.ceil(_END_SHARE * len(rows))) :]
+    if not trained or any(row[skipped] < 1 for row in end):
+        return bool(trained)
+    before, after = _mean(trained, reward), _mean(end, reward)
     if after < before:
         raise Untrained(
             f"the run has collapsed: it updated nothing after step {trained[-1]['step']} in its "
             f"last {len(end)} records, which earn {after:.3g} on average; those before earned "
             f"{before:.3g}. Nothing was exported. Train in a new workdir with a lower optimizer.lr"
         )
+    return True
 
 
 def _mean(rows: Sequence[Mapping[str, Any]], name: str) -> float:

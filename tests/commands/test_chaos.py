@@ -49,6 +49,7 @@ def write_experiments(directory, write_experiment):
         "policy_environments": write("policy_environments", "policy_environments", **LONG),
         "two": write("two", "sft", **LONG, **ONE_DEVICE),
         "tracerl": write("tracerl", "tracerl", **LONG, **MEASURED),
+        "joint": write("joint", "joint", **LONG, turn=2),
         "eval": write("eval", "policy_grpo", **MEASURED, eval__seeds=(0, 1, 2, 3)),
     }
     curriculum = directory / "curriculum.py"
@@ -66,6 +67,7 @@ def write_experiments(directory, write_experiment):
         ("policy_grpo", ("kill", "stop"), "train"),
         ("policy_environments", ("kill", "term"), "train"),
         ("tracerl", ("kill", "stop"), "train"),
+        ("joint", ("kill", "stop"), "train"),
         ("curriculum", ("kill", "term"), "train"),
         ("eval", ("kill", "stop"), "eval"),
         ("two", ("kill", "stop"), "train"),

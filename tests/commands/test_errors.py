@@ -99,6 +99,7 @@ WRONG = [
     ("sft", {"data__gen_length": 15}, "has 16 tokens, more than gen_length=15; raise gen_length"),
     ("policy_grpo", {"task__name": "gsm8k", "task__path": MISSING}, "path='/no/such' does not"),
     ("policy_grpo", {"task__name": "sudoku_puzzles"}, "config.task.path = None"),
+    ("sft", {"eval__block_lengths": ()}, "eval.block_lengths = (): policies are measured at one"),
     (
         "sft",
         {"task__name": "gsm8k", "task__path": "."},

@@ -58,3 +58,24 @@ def test_supervised_losses_that_explode(losses):
 def test_lost(records, message):
     with pytest.raises(Untrained, match=message):
         require_trained(rows(*records), 10)
+
+
+def test_a_policy_and_its_denoiser_by_turns():
+    of_policy = rows(*[(0, 0.2)] * 2, *[(1, 0.0)] * 4)
+    of_denoiser = [
+        {"step": row["step"], "reward": 0.0, "skipped/denoiser": 0, "reward/denoiser": 0.0}
+        for row in of_policy
+    ]
+    turns = [row for pair in zip(of_policy, of_denoiser, strict=True) for row in pair]
+    require_trained(of_denoiser, 10)
+    with pytest.raises(Untrained, match="collapsed: it updated nothing after step 2"):
+        require_trained(turns, 10)
+    # The denoiser is lost where the policy goes on.
+    lost = [row | {"skipped": 0} for row in of_policy]
+    require_trained(lost, 10)
+    for row in lost:
+        row |= {"skipped/denoiser": int(row["step"] > 2), "reward/denoiser": row["reward"]}
+    with pytest.raises(Untrained, match="collapsed: it updated nothing after step 2"):
+        require_trained(lost, 10)
+    # One that has never learned is none that is lost.
+    require_trained([row | {"skipped/denoiser": 1} for row in lost], 10)

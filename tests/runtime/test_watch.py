@@ -118,6 +118,8 @@ def test_devices_by_name(text, name, count):
         ("v5p-5", "counts cores, 2 to a device"),
         ("v6e-2", "a slice has 1, 4, 8, 16, 32, 64, 128, 256 chips"),
         ("h100x0", "at least one"),
+        ("h100x99999999", "at most 10,000"),
+        ("h100x" + "9" * 5000, "at most 10,000"),
     ],
 )
 def test_devices_that_there_are_not(text, words):

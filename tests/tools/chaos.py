@@ -259,8 +259,9 @@ class Killer:
         if way == "full":
             with _full_disk(workdir.parent):
                 watched.process.wait(timeout=_PATIENCE_SECONDS)
-            self._expect(watched, 1)
-            _require_one_error(workdir)
+            self._expect(watched, 0, 1)
+            if watched.process.returncode:
+                _require_one_error(workdir)
         elif way == "term":
             watched.process.terminate()
             # It saves, where the loop has begun; before that there is nothing to save.
@@ -275,10 +276,12 @@ class Killer:
                 time.sleep(share * watched.step_seconds)
             with contextlib.suppress(ProcessLookupError):
                 os.kill(victim, signal.SIGKILL)
-            allowed = (-signal.SIGKILL, *allowed, *((0,) if way == "stop" else ()))
+            allowed = (-signal.SIGKILL, *allowed, 0)
         watched.process.wait(timeout=_PATIENCE_SECONDS)
         if way != "full":
             self._expect(watched, *allowed)
+        if way != "term" and watched.process.returncode == 0:
+            return None  # It was quicker.
         return Kill(way, moment, step, saving, age)
 
     def _wait(self, watched: _Watched, moment: Moment, target: int, share: float) -> bool:
