@@ -71,6 +71,7 @@ def check_workdir(
             problem = f"it has checkpoints, but no {RECORD} that says of which configuration"
             raise ConfigError("--workdir", str(workdir), problem, remedy)
         return
+    files.require_file(record)
     try:
         saved = json.loads(record.read_bytes())
     except ValueError:

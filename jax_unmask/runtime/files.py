@@ -29,6 +29,10 @@ def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
             f"{path}: only paths of file systems are read and written; mount the store, or copy "
             "what is in it"
         )
+    try:
+        os.fspath(path).encode()
+    except UnicodeEncodeError:
+        raise ValueError(f"{os.fspath(path)!a}: the name is not UTF-8; give another") from None
     return pathlib.Path(path)
 
 
@@ -96,6 +100,14 @@ def sync_directory(path: str | os.PathLike[str]) -> None:
         os.close(descriptor)
 
 
+def require_file(path: pathlib.Path) -> None:
+    """Refuses a path that is there and no file: to read or write a pipe could wait forever."""
+    if path.exists() and not path.is_file():
+        raise FileExistsError(
+            errno.EEXIST, "a directory, pipe or device is where a file must be", str(path)
+        )
+
+
 def read_json_rows(
     path: str | os.PathLike[str], field: str, kind: type = object
 ) -> list[dict[str, Any]]:
@@ -110,6 +122,7 @@ def read_json_rows(
         ValueError: a line is not a JSON object with that field; names file and line.
     """
     path = pathlib.Path(path)
+    require_file(path)
     lines = path.read_bytes().splitlines() if path.exists() else []
     return list(_rows(path, lines, field, kind))
 
@@ -155,6 +168,7 @@ class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
         keep: Callable[[dict[str, Any]], bool] = lambda row: True,
     ) -> None:
         self.path = pathlib.Path(path)
+        require_file(self.path)
         self.path.parent.mkdir(parents=True, exist_ok=True)
         content = self.path.read_bytes() if self.path.exists() else b""
         *lines, torn = content.split(b"\n")

@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 
+from jax_unmask.runtime.files import require_file
 from jax_unmask.settings import ConfigError
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -59,6 +60,7 @@ class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
         if self._descriptor is not None or jax.process_index():
             return
         self._directory.mkdir(parents=True, exist_ok=True)
+        require_file(self._path)
         descriptor = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
         deadline = time.monotonic() + _PATIENCE_SECONDS
         while True:

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from jax_unmask.runtime import files
+from jax_unmask.runtime import config, files, locks
 
 
 def test_writes_text_and_bytes_and_makes_directories(tmp_path):
@@ -33,6 +33,27 @@ def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
         files.atomic_write(tmp_path / "file", "new")
     assert (tmp_path / "file").read_text() == "old"
     assert os.listdir(tmp_path) == ["file"]
+
+
+def test_no_pipe_or_directory_is_waited_for(tmp_path):
+    path = tmp_path / config.RECORD
+    uses = [
+        lambda: files.JsonLog(path, "step"),
+        lambda: files.read_json_rows(path, "step"),
+        lambda: config.check_workdir(tmp_path, {}),
+        locks.DirectoryLock(tmp_path, path.name).take,
+    ]
+    for make in (os.mkfifo, os.mkdir):
+        make(path)
+        for use in uses:
+            with pytest.raises(FileExistsError, match=f"where a file must be: '{path}'"):
+                use()
+        path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_a_name_that_is_not_utf_8():
+    with pytest.raises(ValueError, match=r"runs/.udcff.: the name is not UTF-8"):
+        files.local_path(os.fsdecode(b"runs/\xff"))
 
 
 def test_a_full_disk_is_an_error_about_a_file(tmp_path, monkeypatch):
