@@ -39,7 +39,7 @@ def get_config(task: str = "sudoku"):
     config.policy.network.candidate_attention = (4.0, 4.0, 0.0, 0.0)
     config.policy.network.rank_attention = (4.0, 0.0, 4.0, 0.0)
     config.learner.update(entropy_coefficient=0.005, chunk_size=512, minibatches=2)
-    config.learner.updates_per_batch = 1
+    config.learner.passes = 1
     config.optimizer.update(lr=2e-3, warmup_steps=10, final_fraction=0.1, grad_clip=1.0)
     config.optimizer.weight_decay = 0.0
     if task == "arithmetic":

@@ -82,7 +82,7 @@ class PolicyLearner(Settings):
     policy: TrainablePolicy = given()
     optimizer: optax.GradientTransformation = given()
     clip: float = setting(0.5, "Clip range of the ratio (0.5 in arXiv 2512.09106).", gt=0, lt=1)
-    updates_per_batch: int = setting(2, "Passes over each batch of rollouts.", ge=1)
+    passes: int = setting(2, "Passes over each batch.", ge=1)
     minibatches: int = setting(
         1,
         "Optimiser steps per pass: each pass splits its (step, row) pairs at random into so many "
@@ -103,7 +103,7 @@ class PolicyLearner(Settings):
     @property
     def optimizer_steps(self) -> int:
         """Optimiser steps per batch of rollouts; what a learning-rate schedule must count."""
-        return self.updates_per_batch * self.minibatches
+        return self.passes * self.minibatches
 
     def init(self, params: Params, key: Array) -> TrainState:
         """The state before the first update, from the policy's parameters and the run's key.
@@ -188,11 +188,11 @@ class PolicyLearner(Settings):
             self.optimizer,
             state.params["network"],
             state.opt_state,
-            self.updates_per_batch,
+            self.passes,
         )
         state = state.after({**state.params, "network": done.params}, done.opt_state)
         return state, _named(done.metrics()) | {
-            "pairs": done.sums.units / self.updates_per_batch,
+            "pairs": done.sums.units / self.passes,
             "skipped": 1.0 - signal.astype(jnp.float32),
         }
 

@@ -159,7 +159,7 @@ def test_padded_steps_hold_no_sway():
 
 def test_two_updates_reuse_the_old_log_probs():
     records = make_records()
-    learner = make_learner(optimizer=optax.sgd(2.0), updates_per_batch=2)
+    learner = make_learner(optimizer=optax.sgd(2.0), passes=2)
     state = learner.init(PARAMS, jax.random.key(0))
     new, metrics = learner.update(state, records, ADVANTAGES)
     network = PARAMS["network"]
@@ -186,9 +186,7 @@ def test_minibatches_are_unbiased():
     records = make_records(noise=0.2)
     _, expected = dense_gradient(PARAMS["network"], records)
     parts, rate = 3, 1e-3
-    learner = make_learner(
-        optimizer=optax.sgd(rate), updates_per_batch=1, minibatches=parts, chunk_size=4
-    )
+    learner = make_learner(optimizer=optax.sgd(rate), passes=1, minibatches=parts, chunk_size=4)
 
     def estimate(seed):
         state = learner.init(PARAMS, jax.random.key(seed))
@@ -210,7 +208,7 @@ def test_empty_minibatches_take_no_step():
     advantages = jnp.zeros(ROWS).at[0].set(1.0)
     pairs = int(records.active[:, 0].sum())
     learner = make_learner(
-        optimizer=optax.adam(1e-3), updates_per_batch=1, minibatches=pairs + 5, chunk_size=2
+        optimizer=optax.adam(1e-3), passes=1, minibatches=pairs + 5, chunk_size=2
     )
     state = learner.init(PARAMS, jax.random.key(1))
     new, _ = learner.update(state, records, advantages)
@@ -258,7 +256,7 @@ def test_experts_count_as_a_mixture():
     # The recorded log-probability of a deterministic expert is 0 and must not be used.
     old = jnp.where(is_expert, 0.0, records.action.log_prob)
     given = records.replace(action=records.action.replace(log_prob=old))
-    learner = make_learner(group_size=2, expert=ExpertSettings(count=1), updates_per_batch=1)
+    learner = make_learner(group_size=2, expert=ExpertSettings(count=1), passes=1)
     state = learner.init(PARAMS, jax.random.key(0))
     new, metrics = learner.update(state, given, ADVANTAGES, is_expert)
 
@@ -283,7 +281,7 @@ def test_imitated_rows_pull_by_their_likelihood():
     records = make_records()
     imitated = jnp.zeros(ROWS).at[2].set(0.7)
     is_expert = jnp.arange(ROWS) % 3 == 2
-    learner = make_learner(updates_per_batch=1, group_size=2, expert=ExpertSettings(count=1))
+    learner = make_learner(passes=1, group_size=2, expert=ExpertSettings(count=1))
 
     def dense(network):
         scores = LinearPolicy().log_prob({"network": network}, records.obs, records.action)

@@ -79,7 +79,7 @@ def test_the_learner_scores_actions_under_what_their_rows_were_told():
     # Before the first optimiser step no ratio differs from one; afterwards the weights do.
     state = learner.init(PARAMS, jax.random.key(1))
     advantages = jnp.asarray([1.0, -1.0] * 3)
-    new, metrics = dataclasses.replace(learner, updates_per_batch=1).update(
+    new, metrics = dataclasses.replace(learner, passes=1).update(
         state, records, advantages, settings={"alpha": alphas}
     )
     assert metrics["ratio_max"] == pytest.approx(1.0, abs=1e-4)
