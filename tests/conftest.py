@@ -27,6 +27,15 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # Takes half of the time.
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Function]) -> None:
+    """Cases of a test that `default_cases` does not name are thorough ones."""
+    for item in items:
+        mark = item.get_closest_marker("default_cases")
+        if mark is not None and item.callspec.id not in mark.args:
+            item.add_marker("thorough")
+
+
 @pytest.fixture(scope="module", autouse=True)
 def free_programs() -> Iterator[None]:
     """Drops the programs that a module's tests compiled.

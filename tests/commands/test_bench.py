@@ -221,6 +221,7 @@ class TestReference:
 
 
 class TestBreakdown:
+    @pytest.mark.thorough
     def test_shares_add_up(self, write_experiment, capsys, tmp_path):
         path = write_experiment(tmp_path / "experiment.py")
         settings = ("--steps=2", "--config.rollout.group_size=2")

@@ -64,6 +64,7 @@ def test_stream(model):
     assert first == steps[0]
 
 
+@pytest.mark.thorough
 def test_conversation(model, capsys, monkeypatch):
     monkeypatch.setattr("sys.stdin", io.StringIO("2+2?\n3+3?\n"))
     arguments = (f"--model={model}", "--chat", "--json", "--gen_length=10", "--live")

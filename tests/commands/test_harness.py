@@ -71,6 +71,7 @@ def model_class(monkeypatch):
     sys.modules.pop(name, None)
 
 
+@pytest.mark.thorough
 def test_an_odd_request_ends_only_itself(model_class):
     """Words that the vocabulary lacks, nothing at all, more than the model's length of 33."""
     model = model_class.load(

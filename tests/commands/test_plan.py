@@ -122,6 +122,7 @@ def test_without_compiling_it_traces_the_programs(tiny_config):
     assert "temporaries of rollout, an estimate" in traced.table()
 
 
+@pytest.mark.thorough
 def test_the_mesh_chooses_itself_and_says_why(tmp_path):
     """In an empty directory: the weights of LLaDA-8B are more than a v5e chip can hold."""
     command = [sys.executable, "-m", "jax_unmask.plan", "--config=gsm8k", "--devices=v5e-16"]

@@ -225,6 +225,7 @@ class TestPolicyRuns:
         assert "mean of the last 3 recorded steps" in card
         return found, policy, params
 
+    @pytest.mark.thorough
     def test_additive_reward_and_another_run_from_its_policy(self, tiny_config, tmp_path):
         config = tiny_config(log__tensorboard=True)
         found, policy, first = self.run(config, tmp_path)
@@ -287,6 +288,7 @@ class TestPolicyRuns:
         assert sum(line["pairs"] for line in found) > 0
 
 
+@pytest.mark.thorough
 def test_one_policy_learns_in_several_environments_for_every_alpha(tiny_config, tmp_path):
     config = tiny_config("policy_environments", train__steps=2, reward__alpha=1.0)
     train.train(config, tmp_path)
@@ -575,6 +577,7 @@ class TestTraceRuns:
         assert trained.config.attention_block == 8
 
 
+@pytest.mark.thorough
 def test_supervised_training_in_states(tiny_config, tmp_path):
     config = tiny_config(
         "state_sft",
@@ -634,6 +637,7 @@ def test_supervised_training_on_shorter_canvases(tiny_config, tmp_path):
             np.testing.assert_allclose(other[name], value, atol=2e-5)
 
 
+@pytest.mark.thorough
 def test_a_denoiser_is_measured_while_it_is_trained(tiny_config, tmp_path, caplog):
     """Its accuracy in the metrics is that of an evaluation of the model that it is then."""
     config = tiny_config(

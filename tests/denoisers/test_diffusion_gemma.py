@@ -67,6 +67,7 @@ def passes(model, params, tokens, canvas, logits=None, parts=()):
 
 class TestLogits:
     @pytest.mark.parametrize("case", ["fwd0", "fwd1"])
+    @pytest.mark.default_cases("fwd0")
     def test_encoder_and_decoder(self, checkpoint, record, case):
         """The second prompt is longer than the sliding window."""
         model, params = checkpoint.model, checkpoint.params
@@ -79,6 +80,7 @@ class TestLogits:
         _, logits = passes(model, params, *inputs, given)
         close(logits, record[f"{case}.logits_selfcond"])
 
+    @pytest.mark.thorough
     def test_bfloat16_computes_close_to_float32(self, checkpoint, record):
         model = checkpoint.model
         narrow = type(model)(dataclasses.replace(model.config, dtype=jnp.bfloat16))
@@ -132,6 +134,7 @@ def recorded_draws(monkeypatch, record):
     jax.clear_caches()
 
 
+@pytest.mark.thorough
 def test_recorded_text(checkpoint, record, cases, recorded_draws):
     case, prompt = cases["gen"], record["gen.prompt"]
     settings = CanvasSettings(

@@ -128,6 +128,7 @@ TOKENS = np.arange(36, dtype=np.int32).reshape(3, 12) * 7 % 300
 
 
 @pytest.mark.parametrize("name", MODELS)
+@pytest.mark.default_cases("llada", "llada2_moe")
 def test_some_positions_are_those_of_the_whole(name):
     """The last ones of each row, or a window that begins elsewhere in each row."""
     denoiser, params = load(name)

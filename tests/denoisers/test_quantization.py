@@ -56,6 +56,7 @@ def restored(leaf):
 
 @pytest.mark.parametrize("kind", quantization.TYPES)
 class TestFamilies:
+    @pytest.mark.default_cases("dream-int8", "dream-fp8")
     def test_logits_are_those_of_the_weights_that_they_stand_for(self, logits, name, kind):
         params, found = logits[kind]
         wide = jax.tree.map(restored, params, is_leaf=quantization.is_quantized)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import pathlib
 
+import pytest
+
 from devices import run_on_devices
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
@@ -43,6 +45,7 @@ print(json.dumps(report))
 """
 
 
+@pytest.mark.thorough
 def test_on_four_devices(tmp_path):
     report = json.loads(run_on_devices(4, SCRIPT, FIXTURE, tmp_path / "orbax"))
     assert report["equal"] == [True, True]

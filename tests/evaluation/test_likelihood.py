@@ -53,6 +53,7 @@ def test_is_the_bound_of_the_definition(model):
     assert value == pytest.approx(found.mean(), abs=1e-5)
 
 
+@pytest.mark.thorough
 def test_a_response_does_not_depend_on_those_beside_it(model):
     pairs = [(PROMPT, RESPONSE), (PROMPT * 12, RESPONSE), ([1], [2, 3]), (PROMPT, [2])]
     alone = Likelihood(*model, draws=8, batch_size=4)

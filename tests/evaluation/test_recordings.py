@@ -13,6 +13,7 @@ from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
+@pytest.mark.default_cases("1.0")
 def test_a_recording_shows_what_was_measured(temperature):
     config = tiny.denoiser_config()
     params = denoisers.init_params(config, jax.random.key(0))

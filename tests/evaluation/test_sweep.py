@@ -257,6 +257,7 @@ class TestBundle:
         assert "1 of 1 prompts have more than 16 tokens" in caplog.text
 
 
+@pytest.mark.thorough
 def test_caches_are_methods_of_their_own(config, bundle, tmp_path):
     config.eval.update(policies=("top_confidence:tokens_per_step=1",), seeds=(0,))
     config.eval.update(block_lengths=(4,), caches=("none", "dual"))

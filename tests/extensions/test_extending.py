@@ -103,6 +103,7 @@ def test_a_curriculum_of_both_recipes_trains_them_and_the_result_is_evaluated(
     assert {result.point.method for result in results} == {"AboveMean", "policy, alpha 1"}
 
 
+@pytest.mark.thorough
 def test_the_published_network_on_hidden_states_trains_like_any_other(experiment, llada, tmp_path):
     space: dict = {}
     exec(experiment.read_text(), space)

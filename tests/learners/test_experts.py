@@ -76,6 +76,7 @@ def test_merge_groups_keeps_prompts_together():
     np.testing.assert_array_equal(merged["y"], [[0, 1, 7, 2, 3, 8]])
 
 
+@pytest.mark.default_cases("dpls")
 def test_expert_records_as_the_policy_sees_them(rollouts):
     policy, _, ours, theirs = rollouts
     records, is_expert = with_experts(ours, theirs, GROUP, EXPERTS)
@@ -111,6 +112,7 @@ def test_recorded_log_probs_are_those_of_the_learner(rollouts):
 
 
 @pytest.mark.parametrize("rollouts", ["dpls"], indirect=True)
+@pytest.mark.thorough
 def test_an_expert_that_did_better_becomes_likelier(rollouts):
     policy, params, ours, theirs = rollouts
     records, is_expert = with_experts(ours, theirs, GROUP, EXPERTS)

@@ -70,6 +70,9 @@ def recorded(name: str, old_log_prob: np.ndarray, ordered: bool) -> Records:
 @pytest.mark.parametrize(
     ("case", "setting"), SETTINGS, ids=[f"{case['name']}-{n}" for case, n in SETTINGS]
 )
+@pytest.mark.default_cases(
+    *(f"{name}-{n}" for name in ("loss_dpls", "loss_bernoulli_expert") for n in range(3))
+)
 def test_loss_entropy_and_gradient(case, setting):
     expected = case["results"][setting]
     arrays = load_file(FIXTURES / "loss" / "cases.safetensors")

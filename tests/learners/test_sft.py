@@ -127,6 +127,7 @@ def trained(params):
     return learner, state
 
 
+@pytest.mark.thorough
 def test_average_follows_the_parameters(trained):
     learner, state = trained
     difference = jax.tree.map(

@@ -43,6 +43,7 @@ def test_semi_autoregressive_states():
     np.testing.assert_array_equal(seen, trainable)
 
 
+@pytest.mark.thorough
 def test_autoregressive_loss_is_that_of_every_prefix():
     rng = np.random.default_rng(0)
     mask = np.arange(4) >= np.asarray([[0], [2]])

@@ -297,6 +297,7 @@ class TestValueModel:
 
 
 class TestAdapters:
+    @pytest.mark.thorough
     def test_step_is_that_of_the_weights_projected(self, params, responses):
         # W + A B with B = 0 moves B by A^T times the step of W, and A not at all.
         value = ValueSettings(optimizer=optax.sgd(0.5))

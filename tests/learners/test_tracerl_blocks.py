@@ -262,6 +262,7 @@ class TestGolden:
         return case, data, learner, responses, merged, row_of
 
     @pytest.mark.parametrize("name", ["policy_loss_outcome", "policy_loss_token_adv"])
+    @pytest.mark.default_cases("policy_loss_token_adv")
     def test_policy_loss_and_gradient(self, model, name):
         case, data, plain, responses, merged, row_of = self.prepared(name, model)
         kept, key, params = jnp.ones(len(responses.tokens), bool), jax.random.key(0), model[1]

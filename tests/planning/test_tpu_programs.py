@@ -199,6 +199,7 @@ def summary(name, devices):
 
 
 @pytest.mark.parametrize(("name", "devices"), CASES)
+@pytest.mark.thorough
 def test_no_collective_and_no_copy_of_a_stack_that_was_not_there(name, devices):
     expected = json.loads(EXPECTED.read_text()).get(f"{name} on {devices}")
     if expected is None:

@@ -123,6 +123,7 @@ def test_sample_frequencies_agree_with_log_prob(make_observation, distribution, 
     ("distribution", "context"),
     [("bernoulli", "full"), ("bernoulli_argmax", "block"), ("dpls", "block")],
 )
+@pytest.mark.default_cases("bernoulli_argmax-block")
 def test_gradients_are_finite_and_leave_settings_alone(make_observation, distribution, context):
     policy, params = make(distribution=distribution, context=context)
     obs = make_observation(4)

@@ -52,6 +52,7 @@ def test_one_policy_for_every_length(make_observation):
         assert logits.shape == (4, length)
 
 
+@pytest.mark.thorough
 def test_the_learner_scores_actions_under_what_their_rows_were_told():
     config = tiny.denoiser_config()
     denoiser, weights = denoisers.Denoiser(config), tiny.random_params(config)

@@ -89,6 +89,7 @@ def made():
 
 
 @pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.thorough
 def test_parts_change_no_row(made, parts):
     (one, asked, _), (several, asked_in_parts, _) = made[1], made[parts]
     for name in ("tokens", "step_map", "nfe"):

@@ -177,6 +177,7 @@ def test_exact_caches_change_nothing(models, name):
     )
 
 
+@pytest.mark.thorough
 def test_parts_join_to_what_they_were_cut_from(models):
     mix = make_mix(np.random.default_rng(8))
     whole = run(models[False], mix, CACHES["dual"])
@@ -215,6 +216,7 @@ def test_what_was_not_computed_is_seen_as_it_was(models):
     assert found
 
 
+@pytest.mark.thorough
 def test_lock_step_rows_wait_for_nobody(models):
     policy = heuristics.TopConfidence()
     settings = RolloutSettings(gen_length=LENGTH, block_length=BLOCK, cache=Cache("dual"))
@@ -229,6 +231,7 @@ def test_lock_step_rows_wait_for_nobody(models):
     np.testing.assert_allclose(out.cost, blocks + window, rtol=1e-6)
 
 
+@pytest.mark.thorough
 def test_a_horizon_hides_what_lies_behind_it(models):
     """Two blocks: the second step of a row is that of its first block alone, behind its prompt."""
     denoiser, params = models[False]

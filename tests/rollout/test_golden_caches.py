@@ -96,6 +96,13 @@ CACHED = [*FAST, "fastdream_threshold", "fastdream_entropy"]
     [f"{name}_none" for name in FAST]
     + [f"{name}_{kind}" for name in CACHED for kind in ("prefix", "dual")],
 )
+@pytest.mark.default_cases(
+    "fastdllm_quota_none",
+    "fastdllm_threshold_prefix",
+    "fastdllm_threshold_dual",
+    "fastdllm_quota_dual",
+    "fastdllm_factor_dual",
+)
 def test_fast_dllm(models, recorded, name):
     arrays, cases = recorded
     kind = name.rpartition("_")[2]
@@ -137,6 +144,7 @@ def test_fast_dllm(models, recorded, name):
     ],
 )
 @pytest.mark.parametrize("cache", [None, Cache("block")], ids=str)
+@pytest.mark.default_cases("block-sdar_static_b8_partial", "block-sdar_dynamic_b8")
 def test_sdar(models, recorded, name, cache):
     """The record's canvas ends with a block of the text; ours has the longest's length.
 

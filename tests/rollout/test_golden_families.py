@@ -119,6 +119,7 @@ class GivenDraws:
         return Action(fill=fill, log_prob=jnp.zeros(fill.shape[0]))
 
 
+@pytest.mark.thorough
 def test_rows_with_other_prompts_get_the_same(models, recorded):
     """Prompts of 11 and 8 tokens in one batch: their blocks begin at different places."""
     names = ("sdar_static_b8_partial", "sdar_dynamic_b8")
@@ -230,6 +231,7 @@ class TestLLaDA2:
         assert counted.sum() == case["nfe"]
         return out, counted
 
+    @pytest.mark.thorough
     def test_threshold_with_a_quota(self, llada2):
         case, policy = llada2[2]["gen_llada2_t"], policies.Dynamic()
         params = policy.params(threshold=case["threshold"], steps=case["steps"])
@@ -239,6 +241,7 @@ class TestLLaDA2:
         ("name", "cache"),
         [("gen_llada21_t", None), ("gen_llada21_edit", None), ("gen_llada21_edit", Cache("block"))],
     )
+    @pytest.mark.default_cases("gen_llada21_edit-cache2")
     def test_editing(self, llada2, name, cache):
         case = llada2[2][name]
         policy = policies.DynamicEdit(max_post_steps=case["max_post_steps"])

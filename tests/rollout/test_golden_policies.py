@@ -130,6 +130,7 @@ def table_by_own_step(case, data, values, block_wide):
 
 
 @pytest.mark.parametrize("name", BERNOULLI)
+@pytest.mark.default_cases("bern_full_ctx", "bern_argmax_blocks")
 def test_bernoulli(models, recorded, fixtures_dir, name):
     arrays, cases = recorded
     case, data = cases[name], case_arrays(arrays, name)
@@ -140,6 +141,7 @@ def test_bernoulli(models, recorded, fixtures_dir, name):
 
 
 @pytest.mark.parametrize("name", DPLS)
+@pytest.mark.default_cases("dpls_blocks")
 def test_dynamic_plackett_luce(models, recorded, fixtures_dir, name):
     arrays, cases = recorded
     case, data = cases[name], case_arrays(arrays, name)

@@ -219,6 +219,7 @@ def test_a_watcher_sees_every_step_as_it_happens_and_changes_nothing(model):
         np.testing.assert_array_equal(step_map, np.where(filled, out.step_map, -1))
 
 
+@pytest.mark.thorough
 def test_editing_rows_do_not_depend_on_the_rows_beside_them_or_on_slots(model):
     policy = policies.DynamicEdit(max_post_steps=3)
     # Low thresholds: tokens are filled early and edited often.

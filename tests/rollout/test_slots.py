@@ -248,5 +248,6 @@ print("done")
 """
 
 
+@pytest.mark.thorough
 def test_on_a_mesh_rows_stay_on_their_devices():
     assert run_on_devices(4, ON_A_MESH).strip() == "done"

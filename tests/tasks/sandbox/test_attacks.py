@@ -276,7 +276,7 @@ CHEATS |= {
     "answers of several processes": """
 import os
 def f(x):
-    for answer in range(30):
+    for answer in range(30, 60):  # None is right: which of them comes first is chance.
         if os.fork() == 0: return answer
     return 0
 """,
