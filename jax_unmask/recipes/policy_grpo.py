@@ -71,6 +71,14 @@ class TrainedPolicy(policies.LearnedPolicy):
     init_from: str | None = setting(
         None, "Continue from a trained policy: a run's workdir, its directory policy/, or a name."
     )
+    temperature: float = setting(
+        1.0,
+        "Divides the policy's logits while it is trained, and in the file that results. A policy "
+        "that is nearly deterministic gives all answers of a group one reward, from which nothing "
+        "is learned (`groups_with_signal`): at 2 to 4 it explores again.",
+        gt=0,
+        le=100,
+    )
 
     def check(self) -> None:
         super().check()
@@ -266,8 +274,7 @@ class PolicyGrpo:
                 "its network is another one: " + ", ".join(different),
                 "Give config.policy.network the values of that policy",
             )
-        # Test-time settings of the saved policy are not those of training.
-        return params | {name: jnp.ones((), jnp.float32) for name in ("temperature", "scale")}
+        return params
 
     def _check_denoiser(self, denoiser: DenoiserConfig) -> None:
         """Refuses observations that the denoiser does not offer."""
@@ -302,6 +309,9 @@ class PolicyGrpo:
         if params is None:
             key = streams.stream(streams.root(seed), "init")
             params = self._components.policy.init_params(key, self._config.rollout.gen_length)
+        # Test-time settings of a saved policy are not those of training.
+        settings = {"temperature": self._config.policy.temperature, "scale": 1.0}
+        params = {**params, **{name: jnp.float32(value) for name, value in settings.items()}}
         return self._components.learner.init(params, streams.training_key(seed))
 
     def data(self) -> data.BatchIterator:

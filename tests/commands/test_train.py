@@ -244,10 +244,11 @@ class TestPolicyRuns:
         rows = found[0]["nfe"] * 4  # 2 prompts in groups of 2
         assert needed == pytest.approx(rows * forward_flops(denoiser, 17 + 16, 16), rel=1e-5)
 
-        # Another run starts from the policy.
-        start = str(tmp_path / "policy")
-        config = tiny_config(policy__init_from=start, optimizer__lr=1e-30, seed=9)
+        # Another run starts from the policy, and explores more.
+        changed = {"policy__init_from": str(tmp_path / "policy"), "policy__temperature": 3.0}
+        config = tiny_config(**changed, optimizer__lr=1e-30, seed=9)
         _, _, second = self.run(config, tmp_path / "second")
+        assert (first.pop("temperature"), second.pop("temperature")) == (1, 3)
         assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
 
     @pytest.mark.thorough
