@@ -64,7 +64,8 @@ def main() -> None:
         for number in range(args.requests)
     ]
     leaving = set(random_.sample(range(args.requests), args.cancelled))
-    rounds = asyncio.run(_rounds(service, requests, leaving, args))
+    with asyncio.Runner(loop_factory=service._server.config.get_loop_factory()) as runner:
+        rounds = runner.run(_rounds(service, requests, leaving, args))
     service.engine.close()
     tokens = [request["max_tokens"] for request in requests]
     texts, ratios, cores, more = rounds[0][0][2], [], [], []

@@ -5,13 +5,16 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import functools
 import json
 import logging
 import os
 import pathlib
 import shlex
 import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import CancelledError, Future
 from typing import Any
 
 from jax_unmask import policies
@@ -186,17 +189,38 @@ class Service:
             timeout_graceful_shutdown=args.drain_seconds + _ANSWER_SECONDS,
             server_header=False,
         )
-        self._server = _server(uvicorn, config, self._say, lambda: self._end_in(args.drain_seconds))
-        self._args = args
+        drain = functools.partial(self._end_in, args.drain_seconds)
+        self._server = _server(uvicorn, config, self._started, drain)
+        self._args, self._has_key = args, key is not None
+        self._is_run = False
+        self._failed: Exception | None = None
 
     def run(self) -> None:
         """Serves until a signal; then finishes what runs."""
-        with compilation.announced(f"the rollouts of {self.model.name}"):
-            self.engine.warm(self.model.first_shapes())
+        self._is_run = True
         self._server.run()
+        if self._failed is not None:
+            raise self._failed
         logger.info("%s", said(dict(self.engine.counts.ended)))
         if not self._server.started:
             raise OSError(f"--port={self._args.port}: cannot listen on {self._args.host}")
+
+    def _started(self, port: int) -> None:
+        """Compiles what requests will need first; those that come before wait."""
+        self._say(port)
+        if self._is_run:
+            compiled = self.engine.warm(self.model.first_shapes())
+            threading.Thread(target=self._wait_for, args=(compiled,), daemon=True).start()
+
+    def _wait_for(self, compiled: Future[Any]) -> None:
+        try:
+            with compilation.announced(f"the rollouts of {self.model.name}"):
+                compiled.result()
+            logger.info("Ready.")
+        except CancelledError:
+            pass  # The server ended before.
+        except Exception as error:
+            self._failed, self._server.should_exit = error, True
 
     def _end_in(self, seconds: int) -> None:
         """Tells those whose requests still run after so long that the server shuts down."""
@@ -206,8 +230,9 @@ class Service:
         host = f"[{self._args.host}]" if ":" in self._args.host else self._args.host
         logger.info(
             "Serving %s at http://%s:%d (page), http://%s:%d/v1 (OpenAI protocol). Try it:\n"
-            "  curl http://%s:%d/v1/completions -H 'Content-Type: application/json' -d %s",
+            "  curl http://%s:%d/v1/completions -H 'Content-Type: application/json' %s-d %s",
             *(self.model.name, host, port, host, port, host, port),
+            f'-H "Authorization: Bearer ${KEY}" ' if self._has_key else "",
             shlex.quote(json.dumps({"prompt": self.model.example or "..."})),
         )
 

@@ -22,6 +22,8 @@ Messages = list[dict[str, str]]
 # Files that a tokenizer is built from if there is no tokenizer.json: byte-level BPE of Qwen's
 # lineage.
 _SLOW_FILES = ("vocab.json", "merges.txt")
+# Where a chat template may stand, the first that is used first; the last is of processors.
+_TEMPLATE_FILES = ("chat_template.jinja", "tokenizer_config.json", "chat_template.json")
 
 
 class Tokenizer:
@@ -50,6 +52,10 @@ class Tokenizer:
     ) -> None:
         """Wraps a `PreTrainedTokenizerFast`; see `load_tokenizer`."""
         self._backend = backend
+        # Its methods for one text need a third of the time, and no threads.
+        self._fast = backend.backend_tokenizer
+        self._fast.no_truncation()
+        self._fast.no_padding()
         self._family = family
         self._pieces: dict[tuple[int, ...], str] = {}
         self.directory = directory
@@ -77,7 +83,7 @@ class Tokenizer:
                 "it, or write the whole character"
             ) from None
         try:
-            return self._backend.encode(text, add_special_tokens=False)
+            return self._fast.encode(text, add_special_tokens=False).ids
         except Exception as error:  # The library raises nothing narrower.
             if "[UNK]" not in str(error):
                 raise
@@ -141,7 +147,7 @@ class Tokenizer:
         except Exception as error:  # A template may raise anything, by itself or in Jinja.
             roles = ", ".join(message["role"] for message in prompt)
             raise ValueError(
-                f"the chat template in {self.directory} refuses these messages (roles: {roles}): "
+                f"{self._template_file} refuses these messages (roles: {roles}): "
                 f"{error}. Change the messages or the template, or give the prompt as plain text"
             ) from error
         return [*self.encode(text), *opening]
@@ -161,12 +167,7 @@ class Tokenizer:
         if cut_at_eos:
             stops = (place for place, token in enumerate(tokens) if token in self.stop_ids)
             tokens = tokens[: next(stops, len(tokens))]
-        # Cleaning up spaces would change the text that a checker gets.
-        return self._backend.decode(
-            tokens,
-            skip_special_tokens=skip_special_tokens,
-            clean_up_tokenization_spaces=False,
-        )
+        return self._fast.decode(tokens, skip_special_tokens=skip_special_tokens)
 
     def pieces(self, ids: Sequence[int] | Int[np.ndarray, " L"]) -> list[str]:
         """Text of each token, special ones included, for showing tokens one by one.
@@ -239,16 +240,27 @@ class Tokenizer:
         except ValueError:
             return False
 
+    @property
+    def _template_file(self) -> str:
+        """Where the chat template stands."""
+        for file in map(self.directory.joinpath, _TEMPLATE_FILES):
+            is_json = file.suffix == ".json"
+            if file.is_file() and (not is_json or hub.read_json(file).get("chat_template")):
+                return str(file)
+        more = self.directory / "additional_chat_templates"
+        own = f"{self._family.name}'s own chat template" if self._family else str(self.directory)
+        return str(more) if more.is_dir() else own
+
     def _chat_template(self) -> str:
         template = self._backend.chat_template
-        old = self.directory / "chat_template.json"  # Of processors.
+        old = self.directory / _TEMPLATE_FILES[-1]
         if template is None and old.is_file():
             template = hub.read_json(old).get("chat_template")
         if isinstance(template, dict):  # Several with names.
             if "default" not in template and len(template) > 1:
                 raise ValueError(
-                    f"the tokenizer in {self.directory} has the chat templates "
-                    f"{', '.join(sorted(template))}, and none named default; rename one"
+                    f"{self._template_file} has the chat templates {', '.join(sorted(template))}, "
+                    "and none named default; rename one"
                 )
             template = template.get("default", next(iter(template.values()), None))
         if template is not None:

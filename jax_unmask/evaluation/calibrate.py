@@ -21,7 +21,7 @@ from jax_unmask.policies.calibration import Calibration, between
 from jax_unmask.rollout import Prompts, rollout, row_keys
 from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
-from jax_unmask.runtime.compilation import announced
+from jax_unmask.runtime.compilation import CompileTimes, announced
 from jax_unmask.runtime.progress import Jobs
 
 logger = logging.getLogger(__name__)
@@ -97,6 +97,7 @@ def calibrate(
     nfe: list[float] = []
     what = f"rollouts of learned with {bundle.name}"
     compiling: contextlib.AbstractContextManager[None] = announced(what)
+    times = CompileTimes()
     first, total = places, len(places) + _REFINED
     places, jobs = [], Jobs(total, "calibration")
     while len(places) < total:
@@ -109,9 +110,9 @@ def calibrate(
         with compiling:
             places.insert(at, place)
             nfe.insert(at, count(*place))
-        compiling = contextlib.nullcontext()
+        compiling, seconds = contextlib.nullcontext(), times.seconds if len(places) == 1 else None
         text = f"alpha {place[0]:.4g}, scale {place[1]:.8g}: {nfe[at]:.3f} forwards"
-        line = jobs.done(len(places), f"{text} of {settings.gen_length}")
+        line = jobs.done(len(places), f"{text} of {settings.gen_length}", compiled=seconds)
         if not jax.process_index():
             logger.info("%s", line)
     environment: dict[str, str | int | float] = {

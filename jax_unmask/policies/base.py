@@ -192,8 +192,10 @@ def strong(params: Params) -> Params:
     return jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.result_type(leaf)), params)
 
 
-def number(name: str, value: ArrayLike, *, whole: bool = False, **bounds: float) -> Array:
+def number(name: str, value: ArrayLike, *, whole: bool = False, **bounds: float) -> np.ndarray:
     """A numeric setting, or an array of them, as float32 (as int32 where it is whole).
+
+    It stays on the host: a server reads one for each request.
 
     Raises:
         SettingError: one lies outside of the bounds, which are those of `settings.Setting`.
@@ -204,7 +206,7 @@ def number(name: str, value: ArrayLike, *, whole: bool = False, **bounds: float)
     declared_as = Setting(name, None, "", int if whole else float, **bounds)  # type: ignore[arg-type]
     for each in numbers.ravel().tolist():
         declared_as.check(each)
-    return jnp.asarray(numbers, jnp.int32 if whole else jnp.float32)
+    return np.asarray(numbers, np.int32 if whole else np.float32)
 
 
 def row_uniform(keys: Array, shape: tuple[int, ...]) -> Float[Array, "B ..."]:

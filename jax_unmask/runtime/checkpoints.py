@@ -47,6 +47,21 @@ REMEDY = "It belongs to another configuration: restore with that one, or use a n
 logger = logging.getLogger(__name__)
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+    """Leaves out that Orbax warns of a directory that is only read."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not str(record.msg).startswith("Given directory is read only")
+
+    library = logging.getLogger("absl")
+    library.addFilter(is_other)
+    try:
+        yield
+    finally:
+        library.removeFilter(is_other)
+
+
 class CheckpointError(ValueError):
     """A checkpoint is damaged, missing, or of another model."""
 
@@ -117,7 +132,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
             for step in steps_in(self.directory):
                 if problem := self._problem(step, items=("metrics",)):
                     self._set_aside(step, problem)
-        self._manager = self._make_manager()
+        with _without_warnings() if read_only else contextlib.nullcontext():
+            self._manager = self._make_manager()
         self._saving: int | None = None
 
     def _make_manager(self) -> ocp.CheckpointManager:

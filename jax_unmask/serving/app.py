@@ -38,6 +38,7 @@ _PAGE_HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+_RETRY = {"Retry-After": "1"}
 _STATUS = {engines.TIMED_OUT: 504, engines.FAILED: 500, engines.CANCELLED: 503}
 _MESSAGE = {
     engines.TIMED_OUT: "the request took longer than this server allows (--timeout)",
@@ -141,6 +142,8 @@ class App:
         return Response(status_code=204)
 
     async def _health(self, request: Request) -> Response:
+        if self._engine.is_starting:  # Requests wait; who shares out load asks others first.
+            return JSONResponse({"status": "starting"}, status_code=503, headers=_RETRY)
         return JSONResponse({"status": "ok"})
 
     async def _models(self, request: Request) -> Response:
@@ -359,7 +362,7 @@ async def _busy(request: Request, error: Exception) -> Response:
     full = BadRequest("as many requests wait as may; try again", status=429, code="queue_full")
     body = full.body()
     body["error"]["type"] = "rate_limit_error"
-    return JSONResponse(body, status_code=429, headers={"Retry-After": "1"})
+    return JSONResponse(body, status_code=429, headers=_RETRY)
 
 
 def _event(data: Any) -> bytes:

@@ -113,27 +113,23 @@ class _Batch:
         self.steps, self.turns = 1, 0
         self._free: list[int] = []
         self._rollout: ContinuousRollout | None = None
-        self._making: Future[ContinuousRollout] = pool.submit(make)
+        self.making: Future[ContinuousRollout] = pool.submit(make)
         self._pending: tuple[dict[int, Work], Array, float] | None = None
 
     @property
     def is_idle(self) -> bool:
         """Nothing runs, waits, or is on its way."""
-        return not (self.waiting or self.owner or self._pending) and self._making.done()
-
-    def wait(self) -> None:
-        """Waits until its program is compiled."""
-        self._making.result()
+        return not (self.waiting or self.owner or self._pending) and self.making.done()
 
     @property
     def is_ready(self) -> bool:
         """Its program is compiled."""
-        return self._making.done()
+        return self.making.done()
 
     def turn(self, admit: Callable[[Work], bool], told: Callable[..., None]) -> None:
         """Lets requests in, starts some steps, and tells of the steps before."""
         if self._rollout is None:
-            self._rollout = self._making.result()  # Raises what making it raised.
+            self._rollout = self.making.result()  # Raises what making it raised.
             self._free = list(range(self._rollout.rows))
         rollout = self._rollout
         while self._free and self.waiting:
@@ -205,6 +201,7 @@ class Engine:
         self.running = 0
         self._batches: collections.OrderedDict[Shape, _Batch] = collections.OrderedDict()
         self._makers = ThreadPoolExecutor(1, thread_name_prefix="compile")
+        self._first: _Batch | None = None
         self._is_closing = False
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
         self._thread.start()
@@ -235,11 +232,17 @@ class Engine:
         with self._changed:
             self._changed.notify()
 
-    def warm(self, shapes: Sequence[Shape]) -> None:
-        """Begins to compile what shapes need, and waits for the first of them."""
+    @property
+    def is_starting(self) -> bool:
+        """Whether the first of the shapes to `warm` for is still being compiled."""
+        return self._first is not None and not self._first.is_ready
+
+    def warm(self, shapes: Sequence[Shape]) -> Future[Any]:
+        """Begins to compile what shapes need, before any request; gives the first of them."""
         batches = [self._batch(shape) for shape in shapes[: self.settings.batches]]
-        assert batches[0] is not None
-        batches[0].wait()
+        self._first = batches[0]
+        assert self._first is not None
+        return self._first.making
 
     def end_all(self) -> None:
         """Cancels what waits and runs; nothing is let in any more."""

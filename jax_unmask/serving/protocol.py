@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import random
 import time
-import uuid
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -284,7 +284,7 @@ class Model:
             is_streamed=_flag(body, "stream"),
             with_usage=_flag(options, "include_usage"),
             with_canvas=_flag(options, "include_canvas"),
-            id=("chatcmpl-" if is_chat else "cmpl-") + uuid.uuid4().hex,
+            id=("chatcmpl-" if is_chat else "cmpl-") + f"{random.getrandbits(128):032x}",
             created=int(time.time()),
         )
 

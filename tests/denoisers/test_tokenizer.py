@@ -110,6 +110,15 @@ class TestEncoding:
         prompt = tokenizer.encode_prompt([{"role": "user", "content": "4 + 2"}])
         assert prompt == ids_of("4", "+", "2", "=")
 
+    @pytest.mark.parametrize("name", ["tokenizer_config.json", "chat_template.jinja"])
+    def test_one_that_refuses_is_named_by_its_file(self, tmp_path, name):
+        template = "{{ raise_exception('no system') }}"
+        write_tokenizer(tmp_path, chat_template=template)
+        if name.endswith(".jinja"):
+            (tmp_path / name).write_text(template)
+        with pytest.raises(ValueError, match=f"{name} refuses .*: no system"):
+            denoisers.load_tokenizer(tmp_path).encode_prompt([{"role": "user", "content": "4"}])
+
     def test_no_template_and_no_default(self, tmp_path):
         write_tokenizer(tmp_path)
         tokenizer = denoisers.load_tokenizer(tmp_path)

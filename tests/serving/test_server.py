@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import json
 import logging
 import pathlib
 import shlex
 import socket
+import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
+import types
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import pytest
 
@@ -250,9 +253,40 @@ def test_lists_models_and_counts(server):
     assert "default-src 'self'" in page.headers["Content-Security-Policy"]
 
 
-def test_says_what_to_try_and_what_it_gave(server, caplog):
+def test_listens_before_it_has_compiled(server, monkeypatch):
+    may_go_on = threading.Event()
+    with ThreadPoolExecutor(1) as pool:
+        first = engines._Batch(may_go_on.wait, pool)
+        monkeypatch.setattr(server.service.engine, "_first", first)
+        answer = server.open("GET", "/health")
+        assert (answer.status, json.loads(answer.read())) == (503, {"status": "starting"})
+        assert answer.headers["Retry-After"] == "1"
+        may_go_on.set()
+        first.making.result()
+    answer = server.open("GET", "/health")
+    assert (answer.status, json.loads(answer.read())) == (200, {"status": "ok"})
+
+
+def test_a_server_whose_programs_do_not_compile_ends(server):
+    service, compiled = copy.copy(server.service), Future()
+    compiled.set_exception(MemoryError("too large"))
+
+    def run():
+        service._started(8000)
+        while not service._server.should_exit:
+            time.sleep(0.01)
+
+    service._server = types.SimpleNamespace(run=run, should_exit=False)
+    service.engine = types.SimpleNamespace(warm=lambda shapes: compiled)
+    with pytest.raises(MemoryError, match="too large"):
+        service.run()
+
+
+def test_says_what_to_try_and_what_it_gave(server, caplog, monkeypatch):
+    monkeypatch.setattr(server.service, "_has_key", True)
     with caplog.at_level(logging.INFO):
         server.service._say(8000)
+    assert f'-H "Authorization: Bearer ${serve.KEY}"' in caplog.messages[0]
     body = shlex.split(caplog.messages[0].splitlines()[1])[-1]
     assert json.loads(body) == {"prompt": server.service.model.example}
     assert serve.said({}) == "Gave 0 answers."
