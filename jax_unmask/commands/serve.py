@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
             f"--{each.key}",
             type=each.kind,
             default=each.default,
-            help=f"{each.help} ({each.default:g})",
+            help=f"{each.help} ({each.default:.10g})",
         )
     return described
 
