@@ -20,7 +20,8 @@ ROOT = FOLDER.parents[1]
 # Lines of libraries about the machine that the notebooks ran on.
 _OF_THE_MACHINE = re.compile(
     r"/.*Warning: |  from \.autonotebook |WARNING:absl:|E\d{4} .*slow_operation|\*{32}"
-    r"|\[Compiling module|.*step/s\]E\d{4}"
+    r"|\[Compiling module|.*step/s\]E\d{4}|Failed to find host bounds|WARNING: Logging before"
+    r"|E0000 |=== Source Location|learning/"
 )
 NAMES = ("quickstart", "own_model", "tracerl")
 

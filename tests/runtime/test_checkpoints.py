@@ -169,7 +169,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_taken(copy, caplog, it
         assert checkpoints.restore(*make()).step == 2
 
 
-def test_a_read_only_reader_moves_nothing(copy):
+def test_a_read_only_reader_moves_nothing_and_is_quiet(copy, caplog):
     damage(copy, 2, "params", "flip")
     with Checkpoints(copy, read_only=True) as checkpoints:
         with pytest.raises(CheckpointError, match=r"checkpoints/2 is damaged.*Other steps: 1"):
@@ -177,6 +177,7 @@ def test_a_read_only_reader_moves_nothing(copy):
         assert checkpoints.restore(*make()).step == 1
     assert (copy / "checkpoints" / "2").is_dir()
     assert not (copy / "corrupt_checkpoints").exists()
+    assert "read only" not in caplog.text  # Orbax warns of what was asked for.
 
 
 def test_when_all_are_damaged_it_does_not_start_afresh(copy):
