@@ -57,7 +57,10 @@ def run(name: str) -> None:
     if arguments and all(argument in _HELP for argument in arguments):
         sys.stdout.write(help_of(name))
         return
-    command = importlib.import_module(f"jax_unmask.commands.{name}")
+    try:
+        command = importlib.import_module(f"jax_unmask.commands.{name}")
+    except ValueError as error:  # JAX reads its variables of the environment.
+        sys.exit(f"error: {error}")
     if hasattr(command, "define_flags"):
         command_line = importlib.import_module("jax_unmask.commands.command_line")
         command_line.run(command.main, command.define_flags)

@@ -29,6 +29,8 @@ from jax_unmask.shipped import experiment
 # that do not fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers
 # end training with a FloatingPointError. Anything else is a defect and keeps its traceback.
 _EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
+# Of JAX: JAX_PLATFORMS names none that there is, or its driver does not work.
+_NO_DEVICES = "Unable to initialize backend"
 _CONFIG_FLAG = re.compile(r"--?config(?:=(?P<value>.*))?")
 
 
@@ -275,8 +277,9 @@ def clear_errors(args: argparse.Namespace | None = None) -> Iterator[None]:
         yield
     except KeyboardInterrupt:
         sys.exit(130)  # As shells report it.
-    except _EXPECTED as error:
-        if _is_verbose():
+    except (*_EXPECTED, RuntimeError) as error:
+        is_expected = isinstance(error, _EXPECTED) or str(error).startswith(_NO_DEVICES)
+        if _is_verbose() or not is_expected:
             raise
         if type(error) is SettingError and hasattr(args, error.key):
             error = FlagError(error.key, error.value, error.problem, error.remedy)

@@ -76,7 +76,10 @@ def write_experiments(directory, write_experiment):
 def test_ends_as_an_undisturbed_run(name, ways, program, experiments, tmp_path):
     processes = 2 if name == "two" else 1
     start = chaos.starter([f"--config={experiments[name]}"], program=program, processes=processes)
-    kills, different = chaos.torture(start, tmp_path, kills=KILLS, ways=ways, seed=1)
+    moments = chaos.EVALUATING if program == "eval" else tuple(chaos.MOMENTS)
+    kills, different = chaos.torture(
+        start, tmp_path, kills=KILLS, ways=ways, seed=1, moments=moments
+    )
     print(chaos.summary(kills, different, tmp_path))
     assert len(kills) == KILLS
     assert different == []

@@ -10,6 +10,7 @@ import types
 import pytest
 
 from jax_unmask import console
+from jax_unmask.commands import command_line
 from jax_unmask.shipped import assets
 
 
@@ -75,3 +76,18 @@ def test_configs_lists_and_prints(capsys):
     assert "def get_config" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="no experiment"):
         console.main(["configs", "none"])
+
+
+def test_a_variable_that_jax_cannot_read_is_one_line(monkeypatch):
+    def read(name):
+        raise ValueError('Invalid value "abc" for JAX flag jax_num_cpu_devices')
+
+    monkeypatch.setattr(console.importlib, "import_module", read)
+    with pytest.raises(SystemExit, match='error: Invalid value "abc" for JAX flag'):
+        console.run("train")
+
+
+@pytest.mark.parametrize(("said", "kind"), [("Unable to init", SystemExit), ("x", RuntimeError)])
+def test_devices_that_there_are_not_are_one_line(said, kind):
+    with pytest.raises(kind, match=said), command_line.clear_errors():
+        raise RuntimeError(f"{said}ialize backend 'cuda'")

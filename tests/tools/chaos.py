@@ -61,6 +61,8 @@ MOMENTS: dict[Moment, float] = {
     "export": 0.15,
 }
 """When to disturb, with the probability of each."""
+EVALUATING: tuple[Moment, ...] = ("start", "step", "export")
+"""Those of an evaluation, which writes no checkpoints."""
 _EXPORTS = ("model/*", "policy/*", "summary.md", "report.html", "*.png", "outcomes/*")
 _POLL_SECONDS = 0.005
 # A checkpoint of a small model is deleted, or exported, within a few milliseconds.
@@ -549,7 +551,7 @@ def parser() -> argparse.ArgumentParser:
     add("--workdir", type=pathlib.Path, required=True, help="directory of all runs")
     add("--kills", type=int, default=50, help="how many; default: %(default)s")
     add("--ways", default="kill", help="some of kill,term,stop,full; default: %(default)s")
-    add("--moments", default=",".join(MOMENTS), help="some of %(default)s")
+    add("--moments", help=f"some of {','.join(MOMENTS)}; default: all that there are")
     add("--program", choices=("train", "eval"), default="train", help="default: %(default)s")
     add("--processes", type=int, default=1, help="of each run; default: %(default)s")
     add("--forked", action="store_true", help="start by forks, see above")
@@ -563,7 +565,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options, settings = parser().parse_known_args(arguments)
     if options.kills < 1:
         parser().error(f"--kills={options.kills}: it must be positive")
-    ways, moments = options.ways.split(","), options.moments.split(",")
+    default = EVALUATING if options.program == "eval" else tuple(MOMENTS)
+    ways = options.ways.split(",")
+    moments = options.moments.split(",") if options.moments else default
     for name, given, known in (("ways", ways, get_args(Way)), ("moments", moments, MOMENTS)):
         if not set(given) <= set(known):
             parser().error(f"--{name}={','.join(given)}: it must be some of {','.join(known)}")
