@@ -14,7 +14,7 @@ import numpy as np
 from jax_unmask import denoisers
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.bundle import Bundle
-from jax_unmask.environment.settings import RunSettings
+from jax_unmask.environment.settings import RunSettings, TrainSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.tracerl import ValueSettings
@@ -75,7 +75,14 @@ class JointSettings(PolicyGrpoSettings):
     export: str | None = export_setting()
 
     def check(self) -> None:
+        self.require(
+            self.turn < self.train.steps,
+            "turn",
+            f"the denoiser would not learn in any of `train.steps` = {self.train.steps}",
+            "Give less, or 0 for both in every step",
+        )
         super().check()
+        check_schedule(self.optimizer, self.of_policy.train.steps * self.learner.optimizer_steps)
         learns = self.denoiser
         try:
             check_schedule(learns.optimizer, self.of_denoiser.optimizer_steps)
@@ -98,13 +105,14 @@ class JointSettings(PolicyGrpoSettings):
         names = [field.name for field in dataclasses.fields(PolicyGrpoSettings)]
         model = FrozenModel(**{name: getattr(self.model, name) for name in _MODEL})
         given = {name: getattr(self, name) for name in names}
-        return PolicyGrpoSettings(**given | {"model": model})
+        return PolicyGrpoSettings(**given | {"model": model, "train": self._own_train(0)})
 
     @functools.cached_property
     def of_denoiser(self) -> TraceRlSettings:
         """The denoiser's side as a config of its own; its rollouts are the policy's."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(RunSettings)}
         learns, rollouts = self.denoiser, to_config(self.rollout)
+        given["train"] = self._own_train(1)
         return TraceRlSettings(
             **given,
             rollout=from_config(TraceRollouts(), {**to_config(TraceRollouts()), **rollouts}),
@@ -116,6 +124,15 @@ class JointSettings(PolicyGrpoSettings):
             optimizer=learns.optimizer,
             export=self.export,
         )
+
+    def learns(self, side: Literal[0, 1], step: int) -> bool:
+        """Whether the policy (0) or the denoiser (1) learns in a step, from 0."""
+        return not self.turn or step // self.turn % 2 == side
+
+    def _own_train(self, side: Literal[0, 1]) -> TrainSettings:
+        """`train` with the steps in which a side learns: those that its schedule counts."""
+        steps = sum(self.learns(side, step) for step in range(self.train.steps))
+        return dataclasses.replace(self.train, steps=steps)
 
 
 _MODEL = [
@@ -161,8 +178,7 @@ class Joint:
         return self._denoiser.data()
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
-        turn = self._config.turn
-        number = int(np.asarray(state.step)) // turn if turn else 0
+        number = int(np.asarray(state.step))
         denoiser, policy = self._split(state)
         # 1. Rollouts.
         acting = self._denoiser.acting(denoiser)
@@ -170,10 +186,10 @@ class Joint:
         del acting  # The update of the denoiser needs the memory.
         metrics = dict(experience.metrics)
         # 2. Updates. One whose turn it is not stays as it is, but counts its steps.
-        if turn == 0 or number % 2 == 0:
+        if self._config.learns(0, number):
             policy, found = self._policy.learn(policy, experience, timer)
             metrics |= found
-        if turn == 0 or number % 2 == 1:
+        if self._config.learns(1, number):
             useful = float(metrics["useful_forwards"])
             rolled = self._denoiser.round(experience.fetched, experience.scores, batch, useful)
             del experience

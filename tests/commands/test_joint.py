@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from jax_unmask import policies
+from jax_unmask import policies, settings
 from jax_unmask.commands import train
 from jax_unmask.commands.eval import evaluate
+from jax_unmask.recipes import joint
 
 
 def metrics_of(workdir):
@@ -26,11 +29,11 @@ def test_a_policy_and_its_denoiser_learn_from_the_same_rollouts(
     first, second = metrics_of(tmp_path / "turns")
     assert "pairs" in first and "states/denoiser" not in first
     assert "pairs" not in second and second["states/denoiser"] > 0
-    # A run that ends after the policy's turn goes on with the denoiser's.
-    config.train.steps = 1
+    # A run that was killed after the policy's turn goes on with the denoiser's.
+    shutil.copytree(tmp_path / "turns", tmp_path / "resumed")
+    shutil.rmtree(tmp_path / "resumed" / "checkpoints" / "2")
     train.train(config, tmp_path / "resumed")
-    config.train.steps = 2
-    train.train(config, tmp_path / "resumed")
+    assert len(metrics_of(tmp_path / "resumed")) == 2
     for name in ("policy", "model"):
         exported = [tmp_path / run / name / "model.safetensors" for run in ("turns", "resumed")]
         assert exported[0].read_bytes() == exported[1].read_bytes()
@@ -52,3 +55,13 @@ def test_a_policy_and_its_denoiser_learn_from_the_same_rollouts(
     together.eval.update(trained=("distribution=threshold,alpha=1.0",), block_lengths=(16,))
     (measured,) = evaluate(together, tmp_path / "measured", tmp_path / "both")
     assert measured.label == "trained here"
+
+
+def test_schedules_count_the_steps_in_which_a_side_learns(tiny_config):
+    config = settings.from_config(
+        joint.JointSettings(), tiny_config("joint", train__steps=7, turn=2)
+    )
+    assert (config.of_policy.train.steps, config.of_denoiser.train.steps) == (4, 3)
+    assert config.of_denoiser.optimizer_steps == 3 * config.denoiser.learner.minibatches
+    together = dataclasses.replace(config, turn=0)
+    assert together.of_policy.train.steps == together.of_denoiser.train.steps == 7
