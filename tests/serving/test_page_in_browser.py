@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 
 import browser
@@ -133,7 +135,10 @@ def test_an_answer_can_be_stopped(opened, server):
         "document.querySelector('#stop').click()"
     )
     opened.wait("document.querySelector('.error')?.textContent === 'stopped'")
-    assert not server.service.engine.running + server.service.engine.waiting
+    engine, end = server.service.engine, time.monotonic() + 30
+    while engine.running + engine.waiting:  # It takes the server a moment to hear of it.
+        assert time.monotonic() < end
+        time.sleep(0.01)
     ask(opened)
     assert "16 forwards" in opened.run("[...document.querySelectorAll('.cost')].at(-1).textContent")
 
