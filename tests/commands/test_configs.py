@@ -24,6 +24,7 @@ EXPERIMENTS_OF_PAPER = tuple(
 )
 EXPERIMENTS = (
     *("quickstart", "gsm8k", "gsm8k_math", "gsm8k_math:32", "kodcode", "block_scaling"),
+    *("trado:4b", "trado:8b"),
     *("tiny_block_scaling:1", "published:scales", "published:pass_at_k"),
     *("tiny_block_sft", "tiny_state_sft:full", "tiny_state_sft:block", "tiny_sft:word_problems"),
     *("universal_policy", "universal_policy:sudoku", "universal_policy:all-countdown"),
@@ -235,7 +236,7 @@ def test_all_of_them_are_tested():
     "name",
     [
         *("tiny_sft", "tiny_policy", "tracerl", "tracerl_large", "published", "sft_large"),
-        *("tiny_block_scaling", "tiny_state_sft", "gsm8k_math"),
+        *("tiny_block_scaling", "tiny_state_sft", "gsm8k_math", "trado"),
     ],
 )
 def test_an_unknown_choice_is_refused_with_those_that_there_are(name):
