@@ -12,6 +12,7 @@ import os
 import pathlib
 import shlex
 import signal
+import socket
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import CancelledError, Future
@@ -106,6 +107,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         served = Service(args)
         try:
             served.run()
+            if served.engine.is_compiling:  # A compiler cannot be stopped, and nobody needs it now.
+                logging.shutdown()
+                os._exit(0)
         finally:
             served.engine.close()
 
@@ -145,6 +149,7 @@ class Service:
                 "other machines could send requests",
                 f"Set a key in the environment variable {KEY}, or give --no_key",
             )
+        _check_port(args)
         lengths, temperatures = (
             _numbers(args, "lengths", int),
             _numbers(args, "temperatures", float),
@@ -278,6 +283,18 @@ def _decoding(args: argparse.Namespace, temperature: float, length: int | None) 
         thinking=None if args.thinking is None else args.thinking == "on",
         **{name: getattr(args, name) for name in names},
     )
+
+
+def _check_port(args: argparse.Namespace) -> None:
+    """Whether one can listen there, before anything is loaded."""
+    family = socket.AF_INET6 if ":" in args.host else socket.AF_INET
+    try:
+        socket.create_server((args.host, args.port), family=family).close()
+    except (OSError, OverflowError) as error:
+        problem = f"cannot listen on {args.host}: {error}"
+        raise FlagError(
+            "port", args.port, problem, "Give another, or 0 for any that is free"
+        ) from error
 
 
 def _numbers(args: argparse.Namespace, name: str, kind: type) -> list[Any]:

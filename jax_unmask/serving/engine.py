@@ -237,6 +237,11 @@ class Engine:
         """Whether the first of the shapes to `warm` for is still being compiled."""
         return self._first is not None and not self._first.is_ready
 
+    @property
+    def is_compiling(self) -> bool:
+        """Whether the program of some shape is still being compiled."""
+        return not all(batch.is_ready for batch in self._batches.values())
+
     def warm(self, shapes: Sequence[Shape]) -> Future[Any]:
         """Begins to compile what shapes need, before any request; gives the first of them."""
         batches = [self._batch(shape) for shape in shapes[: self.settings.batches]]

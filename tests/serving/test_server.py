@@ -253,6 +253,12 @@ def test_lists_models_and_counts(server):
     assert "default-src 'self'" in page.headers["Content-Security-Policy"]
 
 
+def test_a_port_that_is_taken_is_said_before_anything_is_loaded(server, monkeypatch):
+    monkeypatch.setattr(serve.answers, "load", None)
+    with pytest.raises(SystemExit, match=f"port = {server.port}.*in use.*0 for any that is free"):
+        serve.main(["--model=sudoku", f"--port={server.port}"])
+
+
 def test_listens_before_it_has_compiled(server, monkeypatch):
     may_go_on = threading.Event()
     with ThreadPoolExecutor(1) as pool:
@@ -333,6 +339,7 @@ def test_requests_that_leave_are_cancelled_and_those_too_late_end(server):
         (("--policy=treshold",), "did you mean threshold"),
         (("--lengths=16,x",), "--lengths = '16,x'"),
         (("--slots=0",), "slots = 0"),
+        (("--port=70000",), "port = 70000.*cannot listen on 127.0.0.1"),
         ((f"--model={GEMMA}",), "it is a diffusion_gemma, and the server fills canvases of masks"),
         (("--gen_length=10", "--block_length=4"), "gen_length = 10"),
     ],
