@@ -7,13 +7,17 @@ generated from the commands (`python -m jax_unmask.commands.help`).
 from __future__ import annotations
 
 import ast
+import contextlib
+import errno
 import importlib
+import io
 import json
 import os
 import pathlib
 import re
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 COMMANDS = (
     "train",
@@ -30,19 +34,22 @@ COMMANDS = (
 )
 _PACKAGE = pathlib.Path(__file__).parent
 _HELP = ("-h", "--help")
+_LOST = (errno.EPIPE, errno.ENOSPC, errno.EIO)  # Of output, if they name no file.
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command that the first argument names; lists all without."""
     arguments = sys.argv[1:] if arguments is None else list(arguments)
-    if not arguments or arguments[0] in (*_HELP, "help"):
-        sys.stdout.write(overview())
-        return
-    name = arguments[0]
-    if name not in COMMANDS:
-        from jax_unmask.notation import suggestion
+    with _streams():
+        if not arguments or arguments[0] in (*_HELP, "help"):
+            sys.stdout.write(overview())
+            return
+        name = arguments[0]
+        if name not in COMMANDS:
+            from jax_unmask.notation import suggestion
 
-        sys.exit(f"error: there is no command {name!r}{suggestion(name, COMMANDS)}\n\n{overview()}")
+            hint = suggestion(name, COMMANDS)
+            sys.exit(f"error: there is no command {name!r}{hint}\n\n{overview()}")
     sys.argv = [f"jax-unmask {name}", *arguments[1:]]
     # As with `python -m`: tasks and policies of one's own are found where one works.
     here = os.getcwd()
@@ -54,18 +61,51 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(name: str) -> None:
     """Runs a command with the arguments in `sys.argv`; with --help alone, nothing is imported."""
     arguments = sys.argv[1:]
-    if arguments and all(argument in _HELP for argument in arguments):
-        sys.stdout.write(help_of(name))
-        return
+    with _streams():
+        if arguments and all(argument in _HELP for argument in arguments):
+            sys.stdout.write(help_of(name))
+            return
+        try:
+            command = importlib.import_module(f"jax_unmask.commands.{name}")
+        except ValueError as error:  # JAX reads its variables of the environment.
+            sys.exit(f"error: {error}")
+        if hasattr(command, "define_flags"):
+            command_line = importlib.import_module("jax_unmask.commands.command_line")
+            command_line.run(command.main, command.define_flags)
+        else:
+            command.main()
+
+
+@contextlib.contextmanager
+def _streams() -> Iterator[None]:
+    """Standard streams that can be used; output that cannot be written ends without a traceback."""
+    _open_streams()
     try:
-        command = importlib.import_module(f"jax_unmask.commands.{name}")
-    except ValueError as error:  # JAX reads its variables of the environment.
-        sys.exit(f"error: {error}")
-    if hasattr(command, "define_flags"):
-        command_line = importlib.import_module("jax_unmask.commands.command_line")
-        command_line.run(command.main, command.define_flags)
-    else:
-        command.main()
+        try:
+            yield
+        finally:
+            sys.stdout.flush()
+    except OSError as error:
+        if error.errno not in _LOST or error.filename is not None:
+            raise
+        sys.stdout = io.StringIO()  # What is left would be written at the end.
+        # Quietly, where nobody reads on, as `head` does not.
+        is_left = error.errno == errno.EPIPE
+        sys.exit(128 + signal.SIGPIPE if is_left else f"error: standard output: {error}")
+
+
+def _open_streams() -> None:
+    """Opens standard streams that are closed, on nothing.
+
+    The next file would take the number of one, and with it what libraries write to it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # It takes the lowest number that is free: this one.
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(number, "w" if number else "r", closefd=False))
 
 
 def overview() -> str:

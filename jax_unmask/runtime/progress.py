@@ -7,7 +7,7 @@ import importlib.util
 import sys
 import time
 from collections.abc import Callable, Iterator
-from typing import TextIO
+from typing import Any, TextIO
 
 import jax
 import tqdm
@@ -33,7 +33,8 @@ def progress_bar(
         title: words before the bar.
         stream: where to write; standard error by default.
     """
-    kind, settings = tqdm.tqdm, {"file": stream or sys.stderr, "dynamic_ncols": True}
+    file = _Unread(stream or sys.stderr)
+    kind, settings = tqdm.tqdm, {"file": file, "dynamic_ncols": True}
     if stream is None and in_notebook():
         # Its output is a stream, whose lines can be replaced.
         settings |= {"dynamic_ncols": False, "ncols": 100, "mininterval": 0.5}
@@ -43,7 +44,7 @@ def progress_bar(
             kind, settings = notebook.tqdm, {}
     elif not (stream or sys.stderr).isatty():
         settings = {
-            "file": _Lines(stream or sys.stderr),
+            "file": _Lines(file),
             "mininterval": 10.0,
             "miniters": 1,
             "bar_format": "{desc} {n_fmt}/{total_fmt} |{rate_fmt} | {elapsed}<{remaining}{postfix}",
@@ -114,10 +115,28 @@ def leave_out_step(bar: tqdm.tqdm) -> None:
     bar.refresh()
 
 
+class _Unread:
+    """A stream without errors: a run goes on where its terminal or log has gone."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+    def write(self, text: str) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.write(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            self._stream.flush()
+
+
 class _Lines:
     """A stream on which every refresh of a bar is a new line."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: _Unread) -> None:
         self._stream = stream
         self.flush = stream.flush
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import logging
 import re
 import shlex
 import sys
@@ -46,6 +48,10 @@ def verdict(found: Sequence[str], *, places: str = "", then: Sequence[object] = 
 
 
 def conclude(lines: Sequence[str]) -> None:
-    """Prints a verdict."""
-    sys.stdout.write("\n".join(lines) + "\n")
-    sys.stdout.flush()
+    """Prints a verdict. What it is about is done, so that a lost output is no error."""
+    try:
+        sys.stdout.write("\n".join(lines) + "\n")
+        sys.stdout.flush()
+    except OSError as error:
+        sys.stdout = io.StringIO()
+        logging.getLogger(__name__).warning("The result cannot be printed: %s", error)

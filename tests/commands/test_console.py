@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shlex
 import subprocess
 import sys
 import types
@@ -11,6 +13,7 @@ import pytest
 
 from jax_unmask import console
 from jax_unmask.commands import command_line
+from jax_unmask.runtime import terminal
 from jax_unmask.shipped import assets
 
 
@@ -91,3 +94,23 @@ def test_a_variable_that_jax_cannot_read_is_one_line(monkeypatch):
 def test_devices_that_there_are_not_are_one_line(said, kind):
     with pytest.raises(kind, match=said), command_line.clear_errors():
         raise RuntimeError(f"{said}ialize backend 'cuda'")
+
+
+@pytest.mark.parametrize(
+    ("redirected", "status", "words"),
+    [(">&-", 0, ""), ("<&- >&- 2>&-", 0, ""), ("| true", 141, ""), (">/dev/full", 1, "No space")],
+)
+def test_output_that_is_closed_or_full(redirected, status, words):
+    code = "import time; from jax_unmask import console; time.sleep(0.2); console.main([])"
+    command = f"{shlex.join([sys.executable, '-c', code])} {redirected}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+    assert done.returncode == status
+    assert words in done.stderr and "Traceback" not in done.stderr
+    assert len(done.stderr.splitlines()) <= 1
+
+
+def test_a_lost_output_is_no_error_of_what_is_done(monkeypatch, caplog):
+    with open("/dev/full", "wb", buffering=0) as full:
+        monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(full))
+        terminal.conclude(["accuracy 0.5"])
+    assert "cannot be printed: [Errno 28]" in caplog.text

@@ -36,6 +36,14 @@ def test_without_a_terminal_it_writes_a_line_now_and_then():
     assert lines[1] == "train 30/100 | 1.00step/s | 00:10<01:10, reward=0.123"
 
 
+def test_a_log_that_is_full_is_no_error():
+    with open("/dev/full", "wb", buffering=0) as full:
+        stream = io.TextIOWrapper(full, write_through=True)
+        with progress_bar(2, stream=stream) as bar:
+            bar.update(2)
+        assert bar.n == 2
+
+
 def test_the_first_step_of_a_process_has_no_rate():
     clock, stream = Clock(), io.StringIO()
     with progress_bar(10, title="train", stream=stream) as bar:

@@ -8,6 +8,7 @@ import contextlib
 import dataclasses
 import json
 import logging
+import math
 import multiprocessing
 import os
 import pathlib
@@ -195,6 +196,7 @@ class Killer:
         ways: drawn from for each disturbance.
         seed: of all draws.
         moments: drawn from too.
+        until: no disturbance begins later than this, as of `time.monotonic`.
     """
 
     def __init__(
@@ -204,7 +206,9 @@ class Killer:
         ways: Sequence[Way],
         seed: int,
         moments: Sequence[Moment] = tuple(MOMENTS),
+        until: float = math.inf,
     ) -> None:
+        self.until = until
         self._start = start
         self._steps = steps
         self._ways = ways
@@ -233,6 +237,8 @@ class Killer:
             todo.append((self._steps if moment == "export" else target, moment))
         done: list[Kill] = []
         for target, moment in sorted(todo):
+            if time.monotonic() > self.until:
+                break
             kill = self._kill(workdir, target, moment)
             if kill is None:
                 break
@@ -373,6 +379,7 @@ def torture(
     ways: Sequence[Way] = ("kill",),
     seed: int = 0,
     moments: Sequence[Moment] = tuple(MOMENTS),
+    minutes: float = math.inf,
 ) -> tuple[list[Kill], list[str]]:
     """Runs a program undisturbed, then with kills, until it got all of them.
 
@@ -385,6 +392,7 @@ def torture(
         ways: drawn from for each kill.
         seed: of the moments.
         moments: drawn from too.
+        minutes: after these, the run under way is the last, and gets no more kills.
 
     Returns:
         The kills, and what differs from the undisturbed run, preceded by the run's name.
@@ -398,11 +406,11 @@ def torture(
         pass
     Killer._expect(watched, 0)
     steps = watched.step()
-    killer = Killer(start, steps, ways, seed, moments)
+    killer = Killer(start, steps, ways, seed, moments, time.monotonic() + 60 * minutes)
     done: list[Kill] = []
     different: list[str] = []
     names = (f"killed-{number}" for number in range(sys.maxsize))
-    while len(done) < kills:
+    while len(done) < kills and time.monotonic() <= killer.until:
         run = next(workdir / name for name in names if not (workdir / name).exists())
         done += killer.run(run, kills - len(done))
         different += [f"{run.name}: {name}" for name in comparison.differences(undisturbed, run)]
@@ -550,6 +558,7 @@ def parser() -> argparse.ArgumentParser:
     add = described.add_argument
     add("--workdir", type=pathlib.Path, required=True, help="directory of all runs")
     add("--kills", type=int, default=50, help="how many; default: %(default)s")
+    add("--minutes", type=float, default=math.inf, help="fewer, if they take longer than this")
     add("--ways", default="kill", help="some of kill,term,stop,full; default: %(default)s")
     add("--moments", help=f"some of {','.join(MOMENTS)}; default: all that there are")
     add("--program", choices=("train", "eval"), default="train", help="default: %(default)s")
@@ -595,6 +604,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             ways=ways,
             seed=options.seed,
             moments=moments,
+            minutes=options.minutes,
         )
     record = {
         "command": [options.program, *settings],
