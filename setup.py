@@ -55,7 +55,7 @@ AOT = ["jax[tpu]; sys_platform == 'linux' and platform_machine == 'x86_64'"]
 SERVE = [
     "httptools>=0.6.3",
     "starlette>=0.47",
-    "uvicorn>=0.35",
+    "uvicorn>=0.36",
     "uvloop>=0.21; sys_platform != 'win32'",
 ]
 TEST = [
