@@ -8,7 +8,7 @@ to go (arXiv 2512.09106; published with threshold decoding at 0.9 and blocks of 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -24,19 +24,29 @@ Tree = TypeVar("Tree")
 
 @dataclasses.dataclass(frozen=True)
 class ExpertSettings(Settings):
-    """The rollouts of a heuristic that join each group."""
+    """The rollouts of another policy that join each group."""
 
     count: int = setting(0, "Expert rollouts E per group; 0 for none.", ge=0)
-    policy: str = setting("threshold:threshold=0.9", "The policy of the expert.")
+    policy: str = setting(
+        "threshold:threshold=0.9",
+        "The policy of the expert. One that is told alpha is told that of the group, if its "
+        "notation names none.",
+    )
     block_length: int = setting(32, "Block length of its rollouts, in tokens.", ge=1)
     imitation: float = setting(
         0.0,
-        "Weight of the log-likelihood of right expert rollouts beside the objective (0 published).",
+        "Weight of the log-likelihood of expert rollouts beside the objective (0 published).",
         ge=0,
         le=1e6,
     )
     imitation_steps: int = setting(
         0, "First training steps in which that is added.", ge=0, le=MAX_INT
+    )
+
+    imitated: Literal["right", "all"] = setting(
+        "right",
+        "Which rollouts are imitated; all where the expert is a trained policy, whose wrong answers "
+        "are fast.",
     )
 
     def check(self) -> None:

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jax_unmask import denoisers, policies
+from jax_unmask import denoisers, notation, policies
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.denoisers.quantization import quantize_params
 from jax_unmask.denoisers.sharding import RULES
@@ -149,6 +149,7 @@ class Components:
     expert: WithObservations | None
     expert_params: Any
     expert_settings: RolloutSettings
+    expert_alphas: tuple[float, ...] = ()
 
 
 def build_components(
@@ -178,8 +179,10 @@ def build_components(
         return Components(policy, settings, learner, None, None, settings)
     expert, expert_params = parse_policy("expert.policy", config.expert.policy)
     expert_settings = dataclasses.replace(settings, block_length=config.expert.block_length)
+    named = {name for name, _ in notation.parse(config.expert.policy).settings}
+    alphas = () if named & {"alpha", "nfe"} else getattr(expert, "alphas", ())
     expert = WithObservations(expert, policy.needs)
-    return Components(policy, settings, learner, expert, expert_params, expert_settings)
+    return Components(policy, settings, learner, expert, expert_params, expert_settings, alphas)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -349,6 +352,10 @@ class PolicyGrpo:
                 None if told is None else {"alpha": np.repeat(told, self._group)},
             )
             if self._experts:
+                expert_told = None
+                if told is not None and components.expert_alphas:
+                    alpha = np.clip(told, *components.expert_alphas)
+                    expert_told = {"alpha": np.repeat(alpha, self._experts)}
                 expert_parts = rollouts.start(
                     denoiser,
                     components.expert,
@@ -357,6 +364,7 @@ class PolicyGrpo:
                     self._experts,
                     streams.stream(key, "experts"),
                     components.expert_settings,
+                    expert_told,
                 )
             rolled = [rollouts.fetch(parts, batch.examples, self._group)]
             if self._experts:
@@ -437,7 +445,10 @@ class PolicyGrpo:
                     settings = {"alpha": merge(*map(jnp.asarray, alphas))}
                 weight = self._imitation(state)
                 if weight is not None:
-                    imitated = merge(jnp.zeros(len(correct[0])), weight * correct[1])
+                    chosen = correct[1]
+                    if self._config.expert.imitated == "all":
+                        chosen = np.ones_like(chosen)
+                    imitated = merge(jnp.zeros(len(correct[0])), weight * chosen)
                     imitated_share = jnp.sum(imitated > 0) / len(correct[1])
             group_rewards = jnp.asarray(group_rewards, jnp.float32)
             advantages = group_advantages(group_rewards, self._group + self._experts)
@@ -490,7 +501,7 @@ class PolicyGrpo:
         )
 
     def _imitation(self, state: TrainState) -> Any:
-        """Weight of the likelihood of right expert rollouts at this step, or None."""
+        """Weight of the likelihood of imitated expert rollouts at this step, or None."""
         expert = self._config.expert
         if not expert.imitation:
             return None

@@ -176,7 +176,8 @@ def _experts(config: Any) -> str:
     if expert.count:
         text += f" ({expert.policy} in blocks of {expert.block_length})"
     if expert.imitation:
-        text += f" whose right rollouts are imitated in the first {expert.imitation_steps} steps"
+        which = "right rollouts" if expert.imitated == "right" else "rollouts"
+        text += f" whose {which} are imitated in the first {expert.imitation_steps} steps"
     return text
 
 
