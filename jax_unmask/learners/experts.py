@@ -45,8 +45,8 @@ class ExpertSettings(Settings):
 
     imitated: Literal["right", "all"] = setting(
         "right",
-        "Which rollouts are imitated; all where the expert is a trained policy, whose wrong answers "
-        "are fast.",
+        "Which rollouts are imitated: all where the expert is a trained policy, whose wrong "
+        "answers are fast.",
     )
 
     def check(self) -> None:

@@ -149,7 +149,7 @@ class Components:
     expert: WithObservations | None
     expert_params: Any
     expert_settings: RolloutSettings
-    expert_alphas: tuple[float, ...] = ()
+    expert_alphas: tuple[float, ...] = ()  # Smallest and largest that it can be told, if any.
 
 
 def build_components(
@@ -354,7 +354,8 @@ class PolicyGrpo:
             if self._experts:
                 expert_told = None
                 if told is not None and components.expert_alphas:
-                    alpha = np.clip(told, *components.expert_alphas)
+                    low, high = components.expert_alphas
+                    alpha = np.clip(told, low, high)
                     expert_told = {"alpha": np.repeat(alpha, self._experts)}
                 expert_parts = rollouts.start(
                     denoiser,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,12 @@ import optax
 import pytest
 
 import tiny
-from jax_unmask import denoisers, policies
+from jax_unmask import denoisers, policies, recipes
 from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.policies import LearnedPolicy, NetworkConfig
 from jax_unmask.policies.base import PerRow
 from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import SettingError
 
 NETWORK = NetworkConfig(
@@ -120,3 +122,31 @@ def test_a_policy_of_one_alpha_takes_no_other():
 def test_alphas_are_a_range(alphas):
     with pytest.raises(SettingError, match="alphas"):
         NetworkConfig(alphas=alphas)
+
+
+@pytest.mark.thorough
+def test_an_expert_that_names_no_alpha_is_told_that_of_its_group(tmp_path):
+    tiny.save_model(tmp_path / "model", ["1", "2", "3", "4", ".", "="])
+    policies.save_policy(tmp_path / "teacher", POLICY, PARAMS)
+    config = recipes.config("policy_grpo")
+    config.update_from_flattened_dict(
+        tiny.SETTINGS["policy_grpo"]
+        | {"model.path": str(tmp_path / "model"), "policy.network.alphas": (0.01, 10.0)}
+        | {"expert.count": 2, "expert.block_length": 16, "expert.imitation": 1.0}
+        | {"expert.imitation_steps": 1, "expert.imitated": "all"}
+        | {"expert.policy": f"learned:{tmp_path}/teacher,distribution=threshold"}
+    )
+    recipe = recipes.find("policy_grpo")(recipes.read(config), tmp_path)
+    state, timer = recipe.init(), Timer()
+    (batch,) = itertools.islice(recipe.data(), 1)
+    done = recipe.roll_out(recipe.bundle.params, state, batch, timer)
+    records, alphas = done.expert.records, np.repeat(done.alphas[0][:: recipe._group], 2)
+    assert len(set(alphas)) > 1
+    teacher = dataclasses.replace(POLICY, distribution="threshold")
+    first = jax.tree.map(lambda leaf: leaf[0], records.obs)
+    told = {**PARAMS, "alpha": jnp.clip(alphas, 0.1, 30.0)}
+    assert (records.action.fill[0] == teacher(told, first, None).fill).all()
+    # None of its answers is right; all of them are imitated.
+    assert not done.correct[1].any()
+    _, metrics = recipe.learn(state, done, timer)
+    assert metrics["imitated"] == 1
