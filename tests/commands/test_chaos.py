@@ -20,13 +20,14 @@ MEASURED = {
 LONG = {"train__steps": 12, "checkpoint__every": 1, "checkpoint__keep_latest": 2}
 ONE_DEVICE = {"data__batch_size": 4, "mesh__data": 2}
 STATES = {"learner__method": "trace", "learner__block_length": 8}
+# After the first stage, at this threshold, rewards differ within groups.
 CURRICULUM = """
 from jax_unmask import recipes
 
 
 def get_config():
     config = recipes.config("curriculum")
-    config.stages = ("{sft} task.prompt_length=17", "{tracerl} train.steps=6")
+    config.stages = ("{sft} task.prompt_length=17", "{tracerl} {changes}")
     return config
 """
 
@@ -54,7 +55,8 @@ def write_experiments(directory, write_experiment):
     }
     curriculum = directory / "curriculum.py"
     stages = {name: str(write(f"stage_{name}", name, **LONG)) for name in ("sft", "tracerl")}
-    curriculum.write_text(CURRICULUM.format(**stages))
+    changes = "train.steps=6 rollout.policy=threshold:threshold=0.16"
+    curriculum.write_text(CURRICULUM.format(**stages, changes=changes))
     return files | {"curriculum": curriculum}
 
 

@@ -20,7 +20,8 @@ from jax_unmask.evaluation.store import read_outcomes
 from jax_unmask.runtime.files import read_json_rows
 from jax_unmask.shipped import shipped_lengths
 
-pytestmark = pytest.mark.thorough
+# More than `launch` waits for: two processes compile side by side.
+pytestmark = [pytest.mark.thorough, pytest.mark.timeout(1800)]
 
 ROOT = pathlib.Path(__file__).parents[2]
 TIMINGS = {"seconds_per_sequence", "tokens_per_second", "compile_seconds"}
