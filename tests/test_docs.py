@@ -12,6 +12,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+import chaos
 from jax_unmask import notation, policies, recipes, tasks
 from jax_unmask.commands import (
     bench,
@@ -174,6 +175,7 @@ def options() -> dict[str, set[str]]:
         "harness": harness.parser(),
         "serve": serve.parser(),
         "hub": hub.parser(),
+        "chaos": chaos.parser(),
     }
     found = {
         command: {
@@ -210,8 +212,7 @@ def test_commands_have_the_flags_that_are_given(document):
 def test_named_flags_exist(document):
     if document.parent.name == "launch":
         return  # Its pages name the flags of schedulers.
-    tools = {"signal", "n", "cpu_devices", "ways", "program", "processes"}
-    known = set().union(*OPTIONS.values(), tools)
+    known = set().union(*OPTIONS.values(), {"signal", "n", "cpu_devices"})
     named = [re.split("[= ]", text)[0] for text in spans(document) if text.startswith("--")]
     unknown = [flag for flag in named if "." not in flag and flag[2:] not in known]
     assert not unknown
