@@ -2,6 +2,9 @@
 
 `:sudoku`, `:arithmetic`, `:countdown` train it against that shipped denoiser, `:all` against all of
 them, `:all-sudoku` against all but that one. In full diffusion.
+
+`:all,sudoku=DIR,arithmetic=DIR,countdown=DIR` teaches one policy what others do, each on its task:
+they are told the same alpha, and every action of theirs is imitated.
 """
 
 import pathlib
@@ -14,6 +17,8 @@ _TINY_POLICY = runpy.run_path(str(pathlib.Path(__file__).with_name("tiny_policy.
 
 
 def get_config(tasks: str = "all"):
+    tasks, *pairs = tasks.split(",")
+    teachers = dict(pair.split("=", 1) for pair in pairs)
     named, _, without = tasks.partition("-")
     chosen = [name for name in shipped_models() if name != without]
     config = _TINY_POLICY["get_config"](chosen[0] if named == "all" else tasks)
@@ -26,13 +31,28 @@ def get_config(tasks: str = "all"):
         return config
     both = recipes.config("policy_environments")
     both.update({**config.to_dict(), "recipe": both.recipe})
-    both.environments = tuple(_environment(name) for name in chosen)
+    both.environments = tuple(_environment(name, teachers.get(name)) for name in chosen)
+    if teachers:
+        if set(teachers) != set(chosen):
+            raise ValueError(
+                f"universal_policy.py has teachers for {', '.join(teachers)}; give one for each of "
+                f"{', '.join(chosen)}, as in sudoku=DIR"
+            )
+        both.rollout.group_size = 2  # What counts is the teacher's rollout.
+        both.expert.update(count=1, block_length=both.rollout.gen_length)
+        both.expert.update(imitation=4.0, imitation_steps=both.train.steps, imitated="all")
+        both.learner.entropy_coefficient = 0.0
+        both.optimizer.lr = 1e-3
     return both
 
 
-def _environment(task: str) -> str:
+def _environment(task: str, teacher: str | None) -> str:
     """What differs between the trainings on each task alone."""
     alone = _TINY_POLICY["get_config"](task)
+    if teacher is not None:
+        alone.rollout.prompts_per_step = 64 if task == "arithmetic" else 128
+        policy = f"learned:{teacher},distribution=threshold"
+        alone.expert.update(count=1, policy=policy, block_length=alone.rollout.gen_length)
     return " ".join(
         f"{group}.{name}={alone[group][name]}"
         for group, names in {

@@ -28,6 +28,7 @@ EXPERIMENTS = (
     *("tiny_block_scaling:1", "published:scales", "published:pass_at_k"),
     *("tiny_block_sft", "tiny_state_sft:full", "tiny_state_sft:block", "tiny_sft:word_problems"),
     *("universal_policy", "universal_policy:sudoku", "universal_policy:all-countdown"),
+    "universal_policy:all-arithmetic,sudoku=universal,countdown=universal",
     *(
         f"{name}:{task}"
         for name in ("tiny_sft", "tiny_policy")
@@ -230,6 +231,11 @@ def test_all_of_them_are_tested():
     assert {path.stem for path in (ROOT / "configs").glob("*.py")} == {
         experiment.partition(":")[0] for experiment in EXPERIMENTS
     }
+
+
+def test_each_task_of_one_policy_needs_a_teacher():
+    with pytest.raises(ValueError, match="give one for each of arithmetic, countdown, sudoku"):
+        _config("universal_policy:all,sudoku=universal")
 
 
 @pytest.mark.parametrize(
