@@ -13,7 +13,7 @@ import os
 import pathlib
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from jax_unmask import policies, tasks
 from jax_unmask.benchmarks import breakdown, hardware, reference, speed, subjects, tables
 from jax_unmask.benchmarks.compiled_flops import compiled_flops
 from jax_unmask.commands import command_line
+from jax_unmask.denoisers.quantization import TYPES, quantize_params
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache, scored_positions
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.rollout.flops import RolloutFlops
@@ -114,6 +115,7 @@ def parser() -> argparse.ArgumentParser:
         choices=("float32", "bfloat16"),
         help="of weights and computation; default: as stored, or the preset's",
     )
+    add("--quantization", choices=list(TYPES), help="of the matrices of the layers; default: none")
     add(
         "--vocab_chunk",
         type=int,
@@ -137,12 +139,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     command_line.set_up_logging()
     with command_line.clear_errors(args):
         _check(args, overrides)
-        record, text = _run(args, overrides)
         command = shlex.join(["python", "-m", "jax_unmask.bench", *arguments])
-        now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-        record = {"command": command, "date": now, "environment": hardware.describe()} | record
-        if args.json is not None:
-            atomic_write(args.json, json.dumps(record, indent=1) + "\n")
+
+        def keep(found: dict[str, Any]) -> None:
+            now = datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+            record = {"command": command, "date": now, "environment": hardware.describe()}
+            if args.json is not None:
+                atomic_write(args.json, json.dumps(record | found, indent=1) + "\n")
+
+        record, text = _run(args, overrides, keep)
         sys.stdout.write(text + "\n\n")
         terminal.conclude(verdict(record, args, arguments))
 
@@ -217,14 +222,20 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
         )
 
 
-def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, Any], str]:
-    """Everything that was measured, as plain values and as text."""
+def _run(
+    args: argparse.Namespace, overrides: Sequence[str], keep: Callable[[dict[str, Any]], None]
+) -> tuple[dict[str, Any], str]:
+    """Everything that was measured, as plain values and as text.
+
+    `keep` gets the values so far whenever there are new ones.
+    """
     if args.breakdown:
         words = [override.removeprefix("--config.") for override in overrides]
         config, _ = command_line.changed_config(args.config, words)
         measured = breakdown.measure_breakdown(config, args.steps, CompileTimes())
-        record = {"config": args.config, "breakdown": dataclasses.asdict(measured)}
-        return record, tables.breakdown_text(measured)
+        timed = {"config": args.config, "breakdown": dataclasses.asdict(measured)}
+        keep(timed)
+        return timed, tables.breakdown_text(measured)
     module = None
     if args.reference is not None:
         # Before JAX starts its backend, which would otherwise take most of a GPU's memory.
@@ -263,6 +274,9 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, 
             shape = dataclasses.replace(shape, dtype=args.dtype, param_dtype=args.dtype)
         _check_length(shape.max_length, args.prompt_length, settings)
         subject = subjects.random_subject(args.preset, shape, seed=args.seed)
+    if args.quantization is not None:
+        quantized = quantize_params(subject.params, args.quantization)
+        subject = dataclasses.replace(subject, params=quantized)
     config = subject.denoiser.config
     for each in filter(None, caches):
         each.check_fits(config)
@@ -285,6 +299,27 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, 
             cached = dataclasses.replace(settings, cache=cache)
             scored = scored_positions(policy, settings)
             counted[cache] = compiled_flops(config, cached, prompt_length, scored)
+    shown = dataclasses.asdict(config)
+
+    def so_far() -> dict[str, Any]:
+        found: dict[str, Any] = {
+            "model": subject.name,
+            "denoiser": shown | {name: str(shown[name]) for name in ("dtype", "param_dtype")},
+            "quantization": args.quantization,
+            "policy": args.policy,
+            "settings": dataclasses.asdict(settings),
+            "flops": "exact count of the denoiser's matrix products",
+            "matmul_peak": dataclasses.asdict(peak),
+            "rollouts": [dataclasses.asdict(row) for row in rows],
+        }
+        if comparisons:
+            found["reference"] = str(args.reference)
+            found["comparisons"] = [
+                {"batch_size": batch} | dataclasses.asdict(comparison)
+                for batch, comparison in zip(batch_sizes, comparisons, strict=False)
+            ]
+        return found
+
     with loaded as other:
         cases = list(itertools.product(batch_sizes, caches))
         jobs = Jobs(len(cases))
@@ -294,7 +329,7 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, 
                 policy,
                 policy_params,
                 jax.tree.map(lambda leaf, batch=batch: leaf[:batch], prompts),
-                dataclasses.replace(settings, cache=cache),
+                dataclasses.replace(settings, cache=cache, slots=args.slots or batch),
                 repeats=args.repeats,
                 seed=args.seed,
                 peak=peak,
@@ -302,27 +337,15 @@ def _run(args: argparse.Namespace, overrides: Sequence[str]) -> tuple[dict[str, 
                 reference=other if cache is None else None,
                 compiled_flops=counted.get(cache),
             )
-            found = f"batch {batch}, cache {row.cache}: {row.seconds_per_rollout:.4g} s per rollout"
-            logger.info("%s", jobs.done(number, found))
+            told = (
+                f"batch {batch}, cache {row.cache}: {row.seconds_per_rollout:.4g} s per rollout, "
+                f"{row.tokens_per_second:.4g} tokens/s, {row.share_of_matmul_peak:.0%} of the peak"
+            )
+            logger.info("%s", jobs.done(number, told))
             rows.append(row)
             comparisons += [] if comparison is None else [comparison]
-    shown = dataclasses.asdict(config)
-    record = {
-        "model": subject.name,
-        "denoiser": shown | {name: str(shown[name]) for name in ("dtype", "param_dtype")},
-        "policy": args.policy,
-        "settings": dataclasses.asdict(settings),
-        "flops": "exact count of the denoiser's matrix products",
-        "matmul_peak": dataclasses.asdict(peak),
-        "rollouts": [dataclasses.asdict(row) for row in rows],
-    }
-    if comparisons:
-        record["reference"] = str(args.reference)
-        record["comparisons"] = [
-            {"batch_size": batch} | dataclasses.asdict(comparison)
-            for batch, comparison in zip(batch_sizes, comparisons, strict=True)
-        ]
-    return record, tables.rollouts_text(args.policy, subject, settings, peak, rows, comparisons)
+            keep(so_far())
+    return so_far(), tables.rollouts_text(args.policy, subject, settings, peak, rows, comparisons)
 
 
 def _complete_lengths(args: argparse.Namespace) -> None:

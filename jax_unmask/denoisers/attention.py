@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers import tpu_attention
+from jax_unmask.denoisers.positions import NEVER, Bounds
 from jax_unmask.runtime import accelerators
 
 # cuDNN takes wider heads on some GPUs only.
@@ -42,6 +43,17 @@ class Copies:
     real: Bool[Array, "B S"]  # The token is no padding.
     text: Int[Array, "B S"] | None = None  # Text of each token; None for one text.
 
+    def bounds(self) -> Bounds:
+        """The same rule in numbers, of all tokens."""
+        # Labels of the copy are even, those of the text odd: a token of the text is seen by what
+        # comes after the copy of its block, one of the copy by its block in the copy alone.
+        each = 2 * (self.block.shape[1] + 2)
+        start = 0 if self.text is None else self.text * each
+        own = start + 2 * (self.block + 1)
+        label = jnp.where(self.noisy, own, own + 1)
+        high = jnp.where(self.noisy, own, start + each - 1)
+        return Bounds(label, jnp.where(self.real, label, NEVER), high)
+
     def visible(
         self,
         block: Int[Array, "B Q"],
@@ -63,12 +75,15 @@ def attention_in_copies(
     value: Float[Array, "B S G d"],
     copies: Copies,
     queries_per_chunk: int = _QUERIES_PER_CHUNK,
+    fused: bool = False,
 ) -> Float[Array, "B S H d"]:
     """`attention` under the rule of `Copies`, a chunk of queries at a time.
 
     Neither scores nor mask exist for more than `queries_per_chunk` queries (static), in the
-    backward pass too, where they are computed again.
+    backward pass too, where they are computed again. `fused` as in `attention`.
     """
+    if fused and _takes_kernel(query, key):
+        return tpu_attention.attend(query, key, value, copies.bounds())
     length = query.shape[1]
     if length <= queries_per_chunk:
         visible = copies.visible(copies.block, copies.noisy, copies.text)
@@ -104,48 +119,66 @@ class CachedKeys:
     mask: Bool[Array, "B 1|Q Q"]
 
 
-def fuses(dtype: DTypeLike, head_dim: int, blocks: bool = False) -> bool:
-    """Whether rollouts use a fused kernel of the device, whose scores never reach memory.
+def fuses(dtype: DTypeLike, head_dim: int, gradients: bool = False) -> bool:
+    """Whether a fused kernel of the device takes such heads; its scores never reach memory.
 
-    On GPUs that is cuDNN's flash attention, for 16-bit types. On TPUs it is JAX's Pallas kernel, if
-    JAX_UNMASK_ATTENTION=flash asks for it: no TPU has measured it yet. Everything else takes the
-    plain products, and so does everything with JAX_UNMASK_ATTENTION=plain. `blocks`: attention is
-    block-causal, so masks differ from query to query.
+    On GPUs that is cuDNN's flash attention, for 16-bit types and without gradients here. On TPUs it
+    is a Pallas kernel, for forwards whose scores are large (`tpu_attention`). Everything else takes
+    the plain products, and so does everything with JAX_UNMASK_ATTENTION=plain.
 
     Raises:
         ValueError: JAX_UNMASK_ATTENTION is unknown, or asks for a kernel that there is not.
     """
-    wanted, backend = os.environ.get("JAX_UNMASK_ATTENTION", "auto"), accelerators.platform()
+    wanted, backend = _wanted(), accelerators.platform()
+    path, narrow = "plain products", jnp.dtype(dtype)
+    if wanted != "plain" and backend == "gpu" and not gradients:
+        is_short = narrow in (jnp.bfloat16, jnp.float16)
+        if is_short and head_dim % 8 == 0 and head_dim <= _WIDEST_FUSED_HEAD:
+            path = "cuDNN's kernel"
+    elif wanted != "plain" and backend == "tpu":
+        is_taken = narrow in (jnp.bfloat16, jnp.float32) and head_dim % tpu_attention.LANES == 0
+        # Cores of the fourth generation have too little fast memory.
+        if is_taken and "v4" not in accelerators.devices()[0].device_kind:
+            path = "a Pallas kernel"
+    if wanted == "flash" and path == "plain products" and not gradients:
+        raise ValueError(
+            f"JAX_UNMASK_ATTENTION='flash' cannot be had on {backend} for {narrow.name} and heads "
+            f"of width {head_dim}; GPUs have it for 16-bit types and widths up to "
+            f"{_WIDEST_FUSED_HEAD}, TPUs from v5 on for bfloat16, float32 and multiples of "
+            f"{tpu_attention.LANES}. Use 'auto'"
+        )
+    if not gradients:
+        _log(f"Attention in rollouts on {backend}: {path}.")
+    return path != "plain products"
+
+
+def _wanted() -> str:
+    wanted = os.environ.get("JAX_UNMASK_ATTENTION", "auto")
     if wanted not in ("auto", "plain", "flash"):
         raise ValueError(f"JAX_UNMASK_ATTENTION={wanted!r} must be 'auto', 'plain' or 'flash'")
-    path = "plain"
-    if backend == "gpu" and wanted != "plain":
-        is_short = jnp.dtype(dtype) in (jnp.bfloat16, jnp.float16)
-        if is_short and head_dim % 8 == 0 and head_dim <= _WIDEST_FUSED_HEAD:
-            path = "cuDNN flash attention"
-    elif backend == "tpu" and wanted == "flash" and not blocks:
-        path = "Pallas flash attention"
-    if wanted == "flash" and path == "plain":
-        raise ValueError(
-            f"JAX_UNMASK_ATTENTION='flash' cannot be had on {backend} for "
-            f"{jnp.dtype(dtype).name}, heads of width {head_dim} and "
-            f"{'block-causal' if blocks else 'full'} attention; GPUs have it for 16-bit types and "
-            f"widths up to {_WIDEST_FUSED_HEAD}, TPUs for full attention. Use 'auto'"
-        )
-    _log_path(path, backend)
-    return path != "plain"
+    return wanted
+
+
+def _takes_kernel(query: Float[Array, "B Q H d"], key: Float[Array, "B K G d"]) -> bool:
+    """Whether the TPU's kernel is taken for these shapes, where a forward may take it."""
+    if accelerators.platform() != "tpu":
+        return False
+    reason = tpu_attention.refusal(query, key, small_too=_wanted() == "flash")
+    chosen = f"plain products: {reason}" if reason else "the Pallas kernel"
+    _log(f"Attention of {query.shape[1]} queries of {query.shape[0]} rows: {chosen}.")
+    return not reason
 
 
 @functools.cache
-def _log_path(path: str, backend: str) -> None:
-    logger.info("Attention in rollouts on %s: %s.", backend, path)
+def _log(message: str) -> None:
+    logger.info(message)
 
 
 def attention(
     query: Float[Array, "B Q H d"],
     key: Float[Array, "B K G d"],
     value: Float[Array, "B K G d"],
-    mask: Bool[Array, "#B #Q K"] | None = None,
+    mask: Bool[Array, "#B #Q K"] | Bounds | None = None,
     *,
     fused: bool = False,
 ) -> Float[Array, "B Q H d"]:
@@ -155,9 +188,12 @@ def attention(
     may see a key; a query whose keys are all hidden gets the mean of the values, which is finite.
     `fused` takes the device's kernel, see `fuses`.
     """
-    if fused and accelerators.platform() == "tpu":
-        return tpu_attention.flash(query, key, value, mask)
-    if fused:
+    is_rule = mask is None or isinstance(mask, Bounds) or mask.shape[1] == 1
+    if fused and is_rule and _takes_kernel(query, key):
+        return tpu_attention.attend(query, key, value, _bounds_of(mask, query, key))
+    if isinstance(mask, Bounds):
+        mask = mask.visible()
+    if fused and accelerators.platform() != "tpu":
         if mask is not None:
             # The kernel adds a bias, which must have all queries; heads may share it.
             mask = jnp.broadcast_to(mask, (*query.shape[:2], key.shape[1]))[:, None]
@@ -166,6 +202,15 @@ def attention(
     # CPUs against `jax.nn.dot_product_attention`, and other backends do not mind.
     key, value = key.transpose(0, 2, 1, 3), value.transpose(0, 2, 1, 3)
     return _attend(query, [(key, value, mask)], query.shape[-1] ** -0.5)
+
+
+def _bounds_of(mask: Bool[Array, "#B 1 K"] | Bounds | None, query: Array, key: Array) -> Bounds:
+    """The rule of a mask that is the same for all queries."""
+    if isinstance(mask, Bounds):
+        return mask
+    low = jnp.zeros((1, key.shape[1]), jnp.int32)
+    low = low if mask is None else jnp.where(mask[:, 0], low, NEVER)
+    return Bounds(jnp.zeros((1, query.shape[1]), jnp.int32), low)
 
 
 def _attend(

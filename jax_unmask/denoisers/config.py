@@ -102,8 +102,8 @@ class DenoiserConfig:
     # the start of the text, and to all blocks before. None for full attention.
     attention_block: int | None = None
     experts: ExpertsConfig | None = None  # None for dense layers only.
-    # Attention in a fused kernel of the device (`attention.fuses`): it rounds otherwise and has no
-    # gradient here. Not part of what a denoiser is: rollouts set it for themselves.
+    # Attention in a fused kernel of the device (`attention.fuses`), which rounds otherwise. Not
+    # part of what a denoiser is: rollouts set it, and training where the kernel has gradients.
     fused_attention: bool = dataclasses.field(default=False, repr=False)
 
     def __post_init__(self) -> None:

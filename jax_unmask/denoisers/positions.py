@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax import struct
 from jaxtyping import Array, Bool, Float, Int, Shaped
 
 
@@ -41,14 +43,38 @@ def unshift(
     return jnp.where(is_first[..., None], hidden, moved)
 
 
-def block_causal(positions: Int[Array, "#B S"], block: int) -> Bool[Array, "#B S S"]:
-    """Whether a query position attends to a key position: one of its block or of an earlier one.
+@struct.dataclass
+class Bounds:
+    """Attention rule: a query sees the keys between whose bounds its label lies.
 
-    >>> block_causal(jnp.arange(4)[None], 2).astype(int).tolist()
+    Full attention, blocks, a text beside its copy and padding are rules of this kind.
+    """
+
+    label: Int[Array, "#B Q"]
+    low: Int[Array, "#B K"]
+    high: Int[Array, "#B K"] | None = None  # None for no upper bounds.
+
+    def visible(self) -> Bool[Array, "#B Q K"]:
+        """True where a query sees a key."""
+        label = self.label[..., None]
+        seen = label >= self.low[:, None]
+        return seen if self.high is None else seen & (label <= self.high[:, None])
+
+
+NEVER = np.iinfo(np.int32).max
+"""A lower bound above all labels."""
+
+
+def block_causal(
+    positions: Int[Array, "#B S"], block: int, real: Bool[Array, "B S"] | None = None
+) -> Bounds:
+    """A position attends to its block and those before it, but not to padding.
+
+    >>> block_causal(jnp.arange(4)[None], 2).visible().astype(int).tolist()
     [[[1, 1, 0, 0], [1, 1, 0, 0], [1, 1, 1, 1], [1, 1, 1, 1]]]
     """
     blocks = positions // block
-    return blocks[:, :, None] >= blocks[:, None, :]
+    return Bounds(blocks, blocks if real is None else jnp.where(real, blocks, NEVER))
 
 
 def default_positions(attention_mask: Bool[Array, "B S"] | None, length: int) -> Int[Array, "#B S"]:

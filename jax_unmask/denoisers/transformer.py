@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any, cast
@@ -18,13 +19,20 @@ from jax_unmask.denoisers.attention import (
     attention,
     attention_in_copies,
     attention_with_cache,
+    fuses,
     rotary_table,
     rotate,
 )
 from jax_unmask.denoisers.cache import KeyValueCache, Put
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.moe import Experts
-from jax_unmask.denoisers.positions import block_causal, default_positions, unshift, window_of
+from jax_unmask.denoisers.positions import (
+    Bounds,
+    block_causal,
+    default_positions,
+    unshift,
+    window_of,
+)
 from jax_unmask.denoisers.quantization import matmul
 from jax_unmask.denoisers.sharding import gathered, linear_axes, look_up
 from jax_unmask.runtime.mesh import constrain
@@ -114,7 +122,7 @@ class DenoiserBlock(nn.Module):
         self,
         x: Float[Array, "BS D"],
         table: Table,
-        mask: Bool[Array, "#B #S S"] | Copies | CachedKeys | None,
+        mask: Bool[Array, "#B 1 S"] | Bounds | Copies | CachedKeys | None,
         batch: int,
         last: int | None = None,
         keep: bool = False,
@@ -158,11 +166,11 @@ class DenoiserBlock(nn.Module):
             x, h = (y.reshape(batch, -1, y.shape[-1]) for y in (x, h))
             x, h = (window_of(y, last, start).reshape(batch * last, -1) for y in (x, h))
             table = (window_of(table[0], last, start), window_of(table[1], last, start))
-            if mask is not None and not isinstance(mask, Copies | CachedKeys) and mask.shape[1] > 1:
-                mask = window_of(mask, last, start)
+            if isinstance(mask, Bounds):
+                mask = mask.replace(label=window_of(mask.label, last, start))
         query = rotated("query", cfg.num_heads, h, table)
         if isinstance(mask, Copies):
-            attended = attention_in_copies(query, key, value, mask)
+            attended = attention_in_copies(query, key, value, mask, fused=cfg.fused_attention)
         elif isinstance(mask, CachedKeys):
             attended = attention_with_cache(query, key, value, mask)
         else:
@@ -251,8 +259,11 @@ class Denoiser(nn.Module):
             for run in self.runs:
                 run(x, table, None, 1)
             self.final_norm(x)
+        config = self.config
+        if not config.fused_attention and fuses(config.dtype, config.head_dim, gradients=True):
+            config = dataclasses.replace(config, fused_attention=True)
         return forward(
-            self.config,
+            config,
             cast(Params, self.variables["params"]),
             tokens,
             attention_mask,
@@ -343,12 +354,11 @@ def forward(
         real = attention_mask[:, None, :]
     if positions is None:
         positions = default_positions(attention_mask, length)
-    mask: Bool[Array, "#B #S S"] | Copies | None = real
+    mask: Bool[Array, "#B 1 S"] | Bounds | Copies | None = real
     if copies is not None:
         mask = copies
     elif config.attention_block is not None and not is_window:
-        visible = block_causal(positions, config.attention_block)
-        mask = visible if real is None else visible & real
+        mask = block_causal(positions, config.attention_block, attention_mask)
     if table is None:
         table = rotations(config, positions)
     x = look_up(params["embedding"], tokens.reshape(-1)).astype(config.dtype)

@@ -1,7 +1,8 @@
 """Time of a compiled program, estimated from its text, by kind of operation.
 
-For TPUs the compiler states the cycles of every operation. For GPUs an operation takes as long as
-its arithmetic at the peak or its bytes at the bandwidth of the memory, whichever is longer.
+For TPUs the compiler states the cycles of every operation but our kernels. For GPUs an operation
+takes as long as its arithmetic at the peak or its bytes at the bandwidth of the memory, whichever
+is longer.
 """
 
 from __future__ import annotations
@@ -15,6 +16,11 @@ from jax_unmask.planning.compiled import Array, Compiled, Instruction, Part
 from jax_unmask.runtime.accelerators import Accelerator
 
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+_KERNEL = re.compile(
+    r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"(\d+)","bytes_accessed":"(\d+)"'
+)
+# Vector operations for each exponential of a kernel, and how many a TPU's core does in a cycle.
+_FOR_EACH, _VECTOR = 10, 4 * 8 * 128
 _CONTRACTED = re.compile(r"lhs_contracting_dims=\{([0-9,]*)\}")
 _SCORES = re.compile(
     r'"intermediate_tensor_shape":\{"element_type":"\w+","dimensions":\[([^\]]*)\]'
@@ -61,13 +67,23 @@ def seconds(program: Compiled, part: Part, device: Accelerator) -> dict[str, flo
     types = {each.name: each.result for each, _, _ in part.instructions}
     for each, _, times in part.instructions:
         if device.clock_ghz:
-            cycles = _CYCLES.search(each.line)
-            took = int(cycles[1]) / device.clock_ghz / 1e9 if cycles else 0.0
+            took = _on_tpu(each, device)
         else:
             took = _roofline(program, each, types, device)
         if took:
             found[kind(each)] += took * times
     return dict(sorted(found.items(), key=lambda each: -each[1]))
+
+
+def _on_tpu(each: Instruction, device: Accelerator) -> float:
+    """The compiler's cycles; of a kernel of our own, what it states of its work."""
+    if cycles := _CYCLES.search(each.line):
+        return int(cycles[1]) / device.clock_ghz / 1e9
+    if kernel := _KERNEL.search(each.line):
+        flops, exponentials, moved = map(int, kernel.groups())
+        vectors = _FOR_EACH * exponentials / _VECTOR / device.clock_ghz / 1e9
+        return max(flops / device.flops + vectors, moved / device.bandwidth)
+    return 0.0
 
 
 def _roofline(

@@ -40,7 +40,7 @@ def seconds_per_sequence(
     if settings.slots:
         here = -(-min(settings.slots, rows) // groups)
     else:
-        here = settings.slots_of_group(-(-rows // groups), prompt_length)
+        here = settings.slots_of_group(-(-rows // groups), prompt_length, device)
     narrow = jnp.dtype(shape.dtype).itemsize
     table = 0 if shape.tie_embeddings else shape.vocab_size * shape.hidden_size
     weights = narrow * (count_params(shape) - table) / tensor

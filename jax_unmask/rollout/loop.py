@@ -282,12 +282,12 @@ def scored_positions(policy: Policy, settings: RolloutSettings) -> int:
 def for_rollouts(denoiser: Denoiser, block_length: int) -> Denoiser:
     """The denoiser with the device's best attention, and with the attention blocks of the rollout.
 
-    Nothing is differentiated through a rollout, so it may use kernels that training cannot.
+    Nothing is differentiated through a rollout, so it may use kernels that training does not.
     """
     config = denoiser.config
     if config.attention_block is not None:
         config = dataclasses.replace(config, attention_block=block_length)
-    if fuses(config.dtype, config.head_dim, config.attention_block is not None):
+    if fuses(config.dtype, config.head_dim):
         config = dataclasses.replace(config, fused_attention=True)
     return denoiser if config is denoiser.config else denoiser.clone(config=config)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 
 import jax
@@ -17,6 +18,7 @@ from jax_unmask.policies.base import Action, Observation
 from jax_unmask.prompts import Prompts as Prompts
 from jax_unmask.rollout.caching import Cache, parse_cache
 from jax_unmask.runtime import accelerators
+from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.settings import Settings, given, setting
 
 Watcher = Callable[[np.ndarray, np.ndarray], None]
@@ -27,7 +29,7 @@ _ROWS_PER_SLOT = 16
 """Slots are idle from their last row's end to the end of all: 4 to 6 % of the time with so many
 rows one after the other in each (docs/scaling/README.md)."""
 _FORWARD_TOKENS = 256
-"""With fewer positions in a forward, reading the weights takes a device longer than products."""
+"""Positions of a forward on accelerators that are in no table, see `Accelerator.balance`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +76,7 @@ class RolloutSettings(Settings):
     slots: int = setting(
         0,
         "Rows in the running batch: a waiting row takes the slot of a row that is done, and any "
-        "number gives the same rollouts. 0 for all on CPUs, and elsewhere for so few that about 95 "
+        "number gives the same rollouts. 0 for all on CPUs, and elsewhere for so few that 90 to 95 "
         "% of the forwards are useful.",
         ge=0,
         exempt=True,
@@ -128,12 +130,20 @@ class RolloutSettings(Settings):
             return rows
         return self.slot_groups * self.slots_of_group(rows // self.slot_groups, prompt_length)
 
-    def slots_of_group(self, rows: int, prompt_length: int) -> int:
-        """Slots of an accelerator's rows where `slots` is 0."""
+    def slots_of_group(
+        self, rows: int, prompt_length: int, device: Accelerator | None = None
+    ) -> int:
+        """Slots of a device's rows where `slots` is 0; by default of the devices that are here.
+
+        As few as keep forwards useful, but as many as make products last as long as the reading of
+        the weights.
+        """
+        device = accelerators.here() if device is None else device
+        wanted = _FORWARD_TOKENS if device is None else device.balance
         tokens = prompt_length + self.gen_length
         if self.cache is not None:
             tokens = self.cache.window(self.gen_length, self.block_length)
-        return min(max(-(-rows // _ROWS_PER_SLOT), -(-_FORWARD_TOKENS // tokens)), rows)
+        return min(max(-(-rows // _ROWS_PER_SLOT), math.ceil(wanted / tokens)), rows)
 
 
 @struct.dataclass

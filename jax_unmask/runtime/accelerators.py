@@ -52,6 +52,14 @@ class Accelerator:
     topologies: Mapping[int, str] | None = None
     processors: Multiprocessors | None = None
 
+    @property
+    def balance(self) -> float:
+        """Positions of a forward whose products last as long as the reading of 16-bit weights.
+
+        Each weight has two bytes, and two operations for each position.
+        """
+        return self.flops / self.bandwidth
+
 
 GB = 10**9
 _FLAT = {2**n: f"{2 ** (n // 2)}x{2 ** ((n + 1) // 2)}" for n in (0, 2, 3, 4, 5, 6, 7, 8)}

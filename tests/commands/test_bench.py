@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 
 from jax_unmask import denoisers
-from jax_unmask.benchmarks import hardware, reference, subjects
+from jax_unmask.benchmarks import hardware, reference, speed, subjects
 from jax_unmask.benchmarks.compiled_flops import compiled_flops
 from jax_unmask.commands import bench
 from jax_unmask.denoisers.flops import forward_flops
-from jax_unmask.rollout import RolloutSettings, parse_cache
+from jax_unmask.rollout import RolloutSettings, parse_cache, trajectory
 from jax_unmask.rollout.flops import rollout_flops
 
 SHAPE = ("--prompt_length=3", "--gen_length=4", "--block_length=2")
@@ -123,6 +123,26 @@ class TestRollouts:
         assert row["forwards"] == 8
         assert row["useful_forward_fraction"] == 1
         assert row["flops_per_rollout"] == 8 * forward_flops(denoiser(model).config, 7, 2)
+
+    def test_records_are_kept_case_by_case(self, model, capsys, tmp_path, monkeypatch):
+        """What was measured is on disk when the next case fails; without --slots all rows run."""
+        measure, path = speed.measure_speed, tmp_path / "speed.json"
+
+        def measured(*arguments, **options):
+            if path.exists():
+                raise ValueError("enough")
+            return measure(*arguments, **options)
+
+        monkeypatch.setattr(speed, "measure_speed", measured)
+        # As on a GPU, where rollouts have few slots by default.
+        monkeypatch.setattr(trajectory.accelerators, "platform", lambda: "gpu")
+        monkeypatch.setenv("JAX_UNMASK_ATTENTION", "plain")
+        fails(
+            capsys,
+            *(f"--model={model}", "--batch_sizes=2,3", "--repeats=1", *SHAPE, f"--json={path}"),
+        )
+        (row,) = json.loads(path.read_text())["rollouts"]
+        assert row["slots"] == row["batch_size"] == 2
 
     def test_a_shipped_model_knows_its_lengths(self, capsys, tmp_path):
         record, _ = run(

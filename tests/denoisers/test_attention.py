@@ -5,11 +5,13 @@ from __future__ import annotations
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas import tpu as pltpu
 
-from jax_unmask.denoisers import attention
+from jax_unmask.denoisers import attention, tpu_attention
+from jax_unmask.denoisers.positions import block_causal
 
 
 @pytest.fixture
@@ -37,7 +39,8 @@ def plain(*inputs):
         ("gpu", "bfloat16", 256, False),
         ("gpu", "bfloat16", 20, False),
         ("cpu", "bfloat16", 128, False),
-        ("tpu", "bfloat16", 128, False),
+        ("tpu", "bfloat16", 128, True),
+        ("tpu", "bfloat16", 64, False),
     ],
 )
 def test_where_the_fused_kernel_runs(device, backend, dtype, width, expected):
@@ -54,29 +57,88 @@ def test_the_fused_kernel_can_be_turned_off(device, monkeypatch):
         attention.fuses("bfloat16", 128)
 
 
-def test_a_tpu_runs_the_kernel_when_asked(device, monkeypatch):
-    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
+def test_a_tpu_runs_the_kernel_where_scores_are_large(device, monkeypatch, caplog):
     device("tpu")
-    assert attention.fuses("bfloat16", 128)
-    with pytest.raises(ValueError, match="block-causal attention"):
-        attention.fuses("bfloat16", 128, blocks=True)
+    caplog.set_level("INFO")
+    attention._log.cache_clear()
+    small, large = (jax.ShapeDtypeStruct((rows, 456, 32, 128), "bfloat16") for rows in (1, 8))
+    assert not attention._takes_kernel(small, small)
+    assert attention._takes_kernel(large, large)
+    assert "456 queries of 1 rows: plain products: its scores, 27 MB, stay in" in caplog.text
+    assert "456 queries of 8 rows: the Pallas kernel" in caplog.text
+    long = jax.ShapeDtypeStruct((1, 9000, 32, 128), "bfloat16")
+    assert not attention._takes_kernel(long, long)
+    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
+    assert attention._takes_kernel(small, small)
+    with pytest.raises(ValueError, match="cannot be had on tpu for bfloat16 and heads of width 64"):
+        attention.fuses("bfloat16", 64)
     device("cpu")
     with pytest.raises(ValueError, match="cannot be had on cpu for float32"):
         attention.fuses("float32", 128)
 
 
-@pytest.mark.parametrize(("queries", "keys"), [(40, 150), (530, 540)])
-def test_the_tpu_kernel_gives_the_plain_values(device, queries, keys):
-    """Interpreted: the kernel's own code, its block sizes and lengths, without a TPU."""
-    batch = 2
-    query, key = draw(0, batch, queries, 4, 64), draw(1, batch, keys, 2, 64)
-    value = draw(2, batch, keys, 2, 64)
-    mask = (np.arange(keys) >= np.array([[0], [33]]))[:, None]
-    expected = plain(query, key, value, mask)
+def test_training_has_the_kernel_of_a_tpu_alone(device):
     device("tpu")
-    with pltpu.force_tpu_interpret_mode():
-        found = attention.attention(query, key, value, mask, fused=True)
-    np.testing.assert_allclose(found, expected, atol=2e-6)
+    assert attention.fuses("bfloat16", 128, gradients=True)
+    device("gpu")
+    assert not attention.fuses("bfloat16", 128, gradients=True)
+
+
+def rule(kind, queries, keys):
+    """An attention rule for two rows, the second with padding on the left, and its mask."""
+    real = np.arange(keys) >= np.array([[0], [33]])
+    if kind == "nothing":
+        return None, None
+    if kind == "padding":
+        return real[:, None], real[:, None]
+    if kind == "blocks":
+        positions = np.maximum(np.cumsum(real, axis=1) - 1, 0)
+        seen = positions[:, :, None] // 5 >= positions[:, None] // 5
+        bounds = block_causal(jnp.asarray(positions), 5, real)
+        return bounds.replace(label=bounds.label[:, -queries:]), (seen & real[:, None])[
+            :, -queries:
+        ]
+    copy = keys // 3
+    place = np.arange(keys)
+    copies = attention.Copies(
+        block=jnp.asarray(np.where(place < keys - copy, place, place - copy) // 7)[None],
+        noisy=jnp.asarray(place >= keys - copy)[None],
+        real=jnp.asarray(real),
+        text=jnp.asarray((place % (keys - copy) > 60).astype(np.int32))[None],
+    )
+    copies = jax.tree.map(lambda x: jnp.broadcast_to(x, real.shape), copies)
+    return copies, copies.visible(copies.block, copies.noisy, copies.text)
+
+
+@pytest.mark.parametrize(
+    ("kind", "queries", "keys"),
+    [("nothing", 17, 150), ("padding", 300, 141), ("blocks", 261, 301), ("copies", 141, 141)],
+)
+def test_the_tpu_kernel_gives_the_plain_values_and_gradients(
+    device, monkeypatch, kind, queries, keys
+):
+    """Interpreted: the kernel's own code and blocks, without a TPU; memory holds NaN at first."""
+    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
+    monkeypatch.setattr(tpu_attention, "_SCORES", 128 * keys)
+    inputs = (draw(0, 2, queries, 2, 128), draw(1, 2, keys, 1, 128), draw(2, 2, keys, 1, 128))
+    given, mask = rule(kind, queries, keys)
+    direction = draw(3, 2, queries, 2, 128)
+    if kind == "copies":  # Of padding nobody reads what it sees.
+        direction *= np.asarray(given.real)[..., None, None]
+    function = attention.attention_in_copies if kind == "copies" else attention.attention
+
+    def loss(inputs, mask, function, **options):
+        out = function(*inputs, mask, **options)
+        return jnp.sum(out * direction), out
+
+    value_and_gradient = jax.value_and_grad(loss, has_aux=True)
+    (_, expected), of_expected = value_and_gradient(inputs, mask, attention.attention)
+    device("tpu")
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):
+        (_, found), of_found = value_and_gradient(inputs, given, function, fused=True)
+    seen = slice(None) if kind != "copies" else np.asarray(given.real)
+    np.testing.assert_allclose(found[seen], expected[seen], atol=4e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), of_found, of_expected)
 
 
 @pytest.mark.parametrize("masked", ["nothing", "padding", "blocks"])

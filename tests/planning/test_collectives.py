@@ -225,3 +225,18 @@ def test_an_operation_on_a_gpu_reads_its_layer_alone():
     slow = dataclasses.replace(h100, flops=1.0)
     (once,) = rounds("update", program, (), slow)
     assert once.seconds == {"rest": pytest.approx(2 * 16 * 8 * 4)}
+
+
+def test_a_kernel_on_a_tpu_takes_as_long_as_its_work():
+    v6e = accelerators.parse("v6e-1")[0]
+    stated = '{"flops":"918000000","transcendentals":"4096","bytes_accessed":"8"}'
+    text = f"""HloModule jit_f, is_scheduled=true
+
+ENTRY %main (x: bf16[8,8]) -> bf16[8,8] {{
+  %x = bf16[8,8]{{1,0}} parameter(0)
+  ROOT %y = bf16[8,8]{{1,0}} custom-call(%x), custom_call_target="tpu_custom_call", backend_config={{"cost_estimate":{stated}}}
+}}
+"""  # noqa: E501
+    (once,) = rounds("update", Compiled(text), (), v6e)
+    # A microsecond of products, then ten vector operations for each lane.
+    assert once.seconds == {"attention": pytest.approx(1e-6 + 10 / 1.75e9)}

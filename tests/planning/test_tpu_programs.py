@@ -15,9 +15,12 @@ import pathlib
 import jax
 import jax.numpy as jnp
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_unmask import denoisers, policies, recipes
+from jax_unmask.denoisers.attention import attention
 from jax_unmask.denoisers.config import DenoiserConfig
+from jax_unmask.denoisers.positions import block_causal, default_positions
 from jax_unmask.denoisers.sharding import RULES
 from jax_unmask.planning import compilers
 from jax_unmask.planning.compiled import Compiled
@@ -228,6 +231,42 @@ def test_weights_are_not_widened(name, devices):
     for each, array in arrays(name, devices):
         if array.type == "f32" and is_matrix(array):
             raise AssertionError(each.line[:300])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("devices", "queries", "gradients"), [("v6e-1", 457, False), ("v5e-4", 301, True)]
+)
+def test_scores_of_attention_stay_in_a_kernel(devices, queries, gradients, monkeypatch):
+    """Odd lengths, padding and blocks, grouped heads; on a mesh, too."""
+    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
+    device, count = accelerators.parse(devices)
+    compiler = compilers.find(device, count)
+
+    def attend(query, key, value, real):
+        bounds = block_causal(default_positions(real, 457), 4, real)
+        bounds = bounds.replace(label=bounds.label[:, -queries:])
+        return attention(query, key, value, bounds, fused=True)
+
+    def loss(*inputs):
+        return (attend(*inputs).astype(jnp.float32) ** 2).sum()
+
+    with compiler.active():
+        mesh = meshes.make_mesh(1, 2 if count > 1 else 1, 2 if count > 1 else 1)
+
+        def shape(*sizes, dtype=jnp.bfloat16):
+            return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, PartitionSpec()))
+
+        keys = shape(2, 457, 2, 128)
+        inputs = (shape(2, queries, 4, 128), keys, keys, shape(2, 457, dtype=bool))
+        function = jax.grad(loss, argnums=(0, 1, 2)) if gradients else attend
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(function).lower(*inputs)
+        text = lowered.compile(compiler_options=dict(compiler.options)).as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 1 + gradients
+    for part in Compiled(text).parts:
+        for each, _, _ in part.instructions:
+            assert all(array.shape[-1:] != (457,) or array.type != "f32" for array in each.result)
 
 
 @pytest.mark.parametrize("devices", ["v5e-8", "v5e-16", "v6e-32", "v5p-16", "v5p-32"])

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from devices import run_on_devices
 from jax_unmask.policies import LearnedPolicy, Needs, NetworkConfig, PerRow, heuristics
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings, rollout, row_keys
+from jax_unmask.runtime import accelerators
 
 ROWS, WIDTH, LENGTH = 12, 6, 8
 LEARNED = LearnedPolicy(
@@ -135,6 +136,21 @@ def test_there_are_no_more_slots_than_rows():
 def test_accelerators_have_as_few_slots_as_keep_forwards_useful(monkeypatch, settings, rows, slots):
     monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
     assert RolloutSettings(256, 32, **settings).num_slots(rows, 200) == slots
+
+
+@pytest.mark.parametrize(
+    ("name", "cache", "rows", "slots"),
+    [
+        ("h100x1", "dual", 128, 10),
+        ("v6e-1", "dual", 128, 18),
+        ("v6e-1", None, 8, 2),
+        ("v5p-8", None, 8, 1),
+    ],
+)
+def test_slots_make_products_as_long_as_the_reading_of_weights(name, cache, rows, slots):
+    device, _ = accelerators.parse(name)
+    settings = RolloutSettings(256, 32, cache=cache and Cache(cache))
+    assert settings.slots_of_group(rows, 200, device) == slots
 
 
 def test_nine_of_ten_forwards_are_useful_where_lengths_vary_fourfold(random_model):
