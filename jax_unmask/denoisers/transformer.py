@@ -167,7 +167,7 @@ class DenoiserBlock(nn.Module):
             x, h = (window_of(y, last, start).reshape(batch * last, -1) for y in (x, h))
             table = (window_of(table[0], last, start), window_of(table[1], last, start))
             if isinstance(mask, Bounds):
-                mask = mask.replace(label=window_of(mask.label, last, start))
+                mask = dataclasses.replace(mask, label=window_of(mask.label, last, start))
         query = rotated("query", cfg.num_heads, h, table)
         if isinstance(mask, Copies):
             attended = attention_in_copies(query, key, value, mask, fused=cfg.fused_attention)
