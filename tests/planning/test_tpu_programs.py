@@ -122,7 +122,7 @@ def traced(name):
 
 def generating(shape, placement):
     """One answer, with records for `--trace`."""
-    policy, params = policies.parse_policy("threshold:threshold=0.9", canvas=(CANVAS, BLOCK))
+    policy, params = policies.parse_policy("threshold:threshold=0.9")
     weights = placement.parameters(denoisers.abstract_params(shape), RULES)
     settings = RolloutSettings(gen_length=CANVAS, block_length=BLOCK, record=True)
     with placement.active():
