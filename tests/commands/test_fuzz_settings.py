@@ -24,7 +24,7 @@ from jax_unmask.recipes import joint, policy_grpo, rollouts, sft, state_sft, tra
 from jax_unmask.runtime import accelerators, compilation, distributed
 from jax_unmask.settings import ConfigError, Setting, declared
 
-SECONDS = 10  # Until something would be compiled.
+SECONDS = 60  # Of processors, which a process with much behind it needs more of.
 # A curriculum has stages only, see LINES.
 RECIPES = tuple(name for name in recipes.RECIPES if name != "curriculum")
 # One writes where it says; the other chooses the settings.
@@ -103,14 +103,18 @@ def changes(draw):
 
 @contextlib.contextmanager
 def deadline(seconds):
+    is_over = False
+
     def stop(*_):
-        raise TimeoutError(f"more than {seconds} s")
+        if not is_over:  # A signal may arrive late.
+            raise TimeoutError(f"more than {seconds} s")
 
     before = signal.signal(signal.SIGPROF, stop)  # Processor time: the machine may be busy.
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
+        is_over = True
         signal.setitimer(signal.ITIMER_PROF, 0)
         signal.signal(signal.SIGPROF, before)
 

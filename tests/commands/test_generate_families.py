@@ -54,6 +54,7 @@ def run(capsys, *arguments):
 
 
 @pytest.mark.parametrize("name", PROMPTS)
+@pytest.mark.default_cases("llada", "sdar")
 def test_chat(models, capsys, name):
     directories, tokenizer = models
     policy = "entropy:steps=4" if name == "dream" else "dynamic:threshold=0.8"
@@ -123,6 +124,7 @@ def test_every_turn_draws_anew(models, capsys, monkeypatch):
     assert first["tokens"] != second["tokens"]
 
 
+@pytest.mark.thorough
 def test_filtered_draws(models, capsys):
     directories, _ = models
     arguments = (f"--model={directories['dream']}", "--prompt=2+2?", "--json", "--temperature=0.7")

@@ -107,6 +107,7 @@ def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch, capl
     assert len(calls) == 1
 
 
+@pytest.mark.thorough
 def test_a_policy_that_was_trained_on_is_measured_again(config, bundle, tmp_path):
     config.eval.update(policies=(), num_problems=2, seeds=(0,))
     config.reward.alpha = 3.0
@@ -119,6 +120,7 @@ def test_a_policy_that_was_trained_on_is_measured_again(config, bundle, tmp_path
     assert [(r.label, r.point.method) for r in found] == [("trained here", "policy, alpha 3")]
 
 
+@pytest.mark.thorough
 def test_validation_serves_heuristics_alone(config, bundle, tmp_path):
     config.eval.update(policies=("threshold:threshold=0.5",), seeds=(0,))
     config.eval.update(num_problems=4, validation_problems=3)

@@ -6,6 +6,7 @@ import json
 
 import jax
 import numpy as np
+import pytest
 
 from jax_unmask import policies, recipes
 from jax_unmask.evaluation import candidates, sweep, viewing
@@ -19,6 +20,7 @@ def data_of(workdir):
     return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
 
 
+@pytest.mark.thorough
 def test_the_report_shows_what_was_measured(config, bundle, tmp_path, caplog):
     run = tmp_path / "run"
     run.mkdir()

@@ -275,6 +275,7 @@ class TestUpdate:
 
 
 class TestValueModel:
+    @pytest.mark.thorough
     def test_starts_at_zero_and_learns_the_rewards(self, params, responses):
         value = ValueSettings(optimizer=optax.adam(1e-2), clip=10.0)
         learner = make_learner(value=value)

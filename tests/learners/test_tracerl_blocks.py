@@ -79,6 +79,7 @@ def make_learner(length: int = 5, **settings) -> TraceLearner:
 class TestAgainstTheRollout:
     """Its blocks are of 5 tokens, so that prompts of 4 to 7 begin and end anywhere in them."""
 
+    @pytest.mark.thorough
     def test_states(self, trajectory):
         learner, records = make_learner(), trajectory.records
         canvas = learner.describe(responses_of(trajectory))

@@ -150,6 +150,9 @@ def test_rows_and_leading_axes_are_independent(make_observation):
         ({"rank_attention": (2.0, 2.0)}, "confidence"),
     ],
 )
+@pytest.mark.default_cases(
+    "option0-top_probs", "option3-entropy", "option5-candidate", "option6-hidden"
+)
 def test_reads_what_its_options_say(make_observation, option, leaf):
     """A changed leaf changes the logits with the option on, and not with it off."""
     obs = make_observation(2)

@@ -196,6 +196,7 @@ def test_parts_join_to_what_they_were_cut_from(models):
     assert together.slots == ROWS // 2
 
 
+@pytest.mark.thorough
 def test_what_was_not_computed_is_seen_as_it_was(models):
     """Dual cache: outside the block an observation is that of the forward that opened it."""
     out = run(models[False], make_mix(np.random.default_rng(6)), Cache("dual"))

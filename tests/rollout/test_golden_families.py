@@ -64,6 +64,7 @@ class TestDream:
             ("dream_entropy", policies.Entropy(reference_compat=True)),
         ],
     )
+    @pytest.mark.default_cases("dream_maskgit_plus-algorithm0", "dream_entropy_leftpad-algorithm2")
     def test_diffusion_generate(self, dream, recorded, name, algorithm):
         params = algorithm.params(steps=recorded[1][name]["steps"])
         self.check(dream, recorded, name, algorithm, params)

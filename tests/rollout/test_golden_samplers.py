@@ -63,6 +63,7 @@ def decode(model, arrays, case, policy, params):
         "llada_cfg",
     ],
 )
+@pytest.mark.default_cases("llada_lowconf_semi", "llada_lowconf_leftpad", "llada_cfg")
 def test_low_confidence(model, recorded, name):
     """The steps are those of the whole canvas, as in LLaDA's `generate`."""
     arrays, cases = recorded
@@ -71,6 +72,7 @@ def test_low_confidence(model, recorded, name):
 
 
 @pytest.mark.parametrize("name", ["llada_random_semi", "llada_random_full"])
+@pytest.mark.default_cases("llada_random_semi")
 def test_random_order(model, recorded, name):
     arrays, cases = recorded
     case = cases[name]

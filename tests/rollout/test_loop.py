@@ -177,6 +177,7 @@ def test_the_mask_token_is_never_written(model):
 
 
 @pytest.mark.parametrize(("context", "cache"), [("full", None), ("block", Cache("dual"))])
+@pytest.mark.default_cases("block-cache1")
 def test_hidden_states_are_recorded_in_the_type_and_width_that_the_policy_reads(
     model, context, cache
 ):

@@ -60,6 +60,7 @@ class Scheduled:
         return heuristics.Threshold()({"threshold": params["thresholds"][obs.step]}, obs, keys)
 
 
+@pytest.mark.thorough
 def test_an_array_as_long_as_the_batch_is_not_taken_for_settings_of_rows(random_model):
     rng = np.random.default_rng(4)
     params = {"thresholds": jnp.asarray(rng.random(ROWS), jnp.float32)}
@@ -153,6 +154,7 @@ def test_slots_make_products_as_long_as_the_reading_of_weights(name, cache, rows
     assert settings.slots_of_group(rows, 200, device) == slots
 
 
+@pytest.mark.thorough
 def test_nine_of_ten_forwards_are_useful_where_lengths_vary_fourfold(random_model):
     rows, slots = 256, 16
     rng = np.random.default_rng(2)
@@ -178,6 +180,7 @@ def test_nine_of_ten_forwards_are_useful_where_lengths_vary_fourfold(random_mode
 
 
 @pytest.mark.parametrize("settings", [WHOLE, IN_SLOTS], ids=["all", "slots"])
+@pytest.mark.default_cases("slots")
 def test_absent_rows_are_not_rolled_out(random_model, settings):
     rng = np.random.default_rng(3)
     policy, params, prompts = POLICIES["learned"], make_params("learned", rng), make_prompts(rng)
