@@ -308,7 +308,9 @@ class TestTokenizers:
     @pytest.mark.parametrize("template", ["{{ raise_exception('no system role') }}", "{% if %}"])
     def test_a_template_that_raises(self, model, template):
         (model / "chat_template.jinja").write_text(template)
-        with pytest.raises(ValueError, match=r"chat_template\.jinja refuses .*\(roles: system, user\)"):
+        with pytest.raises(
+            ValueError, match=r"chat_template\.jinja refuses .*\(roles: system, user\)"
+        ):
             self.shown(model)
 
     @pytest.mark.parametrize("prompt", ["2\ud83d", [{"role": "user", "content": "2\ud83d"}]])
