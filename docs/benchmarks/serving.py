@@ -4,7 +4,8 @@
 
 Sends all requests at one time, each with a canvas, a prompt, a threshold and a seed of its own.
 Some clients leave early. Every other request must be answered, with the text that a rollout gives
-it; the rates of tokens are compared, rollout and server by turns.
+it. The rollout has the requests of the clients that stay; rates of tokens are compared, rollout and
+server by turns.
 """
 
 from __future__ import annotations
@@ -67,18 +68,18 @@ def main() -> None:
     with asyncio.Runner(loop_factory=service._server.config.get_loop_factory()) as runner:
         rounds = runner.run(_rounds(service, requests, leaving, args))
     service.engine.close()
+    staying = set(range(args.requests)) - leaving
     tokens = [request["max_tokens"] for request in requests]
-    texts, ratios, cores, more = rounds[0][0][2], [], [], []
+    rolled_out = sum(tokens[k] for k in staying)
+    ratios, cores, more = [], [], []
     print(f"{args.requests} requests, {args.cancelled} of them cancelled, {args.slots} slots")
-    for (seconds, cpu, _), (seconds_served, cpu_served, found) in rounds:
-        for number, text in found.items():
-            assert text == texts[number], (number, text, texts[number])
-        assert set(range(args.requests)) - found.keys() <= leaving
-        served = sum(tokens[k] for k in found)
-        rate, rate_served = sum(tokens) / seconds, served / seconds_served
+    for (seconds, cpu, texts), (seconds_served, cpu_served, found) in rounds:
+        assert found.keys() == staying, found.keys() ^ staying
+        assert found == texts, [(found[k], texts[k]) for k in staying if found[k] != texts[k]]
+        rate, rate_served = rolled_out / seconds, rolled_out / seconds_served
         ratios.append(rate_served / rate)
-        cores.append((served / cpu_served) / (sum(tokens) / cpu))
-        more.append(1e3 * (cpu_served - cpu * served / sum(tokens)) / len(found))
+        cores.append(cpu / cpu_served)
+        more.append(1e3 * (cpu_served - cpu) / len(staying))
         print(
             f"rollout {rate:.0f}, server {rate_served:.0f} tokens/s: {ratios[-1]:.2f}; per second "
             f"of the server's processors {cores[-1]:.2f}"
@@ -123,14 +124,15 @@ def _spread(values: list[float]) -> str:
 
 
 def _alone(
-    service: Any, requests: list[dict[str, Any]], slots: int
-) -> tuple[float, float, list[str]]:
+    service: Any, requests: list[dict[str, Any]], staying: set[int], slots: int
+) -> tuple[float, float, dict[int, str]]:
     """Seconds (of a clock, of processors) and texts of one rollout per canvas length."""
     model = service.model
-    writer, seconds, cpu, texts = model.writer, 0.0, 0.0, [""] * len(requests)
+    texts: dict[int, str] = {}
+    writer, seconds, cpu = model.writer, 0.0, 0.0
     policy, _ = policies.parse_policy(POLICY)
     for length in model.lengths:
-        members = [k for k, request in enumerate(requests) if request["max_tokens"] == length]
+        members = [k for k in sorted(staying) if requests[k]["max_tokens"] == length]
         asked = [model.understand(requests[k], is_chat=False) for k in members]
         shape = max((each.shape for each in asked), key=lambda shape: shape.prompt_length)
         prompts = writer.tokenizer.pad_prompts(
@@ -148,8 +150,7 @@ def _alone(
         tokens = np.asarray(jax.device_get(out.tokens))
         seconds += time.perf_counter() - began
         cpu += time.process_time() - busy
-        for k, text in zip(members, writer.tokenizer.decode_batch(tokens), strict=True):
-            texts[k] = text
+        texts |= dict(zip(members, writer.tokenizer.decode_batch(tokens), strict=True))
     return seconds, cpu, texts
 
 
@@ -161,13 +162,14 @@ async def _rounds(
     A first round, which compiles, is left out.
     """
     server, rounds = service._server, []
+    staying = set(range(len(requests))) - leaving
     serving = asyncio.create_task(server.serve())
     while not server.started:
         await asyncio.sleep(0.01)
     port = server.servers[0].sockets[0].getsockname()[1]
     with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as clients:
         for _ in range(args.repeats + 1):
-            alone = await asyncio.to_thread(_alone, service, requests, args.slots)
+            alone = await asyncio.to_thread(_alone, service, requests, staying, args.slots)
             busy, loop = time.process_time(), asyncio.get_running_loop()
             seconds, found = await loop.run_in_executor(clients, _ask_all, port, requests, leaving)
             rounds.append((alone, (seconds, time.process_time() - busy, found)))

@@ -159,7 +159,7 @@ class _Batch:
         seconds = time.monotonic() - since
         # Nobody looks at the steps of requests that are not streamed, and others wait anyway.
         is_looked_at = not self.waiting or any(work.is_streamed for work in owner.values())
-        wanted = _TURN_SECONDS if is_looked_at else 5 * _TURN_SECONDS
+        wanted = _TURN_SECONDS if is_looked_at else 10 * _TURN_SECONDS
         if seconds > 2 * wanted:
             self.steps = max(self.steps // 2, 1)
         elif seconds < wanted:
