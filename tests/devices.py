@@ -9,7 +9,8 @@ import sys
 
 def environment(count: int) -> dict[str, str]:
     """The variables of a process that sees `count` CPU devices."""
-    flags = f"--xla_force_host_platform_device_count={count}"
+    before = os.environ.get("XLA_FLAGS", "")
+    flags = f"{before} --xla_force_host_platform_device_count={count}".strip()
     return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
 
 
