@@ -114,14 +114,14 @@ def deadline(seconds):
             raise TimeoutError(f"more than {seconds} s")
         signal.setitimer(signal.ITIMER_PROF, left + 0.01)
 
-    before = signal.signal(signal.SIGPROF, stop)
+    signal.signal(signal.SIGPROF, stop)
     signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
+        # The handler stays: without it, a signal that arrives late ends the process.
         is_over = True
         signal.setitimer(signal.ITIMER_PROF, 0)
-        signal.signal(signal.SIGPROF, before)
 
 
 def attempt(tiny_config, workdir, recipe, key, value):
