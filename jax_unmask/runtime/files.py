@@ -9,11 +9,15 @@ import json
 import logging
 import os
 import pathlib
+import re
+import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 logger = logging.getLogger(__name__)
+
+_TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}\.(?P<process>\d+)\.(?P<host>.+)")
 
 
 def local_path(path: str | os.PathLike[str]) -> pathlib.Path:
@@ -48,7 +52,8 @@ def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
     """
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    writer = f"{os.getpid()}.{socket.gethostname()}"
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.{writer}")
     try:
         with _named(target), temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
@@ -59,6 +64,12 @@ def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
         temporary.unlink(missing_ok=True)
         raise
     sync_directory(target.parent)
+
+
+def writer_of(path: pathlib.Path) -> dict[str, Any] | None:
+    """Host and process that write a temporary file of `atomic_write`; None for other files."""
+    found = _TEMPORARY.fullmatch(path.name)
+    return found and {"host": found["host"], "process": int(found["process"])}
 
 
 @contextlib.contextmanager

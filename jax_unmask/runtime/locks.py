@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from jax_unmask.runtime.files import require_file
+from jax_unmask.runtime.files import require_file, writer_of
 from jax_unmask.settings import ConfigError
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -33,6 +33,8 @@ logger = logging.getLogger(__name__)
 
 class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
     """The right of a run to write into a directory, until `close` or the end of this process.
+
+    Temporary files that processes of this host left there when they were killed are removed.
 
     Of a run of several processes the first has it; in the others nothing is done.
 
@@ -84,6 +86,10 @@ class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(me).encode(), 0)
         self._descriptor = descriptor
+        # What processes that were killed had not written to its end.
+        for path in (*self._directory.glob(".*"), *self._directory.glob("*/.*")):
+            if (writer := writer_of(path)) and _is_gone(writer):
+                path.unlink(missing_ok=True)
 
     def _is_taken(self, holder: dict[str, Any]) -> ConfigError:
         who = f"process {holder.get('process', '?')} on {holder.get('host', 'another host')}"
@@ -129,7 +135,7 @@ def _holder(descriptor: int) -> dict[str, Any]:
 
 
 def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether the process that took a lock is known to have ended."""
+    """Whether a process is known to have ended, such as the one that took a lock."""
     if holder.get("host") != socket.gethostname() or not isinstance(holder.get("process"), int):
         return not holder  # It is about to write its name.
     try:

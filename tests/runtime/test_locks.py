@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import json
+import os
 import socket
 import subprocess
 import sys
@@ -41,6 +42,29 @@ def test_names_a_process_on_another_host(lock, tmp_path):
         pytest.raises(ConfigError, match="process 12 on node7 is writing there"),
     ):
         other.take()
+
+
+def test_half_written_files_of_killed_processes_go_and_those_of_others_stay(lock, tmp_path):
+    outcomes = tmp_path / "run" / "outcomes"
+    outcomes.mkdir(parents=True)
+    write = f"""
+import os
+from jax_unmask.runtime import files
+os.fsync = lambda _: os.kill(os.getpid(), 9)
+files.atomic_write({str(outcomes / "row.npz")!r}, b"half")
+"""
+    subprocess.run([sys.executable, "-c", write])
+    (left,) = outcomes.iterdir()
+    here = f".{socket.gethostname()}"
+    others = [
+        left.with_name(left.name.removesuffix(here) + ".node7"),
+        left.with_name(f".row.npz.{'0' * 32}.{os.getpid()}{here}"),
+        left.with_name(".hidden"),
+    ]
+    for path in others:
+        path.touch()
+    lock.take()
+    assert set(outcomes.iterdir()) == set(others)
 
 
 def test_waits_for_children_of_a_process_that_was_killed(lock, tmp_path):
