@@ -18,6 +18,7 @@ import numpy as np
 from flax import struct
 from jaxtyping import Array, Float, Int
 
+from jax_unmask.denoisers import tpu_head
 from jax_unmask.denoisers.sampling import PLAIN, Sampling, filtered
 from jax_unmask.denoisers.sharded_table import TableShard, over_table
 from jax_unmask.denoisers.sharding import look_up
@@ -138,7 +139,10 @@ def score_candidates(
     else:
 
         def score(shard: TableShard, hidden: Array, keys: Array) -> Scores:
-            reduced = _reduce_shard(shard, hidden, keys, chunk, temperature, top_k, forbidden)
+            if shard.fsdp == 1 and tpu_head.takes(shard.table, hidden, top_k, temperature):
+                reduced = _in_kernel(shard, hidden, top_k, entropy, forbidden)
+            else:
+                reduced = _reduce_shard(shard, hidden, keys, chunk, temperature, top_k, forbidden)
             return _finish(shard.over_all(reduced, functools.partial(_merge, top_k=top_k)), entropy)
 
     return over_table(score, output_table(cfg, params), hidden, keys)
@@ -176,6 +180,34 @@ def _reduce_shard(
 
     nothing = _nothing(hidden.shape[:2], top_k)
     return jax.lax.scan(step, nothing, jnp.arange(0, size, chunk))[0]
+
+
+def _in_kernel(
+    shard: TableShard,
+    hidden: Float[Array, "B L D"],
+    top_k: int,
+    entropy: bool,
+    forbidden: int | None,
+) -> _Partial:
+    """The reduction of a shard of the vocabulary in the TPU's kernel, at temperature 0."""
+    place = -1 if forbidden is None else forbidden - shard.first
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    lanes = tpu_head.reduce(shard.table, flat, top_k, entropy, place)
+    top = _top(jnp.concatenate(lanes.top, axis=-1), top_k)
+    drop = lanes.top[0] - top[:, :1]
+    scale = jnp.exp(drop)
+    moment = jnp.zeros_like(lanes.mass) if lanes.moment is None else lanes.moment
+    moment = (moment + lanes.mass * jnp.maximum(drop, jnp.finfo(drop.dtype).min)) * scale
+    best, candidate, _ = _largest(lanes.best, lanes.candidate, None)
+    reduced = _Partial(
+        top=top,
+        mass=(lanes.mass * scale).sum(axis=-1),
+        moment=jnp.where(scale > 0, moment, 0.0).sum(axis=-1),
+        best=best,
+        candidate=shard.first + candidate,
+        chosen=best,
+    )
+    return jax.tree.map(lambda x: x.reshape(*hidden.shape[:2], *x.shape[1:]), reduced)
 
 
 def gumbel_noise(keys: Array, ids: Int[Array, " C"], length: int) -> Float[Array, "B L C"]:
@@ -269,11 +301,8 @@ def _reduce(
     forbidden: int | None,
 ) -> _Partial:
     """Reduces one slice; logits of -inf stand for tokens that do not belong to it."""
-    if top_k == 1:
-        top = logits.max(axis=-1, keepdims=True)
-    else:
-        top = jax.lax.top_k(logits, min(top_k, logits.shape[-1]))[0]
-        missing = top_k - top.shape[-1]
+    top = _top(logits, min(top_k, logits.shape[-1]))
+    if missing := top_k - top.shape[-1]:
         top = jnp.pad(top, ((0, 0), (0, 0), (0, missing)), constant_values=-jnp.inf)
     shifted = logits - top[..., :1]
     weights = jnp.exp(shifted)
@@ -286,14 +315,23 @@ def _reduce(
         mass=weights.sum(axis=-1),
         moment=jnp.where(weights > 0, weights * shifted, 0.0).sum(axis=-1),
         best=best,
-        candidate=candidate,
+        # NaN compares with nothing; it shows in the confidence.
+        candidate=jnp.minimum(candidate, ids[-1]),
         chosen=chosen,
     )
 
 
+def _top(logits: Float[Array, "*B C"], top_k: int) -> Float[Array, "*B K"]:
+    """The largest logits, descending."""
+    if top_k == 1:
+        return logits.max(axis=-1, keepdims=True)
+    largest: Array = jax.lax.top_k(logits, top_k)[0]
+    return largest
+
+
 def _largest(
-    values: Float[Array, "B L C"], ids: Int[Array, " C"], others: Float[Array, "B L C"] | None
-) -> tuple[Float[Array, "B L"], Int[Array, "B L"], Float[Array, "B L"]]:
+    values: Float[Array, "*B C"], ids: Int[Array, "#*B C"], others: Float[Array, "*B C"] | None
+) -> tuple[Float[Array, "*B"], Int[Array, "*B"], Float[Array, "*B"]]:
     """The largest value, its id (the first of equals), and what `others` (or values) has there.
 
     One reduction for all: where an arg max and its value are two, a compiler may take the first
@@ -309,8 +347,7 @@ def _largest(
 
     initial = tuple(np.asarray(x, y.dtype) for x, y in zip(nothing, operands, strict=True))
     best, candidate, *rest = jax.lax.reduce(operands, initial, larger, (values.ndim - 1,))
-    # NaN compares with nothing; it shows in the confidence.
-    return best, jnp.minimum(candidate, ids[-1]), rest[0] if rest else best
+    return best, candidate, rest[0] if rest else best
 
 
 def _nothing(shape: tuple[int, ...], top_k: int) -> _Partial:

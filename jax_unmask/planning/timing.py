@@ -44,6 +44,8 @@ def kind(each: Instruction) -> str:
         return "products of layers"
     if any(mark in source for mark in ("bghq", "Block/sub", "Block/exp", "Block/jit(_where)")):
         return "attention"
+    if source.endswith("head/pallas_call"):
+        return "head"
     if "__cudnn" in each.line or "tpu_custom_call" in each.line:
         return "attention"
     if "norm" in source.lower():

@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from jax.experimental.pallas import tpu as pltpu
 from safetensors.numpy import load_file
 from scipy.special import log_softmax, softmax
 
 import tiny
 from jax_unmask import denoisers
-from jax_unmask.denoisers import head
+from jax_unmask.denoisers import head, tpu_head
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 CONFIG = tiny.denoiser_config(vocab_size=37, mask_token_id=2, eos_token_id=1, pad_token_id=1)
@@ -112,6 +113,40 @@ def test_near_ties_are_settled_in_float32_and_ties_by_order(chunk):
     assert found.candidate.item() == 3
     logits = np.asarray(table, np.float64) @ [1, 2**-12]
     np.testing.assert_allclose(found.confidence.item(), softmax(logits)[3], rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("positions", "top_k", "entropy"),
+    [(21, 2, True), pytest.param(7, 1, False, marks=pytest.mark.slow)],
+)
+def test_the_tpu_kernel_gives_the_same_scores(positions, top_k, entropy, monkeypatch):
+    """Interpreted, in several blocks and tiles that end after the arrays; memory holds NaN."""
+    rng = np.random.default_rng(0)
+    config = dataclasses.replace(
+        CONFIG, vocab_size=600, hidden_size=128, dtype=jnp.bfloat16, mask_token_id=530
+    )
+    table = jnp.asarray(rng.normal(size=(600, 128)) * 0.3, jnp.bfloat16)
+    # Ties in one lane, across lanes and tiles; the mask token is the most probable.
+    table = table.at[jnp.asarray([5, 133, 400])].set(table[5]).at[530].set(1.5 * table[5])
+    hidden = jnp.asarray(rng.normal(size=(2, positions, 128)), jnp.bfloat16)
+    hidden = hidden.at[:, :2].set(table[5])
+    denoiser, params = denoisers.Denoiser(config), {"head": table}
+    options = {"top_k": top_k, "entropy": entropy, "vocab_chunk": 200}
+    keys = jax.random.split(jax.random.key(0), 2)
+    expected = SCORE(denoiser, params, hidden, keys, **options)
+    score = jax.jit(functools.partial(head.score_candidates, denoiser, **options))
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    monkeypatch.setattr(tpu_head, "_POSITIONS", 32)
+    monkeypatch.setattr(tpu_head, "_ROWS", 16)
+    monkeypatch.setattr(tpu_head, "_TOKENS", 256)
+    with pltpu.force_tpu_interpret_mode(pltpu.InterpretParams(uninitialized_memory="nan")):
+        found = score(params, hidden, keys)
+    assert (np.asarray(found.candidate)[:, :2] == 5).all()
+    np.testing.assert_array_equal(found.candidate, expected.candidate)
+    np.testing.assert_allclose(found.confidence, expected.confidence, rtol=3e-6)
+    np.testing.assert_allclose(found.top_probs, expected.top_probs, rtol=3e-6)
+    if entropy:
+        np.testing.assert_allclose(found.entropy, expected.entropy, rtol=1e-5)
 
 
 def test_certain_position_has_no_entropy():

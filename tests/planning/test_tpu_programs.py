@@ -18,6 +18,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jax_unmask import denoisers, policies, recipes
+from jax_unmask.denoisers import head, tpu_head
 from jax_unmask.denoisers.attention import attention
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.positions import block_causal, default_positions
@@ -101,7 +102,7 @@ def shape_of(settings, blocks):
         qk_norm=blocks,
         attention_block=BLOCK if blocks else None,
         dtype=jnp.bfloat16,
-        param_dtype=settings.model.param_dtype,
+        param_dtype=settings.model.param_dtype if settings else "bfloat16",
     )
 
 
@@ -267,6 +268,34 @@ def test_scores_of_attention_stay_in_a_kernel(devices, queries, gradients, monke
     for part in Compiled(text).parts:
         for each, _, _ in part.instructions:
             assert all(array.shape[-1:] != (457,) or array.type != "f32" for array in each.result)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", ["v6e-1", "v5e-4"])
+def test_logits_stay_in_a_kernel(devices):
+    """The head's arrays have as many tokens as a register has lanes, or as the table has rows."""
+    device, count = accelerators.parse(devices)
+    compiler, denoiser = compilers.find(device, count), denoisers.Denoiser(shape_of(None, False))
+    with compiler.active():
+        mesh = meshes.make_mesh(2 if count > 1 else 1, 1, 2 if count > 1 else 1)
+
+        def shape(*sizes):
+            where = NamedSharding(mesh, PartitionSpec())
+            return jax.ShapeDtypeStruct(sizes, jnp.bfloat16, sharding=where)
+
+        def score(table, hidden):
+            options = {"top_k": 2, "entropy": True, "vocab_chunk": VOCABULARY // 4}
+            return head.score_candidates(denoiser, {"head": table}, hidden, None, **options)
+
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(score).lower(shape(VOCABULARY, WIDTH), shape(ROWS, 137, WIDTH))
+        text = lowered.compile(compiler_options=dict(compiler.options)).as_text()
+    assert text.count('custom_call_target="tpu_custom_call"') == 1
+    for part in Compiled(text).parts:
+        for each, _, _ in part.instructions:
+            for array in each.result:
+                assert WIDTH in array.shape or max(array.shape, default=0) <= ROWS * 137, each.line
+                assert array.bytes <= ROWS * 137 * 4 * 2 * tpu_head.LANES or WIDTH in array.shape
 
 
 @pytest.mark.parametrize("devices", ["v5e-8", "v5e-16", "v6e-32", "v5p-16", "v5p-32"])
