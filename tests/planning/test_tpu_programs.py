@@ -23,7 +23,9 @@ from jax_unmask.denoisers.attention import attention
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.positions import block_causal, default_positions
 from jax_unmask.denoisers.sharding import RULES
+from jax_unmask.learners.token_log_prob import token_log_prob
 from jax_unmask.planning import compilers
+from jax_unmask.planning.collectives import collectives
 from jax_unmask.planning.compiled import Compiled
 from jax_unmask.planning.programs import Program
 from jax_unmask.recipes import layout
@@ -296,6 +298,30 @@ def test_logits_stay_in_a_kernel(devices):
             for array in each.result:
                 assert WIDTH in array.shape or max(array.shape, default=0) <= ROWS * 137, each.line
                 assert array.bytes <= ROWS * 137 * 4 * 2 * tpu_head.LANES or WIDTH in array.shape
+
+
+@pytest.mark.slow
+def test_gradient_of_the_head_is_scattered_once():
+    """Not at every chunk of positions, and never summed whole on every device."""
+    device, count = accelerators.parse("v5e-4")
+    compiler = compilers.find(device, count)
+    with compiler.active():
+        mesh = meshes.make_mesh(1, 2, 2)
+
+        def shape(dtype, spec, *sizes):
+            return jax.ShapeDtypeStruct(sizes, dtype, sharding=NamedSharding(mesh, spec))
+
+        table = shape(jnp.float32, PartitionSpec("tensor", "fsdp"), VOCABULARY, WIDTH)
+        hidden = shape(jnp.bfloat16, PartitionSpec("fsdp"), ROWS * CANVAS, WIDTH)
+        labels = shape(jnp.int32, PartitionSpec("fsdp"), ROWS * CANVAS)
+        loss = lambda table, *rows: token_log_prob(table, *rows, rows[1] > 0, 64).sum()
+        with jax.set_mesh(mesh):
+            lowered = jax.jit(jax.grad(loss)).lower(table, hidden, labels)
+        text = lowered.compile(compiler_options=dict(compiler.options)).as_text()
+    size = VOCABULARY * WIDTH // 2
+    sums = [each for each in collectives(text) if each.kind in ("all-reduce", "reduce-scatter")]
+    large = [str(each) for each in sums if each.bytes >= size]
+    assert large == [f"reduce-scatter f32[{VOCABULARY // 2},{WIDTH // 2}] among 2"]
 
 
 @pytest.mark.parametrize("devices", ["v5e-8", "v5e-16", "v6e-32", "v5p-16", "v5p-32"])
