@@ -178,7 +178,9 @@ def build_components(
     if not config.expert.count:
         return Components(policy, settings, learner, None, None, settings)
     expert, expert_params = parse_policy("expert.policy", config.expert.policy)
-    expert_settings = dataclasses.replace(settings, block_length=config.expert.block_length)
+    expert_settings = dataclasses.replace(
+        settings, block_length=config.expert.block_length, prompt_rows=config.expert.count
+    )
     named = {name for name, _ in notation.parse(config.expert.policy).settings}
     alphas = () if named & {"alpha", "nfe"} else getattr(expert, "alphas", ())
     expert = WithObservations(expert, policy.needs)

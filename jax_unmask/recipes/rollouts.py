@@ -68,6 +68,7 @@ class TrainingRollouts(RolloutSettings):
 
     def settings(self, end_ids: tuple[int, ...], **given: Any) -> RolloutSettings:
         """The shape of the rollouts, from the tokens that end a text and what no config has."""
+        given = {"prompt_rows": self.group_size, **given}
         stop_ids = end_ids if self.stop_at_end else ()
         return RolloutSettings(**values_of(self, RolloutSettings), stop_ids=stop_ids, **given)
 
@@ -80,7 +81,7 @@ class RollingSettings(RunSettings):
 
     @property
     def sampling(self) -> RolloutSettings:
-        return self.rollout.settings(())
+        return self.rollout.settings((), prompt_rows=1)
 
     @property
     def rows(self) -> int:
@@ -166,6 +167,7 @@ class Rollouts:
         """
         placement = self.bundle.placement
         prompts = trimmed(prompts, self.buckets, placement)
+        settings = dataclasses.replace(settings, prompt_rows=size)
         rows = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), prompts)
         count = len(rows.tokens)
         # The number of a row in the whole batch, whichever process and part it is in.

@@ -63,7 +63,8 @@ def row_flops(
     each = rollout_flops(config, settings, prompt_length, scored_positions(policy, settings))
     blocks, cache = settings.gen_length // settings.block_length, settings.cache
     if cache is None:
-        return nfe * each.full
+        shared = 1 - 1 / settings.prompt_rows if settings.shares_first else 0
+        return (nfe - shared) * each.full
     if cache.kind == "block":
         # The prompt once; and each block once more when it is done.
         return each.full + (nfe + blocks) * each.cached

@@ -471,6 +471,21 @@ class PlainForwards:
         return constrain(hidden, "batch")
 
 
+class SharedForwards(PlainForwards):
+    """First forwards, of canvases of masks: one for all rows of a prompt, next to each other."""
+
+    def _hidden(
+        self, batch: RunningBatch, width: int, start: Int[Array, " S"] | None
+    ) -> Float[Array, "S W D"]:
+        each = self.mdp.settings.prompt_rows
+
+        def first_of_prompt(x: Array) -> Array:
+            return x.reshape(-1, each, *x.shape[1:])[:, 0]
+
+        one = by_rows(jax.tree.map(first_of_prompt, (batch, start)))
+        return constrain(jnp.repeat(super()._hidden(one[0], width, one[1]), each, axis=0), "batch")
+
+
 class CachedForwards(PlainForwards):
     """Full forwards (kind 0) and window forwards (kind 1), with a cache (see `caching.Cache`).
 
@@ -768,6 +783,33 @@ class Loop:
         )
         return state, done.cache, step if mdp.settings.record else None
 
+    def share_first(
+        self, state: LoopState, records: Records | None
+    ) -> tuple[LoopState, Records | None]:
+        """The first step of all rows, before they get slots: a forward serves all of a prompt."""
+        slots, forwards = state.slots, self.forwards
+        groups, each = slots.row.shape
+        # Not many more rows at one time than have slots, because of the head.
+        rows = math.lcm(each, self.mdp.settings.prompt_rows)
+        rows = rows if slots.size % rows == 0 else slots.size
+        shared = SharedForwards(self.mdp, forwards.prompts, forwards.keys)
+        loop = dataclasses.replace(self, forwards=shared)
+
+        def slots_of(row: Array) -> Slots:
+            return dataclasses.replace(slots, row=jnp.tile(row, (groups, 1)))
+
+        def serve(state: LoopState, row: Array) -> tuple[LoopState, SlotStep | None]:
+            state, _, step = loop.serve(0, state._replace(slots=slots_of(row)), None)
+            return state._replace(slots=slots), step
+
+        turns = jnp.arange(slots.size, dtype=jnp.int32).reshape(-1, rows)
+        state, steps = jax.lax.scan(serve, state, turns)
+        if records is not None:
+            records = slots_of(turns[0]).record(records, steps)
+        executed = jnp.full(1, -(-slots.size // each), jnp.int32)
+        slots = slots.refill(self.is_done(state.rows))
+        return state._replace(slots=slots, executed=executed), records
+
     def shapes(self, state: LoopState, cache: KeyValueCache | None) -> Any:
         """Shapes of what an iteration of the last kind writes: to the cache, to the records."""
         last_kind = self.forwards.kinds - 1
@@ -887,6 +929,8 @@ def rollout(
     records = None
     if settings.record:
         records = by_rows(jax.tree.map(empty, shapes[1].records), axis=1)
+    if settings.shares_first and assignment.size % settings.prompt_rows == 0:
+        state, records = loop.share_first(state, records)
     state, _, records = jax.lax.while_loop(
         lambda carry: loop.is_unfinished(carry[0]),
         lambda carry: loop.chunk(carry, shapes, _STEPS_PER_CHUNK),

@@ -30,6 +30,9 @@ _ROWS_PER_SLOT = 16
 rows one after the other in each (docs/scaling/README.md)."""
 _FORWARD_TOKENS = 256
 """Positions of a forward on accelerators that are in no table, see `Accelerator.balance`."""
+_SHARED_LENGTH = 32
+"""Rows of longer canvases take so many forwards that one of them hardly matters, and a program with
+two takes half as long again to compile (docs/scaling/README.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +49,8 @@ class RolloutSettings(Settings):
         slot_groups: parts into which rows and slots are divided, in order; a slot only ever gets
             rows of its own part. Where the batch is spread over several devices (the data and
             fsdp axes of the mesh), give their number: rows then never move between devices.
+        prompt_rows: so many rows next to each other have the same prompt. On short canvases and
+            without a cache they share their first forward, of a canvas of masks.
         sampling: top-k and top-p of the draw, and what a confidence is.
         stop_ids: tokens that end a text. A row is done with the first block that leaves one of them
             on its canvas; later blocks stay masked. Empty: canvases are filled to the end.
@@ -82,6 +87,7 @@ class RolloutSettings(Settings):
         exempt=True,
     )
     slot_groups: int = 1
+    prompt_rows: int = 1
     sampling: Sampling = given(PLAIN)
     stop_ids: tuple[int, ...] = ()
     cache: Cache | None = setting(
@@ -116,6 +122,12 @@ class RolloutSettings(Settings):
             "block_length": self.block_length,
             "cache": str(self.cache) if self.cache else "none",
         }
+
+    @property
+    def shares_first(self) -> bool:
+        """Whether rows of a prompt share its first forward."""
+        is_short = self.gen_length <= _SHARED_LENGTH
+        return self.prompt_rows > 1 and is_short and self.cache is None
 
     def num_slots(self, rows: int, prompt_length: int) -> int:
         """Slots of a rollout of so many rows; a `ValueError` if they do not fit the groups."""
@@ -213,7 +225,7 @@ class Trajectory:
         confidence: probability of the token when it was written, 0 where nothing was.
         nfe: denoiser forwards in which the row could fill or edit positions: its steps.
         forwards: forwards that were executed (a scalar), each of all slots (but see
-            `Forwards.full_rows`).
+            `Forwards.full_rows`); a shared one counts for each of its rows.
         slots: rows per forward.
         records: per-step records, or None.
         by_kind: with a cache, the forwards by kind; None without.

@@ -118,6 +118,32 @@ def test_rows_get_the_same_in_any_number_of_slots(random_model, name):
     check()
 
 
+@pytest.mark.parametrize(
+    ("name", "changes"),
+    [
+        ("threshold", {"slots": 4, "prompt_rows": 2}),
+        ("threshold", {"slots": 5, "prompt_rows": 3, "temperature": 0.7}),
+        ("learned", {"prompt_rows": 4, "block_length": 8}),
+        ("learned", {"slots": 6, "slot_groups": 2, "prompt_rows": 4}),
+    ],
+    ids=["slots", "drawn", "all", "split"],
+)
+@pytest.mark.default_cases("slots")
+def test_rows_of_a_prompt_share_their_first_forward(random_model, name, changes):
+    rng, each = np.random.default_rng(5), changes["prompt_rows"]
+    prompts = make_prompts(rng, ROWS // each)
+    prompts = jax.tree.map(lambda x: np.repeat(x, each, axis=0), prompts)
+    params, keys = make_params(name, rng), row_keys(jax.random.key(5), ROWS)
+    settings = dataclasses.replace(WHOLE, **changes)
+    plain = dataclasses.replace(settings, slots=0, slot_groups=1, prompt_rows=1)
+    found, expected = (
+        rollout(*random_model, POLICIES[name], params, prompts, keys, shape)
+        for shape in (settings, plain)
+    )
+    assert_same(found, expected)
+    assert found.useful_forward_fraction <= 1
+
+
 def test_there_are_no_more_slots_than_rows():
     assert dataclasses.replace(WHOLE, slots=99).num_slots(ROWS, 8) == ROWS
     assert WHOLE.num_slots(ROWS, 8) == ROWS
@@ -242,7 +268,7 @@ config = denoisers.DenoiserConfig(
 )
 model = denoisers.Denoiser(config), denoisers.init_params(config, jax.random.key(0))
 rng, rows = np.random.default_rng(0), 32
-tokens = rng.integers(3, 20, (rows, 6), dtype=np.int32)
+tokens = np.repeat(rng.integers(3, 20, (rows // 2, 6), dtype=np.int32), 2, axis=0)
 prompts, keys = Prompts(tokens, np.ones(tokens.shape, bool)), row_keys(jax.random.key(0), rows)
 policy = heuristics.TopConfidence()
 params = policy.params(tokens_per_step=rng.integers(1, 9, rows))
@@ -253,8 +279,10 @@ jax.set_mesh(mesh)
 split = NamedSharding(mesh, spec("batch"))
 prompts, keys = jax.device_put((prompts, keys), split)
 params["tokens_per_step"] = jax.device_put(params["tokens_per_step"], split)
-for slots, groups in ((0, 1), (8, 4)):
-    settings = RolloutSettings(8, 4, record=True, slots=slots, slot_groups=groups)
+for slots, groups, same in ((0, 1, 1), (8, 4, 2)):
+    settings = RolloutSettings(
+        8, 4, record=True, slots=slots, slot_groups=groups, prompt_rows=same
+    )
     arguments = (*model, policy, params, prompts, keys, settings)
     out = rollout(*arguments)
     np.testing.assert_array_equal(out.tokens, expected.tokens)
