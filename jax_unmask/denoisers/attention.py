@@ -9,6 +9,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
@@ -21,6 +22,8 @@ from jax_unmask.runtime import accelerators
 _WIDEST_FUSED_HEAD = 128
 # Queries whose scores exist at one time where a text stands beside a copy of itself.
 _QUERIES_PER_CHUNK = 256
+# Positions in a register of a TPU.
+_SUBLANES = 8
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +85,7 @@ def attention_in_copies(
     Neither scores nor mask exist for more than `queries_per_chunk` queries (static), in the
     backward pass too, where they are computed again. `fused` as in `attention`.
     """
-    if fused and _takes_kernel(query, key):
+    if fused and takes_kernel(query, key):
         return tpu_attention.attend(query, key, value, copies.bounds())
     length = query.shape[1]
     if length <= queries_per_chunk:
@@ -159,7 +162,10 @@ def _wanted() -> str:
     return wanted
 
 
-def _takes_kernel(query: Float[Array, "B Q H d"], key: Float[Array, "B K G d"]) -> bool:
+def takes_kernel(
+    query: Float[Array, "B Q H d"] | jax.ShapeDtypeStruct,
+    key: Float[Array, "B K G d"] | jax.ShapeDtypeStruct,
+) -> bool:
     """Whether the TPU's kernel is taken for these shapes, where a forward may take it."""
     if accelerators.platform() != "tpu":
         return False
@@ -189,7 +195,7 @@ def attention(
     `fused` takes the device's kernel, see `fuses`.
     """
     is_rule = mask is None or isinstance(mask, Bounds) or mask.shape[1] == 1
-    if fused and is_rule and _takes_kernel(query, key):
+    if fused and is_rule and takes_kernel(query, key):
         return tpu_attention.attend(query, key, value, _bounds_of(mask, query, key))
     if isinstance(mask, Bounds):
         mask = mask.visible()
@@ -284,15 +290,43 @@ def rotary_table(
 
 
 def rotate(
-    x: Float[Array, "B S H d"], table: tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
+    x: Float[Array, "B S H d"],
+    table: tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]],
+    by_register: bool = False,
 ) -> Float[Array, "B S H d"]:
     """Rotates feature i against feature i + r / 2 (half-split layout), in the table's type.
 
-    A table of r / 2 < d / 2 frequencies leaves the features from r on as they are.
+    A table of r / 2 < d / 2 frequencies leaves the features from r on as they are. `by_register`
+    suits TPUs where x comes from a product of rows and goes into the kernel of attention.
     """
+    if by_register and x.shape[1] % _SUBLANES == 0:
+        # A register holds 8 positions of a head. Rows [B * S, H * d] have their registers in the
+        # order of this view, so that nothing is transposed; other layouts cost copies.
+        turned = _rotate_whole(_by_register(x), *map(_by_register, table))
+        return turned.swapaxes(2, 3).reshape(x.shape)
     cos, sin = table
     half = cos.shape[-1]
     turning = x.astype(cos.dtype)
     first, second = turning[..., :half], turning[..., half : 2 * half]
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return jnp.concatenate([turned.astype(x.dtype), x[..., 2 * half :]], axis=-1)
+
+
+def _by_register(x: Float[Array, "B S H d"]) -> Float[Array, "B S8 H 8 d"]:
+    batch, length, *rest = x.shape
+    return x.reshape(batch, length // _SUBLANES, _SUBLANES, *rest).swapaxes(2, 3)
+
+
+def _rotate_whole(
+    x: Float[Array, "*B d"], cos: Float[Array, "*#B d2"], sin: Float[Array, "*#B d2"]
+) -> Float[Array, "*B d"]:
+    """`rotate` without slices of heads: a product with a permutation swaps their halves."""
+    half, rest = cos.shape[-1], x.shape[-1] - 2 * cos.shape[-1]
+    order = np.r_[half : 2 * half, :half, 2 * half : x.shape[-1]]
+    swap = jnp.asarray(np.eye(x.shape[-1])[:, order], x.dtype)
+    exact = jax.lax.Precision.HIGHEST
+    swapped = jnp.matmul(x, swap, precision=exact, preferred_element_type=cos.dtype)
+    one = jnp.ones((*cos.shape[:-1], rest), cos.dtype)
+    cos = jnp.concatenate([cos, cos, one], axis=-1)
+    sin = jnp.concatenate([-sin, sin, 0 * one], axis=-1)
+    return (x.astype(cos.dtype) * cos + swapped * sin).astype(x.dtype)

@@ -32,7 +32,9 @@ _SMALL = 32 * 2**20
 
 
 def refusal(
-    query: Float[Array, "B Q H d"], key: Float[Array, "B K G d"], small_too: bool = False
+    query: Float[Array, "B Q H d"] | jax.ShapeDtypeStruct,
+    key: Float[Array, "B K G d"] | jax.ShapeDtypeStruct,
+    small_too: bool = False,
 ) -> str:
     """The reason for plain products; empty where the kernel is to be taken.
 

@@ -22,6 +22,7 @@ from jax_unmask.denoisers.attention import (
     fuses,
     rotary_table,
     rotate,
+    takes_kernel,
 )
 from jax_unmask.denoisers.cache import KeyValueCache, Put
 from jax_unmask.denoisers.config import DenoiserConfig
@@ -148,8 +149,23 @@ class DenoiserBlock(nn.Module):
         def dense(name: str, features: int, init: Any = _dense_init, bias: bool = False) -> Linear:
             return Linear(cfg, features, init, bias, name=name)
 
+        length = x.shape[0] // batch
+
+        def shape(positions: int, count: int) -> jax.ShapeDtypeStruct:
+            return jax.ShapeDtypeStruct((batch, positions, count, cfg.head_dim), cfg.dtype)
+
+        in_kernel = (
+            cfg.fused_attention
+            and not isinstance(mask, CachedKeys)
+            and takes_kernel(shape(last or length, cfg.num_heads), shape(length, cfg.num_kv_heads))
+        )
+
         def heads(name: str, count: int, h: Array) -> Float[Array, "B S H d"]:
             out = dense(name, count * cfg.head_dim, bias=cfg.qkv_bias)(h)
+            if in_kernel:
+                # Row by row, as the kernel reads it: a product that the compiler joins with the
+                # rotation has another layout, for which it transposes weights and results.
+                out = jax.lax.optimization_barrier(out)
             out = out.reshape(batch, -1, count, cfg.head_dim)
             return constrain(out, "batch", None, "heads")
 
@@ -157,7 +173,7 @@ class DenoiserBlock(nn.Module):
             out = heads(name, count, h)
             if cfg.qk_norm:
                 out = _norm(cfg, name=f"{name}_norm")(out)
-            return rotate(out, table)
+            return rotate(out, table, by_register=in_kernel)
 
         h = _norm(cfg, name="attention_norm")(x)
         key = rotated("key", cfg.num_kv_heads, h, table)

@@ -62,14 +62,14 @@ def test_a_tpu_runs_the_kernel_where_scores_are_large(device, monkeypatch, caplo
     caplog.set_level("INFO")
     attention._log.cache_clear()
     small, large = (jax.ShapeDtypeStruct((rows, 456, 32, 128), "bfloat16") for rows in (1, 8))
-    assert not attention._takes_kernel(small, small)
-    assert attention._takes_kernel(large, large)
+    assert not attention.takes_kernel(small, small)
+    assert attention.takes_kernel(large, large)
     assert "456 queries of 1 rows: plain products: its scores, 27 MB, stay in" in caplog.text
     assert "456 queries of 8 rows: the Pallas kernel" in caplog.text
     long = jax.ShapeDtypeStruct((1, 9000, 32, 128), "bfloat16")
-    assert not attention._takes_kernel(long, long)
+    assert not attention.takes_kernel(long, long)
     monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
-    assert attention._takes_kernel(small, small)
+    assert attention.takes_kernel(small, small)
     with pytest.raises(ValueError, match="cannot be had on tpu for bfloat16 and heads of width 64"):
         attention.fuses("bfloat16", 64)
     device("cpu")
@@ -139,6 +139,15 @@ def test_the_tpu_kernel_gives_the_plain_values_and_gradients(
     seen = slice(None) if kind != "copies" else np.asarray(given.real)
     np.testing.assert_allclose(found[seen], expected[seen], atol=4e-6)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=3e-5), of_found, of_expected)
+
+
+@pytest.mark.parametrize("turning", [None, 4])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_rotations_by_register_are_the_same(dtype, turning):
+    x = jnp.asarray(draw(0, 2, 16, 3, 16), dtype)
+    table = attention.rotary_table(jnp.arange(16)[None] + jnp.asarray([[0], [5]]), 16, 1e4, turning)
+    both = [attention.rotate(x, table, by_register=each) for each in (False, True)]
+    np.testing.assert_allclose(*both, atol=1e-6 if dtype == "float32" else 2e-2)
 
 
 @pytest.mark.parametrize("masked", ["nothing", "padding", "blocks"])
