@@ -241,7 +241,8 @@ class TestPolicyRuns:
         assert timings["memory/host_peak"] > 0
         needed = timings["model_flops_per_second"] * timings["seconds/total"]
         denoiser = denoisers.from_pretrained(config.model.path)[0].config
-        rows = found[0]["nfe"] * 4  # 2 prompts in groups of 2
+        # Two prompts in groups of two, whose rows share their first forward.
+        rows = found[0]["nfe"] * 4 - 2
         assert needed == pytest.approx(rows * forward_flops(denoiser, 17 + 16, 16), rel=1e-5)
 
         # Another run starts from the policy, and explores more.
