@@ -805,6 +805,7 @@ class Loop:
         turns = jnp.arange(slots.size, dtype=jnp.int32).reshape(-1, rows)
         state, steps = jax.lax.scan(serve, state, turns)
         if records is not None:
+            assert steps is not None
             records = slots_of(turns[0]).record(records, steps)
         executed = jnp.full(1, -(-slots.size // each), jnp.int32)
         slots = slots.refill(self.is_done(state.rows))
