@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import glob
 import itertools
 import json
 import logging
@@ -44,7 +45,8 @@ def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
     """Writes a file whole or not at all, and has it on disk when it returns.
 
     The data goes to a temporary file in the same directory, which then replaces `path` in one
-    step; a crash leaves the old file, or none. Missing parent directories are made.
+    step; a crash leaves the old file, or none. Missing parent directories are made. Temporary files
+    that processes of this host left for `path` when they were killed are removed.
 
     Args:
         path: the file to write; replaced where it exists.
@@ -52,6 +54,7 @@ def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
     """
     target = pathlib.Path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(target.parent.glob(f".{glob.escape(target.name)}.*"))
     writer = f"{os.getpid()}.{socket.gethostname()}"
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.{writer}")
     try:
@@ -66,10 +69,25 @@ def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
     sync_directory(target.parent)
 
 
-def writer_of(path: pathlib.Path) -> dict[str, Any] | None:
-    """Host and process that write a temporary file of `atomic_write`; None for other files."""
-    found = _TEMPORARY.fullmatch(path.name)
-    return found and {"host": found["host"], "process": int(found["process"])}
+def remove_abandoned(paths: Iterable[pathlib.Path]) -> None:
+    """Removes the temporary files of `atomic_write` whose writers are known to have ended."""
+    for path in paths:
+        found = _TEMPORARY.fullmatch(path.name)
+        if found and has_ended(found["host"], int(found["process"])):
+            path.unlink(missing_ok=True)
+
+
+def has_ended(host: object, process: object) -> bool:
+    """Whether a process is known to have ended; nothing is known of other hosts."""
+    if host != socket.gethostname() or not isinstance(process, int):
+        return False
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 @contextlib.contextmanager

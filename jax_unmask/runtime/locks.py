@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from jax_unmask.runtime.files import require_file, writer_of
+from jax_unmask.runtime.files import has_ended, remove_abandoned, require_file
 from jax_unmask.settings import ConfigError
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -78,7 +78,9 @@ class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
                     os.close(descriptor)
                     raise
                 holder = _holder(descriptor)
-                if not _is_gone(holder) or time.monotonic() > deadline:
+                # A holder without a name is about to write it.
+                gone = not holder or has_ended(holder.get("host"), holder.get("process"))
+                if not gone or time.monotonic() > deadline:
                     os.close(descriptor)
                     raise self._is_taken(holder) from None
             time.sleep(0.1)
@@ -87,9 +89,7 @@ class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
         os.pwrite(descriptor, json.dumps(me).encode(), 0)
         self._descriptor = descriptor
         # What processes that were killed had not written to its end.
-        for path in (*self._directory.glob(".*"), *self._directory.glob("*/.*")):
-            if (writer := writer_of(path)) and _is_gone(writer):
-                path.unlink(missing_ok=True)
+        remove_abandoned((*self._directory.glob(".*"), *self._directory.glob("*/.*")))
 
     def _is_taken(self, holder: dict[str, Any]) -> ConfigError:
         who = f"process {holder.get('process', '?')} on {holder.get('host', 'another host')}"
@@ -132,16 +132,3 @@ def _holder(descriptor: int) -> dict[str, Any]:
     except ValueError:
         return {}
     return holder if isinstance(holder, dict) else {}
-
-
-def _is_gone(holder: dict[str, Any]) -> bool:
-    """Whether a process is known to have ended, such as the one that took a lock."""
-    if holder.get("host") != socket.gethostname() or not isinstance(holder.get("process"), int):
-        return not holder  # It is about to write its name.
-    try:
-        os.kill(holder["process"], 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

@@ -10,7 +10,7 @@ import sys
 
 import pytest
 
-from jax_unmask.runtime import locks
+from jax_unmask.runtime import files, locks
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.settings import ConfigError
 
@@ -44,7 +44,10 @@ def test_names_a_process_on_another_host(lock, tmp_path):
         other.take()
 
 
-def test_half_written_files_of_killed_processes_go_and_those_of_others_stay(lock, tmp_path):
+@pytest.mark.parametrize("next_writer", ["of the directory", "of the file"])
+def test_half_written_files_of_killed_processes_go_and_those_of_others_stay(
+    lock, tmp_path, next_writer
+):
     outcomes = tmp_path / "run" / "outcomes"
     outcomes.mkdir(parents=True)
     write = f"""
@@ -63,7 +66,11 @@ files.atomic_write({str(outcomes / "row.npz")!r}, b"half")
     ]
     for path in others:
         path.touch()
-    lock.take()
+    if next_writer == "of the directory":
+        lock.take()
+    else:
+        files.atomic_write(outcomes / "row.npz", b"whole")
+        others.append(outcomes / "row.npz")
     assert set(outcomes.iterdir()) == set(others)
 
 
