@@ -65,7 +65,8 @@ def seconds_per_sequence(
     full, short = float(blocks), float(max(nfe - blocks, 0))
     whole = length
     if cache.kind == "block":
-        full, short, whole = 1.0, float(nfe + blocks), prompt_length
+        shared = settings.prompt_rows if settings.shares_prompts else 1
+        full, short, whole = 1 / shared, float(nfe + blocks), prompt_length
     elif cache.refresh_every:
         full = max(blocks, nfe // cache.refresh_every)
         short = max(nfe - full, 0)

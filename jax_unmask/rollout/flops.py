@@ -67,7 +67,8 @@ def row_flops(
         return (nfe - shared) * each.full
     if cache.kind == "block":
         # The prompt once; and each block once more when it is done.
-        return each.full + (nfe + blocks) * each.cached
+        prompts = settings.prompt_rows if settings.shares_prompts else 1
+        return each.full / prompts + (nfe + blocks) * each.cached
     full: float = blocks
     if cache.refresh_every:
         full = max(blocks, nfe // cache.refresh_every)

@@ -321,10 +321,18 @@ class Counts(NamedTuple):
 
 
 class Memory(NamedTuple):
-    """State between forwards, beside keys and values: readouts of slots, counts of rows."""
+    """State between forwards, beside keys and values.
+
+    Attributes:
+        readout: of the slots.
+        counts: of the rows.
+        held: the prompt whose keys and values a slot has, counted within its group; -1 for none.
+            None where no rows share them.
+    """
 
     readout: Readout
     counts: Counts
+    held: Int[Array, " S"] | None
 
 
 class LoopState(NamedTuple):
@@ -341,6 +349,10 @@ class LoopState(NamedTuple):
     slots: Slots
     memory: Memory | None
     executed: Int[Array, " kinds"]
+
+
+Carry = tuple[LoopState, KeyValueCache | None, Records | None]
+"""State of a rollout, cache of keys and values, records so far."""
 
 
 class Computed(NamedTuple):
@@ -510,8 +522,12 @@ class CachedForwards(PlainForwards):
                 f"a sequence of {self.length} tokens is longer than max_length="
                 f"{self.config.max_length} of this denoiser; shorten the prompt or the canvas"
             )
-        slots = settings.num_slots(self.rows, self.prompt_length)
-        self.per_group = cache.rows_per_refresh(slots // settings.slot_groups)
+        slots = settings.num_slots(self.rows, self.prompt_length) // settings.slot_groups
+        group = self.rows // settings.slot_groups
+        self.shares_prompts = settings.shares_prompts and group % settings.prompt_rows == 0
+        # Rows of a prompt that another slot has need no forward of theirs.
+        needing = -(-slots // settings.prompt_rows) if self.shares_prompts else slots
+        self.per_group = cache.rows_per_refresh(needing)
         self.window = cache.window(settings.gen_length, settings.block_length)
         self.is_exact = cache.kind == "block"
         self.sees_later = not self.is_exact and cache.horizon is None
@@ -535,6 +551,7 @@ class CachedForwards(PlainForwards):
             counts=Counts(
                 written=none_yet - 1 if self.is_exact else none_yet, full=none_yet, window=none_yet
             ),
+            held=jnp.full(count, -1, jnp.int32) if self.shares_prompts else None,
         )
 
     def first_cache(self, slots: Slots) -> KeyValueCache:
@@ -545,7 +562,8 @@ class CachedForwards(PlainForwards):
         """Full forwards while enough slots of a group need one, or while no slot can go on."""
         (is_any_unfinished,) = super().due(state)
         needs_full, can_go_on = self._phases(state)
-        enough = needs_full.reshape(state.slots.row.shape).sum(axis=1) >= self.per_group
+        wanted = self._first_of_prompts(state, needs_full)
+        enough = wanted.reshape(state.slots.row.shape).sum(axis=1) >= self.per_group
         is_full = enough.any() | (needs_full.any() & ~can_go_on.any())
         return [is_full, is_any_unfinished & ~is_full]
 
@@ -582,6 +600,79 @@ class CachedForwards(PlainForwards):
             needs = rows.step_in_block == 0
         return unfinished & needs, unfinished & ~needs
 
+    def _first_of_prompts(self, state: LoopState, needs: Bool[Array, " S"]) -> Bool[Array, " S"]:
+        """Of the slots that need a full forward, one for each prompt that no slot holds."""
+        if not self.shares_prompts:
+            return needs
+        prompt, is_held, _ = self._holders(state, needs)
+        needs = needs.reshape(prompt.shape) & ~is_held
+        same = prompt[:, :, None] == prompt[:, None, :]
+        has_earlier = (jnp.tril(same, -1) & needs[:, None, :]).any(axis=-1)
+        return (needs & ~has_earlier).reshape(-1)
+
+    def _holders(
+        self, state: LoopState, needs: Bool[Array, " S"]
+    ) -> tuple[Int[Array, "G SG"], Bool[Array, "G SG"], Int[Array, "G SG"]]:
+        """Prompts of the slots; which of those that need one find it in a slot; and in which."""
+        assert state.memory is not None and state.memory.held is not None
+        prompt = state.slots.row // self.mdp.settings.prompt_rows
+        same = prompt[:, :, None] == state.memory.held.reshape(prompt.shape)[:, None, :]
+        is_held = needs.reshape(prompt.shape) & same.any(axis=-1)
+        return prompt, is_held, same.argmax(axis=-1).astype(jnp.int32)
+
+    def share_prompts(self, carry: Carry) -> Carry:
+        """Gives rows the keys and values of their prompt that another slot holds.
+
+        Rows get slots in order: the next row of a slot is of the same prompt or of a later one. So
+        some slot holds a prompt until all of its rows have it, if the first rows are served first.
+        """
+        if not self.shares_prompts:
+            return carry
+
+        def waiting(carry: Carry) -> Bool[Array, ""]:
+            return self._holders(carry[0], self._phases(carry[0])[0])[1].any()
+
+        def share(carry: Carry) -> Carry:
+            state, cache, records = carry
+            assert state.memory is not None
+            _, is_held, holder = self._holders(state, self._phases(state)[0])
+            slot = jnp.where(is_held, state.slots.row, self.rows).argmin(axis=1, keepdims=True)
+            one = SlotSubset(slot.astype(jnp.int32))
+            source = jnp.take_along_axis(holder, slot, axis=1)
+            is_put = one.take(is_held.reshape(-1))
+            cache = jax.tree.map(
+                lambda x: one.copy_from(source, x, self.prompt_length, is_put), cache
+            )
+            readout = jax.tree.map(jnp.zeros_like, one.take(state.memory.readout))
+            memory = self._put(state.memory, state.slots, one, is_put, readout, full=0)
+            return state._replace(memory=memory), cache, records
+
+        return jax.lax.while_loop(waiting, share, carry)
+
+    def _put(
+        self,
+        memory: Memory,
+        slots: Slots,
+        chosen: SlotSubset,
+        is_served: Bool[Array, " F"],
+        readout: Readout,
+        full: Bool[Array, " F"] | int,
+    ) -> Memory:
+        """The memory after some slots were served: their readout, their rows' full forwards."""
+        slots, held = chosen.of(slots), memory.held
+        counts = slots.take(memory.counts)
+        counts = counts._replace(full=counts.full + full)
+        if self.is_exact:
+            counts = counts._replace(written=jnp.where(is_served, 0, counts.written))
+        if held is not None:
+            prompt = slots.row.reshape(-1) // self.mdp.settings.prompt_rows
+            held = chosen.put(held, prompt, is_served)
+        return Memory(
+            readout=chosen.put(memory.readout, readout, is_served),
+            counts=slots.put(memory.counts, counts),
+            held=held,
+        )
+
     def _full(self, state: LoopState, memory: Memory, cache: KeyValueCache) -> Computed:
         """A forward over the whole sequences of a few slots that need one.
 
@@ -589,20 +680,15 @@ class CachedForwards(PlainForwards):
         prompt alone, and no row takes a step.
         """
         # 1. The slots that are served: those that need it, filled up with some that do not.
-        needs_full, _ = self._phases(state)
+        needs_full = self._first_of_prompts(state, self._phases(state)[0])
         chosen = state.slots.choose(needs_full, self.per_group)
         slots, is_served = chosen.of(state.slots), chosen.take(needs_full)
-        batch, counts = self.batch_in(slots, state.rows), slots.take(memory.counts)
-
-        def put(values: Array, new: Array) -> Array:
-            return chosen.put(values, new, is_served)
-
+        batch = self.batch_in(slots, state.rows)
         # 2. The forward, which writes keys and values of the served rows into the cache.
         if self.is_exact:
             tokens, real, last = batch.prompts.tokens, batch.prompts.mask, 1
             # A prompt that fills no block needs none: the window of its first block holds it.
             needed = is_served & (real.sum(axis=-1) >= self.mdp.settings.block_length)
-            counts = counts._replace(written=jnp.where(is_served, 0, counts.written))
         else:
             tokens, real = self.sequence(batch)
             last, needed = self.canvas_length, is_served
@@ -616,10 +702,7 @@ class CachedForwards(PlainForwards):
             acting = jnp.zeros_like(is_served)
         else:
             readout, acting = self.read_out(hidden, step_keys[:, 0]), is_served
-        memory = Memory(
-            readout=jax.tree.map(put, memory.readout, readout),
-            counts=slots.put(memory.counts, counts._replace(full=counts.full + needed)),
-        )
+        memory = self._put(memory, state.slots, chosen, is_served, readout, full=needed)
         return Computed(memory, filled, chosen, batch, readout, step_keys[:, 1], acting)
 
     def _window(self, state: LoopState, memory: Memory, cache: KeyValueCache) -> Computed:
@@ -675,7 +758,7 @@ class CachedForwards(PlainForwards):
             self.read_out(hidden, step_keys[:, 0]),
         )
         counts = slots.put(memory.counts, counts._replace(window=counts.window + can_go_on))
-        memory = Memory(readout, counts)
+        memory = memory._replace(readout=readout, counts=counts)
         return Computed(memory, written, ALL_SLOTS, batch, readout, step_keys[:, 1], acting)
 
 
@@ -696,9 +779,6 @@ def in_canvas(
 
 _STEPS_PER_CHUNK = 8
 """Iterations that are scanned at a time. Those after the last row is done are skipped."""
-
-Carry = tuple[LoopState, KeyValueCache | None, Records | None]
-"""State of a rollout, cache of keys and values, records so far."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -850,9 +930,13 @@ class Loop:
                 cache = write_positions(cast(KeyValueCache, cache), written)
             return (state, cache), step
 
-        if last_kind:
+        forwards = self.forwards
+        if isinstance(forwards, CachedForwards):
+            share = forwards.share_prompts
             carry = jax.lax.while_loop(
-                lambda carry: self.forwards.due(carry[0])[0], fill_cache, carry
+                lambda carry: forwards.due(carry[0])[0],
+                lambda carry: share(fill_cache(carry)),
+                share(carry),
             )
         state, cache, records = carry
         (state, cache), taken = jax.lax.scan(iterate, (state, cache), length=steps)

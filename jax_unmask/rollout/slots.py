@@ -186,6 +186,27 @@ class SlotSubset:
         out = jax.vmap(write, in_axes=(1, 0, 0), out_axes=1)(old, by_rows(at), new)
         return constrain(out, None, "batch", None, "heads").reshape(stacked.shape)
 
+    def copy_from(
+        self,
+        source: Int[Array, "G FG"],
+        stacked: Float[Array, "N S H K d"],
+        count: int,
+        is_put: Bool[Array, " F"],
+    ) -> Float[Array, "N S H K d"]:
+        """The first `count` positions of other slots, in all layers, put into those of `is_put`."""
+        assert self.slot is not None
+        groups, rows = self.slot.shape[0], stacked.shape[1]
+        at = jnp.where(is_put.reshape(self.slot.shape), self.slot, rows // groups)
+
+        def copy(stacked: Array, source: Array, at: Array) -> Array:
+            new = stacked[:, source, :, :count]
+            return stacked.at[:, at, :, :count].set(new, mode="drop", unique_indices=True)
+
+        split = stacked.reshape(-1, groups, rows // groups, *stacked.shape[2:])
+        split = constrain(split, None, "batch", None, "heads")
+        copied = jax.vmap(copy, in_axes=(1, 0, 0), out_axes=1)(split, by_rows(source), by_rows(at))
+        return constrain(copied, None, "batch", None, "heads").reshape(stacked.shape)
+
     def put(self, values: Tree, new: Tree, is_put: Bool[Array, " F"]) -> Tree:
         """Arrays [S, ...] with new values [F, ...] in those slots of the subset that `is_put` has.
 

@@ -50,7 +50,8 @@ class RolloutSettings(Settings):
             rows of its own part. Where the batch is spread over several devices (the data and
             fsdp axes of the mesh), give their number: rows then never move between devices.
         prompt_rows: so many rows next to each other have the same prompt. On short canvases and
-            without a cache they share their first forward, of a canvas of masks.
+            without a cache they share their first forward, of a canvas of masks; with cache "block"
+            the prompt's keys and values.
         sampling: top-k and top-p of the draw, and what a confidence is.
         stop_ids: tokens that end a text. A row is done with the first block that leaves one of them
             on its canvas; later blocks stay masked. Empty: canvases are filled to the end.
@@ -129,6 +130,11 @@ class RolloutSettings(Settings):
         is_short = self.gen_length <= _SHARED_LENGTH
         return self.prompt_rows > 1 and is_short and self.cache is None
 
+    @property
+    def shares_prompts(self) -> bool:
+        """Whether rows of a prompt share its keys and values."""
+        return self.prompt_rows > 1 and self.cache is not None and self.cache.kind == "block"
+
     def num_slots(self, rows: int, prompt_length: int) -> int:
         """Slots of a rollout of so many rows; a `ValueError` if they do not fit the groups."""
         if rows % self.slot_groups:
@@ -193,8 +199,8 @@ class Forwards:
     """Forwards of a rollout with a cache.
 
     Attributes:
-        full: forwards over the whole sequence (with cache "block": over its prompt) that a row
-            needed.
+        full: forwards over the whole sequence (with cache "block": over its prompt; a shared one
+            counts for one of its rows) that a row needed.
         cached: forwards over a few positions that each row needed.
         full_executed, cached_executed: forwards of both kinds that were executed, the latter of all
             slots each.

@@ -67,7 +67,7 @@ def network():
     return LEARNED.init_params(jax.random.key(1), LENGTH)
 
 
-def run(model, mix, cache, slots=SLOTS, groups=1):
+def run(model, mix, cache, slots=SLOTS, groups=1, **more):
     prompts, keys, temperature = mix
     params = network() | {"temperature": PerRow(jnp.asarray(temperature))}
     settings = RolloutSettings(
@@ -77,6 +77,7 @@ def run(model, mix, cache, slots=SLOTS, groups=1):
         slots=slots,
         slot_groups=groups,
         cache=cache,
+        **more,
     )
     return jax.device_get(rollout(*model, LEARNED, params, prompts, keys, settings))
 
@@ -175,6 +176,26 @@ def test_exact_caches_change_nothing(models, name):
     np.testing.assert_allclose(
         np.asarray(again)[active], np.asarray(cached.records.action.log_prob)[active], atol=1e-5
     )
+
+
+@pytest.mark.parametrize(
+    ("each", "slots", "groups"), [(2, 3, 1), (4, 2, 2), (8, 1, 1), (2, 8, 1)], ids=str
+)
+@pytest.mark.default_cases("2-3-1")
+def test_rows_of_a_prompt_share_its_keys_and_values(models, each, slots, groups):
+    rng = np.random.default_rng(9)
+    prompts, keys, temperature = make_mix(rng)
+    prompts = jax.tree.map(lambda x: np.repeat(x[: ROWS // each], each, axis=0), prompts)
+    mix, cache = (prompts, keys, temperature), Cache("block")
+    found = run(models[True], mix, cache, slots, groups, prompt_rows=each)
+    plain = run(models[True], mix, Cache("block", refresh_rows=1), slots, groups)
+    jax.tree.map(
+        np.testing.assert_array_equal,
+        (found.tokens, found.step_map, found.confidence, found.nfe, found.records),
+        (plain.tokens, plain.step_map, plain.confidence, plain.nfe, plain.records),
+    )
+    assert found.by_kind.full.sum() * each == plain.by_kind.full.sum() > 0
+    np.testing.assert_array_equal(found.by_kind.cached, plain.by_kind.cached)
 
 
 @pytest.mark.thorough
