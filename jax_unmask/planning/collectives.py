@@ -45,7 +45,8 @@ class Collective:
 def collectives(text: str | Compiled) -> list[Collective]:
     """The collectives of an optimised program.
 
-    A TPU's asynchronous collective is a chain of fusions that all hold it, and counts once.
+    A TPU's asynchronous collective is a chain of fusions that all hold it, and counts once. Its
+    reduce-scatters are fusions of an all-reduce and a slice.
 
     Args:
         text: `jax.stages.Compiled.as_text()`, or that text as read.
@@ -71,6 +72,8 @@ def collectives(text: str | Compiled) -> list[Collective]:
                         continue
                     chains.add(chain)
                 overlaps = is_chain or each.operation.endswith("-start")
+                if (outer.called or "").startswith("all-reduce-scatter"):
+                    each, kind = dataclasses.replace(each, result=outer.result), "reduce-scatter"
                 if (read := _read(each, kind, loops)) is not None:
                     found.append(
                         dataclasses.replace(read, part=part, times=times, overlaps=overlaps)
@@ -81,8 +84,13 @@ def collectives(text: str | Compiled) -> list[Collective]:
 def received(found: Iterable[Collective], part: Part) -> tuple[int, int]:
     """Bytes that a device receives in one round of a part, and those that nothing overlaps."""
     mine = [each for each in found if each.part is part]
-    everything = sum(each.bytes * each.times for each in mine)
-    return everything, sum(each.bytes * each.times for each in mine if not each.overlaps)
+
+    def bytes_of(mine: list[Collective]) -> int:
+        # A scattered sum gives a device one shard, for which it receives those of all.
+        shards = [each.group if each.kind == "reduce-scatter" else 1 for each in mine]
+        return sum(each.bytes * n * each.times for each, n in zip(mine, shards, strict=True))
+
+    return bytes_of(mine), bytes_of([each for each in mine if not each.overlaps])
 
 
 def _is_asynchronous(fused: list[Instruction], outer: Instruction) -> bool:

@@ -196,6 +196,28 @@ def test_a_forward_of_a_rollout_on_a_tpu():
     assert forward.shortest(1e9) == pytest.approx(took + 32 * 32e-9)
 
 
+SCATTER = """\
+HloModule jit_f, is_scheduled=true
+
+%all-reduce-scatter.1 (input: bf16[8,4]) -> bf16[2,4] {
+  %input = bf16[8,4]{1,0} parameter(0)
+  %sum = bf16[8,4]{1,0} all-reduce(%input), channel_id=6, replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %own = bf16[2,4]{1,0} dynamic-slice(%sum, %at, %zero), dynamic_slice_sizes={2,4}
+}
+
+ENTRY %main (x: bf16[8,4]) -> bf16[2,4] {
+  %x = bf16[8,4]{1,0} parameter(0)
+  ROOT %f = bf16[2,4]{1,0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.1
+}
+"""
+
+
+def test_reduce_scatter_of_a_tpu():
+    (found,) = collectives.collectives(SCATTER)
+    assert (str(found), found.bytes) == ("reduce-scatter bf16[2,4] among 4", 16)
+    assert collectives.received([found], found.part) == (64, 64)
+
+
 # For a GPU: a product with one layer of stacked weights.
 GPU = """\
 HloModule jit_f, is_scheduled=true
