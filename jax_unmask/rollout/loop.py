@@ -17,6 +17,9 @@ at different places of their blocks, so some need a full forward while others ca
 window. Each forward serves the slots that it is for; the others stay as they are, so what a row
 gets does not depend on when it is served. Little is wasted: full forwards wait until enough slots
 need one (`Cache.refresh_rows`) or no slot can do anything else.
+
+Rows of a prompt (`RolloutSettings.prompt_rows`) share what is the same for all of them: their first
+forward, or with cache "block" the prompt's keys and values.
 """
 
 from __future__ import annotations
