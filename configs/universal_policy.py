@@ -47,7 +47,7 @@ def get_config(tasks: str = "all"):
 
 
 def _environment(task: str, teacher: str | None) -> str:
-    """What differs between the trainings on each task alone."""
+    """The settings in which the trainings on each task alone differ."""
     alone = _TINY_POLICY["get_config"](task)
     if teacher is not None:
         alone.rollout.prompts_per_step = 64 if task == "arithmetic" else 128

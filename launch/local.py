@@ -34,7 +34,7 @@ _PR_SET_PDEATHSIG = 1
 
 
 def environment(options: argparse.Namespace, index: int, port: int) -> dict[str, str]:
-    """What one process finds in its environment."""
+    """Environment variables of one process."""
     own = {
         "JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}",
         "JAX_NUM_PROCESSES": str(options.processes),
@@ -206,7 +206,7 @@ def _free_port() -> int:
 
 
 def _dies_with_parent() -> Callable[[], None] | None:
-    """What a child calls so that it does not outlive a launcher that was killed (Linux)."""
+    """The call with which a child ends when its launcher is killed (Linux)."""
     if not sys.platform.startswith("linux"):
         return None
     prctl = ctypes.CDLL(None).prctl

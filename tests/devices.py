@@ -15,7 +15,7 @@ def environment(count: int) -> dict[str, str]:
 
 
 def run_on_devices(count: int, program: str, *arguments: object) -> str:
-    """What a Python program prints on `count` virtual devices.
+    """Output of a Python program on `count` virtual devices.
 
     A process must ask for them before it first uses JAX, so the program gets one of its own.
 

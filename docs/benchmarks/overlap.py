@@ -1,4 +1,4 @@
-"""What overlap of checks and rollouts saves, and what prompt buckets do.
+"""Time saved by overlapping checks and rollouts, and by prompt buckets.
 
     python docs/benchmarks/overlap.py [--repeats=5] [--workers=8]
 

@@ -1,4 +1,4 @@
-"""What narrower weights change: `python docs/quantization/compare.py --model=sudoku`.
+"""Effects of narrower weights: `python docs/quantization/compare.py --model=sudoku`.
 
 Prints, for every type of the weights, what they take, how far the denoiser's predictions move on
 canvases at every stage of decoding, and what becomes of the decoded answers.

@@ -78,7 +78,7 @@ def table(calibration: Calibration) -> str:
 
 
 def verdict(calibration: Calibration, policy: str) -> list[str]:
-    """What can be asked for, where that stands, and a command that does."""
+    """The forwards that can be asked for, the file that says so, and a command that asks."""
     where, directory = calibration.environment, policies.policy_directory(policy)
     low, high = min(calibration.nfe), max(calibration.nfe)
     found = (

@@ -322,7 +322,7 @@ class _Page:
 
 
 def counted(answer: Answer) -> str:
-    """How many forwards an answer took, and were asked for."""
+    """The forwards that an answer took, and those that were asked for, as text."""
     asked = dict(notation.parse(answer.policy).settings).get("nfe")
     told = "" if asked is None else f" (asked for {asked}, on average over prompts)"
     return f"NFE {answer.nfe}{told} for {answer.settings.gen_length} positions"

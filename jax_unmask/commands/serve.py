@@ -243,7 +243,7 @@ class Service:
 
 
 def said(ended: Mapping[str, int]) -> str:
-    """How many answers there were, and how those ended that are not whole."""
+    """The number of answers, and the ends of those that are not whole, as text."""
     others = [f"{number} {end.replace('_', ' ')}" for end, number in ended.items() if end != "done"]
     whole = ended.get("done", 0)
     return ", ".join([f"Gave {whole} answer{'' if whole == 1 else 's'}", *others]) + "."

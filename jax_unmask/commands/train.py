@@ -292,7 +292,7 @@ def main(argv: list[str]) -> None:
 
 
 def _verdict(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
-    """How the metrics changed, and what to do with the result."""
+    """The changes of the metrics, and the commands that use the result."""
     rows = read_json_rows(workdir / METRICS, "step", int) if (workdir / METRICS).is_file() else []
     shown = getattr(recipes.find(config.recipe), "shown", ())
     found = [

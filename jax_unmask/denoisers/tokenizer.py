@@ -242,7 +242,7 @@ class Tokenizer:
 
     @property
     def _template_file(self) -> str:
-        """Where the chat template stands."""
+        """The file that holds the chat template."""
         for file in map(self.directory.joinpath, _TEMPLATE_FILES):
             is_json = file.suffix == ".json"
             if file.is_file() and (not is_json or hub.read_json(file).get("chat_template")):

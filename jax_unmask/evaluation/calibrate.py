@@ -128,7 +128,7 @@ def calibrate(
 def _largest_gap(
     places: list[tuple[float, float]], nfe: list[float]
 ) -> tuple[int, tuple[float, float]] | None:
-    """Where to measure next: index, alpha and scale; None once forwards are close everywhere."""
+    """The next measurement: index, alpha and scale; None once forwards are close everywhere."""
     ratios = np.minimum.accumulate(nfe[:-1]) / np.minimum.accumulate(nfe)[1:]
     for index in np.argsort(-ratios):
         if ratios[index] < _GAP:

@@ -188,7 +188,7 @@ def plan(config: RunSettings, found: list[Candidate], splits: list[Problems]) ->
 
 
 def _program(item: Measured) -> tuple[str, int, Cache | None]:
-    """What measurements that share a compiled program have in common: settings may differ."""
+    """The key of a measurement's compiled program, which is the same whatever the settings."""
     return item.candidate.method, item.block_length, item.cache
 
 

@@ -28,14 +28,8 @@ from jax_unmask.learners.engine import (
     over_copies,
 )
 from jax_unmask.learners.losses import KlEstimator, clipped_objective, kl_estimate
-from jax_unmask.learners.states import (
-    Responses,
-    StateBatch,
-    States,
-    StateSettings,
-    TokenSettings,
-    Trace,
-)
+from jax_unmask.learners.states import Responses, StateBatch, StateSettings, TokenSettings
+from jax_unmask.learners.surrogates import States, Trace
 from jax_unmask.learners.value_model import ValueSettings, init_value_model, train_values
 from jax_unmask.runtime.mesh import constrain
 from jax_unmask.settings import setting

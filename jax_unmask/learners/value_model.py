@@ -24,7 +24,8 @@ from jax_unmask.learners.engine import (
     optimise,
 )
 from jax_unmask.learners.losses import clipped_value_loss
-from jax_unmask.learners.states import AttentionBlocks, StateBatch, States, canvas_hidden
+from jax_unmask.learners.states import AttentionBlocks, StateBatch, canvas_hidden
+from jax_unmask.learners.surrogates import States
 from jax_unmask.rollout.trajectory import Prompts
 from jax_unmask.settings import Settings, given, setting
 

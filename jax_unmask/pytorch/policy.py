@@ -32,7 +32,7 @@ _EXTRAS = {
 
 
 class Observation(NamedTuple):
-    """What the policy reads of a step: B rows of W positions (the canvas, or the current block).
+    """Inputs of the policy at one step: B rows of W positions (the canvas, or the current block).
 
     Attributes:
         candidate: token that would be written at each position, int [B, W].
@@ -287,7 +287,7 @@ class Block(nn.Module):
 
 
 def _rank(confidence: torch.Tensor, legal: torch.Tensor) -> torch.Tensor:
-    """How many legal positions are more confident; W at illegal ones. The first of equals wins."""
+    """Number of legal positions more confident; W at illegal ones. The first of equals wins."""
     scores = torch.where(legal, -confidence, torch.inf)
     order = scores.argsort(dim=-1, stable=True)
     return torch.where(legal, order.argsort(dim=-1), confidence.shape[-1])

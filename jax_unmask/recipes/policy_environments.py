@@ -24,7 +24,7 @@ from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import ConfigError, SettingError, from_config, setting, to_config
 from jax_unmask.tasks.data import Batch, BatchIterator
 
-# What an environment may change; the policy, its optimiser and its reward are those of all.
+# Settings of an environment; the policy, its optimiser and its reward are those of all.
 GROUPS = ("task", "model", "rollout", "expert")
 _REMEDY = "Write KEY=VALUE KEY=VALUE ..., as in 'model.path=sudoku task.name=sudoku'"
 

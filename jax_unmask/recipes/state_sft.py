@@ -16,18 +16,15 @@ from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.packing import Packing, pack
 from jax_unmask.learners.state_sft import StateLearner
-from jax_unmask.learners.states import (
-    AttentionBlocks,
+from jax_unmask.learners.states import AttentionBlocks, Responses, TokenSettings, in_blocks
+from jax_unmask.learners.surrogates import (
     Autoregressive,
     MaskRatios,
     RandomMasking,
-    Responses,
     SemiAutoregressive,
     Surrogate,
     Threshold,
-    TokenSettings,
     Trace,
-    in_blocks,
 )
 from jax_unmask.recipes.base import Metrics, Work
 from jax_unmask.recipes.sft import (

@@ -31,7 +31,8 @@ from jax_unmask.learners.advantages import (
 )
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
-from jax_unmask.learners.states import AttentionBlocks, Responses, SurrogateSettings, in_blocks
+from jax_unmask.learners.states import AttentionBlocks, Responses, in_blocks
+from jax_unmask.learners.surrogates import SurrogateSettings
 from jax_unmask.learners.tracerl import LossSettings, TraceLearner, ValueSettings
 from jax_unmask.recipes.base import (
     Blueprint,

@@ -88,7 +88,7 @@ class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
         os.ftruncate(descriptor, 0)
         os.pwrite(descriptor, json.dumps(me).encode(), 0)
         self._descriptor = descriptor
-        # What processes that were killed had not written to its end.
+        # Files that killed processes had not written to their end.
         remove_abandoned((*self._directory.glob(".*"), *self._directory.glob("*/.*")))
 
     def _is_taken(self, holder: dict[str, Any]) -> ConfigError:

@@ -24,7 +24,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from jax_unmask.rollout.continuous import Progress
 from jax_unmask.serving import engine as engines
 from jax_unmask.serving import protocol
-from jax_unmask.serving.engine import LATENCIES, Engine, Full, Work
+from jax_unmask.serving.engine import LATENCIES, CanvasRequest, Engine, Full
 from jax_unmask.serving.protocol import Asked, BadRequest, Choice, Model
 
 _WEB = importlib.resources.files("jax_unmask.serving") / "web"
@@ -56,7 +56,7 @@ class _Run:
         self._has_news = asyncio.Event()
         numbers = range(len(asked.prompts) * asked.choices)
         self.works = [
-            Work(
+            CanvasRequest(
                 asked.shape,
                 asked.params,
                 asked.prompts[number // asked.choices],
@@ -84,7 +84,7 @@ class _Run:
         for work in self.works:
             self._engine.cancel(work)
 
-    def _notify(self, work: Work, place: Progress | None, end: str | None) -> None:
+    def _notify(self, work: CanvasRequest, place: Progress | None, end: str | None) -> None:
         item = self._number[work], (place, end)
         with contextlib.suppress(RuntimeError):  # The loop is closed: nobody listens any more.
             self._loop.call_soon_threadsafe(self._add, *item)
@@ -233,7 +233,7 @@ class App:
         finally:
             run.cancel()
 
-    def _finished(self, asked: Asked, work: Work, place: Progress) -> Choice:
+    def _finished(self, asked: Asked, work: CanvasRequest, place: Progress) -> Choice:
         seconds = time.monotonic() - (work.started or work.created)
         return protocol.finished(self._model.writer.tokenizer, asked, place, seconds)
 

@@ -40,7 +40,7 @@ class Full(Exception):
 
 @dataclasses.dataclass(frozen=True)
 class EngineSettings(Settings):
-    """How many requests are served at one time, and how long they may take."""
+    """Limits of the requests that are served at one time, and of their duration."""
 
     slots: int = setting(16, "Rows per forward.", ge=1, le=4096)
     queue: int = setting(256, "Requests that wait at most; further ones are refused (429).", ge=0)
@@ -52,7 +52,7 @@ class EngineSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class Shape:
-    """What the requests of a batch have in common."""
+    """Properties that all requests of a batch have in common."""
 
     policy: Policy
     policy_name: str
@@ -61,7 +61,7 @@ class Shape:
 
 
 @dataclasses.dataclass(eq=False)
-class Work:
+class CanvasRequest:
     """A request for one canvas.
 
     Attributes:
@@ -77,7 +77,7 @@ class Work:
     shape: Shape
     params: Mapping[str, Any]
     prompt: list[int]
-    notify: Callable[[Work, Progress | None, str | None], None]
+    notify: Callable[[CanvasRequest, Progress | None, str | None], None]
     seed: int = 0
     turn: int = 0
     is_streamed: bool = False
@@ -89,8 +89,8 @@ class Work:
 
 
 @dataclasses.dataclass
-class Counts:
-    """What the engine did, for metrics."""
+class EngineCounts:
+    """Counts of the engine's work, for metrics."""
 
     ended: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
     refused: int = 0
@@ -108,13 +108,13 @@ class _Batch:
     """A running batch, and the requests in its rows."""
 
     def __init__(self, make: Callable[[], ContinuousRollout], pool: ThreadPoolExecutor) -> None:
-        self.waiting: collections.deque[Work] = collections.deque()
-        self.owner: dict[int, Work] = {}
+        self.waiting: collections.deque[CanvasRequest] = collections.deque()
+        self.owner: dict[int, CanvasRequest] = {}
         self.steps, self.turns = 1, 0
         self._free: list[int] = []
         self._rollout: ContinuousRollout | None = None
         self.making: Future[ContinuousRollout] = pool.submit(make)
-        self._pending: tuple[dict[int, Work], Array, float] | None = None
+        self._pending: tuple[dict[int, CanvasRequest], Array, float] | None = None
 
     @property
     def is_idle(self) -> bool:
@@ -126,7 +126,7 @@ class _Batch:
         """Its program is compiled."""
         return self.making.done()
 
-    def turn(self, admit: Callable[[Work], bool], told: Callable[..., None]) -> None:
+    def turn(self, admit: Callable[[CanvasRequest], bool], told: Callable[..., None]) -> None:
         """Lets requests in, starts some steps, and tells of the steps before."""
         if self._rollout is None:
             self._rollout = self.making.result()  # Raises what making it raised.
@@ -152,7 +152,11 @@ class _Batch:
             self._tell(*before, told)
 
     def _tell(
-        self, owner: dict[int, Work], packed: Array, since: float, told: Callable[..., None]
+        self,
+        owner: dict[int, CanvasRequest],
+        packed: Array,
+        since: float,
+        told: Callable[..., None],
     ) -> None:
         assert self._rollout is not None
         places = self._rollout.progress(packed)
@@ -192,12 +196,12 @@ class Engine:
         shared: Mapping[str, Any],
         settings: EngineSettings,
     ) -> None:
-        self.settings, self.counts = settings, Counts()
+        self.settings, self.counts = settings, EngineCounts()
         self._model, self._shared = (denoiser, denoiser_params), shared
         self._changed = threading.Condition()
-        self._arrived: collections.deque[Work] = collections.deque()
-        self._parked: list[Work] = []
-        self._alive: set[Work] = set()
+        self._arrived: collections.deque[CanvasRequest] = collections.deque()
+        self._parked: list[CanvasRequest] = []
+        self._alive: set[CanvasRequest] = set()
         self.running = 0
         self._batches: collections.OrderedDict[Shape, _Batch] = collections.OrderedDict()
         self._makers = ThreadPoolExecutor(1, thread_name_prefix="compile")
@@ -211,7 +215,7 @@ class Engine:
         """Requests that have no row yet."""
         return len(self._alive) - self.running
 
-    def submit(self, works: list[Work]) -> None:
+    def submit(self, works: list[CanvasRequest]) -> None:
         """Lets requests in, all or none.
 
         Raises:
@@ -226,7 +230,7 @@ class Engine:
             self._arrived.extend(works)
             self._changed.notify()
 
-    def cancel(self, work: Work) -> None:
+    def cancel(self, work: CanvasRequest) -> None:
         """Ends a request, if it has not ended."""
         work._end = work._end or CANCELLED
         with self._changed:
@@ -288,7 +292,7 @@ class Engine:
     def _can_go_on(self) -> bool:
         return any(batch.is_ready and not batch.is_idle for batch in self._batches.values())
 
-    def _place(self, work: Work) -> bool:
+    def _place(self, work: CanvasRequest) -> bool:
         """Whether there is a batch for a request; otherwise all are busy with other shapes."""
         batch = self._batch(work.shape)
         if batch is not None:
@@ -330,7 +334,7 @@ class Engine:
         self._batches[shape] = batch = _Batch(make, self._makers)
         return batch
 
-    def _admit(self, work: Work) -> bool:
+    def _admit(self, work: CanvasRequest) -> bool:
         """Whether a request that waited still wants a row."""
         if work._end is not None:
             self._finish(work, None, work._end)
@@ -339,7 +343,7 @@ class Engine:
         self.running += 1
         return True
 
-    def _told(self, work: Work, place: Progress) -> None:
+    def _told(self, work: CanvasRequest, place: Progress) -> None:
         if work not in self._alive:
             return
         self.counts.forwards += place.nfe - work._seen
@@ -357,7 +361,7 @@ class Engine:
         elif work.is_streamed:
             work.notify(work, place, None)
 
-    def _finish(self, work: Work, place: Progress | None, end: str) -> None:
+    def _finish(self, work: CanvasRequest, place: Progress | None, end: str) -> None:
         self._alive.discard(work)
         self.running -= work.started is not None
         self.counts.ended[end] += 1

@@ -71,7 +71,7 @@ class BadRequest(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class RequestLimits(Settings):
-    """What a single request may ask for."""
+    """Limits of a single request."""
 
     max_body: int = setting(2**20, "Bytes of a request's body at most.", ge=1, le=2**30)
     max_prompt: int = setting(1024, "Tokens of a prompt at most.", ge=1, le=2**20)
@@ -82,7 +82,7 @@ class Asked:
     """A request that was understood.
 
     Attributes:
-        shape, params: of its canvases, see `engine.Work`.
+        shape, params: of its canvases, see `engine.CanvasRequest`.
         policy: name of the policy, with the settings of this request.
         prompts: tokens of each.
         choices: answers to each prompt.
@@ -163,7 +163,6 @@ class Model:
         if room < 1:
             problem = f"the model's max_length is {longest}, which leaves no room for prompts"
             raise SettingError("gen_length", self.lengths[-1], problem, "Lower it")
-        self.most_prompt = min(limits.max_prompt, longest - self.lengths[0])
         self.served = {text: self._serve(text) for text in served}
         self.example = tasks.example_prompt(writer.name)
         self._has_template = writer.tokenizer.has_chat_template
@@ -196,7 +195,7 @@ class Model:
         ]
 
     def described(self) -> dict[str, Any]:
-        """What the page has to know."""
+        """The model as the page shows it."""
         return {
             "model": self.name,
             "gen_length": self.lengths[-1],
@@ -375,7 +374,7 @@ class Model:
         return dataclasses.replace(whole, gen_length=length, block_length=block)
 
     def _environment(self, length: int) -> dict[str, str | int]:
-        """Where policies act on canvases of a length."""
+        """The environment of policies on canvases of a length."""
         return {**self.writer.environment, **self.shapes[length].environment}
 
     def _serve(self, text: str) -> Served:
@@ -419,7 +418,7 @@ class Text:
         self._may_change = bool(asked.shape.policy.needs.post_steps)
 
     def delta(self, place: Progress) -> str:
-        """What the canvas adds to the text that was sent."""
+        """The text that the canvas adds to what was sent."""
         if self._may_change:
             return ""
         filled = place.step_map >= 0
@@ -524,7 +523,7 @@ def usage(asked: Asked, choices: Sequence[Choice]) -> dict[str, int]:
 
 
 def unmasking(asked: Asked, choices: Sequence[Choice]) -> dict[str, Any]:
-    """What the answers took: forwards and seconds of each."""
+    """Cost of the answers: forwards and seconds of each."""
     return {
         "policy": asked.policy,
         "gen_length": asked.shape.settings.gen_length,

@@ -95,7 +95,7 @@ def test_a_stage_may_say_where_it_starts(files, tmp_path):
     [
         ("", "it is empty"),
         ("no/such.py", "there is no file no/such.py"),
-        ("{sft} train.steps", "'train.steps' is not of the form"),
+        ("{sft} train.steps", "'train.steps' is not"),
         ("{sft} train.stepps=3", "stepps"),
         ("{sft} train.steps=many", "many"),
         ("{tracerl} learner.kl=k4", "config.learner.kl = 'k4'"),
@@ -112,5 +112,5 @@ def test_bad_stages_are_named_before_anything_runs(files, tmp_path, stage, messa
 
 
 def test_no_stages(tmp_path):
-    with pytest.raises(ConfigError, match="there is nothing to do"):
+    with pytest.raises(ConfigError, match=r"config\.stages = \(\)"):
         train.train(config_of(), pathlib.Path(tmp_path))

@@ -85,7 +85,7 @@ def gsm8k(tiny_config, tmp_path, *lines, **changes):
 MISSING = "/no/such"
 WRONG = [
     ("policy_grpo", {"model__path": MISSING}, "model directory /no/such does not exist"),
-    ("policy_grpo", {"model__path": ""}, "config.model.path = '': a denoiser is needed. Give one"),
+    ("policy_grpo", {"model__path": ""}, "config.model.path = ''"),
     (
         "policy_grpo",
         {"rollout__gen_length": 48, "rollout__block_length": 48},
@@ -99,11 +99,11 @@ WRONG = [
     ("sft", {"data__gen_length": 15}, "has 16 tokens, more than gen_length=15; raise gen_length"),
     ("policy_grpo", {"task__name": "gsm8k", "task__path": MISSING}, "path='/no/such' does not"),
     ("policy_grpo", {"task__name": "sudoku_puzzles"}, "config.task.path = None"),
-    ("sft", {"eval__block_lengths": ()}, "eval.block_lengths = (): policies are measured at one"),
+    ("sft", {"eval__block_lengths": ()}, "config.eval.block_lengths = ()"),
     (
         "sft",
         {"task__name": "gsm8k", "task__path": "."},
-        "task 'gsm8k' has no closed vocabulary to start a model from",
+        "config.model.path = None: task 'gsm8k' has no closed vocabulary",
     ),
 ]
 
@@ -118,7 +118,7 @@ def test_a_model_or_data_that_cannot_be_used(tiny_config, message, recipe, chang
     [
         ("tokenizer.json", "holds no tokenizer.json; add the file"),
         ("model.safetensors", "safetensors"),
-        ("", "names no mask token: set mask_token_id in config.json"),
+        ("", "no mask token: set mask_token_id in config.json"),
     ],
 )
 def test_a_model_without_one_of_its_parts(tiny_config, message, model_copy, file, named):
@@ -149,9 +149,9 @@ def test_data_is_read_before_weights(tiny_config, message, model_copy, after_tra
         ((), {}, "train.jsonl holds no examples"),
         (("", "  "), {}, "train.jsonl holds no examples"),
         # The first of every fifteen is held out.
-        ((RIGHT,), {"task__settings": ("hold_out=15",)}, "no examples in split 'train'"),
+        ((RIGHT,), {"task__settings": ("hold_out=15",)}, "task 'gsm8k' has no examples"),
         ((RIGHT, RIGHT, '["1", "2"]', RIGHT), {}, "line 3: expected a JSON object, found list"),
-        ((RIGHT, RIGHT), {}, "has no chat template, and lacks <|start_header_id|>"),
+        ((RIGHT, RIGHT), {}, "lacks <|start_header_id|>"),
     ],
 )
 def test_data_that_cannot_be_read(tiny_config, message, tmp_path, lines, changes, named):
@@ -175,7 +175,8 @@ def test_data_is_read_before_weights_are_downloaded(
 
 def test_two_sources_of_data(tiny_config, message, tmp_path, monkeypatch):
     config = gsm8k(tiny_config, tmp_path, RIGHT, task__tfds_data_dir="/somewhere")
-    assert "exclude each other; give one of them" in message(config)
+    text = message(config)
+    assert "data_dir='/somewhere'" in text and "exclude each other" in text
     hub_cache.use(monkeypatch, tmp_path)  # Neither a network nor a copy.
     text = message(tiny_config(task__name="gsm8k", task__tfds_data_dir=str(tmp_path)))
     assert f"'gsm8k' is not prepared in {tmp_path}" in text
@@ -327,7 +328,7 @@ def test_policy_of_another_network(tiny_config, message, tmp_path):
     policy = build_policy(recipes.read(tiny_config(policy__network__hidden_dim=16)), shape)
     policies.save_policy(tmp_path / "policy", policy, policy.init_params(jax.random.key(0)))
     text = message(tiny_config(policy__init_from=str(tmp_path / "policy")))
-    assert "its network is another one: hidden_dim (16 there, 8 here)" in text
+    assert "config.policy.init_from = " in text and "hidden_dim (16 there, 8 here)" in text
 
 
 class TestFlags:
@@ -416,8 +417,8 @@ class TestFlags:
             ("def get_config(:\n", "line 1: SyntaxError: invalid syntax"),
             ("x = 1\n", "it defines no function get_config"),
             ("get_config = 3\n", "it defines no function get_config"),
-            ("def get_config(): pass\n", "its get_config returns a value of type NoneType"),
-            ("def get_config(): return {}\n", "its get_config returns a value of type dict"),
+            ("def get_config(): pass\n", "get_config returns a value of type NoneType"),
+            ("def get_config(): return {}\n", "get_config returns a value of type dict"),
             ("import nosuch\n", "line 1: ModuleNotFoundError: No module named 'nosuch'"),
             ("def get_config(which): pass\n", "TypeError: get_config() missing 1 required"),
             (
@@ -445,9 +446,8 @@ def test_errors_of_servers_and_workers_are_one_line(error):
 def test_an_argument_that_is_no_flag():
     with pytest.raises(SystemExit) as stopped:
         command_line.begin(["plan", "quickstart\x1b"])
-    assert stopped.value.code == (
-        "error: quickstart\\x1b: only flags are taken; settings are --config.KEY=VALUE"
-    )
+    assert stopped.value.code.startswith("error: quickstart\\x1b: ")
+    assert stopped.value.code.endswith("--config.KEY=VALUE")
 
 
 @pytest.mark.parametrize("command", [bench, convert, generate, harness, hub, serve])

@@ -286,7 +286,7 @@ class Command:
                 yield action.dest, [*flag_values(kind), *(action.choices or ())]
 
     def run(self, name, value, monkeypatch):
-        """What is wrong with the way in which the command takes a value, or None."""
+        """The fault in the way in which the command takes a value, or None."""
         flag = f"--{name}={value}" if value is not None else f"--{name}"
         given = [each for each in self.arguments if not each.startswith(f"--{name}=")] + [flag]
         written = io.StringIO()

@@ -143,8 +143,8 @@ def test_what_no_device_has_room_for_is_refused_with_a_remedy(tiny_config, monke
     with pytest.raises(ConfigError) as error:
         recipes.read(config, trains=True)
     said = str(error.value)
-    assert re.search(r"a step of recipe 'tracerl' needs 0\.0 GB .* programs get", said)
-    assert re.search(r"more devices: .* \d+ or more such, or train adapters \(.*lora.rank", said)
+    assert re.search(r"recipe 'tracerl' needs 0\.0 GB", said)
+    assert re.search(r"more devices: .* \d+ .*\(.*lora\.rank", said)
     recipes.read(config)  # An evaluation needs no optimiser.
     # With adapters there is nothing left to advise but devices; and a plan says so itself.
     config.lora.rank = 2
@@ -178,9 +178,9 @@ def test_reads_the_shape_of_a_model_at_hand(tiny_config):
 
 
 def test_says_what_it_cannot_plan(tiny_config):
-    with pytest.raises(ConfigError, match=r"its shape is not known here.*GSAI-ML/LLaDA-8B-Instr"):
+    with pytest.raises(ConfigError, match=r"model\.path = 'GSAI-ML/LLaDA-9B'.*GSAI-ML/LLaDA-8B"):
         plan(tiny_config(model__path="GSAI-ML/LLaDA-9B"))
-    with pytest.raises(ConfigError, match="follows from its task's vocabulary"):
+    with pytest.raises(ConfigError, match=r"config\.model\.path = None: .*vocabulary"):
         plan(tiny_config("sft"))
-    with pytest.raises(ConfigError, match="more than the 64 that the denoiser was made for"):
+    with pytest.raises(ConfigError, match=r"config\.task\.prompt_length = 60: .*more than the 64"):
         plan(tiny_config(task__prompt_length=60))

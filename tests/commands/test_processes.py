@@ -183,7 +183,7 @@ def test_two_processes_judge_together_and_export_one_model(write_experiment, tin
 
 
 @pytest.mark.slow
-def test_a_curriculum_hands_models_on_between_processes(write_experiment, tmp_path):
+def test_a_curriculum_passes_models_on_between_processes(write_experiment, tmp_path):
     # The second stage loads what the first process has just written.
     first = write_experiment(
         tmp_path / "first.py",

@@ -163,7 +163,7 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
         assert 0 < len(lines(workdir)) < config.train.steps
         assert "Traceback" not in errors
         if number != signal.SIGKILL:
-            assert "is saved; the same command goes on" in errors
+            assert f"Step {len(lines(workdir))} of" in errors
             with Checkpoints(workdir, read_only=True) as checkpoints:
                 assert checkpoints.latest_step() == len(lines(workdir))
     train.train(config, workdir)
@@ -422,7 +422,7 @@ def test_a_workdir_that_is_deleted_while_it_is_used(tiny_config, tmp_path, with_
         return state, metrics
 
     with_step(delete)
-    with pytest.raises(OSError, match="run was deleted, moved or replaced"):
+    with pytest.raises(OSError, match=f"{workdir} was deleted"):
         train.train(tiny_config("sft"), workdir)
 
 
@@ -668,7 +668,7 @@ def test_a_denoiser_is_measured_while_it_is_trained(tiny_config, tmp_path, caplo
         (
             "sft",
             {"eval__every": 2, "eval__axes": ("seed=1|2",)},
-            "only rollouts can vary, not seed",
+            r"config\.eval\.axes = .*, not seed",
         ),
     ],
 )

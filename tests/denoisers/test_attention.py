@@ -64,16 +64,16 @@ def test_a_tpu_runs_the_kernel_where_scores_are_large(device, monkeypatch, caplo
     small, large = (jax.ShapeDtypeStruct((rows, 456, 32, 128), "bfloat16") for rows in (1, 8))
     assert not attention.takes_kernel(small, small)
     assert attention.takes_kernel(large, large)
-    assert "456 queries of 1 rows: plain products: its scores, 27 MB, stay in" in caplog.text
+    assert "456 queries of 1 rows: plain products: its" in caplog.text
     assert "456 queries of 8 rows: the Pallas kernel" in caplog.text
     long = jax.ShapeDtypeStruct((1, 9000, 32, 128), "bfloat16")
     assert not attention.takes_kernel(long, long)
     monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
     assert attention.takes_kernel(small, small)
-    with pytest.raises(ValueError, match="cannot be had on tpu for bfloat16 and heads of width 64"):
+    with pytest.raises(ValueError, match=r"'flash'.* on tpu for bfloat16 .*of width 64"):
         attention.fuses("bfloat16", 64)
     device("cpu")
-    with pytest.raises(ValueError, match="cannot be had on cpu for float32"):
+    with pytest.raises(ValueError, match=r"'flash'.* on cpu for float32"):
         attention.fuses("float32", 128)
 
 

@@ -1,4 +1,4 @@
-"""What travels between devices when matrices are made whole for a product."""
+"""Traffic between devices when matrices are made whole for a product."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ class TestRoundTrips:
         with pytest.raises(ValueError, match="unexpected head; layers/down/kernel has shape"):
             denoisers.from_pretrained(tmp_path)
         denoisers.save_pretrained(tmp_path, denoiser, params)
-        with pytest.raises(ValueError, match="both safetensors and an Orbax checkpoint"):
+        with pytest.raises(ValueError, match=f"{tmp_path} holds both safetensors"):
             denoisers.from_pretrained(tmp_path)
 
     def test_bfloat16(self, pretrained, tmp_path):
@@ -207,7 +207,7 @@ class TestHubNames:
         download(errors.LocalEntryNotFoundError("no connection"))
         with pytest.raises(
             FileNotFoundError,
-            match="some-owner/some-model is not a local directory, and could not be downloaded",
+            match=r"some-owner/some-model is not a local .*hf download some-owner/some-model",
         ):
             denoisers.from_pretrained("some-owner/some-model")
 
@@ -221,7 +221,7 @@ class TestWrongWeights:
         if damaged != "largest":
             path = next(path for path in files if path.name == damaged)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ValueError, match=r"is not a complete Orbax checkpoint .*copy it again"):
+        with pytest.raises(ValueError, match=f"{tmp_path} is not a complete .*copy it"):
             denoisers.from_pretrained(tmp_path)
 
     def test_missing_shard(self, pretrained, tmp_path):
@@ -243,7 +243,7 @@ class TestWrongWeights:
         denoiser, params = pretrained
         params = {name: value for name, value in params.items() if name != "head"}
         for save in (denoisers.save_pretrained, denoisers.save_orbax):
-            with pytest.raises(ValueError, match="do not fit the config: missing head"):
+            with pytest.raises(ValueError, match=r"params: .*missing head"):
                 save(tmp_path / "model", denoiser, params)
         assert not (tmp_path / "model").exists()
 

@@ -114,6 +114,6 @@ class TestRefusals:
     def test_saving(self, tmp_path):
         model = load("llada", quantization="int8")
         for save in (denoisers.save_pretrained, denoisers.save_orbax):
-            with pytest.raises(ValueError, match="quantised parameters cannot be saved"):
+            with pytest.raises(ValueError, match=r"quantised parameters .*without quantization"):
                 save(tmp_path / "model", *model)
         assert not (tmp_path / "model").exists()

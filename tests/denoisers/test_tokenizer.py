@@ -122,7 +122,7 @@ class TestEncoding:
     def test_no_template_and_no_default(self, tmp_path):
         write_tokenizer(tmp_path)
         tokenizer = denoisers.load_tokenizer(tmp_path)
-        with pytest.raises(ValueError, match=r"has no chat template; add chat_template\.jinja"):
+        with pytest.raises(ValueError, match=f"{tmp_path} has no .*add chat_template.jinja"):
             tokenizer.encode_prompt([{"role": "user", "content": "4"}])
 
     def test_default_template_without_its_tokens(self, tmp_path):
@@ -157,7 +157,7 @@ class TestPadding:
         assert (prompts.tokens.dtype, prompts.mask.dtype) == (np.int32, bool)
 
     def test_too_long(self, tokenizer):
-        message = "prompt 1 has 5 tokens, more than its budget of 4; raise the prompt length"
+        message = "prompt 1 has 5 tokens, .* of 4; raise the prompt length"
         with pytest.raises(ValueError, match=message):
             tokenizer.pad_prompts([[3], [3, 4, 5, 6, 7]], 4)
 
@@ -203,7 +203,7 @@ class TestFiles:
 
     def test_more_tokens_than_rows(self, directory):
         write_config(directory, vocab_size=10, embedding_size=10)
-        with pytest.raises(ValueError, match="19 tokens, but the model has only 10"):
+        with pytest.raises(ValueError, match=r"has 19 tokens, .*only 10"):
             denoisers.load_tokenizer(directory)
 
     def test_corrupt(self, directory):

@@ -93,7 +93,7 @@ def test_continues_after_a_torn_line(config, bundle, tmp_path, monkeypatch, capl
     with caplog.at_level("INFO"):
         sweep.run(recipes.read(config), bundle, tmp_path)
     assert calls == [1]
-    assert "4 of 4 are measured; writing the report ..." in caplog.messages
+    assert "4 of 4 are measured" in caplog.text
     timed = ("seconds_per_sequence", "tokens_per_second", "compile_seconds")
     untimed = [
         [
@@ -162,7 +162,7 @@ class TestCandidates:
         assert methods("fast", "careful/policy") == ["fast", "careful"]
         assert methods("fast", "fast/policy,temperature=2") == ["fast", "fast"]
         for other in ("other/fast", "fast-seed0"):
-            with pytest.raises(ConfigError, match=f"{other}.*it would have the name of .*fast"):
+            with pytest.raises(ConfigError, match=f"{other}.* the name of .*fast"):
                 methods("fast", other)
 
     def test_shipped_policies_by_pattern(self, config, tmp_path, monkeypatch):
@@ -206,9 +206,9 @@ class TestCandidates:
             ({"policies": ("threshold:threshold=2",)}, "threshold"),
             ({"policies": ("learned:missing/policy",)}, "missing/policy"),
             ({"policies": ("threshold:threshold=0.5@5",)}, "block length 5 does not divide"),
-            ({"block_lengths": (16, 3)}, "block length 3 does not divide the canvas length 16"),
+            ({"block_lengths": (16, 3)}, "block length 3 does not divide .*16"),
             ({"seeds": ()}, r"config\.eval\.seeds = \(\)"),
-            ({"shipped": ("nothing-*",)}, "no shipped policy has such a name"),
+            ({"shipped": ("nothing-*",)}, r"config\.eval\.shipped = 'nothing-\*'"),
         ],
     )
     def test_says_what_is_wrong(self, config, changes, message):

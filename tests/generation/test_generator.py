@@ -71,9 +71,9 @@ def test_nfe_is_steps_for_rules_that_have_them():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"nfe": 8}, "nfe = 8: threshold takes the forwards that it takes"),
+        ({"nfe": 8}, "nfe = 8: threshold takes"),
         ({"treshold": 0.5}, "did you mean threshold"),
-        ({"x": 0.5}, "has no such setting; known: threshold. Change"),
+        ({"x": 0.5}, "x = 0.5: .*known: threshold"),
         ({"threshold": 2.0}, "threshold = 2.0"),
     ],
 )

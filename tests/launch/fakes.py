@@ -21,7 +21,7 @@ def install(directory: pathlib.Path, name: str, body: str) -> None:
 
 
 def calls(directory: pathlib.Path) -> list[str]:
-    """How the programs were called, in order."""
+    """The calls of the programs, in order."""
     return (directory / "calls.log").read_text().splitlines()
 
 

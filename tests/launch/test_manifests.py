@@ -112,7 +112,7 @@ SKYPILOT = {
 
 
 def problems(value: Any, shape: Any, where: str = "") -> list[str]:
-    """Where a value has another shape than it should."""
+    """The places in which a value has another shape than it should."""
     if isinstance(shape, dict):
         if not isinstance(value, dict):
             return [f"{where}: must be a mapping"]

@@ -1,4 +1,4 @@
-"""What the launchers would execute on their workers, executed from a wheel in an empty directory.
+"""The commands of the launchers for their workers, executed from a wheel in an empty directory.
 
 The cloud's command is stood in for. Each worker is a process of this machine, with a home directory
 whose virtual environment holds nothing but a wheel of this package (and what it depends on), and
@@ -163,7 +163,7 @@ esac"""
     os.kill(int((tmp_path / "second").read_text()), signal.SIGKILL)
     output, errors = process.communicate(timeout=500)
     assert process.returncode == 0, (output + errors)[-4000:]
-    assert "the command failed while the slice is there (1 of 2)" in errors
+    assert "is there (1 of 2)" in errors
     assert f"Continuing {tmp_path}/run at step" in errors
     check_trained(tmp_path / "run", steps=12)
 

@@ -1,4 +1,4 @@
-"""What training rows hide: ratios, weights, and the shape of suffix rows."""
+"""Masks of training rows: ratios, weights, and the shape of suffix rows."""
 
 from __future__ import annotations
 

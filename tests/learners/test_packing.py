@@ -14,13 +14,8 @@ import tiny
 from jax_unmask.denoisers import Denoiser
 from jax_unmask.learners.packing import pack
 from jax_unmask.learners.state_sft import StateLearner
-from jax_unmask.learners.states import (
-    AttentionBlocks,
-    RandomMasking,
-    Responses,
-    SemiAutoregressive,
-    Trace,
-)
+from jax_unmask.learners.states import AttentionBlocks, Responses
+from jax_unmask.learners.surrogates import RandomMasking, SemiAutoregressive, Trace
 from jax_unmask.rollout import Prompts
 
 pytestmark = pytest.mark.thorough

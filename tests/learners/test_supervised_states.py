@@ -13,7 +13,8 @@ import pytest
 import tiny
 from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.state_sft import StateLearner
-from jax_unmask.learners.states import Autoregressive, Canvas, Responses, SemiAutoregressive
+from jax_unmask.learners.states import Responses
+from jax_unmask.learners.surrogates import Autoregressive, Canvas, SemiAutoregressive
 from jax_unmask.rollout import Prompts
 
 CONFIG = tiny.denoiser_config(family="dream", logits_shift=True)

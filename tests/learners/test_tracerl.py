@@ -16,14 +16,8 @@ import tiny
 from jax_unmask.denoisers import Denoiser, init_adapters, init_params
 from jax_unmask.learners.advantages import trace_gae
 from jax_unmask.learners.losses import clipped_objective, kl_estimate
-from jax_unmask.learners.states import (
-    Elbo,
-    FullyMasked,
-    RandomMasking,
-    Responses,
-    Trace,
-    trainable_tokens,
-)
+from jax_unmask.learners.states import Responses, trainable_tokens
+from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Trace
 from jax_unmask.learners.token_log_prob import token_log_prob
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.policies import parse_policy

@@ -18,7 +18,8 @@ from safetensors.numpy import load_file
 import tiny
 from jax_unmask.denoisers import Denoiser, from_pretrained, init_params
 from jax_unmask.denoisers.attention import Copies, attention, attention_in_copies
-from jax_unmask.learners.states import AttentionBlocks, RandomMasking, Responses, StateBatch, Trace
+from jax_unmask.learners.states import AttentionBlocks, Responses, StateBatch
+from jax_unmask.learners.surrogates import RandomMasking, Trace
 from jax_unmask.learners.tracerl import TraceLearner, TraceLoss
 from jax_unmask.learners.value_model import token_values
 from jax_unmask.policies import parse_policy
@@ -323,7 +324,7 @@ class TestGolden:
         (
             Denoiser(dataclasses.replace(CONFIG, attention_block=None)),
             AttentionBlocks(4),
-            "attends to everything; give None",
+            r"blocks=AttentionBlocks\(length=4\) .*; give None",
         ),
     ],
 )

@@ -10,14 +10,8 @@ import pytest
 
 import tiny
 from jax_unmask.denoisers import Denoiser, init_adapters, init_params
-from jax_unmask.learners.states import (
-    AttentionBlocks,
-    Elbo,
-    FullyMasked,
-    RandomMasking,
-    Responses,
-    Trace,
-)
+from jax_unmask.learners.states import AttentionBlocks, Responses
+from jax_unmask.learners.surrogates import Elbo, FullyMasked, RandomMasking, Trace
 from jax_unmask.learners.tracerl import TraceLearner, ValueSettings
 from jax_unmask.rollout import Prompts
 

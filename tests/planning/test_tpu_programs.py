@@ -75,7 +75,7 @@ PROGRAMS = {
 }
 DEVICES = ("v5e-1", "v5e-4", "v6e-1", "v6e-4")
 FAST = {("rollout", "v5e-4")}
-"""What compiles in the default suite."""
+"""Programs that compile in the default suite."""
 CASES = [
     pytest.param(name, devices, marks=() if (name, devices) in FAST else pytest.mark.slow)
     for name in PROGRAMS

@@ -43,7 +43,7 @@ def observe(confidence, *, legal=None, step=0):
 
 
 def counts(policy, length, steps):
-    """How many positions each step of a block fills."""
+    """Number of positions that each step of a block fills."""
     confidence = np.random.default_rng(0).random((1, length))
     call = jax.jit(policy)
     params, legal, filled = policy.params(steps=steps), np.ones((1, length), bool), []

@@ -135,7 +135,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
         ({"num_heads": None, "num_blocks": None}, "lacks num_heads, num_blocks"),
         ({"num_heads": 5}, "hidden_dim = 48"),
         ({"policy_type": "dit_hidden"}, "llada_config=None"),
-        ({"num_blocks": 2.5}, r"policy_config\.json: num_blocks = 2.5: it is of type float"),
+        ({"num_blocks": 2.5}, r"policy_config\.json: num_blocks = 2.5: .* float"),
         ({"time_period": "x"}, r"policy_config\.json: time_period = 'x'"),
         ({"jax_unmask": {"distribution": None}}, r"policy_config\.json: distribution = None"),
         ({"jax_unmask": {"temperature": [1]}}, r"temperature = \[1\]: it is no number"),
@@ -153,8 +153,8 @@ def test_configs_that_are_not_understood(tmp_path, changes, message):
     [
         ("policy_config.json", b"[1]", "policy_config.json holds a JSON list"),
         ("policy_config.json", b'{"a": ' + b"[" * 100_000, "policy_config.json is not valid JSON"),
-        ("policy_config.json", None, "policy_config.json is not the config of a policy"),
-        ("model.safetensors", b"cut", "model.safetensors is not a complete safetensors file"),
+        ("policy_config.json", None, "policy_config.json is not .*colour"),
+        ("model.safetensors", b"cut", "model.safetensors is not a complete"),
     ],
 )
 def test_damaged_directories(tmp_path, file, content, message):

@@ -1,4 +1,4 @@
-"""What devices hold besides the training state: loaded weights go when nothing reads them."""
+"""Devices hold little besides the training state: loaded weights go when nothing reads them."""
 
 from __future__ import annotations
 

@@ -109,7 +109,7 @@ LISTED = {
     "tracerl on copies": ("tracerl", "data", {"value.enabled": False}),
     "sft": ("sft", "all", {}),
 }
-"""What has a list of its collectives: recipe, mesh and changes."""
+"""Cases with a list of their collectives: recipe, mesh and changes."""
 
 
 OTHERS = {
@@ -126,7 +126,7 @@ OTHERS = {
     ),
     "other rows in rollouts": ("policy_grpo", "even", {"mesh.rollout_fsdp": 4}),
 }
-"""What else takes a few steps on eight devices: recipe, model and changes."""
+"""Further cases of a few steps on eight devices: recipe, model and changes."""
 
 
 @pytest.fixture(scope="module")

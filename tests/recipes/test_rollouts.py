@@ -62,7 +62,7 @@ class Noted(Placement):
 
 @pytest.fixture(scope="module")
 def made():
-    """What rollouts in 1, 2 and 4 parts gave, with the events of each."""
+    """Results of rollouts in 1, 2 and 4 parts, with the events of each."""
     config = tiny.denoiser_config()
     params = jax.tree.map(lambda leaf: 1.7 * leaf, init_params(config, jax.random.key(1)))
     policy, policy_params = policies.parse_policy("threshold:threshold=0.3")

@@ -1,4 +1,4 @@
-"""What the recipe decides on the host: which groups are trained, and how long a text is."""
+"""Decisions of the recipe on the host: which groups are trained, and how long a text is."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import types
 import numpy as np
 import pytest
 
-from jax_unmask.learners.states import (
+from jax_unmask.learners.surrogates import (
     Autoregressive,
     Coupled,
     Elbo,
@@ -51,7 +51,7 @@ def test_an_answer_at_the_length_limit_is_wrong(margin, expected):
         ("coupled", 3, Coupled(draws=3)),
         ("diffu_grpo", None, FullyMasked(draws=1, prompt_mask_ratio=0.15)),
         ("espo", None, Elbo(draws=2)),
-        ("jax_unmask.learners.states.Autoregressive", None, Autoregressive()),
+        ("jax_unmask.learners.surrogates.Autoregressive", None, Autoregressive()),
     ],
 )
 def test_methods_differ_in_their_surrogate_alone(name, draws, expected):

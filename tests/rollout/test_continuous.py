@@ -21,7 +21,7 @@ def requests():
 
 
 def alone(model, settings, prompts, thresholds):
-    """What one rollout gives all of them."""
+    """The results of one rollout of all of them."""
     policy = heuristics.Threshold()
     tokens, mask = np.ones((COUNT, WIDTH), np.int32), np.zeros((COUNT, WIDTH), bool)
     for row, prompt in enumerate(prompts):

@@ -1,4 +1,4 @@
-"""What is read off a finished rollout."""
+"""Values that are read off a finished rollout."""
 
 from __future__ import annotations
 

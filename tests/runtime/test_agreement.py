@@ -18,7 +18,7 @@ def test_processes_that_are_not_alike():
     first = of({"optimizer.lr": 0.1, "seed": 0, "checkpoint.every": 5})
     other = first | {"optimizer.lr": 0.2, "--workdir": "runs/two"}
     text = str(agreement.difference([first, first, other]))
-    assert text.startswith("--workdir = 'runs/one': the processes of a run must be alike")
+    assert text.startswith("--workdir = 'runs/one': ")
     assert "optimizer.lr (0.1 in process 0, 0.2 in process 2)" in text
     assert "seed" not in text
     del other["--workdir"]

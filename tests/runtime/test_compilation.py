@@ -100,6 +100,6 @@ def test_expected_times_are_of_the_last_time_or_of_the_kind(tmp_path, caplog):
             told.append(caplog.text)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
-    words = ["the first time", "the last time", "as other rollouts with it"]
+    words = ["the first time", "the last time", "as other rollouts"]
     words += 2 * ["the first time"]
     assert [word in text for word, text in zip(words, told, strict=True)] == 5 * [True]

@@ -65,7 +65,7 @@ def test_a_run_may_go_on_for_more_steps_and_its_result_start_another(tmp_path):
     with pytest.raises(ConfigError, match=r"train\.steps \(9 there, 7 here\)") as caught:
         checks.claim_workdir(tmp_path, config)
     assert f"config.policy.init_from={tmp_path}/policy" in str(caught.value)
-    assert "never with a lower one" in str(caught.value)
+    assert "higher train.steps" in str(caught.value)
 
 
 @pytest.mark.parametrize(

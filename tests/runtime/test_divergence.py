@@ -49,9 +49,9 @@ def test_supervised_losses_that_explode(losses):
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([(1, 0.0)] * 3, "nothing was trained in 10 steps"),
-        ([(1, 0.0)] * 9 + [(1, 1.0)], "nothing was trained in 10 steps"),
-        ([(0, -0.2)] + [(1, -1.0)] * 3, r"collapsed: it updated nothing after step 1 .* 3 records"),
+        ([(1, 0.0)] * 3, "nothing was trained in 10"),
+        ([(1, 0.0)] * 9 + [(1, 1.0)], "nothing was trained in 10"),
+        ([(0, -0.2)] + [(1, -1.0)] * 3, r"collapsed: .* after step 1 .* 3 records"),
         ([(0, 0.2)] * 90 + [(1, 0.0)] * 10, "after step 90 in its last 10 records, which earn 0 "),
     ],
 )
@@ -68,14 +68,14 @@ def test_a_policy_and_its_denoiser_by_turns():
     ]
     turns = [row for pair in zip(of_policy, of_denoiser, strict=True) for row in pair]
     require_trained(of_denoiser, 10)
-    with pytest.raises(Untrained, match="collapsed: it updated nothing after step 2"):
+    with pytest.raises(Untrained, match=r"collapsed: .* after step 2"):
         require_trained(turns, 10)
     # The denoiser is lost where the policy goes on.
     lost = [row | {"skipped": 0} for row in of_policy]
     require_trained(lost, 10)
     for row in lost:
         row |= {"skipped/denoiser": int(row["step"] > 2), "reward/denoiser": row["reward"]}
-    with pytest.raises(Untrained, match="collapsed: it updated nothing after step 2"):
+    with pytest.raises(Untrained, match=r"collapsed: .* after step 2"):
         require_trained(lost, 10)
     # One that has never learned is none that is lost.
     require_trained([row | {"skipped/denoiser": 1} for row in lost], 10)

@@ -40,7 +40,7 @@ def test_a_step_that_outlasts_the_grace_period_ends_the_process(handler, monkeyp
         os.kill(os.getpid(), signal.SIGTERM)
         assert ended.wait(timeout=30)
     assert statuses == [143]
-    assert "was not saved within the grace period" in caplog.text
+    assert "(checkpoint.grace_seconds)" in caplog.text
     assert "checkpoint.every" in caplog.text
 
 

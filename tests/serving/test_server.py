@@ -112,15 +112,15 @@ def test_stop_strings_end_an_answer(server):
 @pytest.mark.parametrize(
     ("changes", "status", "message"),
     [
-        ({"model": "gpt"}, 404, "there is no model 'gpt'; there are sudoku, sudoku@thr"),
+        ({"model": "gpt"}, 404, "no model 'gpt'; there are sudoku, sudoku@thr"),
         ({"policy": "/etc/passwd"}, 400, "there is no policy"),
         ({"policy": []}, 400, "there is no policy []"),
-        ({"treshold": 0.5}, 400, "'treshold' is no field of a request; did you mean threshold"),
-        ({"stream": "false"}, 400, "stream='false' must be true or false"),
+        ({"treshold": 0.5}, 400, "'treshold' is no field"),
+        ({"stream": "false"}, 400, "stream='false' must be"),
         ({"stream_options": "all"}, 400, "stream_options must be an object"),
         ({"prompt": [True]}, 400, "tokens from 0 to"),
-        ({"policy_settings": {"n": 3}}, 400, "n = 3.0: threshold has no such setting"),
-        ({"prompt": "Hello"}, 400, "the vocabulary of sudoku has no token for"),
+        ({"policy_settings": {"n": 3}}, 400, "n = 3.0: threshold has no such"),
+        ({"prompt": "Hello"}, 400, "vocabulary of sudoku has"),
         ({"prompt": None}, 400, "prompt must be text"),
         ({"prompt": [99]}, 400, "tokens from 0 to"),
         ({"prompt": "1" * 40}, 400, "room for 17"),
@@ -135,7 +135,7 @@ def test_stop_strings_end_an_answer(server):
         ({"logprobs": 3}, 400, "logprobs is not offered"),
         ({"tools": [{"type": "function"}]}, 400, "tools is not offered"),
         ({"threshold": 2}, 400, "threshold = 2.0"),
-        ({"nfe": 3}, 400, "takes the forwards that it takes"),
+        ({"nfe": 3}, 400, "nfe = 3"),
         ({"alpha": 3}, 400, "no such setting"),
         ({"policy_settings": {"treshold": 1}}, 400, "did you mean threshold"),
         ({"stop": [""]}, 400, "none empty"),
@@ -233,7 +233,7 @@ def test_what_still_runs_at_the_end_of_the_grace_is_told_so(server, monkeypatch)
     submit = type(engine).submit.__get__(engine)
     status, answer = server.ask({"prompt": PUZZLES[0], "n": 16})
     assert status == 503
-    assert answer["error"]["message"] == "the server is shutting down"
+    assert "shutting down" in answer["error"]["message"]
     assert answer["error"]["type"] == "server_error"
 
 
@@ -255,7 +255,7 @@ def test_lists_models_and_counts(server):
 
 def test_a_port_that_is_taken_is_said_before_anything_is_loaded(server, monkeypatch):
     monkeypatch.setattr(serve.answers, "load", None)
-    with pytest.raises(SystemExit, match=f"port = {server.port}.*in use.*0 for any that is free"):
+    with pytest.raises(SystemExit, match=f"port = {server.port}.*in use.*0 for any"):
         serve.main(["--model=sudoku", f"--port={server.port}"])
 
 
@@ -316,7 +316,7 @@ def test_requests_that_leave_are_cancelled_and_those_too_late_end(server):
 
     def work():
         notify = lambda work, place, end: told.append(end)
-        return engines.Work(asked.shape, asked.params, asked.prompts[0], notify)
+        return engines.CanvasRequest(asked.shape, asked.params, asked.prompts[0], notify)
 
     one = work()
     one._end = engines.CANCELLED  # Before it has a row.
@@ -340,7 +340,7 @@ def test_requests_that_leave_are_cancelled_and_those_too_late_end(server):
         (("--lengths=16,x",), "--lengths = '16,x'"),
         (("--slots=0",), "slots = 0"),
         (("--port=70000",), "port = 70000.*cannot listen on 127.0.0.1"),
-        ((f"--model={GEMMA}",), "it is a diffusion_gemma, and the server fills canvases of masks"),
+        ((f"--model={GEMMA}",), f"--model = {str(GEMMA)!r}: .*diffusion_gemma"),
         (("--gen_length=10", "--block_length=4"), "gen_length = 10"),
     ],
 )

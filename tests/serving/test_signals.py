@@ -55,7 +55,7 @@ def test_requests_that_run_are_finished(seconds):
         if seconds:
             assert len(answers[0]["choices"]) == 256
         else:
-            assert answers[0]["error"]["message"] == "the server is shutting down"
+            assert "shutting down" in answers[0]["error"]["message"]
         assert server.wait(60) == 0
     finally:
         server.kill()

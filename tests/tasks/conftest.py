@@ -1,4 +1,4 @@
-"""What tests of tasks share."""
+"""Fixtures that tests of tasks share."""
 
 from __future__ import annotations
 

@@ -95,7 +95,7 @@ def test_bands_of_a_task_bind_training_only(tmp_path):
     assert len(task.source("test")) == 60
     with pytest.raises(ValueError, match="widen the difficulty band"):
         Math(tmp_path, difficulty="level:9..").source("train")
-    with pytest.raises(ValueError, match="over field 'rate', which is missing"):
+    with pytest.raises(ValueError, match="field 'rate', which is missing"):
         KodCode(SAMPLES / "kodcode", difficulty="rate:0..1").source("train")
 
 

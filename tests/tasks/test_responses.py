@@ -95,9 +95,9 @@ def test_parquet_holds_the_same(tmp_path):
         ({"prompt": "1", "response": 2}, "field 'response' must be text, found 2"),
         ({"prompt": "1", "response": ""}, "field 'response' must be text, found ''"),
         ({"prompt": [{"role": "user"}], "response": "2"}, "message 0 must have 'role'"),
-        ({"prompt": 5, "response": "2"}, "field 'prompt' must be text or a list of messages"),
-        ({"messages": [{"role": "user", "content": "1"}]}, "must have at least two"),
-        (GOOD | {"step_map": [0, -1]}, "field 'step_map' must be a list of steps"),
+        ({"prompt": 5, "response": "2"}, "field 'prompt' must be text or"),
+        ({"messages": [{"role": "user", "content": "1"}]}, "field 'messages' must have"),
+        (GOOD | {"step_map": [0, -1]}, "field 'step_map' must be"),
         ([1, 2], "expected a JSON object, found list"),
     ],
 )
@@ -120,7 +120,7 @@ def test_malformed_json_is_named(tmp_path):
     [
         ({"response": "2" * 9}, "has 9 tokens, more than gen_length=8"),
         ({"prompt": "1" * 17}, "has 17 tokens, more than prompt_length=16"),
-        ({"step_map": [0]}, "has 1 steps for a response of 3 tokens"),
+        ({"step_map": [0]}, "has 1 steps"),
     ],
 )
 def test_what_only_the_tokenizer_shows_names_the_line_too(tmp_path, changes, said):

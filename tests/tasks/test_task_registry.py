@@ -47,7 +47,7 @@ def test_a_test_set_has_no_other_split(name):
         tasks.create(name, **SETTINGS[name]).source("train")
 
 
-def test_a_mixture_hands_each_example_to_its_own_task():
+def test_a_mixture_passes_each_example_to_its_own_task():
     mixture = Mixture(MIXED)
     assert mixture.name == "gsm8k_math"
     source = mixture.source("train")

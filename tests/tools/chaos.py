@@ -52,7 +52,7 @@ example:
     --config.checkpoint.every=1 --config.eval.after_training=False
 """
 Way = Literal["kill", "term", "stop", "full"]
-"""How a process is disturbed."""
+"""A way to disturb a process."""
 Moment = Literal["start", "step", "save", "delete", "export"]
 MOMENTS: dict[Moment, float] = {
     "start": 0.15,
@@ -61,7 +61,7 @@ MOMENTS: dict[Moment, float] = {
     "delete": 0.15,
     "export": 0.15,
 }
-"""When to disturb, with the probability of each."""
+"""Moments of a disturbance, with the probability of each."""
 EVALUATING: tuple[Moment, ...] = ("start", "step", "export")
 """Those of an evaluation, which writes no checkpoints."""
 _EXPORTS = ("model/*", "policy/*", "summary.md", "report.html", "*.png", "outcomes/*")
@@ -419,7 +419,7 @@ def torture(
 
 
 def summary(kills: Sequence[Kill], different: Sequence[str], workdir: pathlib.Path) -> str:
-    """What happened, as text."""
+    """A summary of the disturbances, as text."""
     ways = collections.Counter(kill.way for kill in kills)
     moments = collections.Counter(kill.moment for kill in kills)
     saving = sum(kill.saving for kill in kills)

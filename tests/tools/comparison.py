@@ -23,7 +23,7 @@ WEIGHTS = "*.safetensors"
 
 
 def differences(left: str | os.PathLike[str], right: str | os.PathLike[str]) -> list[str]:
-    """What is not the same in two workdirs; nothing, if both runs computed the same.
+    """Differences between two workdirs; none, if both runs computed the same.
 
     Compared are, also of the stages of a curriculum, `metrics.jsonl`; the last checkpoint: step,
     parameters, optimiser, PRNG keys and position of the data; all exported weights; and of

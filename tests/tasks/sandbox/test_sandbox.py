@@ -203,7 +203,7 @@ def test_bad_settings():
         Sandbox(1, kind="jail")
     with pytest.raises(ValueError, match="cpu_seconds=0 must be positive"):
         Limits(cpu_seconds=0)
-    with pytest.raises(ValueError, match="over the sandbox's own limit"), Sandbox(1) as box:
+    with pytest.raises(ValueError, match=r"wall_seconds=.* limit of"), Sandbox(1) as box:
         box.run([Job("", ("pass",))], Limits(wall_seconds=100.0))
 
 
