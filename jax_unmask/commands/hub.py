@@ -23,7 +23,7 @@ from jax_unmask.policies.calibration import FILE as CALIBRATIONS
 from jax_unmask.policies.checkpoint import CONFIG, WEIGHTS, made_for
 from jax_unmask.report.model_card import CARD, denoiser_card
 from jax_unmask.runtime import terminal
-from jax_unmask.runtime.files import local_path
+from jax_unmask.runtime.files import atomic_write, local_path
 
 _HERE = re.compile(r"(--(?:policy=learned:|model=))\.(?=[\s,]|$)")
 _LOCAL_BASE = re.compile(r'^base_model: "[./~].*\n', re.MULTILINE)
@@ -59,7 +59,7 @@ def push(directory: pathlib.Path, name: str, *, private: bool = False) -> str:
     source = _source(directory)
     with tempfile.TemporaryDirectory() as made:
         card = pathlib.Path(made) / CARD
-        card.write_text(_card(source, name), encoding="utf-8")
+        atomic_write(card, _card(source, name))
         api = huggingface_hub.HfApi()
         api.create_repo(name, private=private, exist_ok=True)
         files = [CONFIG, WEIGHTS, CALIBRATIONS]

@@ -35,6 +35,7 @@ class Scores:
     confidence: Float[Array, "B L"]  # The denoiser's probability of the candidate.
     top_probs: Float[Array, "B L K"]  # The largest probabilities, in descending order.
     entropy: Float[Array, "B L"] | None  # In nats; None if it was not asked for.
+    of_tokens: Float[Array, "B L"] | None = None  # Probabilities of given tokens, if asked for.
 
 
 def score_targets(
@@ -44,9 +45,21 @@ def score_targets(
     scores: Scores,
     targets: Int[Array, "B L"],
 ) -> Scores:
-    """Scores with given tokens `targets` as candidates.
+    """Scores with given tokens `targets` as candidates; see `probability_of`."""
+    confidence = probability_of(denoiser, params, hidden, scores, targets)
+    return dataclasses.replace(scores, candidate=targets, confidence=confidence)
 
-    `scores` are those of `score_candidates` at temperature 0, without filters, for `hidden`.
+
+def probability_of(
+    denoiser: Denoiser,
+    params: Params,
+    hidden: Float[Array, "B L D"],
+    scores: Scores,
+    tokens: Int[Array, "B L"],
+) -> Float[Array, "B L"]:
+    """The denoiser's probability of a token at each position.
+
+    `scores` are those of `score_candidates` for `hidden`, whose confidences are the denoiser's own.
     """
     table = output_table(denoiser.config, params)
 
@@ -55,8 +68,7 @@ def score_targets(
         return jnp.sum(rows.astype(jnp.float32) * hidden.astype(jnp.float32), axis=-1)
 
     # Relative to the candidate: the sum over the vocabulary is known through its confidence.
-    confidence = scores.confidence * jnp.exp(logit(targets) - logit(scores.candidate))
-    return dataclasses.replace(scores, candidate=targets, confidence=confidence)
+    return scores.confidence * jnp.exp(logit(tokens) - logit(scores.candidate))
 
 
 class _Partial(NamedTuple):

@@ -13,6 +13,7 @@ from jax.typing import DTypeLike
 
 from jax_unmask.denoisers.tensor_files import Path, check_shapes, is_finite, not_finite, widest
 from jax_unmask.denoisers.transformer import Params
+from jax_unmask.runtime.files import named
 
 ORBAX_ITEM = "params"
 
@@ -38,7 +39,7 @@ def write_orbax_item(item: pathlib.Path, params: Params) -> None:
     """Writes parameters as they are in memory; sharded ones by the processes that hold them."""
     import orbax.checkpoint as ocp  # 1.6 s; most uses of a denoiser need none of it.
 
-    with ocp.StandardCheckpointer() as checkpointer:
+    with named(item), ocp.StandardCheckpointer() as checkpointer:
         checkpointer.save(item, params)
 
 

@@ -6,6 +6,8 @@ import json
 import pathlib
 from collections.abc import Sequence
 
+from jax_unmask.runtime.files import atomic_write, replacing
+
 BOS, EOS, MASK = "<|startoftext|>", "<|endoftext|>", "<|mdm_mask|>"
 """Special tokens, spelled as LLaDA spells them; EOS pads, as in LLaDA."""
 
@@ -48,7 +50,8 @@ def save_word_level(directory: str | pathlib.Path, vocabulary: Sequence[str]) ->
     tokenizer.decoder = decoders.Fuse()
     tokenizer.add_special_tokens([BOS, EOS, MASK])
     directory = pathlib.Path(directory)
-    tokenizer.save(str(directory / "tokenizer.json"))
+    with replacing(directory / "tokenizer.json") as partial:
+        tokenizer.save(str(partial))
     settings = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": BOS,
@@ -57,5 +60,5 @@ def save_word_level(directory: str | pathlib.Path, vocabulary: Sequence[str]) ->
         "mask_token": MASK,
         "clean_up_tokenization_spaces": False,
     }
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings, indent=1) + "\n")
+    atomic_write(directory / "tokenizer_config.json", json.dumps(settings, indent=1) + "\n")
     return {"bos": 0, "eos": 1, "pad": 1, "mask": 2, "vocab_size": len(tokens)}

@@ -139,7 +139,7 @@ def with_experts(
 def _observation_of(policy: Observation, expert: Observation) -> Observation:
     """The expert's observation as the policy would have had it: one block, all masks legal."""
     optional: dict[str, Any] = {}
-    for name in ("entropy", "hidden"):
+    for name in ("entropy", "hidden", "filled"):
         seen = getattr(expert, name)
         if getattr(policy, name) is None:
             seen = None
@@ -155,6 +155,8 @@ def _observation_of(policy: Observation, expert: Observation) -> Observation:
             f"the policy observes top_k={top_k} probabilities, the expert's records hold "
             f"{expert.top_probs.shape[-1]}; roll out WithObservations(expert, policy.needs)"
         )
+    if optional["filled"] is not None:
+        optional["filled"] = dataclasses.replace(optional["filled"], legal=~expert.masked)
     return dataclasses.replace(
         expert,
         top_probs=expert.top_probs[..., :top_k],
@@ -168,6 +170,10 @@ def _observation_of(policy: Observation, expert: Observation) -> Observation:
 
 def _as_action_of(policy: Action, expert: Records) -> Action:
     action = expert.action
+    if policy.take_back is None:
+        action = dataclasses.replace(action, take_back=None)
+    elif action.take_back is None:
+        action = dataclasses.replace(action, take_back=jnp.zeros_like(action.fill))
     if policy.rank is None:
         return dataclasses.replace(action, rank=None)
     if action.rank is not None:

@@ -279,7 +279,7 @@ class PolicyLearner(Settings):
             objective = clipped_objective(new, old, rows.advantages[at.row], self.clip)
             if rows.imitated is not None:
                 objective -= rows.imitated[at.row] * surprise
-            legal = jnp.sum(obs.legal, axis=-1)
+            legal = jnp.sum(obs.decisions, axis=-1)
             if entropy is not None:
                 objective += self.entropy_coefficient * entropy / jnp.maximum(legal, 1)
             total = -jnp.sum(jnp.where(valid, scale * weights[at.step, at.row], 0.0) * objective)

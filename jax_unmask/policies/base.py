@@ -32,6 +32,7 @@ class Needs:
         top_k: how many of the largest probabilities per position (`Observation.top_probs`).
         entropy: whether `Observation.entropy` is filled.
         hidden: whether `Observation.hidden` (the denoiser's last hidden state) is filled.
+        filled: whether `Observation.filled` is there, for policies that take tokens back.
         canvas: whether it reads scores of positions outside the current block. If not, the rollout
             computes the last layer and the projection to the vocabulary in the block only.
         keys: whether it draws from its random keys: evaluations repeat it under several seeds.
@@ -42,9 +43,32 @@ class Needs:
     top_k: int = 1
     entropy: bool = False
     hidden: bool = False
+    filled: bool = False
     canvas: bool = False
     keys: bool = False
     post_steps: int | None = None
+
+    @property
+    def final_tokens(self) -> bool:
+        """Whether tokens stay as they were filled."""
+        return not (self.filled or self.post_steps)
+
+
+@struct.dataclass
+class Filled:
+    """The filled positions at one step. B rows, L canvas positions.
+
+    Attributes:
+        token: what stands there.
+        probability: the denoiser's probability of that token; 0 at masked positions.
+        age: steps since it was written; 0 at masked positions.
+        legal: it may be taken back: filled, and inside the row's current block.
+    """
+
+    token: Int[Array, "*B L"]
+    probability: Float[Array, "*B L"]
+    age: Int[Array, "*B L"]
+    legal: Bool[Array, "*B L"]
 
 
 @struct.dataclass
@@ -69,6 +93,7 @@ class Observation:
         step: denoiser forwards that the row has used before this one.
         step_in_block: the same, counted from the start of the current block.
         block_start: first canvas position of the current block.
+        filled: the filled positions, or None.
         alpha: weight of forwards that the policy is told, for networks that read it, or None.
         block_length: length of a block (static).
     """
@@ -83,8 +108,14 @@ class Observation:
     block_start: Int[Array, "*B"]
     entropy: Float[Array, "*B L"] | None = None
     hidden: Float[Array, "*B W D"] | None = None
+    filled: Filled | None = None
     alpha: Float[Array, "*B"] | None = None
     block_length: int = struct.field(pytree_node=False, default=0)
+
+    @property
+    def decisions(self) -> Bool[Array, "*B L"]:
+        """Positions where the policy has a choice: to fill, or to take back."""
+        return self.legal if self.filled is None else self.legal | self.filled.legal
 
 
 @struct.dataclass
@@ -98,12 +129,15 @@ class Action:
             positions, 0 where nothing was drawn; None for unordered distributions.
         edit: filled positions of the current block whose tokens the candidates replace; None if
             tokens are final. Only where the candidate is another token does anything happen.
+        take_back: filled positions of the current block that become masks again, or None. A row
+            whose remaining steps would not do to fill all of its masks one by one takes none back.
     """
 
     fill: Bool[Array, "*B L"]
     log_prob: Float[Array, "*B"]
     rank: Int[Array, "*B L"] | None = None
     edit: Bool[Array, "*B L"] | None = None
+    take_back: Bool[Array, "*B L"] | None = None
 
 
 class Policy(Protocol):
@@ -154,7 +188,7 @@ class WithObservations:
     def needs(self) -> Needs:
         """Needs of both policies."""
         own, more = self.policy.needs, self.more
-        fields = ("top_k", "entropy", "hidden", "canvas")
+        fields = ("top_k", "entropy", "hidden", "filled", "canvas")
         both = {name: max(getattr(own, name), getattr(more, name)) for name in fields}
         return dataclasses.replace(own, **both)
 

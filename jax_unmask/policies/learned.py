@@ -183,7 +183,23 @@ class LearnedPolicy(Settings):
 
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """Draws an action for each row; see `Policy.__call__`."""
-        logits, scale, legal = self.logits(params, obs), _scale(params), obs.legal
+        logits = self.logits(params, obs)
+        action = self._fill(logits, params, obs, keys)
+        if obs.filled is None or not self.network.needs.filled:
+            return action
+        legal = obs.filled.legal
+        if self.distribution == "threshold":
+            return dataclasses.replace(action, take_back=legal & (logits > 0))
+        draws = row_uniform(
+            jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), legal.shape[-1:]
+        )
+        back = distributions.bernoulli_sample(logits, legal, draws)
+        log_prob = distributions.bernoulli_log_prob(logits, legal, back)
+        return dataclasses.replace(action, take_back=back, log_prob=action.log_prob + log_prob)
+
+    def _fill(self, logits: Array, params: Params, obs: Observation, keys: Array) -> Action:
+        """Which positions to fill."""
+        scale, legal = _scale(params), obs.legal
         length = legal.shape[-1]
         if self.distribution == "dpls":
             noise = jax.vmap(lambda key: jax.random.gumbel(key, (2 * length + 1,)))(keys)
@@ -204,6 +220,8 @@ class LearnedPolicy(Settings):
 
     def log_prob(self, params: Params, obs: Observation, action: Action) -> Float[Array, "*B"]:
         """Log-likelihood of the action in each row, over the legal positions; differentiable.
+
+        What is taken back counts as drawn, whether or not the row had the steps left to do it.
 
         Leading axes are free ([B], [T, B], ...), with settings broadcast against them. Rows
         without a legal position give 0.
@@ -257,13 +275,23 @@ class LearnedPolicy(Settings):
     def _log_prob(self, logits: Array, params: Params, obs: Observation, action: Action) -> Array:
         if self.distribution == "dpls":
             assert action.rank is not None  # Was checked before the network ran.
-            return distributions.dpls_log_prob(logits, obs.legal, action.rank, self.dpls_stop_logit)
-        return self._score(logits, _scale(params), obs.legal, action.fill)
+            score = distributions.dpls_log_prob(
+                logits, obs.legal, action.rank, self.dpls_stop_logit
+            )
+        else:
+            score = self._score(logits, _scale(params), obs.legal, action.fill)
+        if action.take_back is None or obs.filled is None:
+            return score
+        back = distributions.bernoulli_log_prob(logits, obs.filled.legal, action.take_back)
+        return score + back
 
     def _entropy(self, logits: Array, obs: Observation) -> Array:
-        if self.distribution == "dpls":
-            return distributions.dpls_entropy(logits, obs.legal)
-        return distributions.bernoulli_entropy(logits, obs.legal)
+        if self.distribution != "dpls":
+            return distributions.bernoulli_entropy(logits, obs.decisions)
+        entropy = distributions.dpls_entropy(logits, obs.legal)
+        if obs.filled is None:
+            return entropy
+        return entropy + distributions.bernoulli_entropy(logits, obs.filled.legal)
 
     def _score(self, logits: Array, scale: Array, legal: Array, fill: Array) -> Array:
         if self.exact_fallback:

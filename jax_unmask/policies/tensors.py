@@ -77,6 +77,8 @@ def tensor_specs(config: Any, paths: Iterable[tuple[str, ...]]) -> list[PolicyTe
         for kind in ("pair", "rank", "candidate"):
             if getattr(config, f"{kind}_attention"):
                 specs.append(PolicyTensor(f"{name}.{kind}_bias", (path, f"{kind}_bias")))
+    if config.take_back:
+        specs += _linear("take_back_proj", ("take_back",))
     return [*specs, *_norm("final_norm", ("final_norm",)), *_linear("output_proj", ("output",))]
 
 

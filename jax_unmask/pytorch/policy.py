@@ -91,8 +91,9 @@ class UnmaskingPolicy(nn.Module):
             )
         own = {"distribution": "bernoulli_argmax", **config.get("jax_unmask", {})}
         extras = {**_EXTRAS, **own.get("network", {})}
-        if extras.get("hidden_size"):
-            raise ValueError("networks that read hidden states have no PyTorch module here")
+        unknown = [name for name in extras if name not in _EXTRAS and name != "initial_bias"]
+        if unknown:
+            raise ValueError(f"networks with {', '.join(unknown)} have no PyTorch module here")
         places = own.get("made_for", {})
         self.made_for: dict[str, Any] = places[0] if isinstance(places, list) else places
         self.distribution: str = self.made_for.get("distribution", own["distribution"])

@@ -192,7 +192,7 @@ def parse_policy(key: str, text: str) -> tuple[Any, Any]:
     """The policy that a key of a config names, and its parameters.
 
     Raises:
-        ConfigError: it cannot be read; or it changes tokens that were filled, and learners need one
+        ConfigError: it cannot be read; or it edits tokens that were filled, and learners need one
             step per token.
     """
     try:

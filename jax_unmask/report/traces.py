@@ -115,10 +115,10 @@ def _packed(probabilities: np.ndarray) -> str:
 
 
 def _rewritten(records: Records, row: int, nfe: int, pieces: Pieces) -> dict[str, list[Any]]:
-    """Positions that were written more than once (by policies that edit): each write's step, text
-    and confidence, in order."""
+    """Positions that were written more than once (by policies that edit, or take tokens back): each
+    write's step, text and confidence, in order. A token that was taken back has no text."""
     obs, action, edits = records.obs, records.action, records.action.edit
-    if edits is None:
+    if edits is None and action.take_back is None:
         return {}
     current: dict[int, int] = {}
     writes: dict[str, list[Any]] = {}
@@ -126,14 +126,21 @@ def _rewritten(records: Records, row: int, nfe: int, pieces: Pieces) -> dict[str
         candidates = np.asarray(obs.candidate[step, row])
         masked = np.asarray(obs.masked[step, row])
         fill = np.asarray(action.fill[step, row]) & np.asarray(obs.legal[step, row])
-        edit = np.asarray(edits[step, row]) & ~masked
-        for position in np.flatnonzero(fill | edit).tolist():
+        if edits is not None:
+            fill = fill | (np.asarray(edits[step, row]) & ~masked)
+        for position in np.flatnonzero(fill).tolist():
             token = int(candidates[position])
             if current.get(position) != token:
                 current[position] = token
                 confidence = float(f"{obs.confidence[step, row, position]:.4g}")
                 write = [step, pieces([token])[0], confidence]
                 writes.setdefault(str(position), []).append(write)
+        if step + 1 < nfe:
+            for position in np.flatnonzero(
+                ~masked & np.asarray(obs.masked[step + 1, row])
+            ).tolist():
+                current.pop(position, None)
+                writes.setdefault(str(position), []).append([step, None, 0.0])
     return {position: made for position, made in writes.items() if len(made) > 1}
 
 

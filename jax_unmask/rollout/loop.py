@@ -36,10 +36,15 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jax_unmask.denoisers.attention import fuses
 from jax_unmask.denoisers.cache import KeyValueCache, Written, empty_cache, write_positions
-from jax_unmask.denoisers.head import Scores, score_candidates, score_targets
+from jax_unmask.denoisers.head import (
+    Scores,
+    probability_of,
+    score_candidates,
+    score_targets,
+)
 from jax_unmask.denoisers.positions import default_positions, window_of
 from jax_unmask.denoisers.transformer import Denoiser, Params, forward, rotations
-from jax_unmask.policies.base import Observation, Policy, select_settings
+from jax_unmask.policies.base import Filled, Observation, Policy, select_settings
 from jax_unmask.rollout.slots import ALL_SLOTS, Slots, SlotStep, SlotSubset
 from jax_unmask.rollout.trajectory import (
     Forwards,
@@ -177,9 +182,17 @@ class Mdp:
         self,
         hidden: Float[Array, "S W D"],
         keys: Array,
+        canvas: Int[Array, "S W"],
         targets: Int[Array, "S W"] | None = None,
     ) -> Scores:
-        """Scores of the denoiser for the policy, at the positions of the hidden states."""
+        """Scores of the denoiser for the policy, at the positions of the hidden states.
+
+        Args:
+            hidden: the denoiser's last hidden states.
+            keys: of its draws, one per row.
+            canvas: the tokens at these positions.
+            targets: the candidates, if they are given.
+        """
         scores = score_candidates(
             self.denoiser,
             self.denoiser_params,
@@ -191,9 +204,10 @@ class Mdp:
             vocab_chunk=self.settings.vocab_chunk,
             sampling=self.settings.sampling,
         )
-        if targets is None:
-            return scores
-        return score_targets(self.denoiser, self.denoiser_params, hidden, scores, targets)
+        known = (self.denoiser, self.denoiser_params, hidden, scores)
+        if self.policy.needs.filled:
+            scores = dataclasses.replace(scores, of_tokens=probability_of(*known, canvas))
+        return scores if targets is None else score_targets(*known[:3], scores, targets)
 
     def observation(
         self, batch: RunningBatch, scores: Scores, hidden: Float[Array, "S W D"] | None
@@ -211,6 +225,14 @@ class Mdp:
         start = self.block_start(batch)
         if hidden is not None and hidden.shape[1] != self.scored:
             hidden = window_of(hidden, self.scored, self.window_start(batch))
+        filled = None
+        if self.policy.needs.filled:
+            filled = Filled(
+                token=rows.canvas,
+                probability=jnp.where(masked, 0.0, cast(Array, scores.of_tokens)),
+                age=jnp.where(masked, 0, rows.step[:, None] - rows.step_map),
+                legal=in_block & ~masked,
+            )
         return Observation(
             candidate=scores.candidate,
             confidence=scores.confidence,
@@ -222,6 +244,7 @@ class Mdp:
             block_start=start,
             entropy=scores.entropy,
             hidden=hidden,
+            filled=filled,
             block_length=settings.block_length,
         )
 
@@ -256,10 +279,18 @@ class Mdp:
             fill, changes = fill | edit, edit.any(axis=-1)
         canvas = jnp.where(fill, obs.candidate, rows.canvas)
         used = rows.step_in_block + active
+        step_map = jnp.where(fill, rows.step[:, None], rows.step_map)
+        confidence = jnp.where(fill, obs.confidence, rows.confidence)
+        block_length = self.settings.block_length
+        if action.take_back is not None:
+            back = action.take_back & in_block & ~obs.masked & active[:, None]
+            masks = back | ((canvas == self.mask_id) & in_block)
+            back &= (masks.sum(axis=-1) <= block_length - used)[:, None]
+            canvas = jnp.where(back, self.mask_id, canvas)
+            step_map, confidence = jnp.where(back, -1, step_map), jnp.where(back, 0.0, confidence)
         post_steps = rows.post_steps + (active & ~has_masks)
         unfinished = ((canvas == self.mask_id) & in_block).any(axis=-1)
         edits_on = (post_steps < self.most_post_steps) & (has_masks | changes)
-        block_length = self.settings.block_length
         next_block = active & jnp.where(unfinished, used >= block_length, ~edits_on)
         is_last = rows.block == self.block_of(batch)[:, -1]
         if self.settings.stop_ids:
@@ -267,8 +298,8 @@ class Mdp:
             is_last |= stops.any(axis=-1)
         new = Rows(
             canvas=canvas,
-            step_map=jnp.where(fill, rows.step[:, None], rows.step_map),
-            confidence=jnp.where(fill, obs.confidence, rows.confidence),
+            step_map=step_map,
+            confidence=confidence,
             step=rows.step + active,
             block=jnp.where(next_block & is_last, self.num_blocks, rows.block + next_block),
             step_in_block=jnp.where(next_block, 0, used),
@@ -422,9 +453,10 @@ class PlainForwards:
         mdp, settings, slots = self.mdp, self.mdp.settings, state.slots
         batch = self.batch_in(slots, state.rows)
         start, width, targets = None, mdp.scored, batch.prompts.targets
+        canvas = batch.rows.canvas
         if width < self.canvas_length:
             start = mdp.window_start(batch)
-            targets = None if targets is None else window_of(targets, width, start)
+            canvas, targets = jax.tree.map(lambda x: window_of(x, width, start), (canvas, targets))
         hidden = self._hidden(batch, width, start)
         if settings.guidance > 0:
             # The head is linear, so logits are guided by guiding the states that it projects.
@@ -433,7 +465,7 @@ class PlainForwards:
             unguided = self._hidden(batch._replace(prompts=prompts), width, start)
             hidden = unguided + (settings.guidance + 1.0) * (hidden - unguided)
         step_keys = mdp.step_keys(batch)
-        readout = self.read_out(hidden, step_keys[:, 0], targets)
+        readout = self.read_out(hidden, step_keys[:, 0], canvas, targets)
         if start is not None:
             place = functools.partial(in_canvas, start=start, length=self.canvas_length)
             readout = readout._replace(scores=jax.tree.map(place, readout.scores))
@@ -470,10 +502,14 @@ class PlainForwards:
         return jnp.concatenate([mask, canvas], axis=1)
 
     def read_out(
-        self, hidden: Float[Array, "S W D"], keys: Array, targets: Int[Array, "S W"] | None = None
+        self,
+        hidden: Float[Array, "S W D"],
+        keys: Array,
+        canvas: Int[Array, "S W"],
+        targets: Int[Array, "S W"] | None = None,
     ) -> Readout:
-        """The policy's inputs at the positions of the given hidden states."""
-        scores = self.mdp.score(hidden, keys, targets)
+        """The policy's inputs at the positions of the given hidden states; see `Mdp.score`."""
+        scores = self.mdp.score(hidden, keys, canvas, targets)
         return Readout(scores, hidden if self.mdp.policy.needs.hidden else None)
 
     def _hidden(
@@ -546,6 +582,7 @@ class CachedForwards(PlainForwards):
             confidence=jnp.zeros(canvas),
             top_probs=jnp.zeros((*canvas, needs.top_k)),
             entropy=jnp.zeros(canvas) if needs.entropy else None,
+            of_tokens=jnp.zeros(canvas) if needs.filled else None,
         )
         states = (*canvas, self.config.hidden_size)
         hidden = jnp.zeros(states, self.config.dtype) if needs.hidden else None
@@ -704,7 +741,8 @@ class CachedForwards(PlainForwards):
             readout = jax.tree.map(jnp.zeros_like, chosen.take(memory.readout))
             acting = jnp.zeros_like(is_served)
         else:
-            readout, acting = self.read_out(hidden, step_keys[:, 0]), is_served
+            readout = self.read_out(hidden, step_keys[:, 0], batch.rows.canvas)
+            acting = is_served
         memory = self._put(memory, state.slots, chosen, is_served, readout, full=needed)
         return Computed(memory, filled, chosen, batch, readout, step_keys[:, 1], acting)
 
@@ -758,7 +796,7 @@ class CachedForwards(PlainForwards):
         readout = jax.tree.map(
             lambda old, new: write(old, new, at),
             memory.readout,
-            self.read_out(hidden, step_keys[:, 0]),
+            self.read_out(hidden, step_keys[:, 0], of_window(tokens)),
         )
         counts = slots.put(memory.counts, counts._replace(window=counts.window + can_go_on))
         memory = memory._replace(readout=readout, counts=counts)
@@ -995,8 +1033,16 @@ def rollout(
 
     Raises:
         ValueError: the rows do not divide among `settings.slot_groups`; the cache is not one for
-            the denoiser's kind of attention; or targets are given and the settings do not fit them.
+            the denoiser's kind of attention; or targets are given, or tokens may be taken back,
+            and the settings do not fit that.
     """
+    sampling = settings.sampling
+    filters = sampling.filtered_confidence and sampling.changes(settings.temperature)
+    if policy.needs.filled and filters:
+        raise ValueError(
+            "a policy that takes tokens back reads the denoiser's own probabilities, not those of "
+            f"a filtered draw; leave out top_k and top_p, and set temperature=0, not {sampling}"
+        )
     if prompts.targets is not None and (settings.cache or settings.temperature > 0):
         raise ValueError(
             f"prompts with targets are rolled out with temperature=0 and cache=None, not "

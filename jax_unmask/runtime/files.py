@@ -58,7 +58,7 @@ def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
     writer = f"{os.getpid()}.{socket.gethostname()}"
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}.{writer}")
     try:
-        with _named(target), temporary.open("xb") as file:
+        with named(target), temporary.open("xb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
@@ -110,7 +110,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
 
 
 @contextlib.contextmanager
-def _named(path: pathlib.Path) -> Iterator[None]:
+def named(path: pathlib.Path) -> Iterator[None]:
     """Errors in writing, such as of a full disk, name no file of themselves."""
     try:
         yield
@@ -211,7 +211,7 @@ class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Writes a row to the kernel at once: a killed process loses none."""
-        with _named(self.path):
+        with named(self.path):
             self._file.write((json.dumps(row, allow_nan=False) + "\n").encode())
             self._file.flush()
 
@@ -221,7 +221,7 @@ class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
         Raises:
             FileNotFoundError: the file was deleted; rows would be lost with it.
         """
-        with _named(self.path):
+        with named(self.path):
             os.fsync(self._file.fileno())
             if not os.fstat(self._file.fileno()).st_nlink:
                 raise FileNotFoundError(errno.ENOENT, "deleted while rows were written to it")
@@ -232,6 +232,6 @@ class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
     def close(self) -> None:
         """Syncs and closes the file."""
         if not self._file.closed:
-            with _named(self.path):
+            with named(self.path):
                 os.fsync(self._file.fileno())
                 self._file.close()

@@ -21,7 +21,7 @@ from typing import Any
 
 import jax
 
-from jax_unmask.runtime.files import has_ended, remove_abandoned, require_file
+from jax_unmask.runtime.files import has_ended, named, remove_abandoned, require_file
 from jax_unmask.settings import ConfigError
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -85,8 +85,9 @@ class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
                     raise self._is_taken(holder) from None
             time.sleep(0.1)
         me = {"host": socket.gethostname(), "process": os.getpid()}
-        os.ftruncate(descriptor, 0)
-        os.pwrite(descriptor, json.dumps(me).encode(), 0)
+        with named(self._path):
+            os.ftruncate(descriptor, 0)
+            os.pwrite(descriptor, json.dumps(me).encode(), 0)
         self._descriptor = descriptor
         # Files that killed processes had not written to their end.
         remove_abandoned((*self._directory.glob(".*"), *self._directory.glob("*/.*")))

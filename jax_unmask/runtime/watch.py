@@ -19,7 +19,7 @@ from typing import ClassVar
 import jax
 
 from jax_unmask.runtime import accelerators
-from jax_unmask.runtime.files import atomic_write
+from jax_unmask.runtime.files import atomic_write, named
 from jax_unmask.settings import Settings, setting
 
 DIRECTORY = "heartbeats"
@@ -171,7 +171,7 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
 
     def _report(self, beat: Beat) -> None:
         stacks = self._directory / f"{self._process}.stacks.txt"
-        with stacks.open("a") as file:
+        with named(stacks), stacks.open("a") as file:
             file.write(f"step {beat.step}, phase {beat.phase!r}, for {beat.seconds:.0f} s\n")
             file.flush()
             faulthandler.dump_traceback(file)

@@ -415,7 +415,7 @@ class Text:
 
     def __init__(self, tokenizer: Tokenizer, asked: Asked) -> None:
         self._tokenizer, self._asked, self._sent = tokenizer, asked, ""
-        self._may_change = bool(asked.shape.policy.needs.post_steps)
+        self._may_change = not asked.shape.policy.needs.final_tokens
 
     def delta(self, place: Progress) -> str:
         """The text that the canvas adds to what was sent."""

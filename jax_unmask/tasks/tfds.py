@@ -8,6 +8,7 @@ import pathlib
 import tempfile
 from typing import Any
 
+from jax_unmask.runtime.files import atomic_write
 from jax_unmask.tasks import files
 from jax_unmask.tasks.base import Example
 
@@ -99,7 +100,7 @@ def prepare_gsm8k(
     with tempfile.TemporaryDirectory() as unpacked:  # The stock builder reads plain files only.
         plain = {split: pathlib.Path(unpacked) / f"{split}.jsonl" for split in rows}
         for split, file in plain.items():
-            file.write_text("".join(json.dumps(row) + "\n" for row in rows[split]))
+            atomic_write(file, "".join(json.dumps(row) + "\n" for row in rows[split]))
         where = None if data_dir is None else os.fspath(data_dir)
         builder = LocalGsm8k(data_dir=where, file_format="array_record")
         builder.download_and_prepare()

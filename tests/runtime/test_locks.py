@@ -74,6 +74,15 @@ files.atomic_write({str(outcomes / "row.npz")!r}, b"half")
     assert set(outcomes.iterdir()) == set(others)
 
 
+def test_a_full_disk_is_an_error_about_the_lock(lock, tmp_path, monkeypatch):
+    def fail(*arguments):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "pwrite", fail)
+    with pytest.raises(OSError, match=str(tmp_path / "run" / "run.lock")):
+        lock.take()
+
+
 def test_waits_for_children_of_a_process_that_was_killed(lock, tmp_path):
     # The child got the lock with the descriptor, as children of a fork do.
     lock.take()

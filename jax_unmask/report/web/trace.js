@@ -11,11 +11,11 @@ class Trace {
 
   /** What stands at a position after `clock` steps: its step, text and confidence; null: nothing. */
   at(position, clock) {
-    // Policies that edit write a position more than once.
+    // Policies that edit write a position more than once; what was taken back has no text.
     const writes = this.steps?.rewritten[position]
       ?? [[this.step_map[position], this.pieces[position], this.confidence[position]]];
     const made = writes.filter(([step]) => step >= 0 && step < clock).at(-1);
-    return made ? { step: made[0], piece: made[1], confidence: made[2] } : null;
+    return made && made[1] !== null ? { step: made[0], piece: made[1], confidence: made[2] } : null;
   }
 
   /** The step that decides what is shown of positions that are not filled yet: the next one. */
