@@ -32,8 +32,10 @@ from jax_unmask.policies.layers import (
 from jax_unmask.policies.order import descending_ranks
 from jax_unmask.settings import Settings, setting
 
-_RARELY = -3.0
-"""Initial bias of taking back, relative to that of filling: at -5, 0.7 % of tokens per step."""
+_RARELY = -1.0
+"""Initial bias of taking back, relative to that of filling: at -3, 5 % of tokens per step."""
+_CERTAIN = 1e-6
+"""Doubts in a token, 1 - its probability, below this one are equal."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,8 +104,9 @@ class NetworkConfig(Settings):
     take_back: bool = setting(
         False,
         "Also act on filled positions of the current block: take tokens back, which makes "
-        "masks of them again. Reads the denoiser's probability of the token that stands there and "
-        "the steps since it was written, over L; attention along equal candidates includes them.",
+        "masks of them again. Reads log(1 - p) of the denoiser's probability of the token that "
+        "stands there, and the steps since it was written, over L; attention along equal "
+        "candidates includes these tokens.",
     )
     alphas: tuple[float, ...] = setting(
         (),
@@ -203,7 +206,9 @@ class NetworkConfig(Settings):
                 raise ValueError("take_back=True, but the observation lacks filled")
             candidate = jnp.where(obs.masked, candidate, obs.filled.token)
             age = obs.filled.age / obs.masked.shape[-1]
-            features += [obs.filled.probability[..., None], age[..., None]]
+            # A denoiser mostly repeats what stands: doubts show in how far from 1 it is.
+            doubt = jnp.log(jnp.maximum(1.0 - obs.filled.probability, _CERTAIN))
+            features += [doubt[..., None] / -math.log(_CERTAIN), age[..., None]]
         looks_at_candidates = self.token_buckets or self.candidate_attention
         return NetworkInputs(
             masked=obs.masked,

@@ -35,8 +35,7 @@ POLICY = LearnedPolicy(network=NETWORK)
 @pytest.fixture(scope="module")
 def params():
     params = POLICY.init_params(jax.random.key(1))
-    # So that a sixth of the tokens are taken back at each step, and not one of 20.
-    params["network"]["take_back"]["bias"] += 1.5
+
     return params
 
 
