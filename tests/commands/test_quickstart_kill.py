@@ -53,6 +53,7 @@ def results(workdir: pathlib.Path) -> list[dict]:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(3 * DEADLINE)
 def test_kill_9_in_the_quickstart(tmp_path):
     undisturbed, killed = tmp_path / "undisturbed", tmp_path / "killed"
     assert start(undisturbed).wait(timeout=DEADLINE) == 0

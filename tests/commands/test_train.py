@@ -46,6 +46,7 @@ PACKED = {
     "data__gen_length": 20,
     "data__pack_length": 64,
     "data__length_buckets": (18,),
+    "learner__block_length": 2,
     "learner__method": "trace",
     "learner__num_pads": 1,
     "learner__chunk_size": 2,
