@@ -18,7 +18,7 @@ from jax_unmask.shipped import shipped_policies
 
 _SEED = re.compile(r"(?P<method>.+?)[-_]seed(?P<seed>\d+)")
 # Written with a task in mind, and no published heuristics.
-_RULES = ("frontier_threshold", "conflict_free")
+_RULES = ("frontier_threshold", "conflict_free", "reconsider")
 
 
 @dataclasses.dataclass(frozen=True)

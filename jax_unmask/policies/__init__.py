@@ -23,6 +23,7 @@ from jax_unmask.policies.heuristics import (
     LowConfidence,
     Margin,
     Random,
+    Reconsider,
     Threshold,
     TopConfidence,
 )
@@ -63,6 +64,7 @@ __all__ = [
     "PerRow",
     "Policy",
     "Random",
+    "Reconsider",
     "Threshold",
     "TopConfidence",
     "TopkMargin",

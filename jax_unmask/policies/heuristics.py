@@ -191,6 +191,42 @@ class FrontierThreshold(_ThresholdParams):
 
 
 @dataclasses.dataclass(frozen=True)
+class Reconsider(Rule):
+    """Fills where confidence >= threshold, and takes back what the denoiser doubts afterwards.
+
+    Of a canvas that it would fill in its first step it leaves the least confident position for the
+    second, which looks at the others once; unless all confidences are at least `sure`.
+    """
+
+    needs = Needs(filled=True)
+
+    def params(
+        self, threshold: ArrayLike = 0.6, doubt: ArrayLike = 0.01, sure: ArrayLike = 0.9
+    ) -> Params:
+        """Settings, all in [0, 1].
+
+        Args:
+            threshold: least confidence that fills a position.
+            doubt: a token is taken back when its probability has fallen below 1 - doubt.
+            sure: confidence above which nothing is looked at again.
+        """
+        settings = {"threshold": threshold, "doubt": doubt, "sure": sure}
+        return {name: number(name, value, ge=0, le=1) for name, value in settings.items()}
+
+    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
+        assert obs.filled is not None  # `needs` asks for it.
+        confidence, legal = obs.confidence, obs.legal
+        fill = legal & (confidence >= column(params["threshold"]))
+        fill |= argmax_legal(confidence, legal)
+        unsure = (legal & (confidence < column(params["sure"]))).any(axis=-1)
+        at_once = (obs.step_in_block == 0) & (fill == legal).all(axis=-1) & unsure
+        fill &= ~(at_once[..., None] & argmax_legal(-confidence, legal))
+        back = obs.filled.legal & (1.0 - obs.filled.probability > column(params["doubt"]))
+        none = jnp.zeros(fill.shape[:-1], jnp.float32)
+        return Action(fill=fill, log_prob=none, take_back=back)
+
+
+@dataclasses.dataclass(frozen=True)
 class ConflictFree(_ThresholdParams):
     """Fills where confidence >= threshold unless a more confident position has the same candidate.
 

@@ -38,6 +38,7 @@ POLICIES = notation.Names(
         "cumulated_entropy": "heuristics.CumulatedEntropy",
         "frontier_threshold": "heuristics.FrontierThreshold",
         "conflict_free": "heuristics.ConflictFree",
+        "reconsider": "heuristics.Reconsider",
         "origin": "family_samplers.Origin",
         "maskgit_plus": "family_samplers.MaskgitPlus",
         "topk_margin": "family_samplers.TopkMargin",

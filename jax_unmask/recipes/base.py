@@ -188,19 +188,21 @@ def check_schedule(optimizer: OptimizerSettings, total_steps: int) -> None:
         raise error.within("optimizer") from error
 
 
-def parse_policy(key: str, text: str) -> tuple[Any, Any]:
+def parse_policy(key: str, text: str, *, final: bool = True) -> tuple[Any, Any]:
     """The policy that a key of a config names, and its parameters.
 
+    With `final` it must not take tokens back either.
+
     Raises:
-        ConfigError: it cannot be read; or it edits tokens that were filled, and learners need one
-            step per token.
+        ConfigError: it cannot be read; or it changes tokens that were filled, and the learner needs
+            one step per token.
     """
     try:
         policy, params = policies.parse_policy(text)
     except (ValueError, FileNotFoundError) as error:
         raise ConfigError(key, text, str(error).rstrip("."), "Correct it") from error
-    if policy.needs.post_steps is not None:
-        problem = "it edits tokens that were filled, and learners need one step per token"
+    if policy.needs.post_steps is not None or (final and not policy.needs.final_tokens):
+        problem = "it changes tokens that were filled, and the learner needs one step per token"
         raise ConfigError(key, text, problem, "Choose one that does not, such as dynamic")
     return policy, params
 

@@ -118,7 +118,7 @@ class PolicyGrpoSettings(RollingSettings):
     def check_spread(self, placement: Placement) -> None:
         super().check_spread(placement)
         if self.expert.count:
-            parse_policy("expert.policy", self.expert.policy)
+            parse_policy("expert.policy", self.expert.policy, final=False)
             rows = self.rollout.prompts_per_step * self.expert.count // self.rollout.parts
             what = f"the {rows} expert rows of a rollout"
             self.require_spread(placements.for_rollouts(self), "expert.count", rows, what)
@@ -177,7 +177,7 @@ def build_components(
     )
     if not config.expert.count:
         return Components(policy, settings, learner, None, None, settings)
-    expert, expert_params = parse_policy("expert.policy", config.expert.policy)
+    expert, expert_params = parse_policy("expert.policy", config.expert.policy, final=False)
     expert_settings = dataclasses.replace(
         settings, block_length=config.expert.block_length, prompt_rows=config.expert.count
     )

@@ -34,6 +34,7 @@ METHODS = (
     "cumulated_entropy",
     "frontier_threshold",
     "conflict_free",
+    "reconsider",
 )
 """Heuristics whose colours are the same in every picture and page."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -27,10 +28,12 @@ from jax_unmask.policies import (
     Observation,
     Origin,
     Random,
+    Reconsider,
     Threshold,
     TopConfidence,
     TopkMargin,
 )
+from jax_unmask.policies.base import Filled
 from jax_unmask.policies.heuristics import quota
 
 RULES = (
@@ -191,6 +194,25 @@ def test_frontier_threshold_always_takes_the_leftmost():
     obs = one_row([0.25, 0.75, 0.5])
     assert filled(FrontierThreshold(), obs, threshold=0.8) == [0]
     assert filled(FrontierThreshold(), obs, threshold=0.5) == [0, 1, 2]
+
+
+def test_reconsider_leaves_one_position_to_look_at_the_others_once():
+    def action(legal: list[bool], step: int, **settings: float) -> tuple[list[int], list[int]]:
+        obs = one_row([0.7, 0.95, 0.8], legal=np.array([legal]), step_in_block=np.array([step]))
+        stands = Filled(
+            token=obs.candidate,
+            probability=jnp.asarray([[0.0, 0.95, 0.85]]),
+            age=jnp.ones((1, 3), jnp.int32),
+            legal=~obs.legal,
+        )
+        obs = dataclasses.replace(obs, filled=stands)
+        rule = Reconsider()
+        done = compiled(rule)(rule.params(threshold=0.6, doubt=0.1, **settings), obs, keys(1))
+        return np.flatnonzero(done.fill[0]).tolist(), np.flatnonzero(done.take_back[0]).tolist()
+
+    assert action([True, True, True], 0) == ([1, 2], [])
+    assert action([True, True, True], 0, sure=0.7) == ([0, 1, 2], [])
+    assert action([True, False, False], 1) == ([0], [2])
 
 
 def test_conflict_free_takes_one_position_per_candidate():
