@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers import tpu_attention
-from jax_unmask.denoisers.positions import NEVER, Bounds
+from jax_unmask.denoisers.positions import NEVER, Bounds, Leading
 from jax_unmask.runtime import accelerators
 
 # cuDNN takes wider heads on some GPUs only.
@@ -184,7 +184,7 @@ def attention(
     query: Float[Array, "B Q H d"],
     key: Float[Array, "B K G d"],
     value: Float[Array, "B K G d"],
-    mask: Bool[Array, "#B #Q K"] | Bounds | None = None,
+    mask: Bool[Array, "#B #Q K"] | Bounds | Leading | None = None,
     *,
     fused: bool = False,
 ) -> Float[Array, "B Q H d"]:
@@ -194,6 +194,12 @@ def attention(
     may see a key; a query whose keys are all hidden gets the mean of the values, which is finite.
     `fused` takes the device's kernel, see `fuses`.
     """
+    if isinstance(mask, Leading):
+        if fused and accelerators.platform() == "gpu":
+            return jax.nn.dot_product_attention(
+                query, key, value, key_value_seq_lengths=mask.count, implementation="cudnn"
+            )
+        mask = mask.visible(key.shape[1])
     is_rule = mask is None or isinstance(mask, Bounds) or mask.shape[1] == 1
     if fused and is_rule and takes_kernel(query, key):
         return tpu_attention.attend(query, key, value, _bounds_of(mask, query, key))

@@ -61,6 +61,17 @@ class Bounds:
         return seen if self.high is None else seen & (label <= self.high[:, None])
 
 
+@struct.dataclass
+class Leading:
+    """Attention rule: all queries of a row see its first keys, so many; the others are padding."""
+
+    count: Int[Array, " B"]
+
+    def visible(self, keys: int) -> Bool[Array, "B 1 K"]:
+        """True where a query sees a key."""
+        return (jnp.arange(keys) < self.count[:, None])[:, None]
+
+
 NEVER = np.iinfo(np.int32).max
 """A lower bound above all labels."""
 

@@ -29,6 +29,7 @@ from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.moe import Experts
 from jax_unmask.denoisers.positions import (
     Bounds,
+    Leading,
     block_causal,
     default_positions,
     unshift,
@@ -123,7 +124,7 @@ class DenoiserBlock(nn.Module):
         self,
         x: Float[Array, "BS D"],
         table: Table,
-        mask: Bool[Array, "#B 1 S"] | Bounds | Copies | CachedKeys | None,
+        mask: Bool[Array, "#B 1 S"] | Bounds | Leading | Copies | CachedKeys | None,
         batch: int,
         last: int | None = None,
         keep: bool = False,
@@ -312,6 +313,7 @@ def forward(
     keep: bool = False,
     table: Table | None = None,
     remat: bool = False,
+    padded_last: bool = False,
 ) -> tuple[Float[Array, "B L D"], KeyValueCache | None]:
     """Last hidden states after the final norm, in the compute type, and the cache after it.
 
@@ -343,6 +345,7 @@ def forward(
         keep: for a window: return its tokens' keys and values, see `cache.Written` (static).
         table: `rotations` of the positions, for loops that compute them once.
         remat: see `Denoiser`.
+        padded_last: with full attention: padding comes after all real tokens (static).
 
     Returns:
         The hidden states of the L positions, and the cache (None if there was none; that of the
@@ -370,11 +373,13 @@ def forward(
         real = attention_mask[:, None, :]
     if positions is None:
         positions = default_positions(attention_mask, length)
-    mask: Bool[Array, "#B 1 S"] | Bounds | Copies | None = real
+    mask: Bool[Array, "#B 1 S"] | Bounds | Leading | Copies | None = real
     if copies is not None:
         mask = copies
     elif config.attention_block is not None and not is_window:
         mask = block_causal(positions, config.attention_block, attention_mask)
+    elif padded_last and attention_mask is not None and not is_window:
+        mask = Leading(attention_mask.sum(axis=-1, dtype=jnp.int32))
     if table is None:
         table = rotations(config, positions)
     x = look_up(params["embedding"], tokens.reshape(-1)).astype(config.dtype)

@@ -36,6 +36,7 @@ from jaxtyping import Array, Bool, Float, Int, Shaped
 
 from jax_unmask.denoisers.attention import fuses
 from jax_unmask.denoisers.cache import KeyValueCache, Written, empty_cache, write_positions
+from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.head import (
     Scores,
     probability_of,
@@ -54,6 +55,7 @@ from jax_unmask.rollout.trajectory import (
     Trajectory,
     Watcher,
 )
+from jax_unmask.runtime import accelerators
 from jax_unmask.runtime.mesh import by_rows, constrain
 
 
@@ -326,6 +328,16 @@ def for_rollouts(denoiser: Denoiser, block_length: int) -> Denoiser:
     return denoiser if config is denoiser.config else denoiser.clone(config=config)
 
 
+def padding_is_last(config: DenoiserConfig) -> bool:
+    """Whether forwards have the padding of prompts after all other tokens.
+
+    cuDNN then gets their number, and no bias [B, 1, S, S]. It takes full attention, and a head that
+    scores its own position.
+    """
+    is_free = config.attention_block is None and not config.logits_shift
+    return config.fused_attention and is_free and accelerators.platform() == "gpu"
+
+
 class Readout(NamedTuple):
     """Scores of each canvas position, from the last forward that computed it, for the policy.
 
@@ -423,12 +435,19 @@ class PlainForwards:
 
     def __init__(self, mdp: Mdp, prompts: Prompts, keys: Array) -> None:
         self.mdp, self.prompts, self.keys = mdp, prompts, keys
+        self.config = mdp.denoiser.config
         self.rows, self.prompt_length = prompts.tokens.shape
         self.canvas_length = mdp.settings.gen_length
         self.length = self.prompt_length + self.canvas_length
-        self.config = mdp.denoiser.config
+        # With full attention the order of tokens does not matter. Where the canvas is first and the
+        # prompt after it, backwards, its padding is last, as cuDNN wants it.
+        self.canvas_first = padding_is_last(self.config)
+        self.canvas_start = 0 if self.canvas_first else self.prompt_length
+        self.canvas_end = self.canvas_start + self.canvas_length
         # Outside of the loop: what a branch of `cond` computes, it computes at every step.
-        self.positions = default_positions(self._real(prompts.mask), self.length)
+        canvas = jnp.ones((self.rows, self.canvas_length), bool)
+        text = default_positions(jnp.concatenate([prompts.mask, canvas], axis=1), self.length)
+        self.positions = self._joined(*jnp.split(text, [self.prompt_length], axis=1))
         table = rotations(self.config, jnp.arange(self.length))
         # A TPU's compiler would sink the table into the loops and then stumble over its own work.
         self.rotations = jax.lax.optimization_barrier(table)
@@ -482,8 +501,16 @@ class PlainForwards:
 
     def sequence(self, batch: RunningBatch) -> tuple[Int[Array, "S K"], Bool[Array, "S K"]]:
         """Tokens of prompt and canvas, and which of them are no padding."""
-        tokens = jnp.concatenate([batch.prompts.tokens, batch.rows.canvas], axis=1)
-        return tokens, self._real(batch.prompts.mask)
+        real = jnp.ones(batch.rows.canvas.shape, bool)
+        tokens = self._joined(batch.prompts.tokens, batch.rows.canvas)
+        return tokens, self._joined(batch.prompts.mask, real)
+
+    def _joined(
+        self, prompt: Shaped[Array, "S P"], canvas: Shaped[Array, "S L"]
+    ) -> Shaped[Array, "S K"]:
+        """Values of prompt and canvas in the order of a forward."""
+        parts = [canvas, prompt[:, ::-1]] if self.canvas_first else [prompt, canvas]
+        return jnp.concatenate(parts, axis=1)
 
     def _forward(
         self,
@@ -495,11 +522,10 @@ class PlainForwards:
         """Last hidden states, and the cache if there is one; see `transformer.forward`."""
         table = (self.rotations[0][positions], self.rotations[1][positions])
         params = self.mdp.denoiser_params
-        return forward(self.config, params, tokens, real, positions, table=table, **options)
-
-    def _real(self, mask: Bool[Array, "S P"]) -> Bool[Array, "S K"]:
-        canvas = jnp.ones((mask.shape[0], self.canvas_length), bool)
-        return jnp.concatenate([mask, canvas], axis=1)
+        if self.canvas_first and "last" in options and options.get("start") is None:
+            options["start"] = jnp.zeros(len(tokens), jnp.int32)
+        options |= {"table": table, "padded_last": self.canvas_first}
+        return forward(self.config, params, tokens, real, positions, **options)
 
     def read_out(
         self,
@@ -517,7 +543,7 @@ class PlainForwards:
     ) -> Float[Array, "S W D"]:
         """Last hidden states of W canvas positions, from `start` (None: the last ones)."""
         tokens, real = self.sequence(batch)
-        start = None if start is None else start + self.prompt_length
+        start = None if start is None else start + self.canvas_start
         hidden, _ = self._forward(tokens, real, batch.positions, last=width, start=start)
         return constrain(hidden, "batch")
 
@@ -760,17 +786,17 @@ class CachedForwards(PlainForwards):
         # after (unless there is a horizon).
         tokens, real = self.sequence(batch)
         first = block * self.mdp.settings.block_length - self.mdp.taken_by_prompt(batch)
-        start = (self.prompt_length + first)[:, None]
+        start = (self.canvas_start + first)[:, None]
         place = start + jnp.arange(self.window)
         everywhere = jnp.arange(self.length)
-        cached_mask = everywhere < start
+        cached_mask = (everywhere < start) | (everywhere >= self.canvas_end)
         if self.sees_later:
             cached_mask |= everywhere >= start + self.window
 
         def of_window(values: Array) -> Array:
             return jnp.take_along_axis(values, jnp.minimum(place, self.length - 1), axis=1)
 
-        mask = (place < self.length) & of_window(real)
+        mask = (place < self.canvas_end) & of_window(real)
         # 3. The forward.
         hidden, new = self._forward(
             of_window(tokens),
@@ -787,11 +813,11 @@ class CachedForwards(PlainForwards):
             counts = counts._replace(written=counts.written + writing)
         # 4. What the policy reads, new in the windows of the rows that take a step.
         step_keys = self.mdp.step_keys(batch)
-        is_new = acting[:, None] & (place >= self.prompt_length) & (place < self.length)
+        is_new = acting[:, None] & (place >= self.canvas_start) & (place < self.canvas_end)
         if self.config.logits_shift:
             is_new = is_new.at[:, 0].set(False)
         # Out of bounds, where the scatter drops it, if it is not new.
-        at = jnp.where(is_new, place - self.prompt_length, self.canvas_length)
+        at = jnp.where(is_new, place - self.canvas_start, self.canvas_length)
         write = jax.vmap(lambda old, new, at: old.at[at].set(new, mode="drop"))
         readout = jax.tree.map(
             lambda old, new: write(old, new, at),

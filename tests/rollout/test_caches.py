@@ -23,6 +23,7 @@ from jax_unmask.rollout import (
     Prompts,
     RolloutSettings,
     joined,
+    loop,
     parse_cache,
     rollout,
     row_keys,
@@ -196,6 +197,26 @@ def test_rows_of_a_prompt_share_its_keys_and_values(models, each, slots, groups)
     )
     assert found.by_kind.full.sum() * each == plain.by_kind.full.sum() > 0
     np.testing.assert_array_equal(found.by_kind.cached, plain.by_kind.cached)
+
+
+@pytest.mark.parametrize(
+    "cache",
+    ["none", "dual:extra_tokens=2", "prefix:horizon=2"],
+)
+@pytest.mark.default_cases("dual:extra_tokens=2")
+def test_canvas_before_its_prompt(models, cache, monkeypatch):
+    """As cuDNN gets it: padding last. Full attention does not know the order of its keys."""
+    mix, cache = make_mix(np.random.default_rng(10)), parse_cache(cache)
+    expected = run(models[False], mix, cache)
+    monkeypatch.setattr(loop, "padding_is_last", lambda config: True)
+    try:
+        rollout.clear_cache()
+        found = run(models[False], mix, cache)
+    finally:
+        rollout.clear_cache()
+    for leaf in ("tokens", "step_map", "nfe"):
+        np.testing.assert_array_equal(getattr(found, leaf), getattr(expected, leaf))
+    np.testing.assert_allclose(found.confidence, expected.confidence, atol=1e-5)
 
 
 @pytest.mark.thorough
