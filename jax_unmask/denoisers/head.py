@@ -92,7 +92,6 @@ def score_candidates(
     entropy: bool = False,
     temperature: float = 0.0,
     vocab_chunk: int | None = None,
-    allow_mask_token: bool = False,
     sampling: Sampling = PLAIN,
 ) -> Scores:
     """Scores each position's candidate token.
@@ -102,7 +101,7 @@ def score_candidates(
     temperature 1 and without noise, as in LLaDA's `generate` (arXiv 2502.09992).
 
     A position that is filled with the mask token has not been filled: published samplers then
-    waste the step, or never end. So the mask token is not a candidate, unless `allow_mask_token`.
+    waste the step, or never end. So the mask token is not a candidate.
     Only the choice is restricted: confidence, top_probs and entropy are those of the denoiser's own
     distribution over the whole vocabulary. Wherever a published sampler's candidate is a real
     token, the results are therefore the same.
@@ -117,7 +116,6 @@ def score_candidates(
         temperature: denoiser temperature (static).
         vocab_chunk: vocabulary entries whose logits exist at one time; None for all. Draws stay the
             same, sums agree to rounding.
-        allow_mask_token: lets the mask token be a candidate.
         sampling: filters of the draw. They need the logits of a position all at once, so the
             slices are of positions then (of the same size), and other noise is drawn.
 
@@ -133,7 +131,7 @@ def score_candidates(
         raise ValueError(f"temperature={temperature} must be finite and not negative")
     if chunk < 1:
         raise ValueError(f"vocab_chunk={vocab_chunk} must be at least 1, or None for one slice")
-    forbidden = None if allow_mask_token else cfg.mask_token_id
+    forbidden = cfg.mask_token_id
     if sampling.changes(temperature):
         draw = functools.partial(
             _draw,
@@ -167,7 +165,7 @@ def _reduce_shard(
     chunk: int,
     temperature: float,
     top_k: int,
-    forbidden: int | None,
+    forbidden: int,
 ) -> _Partial:
     """The reduction of a shard of the vocabulary, `chunk` tokens at a time."""
     size = shard.size
@@ -199,12 +197,11 @@ def _in_kernel(
     hidden: Float[Array, "B L D"],
     top_k: int,
     entropy: bool,
-    forbidden: int | None,
+    forbidden: int,
 ) -> _Partial:
     """The reduction of a shard of the vocabulary in the TPU's kernel, at temperature 0."""
-    place = -1 if forbidden is None else forbidden - shard.first
     flat = hidden.reshape(-1, hidden.shape[-1])
-    lanes = tpu_head.reduce(shard.table, flat, top_k, entropy, place)
+    lanes = tpu_head.reduce(shard.table, flat, top_k, entropy, forbidden - shard.first)
     top = _top(jnp.concatenate(lanes.top, axis=-1), top_k)
     drop = lanes.top[0] - top[:, :1]
     scale = jnp.exp(drop)
@@ -271,21 +268,20 @@ def _draw(
     *,
     temperature: float,
     sampling: Sampling,
-    forbidden: int | None,
+    forbidden: int,
     top_k: int,
     entropy: bool,
 ) -> Scores:
     """Draws from filtered logits; `keys` [B, W] has one key per position."""
     tempered = logits / temperature if temperature > 0 else logits
-    choices = kept = filtered(tempered, sampling)
-    if forbidden is not None:
-        is_forbidden = jnp.arange(logits.shape[-1]) == forbidden
-        choices = jnp.where(is_forbidden, -jnp.inf, kept)
-        # If the filter kept no other token, takes the most probable other one.
-        allowed = jnp.where(is_forbidden, -jnp.inf, tempered)
-        best = allowed.max(axis=-1, keepdims=True)
-        nothing = jnp.isneginf(choices).all(axis=-1, keepdims=True)
-        choices = jnp.where(nothing & (allowed == best), allowed, choices)
+    kept = filtered(tempered, sampling)
+    is_forbidden = jnp.arange(logits.shape[-1]) == forbidden
+    choices = jnp.where(is_forbidden, -jnp.inf, kept)
+    # If the filter kept no other token, takes the most probable other one.
+    allowed = jnp.where(is_forbidden, -jnp.inf, tempered)
+    best = allowed.max(axis=-1, keepdims=True)
+    nothing = jnp.isneginf(choices).all(axis=-1, keepdims=True)
+    choices = jnp.where(nothing & (allowed == best), allowed, choices)
     if temperature > 0:
         gumbel = jax.vmap(jax.vmap(lambda key: jax.random.gumbel(key, logits.shape[-1:])))
         choices = choices + gumbel(keys)
@@ -310,7 +306,7 @@ def _reduce(
     ids: Int[Array, " C"],
     noise: Float[Array, "B L C"] | None,
     top_k: int,
-    forbidden: int | None,
+    forbidden: int,
 ) -> _Partial:
     """Reduces one slice; logits of -inf stand for tokens that do not belong to it."""
     top = _top(logits, min(top_k, logits.shape[-1]))
@@ -319,8 +315,7 @@ def _reduce(
     shifted = logits - top[..., :1]
     weights = jnp.exp(shifted)
     perturbed = logits if noise is None else logits + noise
-    if forbidden is not None:
-        perturbed = jnp.where(ids == forbidden, -jnp.inf, perturbed)
+    perturbed = jnp.where(ids == forbidden, -jnp.inf, perturbed)
     best, candidate, chosen = _largest(perturbed, ids, None if noise is None else logits)
     return _Partial(
         top=top,

@@ -61,7 +61,7 @@ def reduce(
     entropy: bool,
     forbidden: Int[Array, ""] | int,
 ) -> Lanes:
-    """Reductions of each lane's tokens; `forbidden` (-1 for none) is no candidate.
+    """Reductions of each lane's tokens; `forbidden` is no candidate.
 
     Tokens are numbered from 0, the first row of the table.
     """

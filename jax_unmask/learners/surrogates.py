@@ -300,7 +300,7 @@ class SurrogateSettings(MaskRatios):
     surrogate: str = setting(
         "trace",
         "Method whose states stand for a response: trace (TraceRL), random_masking, coupled, "
-        "diffu_grpo, espo, or the import path of a `learners.states.Surrogate` of one's own.",
+        "diffu_grpo, espo, or the import path of a `learners.surrogates.Surrogate` of one's own.",
     )
     shrink: int = setting(8, "Of trace: neighbouring steps s that are merged.", ge=1)
     draws: int | None = setting(

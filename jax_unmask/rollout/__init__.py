@@ -2,7 +2,8 @@
 
 from jax_unmask.rollout.buckets import by_length, trimmed
 from jax_unmask.rollout.caching import Cache, parse_cache
-from jax_unmask.rollout.loop import rollout, row_keys, scored_positions
+from jax_unmask.rollout.forwards import scored_positions
+from jax_unmask.rollout.loop import rollout, row_keys
 from jax_unmask.rollout.trajectory import (
     Prompts,
     Records,

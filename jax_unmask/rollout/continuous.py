@@ -22,7 +22,8 @@ from jaxtyping import Array, Bool, Int
 from jax_unmask.denoisers.cache import KeyValueCache
 from jax_unmask.denoisers.transformer import Denoiser, Params
 from jax_unmask.policies.base import PerRow, Policy
-from jax_unmask.rollout.loop import Carry, Loop, LoopState, row_keys
+from jax_unmask.rollout.forwards import Carry, LoopState
+from jax_unmask.rollout.loop import Loop, row_keys
 from jax_unmask.rollout.slots import Slots, where_rows
 from jax_unmask.rollout.trajectory import Prompts, RolloutSettings
 from jax_unmask.runtime import streams
@@ -280,7 +281,7 @@ def _advance(
     arrival = choose(changes.arrival, state.slots.arrival)
     slots = dataclasses.replace(state.slots, arrival=arrival)
     rows = choose(loop.mdp.first_rows(len(is_new), None), state.rows)
-    stopped = jnp.where(changes.is_stopped & ~is_new, loop.mdp.num_blocks, rows.block)
+    stopped = jnp.where(changes.is_stopped & ~is_new, loop.mdp.blocks.number, rows.block)
     rows = rows._replace(block=stopped)
     memory = state.memory
     if memory is not None:

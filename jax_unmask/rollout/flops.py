@@ -7,7 +7,7 @@ import dataclasses
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.flops import forward_flops, head_flops, layer_flops
 from jax_unmask.policies.base import Policy
-from jax_unmask.rollout.loop import scored_positions
+from jax_unmask.rollout.forwards import scored_positions
 from jax_unmask.rollout.trajectory import RolloutSettings, Trajectory
 
 

@@ -25,9 +25,7 @@ CONFIG = tiny.denoiser_config(vocab_size=37, mask_token_id=2, eos_token_id=1, pa
 MASK = CONFIG.mask_token_id
 SCORE = jax.jit(
     head.score_candidates,
-    static_argnames=(
-        *("denoiser", "top_k", "entropy", "temperature", "vocab_chunk", "allow_mask_token"),
-    ),
+    static_argnames=(*("denoiser", "top_k", "entropy", "temperature", "vocab_chunk"),),
 )
 
 
@@ -97,9 +95,6 @@ def test_mask_token_is_no_candidate_but_keeps_its_probability(chunk):
     np.testing.assert_array_equal(found.candidate, 4)
     np.testing.assert_allclose(found.confidence, probs[4], rtol=1e-5)
     np.testing.assert_allclose(found.top_probs[0, 0], [probs[MASK], probs[4]], rtol=1e-5)
-    allowed = scores_of(logits, vocab_chunk=chunk, allow_mask_token=True)
-    np.testing.assert_array_equal(allowed.candidate, MASK)
-    np.testing.assert_allclose(allowed.confidence, probs[MASK], rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [None, 2])

@@ -19,15 +19,13 @@ from jax_unmask.denoisers import head
 from jax_unmask.denoisers.sampling import Sampling, filtered
 
 SAMPLERS = pathlib.Path(__file__).parents[1] / "fixtures" / "samplers"
-CONFIG = tiny.denoiser_config(vocab_size=37, hidden_size=37, mask_token_id=36, eos_token_id=0)
+CONFIG = tiny.denoiser_config(vocab_size=38, hidden_size=38, mask_token_id=37, eos_token_id=0)
 DENOISER = denoisers.Denoiser(CONFIG)
 # An identity as the output projection: hidden states are logits.
-PARAMS = {"head": jnp.eye(37)}
+PARAMS = {"head": jnp.eye(38)}
 SCORE = jax.jit(
     functools.partial(head.score_candidates, DENOISER, PARAMS),
-    static_argnames=(
-        *("sampling", "temperature", "top_k", "entropy", "vocab_chunk", "allow_mask_token"),
-    ),
+    static_argnames=("sampling", "temperature", "top_k", "entropy", "vocab_chunk"),
 )
 
 
@@ -37,9 +35,11 @@ def tables():
 
 
 def score(logits, sampling, temperature=0.0, seed=0, **more):
-    """Scores of one row of positions [L, V]."""
+    """Scores of one row of positions [L, V], of all tokens or of all but the mask token."""
+    mask_token = [(0, 0), (0, CONFIG.vocab_size - logits.shape[1])]
+    logits = jnp.pad(jnp.asarray(logits), mask_token, constant_values=-1e9)
     keys = jax.random.split(jax.random.key(seed), 1)
-    out = SCORE(jnp.asarray(logits)[None], keys, sampling=sampling, temperature=temperature, **more)
+    out = SCORE(logits[None], keys, sampling=sampling, temperature=temperature, **more)
     return jax.tree.map(lambda leaf: np.asarray(leaf[0]), out)
 
 
@@ -54,13 +54,13 @@ class TestRecordedFilters:
 
     def test_dream_top_p(self, tables):
         sampling = Sampling(top_p=0.85, top_p_first=True, filtered_confidence=True)
-        out = score(tables["filters.logits"], sampling, allow_mask_token=True)
+        out = score(tables["filters.logits"], sampling)
         np.testing.assert_allclose(out.confidence, tables["filters.dream_topp_confidence"], 1e-5)
         np.testing.assert_array_equal(out.candidate, tables["filters.dream_topp_confidence_token"])
 
     def test_dream_top_k_entropy(self, tables):
         sampling = Sampling(top_k=7, filtered_confidence=True)
-        out = score(tables["filters.logits"], sampling, entropy=True, allow_mask_token=True)
+        out = score(tables["filters.logits"], sampling, entropy=True)
         np.testing.assert_allclose(-out.entropy, tables["filters.dream_topk_neg_entropy"], 1e-5)
 
     def test_dream_without_filters(self, tables):
@@ -96,13 +96,11 @@ class TestDraws:
 
     @pytest.mark.parametrize("filtered_confidence", [True, False])
     def test_never_the_mask_token(self, filtered_confidence):
-        logits = jax.random.normal(jax.random.key(0), (9, 37)).at[:, 36].set(9.0)
+        logits = jax.random.normal(jax.random.key(0), (9, 38)).at[:, 37].set(9.0)
         sampling = Sampling(top_k=1, filtered_confidence=filtered_confidence)
         out = score(logits, sampling, temperature=0.6)
-        np.testing.assert_array_equal(out.candidate, logits[:, :36].argmax(-1))
+        np.testing.assert_array_equal(out.candidate, logits[:, :37].argmax(-1))
         assert ((out.confidence > 0) & (out.confidence < 0.1)).all()
-        free = score(logits, sampling, temperature=0.6, allow_mask_token=True)
-        assert (free.candidate == 36).all()
 
     @pytest.mark.parametrize("chunk", [1, 10])
     def test_slices_change_nothing(self, chunk):

@@ -22,8 +22,8 @@ from jax_unmask.rollout import (
     Cache,
     Prompts,
     RolloutSettings,
+    forwards,
     joined,
-    loop,
     parse_cache,
     rollout,
     row_keys,
@@ -208,7 +208,7 @@ def test_canvas_before_its_prompt(models, cache, monkeypatch):
     """As cuDNN gets it: padding last. Full attention does not know the order of its keys."""
     mix, cache = make_mix(np.random.default_rng(10)), parse_cache(cache)
     expected = run(models[False], mix, cache)
-    monkeypatch.setattr(loop, "padding_is_last", lambda config: True)
+    monkeypatch.setattr(forwards, "padding_is_last", lambda config: True)
     try:
         rollout.clear_cache()
         found = run(models[False], mix, cache)
