@@ -235,7 +235,8 @@ def number(name: str, value: ArrayLike, *, whole: bool = False, **bounds: float)
         SettingError: one lies outside of the bounds, which are those of `settings.Setting`.
     """
     numbers = np.asarray(value)
-    if whole and numbers.dtype.kind == "f" and (numbers % 1 == 0).all():
+    is_float = numbers.dtype.kind == "f" and np.isfinite(numbers).all()
+    if whole and is_float and (numbers % 1 == 0).all():
         numbers = numbers.astype(np.int64)
     declared_as = Setting(name, None, "", int if whole else float, **bounds)  # type: ignore[arg-type]
     for each in numbers.ravel().tolist():
