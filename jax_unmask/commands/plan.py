@@ -240,7 +240,7 @@ class Plan:
             speeds = f"{device.flops / 1e12:.0f} TFLOP/s or {device.bandwidth / 1e12:.2f} TB/s"
             how = f"{speeds}, whichever takes longer"
         lines = [f"time on each device, an estimate: {how}"]
-        if device.clock_ghz and jax.config.jax_exec_time_optimization_effort < 0:  # type: ignore[attr-defined]
+        if device.clock_ghz and compilers.has_little_effort():
             lines[0] += "; too long, since compiled with little effort"
         if self.devices > 1:
             lines[0] += f"; {device.link / 1e9:.0f} GB/s received"

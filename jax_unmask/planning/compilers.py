@@ -124,6 +124,13 @@ def _flags(device: Accelerator) -> dict[str, str]:
     return {name: value for name, _, value in wanted if f"--{name}" not in given}
 
 
+def has_little_effort() -> bool:
+    """Whether the compiler was asked to hurry; JAX from 0.12 on has levels instead of efforts."""
+    effort: float = getattr(jax.config, "jax_exec_time_optimization_effort", 0.0)
+    level: str = jax.config.jax_optimization_level  # type: ignore[attr-defined]
+    return effort < 0 or level in ("O0", "O1")
+
+
 def _quiet_libtpu() -> None:
     """Keeps libtpu from asking the network for this machine, and from locking chips."""
     for name, value in {

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import functools
 import importlib.util
 import json
@@ -137,18 +138,28 @@ def generating(shape, placement):
     return TracedProgram("rollout", lowered)
 
 
+@contextlib.contextmanager
+def hurried():
+    """Compiles with little effort; JAX from 0.12 on has levels instead."""
+    name, value = "jax_exec_time_optimization_effort", -1.0
+    if not hasattr(jax.config, name):
+        name, value = "jax_optimization_level", "O1"
+    before = getattr(jax.config, name)
+    jax.config.update(name, value)
+    try:
+        assert compilers.has_little_effort()
+        yield
+    finally:
+        jax.config.update(name, before)
+
+
 @functools.cache
 def compiled(name, devices):
     """The program, compiled in a hurry: its arrays are those of the final one, its speed is not."""
     device, count = accelerators.parse(devices)
-    before = jax.config.jax_exec_time_optimization_effort
-    jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    try:
-        compiler = compilers.find(device, count)
-        with compiler.active():
-            return Program.of(traced(name), compiled=True, options=compiler.options)
-    finally:
-        jax.config.update("jax_exec_time_optimization_effort", before)
+    compiler = compilers.find(device, count)
+    with hurried(), compiler.active():
+        return Program.of(traced(name), compiled=True, options=compiler.options)
 
 
 @functools.cache
@@ -349,13 +360,9 @@ def test_published_models_fit_sixteen_chips(config, model):
         made.learner.chunk_size = 16
         made.rollout.slots = 64
     device, count = accelerators.parse("v6e-16")
-    jax.config.update("jax_exec_time_optimization_effort", -1.0)
-    try:
-        found = plan(
-            made, compile_programs=True, device=device, compiler=compilers.find(device, count)
-        )
-    finally:
-        jax.config.update("jax_exec_time_optimization_effort", 0.0)
+    compiler = compilers.find(device, count)
+    with hurried():
+        found = plan(made, compile_programs=True, device=device, compiler=compiler)
     assert found.fits, found.table()
 
 
