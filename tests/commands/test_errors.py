@@ -226,7 +226,9 @@ IMPOSSIBLE = [
     ("tracerl", {"learner__surrogate": "espo"}, "value.enabled = True", "learner.surrogate"),
     ("tracerl", {"filter__low": 0.9}, "filter.low = 0.9", "filter.high = 0.8"),
     ("tracerl", {"rollout__policy": "treshold"}, "rollout.policy = 'treshold'", ""),
-    ("tracerl", {"rollout__policy": "dynamic_edit"}, "rollout.policy", "edits"),
+    ("tracerl", {"rollout__policy": "dynamic_edit"}, "rollout.policy", "changes"),
+    ("tracerl", {"rollout__policy": "reconsider"}, "rollout.policy", "changes"),
+    ("joint", {"policy__network__take_back": True}, "policy.network.take_back", "True"),
     ("tracerl", {"rollout__cache": "block"}, "rollout.cache = 'block'", "block-causal"),
     ("tracerl", {"rollout__parts": 0}, "rollout.parts = 0", "at least 1"),
     (
