@@ -82,7 +82,7 @@ class JointSettings(PolicyGrpoSettings):
             "Give less, or 0 for both in every step",
         )
         self.require(
-            not getattr(self.policy.network, "take_back", False),
+            not dict(self.policy.network.values).get("take_back"),
             "policy.network.take_back",
             "the denoiser's learner needs one step per token",
             "Set it to False",
