@@ -81,12 +81,9 @@ class JointSettings(PolicyGrpoSettings):
             f"the denoiser would not learn in any of `train.steps` = {self.train.steps}",
             "Give less, or 0 for both in every step",
         )
-        self.require(
-            not dict(self.policy.network.values).get("take_back"),
-            "policy.network.take_back",
-            "the denoiser's learner needs one step per token",
-            "Set it to False",
-        )
+        if dict(self.policy.network.values).get("take_back"):
+            problem = "the denoiser's learner needs one step per token"
+            raise SettingError("policy.network.take_back", True, problem, "Set it to False")
         super().check()
         check_schedule(self.optimizer, self.of_policy.train.steps * self.learner.optimizer_steps)
         learns = self.denoiser
