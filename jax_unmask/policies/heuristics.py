@@ -42,10 +42,16 @@ class Rule:
             raise ValueError(f"the observation lacks entropy, which {type(self).__name__} reads")
         return obs.entropy
 
+    def take_back(self, params: Params, obs: Observation) -> Bool[Array, "*B L"] | None:
+        """The filled positions that become masks again; None for rules that take nothing back."""
+        del params, obs
+        return None
+
     def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
         """See `Policy.__call__`. `log_prob` is 0: a rule is a baseline and does not learn."""
         fill = self.fill(params, obs, keys)
-        return Action(fill=fill, log_prob=jnp.zeros(fill.shape[:-1], jnp.float32))
+        none = jnp.zeros(fill.shape[:-1], jnp.float32)
+        return Action(fill=fill, log_prob=none, take_back=self.take_back(params, obs))
 
 
 def column(setting: Array) -> Array:
@@ -213,17 +219,19 @@ class Reconsider(Rule):
         settings = {"threshold": threshold, "doubt": doubt, "sure": sure}
         return {name: number(name, value, ge=0, le=1) for name, value in settings.items()}
 
-    def __call__(self, params: Params, obs: Observation, keys: Array) -> Action:
-        assert obs.filled is not None  # `needs` asks for it.
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         confidence, legal = obs.confidence, obs.legal
         fill = legal & (confidence >= column(params["threshold"]))
         fill |= argmax_legal(confidence, legal)
         unsure = (legal & (confidence < column(params["sure"]))).any(axis=-1)
         at_once = (obs.step_in_block == 0) & (fill == legal).all(axis=-1) & unsure
-        fill &= ~(at_once[..., None] & argmax_legal(-confidence, legal))
-        back = obs.filled.legal & (1.0 - obs.filled.probability > column(params["doubt"]))
-        none = jnp.zeros(fill.shape[:-1], jnp.float32)
-        return Action(fill=fill, log_prob=none, take_back=back)
+        # A lone position has no others to be looked at.
+        at_once &= legal.sum(axis=-1) > 1
+        return fill & ~(at_once[..., None] & argmax_legal(-confidence, legal))
+
+    def take_back(self, params: Params, obs: Observation) -> Bool[Array, "*B L"]:
+        assert obs.filled is not None  # `needs` asks for it.
+        return obs.filled.legal & (1.0 - obs.filled.probability > column(params["doubt"]))
 
 
 @dataclasses.dataclass(frozen=True)

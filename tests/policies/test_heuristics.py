@@ -213,6 +213,7 @@ def test_reconsider_leaves_one_position_to_look_at_the_others_once():
     assert action([True, True, True], 0) == ([1, 2], [])
     assert action([True, True, True], 0, sure=0.7) == ([0, 1, 2], [])
     assert action([True, False, False], 1) == ([0], [2])
+    assert action([True, False, False], 0) == ([0], [2])
 
 
 def test_conflict_free_takes_one_position_per_candidate():
