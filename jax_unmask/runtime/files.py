@@ -83,10 +83,10 @@ def has_ended(host: object, process: object) -> bool:
         return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):  # No process has a number that large.
         return True
-    except PermissionError:
-        return False
+    except PermissionError:  # Another user's.
+        pass
     return False
 
 
