@@ -25,6 +25,7 @@ from typing import Any
 import torch
 
 from jax_unmask.pytorch.policy import UnmaskingPolicy, observe
+from jax_unmask.runtime.files import atomic_write
 
 _BASE = "sglang.srt.dllm.algorithm.base"
 try:
@@ -96,7 +97,7 @@ class JaxUnmask(Base):
 def install() -> pathlib.Path:
     """Writes the module by which SGLang finds the algorithm; returns its path."""
     path = pathlib.Path(str(importlib.import_module(_BASE).__file__)).with_name(_FILE)
-    path.write_text(_MODULE)
+    atomic_write(path, _MODULE)
     return path
 
 

@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import errno
 import os
+import pathlib
+import socket
 
 import pytest
 
@@ -49,6 +51,21 @@ def test_no_pipe_or_directory_is_waited_for(tmp_path):
             with pytest.raises(FileExistsError, match=f"a file must be: '{path}'"):
                 use()
         path.rmdir() if path.is_dir() else path.unlink()
+
+
+def test_files_are_written_by_what_names_them_and_leaves_no_halves():
+    package = pathlib.Path(files.__file__).parents[1]
+    sources = [path for path in package.rglob("*.py") if "sandbox" not in path.parts]
+    assert len(sources) > 100
+    writers = (".write_text(", ".write_bytes(")
+    assert not [path for path in sources if any(name in path.read_text() for name in writers)]
+
+
+def test_a_number_that_no_process_has():
+    host = socket.gethostname()
+    assert files.has_ended(host, 10**30)
+    assert not files.has_ended(host, os.getpid())
+    assert not files.has_ended("elsewhere", 10**30)
 
 
 def test_a_name_that_is_not_utf_8():
