@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from jax_unmask import policies, rollout
+from jax_unmask import policies, recipes, rollout
 from jax_unmask.environment.bundle import load_bundle
 from jax_unmask.learners.advantages import group_z_scores
 from jax_unmask.learners.engine import TrainState
@@ -55,6 +55,7 @@ def main():
     args = parser.parse_args()
     config = runpy.run_path("configs/tracerl.py")["get_config"]("full")
     config.value.enabled = True
+    config = recipes.read(config)
     bundle = load_bundle(config)
     ends = bundle.tokenizer.stop_ids
     settings = build_settings(config, bundle.denoiser.config, ends)
