@@ -13,7 +13,7 @@ import numpy as np
 
 from jax_unmask import denoisers
 from jax_unmask.denoisers import DenoiserConfig
-from jax_unmask.environment.bundle import Bundle
+from jax_unmask.environment.bundle import Bundle, load_denoiser_config
 from jax_unmask.environment.settings import RunSettings, TrainSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
@@ -41,7 +41,15 @@ from jax_unmask.recipes.tracerl import (
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import SettingError, Settings, from_config, setting, to_config, values_of
+from jax_unmask.settings import (
+    ConfigError,
+    SettingError,
+    Settings,
+    from_config,
+    setting,
+    to_config,
+    values_of,
+)
 from jax_unmask.tasks import data
 
 
@@ -81,9 +89,6 @@ class JointSettings(PolicyGrpoSettings):
             f"the denoiser would not learn in any of `train.steps` = {self.train.steps}",
             "Give less, or 0 for both in every step",
         )
-        if dict(self.policy.network.values).get("take_back"):
-            problem = "the denoiser's learner needs one step per token"
-            raise SettingError("policy.network.take_back", True, problem, "Set it to False")
         super().check()
         check_schedule(self.optimizer, self.of_policy.train.steps * self.learner.optimizer_steps)
         learns = self.denoiser
@@ -164,6 +169,7 @@ class Joint:
     build_policy = staticmethod(build_policy)
 
     def __init__(self, config: JointSettings, workdir: pathlib.Path) -> None:
+        _check_final(config, load_denoiser_config(config))
         self._config = config
         self._key = streams.stream(streams.root(config.seed), "policy")
         self._denoiser = TraceRl(config.of_denoiser, workdir)
@@ -237,6 +243,7 @@ class Joint:
     def blueprint(
         cls, config: JointSettings, shape: DenoiserConfig, placement: Placement
     ) -> Blueprint:
+        _check_final(config, shape)
         of_denoiser = TraceRl.blueprint(config.of_denoiser, shape, placement)
         # Rollouts read the weights in the type of the products.
         read = dataclasses.replace(shape, param_dtype=shape.dtype)
@@ -263,6 +270,17 @@ class Joint:
         of_denoiser = TraceRl.work(config.of_denoiser, shape, of_policy.nfe)
         share = 0.5 if config.turn else 1.0
         return Work(of_policy.nfe, of_policy.rollout, share * of_denoiser.update)
+
+
+def _check_final(config: JointSettings, shape: DenoiserConfig) -> None:
+    """Raises a `ConfigError` for networks that take tokens back, ours and those of one's own."""
+    if not build_policy(config.of_policy, shape).needs.final_tokens:
+        network = config.policy.network
+        by_setting = dict(network.values).get("take_back")
+        key, value = ("take_back", True) if by_setting else ("kind", network.kind)
+        problem = "it takes tokens back, and the denoiser's learner needs one step per token"
+        remedy = "Set take_back to False" if by_setting else "Choose another one"
+        raise ConfigError(f"policy.network.{key}", value, problem, remedy)
 
 
 def _joined(denoiser: TrainState, policy: TrainState) -> TrainState:

@@ -57,6 +57,27 @@ def test_a_policy_and_its_denoiser_learn_from_the_same_rollouts(
     assert measured.label == "trained here"
 
 
+@dataclasses.dataclass(frozen=True)
+class TakesBack(policies.NetworkConfig):
+    """A network of one's own that sees filled tokens, as those that take some back do."""
+
+    @property
+    def needs(self):
+        return dataclasses.replace(super().needs, filled=True)
+
+
+def test_a_network_of_ones_own_that_takes_tokens_back_is_refused_before_weights_are_loaded(
+    tiny_config, tiny_model_dir, tmp_path
+):
+    model = tmp_path / "without_weights"
+    shutil.copytree(tiny_model_dir, model, ignore=shutil.ignore_patterns("*.safetensors"))
+    config = tiny_config("joint", train__steps=1)
+    config.model.path = str(model)
+    config.policy.network.kind = f"{__name__}.TakesBack"
+    with pytest.raises(settings.ConfigError, match=r"policy\.network\.kind.*TakesBack"):
+        train.train(config, tmp_path / "run")
+
+
 def test_schedules_count_the_steps_in_which_a_side_learns(tiny_config):
     config = settings.from_config(
         joint.JointSettings(), tiny_config("joint", train__steps=7, turn=2)
