@@ -21,7 +21,9 @@ RECIPES = {"joint": "joint", "policy": "policy_grpo", "denoiser": "tracerl"}
 def get_config(names: str = "arithmetic"):
     task, _, learns = names.partition(",")
     if (learns := learns or "joint") not in RECIPES:
-        raise ValueError(f"tiny_joint.py:{names} is unknown; end it with ,policy or ,denoiser")
+        raise ValueError(
+            f"tiny_joint.py:{names} is unknown; after the task give ,policy or ,denoiser"
+        )
     alone = _UNIVERSAL["get_config"](task)
     config = recipes.config(RECIPES[learns])
     config.task.update(name=task, prompt_length=alone.task.prompt_length, truncate_prompts=False)

@@ -35,6 +35,7 @@ EXPERIMENTS = (
         for task in ("sudoku", "arithmetic", "countdown")
     ),
     *("tracerl:full", "tracerl:block"),
+    *("tiny_joint", "tiny_joint:sudoku", "tiny_joint:sudoku,policy", "tiny_joint:sudoku,denoiser"),
     *("sft_large:sdar-4b", "sft_large:trado-8b,long", "sft_large:sdar-1.7b,trace"),
     *("sft_large:llada,random", "sft_large:dream", "sft_large:dream,ar"),
     *(f"published:{name}" for name in EXPERIMENTS_OF_PAPER),
