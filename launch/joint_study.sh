@@ -29,7 +29,8 @@ measure() { # WORKDIR MODEL POLICIES
         --config.eval.validation_problems=0 --config.eval.policies="($3,)"
 }
 learned() { # POLICY
-    echo "'learned:$1,distribution=threshold,alpha=0.03|0.1|0.3|1.0|3.0|10.0|30.0|100.0'"
+    local way="learned:$1,distribution=threshold"
+    echo "'$way,alpha=0.03|0.1|0.3|1.0|3.0|10.0|30.0|100.0','$way,alpha=100.0,scale=1.5|2.0|4.0'"
 }
 
 for task in $tasks; do
