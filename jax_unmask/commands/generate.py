@@ -28,6 +28,7 @@ from jax_unmask.generation.conversation import converse, system_turn
 from jax_unmask.generation.generator import Decoding, Generator, Prompt
 from jax_unmask.report import canvas, page
 from jax_unmask.runtime import compilation
+from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.terminal import harmless
 from jax_unmask.shipped import shipped_models
 from jax_unmask.tasks.base import Drawn, Example, Task
@@ -166,7 +167,7 @@ def fill_in(args: argparse.Namespace) -> None:
 def check(args: argparse.Namespace) -> None:
     """Raises for all mistakes in the arguments that show before the model is loaded."""
     answers.check(args.model, args.policy, decoding(args))
-    if args.html is not None and pathlib.Path(args.html).is_dir():
+    if args.html is not None and local_path(args.html).is_dir():
         raise ValueError(f"--html={args.html} is a directory; give the name of a file")
     if not 0 <= args.pace < 60:
         raise ValueError(f"--pace={args.pace} must be a number of seconds from 0 to below 60")

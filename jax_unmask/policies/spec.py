@@ -20,6 +20,7 @@ from jax_unmask.policies.base import Params, Policy
 from jax_unmask.policies.calibration import FILE, Environment, find_calibration
 from jax_unmask.policies.checkpoint import CONFIG, WEIGHTS, load_policy, made_for
 from jax_unmask.policies.learned import LearnedPolicy
+from jax_unmask.runtime.files import local_path
 from jax_unmask.settings import SettingError
 
 EXPORTED = "policy"
@@ -240,7 +241,7 @@ def policy_directory(name: str) -> pathlib.Path:
     Raises:
         FileNotFoundError: there is no policy of that name.
     """
-    path = pathlib.Path(name).expanduser()
+    path = local_path(name).expanduser()
     if not (path / CONFIG).is_file() and (path / EXPORTED / CONFIG).is_file():
         return path / EXPORTED
     if not path.exists() and hub.is_name(name) and path.parent.name not in ("..", "."):

@@ -22,6 +22,7 @@ from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.rollout import Cache, Prompts, row_keys
 from jax_unmask.runtime import agreement
 from jax_unmask.runtime.accelerators import Accelerator
+from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import ConfigError, SettingError, setting
@@ -220,6 +221,15 @@ def export_setting() -> Any:
     """The declaration of `export`, where `export_denoiser` writes."""
     text = "Where to write the trained denoiser in Hugging Face's format; None for WORKDIR/model."
     return setting(None, text)
+
+
+def check_export(directory: str | None) -> None:
+    """Raises a `ConfigError` for an `export` that `export_denoiser` could not write to."""
+    try:
+        local_path(directory or "")
+    except ValueError as error:
+        problem = str(error).partition(": ")[2]
+        raise ConfigError("export", directory, problem, "Give a directory") from error
 
 
 def export_denoiser(config: Any, bundle: Bundle, workdir: pathlib.Path) -> Bundle:

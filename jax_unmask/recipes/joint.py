@@ -19,7 +19,14 @@ from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.tracerl import ValueSettings
 from jax_unmask.policies.spec import EXPORTED
-from jax_unmask.recipes.base import Blueprint, Metrics, Work, check_schedule, export_setting
+from jax_unmask.recipes.base import (
+    Blueprint,
+    Metrics,
+    Work,
+    check_export,
+    check_schedule,
+    export_setting,
+)
 from jax_unmask.recipes.policy_grpo import (
     FrozenModel,
     PolicyGrpo,
@@ -90,6 +97,7 @@ class JointSettings(PolicyGrpoSettings):
             "Give less, or 0 for both in every step",
         )
         super().check()
+        check_export(self.export)
         check_schedule(self.optimizer, self.of_policy.train.steps * self.learner.optimizer_steps)
         learns = self.denoiser
         try:

@@ -24,6 +24,7 @@ from jax_unmask.recipes.base import (
     Metrics,
     TracedProgram,
     Work,
+    check_export,
     check_fits,
     check_schedule,
     export_denoiser,
@@ -99,6 +100,7 @@ class SupervisedSettings(RunSettings):
     export: str | None = export_setting()
 
     def check(self) -> None:
+        check_export(self.export)
         check_schedule(self.optimizer, self.train.steps)
 
     def check_spread(self, placement: Placement) -> None:

@@ -40,6 +40,7 @@ from jax_unmask.recipes.base import (
     TracedProgram,
     Work,
     check_cache,
+    check_export,
     check_fits,
     check_schedule,
     export_denoiser,
@@ -172,6 +173,7 @@ class TraceRlSettings(RollingSettings):
     export: str | None = export_setting()
 
     def check(self) -> None:
+        check_export(self.export)
         check_schedule(self.optimizer, self.optimizer_steps)
         self.require(
             self.lora.rank > 0 or self.model.param_dtype == "float32",

@@ -52,7 +52,7 @@ def atomic_write(path: str | os.PathLike[str], data: str | bytes) -> None:
         path: the file to write; replaced where it exists.
         data: its content; text is written as UTF-8.
     """
-    target = pathlib.Path(path)
+    target = local_path(path)
     target.parent.mkdir(parents=True, exist_ok=True)
     remove_abandoned(target.parent.glob(f".{glob.escape(target.name)}.*"))
     writer = f"{os.getpid()}.{socket.gethostname()}"
@@ -97,7 +97,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     Raises:
         OSError: the disk is full; names the file, also where the library raises something else.
     """
-    target = pathlib.Path(path)
+    target = local_path(path)
     partial = target.with_name(f".{target.name}.partial")
     try:
         yield partial

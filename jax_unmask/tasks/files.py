@@ -13,6 +13,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
+from jax_unmask.runtime.files import local_path
 from jax_unmask.tasks.base import Example
 
 HUB = "hub:"
@@ -148,7 +149,7 @@ def local(path: Path) -> pathlib.Path:
     """
     text = os.fspath(path)
     if not text.startswith(HUB):
-        return pathlib.Path(text).expanduser()
+        return local_path(text).expanduser()
     import huggingface_hub
     from huggingface_hub import errors
 
@@ -160,9 +161,10 @@ def local(path: Path) -> pathlib.Path:
             f"{owner}/{name}", repo_type="dataset", allow_patterns=wanted
         )
     except (errors.HfHubHTTPError, errors.HFValidationError, errors.LocalEntryNotFoundError) as why:
+        said = " ".join(str(why).split())
         raise FileNotFoundError(
             f"path={text!r}: data set {f'{owner}/{name}'!r} is neither in the Hugging Face cache "
-            f"nor to be had from the hub ({why}). On a machine with a network run `hf download "
+            f"nor to be had from the hub ({said}). On a machine with a network run `hf download "
             f"--repo-type dataset {owner}/{name} --local-dir DIR`, copy DIR here and give it as "
             "the path (--config.task.path=DIR, --data=DIR)"
         ) from why

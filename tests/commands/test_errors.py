@@ -183,6 +183,7 @@ def test_two_sources_of_data(tiny_config, message, tmp_path, monkeypatch):
     assert "openai/gsm8k" in text and "--config.task.path=DIR" in text
 
 
+STORE = "gs://bucket/it"
 _EXPERT = {"expert__count": 1, "expert__block_length": 4}
 _JUDGE = {"process__judge": "model", "process__model": "m"}
 # Recipe, changes, and what the message names: full keys and values, and what else there is to say.
@@ -198,6 +199,13 @@ IMPOSSIBLE = [
     ("policy_grpo", {"policy__network__hidden_size": 12}, "policy.network.hidden_size = 12", "16"),
     ("policy_grpo", {"policy__network__top_k": 10}, "policy.network.top_k = 10", "9 tokens"),
     ("policy_grpo", {"policy__init_from": "/no/such"}, "/no/such/policy_config.json", ""),
+    ("policy_grpo", {"model__path": STORE}, STORE, "mount"),
+    ("policy_grpo", {"policy__init_from": STORE}, STORE, "mount"),
+    ("policy_grpo", {"task__name": "gsm8k", "task__path": STORE}, STORE, "mount"),
+    *[
+        (each, {"export": STORE}, f"export = {STORE!r}", "mount")
+        for each in ("sft", "tracerl", "joint")
+    ],
     ("policy_grpo", _EXPERT | {"rollout__block_length": 4}, "expert.count = 1", "full diffusion"),
     (
         "policy_grpo",

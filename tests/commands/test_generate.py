@@ -136,6 +136,8 @@ def test_a_task_poses_and_judges(model, capsys):
         (("--seed=99999999999999999999", *shape()), "--seed"),
         (("--pace=-1", *shape()), "--pace=-1.0"),
         (("--model=/no/such/model", *shape()), "/no/such/model"),
+        (("--policy=learned:gs://bucket/policy", *shape()), "gs://bucket/policy: only paths"),
+        (("--html=gs://bucket/page.html", *shape()), "gs://bucket/page.html: only paths"),
         (("--chat", *shape()), "chat template"),
     ],
 )
@@ -166,7 +168,9 @@ def test_needs_a_prompt(model, capsys, tmp_path, monkeypatch):
     assert "--problem=-1 does not exist" in missing
     hub_cache.use(monkeypatch, tmp_path)  # Neither a network nor a copy.
     for task in ("math", "humaneval", "sudoku_puzzles"):
-        assert "--data=DIR" in fails(capsys, f"--model={model}", f"--task={task}")
+        found = fails(capsys, f"--model={model}", f"--task={task}")
+        assert found.startswith("error: ") and "\n" not in found
+        assert "--data=DIR" in found
 
 
 def test_a_policy_of_several_environments_acts_as_in_that_of_the_model(tmp_path, caplog):

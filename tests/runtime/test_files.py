@@ -24,6 +24,15 @@ def test_replaces_and_leaves_nothing_beside(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
+def test_a_store_is_no_directory_of_that_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="gs://bucket/page"):
+        files.atomic_write("gs://bucket/page.html", "")
+    with pytest.raises(ValueError, match="gs://bucket/it"), files.replacing("gs://bucket/it"):
+        pass
+    assert not os.listdir(tmp_path)
+
+
 def test_a_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     files.atomic_write(tmp_path / "file", "old")
 
