@@ -77,25 +77,24 @@ def attention_in_copies(
     key: Float[Array, "B S G d"],
     value: Float[Array, "B S G d"],
     copies: Copies,
-    queries_per_chunk: int = _QUERIES_PER_CHUNK,
     fused: bool = False,
 ) -> Float[Array, "B S H d"]:
     """`attention` under the rule of `Copies`, a chunk of queries at a time.
 
-    Neither scores nor mask exist for more than `queries_per_chunk` queries (static), in the
-    backward pass too, where they are computed again. `fused` as in `attention`.
+    Neither scores nor mask exist for more than `_QUERIES_PER_CHUNK` queries, in the backward pass
+    too, where they are computed again. `fused` as in `attention`.
     """
     if fused and takes_kernel(query, key):
         return tpu_attention.attend(query, key, value, copies.bounds())
     length = query.shape[1]
-    if length <= queries_per_chunk:
+    if length <= _QUERIES_PER_CHUNK:
         visible = copies.visible(copies.block, copies.noisy, copies.text)
         return attention(query, key, value, visible)
-    spare = -length % queries_per_chunk
+    spare = -length % _QUERIES_PER_CHUNK
 
     def chunked(x: Array) -> Array:
         padded = jnp.pad(x, [(0, 0), (0, spare)] + [(0, 0)] * (x.ndim - 2))
-        return jnp.moveaxis(padded.reshape(x.shape[0], -1, queries_per_chunk, *x.shape[2:]), 1, 0)
+        return jnp.moveaxis(padded.reshape(x.shape[0], -1, _QUERIES_PER_CHUNK, *x.shape[2:]), 1, 0)
 
     @jax.checkpoint
     def of_chunk(part: tuple[Array, Array, Array, Array | None]) -> Array:

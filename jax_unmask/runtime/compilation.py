@@ -33,15 +33,17 @@ TPU_FLAGS = {
 }
 """Flags of the TPU's compiler, by the PCI device id of its chip."""
 
+_DEVICES = pathlib.Path("/sys/bus/pci/devices")
+
 logger = logging.getLogger(__name__)
 
 
-def choose_flags(devices: pathlib.Path = pathlib.Path("/sys/bus/pci/devices")) -> None:
+def choose_flags() -> None:
     """Sets `TPU_FLAGS` of this machine's chip, but for those that the user has set.
 
     To be called before JAX uses a device: the compiler reads them once, from LIBTPU_INIT_ARGS.
     """
-    chips = {file.read_text().strip() for file in devices.glob("*/device")}
+    chips = {file.read_text().strip() for file in _DEVICES.glob("*/device")}
     given = os.environ.get("LIBTPU_INIT_ARGS", "")
     names = {each.partition("=")[0] for each in given.split()}
     wanted = [flag for chip in chips for flag in TPU_FLAGS.get(chip, ())]

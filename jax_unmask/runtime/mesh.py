@@ -43,8 +43,6 @@ def make_mesh(
     data: int = -1,
     fsdp: int = 1,
     tensor: int = 1,
-    *,
-    devices: Sequence[jax.Device] | None = None,
 ) -> Mesh:
     """A mesh with axes ("data", "fsdp", "tensor") that uses all devices.
 
@@ -52,7 +50,6 @@ def make_mesh(
         data: copies of the parameters, each with its shard of the batch.
         fsdp: shards of the parameters, each also with its shard of the batch.
         tensor: shards of single matrix products.
-        devices: the devices; all of all processes by default.
 
     At most one size may be -1: all remaining devices. Axes are of type Auto: XLA chooses the
     shardings that inputs and outputs leave open. (`jax.make_mesh` defaults to Explicit.)
@@ -60,7 +57,7 @@ def make_mesh(
     Raises:
         ValueError: the sizes do not multiply to the number of devices.
     """
-    used = list(accelerators.devices() if devices is None else devices)
+    used = list(accelerators.devices())
     sizes = dict(zip(AXES, (data, fsdp, tensor), strict=True))
     asked = ", ".join(f"{axis}={size}" for axis, size in sizes.items())
     open_axes = [axis for axis, size in sizes.items() if size == -1]

@@ -21,9 +21,8 @@ def progress_bar(
     *,
     initial: int = 0,
     title: str = "",
-    stream: TextIO | None = None,
 ) -> tqdm.tqdm:
-    """A progress bar with rate and time left, on process 0.
+    """A progress bar with rate and time left, on standard error of process 0.
 
     In a notebook it is the notebook's own; elsewhere without a terminal a line every 10 s.
 
@@ -31,18 +30,17 @@ def progress_bar(
         total: steps of the whole run.
         initial: steps done before this process began; they don't count towards the rate.
         title: words before the bar.
-        stream: where to write; standard error by default.
     """
-    file = _Unread(stream or sys.stderr)
+    file = _Unread(sys.stderr)
     kind, settings = tqdm.tqdm, {"file": file, "dynamic_ncols": True}
-    if stream is None and in_notebook():
+    if in_notebook():
         # Its output is a stream, whose lines can be replaced.
         settings |= {"dynamic_ncols": False, "ncols": 100, "mininterval": 0.5}
         if importlib.util.find_spec("ipywidgets"):
             from tqdm import notebook
 
             kind, settings = notebook.tqdm, {}
-    elif not (stream or sys.stderr).isatty():
+    elif not sys.stderr.isatty():
         settings = {
             "file": _Lines(file),
             "mininterval": 10.0,

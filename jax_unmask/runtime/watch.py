@@ -24,6 +24,7 @@ from jax_unmask.settings import Settings, setting
 
 DIRECTORY = "heartbeats"
 STALLED = 124
+_INTERVAL = 10.0  # Seconds between two beats.
 """Status of a process that left because training stood still; what `timeout` uses."""
 
 logger = logging.getLogger(__name__)
@@ -93,9 +94,6 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
         stall_seconds: how long a phase may take; 0 for no limit. The first step of a process, which
             compiles, may take as long too.
         ends: end the process then, with status `STALLED`, for launchers that start it again.
-        process: number of this process.
-        count: how many there are.
-        interval: seconds between two beats.
     """
 
     def __init__(
@@ -104,16 +102,12 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
         stall_seconds: float,
         *,
         ends: bool = False,
-        process: int | None = None,
-        count: int | None = None,
-        interval: float = 10.0,
     ) -> None:
         self._directory = pathlib.Path(workdir) / DIRECTORY
         self._stall_seconds = stall_seconds
         self._ends = ends
-        self._process = jax.process_index() if process is None else process
-        self._count = jax.process_count() if count is None else count
-        self._interval = min(interval, stall_seconds / 4) if stall_seconds else interval
+        self._process, self._count = jax.process_index(), jax.process_count()
+        self._interval = min(_INTERVAL, stall_seconds / 4) if stall_seconds else _INTERVAL
         self._step, self._phases, self._phase = 0, 0, "start"
         self._since = time.monotonic()
         self._beats = 0

@@ -29,6 +29,7 @@ from typing import IO, Any
 _LENGTH = struct.Struct("!I")
 _MAX_FRAME = 64 * 2**20
 _START_SECONDS = 120.0
+_WAITING = 64
 
 Answer = dict[str, Any]
 
@@ -64,11 +65,10 @@ class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
             then answer every job with one; `"last": true` in it asks for a new process.
         workers: number of processes; each is started when it gets its first job.
         deadline_seconds: time that a job may take, after which its worker is killed.
-        queue_size: jobs that may wait; `submit` blocks while so many do. Default: 64 per worker.
         environment: the workers' environment; None is a copy of this process's.
 
     Raises:
-        ValueError: for fewer than one worker or waiting job, or a deadline that is not positive.
+        ValueError: for fewer than one worker, or a deadline that is not positive.
     """
 
     def __init__(
@@ -77,17 +77,13 @@ class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
         *,
         workers: int,
         deadline_seconds: float,
-        queue_size: int | None = None,
         environment: dict[str, str] | None = None,
     ) -> None:
         if workers < 1:
             raise ValueError(f"workers={workers} must be at least 1")
         if not deadline_seconds > 0:
             raise ValueError(f"deadline_seconds={deadline_seconds} must be positive")
-        queue_size = 64 * workers if queue_size is None else queue_size
-        if queue_size < 1:
-            raise ValueError(f"queue_size={queue_size} must be at least 1")
-        self._waiting: queue.Queue[_Job | None] = queue.Queue(queue_size)
+        self._waiting: queue.Queue[_Job | None] = queue.Queue(_WAITING * workers)
         self._closed = False
         self._workers = [_Worker(command, environment, deadline_seconds) for _ in range(workers)]
         self._threads = [
@@ -100,7 +96,7 @@ class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
         self._finalizer = weakref.finalize(self, _kill_all, self._workers)
 
     def submit(self, *frames: Any) -> Future[Answer | Lost]:
-        """Queues a job; waits while the queue is full.
+        """Queues a job; waits while `_WAITING` jobs per worker wait.
 
         Args:
             *frames: the job's frames, JSON-able.

@@ -17,6 +17,7 @@ from safetensors.numpy import load_file
 
 import tiny
 from jax_unmask.denoisers import Denoiser, from_pretrained, init_params
+from jax_unmask.denoisers import attention as attention_module
 from jax_unmask.denoisers.attention import Copies, attention, attention_in_copies
 from jax_unmask.learners.states import AttentionBlocks, Responses, StateBatch
 from jax_unmask.learners.surrogates import RandomMasking, Trace
@@ -169,7 +170,8 @@ class TestCopies:
         # Nothing reads what padding sees.
         np.testing.assert_array_equal(found[real], ARRAYS["padmask.mask"].astype(bool)[real])
 
-    def test_chunks_of_queries(self):
+    def test_chunks_of_queries(self, monkeypatch):
+        monkeypatch.setattr(attention_module, "_QUERIES_PER_CHUNK", 3)
         rng = np.random.default_rng(0)
         query = jnp.asarray(rng.normal(size=(2, 7, 4, 8)), jnp.float32)
         key, value = (jnp.asarray(rng.normal(size=(2, 7, 2, 8)), jnp.float32) for _ in range(2))
@@ -181,7 +183,7 @@ class TestCopies:
         dense = copies.visible(copies.block, copies.noisy)
 
         def chunked(q, k, v):
-            return jnp.sum(jnp.sin(attention_in_copies(q, k, v, copies, 3)))
+            return jnp.sum(jnp.sin(attention_in_copies(q, k, v, copies)))
 
         def plain(q, k, v):
             return jnp.sum(jnp.sin(attention(q, k, v, dense)))

@@ -75,11 +75,12 @@ def test_counts_programs_but_not_calls():
 
 def test_flags_of_a_chip_are_added_to_those_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("LIBTPU_INIT_ARGS", "--xla_enable_async_all_gather=false --other=1")
-    compilation.choose_flags(tmp_path)
+    monkeypatch.setattr(compilation, "_DEVICES", tmp_path)
+    compilation.choose_flags()
     (tmp_path / "one").mkdir()
     (tmp_path / "one" / "device").write_text("0x006f\n")
     for _ in range(2):
-        compilation.choose_flags(tmp_path)
+        compilation.choose_flags()
         found = os.environ["LIBTPU_INIT_ARGS"].split()
         assert found[:2] == ["--xla_enable_async_all_gather=false", "--other=1"]
         assert found[2:] == [

@@ -76,7 +76,7 @@ def test_on_eight_devices():
     ],
 )
 def test_bad_rules_name_the_parameter(rules, words):
-    mesh = meshes.make_mesh(devices=jax.devices()[:1])
+    mesh = meshes.make_mesh()
     params = {"layer": {"kernel": jax.ShapeDtypeStruct((2, 4), jnp.float32)}}
     with pytest.raises(ValueError, match=words) as caught:
         meshes.param_shardings(params, rules, mesh)

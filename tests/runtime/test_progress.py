@@ -20,40 +20,40 @@ class Terminal(io.StringIO):
         return True
 
 
-def test_without_a_terminal_it_writes_a_line_now_and_then():
-    clock, stream = Clock(), io.StringIO()
-    with progress_bar(100, initial=20, title="train", stream=stream) as bar:
+def test_without_a_terminal_it_writes_a_line_now_and_then(capsys):
+    clock = Clock()
+    with progress_bar(100, initial=20, title="train") as bar:
         bar._time = clock
         clock.now = bar.start_t
         for step in range(21, 61):
             clock.now += 1
             bar.set_postfix(reward=0.123456, refresh=False)
             bar.update(step - bar.n)
-    lines = stream.getvalue().splitlines()
+    lines = capsys.readouterr().err.splitlines()
     starts = [f"train {step}/100" for step in (20, 30, 40, 50, 60)]
     assert [line.split(" |")[0] for line in lines[:5]] == starts
     # The 20 steps from before the resume don't count.
     assert lines[1] == "train 30/100 | 1.00step/s | 00:10<01:10, reward=0.123"
 
 
-def test_a_log_that_is_full_is_no_error():
+def test_a_log_that_is_full_is_no_error(monkeypatch):
     with open("/dev/full", "wb", buffering=0) as full:
-        stream = io.TextIOWrapper(full, write_through=True)
-        with progress_bar(2, stream=stream) as bar:
+        monkeypatch.setattr("sys.stderr", io.TextIOWrapper(full, write_through=True))
+        with progress_bar(2) as bar:
             bar.update(2)
         assert bar.n == 2
 
 
-def test_the_first_step_of_a_process_has_no_rate():
-    clock, stream = Clock(), io.StringIO()
-    with progress_bar(10, title="train", stream=stream) as bar:
+def test_the_first_step_of_a_process_has_no_rate(capsys):
+    clock = Clock()
+    with progress_bar(10, title="train") as bar:
         bar._time = clock
         bar.start_t = bar.last_print_t = clock.now
         clock.now += 108
         leave_out_step(bar)
         clock.now += 20
         bar.update(1)
-    lines = stream.getvalue().splitlines()
+    lines = capsys.readouterr().err.splitlines()
     assert lines[1] == "train 1/10 |?step/s | 00:00<?"
     assert lines[2].startswith("train 2/10 |20.00s/step | 00:20<02:40")
 
@@ -69,7 +69,8 @@ def test_time_left_counts_programs_to_compile():
 def test_other_processes_show_nothing(monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: 1)
     stream = Terminal()
-    with progress_bar(10, stream=stream) as bar:
+    monkeypatch.setattr("sys.stderr", stream)
+    with progress_bar(10) as bar:
         bar.set_postfix(nfe=3)
         bar.update(10)
     assert stream.getvalue() == ""

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import time
+from unittest import mock
 
 import jax
 import pytest
@@ -18,7 +19,12 @@ def wait_for(condition) -> None:
 
 
 def start(workdir, process, count=2, **options):
-    return Heartbeat(workdir, 0.8, process=process, count=count, interval=0.2, **options)
+    """The heartbeat of one of several processes, with a beat every 0.2 s."""
+    with (
+        mock.patch.object(jax, "process_index", lambda: process),
+        mock.patch.object(jax, "process_count", lambda: count),
+    ):
+        return Heartbeat(workdir, 0.8, **options)
 
 
 def test_names_the_process_that_the_others_wait_for(tmp_path, caplog):

@@ -9,6 +9,7 @@ import time
 
 import pytest
 
+from jax_unmask.tasks import workers as workers_module
 from jax_unmask.tasks.workers import Lost, WorkerError, WorkerPool
 
 WORKER = """
@@ -70,8 +71,9 @@ def test_other_workers_go_on_while_one_hangs():
         assert time.monotonic() - began < 15 and not hung.done()
 
 
-def test_a_full_queue_holds_the_submitter_back():
-    with pool(workers=1, queue_size=2, deadline_seconds=60.0) as workers:
+def test_a_full_queue_holds_the_submitter_back(monkeypatch):
+    monkeypatch.setattr(workers_module, "_WAITING", 2)
+    with pool(workers=1, deadline_seconds=60.0) as workers:
         workers.submit({"do": "warm"}).result()
         submitted = [workers.submit({"do": "x", "seconds": 0.5})]
 
@@ -140,9 +142,7 @@ def test_a_worker_that_does_not_start_is_an_error_not_a_score():
             job.result()
 
 
-@pytest.mark.parametrize(
-    ("setting", "value"), [("workers", 0), ("deadline_seconds", 0), ("queue_size", 0)]
-)
+@pytest.mark.parametrize(("setting", "value"), [("workers", 0), ("deadline_seconds", 0)])
 def test_bad_settings(setting, value):
     with pytest.raises(ValueError, match=f"{setting}={value} must be"):
         pool(**{setting: value})
