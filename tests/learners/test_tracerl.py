@@ -13,6 +13,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import tiny
+from devices import run_on_devices
 from jax_unmask.denoisers import Denoiser, init_adapters, init_params
 from jax_unmask.learners.advantages import trace_gae
 from jax_unmask.learners.losses import clipped_objective, kl_estimate
@@ -357,3 +358,37 @@ def test_token_log_prob_and_its_gradient():
     both = (jax.jit(jax.value_and_grad(f, argnums=(0, 1))) for f in (ours, plain))
     found, expected = (f(table, hidden) for f in both)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), found, expected)
+
+
+ON_A_MESH = """
+import re
+import jax, numpy as np, optax, tiny
+from jax.sharding import NamedSharding
+from jax_unmask.denoisers import Denoiser, init_params
+from jax_unmask.learners.states import Responses
+from jax_unmask.learners.tracerl import TraceLearner
+from jax_unmask.rollout import Prompts
+from jax_unmask.runtime.mesh import make_mesh, spec
+
+config, rng, rows = tiny.denoiser_config(), np.random.default_rng(0), 16
+learner = TraceLearner(
+    denoiser=Denoiser(config), optimizer=optax.sgd(0.1), minibatches=2, chunk_size=4,
+    reference_beta=0.1,
+)
+params = init_params(config, jax.random.key(0))
+state = learner.init(params, jax.random.key(1))
+prompts = Prompts(rng.integers(0, 10, (rows, 3), np.int32), np.ones((rows, 3), bool))
+canvases, steps = (rng.integers(0, high, (rows, 6), np.int32) for high in (10, 3))
+batch = Responses(prompts, canvases, steps), np.ones(rows, np.float32), np.ones(rows, bool)
+mesh = make_mesh(fsdp=4)
+jax.set_mesh(mesh)
+batch = jax.device_put(batch, NamedSharding(mesh, spec("batch")))
+text = TraceLearner.update.lower(learner, state, *batch, params).compile().as_text()
+print(sorted(set(re.findall(r"f32\\[1,1,[0-9]+,6\\]", text))))
+"""
+
+
+@pytest.mark.thorough
+def test_log_probabilities_of_the_old_parameters_lie_in_shards():
+    """[sets, slots, B, L], of the parameters before the update and of the reference."""
+    assert run_on_devices(4, ON_A_MESH).strip() == "['f32[1,1,4,6]']"
