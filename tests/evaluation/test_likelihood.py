@@ -63,6 +63,21 @@ def test_a_response_does_not_depend_on_those_beside_it(model):
     assert together.are_greedy(pairs) == [alone.are_greedy([pair])[0] for pair in pairs]
 
 
+def test_texts_of_like_length_share_forwards(model, monkeypatch):
+    """Three pairs of one width are two batches of two; the one that is wider is one by itself."""
+    shapes = []
+
+    def estimates(denoiser, params, tokens, real, wanted, key, draws, batch_size):
+        shapes.append(tokens.shape)
+        return jnp.zeros((len(tokens), draws))
+
+    monkeypatch.setattr(likelihood, "_estimates", estimates)
+    pairs = [(PROMPT, RESPONSE), (PROMPT * 12, RESPONSE), ([1], [2, 3]), (PROMPT, [2])]
+    found = Likelihood(*model, draws=4, batch_size=4, together=2).log_likelihoods(pairs)
+    assert len(found) == 4
+    assert shapes == [(2, 32), (2, 32), (1, 64)]
+
+
 def test_masks_cover_all_sizes_evenly():
     wanted = jnp.arange(8) >= 4
     masks = np.asarray(stratified_masks(jax.random.key(1), wanted, 16))
