@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import importlib
+import functools
 import json
 import math
 import sys
-import types
 
 import pytest
 
+import fake_harness
 from jax_unmask.commands import harness
 
 PUZZLE = "1234341221434321="
@@ -55,31 +55,13 @@ def test_a_wrong_policy_comes_first():
     assert "did you mean threshold" in fails("--model=x", "--tasks=y", "--policy=treshold")
 
 
-@pytest.fixture
-def model_class(monkeypatch):
-    """`HarnessModel` on stand-ins for the classes of the harness that it needs."""
-
-    class LM:
-        cache_hook = types.SimpleNamespace(add_partial=lambda *_: None)
-
-    name = "jax_unmask.evaluation.harness_model"
-    for module, content in (("", {}), (".api", {}), (".api.instance", {"Instance": object})):
-        monkeypatch.setitem(sys.modules, f"lm_eval{module}", types.SimpleNamespace(**content))
-    monkeypatch.setitem(sys.modules, "lm_eval.api.model", types.SimpleNamespace(LM=LM))
-    sys.modules.pop(name, None)
-    yield importlib.import_module(name).HarnessModel
-    sys.modules.pop(name, None)
-
-
 @pytest.mark.thorough
-def test_an_odd_request_ends_only_itself(model_class):
+def test_an_odd_request_ends_only_itself(monkeypatch):
     """Words that the vocabulary lacks, nothing at all, more than the model's length of 33."""
-    model = model_class.load(
+    model = fake_harness.model_class(monkeypatch).load(
         "sudoku", gen_length=8, block_length=4, batch_size=2, mc_draws=4, mc_batch_size=4
     )
-
-    def ask(method, *arguments):
-        return getattr(model, method)([types.SimpleNamespace(args=each) for each in arguments])
+    ask = functools.partial(fake_harness.ask, model)
 
     odd = [("12..", ""), ("12", "x!"), ("1" * 50, "2" * 33), ("1" * 50, "2" * 40)]
     empty, unknown, whole, cut, usual = ask("loglikelihood", *odd, ("12..", "34"))

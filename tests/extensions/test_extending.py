@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 
 import jax
 import pytest
 from safetensors.numpy import load_file
 
+import fake_harness
 import tiny
 from jax_unmask import denoisers, policies, recipes
 from jax_unmask.commands import bench, generate, harness, plan, train
@@ -69,10 +71,15 @@ def test_they_are_timed(model, capsys):
     assert RULE in capsys.readouterr().out
 
 
-def test_the_harness_takes_the_policy(model, package):
-    pytest.importorskip("lm_eval", reason="lm-evaluation-harness is an extra")
-    with pytest.raises(SystemExit, match="has no task nowhere"):
-        harness.main([f"--model={model}", f"--policy={RULE}", "--tasks=nowhere"])
+def test_the_harness_takes_the_policy(model, package, monkeypatch):
+    with monkeypatch.context() as without, pytest.raises(SystemExit, match="pip install"):
+        without.setitem(sys.modules, "lm_eval", None)
+        harness.main([f"--model={model}", f"--policy={RULE}", "--tasks=gsm8k"])
+    made = fake_harness.model_class(monkeypatch).load(
+        str(model), policy=f"{RULE}:factor=0.5", gen_length=8, block_length=8, batch_size=1
+    )
+    assert fake_harness.ask(made, "generate_until", ("Chad: ", {}))
+    assert made.sequences == 1 and 1 <= made.forwards < 8
 
 
 @pytest.mark.thorough
