@@ -26,7 +26,7 @@ from jax_unmask.denoisers.quantization import TYPES, quantize_params
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache, scored_positions
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.rollout.flops import RolloutFlops
-from jax_unmask.runtime import terminal
+from jax_unmask.runtime import compilation, terminal
 from jax_unmask.runtime.compilation import CompileTimes
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.progress import Jobs
@@ -137,6 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     arguments = sys.argv[1:] if arguments is None else arguments
     args, overrides = parser().parse_known_args(arguments)
     command_line.set_up_logging()
+    compilation.choose_flags()  # Without the compile cache: the time to compile is measured.
     with command_line.clear_errors(args):
         _check(args, overrides)
         command = shlex.join(["python", "-m", "jax_unmask.bench", *arguments])

@@ -197,10 +197,31 @@ def _is_verbose() -> bool:
 
 
 def begin(argv: Sequence[str]) -> None:
-    """Sets up logging and the compile cache of a command that takes nothing but flags."""
+    """Sets up a command that takes nothing but flags."""
     if len(argv) > 1:
         given = harmless(" ".join(argv[1:]))
         sys.exit(f"error: {given}: only flags are taken; settings are --config.KEY=VALUE")
+    _set_up()
+
+
+@contextlib.contextmanager
+def parsed(
+    parser: argparse.ArgumentParser, arguments: Sequence[str] | None
+) -> Iterator[argparse.Namespace]:
+    """The arguments of a command, which is set up; mistakes in the block are as in `clear_errors`.
+
+    Args:
+        parser: of the command.
+        arguments: None for those of the process.
+    """
+    args = parser.parse_args(arguments)
+    _set_up()
+    with clear_errors(args):
+        yield args
+
+
+def _set_up() -> None:
+    """Sets up logging, the compile cache and the compiler."""
     set_up_logging()
     compilation.enable_cache()
     compilation.choose_flags()

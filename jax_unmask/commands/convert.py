@@ -128,11 +128,9 @@ def next_command(source: str, output: pathlib.Path) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    args = parser().parse_args(arguments)
-    command_line.set_up_logging()
     # Nothing is computed, and the memory of the host is the larger one.
     jax.config.update("jax_platforms", "cpu")
-    with command_line.clear_errors(args):
+    with command_line.parsed(parser(), arguments) as args:
         if not 0 < args.max_shard_gb < 1e9:
             raise ValueError(f"--max_shard_gb={args.max_shard_gb} must be above 0, and finite")
         output = local_path(args.output)

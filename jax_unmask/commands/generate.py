@@ -25,7 +25,8 @@ from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.generation import answers
 from jax_unmask.generation.answers import Answer
 from jax_unmask.generation.conversation import converse, system_turn
-from jax_unmask.generation.generator import Decoding, Generator, Prompt
+from jax_unmask.generation.decoding import Decoding, Prompt
+from jax_unmask.generation.generator import Generator
 from jax_unmask.report import canvas, page
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.files import local_path
@@ -232,11 +233,7 @@ def _read_messages(file: str) -> list[dict[str, str]]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    args = parser().parse_args(arguments)
-    command_line.set_up_logging()
-    compilation.enable_cache()
-    compilation.choose_flags()
-    with command_line.clear_errors(args):
+    with command_line.parsed(parser(), arguments) as args:
         _run(args)
 
 

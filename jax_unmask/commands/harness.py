@@ -17,7 +17,7 @@ from typing import Any
 
 from jax_unmask import policies
 from jax_unmask.commands import command_line
-from jax_unmask.runtime import compilation, terminal
+from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import atomic_write
 
 
@@ -50,10 +50,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    args = parser().parse_args(arguments)
-    command_line.set_up_logging()
-    compilation.enable_cache()
-    with command_line.clear_errors(args):
+    with command_line.parsed(parser(), arguments) as args:
         results = _run(args)
         if args.output is not None:
             atomic_write(args.output, json.dumps(results, indent=2, default=str) + "\n")

@@ -113,9 +113,7 @@ def next_command(directory: pathlib.Path, name: str) -> list[str]:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    args = parser().parse_args(arguments)
-    command_line.set_up_logging()
-    with command_line.clear_errors(args):
+    with command_line.parsed(parser(), arguments) as args:
         needed = "name" if args.verb == "push" else "output"
         if getattr(args, needed) is None:
             raise ValueError(f"{args.verb} needs --{needed}")

@@ -23,7 +23,7 @@ from jax_unmask.commands import command_line
 from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.generation import answers
-from jax_unmask.generation.generator import Decoding
+from jax_unmask.generation.decoding import Decoding
 from jax_unmask.runtime import compilation, distributed
 from jax_unmask.settings import FlagError, declared
 from jax_unmask.shipped import shipped_models
@@ -100,10 +100,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Runs the command."""
-    args = parser().parse_args(arguments)
-    command_line.set_up_logging()
-    compilation.enable_cache()
-    with command_line.clear_errors(args):
+    with command_line.parsed(parser(), arguments) as args:
         served = Service(args)
         try:
             served.run()

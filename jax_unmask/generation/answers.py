@@ -28,7 +28,7 @@ from jax_unmask.denoisers import (
 from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.evaluation.viewing import record
-from jax_unmask.generation.generator import Decoding, Prompt, Step
+from jax_unmask.generation.decoding import Decoding, Prompt, Step
 from jax_unmask.policies.base import Policy, strong
 from jax_unmask.policies.calibration import load_calibrations
 from jax_unmask.policies.checkpoint import MadeFor, made_for

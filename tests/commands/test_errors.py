@@ -26,6 +26,7 @@ from jax_unmask.commands import bench, command_line, convert, generate, harness,
 from jax_unmask.denoisers.sharding import check_mesh
 from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
+from jax_unmask.runtime import compilation
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError
 from jax_unmask.tasks import sandbox
@@ -467,6 +468,26 @@ def test_wrong_arguments_are_one_line(command, capsys):
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and line.endswith("; --help lists the arguments")
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (bench, ["--preset=tiny", "--repeats=0"]),
+        (convert, ["--source=x", "--output=y", "--max_shard_gb=0"]),
+        (generate, ["--pace=-1"]),
+        (harness, ["--model=x", "--tasks=y", "--policy=treshold"]),
+        (hub, ["pull", "me/it"]),
+        (serve, ["--model=/no/such"]),
+    ],
+)
+def test_every_command_chooses_flags_of_the_compiler(command, arguments, monkeypatch):
+    """All measure, and write, with the programs that training has."""
+    chosen = []
+    monkeypatch.setattr(compilation, "choose_flags", lambda: chosen.append(command))
+    with pytest.raises(SystemExit, match=r"^error: "):
+        command.main(arguments)
+    assert chosen == [command]
 
 
 @pytest.mark.parametrize(("said", "shown"), [("Event loop is closed", ""), ("Other", "Other")])
