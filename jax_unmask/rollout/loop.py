@@ -3,7 +3,8 @@
 Everything that fills a canvas of masks goes through `rollout`: training, evaluation and generation;
 heuristics and learned policies; with and without a cache. It stands at the end of this file, after
 what it is made of: the MDP (what a policy observes, what its action does to a canvas: `Mdp.act`)
-and the iterations (`Loop.serve`). The denoiser's forwards are in `forwards`.
+and the iterations (`Loop.serve`). The denoiser's forwards are in `forwards` and
+`cached_forwards`.
 
 Jazbec et al. (arXiv 2512.09106, section 3): the state is the canvas, an action is a set of
 positions to fill, the frozen denoiser is the environment. Rows are independent. Each row has its
@@ -28,13 +29,8 @@ from jax_unmask.denoisers.head import Scores
 from jax_unmask.denoisers.positions import window_of
 from jax_unmask.denoisers.transformer import Denoiser, Params
 from jax_unmask.policies.base import Filled, Observation, Policy, select_settings
-from jax_unmask.rollout.forwards import (
-    CachedForwards,
-    Carry,
-    LoopState,
-    PlainForwards,
-    SharedForwards,
-)
+from jax_unmask.rollout.cached_forwards import CachedForwards
+from jax_unmask.rollout.forwards import Carry, LoopState, PlainForwards, SharedForwards
 from jax_unmask.rollout.rows import Blocks, Rows, RunningBatch
 from jax_unmask.rollout.slots import Slots, SlotStep
 from jax_unmask.rollout.trajectory import Prompts, Records, RolloutSettings, Trajectory, Watcher
