@@ -381,7 +381,7 @@ def flat(instance: Settings) -> dict[str, Any]:
 
 
 def values_of(instance: Settings, kind: type[Settings]) -> dict[str, Any]:
-    """Of an instance, the values of the settings that `kind` declares, by name."""
+    """The values in an instance of the settings that `kind` declares, by name."""
     return {each.key: getattr(instance, each.key) for each in _own(kind)}
 
 

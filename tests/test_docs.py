@@ -244,6 +244,21 @@ def test_named_policies_exist(document):
                 policies.parse_policy(each.text, environment=environment)
 
 
+# ---- code
+
+
+def test_the_walks_through_the_code_name_what_is_there():
+    """Six files from a prompt to a gradient, for each kind of training."""
+    rows = re.findall(
+        r"^\| `(jax_unmask/\S+)` \| (.*) \|$", (ROOT / "docs/code.md").read_text(), re.M
+    )
+    assert len(rows) == 12
+    for file, text in rows:
+        code = (ROOT / file).read_text()
+        names = {dotted.rpartition(".")[2] for dotted in re.findall(r"`([\w.]+)`", text)}
+        assert not [name for name in names if not re.search(rf"\b{name}\b", code)], file
+
+
 # ---- and the other way round: what there is is documented
 
 

@@ -1,10 +1,13 @@
-"""The examples in docstrings do what they say."""
+"""Docstrings begin with what a thing is, and their examples do what they say; names are unique."""
 
 from __future__ import annotations
 
+import ast
+import collections
 import doctest
 import importlib
 import pathlib
+import re
 
 import pytest
 
@@ -26,3 +29,29 @@ MODULES = [
 def test_examples(name):
     found = doctest.testmod(importlib.import_module(name))
     assert found.attempted and not found.failed
+
+
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in PACKAGE.rglob("*.py")}
+
+
+def test_no_two_classes_have_one_name():
+    """But for the modules that are copied elsewhere, which import nothing of the package."""
+    names = collections.Counter(
+        node.name
+        for path, tree in TREES.items()
+        if "pytorch" not in path.parts
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ClassDef)
+    )
+    assert [name for name, count in names.items() if count > 1] == []
+
+
+def test_first_lines_begin_with_the_subject():
+    odd = re.compile(r"(What|Who|Whoever|Whatever|That which|Those|How|Where|When)\b")
+    found = []
+    for path, tree in TREES.items():
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)):
+                first = (ast.get_docstring(node) or "").partition("\n")[0]
+                found += [(path.name, first)] if odd.match(first) else []
+    assert found == []

@@ -85,7 +85,7 @@ def _attend(
     low: Int[Array, "B K"],
     high: Int[Array, "B K"],
 ) -> Float[Array, "B Q H d"]:
-    call = _Call(query, key)
+    call = _Grid(query, key)
     out: Array = call(
         _forward, call.inputs(query, key, value, label, low, high), [call.queries(query.dtype)]
     )[0]
@@ -98,7 +98,7 @@ def _attend_forward(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
 
 def _attend_backward(inputs: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
     query, key, value, *_ = inputs
-    call = _Call(query, key)
+    call = _Grid(query, key)
     size = gradient.shape[1]
     of_query, of_key, of_value = call(
         functools.partial(_backward, size=size),
@@ -119,7 +119,7 @@ def _attend_backward(inputs: tuple[Array, ...], gradient: Array) -> tuple[Array 
 _attend.defvjp(_attend_forward, _attend_backward)
 
 
-class _Call:
+class _Grid:
     """Shapes and grid of a kernel: rows, query heads, blocks of queries."""
 
     def __init__(self, query: Array, key: Array) -> None:

@@ -79,7 +79,7 @@ class Instruction:
 
     @property
     def is_root(self) -> bool:
-        """It is the result of its computation."""
+        """Whether it is the result of its computation."""
         return self.line.lstrip().startswith("ROOT")
 
 

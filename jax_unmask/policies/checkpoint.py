@@ -68,12 +68,12 @@ class MadeFor:
 
     @classmethod
     def all_of(cls, config: Any) -> tuple[MadeFor, ...]:
-        """Those of a training config, which may have several environments."""
+        """The places of a training config, which may have several environments."""
         return tuple(map(cls.of, getattr(config, "each", (config,))))
 
     @classmethod
     def of(cls, config: Any) -> MadeFor:
-        """That of a training config in one environment."""
+        """The place of a training config with one environment."""
         task, trained = config.task, config.policy.distribution
         return cls(
             model=str(config.model.path),

@@ -211,7 +211,7 @@ class DynamicEdit(Dynamic):
         steps: ArrayLike = 0,
         editing_threshold: ArrayLike = 0.9,
     ) -> Params:
-        """Those of `Dynamic`, and the probability above which a token replaces another."""
+        """Settings of `Dynamic`, and the probability above which a token replaces another."""
         own = {"editing_threshold": number("editing_threshold", editing_threshold, ge=0, le=1)}
         return super().params(threshold, tokens_per_step, steps) | own
 

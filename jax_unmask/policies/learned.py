@@ -198,7 +198,7 @@ class LearnedPolicy(Settings):
         return dataclasses.replace(action, take_back=back, log_prob=action.log_prob + log_prob)
 
     def _fill(self, logits: Array, params: Params, obs: Observation, keys: Array) -> Action:
-        """Which positions to fill."""
+        """The choice of positions to fill."""
         scale, legal = _scale(params), obs.legal
         length = legal.shape[-1]
         if self.distribution == "dpls":

@@ -178,7 +178,7 @@ class Placement:
         return self._put(tree, meshes.spec("batch"), own=False)
 
     def fetch(self, tree: Any) -> Any:
-        """Of batches [B, ...] on the devices the rows of this process's feed, as NumPy arrays."""
+        """The rows of this process's feed of batches [B, ...] on the devices, as NumPy arrays."""
         if jax.process_count() == 1:
             return jax.device_get(tree)
         return jax.tree.map(self._fetch, tree)

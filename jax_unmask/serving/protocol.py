@@ -367,7 +367,7 @@ class Model:
         return Shape(policy, name, self._drawn[length, temperature], min(width, room))
 
     def _settings(self, length: int) -> RolloutSettings:
-        """Those of a canvas length; the block of full diffusion is the canvas."""
+        """Settings of a canvas length; the block of full diffusion is the canvas."""
         whole = self.writer.settings
         is_full = whole.block_length == whole.gen_length
         block = length if is_full else whole.block_length

@@ -137,7 +137,7 @@ class LanguageModelJudge:
         bodies = [self._body(solutions[row], k) for row, k in chunks]
         # In a thread of its own, since the caller's may run an event loop already.
         with concurrent.futures.ThreadPoolExecutor(1) as thread:
-            replies = thread.submit(asyncio.run, _Call(self).replies(bodies)).result()
+            replies = thread.submit(asyncio.run, _Requests(self).replies(bodies)).result()
         scores: list[list[float]] = [[] for _ in solutions]
         for (row, _), votes in zip(chunks, replies, strict=True):
             found = set(map(_verdict, votes))
@@ -170,7 +170,7 @@ class LanguageModelJudge:
         return json.dumps({"model": self.model, **sampling, "messages": messages}).encode()
 
 
-class _Call:
+class _Requests:
     """The requests of one call of `judge`."""
 
     def __init__(self, judge: LanguageModelJudge) -> None:

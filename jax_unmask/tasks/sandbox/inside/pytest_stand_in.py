@@ -83,9 +83,9 @@ def parametrize(names: str | Sequence[str], values: Sequence[Any], **_: Any) -> 
     """The decorator `mark.parametrize`; ids and the like do not matter here."""
     if isinstance(names, str):
         names = [name.strip() for name in names.split(",")]
-    rows = [(each.values if isinstance(each, _Row) else each) for each in values]
+    rows = [(each.values if isinstance(each, _Arguments) else each) for each in values]
     keyed = [
-        dict(zip(names, row if len(names) > 1 or isinstance(values[k], _Row) else (row,)))  # noqa: B905
+        dict(zip(names, row if len(names) > 1 or isinstance(values[k], _Arguments) else (row,)))  # noqa: B905
         for k, row in enumerate(rows)
     ]
 
@@ -97,7 +97,7 @@ def parametrize(names: str | Sequence[str], values: Sequence[Any], **_: Any) -> 
     return decorate
 
 
-class _Row:
+class _Arguments:
     def __init__(self, *values: Any, **_: Any) -> None:
         self.values = values
 
@@ -130,7 +130,7 @@ def skip(reason: str = "", **_: Any) -> None:
 def module() -> types.ModuleType:
     """The module that `import pytest` imports."""
     made = types.ModuleType("pytest")
-    members = {"raises": raises, "approx": Approx, "mark": _Mark(), "param": _Row}
+    members = {"raises": raises, "approx": Approx, "mark": _Mark(), "param": _Arguments}
     made.__dict__.update(members, fail=fail, skip=skip)
     return made
 
