@@ -34,6 +34,19 @@ _POLICY = {
     "policy.network.initial_bias": 0.0,
     "optimizer.warmup_steps": 1,
 }
+# A policy network that reads all that one can read.
+RICH_NETWORK: dict[str, Any] = {
+    "num_blocks": 2,
+    "top_k": 2,
+    "entropy": True,
+    "token_buckets": 5,
+    "position": True,
+    "position_embedding": 8,
+    "pair_attention": 8,
+    "rank": True,
+    "rank_attention": (0.0, 2.0),
+    "candidate_attention": (4.0, 0.0),
+}
 # What makes the default config of a recipe small enough for a test.
 SETTINGS: dict[str, dict[str, Any]] = {
     "policy_grpo": _POLICY,

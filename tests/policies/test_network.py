@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+import tiny
 from jax_unmask.policies.checkpoint import load_policy
 from jax_unmask.policies.heuristics import EntropyBounded
 from jax_unmask.policies.layers import time_embedding
@@ -27,20 +28,7 @@ from jax_unmask.policies.tensors import tensor_specs
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
 PUBLISHED = ("dit_confidence", "dit_confidence_topp", "dit_confidence_period")
 SMALL = NetworkConfig(hidden_dim=16, feedforward_dim=32, time_embed_dim=8)
-RICH = dataclasses.replace(
-    SMALL,
-    num_blocks=2,
-    top_k=2,
-    entropy=True,
-    token_buckets=5,
-    position=True,
-    position_embedding=8,
-    pair_attention=8,
-    rank=True,
-    rank_attention=(0.0, 2.0),
-    candidate_attention=(4.0, 0.0),
-    hidden_size=6,
-)
+RICH = dataclasses.replace(SMALL, **tiny.RICH_NETWORK, hidden_size=6)
 
 
 @functools.cache

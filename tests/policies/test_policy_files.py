@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+import tiny
 from jax_unmask.policies import (
     LearnedPolicy,
     NetworkConfig,
@@ -29,18 +30,9 @@ RICH = LearnedPolicy(
         hidden_dim=8,
         feedforward_dim=12,
         time_embed_dim=4,
-        num_blocks=2,
-        top_k=2,
-        entropy=True,
-        token_buckets=5,
-        position=True,
-        position_embedding=7,
-        pair_attention=6,
-        rank=True,
-        rank_attention=(0.0, 2.0),
-        candidate_attention=(4.0, 0.0),
         hidden_size=6,
         initial_bias=-1.0,
+        **tiny.RICH_NETWORK | {"position_embedding": 7, "pair_attention": 6},
     ),
     distribution="dpls",
     context="block",

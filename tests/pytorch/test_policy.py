@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import tiny
 from jax_unmask import policies
 from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.shipped import assets
@@ -25,18 +26,9 @@ RICH = policies.NetworkConfig(
     feedforward_dim=12,
     num_heads=2,
     time_embed_dim=5,
-    num_blocks=2,
     time_period=7.0,
-    top_k=2,
-    entropy=True,
-    token_buckets=5,
-    position=True,
-    position_embedding=WIDTH,
-    pair_attention=WIDTH,
-    rank=True,
-    rank_attention=(0.5, 2.0),
-    candidate_attention=(4.0, 0.0),
     alphas=(0.1, 10.0),
+    **tiny.RICH_NETWORK | {"rank_attention": (0.5, 2.0)},
 )
 
 
