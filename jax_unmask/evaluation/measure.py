@@ -66,7 +66,7 @@ class Measurement:
     def summary(self) -> dict[str, float | int]:
         """Means with standard errors over problems (s / sqrt(n)), and rates, by the names of rows.
 
-        `tokens_per_second` counts tokens before the first EOS; `useful_forward_fraction` is the
+        `tokens_mean` and `tokens_per_second` count tokens before the first EOS; `useful_forward_fraction` is the
         fraction of the executed row forwards that a row still needed, by cost.
         """
         n = len(self.correct)
@@ -79,6 +79,7 @@ class Measurement:
             "cost_mean": float(self.cost.mean()),
             "cost_se": standard_error(self.cost),
             "seconds_per_sequence": self.seconds / n,
+            "tokens_mean": self.tokens / n,
             "tokens_per_second": self.tokens / self.seconds,
             "useful_forward_fraction": float(self.cost.sum()) / self.executed_cost,
             "still_masked": self.still_masked,

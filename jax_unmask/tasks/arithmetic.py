@@ -58,10 +58,13 @@ class Arithmetic(GeneratedTask):
 
     min_operations: int = setting(2, "Fewest operations of a problem.", ge=1, le=len(DAYS))
     max_operations: int = setting(3, "Most operations of a problem.", ge=1, le=len(DAYS))
+    min_verbosity: float = setting(0.0, "Of the tersest author of solutions.", ge=0, le=1)
+    max_verbosity: float = setting(1.0, "Of the author who writes most.", ge=0, le=1)
 
     def __post_init__(self) -> None:
         check_ranges(self)
         check_bounds(self, "operations")
+        check_bounds(self, "verbosity")
 
     def check_steps(self, example: Example, response: str) -> list[TextStep]:
         """Every line, and the answer, given the story and the total that the line before claims.
@@ -143,8 +146,9 @@ class Arithmetic(GeneratedTask):
         operations: list[tuple[str, int]],
         item: str,
     ) -> str:
-        """Writes a solution by an author whose verbosity is uniform between terse and chatty."""
-        verbosity = generator.random()
+        """Writes a solution by an author whose verbosity is uniform between the two bounds."""
+        spread = self.max_verbosity - self.min_verbosity
+        verbosity = self.min_verbosity + spread * generator.random()
         text, k = "", 0
         while k < len(operations):
             first = k
