@@ -129,6 +129,18 @@ def test_lengths_vary_for_one_and_the_same_question():
     assert max(lengths) > 2 * min(lengths)
 
 
+def test_authors_of_arithmetic_write_as_much_as_they_are_asked_to():
+    def solutions(**bounds):
+        task = arithmetic.Arithmetic(**bounds)
+        return [task.draw(np.random.default_rng(seed)) for seed in range(200)]
+
+    for example in solutions(min_verbosity=1.0):
+        assert example["solution"].count("=") == example["prompt"].count(",")
+    assert not any(re.search("so|then", each["solution"]) for each in solutions(max_verbosity=0.0))
+    with pytest.raises(ValueError, match=r"min_verbosity=0\.7 is over max_verbosity=0\.5"):
+        arithmetic.Arithmetic(min_verbosity=0.7, max_verbosity=0.5)
+
+
 @pytest.mark.parametrize("task", [sudoku.Sudoku, arithmetic.Arithmetic])
 @pytest.mark.parametrize("bounds", [(0, 2), (3, 2), (2, 17)])
 def test_impossible_sizes_are_refused(task, bounds):
