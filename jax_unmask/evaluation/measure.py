@@ -66,8 +66,9 @@ class Measurement:
     def summary(self) -> dict[str, float | int]:
         """Means with standard errors over problems (s / sqrt(n)), and rates, by the names of rows.
 
-        `tokens_mean` and `tokens_per_second` count tokens before the first EOS; `useful_forward_fraction` is the
-        fraction of the executed row forwards that a row still needed, by cost.
+        `tokens_mean` and `tokens_per_second` count tokens before the first EOS;
+        `useful_forward_fraction` is the fraction of the executed row forwards that a row still
+        needed, by cost.
         """
         n = len(self.correct)
         return {
