@@ -162,6 +162,7 @@ def test_summary_of_hand_made_numbers():
             "cost_mean": 2.0,
             "cost_se": math.sqrt(2 / 3 / 4),
             "seconds_per_sequence": 0.5,
+            "tokens_mean": 12.5,
             "tokens_per_second": 25.0,
             "useful_forward_fraction": 16 / 20,
             "still_masked": 0.25,
