@@ -24,8 +24,9 @@ from jax_unmask.settings import Settings, setting
 
 DIRECTORY = "heartbeats"
 STALLED = 124
-_INTERVAL = 10.0  # Seconds between two beats.
 """Status of a process that left because training stood still; what `timeout` uses."""
+
+_INTERVAL = 10.0  # Seconds between two beats.
 
 logger = logging.getLogger(__name__)
 
