@@ -15,17 +15,19 @@ import runpy
 from jax_unmask import recipes
 
 _UNIVERSAL = runpy.run_path(str(pathlib.Path(__file__).with_name("universal_policy.py")))
-RECIPES = {"joint": "joint", "policy": "policy_grpo", "denoiser": "tracerl"}
+TASKS = ("arithmetic", "sudoku")
+_RECIPES = {"joint": "joint", "policy": "policy_grpo", "denoiser": "tracerl"}
 
 
 def get_config(names: str = "arithmetic"):
     task, _, learns = names.partition(",")
-    if (learns := learns or "joint") not in RECIPES:
+    if (learns := learns or "joint") not in _RECIPES or task not in TASKS:
         raise ValueError(
-            f"tiny_joint.py:{names} is unknown; after the task give ,policy or ,denoiser"
+            f"tiny_joint.py:{names} is unknown; use {' or '.join(f':{each}' for each in TASKS)}, "
+            "and after it ,policy or ,denoiser for one alone"
         )
     alone = _UNIVERSAL["get_config"](task)
-    config = recipes.config(RECIPES[learns])
+    config = recipes.config(_RECIPES[learns])
     config.task.update(name=task, prompt_length=alone.task.prompt_length, truncate_prompts=False)
     config.model.update(path=task, dtype="float32", param_dtype="float32")
     length = alone.rollout.gen_length

@@ -20,6 +20,11 @@ def get_config(tasks: str = "all"):
     tasks, *pairs = tasks.split(",")
     teachers = dict(pair.split("=", 1) for pair in pairs)
     named, _, without = tasks.partition("-")
+    if {named, without} - {"all", "", *shipped_models()}:
+        known = ", ".join(f":{name}" for name in shipped_models())
+        raise ValueError(
+            f"universal_policy.py:{tasks} is unknown; use {known}, :all, or :all-TASK without one"
+        )
     chosen = [name for name in shipped_models() if name != without]
     config = _TINY_POLICY["get_config"](chosen[0] if named == "all" else tasks)
     # What every denoiser, canvas and vocabulary has: the two largest probabilities, entropy, place

@@ -239,10 +239,17 @@ def test_each_task_of_one_policy_needs_a_teacher():
         _config("universal_policy:all,sudoku=universal")
 
 
+@pytest.mark.parametrize("choice", ["universal_policy:all-chess", "tiny_joint:sudoku,chess"])
+def test_a_part_of_a_choice_that_is_unknown_is_not_passed_over(choice):
+    with pytest.raises(ValueError, match=f"{choice.partition(':')[2]} is unknown; use "):
+        _config(choice)
+
+
 @pytest.mark.parametrize(
     "name",
     [
-        *("tiny_sft", "tiny_policy", "tracerl", "tracerl_large", "published", "sft_large"),
+        *("tiny_sft", "tiny_policy", "tiny_joint", "universal_policy", "tracerl", "tracerl_large"),
+        *("published", "sft_large"),
         *("tiny_block_scaling", "tiny_state_sft", "gsm8k_math", "trado"),
     ],
 )
