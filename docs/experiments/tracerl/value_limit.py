@@ -1,11 +1,10 @@
 """How much of a return any value model can explain, and how much one learns from frozen rollouts.
 
-    python docs/experiments/tracerl/value_limit.py full
-    python docs/experiments/tracerl/value_limit.py block runs/block_arithmetic/model
+    python docs/experiments/tracerl/value_limit.py
 
-The denoiser that `configs/tracerl.py` starts from writes responses and stays as it is. The value of
-a half-filled canvas is the share of its continuations that are right; here it is measured, by
-continuing each canvas many times. A return is a response's z-score in its group. Printed are
+The denoiser that `configs/tracerl.py:full` starts from writes responses and stays as it is. The
+value of a half-filled canvas is the share of its continuations that are right; here it is measured,
+by continuing each canvas many times. A return is a response's z-score in its group. Printed are
 
 * the share of the returns' variance that exact values explain, by how much of the response stands;
 * the variance of the policy's gradient with exact values as the baseline, over that without;
@@ -26,7 +25,6 @@ import optax
 from jax_unmask import policies, recipes, rollout
 from jax_unmask.environment.bundle import load_bundle
 from jax_unmask.learners.states import (
-    AttentionBlocks,
     canvas_hidden,
     merged_steps,
     trainable_tokens,
@@ -50,18 +48,14 @@ class Written(NamedTuple):
 
 
 class Study:
-    def __init__(self, kind, model):
-        given = runpy.run_path("configs/tracerl.py")["get_config"](kind)
-        if model:
-            given.model.path = model
-        config = recipes.read(given)
+    def __init__(self):
+        config = recipes.read(runpy.run_path("configs/tracerl.py")["get_config"]("full"))
         self.config, self.bundle = config, load_bundle(config)
         self.denoiser, self.params = self.bundle.denoiser, self.bundle.params
         shape = self.denoiser.config
         self.ends = self.bundle.tokenizer.stop_ids
         self.settings = build_settings(config, shape, self.ends)
-        self.blocks = AttentionBlocks(config.rollout.block_length) if kind == "block" else None
-        self.count = 4 if kind == "full" else 2  # States of a row, and of all its blocks.
+        self.count = 4  # States of a row that are looked at; hardly any has more.
         self.policy, self.policy_params = policies.parse_policy(config.rollout.policy)
         settings = data.BatchSettings(
             batch_size=config.rollout.prompts_per_step,
@@ -95,11 +89,9 @@ class Study:
         kept = np.repeat(self.config.filter.keeps(grouped.mean(axis=1)), group)
         deviation = np.where(kept, deviation, 1.0)
         z = np.where(kept, (right - np.repeat(grouped.mean(axis=1), group)) / deviation, 0.0)
-        shape, block_of = self.denoiser.config, None
-        if self.blocks is not None:
-            block_of = self.blocks.of_canvas(prompts.mask, out.tokens.shape[1])
-        step, _ = merged_steps(out.step_map, self.config.learner.shrink, block_of)
-        counted = trainable_tokens(out.tokens, out.step_map, shape.pad_token_id, 1, self.ends)
+        step, _ = merged_steps(out.step_map, self.config.learner.shrink)
+        pad_id = self.denoiser.config.pad_token_id
+        counted = trainable_tokens(out.tokens, out.step_map, pad_id, 1, self.ends)
         at = jnp.arange(self.count)[:, None, None]
         trained = (step == at) & counted
         return Written(prompts, out.tokens, right, z, deviation, kept, step >= at, trained)
@@ -110,8 +102,7 @@ class Study:
         shape, threshold = self.denoiser.config, self.policy_params["threshold"]
         mask_id = shape.mask_token_id
         real = jnp.concatenate([prompts.mask, jnp.ones(tokens.shape, bool)], axis=1)
-        length, block = tokens.shape[1], self.config.rollout.block_length
-        place = jnp.arange(length) // block
+        length = tokens.shape[1]
 
         def step(carry):
             tokens, key = carry
@@ -123,16 +114,15 @@ class Study:
             log_p = jax.nn.log_softmax(logits)
             confidence = jnp.exp(jnp.take_along_axis(log_p, drawn[..., None], -1)[..., 0])
             masked = tokens == mask_id
-            current = jnp.min(jnp.where(masked, place, length), axis=1, keepdims=True)
-            legal = masked & (place == current)
-            confidence = jnp.where(legal, confidence, -1.0)
+            confidence = jnp.where(masked, confidence, -1.0)
             best = jnp.arange(length) == jnp.argmax(confidence, axis=1)[:, None]
-            fill = legal & ((confidence > threshold) | best)
+            fill = masked & ((confidence > threshold) | best)
             return jnp.where(fill, drawn, tokens), key
 
-        return jax.lax.while_loop(lambda carry: jnp.any(carry[0] == mask_id), step, (tokens, key))[
-            0
-        ]
+        def has_masks(carry):
+            return jnp.any(carry[0] == mask_id)
+
+        return jax.lax.while_loop(has_masks, step, (tokens, key))[0]
 
     def values(self, written, repeats, key):
         """Share of right continuations of each state, [S, B]."""
@@ -154,10 +144,9 @@ class Study:
         def loss(params):
             def of_state(at):
                 masked, trained, advantage = at
-                hidden = canvas_hidden(
-                    self.denoiser, params, written.prompts, written.tokens,
-                    States(masked=masked, trained=trained), self.blocks,
-                )  # fmt: skip
+                states = States(masked=masked, trained=trained)
+                text = (written.prompts, written.tokens)
+                hidden = canvas_hidden(self.denoiser, params, *text, states)
                 logits = self.denoiser.apply({"params": params}, hidden, method="logits")
                 log_p = jax.nn.log_softmax(logits)
                 log_p = jnp.take_along_axis(log_p, written.tokens[..., None], -1)[..., 0]
@@ -188,9 +177,7 @@ class Study:
         def of_state(params, written, masked, trained):
             trunk = params.get("backbone", self.params)
             states = States(masked=masked, trained=trained)
-            hidden = canvas_hidden(
-                self.denoiser, trunk, written.prompts, written.tokens, states, self.blocks
-            )
+            hidden = canvas_hidden(self.denoiser, trunk, written.prompts, written.tokens, states)
             if kind == "mlp":
                 hidden = jax.nn.gelu(hidden @ params["in"] + params["bias"])
             return hidden @ params["out"] + params.get("mean", 0.0)
@@ -246,13 +233,11 @@ def explained(held_out, values, target):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("kind", choices=("full", "block"))
-    parser.add_argument("model", nargs="?")
     parser.add_argument("--batches", type=int, default=12)
     parser.add_argument("--continuations", type=int, default=16)
     parser.add_argument("--training_batches", type=int, default=60)
     args = parser.parse_args()
-    study = Study(args.kind, args.model)
+    study = Study()
 
     # 1. Exact values. Over K continuations they scatter, which raises the square of the error
     # by (1 + 1/K): a continuation and the response itself are independent given the canvas.
