@@ -111,7 +111,8 @@ def test_wandb_continues_the_same_run(tmp_path, monkeypatch):
         sink = metrics.WeightsAndBiases(tmp_path, project="p", config={"a": 1})
         with writer(tmp_path, resume_step=step - 1, sinks=(sink,)) as out:
             out.write(step, {"a_metric": 2, "name": "text"})
-    (name,) = {path.name.rpartition("-")[2] for path in (tmp_path / "wandb").glob("offline-run-*")}
+    # offline-run-TIME-ID, and a number after it where both runs begin in the same second.
+    (name,) = {path.name.split("-")[3] for path in (tmp_path / "wandb").glob("offline-run-*")}
     assert name == (tmp_path / "wandb_run_id.txt").read_text().strip()
     (first, *_) = sorted((tmp_path / "wandb").glob("offline-run-*/*.wandb"))
     assert b"a_metric" in first.read_bytes()
