@@ -45,7 +45,7 @@ def test_those_of_tracerl_measure_what_the_study_trains(run, tmp_path, monkeypat
     monkeypatch.chdir(ROOT)
     config = runpy.run_path("configs/tracerl.py")["get_config"]("full")
     config.value.enabled = True
-    config.train.steps = 2
+    config.train.steps = 5  # The fewest that make a point of a curve.
     config.eval.update(num_problems=32, after_training=True)
     train.train(config, tmp_path / "value-0")
     (line,) = run(TRACERL / "variance.py", tmp_path / "value-0", "--batches=2").splitlines()[2:]
