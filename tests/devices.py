@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import os
+import pathlib
 import subprocess
 import sys
 
+TESTS = pathlib.Path(__file__).parent
+
 
 def environment(count: int) -> dict[str, str]:
-    """The variables of a process that sees `count` CPU devices."""
+    """The variables of a process that sees `count` CPU devices, and what tests share."""
     before = os.environ.get("XLA_FLAGS", "")
-    flags = f"{before} --xla_force_host_platform_device_count={count}".strip()
-    return os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags}
+    return os.environ | {
+        "JAX_PLATFORMS": "cpu",
+        "XLA_FLAGS": f"{before} --xla_force_host_platform_device_count={count}".strip(),
+        "PYTHONPATH": os.pathsep.join(filter(None, [str(TESTS), os.environ.get("PYTHONPATH")])),
+    }
 
 
 def run_on_devices(count: int, program: str, *arguments: object) -> str:
