@@ -139,7 +139,8 @@ def over_copies(function: Callable[..., Tree], *whole: Any) -> Tree:
         of_copy,
         in_specs=PartitionSpec(),
         out_specs=PartitionSpec(),
-        axis_names={"data"},
+        # Kernels of TPUs refuse axes that are left to the compiler, those of one device included.
+        axis_names=set(mesh.shape) if mesh.shape["data"] == mesh.size else {"data"},
         check_vma=False,
     )
     return split(*whole)

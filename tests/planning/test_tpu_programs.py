@@ -109,13 +109,15 @@ def shape_of(settings, blocks):
     )
 
 
-def traced(name):
+def traced(name, fsdp=2, tensor=2):
     """The program of a name, for the devices that are looked at."""
     recipe_name, wanted, changes = PROGRAMS[name]
     config = recipes.config(recipe_name or "policy_grpo")
     config.update_from_flattened_dict(changes)
     if len(accelerators.devices()) > 1:
-        config.mesh.update(fsdp=2, tensor=2)
+        config.mesh.update(fsdp=fsdp, tensor=tensor)
+    if name == "TraceRL update":
+        config.learner.chunk_size = max(2, len(accelerators.devices()) // tensor)
     settings = recipes.read(config)
     shape, placement = shape_of(settings, "block cache" in name), placements.from_config(settings)
     if wanted == "generate":
@@ -281,6 +283,16 @@ def test_scores_of_attention_stay_in_a_kernel(devices, queries, gradients, monke
     for part in Compiled(text).parts:
         for each, _, _ in part.instructions:
             assert all(array.shape[-1:] != (457,) or array.type != "f32" for array in each.result)
+
+
+@pytest.mark.parametrize("fsdp", [1, 2])
+def test_copies_of_a_model_train_with_the_kernel(fsdp, monkeypatch):
+    """Lowering it is enough: kernels are refused there."""
+    monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
+    device, count = accelerators.parse("v5e-4")
+    with compilers.find(device, count).active():
+        text = traced("TraceRL update", fsdp, tensor=1).lowered.as_text()
+    assert "tpu_custom_call" in text
 
 
 @pytest.mark.slow
