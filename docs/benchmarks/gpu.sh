@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE=1 JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$
 echo "stage seconds result" >"$out/stages.txt"
 
 run() { # NAME SECONDS ARGUMENTS...
-    local name=$1 seconds=$2 began=$SECONDS left=$((limit - SECONDS)) result=done
+    local name=$1 seconds=$2 began=$SECONDS left=$((limit - SECONDS)) result="done"
     shift 2
     if ((left < 15)); then
         echo "$name 0 left out: no time" | tee -a "$out/stages.txt"

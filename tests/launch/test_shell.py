@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import shutil
@@ -12,7 +13,7 @@ import pytest
 import yaml
 
 ROOT = pathlib.Path(__file__).parents[2]
-SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), ROOT / ".ci" / "run"])
+SCRIPTS = sorted([*ROOT.glob("launch/*.sh"), *ROOT.glob("docs/**/*.sh"), ROOT / ".ci" / "run"])
 
 
 def check(*arguments: str, text: str | None = None) -> str:
@@ -36,3 +37,24 @@ def test_scripts(script):
 def test_scripts_of_skypilot(key):
     task = yaml.safe_load((ROOT / "launch" / "skypilot.yaml").read_text())
     assert check("--shell=bash", "-", text=task[key]) == ""
+
+
+@pytest.mark.slow
+def test_rehearsal_of_the_benchmark_of_a_gpu(tmp_path):
+    """Every stage but the one beside the public sampler, with a tiny model."""
+    path = f"{pathlib.Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        [ROOT / "docs" / "benchmarks" / "gpu.sh", tmp_path],
+        env=os.environ | {"PRESET": "tiny", "LIMIT": "900", "PATH": path},
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=900,
+    )
+    heading, *stages = (tmp_path / "stages.txt").read_text().splitlines()
+    assert heading == "stage seconds result"
+    assert len(stages) == 6
+    for stage in stages:
+        name, _, result = stage.split()
+        assert result == "done", done.stdout
+        assert json.loads((tmp_path / f"{name}.json").read_text())
