@@ -202,6 +202,11 @@ class RunSettings(Settings):
         return 0
 
     @property
+    def rows_per_prompt(self) -> int:
+        """Rows of a training step that have the same prompt."""
+        return 1
+
+    @property
     def states_at_once(self) -> int:
         """Sequences whose activations an update of the denoiser keeps at one time; 0 for none."""
         return 0

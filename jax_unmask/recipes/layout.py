@@ -145,16 +145,25 @@ def estimate(
         width = max(
             shape.experts.per_token * shape.experts.size + (shape.experts.shared_size or 0), 1
         )
-    per_token = 8 * width + 4 * shape.num_heads * length + 4 * shape.hidden_size
-    table = shape.vocab_size * shape.hidden_size
     narrow = jnp.dtype(shape.dtype).itemsize
+
+    def forward(positions: int, keys: int, tensor: int = 1) -> int:
+        """One layer of a forward: MLP and scores of attention, and the residual stream."""
+        inner = 8 * width + 4 * shape.num_heads * keys
+        return positions * (inner // tensor + 4 * shape.hidden_size)
+
+    table = shape.vocab_size * shape.hidden_size
     rollout = 0
     if rows:
-        tensor = _axis(rolling, "tensor")
-        inner = per_token - 4 * shape.hidden_size
-        rollout = rows * length * (inner // tensor + 4 * shape.hidden_size)
-        rollout += 2 * table * narrow // tensor
-        if config.sampling.cache is not None:
+        tensor, cache = _axis(rolling, "tensor"), config.sampling.cache
+        rollout = 2 * table * narrow // tensor
+        if cache is None:
+            rollout += forward(rows * length, length, tensor)
+        else:
+            window = cache.window(config.sampling.gen_length, config.sampling.block_length)
+            whole = config.task.prompt_length if cache.kind == "block" else length
+            filling = forward(cache.rows_per_refresh(rows) * whole, whole, tensor)
+            rollout += max(filling, forward(rows * window, window + length, tensor))
             kept = 2 * shape.num_layers * shape.num_kv_heads * shape.head_dim * narrow
             rollout += rows * length * kept // tensor
         made = [program.made for program in blueprint.programs if program.made is not None]
@@ -164,9 +173,9 @@ def estimate(
         trained = sum(leaf.size for leaf in jax.tree.leaves(blueprint.trained))
         # Without rematerialisation every layer's activations wait for the backward pass.
         layers = shape.num_layers
-        kept = layers * narrow * shape.hidden_size + per_token
+        kept = layers * narrow * shape.hidden_size + forward(1, length)
         if not getattr(config.model, "remat", False):
-            kept = layers * per_token
+            kept = layers * forward(1, length)
         tables = 4 if shards > 1 else 2
         update = 8 * trained // shards + 4 * tables * table + states * length * kept
     between = sum(map(bytes_per_device, (*blueprint.lasting.values(), blueprint.passing)))
@@ -312,7 +321,8 @@ def compare_rollouts(
     Whether they fit the memory is not looked at. A row needs `nfe` forwards, by default one for
     each two positions of the canvas, as for `Work`.
     """
-    settings, prompt = config.sampling, config.task.prompt_length
+    settings = dataclasses.replace(config.sampling, prompt_rows=config.rows_per_prompt)
+    prompt = config.task.prompt_length
     rows, nfe = config.rows_at_once, nfe or settings.gen_length // 2
     found = [
         (layout, seconds_per_sequence(shape, settings, prompt, rows, nfe, device, layout))

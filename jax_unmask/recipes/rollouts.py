@@ -91,6 +91,10 @@ class RollingSettings(RunSettings):
     def rows_at_once(self) -> int:
         return self.rollout.rows_at_once
 
+    @property
+    def rows_per_prompt(self) -> int:
+        return self.rollout.group_size
+
     def check_spread(self, placement: Placement) -> None:
         del placement  # That of rollouts may be another one.
         placement, rollout = placements.for_rollouts(self), self.rollout

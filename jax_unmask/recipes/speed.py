@@ -59,14 +59,15 @@ def seconds_per_sequence(
         return longest + (_EXPOSED * gathered + sums) / device.link
 
     if cache is None:
-        return nfe * forward(each.full, length, 0) / (here * groups)
+        shared = 1 - 1 / settings.prompt_rows if settings.shares_first else 0
+        return (nfe - shared) * forward(each.full, length, 0) / (here * groups)
     blocks = settings.gen_length // settings.block_length
     window = cache.window(settings.gen_length, settings.block_length)
     full, short = float(blocks), float(max(nfe - blocks, 0))
     whole = length
     if cache.kind == "block":
-        shared = settings.prompt_rows if settings.shares_prompts else 1
-        full, short, whole = 1 / shared, float(nfe + blocks), prompt_length
+        prompts = settings.prompt_rows if settings.shares_prompts else 1
+        full, short, whole = 1 / prompts, float(nfe + blocks), prompt_length
     elif cache.refresh_every:
         full = max(blocks, nfe // cache.refresh_every)
         short = max(nfe - full, 0)

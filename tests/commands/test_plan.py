@@ -136,6 +136,17 @@ def test_the_mesh_chooses_itself_and_says_why(tmp_path):
     assert re.search(taken, done.stdout)
 
 
+@pytest.mark.thorough
+def test_with_a_block_cache_a_forward_is_over_the_prompt_or_a_block(tmp_path):
+    """Not over all 2,784 positions of SDAR-8B's slots, for which no layout would have room."""
+    command = [sys.executable, "-m", "jax_unmask.plan", "--devices=v6e-16"]
+    command.append(f"--config={CONFIGS}/tracerl_large.py:sdar-8b,math")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "fsdp 16 x tensor 1, in rollouts data 4 x fsdp 1 x tensor 4" in done.stdout
+    assert re.search(r"fits: \d\d% of the 32 GB of a v6e, by estimate", done.stdout)
+
+
 def test_what_no_device_has_room_for_is_refused_with_a_remedy(tiny_config, monkeypatch):
     config = tiny_config("tracerl")
     monkeypatch.setattr(layout, "_memory", lambda device: 10_000)

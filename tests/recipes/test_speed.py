@@ -7,7 +7,9 @@ import dataclasses
 import jax.numpy as jnp
 import pytest
 
+from jax_unmask import recipes
 from jax_unmask.denoisers.families import published_config
+from jax_unmask.recipes import layout
 from jax_unmask.recipes.speed import seconds_per_sequence
 from jax_unmask.rollout import RolloutSettings, parse_cache
 from jax_unmask.rollout.flops import rollout_flops
@@ -29,6 +31,37 @@ def test_one_device_computes():
     settings = RolloutSettings(gen_length=256, block_length=32)
     each = rollout_flops(LLADA, settings, 200, 32).full
     assert seconds("h100x1", (1, 1, 1)) == pytest.approx(80 * each / device.flops)
+
+
+@pytest.mark.parametrize(
+    ("settings", "saved"),
+    [
+        ({"gen_length": 256, "block_length": 4, "cache": parse_cache("block")}, "full"),
+        ({"gen_length": 32, "block_length": 4}, "full"),
+        ({"gen_length": 64, "block_length": 4}, None),
+    ],
+)
+def test_rows_of_a_prompt_share_a_forward(settings, saved):
+    device, _ = accelerators.parse("h100x1")
+    alone, together = (RolloutSettings(**settings, slots=128, prompt_rows=rows) for rows in (1, 8))
+    took, shared = (
+        seconds_per_sequence(LLADA, each, 784, 128, 80, device, (1, 1, 1))
+        for each in (alone, together)
+    )
+    first = getattr(rollout_flops(LLADA, alone, 784, 4), saved) / device.flops if saved else 0
+    assert took - shared == pytest.approx(7 / 8 * first)
+
+
+def test_layouts_are_compared_for_the_groups_of_a_config():
+    config = recipes.config("tracerl")
+    config.model.path = "JetLM/SDAR-8B-Chat"
+    config.rollout.update(cache="block", block_length=4, slots=256, group_size=32)
+    settings = recipes.read(config)
+    shape, (device, _) = layout.denoiser_shape(settings), accelerators.parse("h100x1")
+    [(one, took)] = layout.compare_rollouts(settings, shape, device, 80)
+    rolled = settings.rollout.settings(())
+    assert rolled.prompt_rows == 32
+    assert took == seconds_per_sequence(shape, rolled, 512, 256, 80, device, one)
 
 
 def test_order_of_layouts_is_that_of_compiled_programs():
