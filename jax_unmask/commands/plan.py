@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -305,7 +305,10 @@ def plan(
             is_compiled = compile_programs and only in traced.name
             what = f"{traced.name} for {len(accelerators.devices())} devices"
             announced = compilation.announced(f"{what} with {settings.model.path}")
-            with announced if is_compiled else contextlib.nullcontext():
+            with (
+                announced if is_compiled else contextlib.nullcontext(),
+                _room(settings, traced.name),
+            ):
                 programs.append(
                     Program.of(traced, compiled=is_compiled, device=timed, options=options)
                 )
@@ -328,6 +331,23 @@ def plan(
             estimate=estimate(settings, shape, placement, blueprint),
             layouts=_compare(settings, shape, device, nfe),
         )
+
+
+@contextlib.contextmanager
+def _room(settings: RunSettings, program: str) -> Iterator[None]:
+    """Says as an error of the config that the compiler finds no room for a program."""
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise ConfigError(
+            "model.path",
+            settings.model.path,
+            f"the compiler has no room for the program {program!r} ({str(error).splitlines()[0]})",
+            "Plan for more devices, or lower what is alive at one time (`learner.chunk_size`, "
+            "`rollout.slots`)",
+        ) from error
 
 
 def stand_in(text: str, *, real: bool = True) -> tuple[Accelerator, Compiler | None]:

@@ -15,7 +15,8 @@ import re
 from jax_unmask.planning.compiled import Array, Compiled, Instruction, Part
 from jax_unmask.runtime.accelerators import Accelerator
 
-_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
+# The largest number of 64 bits stands for no estimate.
+_CYCLES = re.compile(r'"estimated_cycles":"(?!9223372036854775807)(\d+)"')
 _KERNEL = re.compile(
     r'"cost_estimate":\{"flops":"(\d+)","transcendentals":"(\d+)","bytes_accessed":"(\d+)"'
 )

@@ -25,8 +25,8 @@ Watcher = Callable[[np.ndarray, np.ndarray], None]
 """Gets canvases [B, L] and step maps [B, L] after each iteration, while the rollout runs."""
 
 
-_ROWS_PER_SLOT = 16
-"""Slots are idle from their last row's end to the end of all: 4 to 6 % of the time with so many
+_ROWS_PER_SLOT = 20
+"""Slots are idle from their last row's end to the end of all: 3 to 5 % of the time with so many
 rows one after the other in each (docs/scaling/README.md)."""
 _FORWARD_TOKENS = 256
 """Positions of a forward on accelerators that are in no table, see `Accelerator.balance`."""
@@ -82,8 +82,8 @@ class RolloutSettings(Settings):
     slots: int = setting(
         0,
         "Rows in the running batch: a waiting row takes the slot of a row that is done, and any "
-        "number gives the same rollouts. 0 for all on CPUs, and elsewhere for so few that 90 to 95 "
-        "% of the forwards are useful.",
+        "number gives the same rollouts. 0 for all on CPUs, and elsewhere for so few that 95 % of "
+        "the forwards are useful, unless a forward with more takes no longer.",
         ge=0,
         exempt=True,
     )

@@ -9,11 +9,13 @@ import runpy
 import subprocess
 import sys
 
+import jax
 import jax.numpy as jnp
 import pytest
 
 from jax_unmask import recipes
 from jax_unmask.commands.plan import plan
+from jax_unmask.planning.programs import Program
 from jax_unmask.recipes import layout
 from jax_unmask.recipes.layout import denoiser_shape
 from jax_unmask.runtime import accelerators
@@ -113,6 +115,16 @@ def test_compiled_programs_tell_their_memory(tiny_plan):
     table = tiny_plan.table()
     assert "temporaries of expert rollout" in table
     assert "peak" in table
+
+
+def test_a_program_that_the_compiler_has_no_room_for(tiny_config, monkeypatch):
+    def of(traced, **_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: 16.99G of 15.75G\nmore")
+
+    monkeypatch.setattr(Program, "of", of)
+    with pytest.raises(ConfigError) as error:
+        plan(tiny_config(), compile_programs=True)
+    assert re.search(r"'rollout' \(RESOURCE_EXHAUSTED: 16.99G of 15.75G\).*slots", str(error.value))
 
 
 def test_without_compiling_it_traces_the_programs(tiny_config):

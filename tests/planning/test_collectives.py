@@ -196,6 +196,13 @@ def test_a_forward_of_a_rollout_on_a_tpu():
     assert forward.shortest(1e9) == pytest.approx(took + 32 * 32e-9)
 
 
+def test_an_operation_without_an_estimate_takes_no_time():
+    text = TPU.replace('"estimated_cycles":"3000"', f'"estimated_cycles":"{2**63 - 1}"')
+    program = Compiled(text)
+    for each in rounds("rollout", program, (), accelerators.parse("v5e-4")[0]):
+        assert each.seconds == {}
+
+
 SCATTER = """\
 HloModule jit_f, is_scheduled=true
 

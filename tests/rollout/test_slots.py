@@ -152,9 +152,9 @@ def test_there_are_no_more_slots_than_rows():
 @pytest.mark.parametrize(
     ("settings", "rows", "slots"),
     [
-        ({}, 128, 8),
+        ({}, 128, 7),
         ({}, 8, 1),
-        ({"cache": Cache("dual")}, 1024, 64),
+        ({"cache": Cache("dual")}, 1024, 52),
         ({"cache": Cache("dual")}, 32, 8),  # Enough positions for a forward.
         ({"cache": Cache("dual"), "slot_groups": 8}, 32, 32),
         ({"slots": 64}, 128, 64),
