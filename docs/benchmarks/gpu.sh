@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # LLaDA-8B's speed on one GPU of 80 GB in one call of under eight minutes: random weights, prompt 200,
 # canvas 256 in blocks of 32, bfloat16, 8 tokens per step (NFE 32). Nothing is downloaded. Stages, the
-# most important first; each is stopped when its time is over, and those that LIMIT (seconds) leaves no
-# time for are left out. Each case is in the folder OUT as soon as it is measured.
+# most important first; each is stopped when its time is over, and those that LIMIT (470 seconds) leaves
+# no time for are left out. A stage has more time where LIMIT is more. Each case is in the folder OUT as
+# soon as it is measured.
 #
 #   docs/benchmarks/gpu.sh [OUT]
 #   FAST_DLLM=... LLADA=... docs/benchmarks/gpu.sh [OUT]     beside the public sampler, see llada_reference.py
-#   LIMIT=900 PRESET=tiny docs/benchmarks/gpu.sh [OUT]       a rehearsal of all stages with a tiny model
+#   LIMIT=1800 PRESET=tiny docs/benchmarks/gpu.sh [OUT]      a rehearsal of all stages with a tiny model
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 out=${1:-gpu}
@@ -18,7 +19,7 @@ export HF_HUB_OFFLINE=1 JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$
 echo "stage seconds result" >"$out/stages.txt"
 
 run() { # NAME SECONDS ARGUMENTS...
-    local name=$1 seconds=$2 began=$SECONDS left=$((limit - SECONDS)) result="done"
+    local name=$1 seconds=$(($2 * limit / 470)) began=$SECONDS left=$((limit - SECONDS)) result="done"
     shift 2
     if ((left < 15)); then
         echo "$name 0 left out: no time" | tee -a "$out/stages.txt"
