@@ -1,4 +1,4 @@
-"""The optimiser of all learners: AdamW, warm-up and a schedule, clipping by global norm."""
+"""The optimiser of all learners: AdamW or Muon, warm-up and a schedule, clipping by global norm."""
 
 from __future__ import annotations
 
@@ -7,11 +7,16 @@ from typing import Any, Literal
 
 import jax
 import optax
+from optax import contrib
 
 from jax_unmask.settings import MAX_INT, Settings, setting
 
 # Share of a "stable" run in which the rate falls.
 _DECAY = 0.25
+
+# Momentum of Muon, and root mean square of its updates over the rate, in practice that of AdamW.
+_MUON_BETA = 0.95
+_MUON_RMS = 0.2
 
 # Ends of the names of leaves that weight decay leaves alone: biases and normalisation gains.
 _NOT_DECAYED = ("bias", "scale")
@@ -19,7 +24,7 @@ _NOT_DECAYED = ("bias", "scale")
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerSettings(Settings):
-    """AdamW (arXiv 1711.05101) after gradient clipping by global norm.
+    """AdamW (arXiv 1711.05101) or Muon after gradient clipping by global norm.
 
     The defaults are those of the published unmasking policies (arXiv 2512.09106); small policies
     that are trained for a few hundred steps need a rate about 100 times higher.
@@ -50,6 +55,12 @@ class OptimizerSettings(Settings):
     )
     grad_clip: float | None = setting(
         0.2, "Largest global norm of the gradient; None for no clipping.", gt=0
+    )
+    kind: Literal["adamw", "muon"] = setting(
+        "adamw",
+        "muon makes the updates of weight matrices orthogonal, as long as those of AdamW (arXiv "
+        "2502.16982), with Nesterov momentum, and leaves all else, embeddings and head included, "
+        "to AdamW with the same.",
     )
 
     def rate(self, total_steps: int) -> optax.Schedule:
@@ -93,16 +104,26 @@ class OptimizerSettings(Settings):
             SettingError: warm-up takes all of them.
         """
         self.check_steps(total_steps)
-        adamw = optax.adamw(
-            self.rate(total_steps),
-            b1=self.b1,
-            b2=self.b2,
-            weight_decay=self.weight_decay,
-            mask=decay_mask,
-        )
+        rate = self.rate(total_steps)
+        if self.kind == "muon":
+            rule = contrib.muon(
+                rate,
+                beta=_MUON_BETA,
+                consistent_rms=_MUON_RMS,
+                weight_decay=self.weight_decay,
+                weight_decay_mask=decay_mask,
+                adam_b1=self.b1,
+                adam_b2=self.b2,
+                adam_weight_decay=self.weight_decay,
+                muon_weight_dimension_numbers=_matrices,
+            )
+        else:
+            rule = optax.adamw(
+                rate, b1=self.b1, b2=self.b2, weight_decay=self.weight_decay, mask=decay_mask
+            )
         if self.grad_clip is None:
-            return adamw
-        return optax.chain(optax.clip_by_global_norm(self.grad_clip), adamw)
+            return rule
+        return optax.chain(optax.clip_by_global_norm(self.grad_clip), rule)
 
 
 def decay_mask(params: Any) -> Any:
@@ -116,6 +137,21 @@ def decay_mask(params: Any) -> Any:
     """
 
     def decays(path: tuple[Any, ...], _: Any) -> bool:
-        return not str(getattr(path[-1], "key", "")).endswith(_NOT_DECAYED)
+        return not _name(path).endswith(_NOT_DECAYED)
 
     return jax.tree_util.tree_map_with_path(decays, params)
+
+
+def _matrices(params: Any) -> Any:
+    """Axes of the leaves that Muon makes orthogonal, the last two of every kernel; else None."""
+
+    def axes(path: tuple[Any, ...], leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
+        if leaf.ndim < 2 or not _name(path).endswith("kernel"):
+            return None
+        return contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+
+    return jax.tree_util.tree_map_with_path(axes, params)
+
+
+def _name(path: tuple[Any, ...]) -> str:
+    return str(getattr(path[-1], "key", ""))

@@ -41,6 +41,7 @@ EXPORTED = {
     "tracerl": "model/model.safetensors",
 }
 # Own data, of which some say in which steps they were written, several examples in a row.
+MUON = {"optimizer__kind": "muon"}
 PACKED = {
     "task__name": "responses",
     "data__gen_length": 20,
@@ -135,7 +136,7 @@ def own_data(path: pathlib.Path) -> str:
     ("recipe", "more", "signals"),
     [
         ("policy_grpo", {}, (signal.SIGKILL, signal.SIGTERM)),
-        pytest.param("sft", {}, (signal.SIGKILL, signal.SIGINT), marks=pytest.mark.slow),
+        pytest.param("sft", MUON, (signal.SIGKILL, signal.SIGINT), marks=pytest.mark.slow),
         pytest.param("tracerl", {}, (signal.SIGKILL,), marks=pytest.mark.slow),
         pytest.param("joint", {"turn": 2}, (signal.SIGKILL,), marks=pytest.mark.slow),
         pytest.param("tracerl", MEASURED, (signal.SIGKILL,), marks=pytest.mark.slow),

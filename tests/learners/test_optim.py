@@ -73,3 +73,29 @@ def test_stable_schedule_of_a_longer_run_begins_with_the_same_steps():
     np.testing.assert_allclose([short(k) for k in range(9)], [1, 2, 2, 2, 2, 2, 2, 1.5, 1])
     np.testing.assert_allclose([long(k) for k in range(13)], [1, *[2] * 12])
     np.testing.assert_allclose([long(k) for k in (14, 16, 20)], [1.5, 1, 1])
+
+
+def test_muon_makes_updates_of_kernels_orthogonal_and_leaves_the_rest_to_adamw():
+    key = jax.random.key(0)
+    params = {
+        "layers": {"kernel": jnp.zeros((3, 16, 8)), "bias": jnp.zeros((3, 8))},
+        "embedding": jnp.zeros((10, 8)),
+        "head": jnp.zeros((10, 8)),
+    }
+    gradient = jax.tree.map(lambda leaf: jax.random.normal(key, leaf.shape), params)
+    optimizer = OptimizerSettings(0.1, 0, "constant", grad_clip=None, kind="muon").build(10)
+    updates, _ = optimizer.update(gradient, optimizer.init(params), params)
+    adam = optax.nadamw(0.1, b2=0.99, weight_decay=0.1)
+    expected, _ = adam.update(gradient, adam.init(params), params)
+    kernel = np.asarray(updates["layers"].pop("kernel"))
+    expected["layers"].pop("kernel")
+    for ours, theirs in zip(*map(jax.tree.leaves, (updates, expected)), strict=True):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-5)
+    # Root mean square of a 16 x 8 matrix whose 8 singular values are all s: s / 4. Newton-Schulz
+    # leaves them between 0.7 and 1.2 of what they should be.
+    singular = np.linalg.svd(kernel, compute_uv=False) / (0.1 * 0.2 * 4)
+    assert singular.shape == (3, 8)
+    assert (singular > 0.6).all()
+    assert (singular < 1.3).all()
+    raw = np.linalg.svd(gradient["layers"]["kernel"], compute_uv=False)
+    assert (raw.max(1) > 2 * raw.min(1)).all()
