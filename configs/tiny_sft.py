@@ -45,7 +45,7 @@ def get_config(task: str = "sudoku"):
         config.task.prompt_length = 112
         config.data.gen_length = 128
         config.data.batch_size = 32
-        config.model.update(hidden_size=128, num_layers=4, intermediate_size=256)
+        config.model.update(hidden_size=128, num_layers=4, intermediate_size=256, max_length=384)
         config.model.number_embeddings = True
         config.train.steps = 40000
         config.optimizer.update(schedule="stable", lr=2e-3)

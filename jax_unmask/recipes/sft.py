@@ -61,6 +61,13 @@ class ModelFromScratch(ModelSettings):
     number_embeddings: bool = setting(
         False, "Embeddings of number tokens begin with the numbers' values, not at random."
     )
+    max_length: int = setting(
+        0,
+        "Most tokens of a prompt and a canvas that the denoiser takes later; 0 for those of this "
+        "run.",
+        ge=0,
+        le=2**18,
+    )
     attention_block: int = setting(
         0,
         "Block-causal attention in blocks of so many positions (for recipe state_sft); 0 for full "
@@ -102,11 +109,22 @@ class SupervisedSettings(RunSettings):
     def check(self) -> None:
         check_export(self.export)
         check_schedule(self.optimizer, self.train.steps)
+        self.require(
+            self.model.max_length == 0 or self.model.max_length >= self.length,
+            "model.max_length",
+            f"a prompt and a canvas of this run have {self.length} tokens",
+            "Raise it, or give 0",
+        )
 
     def check_spread(self, placement: Placement) -> None:
         what = f"its {self.rows} rows"
         for by in (placement.feeds, None):
             self.require_spread(placement, "data.batch_size", self.rows, what, by)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a prompt and a canvas."""
+        return self.task.prompt_length + self.data.gen_length
 
     @property
     def sampling(self) -> RolloutSettings:
@@ -194,7 +212,7 @@ def _bundle_from_scratch(config: SupervisedSettings, directory: pathlib.Path) ->
         intermediate_size=model.intermediate_size,
         rope_theta=model.rope_theta,
         norm_eps=model.norm_eps,
-        max_length=config.task.prompt_length + config.data.gen_length,
+        max_length=model.max_length or config.length,
         tie_embeddings=False,
         mask_token_id=special["mask"],
         eos_token_id=special["eos"],

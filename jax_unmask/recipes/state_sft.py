@@ -126,7 +126,7 @@ class StateSftSettings(SupervisedSettings):
             "Set `learner.num_pads` = 1 (the end of a text), or leave the lengths out",
         )
         if self.data.pack_length:
-            self._check_packing(self.task.prompt_length + self.data.gen_length)
+            self._check_packing(self.length)
 
     def _check_packing(self, longest: int) -> None:
         data, learner = self.data, self.learner
@@ -156,7 +156,7 @@ class StateSftSettings(SupervisedSettings):
     @property
     def states_at_once(self) -> int:
         # Of the usual length; a packed row is as long as several.
-        usual = self.task.prompt_length + self.data.gen_length
+        usual = self.length
         return self.learner.chunk_size * max(1, -(-self.data.pack_length // usual))
 
     def check_spread(self, placement: Placement) -> None:

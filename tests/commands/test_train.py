@@ -179,8 +179,10 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 
 
 def test_a_signal_between_two_log_lines_adds_none(tiny_config, tmp_path, monkeypatch):
-    config = tiny_config("sft", train__steps=5, log__every=2)
+    config = tiny_config("sft", train__steps=5, log__every=2, model__max_length=99)
     train.train(config, tmp_path / "undisturbed")
+    made = denoisers.from_pretrained(tmp_path / "undisturbed" / "model")[0]
+    assert made.config.max_length == 99  # Later canvases may be longer.
 
     recipe, placed = recipes.find("sft"), []
     step = recipe.step
