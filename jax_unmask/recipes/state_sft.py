@@ -78,10 +78,10 @@ class StateMethod(MaskRatios, TokenSettings):
         "random",
         "random: masks over the whole response. semi_ar: a state per block, later blocks masked "
         "(full attention). block: masks in all blocks at once, each seeing the finished "
-        "ones before it (block attention). trace: the states in which the response was written, "
-        "where the data say so (step_map), or else those in which the denoiser that training "
-        "starts from would write it. ar: next tokens, causally (a cold start for "
-        "families whose logits are shifted).",
+        "ones before it (block attention; a cold start for full attention, arXiv 2512.15745). "
+        "trace: the states in which the response was written, where the data say so (step_map), "
+        "or else those in which the denoiser that training starts from would write it. ar: next "
+        "tokens, causally (a cold start for families whose logits are shifted).",
     )
     block_length: int = setting(16, "Of semi_ar, and with block attention, in tokens.", ge=1)
     tokens_per_step: int = setting(2, "Of trace: tokens that a step writes.", ge=1)
@@ -174,17 +174,23 @@ def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> Sta
     learner, family = config.learner, denoiser.config.family
     denoiser = denoiser.clone(remat=config.model.remat)
     has_blocks = denoiser.config.attention_block is not None
-    if learner.method != "trace" and has_blocks != (learner.method == "block"):
+    if learner.method != "trace" and has_blocks and learner.method != "block":
         raise ConfigError(
             "learner.method",
             learner.method,
-            f"the denoiser, of family {family!r}, has "
-            + ("block" if has_blocks else "full")
-            + " attention",
-            "Choose 'block' or 'trace'"
-            if has_blocks
-            else "Choose 'random', 'semi_ar', 'trace' or 'ar'",
+            f"the denoiser, of family {family!r}, has block attention",
+            "Choose 'block' or 'trace'",
         )
+    if learner.method == "block" and not has_blocks:
+        if denoiser.config.logits_shift:
+            raise ConfigError(
+                "learner.method",
+                learner.method,
+                f"the denoiser, of family {family!r}, has full attention and shifted logits",
+                "Choose 'ar', 'random', 'semi_ar' or 'trace'",
+            )
+        narrow = dataclasses.replace(denoiser.config, attention_block=learner.block_length)
+        denoiser, has_blocks = denoiser.clone(config=narrow), True
     if learner.method == "ar":
         if not denoiser.config.logits_shift:
             raise ConfigError(
@@ -223,8 +229,9 @@ class StateSft(Sft):
 
     def __init__(self, config: StateSftSettings, workdir: pathlib.Path) -> None:
         super().__init__(config, workdir)
-        denoiser = in_blocks(self._bundle.denoiser, self._learner.blocks)
-        self._bundle = dataclasses.replace(self._bundle, denoiser=denoiser)
+        if self._bundle.denoiser.config.attention_block is not None:
+            denoiser = in_blocks(self._bundle.denoiser, self._learner.blocks)
+            self._bundle = dataclasses.replace(self._bundle, denoiser=denoiser)
 
     @classmethod
     def keeps_start(cls, config: StateSftSettings) -> bool:

@@ -262,7 +262,6 @@ IMPOSSIBLE = [
     ("state_sft", {"learner__method": "semi-ar"}, "learner.method = 'semi-ar'", "'semi_ar'"),
     ("state_sft", {"learner__mask_low": 0.95}, "learner.mask_low = 0.95", "learner.mask_high"),
     ("state_sft", {"learner__method": "ar"}, "learner.method = 'ar'", "llada"),
-    ("state_sft", {"learner__method": "block"}, "learner.method = 'block'", "'random'"),
     ("state_sft", {"model__attention_block": 4}, "learner.method = 'random'", "'block'"),
     (
         "state_sft",

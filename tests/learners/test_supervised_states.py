@@ -15,7 +15,9 @@ from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.state_sft import StateLearner
 from jax_unmask.learners.states import Responses
 from jax_unmask.learners.surrogates import Autoregressive, Canvas, SemiAutoregressive
+from jax_unmask.recipes import state_sft
 from jax_unmask.rollout import Prompts
+from jax_unmask.settings import ConfigError
 
 CONFIG = tiny.denoiser_config(family="dream", logits_shift=True)
 
@@ -42,6 +44,35 @@ def test_semi_autoregressive_states():
             assert not trained[behind:].any()
             seen[b] |= np.asarray(trained)
     np.testing.assert_array_equal(seen, trainable)
+
+
+def test_block_method_trains_a_denoiser_with_full_attention_block_causally():
+    """In blocks of 1 each token is predicted from its mask and the text before it."""
+    full = tiny.denoiser_config()
+    config = dataclasses.replace(
+        state_sft.StateSftSettings(),
+        learner=state_sft.StateMethod(
+            method="block", block_length=1, mask_low=1.0, mask_high=1.0, chunk_size=2
+        ),
+    )
+    learner = state_sft.build_learner(config, Denoiser(full))
+    rng = np.random.default_rng(0)
+    prompts = Prompts(jnp.asarray(rng.integers(0, 10, (2, 3)), jnp.int32), jnp.ones((2, 3), bool))
+    tokens = jnp.asarray(rng.integers(0, 10, (2, 5)), jnp.int32)
+    params = init_params(full, jax.random.key(0))
+    state = learner.init(params, jax.random.key(1))
+    _, metrics = learner.step(state, Responses(prompts, tokens, jnp.zeros((2, 5), jnp.int32)))
+
+    causal = Denoiser(dataclasses.replace(full, attention_block=1))
+    total = 0.0
+    for b in range(2):
+        for i in range(5):
+            seen = np.concatenate([prompts.tokens[b], tokens[b, :i], [full.mask_token_id]])
+            logits = causal.apply({"params": params}, seen[None])[0, -1]
+            total -= float(jax.nn.log_softmax(logits)[tokens[b, i]])
+    assert float(metrics["loss"]) == pytest.approx(total / 10, abs=1e-5)
+    with pytest.raises(ConfigError, match=r"config\.learner\.method = 'block'.*'ar'"):
+        state_sft.build_learner(config, Denoiser(CONFIG))
 
 
 @pytest.mark.thorough
