@@ -6,6 +6,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
+_LONGEST_PAIRWISE = 64
+"""Up to here comparing every pair of positions is faster than sorting: XLA sorts one row after the
+other on CPUs (docs/benchmarks/small_models.md)."""
+
 
 def descending_ranks(
     scores: Float[Array, "*B L"], legal: Bool[Array, "*B L"]
@@ -18,8 +22,13 @@ def descending_ranks(
     >>> descending_ranks(jnp.array([0.2, 0.9, 0.5, 0.9]), jnp.array([True, True, True, False]))
     Array([2, 0, 1, 3], dtype=int32)
     """
-    order = jnp.argsort(jnp.where(legal, -scores, jnp.inf), axis=-1, stable=True)
+    scores = jnp.where(legal, scores, -jnp.inf)
     places = jnp.arange(scores.shape[-1], dtype=jnp.int32)
+    if len(places) <= _LONGEST_PAIRWISE:
+        mine, other = scores[..., :, None], scores[..., None, :]
+        before = (other > mine) | ((other == mine) & (places < places[:, None]))
+        return jnp.sum(before, axis=-1, dtype=jnp.int32)
+    order = jnp.argsort(-scores, axis=-1, stable=True)
     return by_rank(jnp.broadcast_to(places, order.shape), order)
 
 

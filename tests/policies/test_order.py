@@ -8,7 +8,7 @@ import pytest
 
 from jax_unmask.policies.order import by_rank, descending_ranks
 
-LENGTHS = (1, 7, 64)
+LENGTHS = (1, 7, 64, 100)
 
 
 @pytest.mark.parametrize("length", LENGTHS)
