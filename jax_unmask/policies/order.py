@@ -8,7 +8,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 _LONGEST_PAIRWISE = 64
 """Up to here comparing every pair of positions is faster than sorting: XLA sorts one row after the
-other on CPUs (docs/benchmarks/small_models.md)."""
+other on CPUs (docs/benchmarks/README.md)."""
 
 
 def descending_ranks(
