@@ -18,6 +18,9 @@ _DECAY = 0.25
 _MUON_BETA = 0.95
 _MUON_RMS = 0.2
 
+# Leaves whose last two axes are a matrix between activations: dense layers, LoRA, experts.
+_MATRICES = ("kernel", "lora_a", "lora_b", "gate", "up", "down", "router")
+
 # Ends of the names of leaves that weight decay leaves alone: biases and normalisation gains.
 _NOT_DECAYED = ("bias", "scale")
 
@@ -143,10 +146,10 @@ def decay_mask(params: Any) -> Any:
 
 
 def _matrices(params: Any) -> Any:
-    """Axes of the leaves that Muon makes orthogonal, the last two of every kernel; else None."""
+    """Axes of the matrices that Muon makes orthogonal; None for other leaves."""
 
     def axes(path: tuple[Any, ...], leaf: jax.Array) -> contrib.MuonDimensionNumbers | None:
-        if leaf.ndim < 2 or not _name(path).endswith("kernel"):
+        if leaf.ndim < 2 or _name(path) not in _MATRICES:
             return None
         return contrib.MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 

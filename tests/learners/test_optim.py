@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
+import tiny
+from jax_unmask.denoisers import init_params
+from jax_unmask.denoisers.adapters import init_adapters
+from jax_unmask.denoisers.config import ExpertsConfig
 from jax_unmask.learners.optim import OptimizerSettings, decay_mask
 
 
@@ -99,3 +105,23 @@ def test_muon_makes_updates_of_kernels_orthogonal_and_leaves_the_rest_to_adamw()
     assert (singular < 1.3).all()
     raw = np.linalg.svd(gradient["layers"]["kernel"], compute_uv=False)
     assert (raw.max(1) > 2 * raw.min(1)).all()
+
+
+@pytest.mark.parametrize("experts", [False, True])
+def test_muon_takes_all_matrices_but_tables_and_adapters_too(experts):
+    config = tiny.denoiser_config()
+    if experts:
+        layers = (True,) * config.num_layers
+        mixture = ExpertsConfig(num_experts=3, per_token=2, size=8, layers=layers)
+        config = dataclasses.replace(config, experts=mixture)
+    params = init_params(config, jax.random.key(0))
+    adapters = init_adapters(config, jax.random.key(1), rank=2)
+    optimizer = OptimizerSettings(0.1, 0, "constant", grad_clip=None, kind="muon").build(10)
+    adam = optimizer.init({"base": params, "lora": adapters}).inner_states["adam"]
+    left = {
+        jax.tree_util.keystr(path[-1:])
+        for path, leaf in jax.tree_util.tree_leaves_with_path(adam)
+        if leaf.ndim > 1
+    }
+    # Gains are stacked over layers.
+    assert left == {"['embedding']", "['head']", "['scale']"}
