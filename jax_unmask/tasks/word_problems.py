@@ -94,6 +94,9 @@ class WordProblems(GeneratedTask):
     min_steps: int = setting(3, "Fewest steps of a problem.", ge=1, le=8)
     max_steps: int = setting(8, "Most steps of a problem.", ge=1, le=8)
     largest: int = setting(50, "Largest number of a story or a solution.", ge=20, le=LARGEST)
+    story: int = setting(
+        112, "Most tokens of a story with its question; others are drawn again.", ge=112
+    )
     canvas: int = setting(128, "Most tokens of a solution; 256 lets all authors finish.", ge=96)
     terse: float = setting(1.0, "Weight of the author of bare equations.", ge=0)
     brief: float = setting(1.0, "Weight of the author who says whose number it is.", ge=0)
@@ -140,13 +143,14 @@ class WordProblems(GeneratedTask):
         """A random story with a solution by a random author."""
         draws = _Draws(generator)
         steps = draws.integer(self.min_steps, self.max_steps)
-        while not (teller := _Teller(draws, self.largest)).tell(steps):
-            pass
+        while True:
+            teller = _Teller(draws, self.largest)
+            if teller.tell(steps) and length(teller.prompt) <= self.story:
+                break
         author = generator.choice(AUTHORS, p=np.array(self._weights) / sum(self._weights))
         writer = _Writer(draws, teller.story, teller.values, teller.item)
         return {
-            "prompt": "".join(f" {each.fact}." for each in teller.story if each.fact)
-            + f" {teller.question}?",
+            "prompt": teller.prompt,
             "solution": writer.write(author, self.canvas, teller.asked),
             "answer": teller.values[teller.asked],
             "author": str(author),
@@ -207,6 +211,12 @@ class _Teller:
         self.values: list[int] = []
         self._open: list[int] = []
         self.question, self.asked = "", 0
+
+    @property
+    def prompt(self) -> str:
+        """The facts and the question."""
+        facts = "".join(f" {each.fact}." for each in self.story if each.fact)
+        return f"{facts} {self.question}?"
 
     def tell(self, steps: int) -> bool:
         """Draws a story of some steps; False if it came to a dead end."""

@@ -34,6 +34,14 @@ def test_every_author_keeps_to_the_canvas(canvas):
     assert max(means) > 2 * min(means)
 
 
+def test_a_story_that_is_too_long_is_drawn_again():
+    """It would end a training after an hour or a day."""
+    source = WordProblems(min_steps=8, story=113).source("train", seed=1)
+    assert length(source[9976]["prompt"]) == 113
+    source = WordProblems(min_steps=8).source("train", seed=1)
+    assert length(source[9976]["prompt"]) <= 112
+
+
 def test_a_larger_canvas_lets_the_talkative_finish():
     short, long = (problems(20, canvas=canvas, **alone("careful")) for canvas in (96, 256))
     assert [p["prompt"] for p in short] == [p["prompt"] for p in long]
