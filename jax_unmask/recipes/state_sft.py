@@ -174,7 +174,7 @@ def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> Sta
     learner, family = config.learner, denoiser.config.family
     denoiser = denoiser.clone(remat=config.model.remat)
     has_blocks = denoiser.config.attention_block is not None
-    if learner.method != "trace" and has_blocks and learner.method != "block":
+    if has_blocks and learner.method not in ("block", "trace"):
         raise ConfigError(
             "learner.method",
             learner.method,
