@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 import pathlib
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -39,6 +40,8 @@ from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import ConfigError, setting, values_of
 from jax_unmask.tasks.data import Batch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -189,6 +192,10 @@ def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> Sta
                 f"the denoiser, of family {family!r}, has full attention and shifted logits",
                 "Choose 'ar', 'random', 'semi_ar' or 'trace'",
             )
+        logger.warning(
+            "learner.method = 'block' of a denoiser with full attention is a cold start: train it "
+            "with full attention afterwards, as rollouts use it"
+        )
         narrow = dataclasses.replace(denoiser.config, attention_block=learner.block_length)
         denoiser, has_blocks = denoiser.clone(config=narrow), True
     if learner.method == "ar":

@@ -46,7 +46,7 @@ def test_semi_autoregressive_states():
     np.testing.assert_array_equal(seen, trainable)
 
 
-def test_block_method_trains_a_denoiser_with_full_attention_block_causally():
+def test_block_method_trains_a_denoiser_with_full_attention_block_causally(caplog):
     """In blocks of 1 each token is predicted from its mask and the text before it."""
     full = tiny.denoiser_config()
     config = dataclasses.replace(
@@ -56,6 +56,7 @@ def test_block_method_trains_a_denoiser_with_full_attention_block_causally():
         ),
     )
     learner = state_sft.build_learner(config, Denoiser(full))
+    assert "learner.method = 'block'" in caplog.text  # Nobody trains so without knowing.
     rng = np.random.default_rng(0)
     prompts = Prompts(jnp.asarray(rng.integers(0, 10, (2, 3)), jnp.int32), jnp.ones((2, 3), bool))
     tokens = jnp.asarray(rng.integers(0, 10, (2, 5)), jnp.int32)
