@@ -19,6 +19,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask.denoisers.attention import Copies
 from jax_unmask.learners.engine import Chunk, Minibatches, Params, split
 from jax_unmask.learners.states import StateBatch
+from jax_unmask.learners.surrogates import Autoregressive
 from jax_unmask.runtime.mesh import by_rows
 
 
@@ -150,13 +151,17 @@ class PackedBatch:
         denoiser, blocks = settings.denoiser, settings.blocks
         noisy = jnp.where(masked, denoiser.config.mask_token_id, clean)
         doubled: Callable[[Array, Array], Array] = lambda text, copy: copy
-        if blocks is None:
+        is_causal = isinstance(settings.surrogate, Autoregressive)
+        if is_causal:
+            block = positions
+        elif blocks is None:
             # Every token sees its own segment, as a block of a copy does.
             block = segment
         else:
             doubled = lambda text, copy: jnp.concatenate([text, copy], axis=1)
             block = blocks.of_positions(positions, real)
-        is_copy = doubled(jnp.zeros_like(real), jnp.ones_like(real))
+        # A causal text has no copy: nothing of it is masked.
+        is_copy = doubled(jnp.zeros_like(real), jnp.full_like(real, not is_causal))
         copies = Copies(
             block=doubled(block, block),
             noisy=is_copy,

@@ -12,6 +12,8 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_unmask.denoisers.attention import Copies
+from jax_unmask.denoisers.positions import default_positions
 from jax_unmask.denoisers.sharding import keep
 from jax_unmask.learners.engine import Metrics, Params, TrainState, descend
 from jax_unmask.rollout.trajectory import Prompts
@@ -26,17 +28,19 @@ class Corruption(NamedTuple):
         masked: the token is replaced by the mask token.
         weight: what the token's cross-entropy counts, 0 where it is not a target. The loss is
             sum(weight * cross_entropy) / (B * L).
+        causal: the row's attention is causal; None if that of none is.
     """
 
     masked: Bool[Array, "B L"]
     weight: Float[Array, "B L"]
+    causal: Bool[Array, " B"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
 class Masking(Settings):
     """Settings of the masks of training rows.
 
-    Every row is one of two kinds.
+    Every row is one of three kinds.
 
     *Random rows* draw t ~ U(min_ratio, 1) and mask each token with probability t; masked tokens
     weigh 1/t. That is the masked-diffusion bound of arXiv 2502.09992, eq. 3 and, for responses to
@@ -46,6 +50,10 @@ class Masking(Settings):
     is masked at a random ratio t, everything to its right is masked, everything to its left is
     clear. Random rows hardly ever look like that, and where a token is repeated further right they
     teach a small model to copy it from there instead of working it out.
+
+    *Causal rows* are texts with nothing masked, read with causal attention, each token the target
+    of the one before it, with weight 1. They train all tokens of a response at once, given what
+    comes before them, which a masked row shows for few. For families whose logits are shifted.
     """
 
     min_ratio: float = setting(1e-3, "Smallest mask ratio t of a random row.", gt=0, lt=1)
@@ -69,6 +77,13 @@ class Masking(Settings):
         "all trains every masked token of a suffix row, each weighing L / (masked tokens of the "
         "row), so that a row counts one mean cross-entropy; block trains the drawn block alone "
         "with weight blocks / t, the bound of block diffusion (arXiv 2503.09573).",
+    )
+    causal_fraction: float = setting(
+        0.0,
+        "Share of the rows of a batch that are causal rows, its first ones; of families whose "
+        "logits are shifted.",
+        ge=0,
+        le=1,
     )
 
 
@@ -106,7 +121,7 @@ def corrupt(masking: Masking, key: Array, batch: int, length: int) -> Corruption
     hit = token < ratio[:, None]
     weight = jnp.where(hit, ratio_weight[:, None], 0.0)
     if masking.suffix_fraction == 0:
-        return Corruption(masked=hit, weight=weight)
+        return _with_causal_rows(masking, Corruption(masked=hit, weight=weight))
 
     blocks = length // masking.suffix_block_length
     # floor(u * blocks) < blocks holds for u < 1 in exact arithmetic; float32 may round up to it.
@@ -120,9 +135,20 @@ def corrupt(masking: Masking, key: Array, batch: int, length: int) -> Corruption
         suffix_weight = jnp.where(block == chosen, blocks * weight, 0.0)
 
     is_suffix = (kind < masking.suffix_fraction)[:, None]
+    masked = jnp.where(is_suffix, suffix_masked, hit)
+    weight = jnp.where(is_suffix, suffix_weight, weight)
+    return _with_causal_rows(masking, Corruption(masked=masked, weight=weight))
+
+
+def _with_causal_rows(masking: Masking, drawn: Corruption) -> Corruption:
+    if masking.causal_fraction == 0:
+        return drawn
+    batch = len(drawn.masked)
+    causal = jnp.arange(batch) < round(masking.causal_fraction * batch)
     return Corruption(
-        masked=jnp.where(is_suffix, suffix_masked, hit),
-        weight=jnp.where(is_suffix, suffix_weight, weight),
+        masked=drawn.masked & ~causal[:, None],
+        weight=jnp.where(causal[:, None], 1.0, drawn.weight),
+        causal=causal,
     )
 
 
@@ -178,7 +204,16 @@ def masked_cross_entropy(
     tokens = jnp.concatenate([batch.prompts.tokens, noisy], axis=1)
     real = jnp.concatenate([batch.prompts.mask, jnp.ones((rows, length), bool)], axis=1)
     variables = {"params": params}
-    hidden = denoiser.apply(variables, tokens, attention_mask=real, method="hidden")
+    rule: dict[str, Any] = {}
+    if corruption.causal is not None:
+        positions = default_positions(real, real.shape[1])
+        # A block per token, or one for all.
+        block = jnp.where(corruption.causal[:, None], positions, 0)
+        rule = {
+            "positions": positions,
+            "copies": Copies(block=block, noisy=jnp.zeros_like(real), real=real),
+        }
+    hidden = denoiser.apply(variables, tokens, attention_mask=real, method="hidden", **rule)
     hidden = hidden[:, batch.prompts.tokens.shape[1] :]
 
     def head(

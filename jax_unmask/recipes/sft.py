@@ -74,6 +74,11 @@ class ModelFromScratch(ModelSettings):
         "attention.",
         ge=0,
     )
+    logits_shift: bool = setting(
+        False,
+        "The head scores the next token, as in models made from causal ones (family dream): what "
+        "is learned causally serves the masked model too.",
+    )
 
     def check(self) -> None:
         self.require_divides("num_heads", "hidden_size")
@@ -83,6 +88,12 @@ class ModelFromScratch(ModelSettings):
             "hidden_size",
             f"heads are {self.hidden_size // self.num_heads} wide; rotary embeddings turn pairs",
             "Give an even multiple of `num_heads`",
+        )
+        self.require(
+            not (self.logits_shift and self.attention_block),
+            "logits_shift",
+            "no family has shifted logits and block attention (`attention_block`)",
+            "Set False, or `attention_block` = 0",
         )
 
 
@@ -158,7 +169,20 @@ class SftSettings(SupervisedSettings):
 
 
 def build_learner(config: SftSettings, denoiser: denoisers.Denoiser) -> SftLearner:
-    """The learner of the denoiser."""
+    """The learner of the denoiser.
+
+    Raises:
+        ConfigError: causal rows do not fit the denoiser.
+    """
+    family = denoiser.config.family
+    if config.masking.causal_fraction and not denoiser.config.logits_shift:
+        raise ConfigError(
+            "masking.causal_fraction",
+            config.masking.causal_fraction,
+            f"logits of family {family!r} are not shifted, so a causal text would show each token "
+            "to itself",
+            "Set 0, or take a model of family 'dream' (`model.logits_shift` = True)",
+        )
     optimizer = config.optimizer.build(config.train.steps)
     return dataclasses.replace(
         config.learner, denoiser=denoiser, optimizer=optimizer, masking=config.masking
@@ -197,11 +221,13 @@ def _bundle_from_scratch(config: SupervisedSettings, directory: pathlib.Path) ->
     # All processes write the same; none may read what another is about to replace.
     special = word_level.save_word_level(directory, task.vocabulary)
     placement.meet("tokenizer")
-    blocks = model.attention_block
+    blocks, shifts = model.attention_block, model.logits_shift
     shape = denoisers.DenoiserConfig(
         # Families whose files can hold these shapes.
-        family="sdar" if blocks else "llada",
+        family="sdar" if blocks else "dream" if shifts else "llada",
         qk_norm=bool(blocks),
+        qkv_bias=shifts,
+        logits_shift=shifts,
         attention_block=blocks or None,
         vocab_size=special["vocab_size"],
         hidden_size=model.hidden_size,

@@ -145,12 +145,6 @@ class StateSftSettings(SupervisedSettings):
             "`learner.num_pads` = -1 trains all padding, which packed rows leave out",
             "Set `learner.num_pads` = 1 (the end of a text), or 0",
         )
-        self.require(
-            learner.method != "ar",
-            "data.pack_length",
-            "`learner.method` = 'ar' attends causally, which packed rows do not",
-            "Set 0",
-        )
 
     @property
     def rows_at_once(self) -> int:
@@ -290,15 +284,16 @@ class StateSft(Sft):
     def _places(self, responses: Responses) -> tuple[np.ndarray, np.ndarray]:
         """First position and end of prompt and canvas of each example in the padded text.
 
-        A canvas is the shortest of the lengths that hold a response and its end; with block
-        attention, where nothing depends on later blocks, it ends with the block of that end.
+        A canvas is the shortest of the lengths that hold a response and its end; with block or
+        causal attention, where nothing depends on what is later, it ends with the block of that
+        end, or with it.
         """
         config, length = self._config, responses.tokens.shape[1]
         mask = np.asarray(responses.prompts.mask)
         prompt_length, prompts = mask.shape[1], mask.sum(axis=1)
         needed = self._wanted(np.asarray(responses.tokens)).sum(axis=1)
-        if self._learner.blocks is not None:
-            block = self._learner.blocks.length
+        if self._learner.blocks is not None or config.learner.method == "ar":
+            block = 1 if self._learner.blocks is None else self._learner.blocks.length
             canvas = -(-(prompts + needed) // block) * block - prompts
         else:
             ladder = np.array(sorted({*config.data.length_buckets, length}))
