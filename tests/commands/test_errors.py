@@ -262,6 +262,13 @@ IMPOSSIBLE = [
     ("state_sft", {"learner__method": "semi-ar"}, "learner.method = 'semi-ar'", "'semi_ar'"),
     ("state_sft", {"learner__mask_low": 0.95}, "learner.mask_low = 0.95", "learner.mask_high"),
     ("state_sft", {"learner__method": "ar"}, "learner.method = 'ar'", "llada"),
+    ("sft", {"masking__causal_fraction": 0.5}, "masking.causal_fraction = 0.5", "logits_shift"),
+    (
+        "state_sft",
+        {"model__attention_block": 4, "model__logits_shift": True},
+        "model.logits_shift = True",
+        "attention_block",
+    ),
     ("state_sft", {"model__attention_block": 4}, "learner.method = 'random'", "'block'"),
     (
         "state_sft",

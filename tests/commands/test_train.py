@@ -180,9 +180,11 @@ def test_a_killed_run_ends_as_an_undisturbed_one(
 
 def test_a_signal_between_two_log_lines_adds_none(tiny_config, tmp_path, monkeypatch):
     config = tiny_config("sft", train__steps=5, log__every=2, model__max_length=99)
+    config.model.logits_shift, config.masking.causal_fraction = True, 0.5
     train.train(config, tmp_path / "undisturbed")
-    made = denoisers.from_pretrained(tmp_path / "undisturbed" / "model")[0]
-    assert made.config.max_length == 99  # Later canvases may be longer.
+    made = denoisers.from_pretrained(tmp_path / "undisturbed" / "model")[0].config
+    assert made.max_length == 99  # Later canvases may be longer.
+    assert made.logits_shift and made.attention_block is None
 
     recipe, placed = recipes.find("sft"), []
     step = recipe.step

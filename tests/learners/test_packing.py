@@ -15,7 +15,7 @@ from jax_unmask.denoisers import Denoiser
 from jax_unmask.learners.packing import pack
 from jax_unmask.learners.state_sft import StateLearner
 from jax_unmask.learners.states import AttentionBlocks, Responses
-from jax_unmask.learners.surrogates import RandomMasking, SemiAutoregressive, Trace
+from jax_unmask.learners.surrogates import Autoregressive, RandomMasking, SemiAutoregressive, Trace
 from jax_unmask.rollout import Prompts
 
 pytestmark = pytest.mark.thorough
@@ -70,9 +70,8 @@ def make_responses():
 
 
 def make_learner(surrogate, blocks=False, **changes):
-    config = tiny.denoiser_config(
-        num_layers=2, attention_block=BLOCK if blocks else None, max_length=64, **changes
-    )
+    block = BLOCK if blocks else 1 if isinstance(surrogate, Autoregressive) else None
+    config = tiny.denoiser_config(num_layers=2, attention_block=block, max_length=64, **changes)
     learner = StateLearner(
         denoiser=Denoiser(config),
         optimizer=optax.sgd(1.0),
@@ -91,6 +90,7 @@ def make_learner(surrogate, blocks=False, **changes):
         (RandomMasking(draws=2), {}),
         (SemiAutoregressive(block_length=BLOCK), {}),
         (Trace(shrink=2), {"family": "dream", "logits_shift": True}),
+        (Autoregressive(), {"family": "dream", "logits_shift": True}),
         (RandomMasking(draws=1, mask_threshold="block"), {"blocks": True}),
         (Trace(), {"blocks": True, "family": "sdar", "qk_norm": True}),
     ],
@@ -101,6 +101,8 @@ def test_a_packed_batch_trains_as_rows_of_their_own(surrogate, settings):
     canvas = np.full(ROWS, LENGTH)
     if settings.get("blocks"):  # No block depends on later ones: what is behind the end can go.
         canvas = np.minimum(-(-(prompts + texts + 1) // BLOCK) * BLOCK - prompts, LENGTH)
+    elif isinstance(surrogate, Autoregressive):
+        canvas = np.minimum(texts + 1, LENGTH)
     packing = pack(PROMPT - prompts, PROMPT + canvas, WIDTH)
     assert (packing.example >= 0).sum(axis=1).max() > 1
     new, metrics = learner.step(learner.init(params, jax.random.key(1)), responses)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -105,6 +106,31 @@ def test_hidden_targets_cannot_leak(params, corruption):
     weighted = Corruption(corruption.masked, jnp.where(same | ~corruption.masked, 1.0, 0.0))
     a, b = grads(batch, weighted), grads(other, weighted)
     jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def test_causal_rows_train_next_tokens_and_leave_the_other_rows_alone():
+    config = tiny.denoiser_config(family="dream", logits_shift=True, intermediate_size=32)
+    denoiser, params = Denoiser(config), init_params(config, jax.random.key(0))
+    batch, masking = make_batch(), Masking(causal_fraction=0.5)
+    drawn = corrupt(masking, jax.random.key(5), ROWS, LENGTH)
+    others = corrupt(Masking(), jax.random.key(5), ROWS, LENGTH)
+    half = ROWS // 2
+    assert not drawn.masked[:half].any()
+    np.testing.assert_array_equal(drawn.masked[half:], others.masked[half:])
+
+    total, causal = 0.0, Denoiser(dataclasses.replace(config, attention_block=1))
+    for b in range(half):
+        seen = batch.prompts.tokens[b][batch.prompts.mask[b]]
+        text = jnp.concatenate([seen, batch.targets[b]])
+        for k in range(LENGTH):
+            # What is behind the token, and the token itself, have no influence.
+            shown = jnp.where(jnp.arange(len(text)) < len(seen) + k, text, 0)
+            logits = causal.apply({"params": params}, shown[None])[0, len(seen) + k]
+            total -= float(jax.nn.log_softmax(logits)[batch.targets[b, k]])
+    weight = others.weight.at[:half].set(0.0)
+    rest, _ = masked_cross_entropy(denoiser, params, batch, Corruption(others.masked, weight))
+    loss, _ = masked_cross_entropy(denoiser, params, batch, drawn)
+    assert float(loss) == pytest.approx(float(rest) + total / (ROWS * LENGTH), rel=1e-5)
 
 
 def make_learner(**settings) -> SftLearner:
