@@ -51,9 +51,10 @@ class Masking(Settings):
     clear. Random rows hardly ever look like that, and where a token is repeated further right they
     teach a small model to copy it from there instead of working it out.
 
-    *Causal rows* are texts with nothing masked, read with causal attention, each token the target
-    of the one before it, with weight 1. They train all tokens of a response at once, given what
-    comes before them, which a masked row shows for few. For families whose logits are shifted.
+    *Causal rows* have nothing masked. A response token attends to those before it and to the
+    prompt, the prompt to itself, and each token is the target of the one before it, with weight 1.
+    They train all tokens of a response at once, given what comes before them, which a masked row
+    shows for few. For families whose logits are shifted.
     """
 
     min_ratio: float = setting(1e-3, "Smallest mask ratio t of a random row.", gt=0, lt=1)
@@ -207,8 +208,9 @@ def masked_cross_entropy(
     rule: dict[str, Any] = {}
     if corruption.causal is not None:
         positions = default_positions(real, real.shape[1])
-        # A block per token, or one for all.
-        block = jnp.where(corruption.causal[:, None], positions, 0)
+        # A block per response token, or one for all.
+        is_response = jnp.arange(real.shape[1]) >= batch.prompts.tokens.shape[1]
+        block = jnp.where(corruption.causal[:, None] & is_response, 1 + positions, 0)
         rule = {
             "positions": positions,
             "copies": Copies(block=block, noisy=jnp.zeros_like(real), real=real),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -12,6 +11,7 @@ import pytest
 
 import tiny
 from jax_unmask.denoisers import Denoiser, init_params
+from jax_unmask.denoisers.attention import Copies
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.sft import (
     Corruption,
@@ -118,14 +118,23 @@ def test_causal_rows_train_next_tokens_and_leave_the_other_rows_alone():
     assert not drawn.masked[:half].any()
     np.testing.assert_array_equal(drawn.masked[half:], others.masked[half:])
 
-    total, causal = 0.0, Denoiser(dataclasses.replace(config, attention_block=1))
+    total = 0.0
     for b in range(half):
         seen = batch.prompts.tokens[b][batch.prompts.mask[b]]
         text = jnp.concatenate([seen, batch.targets[b]])
+        block = jnp.maximum(jnp.arange(len(text)) - len(seen) + 1, 0)[None]
+        flags = jnp.zeros(block.shape, bool)
         for k in range(LENGTH):
             # What is behind the token, and the token itself, have no influence.
             shown = jnp.where(jnp.arange(len(text)) < len(seen) + k, text, 0)
-            logits = causal.apply({"params": params}, shown[None])[0, len(seen) + k]
+            hidden = denoiser.apply(
+                {"params": params},
+                shown[None],
+                positions=jnp.arange(len(text))[None],
+                copies=Copies(block=block, noisy=flags, real=~flags),
+                method="hidden",
+            )[0, len(seen) + k]
+            logits = denoiser.apply({"params": params}, hidden, method="logits")
             total -= float(jax.nn.log_softmax(logits)[batch.targets[b, k]])
     weight = others.weight.at[:half].set(0.0)
     rest, _ = masked_cross_entropy(denoiser, params, batch, Corruption(others.masked, weight))
