@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
@@ -81,8 +82,7 @@ class Masking(Settings):
     )
     causal_fraction: float = setting(
         0.0,
-        "Share of the rows of a batch that are causal rows, its first ones; of families whose "
-        "logits are shifted.",
+        "Share of the rows of a batch that are causal rows; of families whose logits are shifted.",
         ge=0,
         le=1,
     )
@@ -144,8 +144,9 @@ def corrupt(masking: Masking, key: Array, batch: int, length: int) -> Corruption
 def _with_causal_rows(masking: Masking, drawn: Corruption) -> Corruption:
     if masking.causal_fraction == 0:
         return drawn
-    batch = len(drawn.masked)
-    causal = jnp.arange(batch) < round(masking.causal_fraction * batch)
+    # Spread over the batch, so that the mask ratios of the other rows stay spread as well.
+    count = np.floor(masking.causal_fraction * np.arange(len(drawn.masked) + 1))
+    causal = jnp.asarray(np.diff(count) > 0)
     return Corruption(
         masked=drawn.masked & ~causal[:, None],
         weight=jnp.where(causal[:, None], 1.0, drawn.weight),

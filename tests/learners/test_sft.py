@@ -114,12 +114,14 @@ def test_causal_rows_train_next_tokens_and_leave_the_other_rows_alone():
     batch, masking = make_batch(), Masking(causal_fraction=0.5)
     drawn = corrupt(masking, jax.random.key(5), ROWS, LENGTH)
     others = corrupt(Masking(), jax.random.key(5), ROWS, LENGTH)
-    half = ROWS // 2
-    assert not drawn.masked[:half].any()
-    np.testing.assert_array_equal(drawn.masked[half:], others.masked[half:])
+    rows = np.flatnonzero(drawn.causal)
+    assert len(rows) == ROWS // 2 and not drawn.masked[rows].any()
+    for name in ("masked", "weight"):
+        one, other = (np.delete(getattr(each, name), rows, 0) for each in (drawn, others))
+        np.testing.assert_array_equal(one, other)
 
     total = 0.0
-    for b in range(half):
+    for b in rows:
         seen = batch.prompts.tokens[b][batch.prompts.mask[b]]
         text = jnp.concatenate([seen, batch.targets[b]])
         block = jnp.maximum(jnp.arange(len(text)) - len(seen) + 1, 0)[None]
@@ -136,10 +138,16 @@ def test_causal_rows_train_next_tokens_and_leave_the_other_rows_alone():
             )[0, len(seen) + k]
             logits = denoiser.apply({"params": params}, hidden, method="logits")
             total -= float(jax.nn.log_softmax(logits)[batch.targets[b, k]])
-    weight = others.weight.at[:half].set(0.0)
+    weight = others.weight.at[rows].set(0.0)
     rest, _ = masked_cross_entropy(denoiser, params, batch, Corruption(others.masked, weight))
     loss, _ = masked_cross_entropy(denoiser, params, batch, drawn)
     assert float(loss) == pytest.approx(float(rest) + total / (ROWS * LENGTH), rel=1e-5)
+
+
+def test_causal_rows_leave_mask_ratios_spread():
+    drawn = corrupt(Masking(causal_fraction=0.5, max_weight=None), jax.random.key(2), 8, 4096)
+    ratios = np.sort(np.asarray(drawn.masked.mean(axis=1))[~np.asarray(drawn.causal)])
+    np.testing.assert_allclose(np.diff(ratios), 1 / 4, atol=0.05)
 
 
 def make_learner(**settings) -> SftLearner:
