@@ -97,6 +97,12 @@ class WordProblems(GeneratedTask):
     story: int = setting(
         112, "Most tokens of a story with its question; others are drawn again.", ge=112
     )
+    branching: float = setting(
+        1.0,
+        "How often a step needs more than the result before it, relative to the usual; 0: chains.",
+        ge=0,
+        le=1,
+    )
     canvas: int = setting(128, "Most tokens of a solution; 256 lets all authors finish.", ge=96)
     terse: float = setting(1.0, "Weight of the author of bare equations.", ge=0)
     brief: float = setting(1.0, "Weight of the author who says whose number it is.", ge=0)
@@ -144,7 +150,7 @@ class WordProblems(GeneratedTask):
         draws = _Draws(generator)
         steps = draws.integer(self.min_steps, self.max_steps)
         while True:
-            teller = _Teller(draws, self.largest)
+            teller = _Teller(draws, self.largest, self.branching)
             if teller.tell(steps) and length(teller.prompt) <= self.story:
                 break
         author = generator.choice(AUTHORS, p=np.array(self._weights) / sum(self._weights))
@@ -200,11 +206,12 @@ class _Teller:
     """Draws the quantities of a story so that each is needed for what is asked.
 
     At any time at most two quantities are open: nothing depends on them yet. Every step takes an
-    open one, and the last step, or the question, takes all that are left.
+    open one, and the last step, or the question, takes all that are left. Without branching only
+    one is open, the latest, and each step goes on from it.
     """
 
-    def __init__(self, draws: _Draws, largest: int) -> None:
-        self._draws, self._largest = draws, largest
+    def __init__(self, draws: _Draws, largest: int, branching: float) -> None:
+        self._draws, self._largest, self._branching = draws, largest, branching
         self._names = draws.shuffled(NAMES)
         self.item = draws.pick(ITEMS)
         self.story: list[Quantity] = []
@@ -223,13 +230,13 @@ class _Teller:
         self._state_number()
         for _ in range(4 * steps):
             are_two = len(self._open) == 2
-            if steps == 1 and (are_two or self._draws.chance(0.4)):
+            if steps == 1 and (are_two or self._branches(0.4)):
                 return self._ask_for_both()
-            if not are_two and steps > 1 and self._names and self._draws.chance(0.25):
+            if not are_two and steps > 1 and self._names and self._branches(0.25):
                 self._state_number()
             elif are_two and self._draws.chance(0.35):
                 steps -= self._add(*self._open)
-            elif not are_two and len(self.story) > 2 and self._draws.chance(0.15):
+            elif not are_two and len(self.story) > 2 and self._branches(0.15):
                 steps -= self._add(self._open[0], self._draws.pick(range(len(self.story))))
             else:
                 steps -= self._change(self._draws.pick(self._open))
@@ -240,6 +247,9 @@ class _Teller:
         (self.asked,) = self._open
         self.question = f"how many {self.item} does {self.story[self.asked].owner} have"
         return True
+
+    def _branches(self, probability: float) -> bool:
+        return self._draws.chance(probability * self._branching)
 
     def _state_number(self) -> None:
         owner, number = self._names[-1], self._draws.integer(2, 12)
