@@ -1,9 +1,9 @@
 """Generated word problems in GSM8K's manner: three to eight steps, worked out by several authors.
 
-A problem has quantities that depend on each other, so every step but the last gives a number that a
-later step needs. Authors differ in how much they write: from bare equations to sentences that
-repeat what is known, check each result and talk. The length of a right response varies widely for
-one and the same question, and the rest of the canvas is EOS.
+Quantities depend on each other, so every step but the last gives a number that a later one needs.
+Authors differ in how much they write: from bare equations to sentences that repeat what is known,
+check each result and talk. The length of a right response varies widely for one and the same
+question, and the rest of the canvas is EOS.
 """
 
 from __future__ import annotations
@@ -75,12 +75,13 @@ class Quantity(NamedTuple):
 class WordProblems(GeneratedTask):
     """Word problems about numbers of things that persons have (`name = "word_problems"`).
 
-    Example: ` Mia has 7 pens. Tom has 4 more pens than Mia. Mia then buys 2 pens. How many pens do
-    Mia and Tom have together?` is answered by ` 7 + 4 = 11. 7 + 2 = 9. 9 + 11 = 20. #### 20`, or
-    by a more talkative author by ` so Tom has 7 + 4 = 11 pens. now look at Mia. ...`. All numbers
-    are whole and between 0 and `largest`. A response is right when the number after its last `####`
-    is. Each author has a weight; one whose solution would be longer than the canvas leaves out
-    sentences that are not needed.
+    Example: ` Mia has 7 pens. Tom has 4 more pens than Mia. Tom then buys 2 pens. how many pens
+    does Tom have?` is answered by ` 7 + 4 = 11. 11 + 2 = 13. #### 13`, or by a more talkative
+    author by ` so Tom has 7 + 4 = 11 pens. Tom then buys 2 pens. ...`. With `branching` steps also
+    need older results, or the sum of two: ` how many more pens does Tom have than Mia?`. All
+    numbers are whole and between 0 and `largest`. A response is right when the number after its
+    last `####` is. Each author has a weight; one whose solution would be longer than the canvas
+    leaves out sentences that are not needed.
     """
 
     name = "word_problems"
@@ -98,10 +99,7 @@ class WordProblems(GeneratedTask):
         112, "Most tokens of a story with its question; others are drawn again.", ge=112
     )
     branching: float = setting(
-        1.0,
-        "How often a step needs more than the result before it, relative to the usual; 0: chains.",
-        ge=0,
-        le=1,
+        0.0, "How often a step needs more than the last result: 0 never, 1 often.", ge=0, le=1
     )
     canvas: int = setting(128, "Most tokens of a solution; 256 lets all authors finish.", ge=96)
     terse: float = setting(1.0, "Weight of the author of bare equations.", ge=0)

@@ -14,8 +14,8 @@ from jax_unmask.tasks.judges import Solution, StepJudge
 from jax_unmask.tasks.word_problems import AUTHORS, WordProblems, length
 
 
-def problems(count=60, **settings):
-    source = WordProblems(**settings).source("train", seed=1)
+def problems(count=60, branching=1.0, **settings):
+    source = WordProblems(branching=branching, **settings).source("train", seed=1)
     return [source[k] for k in range(count)]
 
 
@@ -36,9 +36,9 @@ def test_every_author_keeps_to_the_canvas(canvas):
 
 def test_a_story_that_is_too_long_is_drawn_again():
     """It would end a training after an hour or a day."""
-    source = WordProblems(min_steps=8, story=113).source("train", seed=1)
+    source = WordProblems(branching=1, min_steps=8, story=113).source("train", seed=1)
     assert length(source[9976]["prompt"]) == 113
-    source = WordProblems(min_steps=8).source("train", seed=1)
+    source = WordProblems(branching=1, min_steps=8).source("train", seed=1)
     assert length(source[9976]["prompt"]) <= 112
 
 
@@ -68,6 +68,20 @@ def test_a_story_has_no_loose_ends_and_keeps_to_its_numbers(largest):
         assert used | {asked} == set(range(len(story)))
         numbers = map(int, re.findall(r"\d+", example["prompt"] + example["solution"]))
         assert max(numbers) <= largest
+
+
+@pytest.mark.parametrize(
+    ("branching", "fewest", "most"), [(0.0, 60, 60), (0.3, 15, 50), (1.0, 0, 14)]
+)
+def test_the_less_branching_the_more_stories_are_chains(branching, fewest, most):
+    """In a chain each step starts from the last result, with a number that the story states."""
+    stories = [json.loads(each["story"]) for each in problems(60, branching=branching)]
+    chains = [
+        all(left == k and not is_index for k, (_, _, left, _, is_index, _) in enumerate(story[1:]))
+        for story in stories
+    ]
+    assert fewest <= sum(chains) <= most
+    assert {sum(1 for _, sign, *_ in story if sign) for story in stories} == set(range(3, 9))
 
 
 STORY = {
