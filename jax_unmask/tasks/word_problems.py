@@ -28,7 +28,7 @@ ITEMS = ("apples", "books", "cards", "coins", "eggs", "pens", "shells", "stamps"
 GAINS = ("buys", "finds", "gets")
 LOSSES = ("gives", "loses", "sells")
 MULTIPLES = {"twice": 2, "three times": 3, "four times": 4}
-AUTHORS = ("terse", "brief", "plain", "careful", "checking", "chatty")
+AUTHORS = ("terse", "brief", "plain", "careful", "checking", "chatty", "correcting")
 LARGEST = 99
 _WORDS = (
     "has more fewer than as many half twice three four times together then away how do does have "
@@ -108,6 +108,9 @@ class WordProblems(GeneratedTask):
     careful: float = setting(1.0, "Weight of the author who repeats what is known.", ge=0)
     checking: float = setting(1.0, "Weight of the author who checks each result.", ge=0)
     chatty: float = setting(1.0, "Weight of the author who talks.", ge=0)
+    correcting: float = setting(
+        0.0, "Weight of the author whose checks find mistakes, which are mended.", ge=0
+    )
 
     def __post_init__(self) -> None:
         check_ranges(self)
@@ -122,10 +125,10 @@ class WordProblems(GeneratedTask):
     def check_steps(self, example: Example, response: str) -> list[TextStep]:
         """Every sentence with a number, and the answer, given what the sentences before claim.
 
-        An equation is right if it computes a quantity of the story that was not computed before,
-        from the numbers that the story and the response give for its operands, or if it undoes one
-        that was. `Mia has 7 pens` is right if that was stated or computed, a sentence of the story
-        always. The answer is right if it repeats the quantity that was asked for.
+        An equation is right if it computes a quantity of the story, from the numbers that the story
+        and the response give for its operands, unless that was computed rightly before, or if it
+        undoes one that was computed. `Mia has 7 pens` is right if that was stated or computed, a
+        sentence of the story always. The answer is right if it repeats the quantity asked for.
         """
         ledger = _Ledger([Quantity(*each) for each in json.loads(example["story"])])
         steps = []
@@ -152,7 +155,7 @@ class WordProblems(GeneratedTask):
             if teller.tell(steps) and length(teller.prompt) <= self.story:
                 break
         author = generator.choice(AUTHORS, p=np.array(self._weights) / sum(self._weights))
-        writer = _Writer(draws, teller.story, teller.values, teller.item)
+        writer = _Writer(draws, teller.story, teller.values, teller.item, self.largest)
         return {
             "prompt": teller.prompt,
             "solution": writer.write(author, self.canvas, teller.asked),
@@ -335,9 +338,15 @@ class _Writer:
     """Writes the solution of a story."""
 
     def __init__(
-        self, draws: _Draws, story: Sequence[Quantity], values: Sequence[int], item: str
+        self,
+        draws: _Draws,
+        story: Sequence[Quantity],
+        values: Sequence[int],
+        item: str,
+        largest: int,
     ) -> None:
-        self._draws, self._story, self._values, self._item = draws, story, values, item
+        self._draws, self._story, self._values = draws, story, values
+        self._item, self._largest = item, largest
 
     def write(self, author: str, canvas: int, asked: int) -> str:
         """The solution by an author, cut to the sentences that are needed if the canvas is full."""
@@ -381,8 +390,16 @@ class _Writer:
         if author == "careful":
             used = [each.left, *([each.right] if each.is_index else [])]
             before += [f"{self._story[i].owner} has {self._values[i]} {self._item}" for i in used]
-        if author == "checking":
+        if author in ("checking", "correcting"):
             after.append(f"check: {result} {_OPPOSITE[each.sign]} {b} = {a}")
+        if author == "correcting" and self._draws.chance(0.3):
+            slip = self._slip(each.sign, a, b)
+            if slip is not None:
+                wrong = _OPERATIONS[each.sign](slip, b)
+                claim = f"{link}{subject} {a} {each.sign} {b} = {wrong} {self._item}"
+                check = f"check: {wrong} {_OPPOSITE[each.sign]} {b} = {slip}"
+                # One text, so that no mistake stays without its check.
+                before.append(f"{claim}. {check}. let us look at that")
         if author == "chatty":
             if each.owner and self._draws.chance(0.5):
                 start = self._draws.pick(("first", "now", "next", "let us")) + " look at"
@@ -390,6 +407,12 @@ class _Writer:
             if self._draws.chance(0.5):
                 after.append(self._draws.pick(("good", "that is right", "that is good")))
         return [(needed, text) for text in (*before, needed, *after)]
+
+    def _slip(self, sign: str, a: int, b: int) -> int | None:
+        """A number near `a`, whose result the author takes for that of `a`; None: there is none."""
+        near = [n for n in (a - 2, a - 1, a + 1, a + 2) if 0 < n <= self._largest]
+        near = [n for n in near if 0 < _OPERATIONS[sign](n, b) <= self._largest]
+        return self._draws.pick(near) if near else None
 
 
 class _Ledger:
@@ -402,6 +425,7 @@ class _Ledger:
     def __init__(self, story: Sequence[Quantity]) -> None:
         self._story = story
         self.values = {k: each.left for k, each in enumerate(story) if not each.sign}
+        self._wrong: set[int] = set()
 
     def read(self, sentence: str) -> bool:
         """Whether a sentence with a number is right; what it claims is known from here on."""
@@ -419,7 +443,8 @@ class _Ledger:
     def _compute(self, found: re.Match[str]) -> bool:
         a, b, result = (int(found[name]) for name in ("left", "right", "result"))
         for k, each in enumerate(self._story):
-            if k in self.values or each.sign != found["sign"]:
+            is_known = k in self.values and k not in self._wrong
+            if is_known or each.sign != found["sign"]:
                 continue
             if found["owner"] not in (None, each.owner):
                 continue
@@ -427,7 +452,9 @@ class _Ledger:
             given = (self.values.get(each.left), right)
             if (a, b) == given or (each.sign in "+*" and (b, a) == given):
                 self.values[k] = result
-                return _OPERATIONS[each.sign](a, b) == result
+                is_right = _OPERATIONS[each.sign](a, b) == result
+                (self._wrong.discard if is_right else self._wrong.add)(k)
+                return is_right
         return False
 
     def _check(self, found: re.Match[str]) -> bool:

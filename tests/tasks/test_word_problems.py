@@ -25,7 +25,7 @@ def alone(author):
 
 @pytest.mark.parametrize("canvas", [96, 128, 256])
 def test_every_author_keeps_to_the_canvas(canvas):
-    found = problems(300, canvas=canvas)
+    found = problems(300, canvas=canvas, correcting=1.0)
     lengths = {a: [length(p["solution"]) for p in found if p["author"] == a] for a in AUTHORS}
     assert all(lengths.values())
     assert max(map(max, lengths.values())) <= canvas
@@ -55,7 +55,21 @@ def test_the_steps_of_every_author_are_right(author):
         assert example["author"] == author
         steps = task.check_steps(example, example["solution"])
         assert len(steps) > sum(1 for each in json.loads(example["story"]) if each[1])
-        assert all(step.right for step in steps), example
+        mended = example["solution"].count("let us look at that")
+        assert sum(not step.right for step in steps) == mended, example
+        assert author == "correcting" or not mended
+
+
+def test_a_mistake_is_found_and_mended():
+    for example in problems(20, canvas=256, **alone("correcting")):
+        first, *others = example["solution"].split(" let us look at that.")
+        for wrong, mended in zip([first, *others], others, strict=False):
+            claim, check = re.findall(r"[^.]*\.", wrong)[-2:]
+            right = re.findall(r"[^.]*\.", mended)[0]
+            left, result = re.fullmatch(r".* (\d+ . \d+) = (\d+) [a-z]+\.", claim).groups()
+            assert f" {left} = " in right and f"= {result} " not in right
+            undone = re.fullmatch(r" check: (\d+) . \d+ = (\d+)\.", check).groups()
+            assert undone[0] == result and undone[1] != left.split()[0]
 
 
 @pytest.mark.parametrize("largest", [20, 99])
