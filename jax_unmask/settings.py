@@ -58,7 +58,7 @@ class SettingError(ValueError):
         return key
 
     def within(self, group: str) -> ConfigError:
-        """The same about the setting of a group of a config."""
+        """An error with this text about the setting of a group of a config."""
         prefix = f"{group}." if group else ""
         texts = (re.sub(_NAME, rf"`{prefix}\1`", text) for text in (self.problem, self.remedy))
         return ConfigError(prefix + self.key, self.value, *texts)
@@ -328,7 +328,7 @@ class Variant:
         return found
 
     def of_kind(self, kind: str) -> Variant:
-        """The same, of another kind and at its defaults; a `SettingError` if there is no such."""
+        """A variant of another kind, at its defaults; a `SettingError` if there is no such kind."""
         try:
             self.names(kind)
         except ValueError as error:
@@ -336,7 +336,7 @@ class Variant:
         return Variant(self.names, kind)
 
     def with_values(self, values: Mapping[str, Any]) -> Variant:
-        """The same kind with other values, checked where nothing else is needed for that."""
+        """A variant of this kind with other values, checked if nothing else is needed for that."""
         chosen = {name: value for name, value in values.items() if name != "kind"}
         fields = dataclasses.fields(self.names(self.kind))
         if all(f.name in chosen or f.default is not dataclasses.MISSING for f in fields):

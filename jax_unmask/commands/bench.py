@@ -226,7 +226,7 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 def _run(
     args: argparse.Namespace, overrides: Sequence[str], keep: Callable[[dict[str, Any]], None]
 ) -> tuple[dict[str, Any], str]:
-    """Everything that was measured, as plain values and as text.
+    """The measurements, as plain values and as text.
 
     `keep` gets the values so far whenever there are new ones.
     """
@@ -363,7 +363,7 @@ def _complete_lengths(args: argparse.Namespace) -> None:
 
 
 def _batch_sizes(text: str) -> list[int]:
-    """Ascending, so that the peak memory of the process is that of the batch just done."""
+    """The sizes in ascending order, so that the process's peak memory is the batch's just done."""
     try:
         sizes = sorted({int(piece) for piece in text.split(",")})
     except ValueError:

@@ -94,7 +94,7 @@ class Plan:
 
     @property
     def needed_bytes(self) -> int | None:
-        """The same without the float32 copies that only CPUs make."""
+        """Bytes of the peak without the float32 copies that only CPUs make."""
         return self._most(self.widened_bytes)
 
     def _most(self, copies: int) -> int | None:

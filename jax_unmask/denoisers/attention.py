@@ -47,7 +47,7 @@ class Copies:
     text: Int[Array, "B S"] | None = None  # Text of each token; None for one text.
 
     def bounds(self) -> Bounds:
-        """The same rule in numbers, of all tokens."""
+        """The bounds of the rule, of all tokens."""
         # Labels of the copy are even, those of the text odd: a token of the text is seen by what
         # comes after the copy of its block, one of the copy by its block in the copy alone.
         each = 2 * (self.block.shape[1] + 2)

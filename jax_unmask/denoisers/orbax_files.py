@@ -1,4 +1,4 @@
-"""Reading and writing the weights of a model directory as an Orbax checkpoint."""
+"""The weights of a model directory as an Orbax checkpoint: reading and writing."""
 
 from __future__ import annotations
 

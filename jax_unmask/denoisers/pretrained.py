@@ -246,7 +246,7 @@ def _load_tensors(
 
 @contextlib.contextmanager
 def _progress(config: DenoiserConfig, tensors: int, title: str) -> Iterator[Callable[[], object]]:
-    """Gives what to call after each tensor; there is a bar for models that take long."""
+    """A function to call after each tensor; there is a bar for models that take long."""
     if count_params(config) < _LARGE:
         yield lambda: None
         return

@@ -36,7 +36,7 @@ class TableShard:
         return self.table.shape[0]
 
     def gathered(self, dtype: Any) -> TableShard:
-        """This shard with its rows whole along the fsdp axis, for several uses in that type."""
+        """The shard with its rows whole along the fsdp axis, for several uses in that type."""
         return dataclasses.replace(self, table=self.whole(self.table.astype(dtype)), is_whole=True)
 
     def whole(self, table: Float[Array, "c d"]) -> Float[Array, "c D"]:
@@ -80,7 +80,7 @@ class TableShard:
         return x if self.tensor == 1 else jax.lax.pmax(x, "tensor")
 
     def gradient_shard(self, gradient: Float[Array, "C D"]) -> Float[Array, "C d"]:
-        """This shard's gradient from that of its whole rows, summed over the batch."""
+        """The shard's gradient from that of its whole rows, summed over the batch."""
         if self.fsdp > 1:
             gradient = jax.lax.psum_scatter(gradient, "fsdp", scatter_dimension=1, tiled=True)
         return jax.lax.psum(gradient, self.copies) if self.copies else gradient

@@ -279,7 +279,7 @@ def not_finite(
 
 
 def _turned(axes: tuple[Any, ...]) -> tuple[Any, ...]:
-    """With the last two entries exchanged."""
+    """The axes with the last two exchanged."""
     return (*axes[:-2], axes[-1], axes[-2])
 
 

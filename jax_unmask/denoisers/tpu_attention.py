@@ -109,7 +109,7 @@ def _attend_backward(inputs: tuple[Array, ...], gradient: Array) -> tuple[Array 
     )
 
     def of_group(x: Array) -> Array:
-        """Summed over the query heads that share a key's head."""
+        """The sum over the query heads that share a key's head."""
         shared = x.reshape(*key.shape[:2], key.shape[2], -1, key.shape[3])
         return shared.sum(axis=3, dtype=jnp.float32).astype(x.dtype)
 

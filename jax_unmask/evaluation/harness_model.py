@@ -170,7 +170,7 @@ class HarnessModel(LM):
 
     @property
     def _estimator(self) -> Likelihood:
-        """Made when it is first needed: models that cannot estimate may still generate."""
+        """The estimator, made on first use: models that cannot estimate may still generate."""
         if self._likelihood is None:
             self._likelihood = Likelihood(self._denoiser, self._params, **self._mc)
         return self._likelihood

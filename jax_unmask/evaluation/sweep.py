@@ -243,7 +243,7 @@ def _title(config: RunSettings, bundle: Bundle, task: Task, varied: Mapping[str,
 
 
 def _denoiser_name(config: RunSettings, bundle: Bundle) -> str:
-    """For result rows; a denoiser that was trained from scratch has no path yet."""
+    """The denoiser's name in result rows; one that was trained from scratch has no path yet."""
     return bundle.name or config.model.path or results.TRAINED
 
 

@@ -86,7 +86,7 @@ class Answer:
         return int(self.trajectory.nfe[0])
 
     def record(self) -> dict[str, Any]:
-        """Everything about it that JSON can hold, position by position."""
+        """The answer as JSON can hold it, position by position."""
         trajectory, settings = self.trajectory, self.settings
         confidence = np.asarray(trajectory.confidence[0], np.float64)
         described = {
@@ -300,7 +300,7 @@ class CanvasWriter:
         with_records: bool = False,
         watch: Watcher | None = None,
     ) -> tuple[Generated, None]:
-        """As `MaskedWriter.roll_out`."""
+        """A batch of prompts, rolled out; see `MaskedWriter.roll_out`."""
         if with_records:
             raise ValueError("record is for masked models; leave it out")
         policy, params = policies.adjusted(self.policy, *self._policy, settings)
@@ -340,7 +340,7 @@ class CanvasWriter:
     def answer(
         self, trajectory: Any, row: int, prompt: Prompt, count: int, policy: str, odds: Any
     ) -> Answer:
-        """As `MaskedWriter.answer`."""
+        """The answer in a row of a trajectory, see `MaskedWriter.answer`."""
         del odds
         one = jax.tree.map(lambda leaf: leaf[row : row + 1] if leaf.ndim else leaf, trajectory)
         text = self.tokenizer.decode(np.asarray(one.tokens[0]))

@@ -297,7 +297,7 @@ class Sums:
 
     @classmethod
     def of(cls, **values: Array) -> Self:
-        """These values, and zeros elsewhere; counts of flags become floats."""
+        """The given sums, and zeros elsewhere; counts of flags become floats."""
         zeros = {field.name: jnp.zeros(()) for field in dataclasses.fields(cls)}
         return cls(**{n: jnp.asarray(v, jnp.float32) for n, v in (zeros | values).items()})
 

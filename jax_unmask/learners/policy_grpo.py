@@ -47,7 +47,7 @@ class TrainablePolicy(Protocol):
     def log_prob_and_entropy(
         self, params: Params, obs: Observation, action: Action
     ) -> tuple[Float[Array, " N"], Float[Array, " N"]]:
-        """That, and the entropy of each row's action distribution in nats, in one pass."""
+        """`log_prob`, and the entropy of each row's action distribution in nats, in one pass."""
         ...
 
 

@@ -70,7 +70,7 @@ class Compiler:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Within it, programs are traced and compiled for its devices."""
+        """A context in which programs are traced and compiled for its devices."""
         with contextlib.ExitStack() as stack:
             stack.enter_context(accelerators.absent(self.devices))
             if self.capability is not None:
@@ -145,7 +145,7 @@ def _quiet_libtpu() -> None:
 
 @contextlib.contextmanager
 def _cudnn(capability: tuple[int, int]) -> Iterator[None]:
-    """JAX asks cuDNN and the device what they offer: answers for a device that is not there."""
+    """Answers JAX's questions to cuDNN and the device, for a device that is not there."""
     import jax._src.cudnn.fused_attention_stablehlo as cudnn
 
     def version(text: str) -> tuple[int, ...]:

@@ -41,7 +41,7 @@ class Round:
         return sum(self.seconds.values()) + self.bytes / link
 
     def __add__(self, other: Round) -> Round:
-        """Both, under the first's name."""
+        """The sums of both, under the first's name."""
         seconds = dict(self.seconds)
         for kind, value in other.seconds.items():
             seconds[kind] = seconds.get(kind, 0.0) + value

@@ -259,7 +259,7 @@ def check_fits(denoiser: DenoiserConfig, prompt_length: int, gen_length: int) ->
 def training_batches(
     config: Any, bundle: Bundle, placement: Placement, batch_size: int, **changes: Any
 ) -> data.BatchIterator:
-    """This process's shard of the batches of the training split, without end.
+    """Batches of the training split without end, this process's shard of them.
 
     Every example is encoded once before, so that one over its budget stops no run half-way. Of a
     task that generates its problems, the first ones stand for all. `changes` are fields of

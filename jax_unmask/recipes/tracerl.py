@@ -648,7 +648,7 @@ class TraceRl:
 
 
 def _rows_of(rounds: list[Responses], rows: Int[Array, " B"]) -> Responses:
-    """These rows of all rounds, one after the other."""
+    """The chosen rows of all rounds, one after the other."""
     return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[rows], *rounds)
 
 

@@ -1,4 +1,4 @@
-"""From rows of results.jsonl to points that can be compared, plotted and tabulated."""
+"""Points that can be compared, plotted and tabulated, from rows of results.jsonl."""
 
 from __future__ import annotations
 

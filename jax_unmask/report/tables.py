@@ -49,7 +49,7 @@ def text_table(table: Table) -> str:
 
 
 def markdown_table(table: Table) -> str:
-    """The same as a Markdown table."""
+    """The table in Markdown; numbers to the right."""
     right = [_is_numeric(row[k] for row in table[1:]) for k in range(len(table[0]))]
 
     def line(cells: Sequence[str]) -> str:
@@ -275,7 +275,7 @@ def _reached(result: Result, right: str = "") -> str:
 
 
 def verdict(found: Sequence[Standing]) -> str:
-    """In words: where learned policies win clearly, by both gains, and where they lose."""
+    """A text that names where learned policies win clearly, by both gains, and where they lose."""
     against = [each for each in found if each.at_most.reference is not None]
     won = "; ".join(
         f"{_where(s.at_most)} (forwards saved at equal accuracy: {saved_text(s.saved)})"

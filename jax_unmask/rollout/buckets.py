@@ -28,7 +28,7 @@ def by_length(
 
 
 def trimmed(prompts: Prompts, buckets: Sequence[int], placement: Placement) -> Prompts:
-    """This process's batch (NumPy), padded to the shortest length in which its longest prompt fits.
+    """A process's batch (NumPy), padded to the shortest length in which its longest prompt fits.
 
     The prompts of the other processes of the placement count too.
     """

@@ -113,7 +113,7 @@ class Cache(Settings):
         return max(count for count in range(1, most + 1) if slots % count == 0)
 
     def __str__(self) -> str:
-        """In the notation of `parse_cache`."""
+        """The notation that `parse_cache` reads."""
         changed = tuple(
             (field.name, str(getattr(self, field.name)))
             for field in dataclasses.fields(self)[1:]

@@ -66,7 +66,7 @@ class Changes:
 
 @struct.dataclass
 class _Carry:
-    """Everything that stays on the device between two calls."""
+    """State of the batch that stays on the device between two calls."""
 
     prompts: Prompts
     keys: Array

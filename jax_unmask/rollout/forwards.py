@@ -195,7 +195,7 @@ class PlainForwards:
         return None
 
     def due(self, state: LoopState) -> list[Bool[Array, ""]]:
-        """For each kind of forward, whether it is next; all False once every row is done."""
+        """Whether each kind of forward is next; all False once every row is done."""
         return [(state.rows.block < self.blocks.number).any()]
 
     def run(self, kind: int, state: LoopState, cache: KeyValueCache | None) -> Computed:
@@ -222,7 +222,7 @@ class PlainForwards:
         return Computed(None, None, ALL_SLOTS, batch, readout, step_keys[:, 1], acting=None)
 
     def by_kind(self, state: LoopState) -> Forwards | None:
-        """With a cache, the forwards by kind."""
+        """The forwards by kind; None without a cache."""
         del state
         return None
 
@@ -291,7 +291,7 @@ class PlainForwards:
         return Readout(scores, hidden if self.needs.hidden else None)
 
     def step_keys(self, batch: RunningBatch) -> Array:
-        """For each row a key of the denoiser's draw at this step and one of the policy's: [S, 2]"""
+        """Keys of each row's draws at this step, the denoiser's and the policy's: [S, 2]"""
         keys = jax.vmap(jax.random.fold_in)(batch.keys, batch.rows.step)
         return jax.vmap(functools.partial(jax.random.split, num=2))(keys)
 

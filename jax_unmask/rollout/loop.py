@@ -231,7 +231,7 @@ class Loop:
         return state, self.forwards.first_cache(slots)
 
     def is_done(self, rows: Rows) -> Bool[Array, " B"]:
-        """Rows that get no further forward."""
+        """Whether a row gets no further forward."""
         return rows.block >= self.mdp.blocks.number
 
     def is_unfinished(self, state: LoopState) -> Bool[Array, ""]:

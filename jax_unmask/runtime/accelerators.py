@@ -115,7 +115,7 @@ _absent: contextvars.ContextVar[tuple[jax.Device, ...]] = contextvars.ContextVar
 
 @contextlib.contextmanager
 def absent(devices: Sequence[jax.Device]) -> Iterator[None]:
-    """Within it, programs are traced and compiled for devices that only a compiler knows."""
+    """A context in which programs are compiled for devices that only a compiler knows."""
     token = _absent.set(tuple(devices))
     try:
         yield

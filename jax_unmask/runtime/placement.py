@@ -86,7 +86,7 @@ class Placement:
 
     @contextlib.contextmanager
     def active(self) -> Iterator[None]:
-        """Within it, programs are compiled for the mesh."""
+        """A context in which programs are compiled for the mesh."""
         if self.mesh is None:
             yield
             return

@@ -1,4 +1,4 @@
-"""Turning "this machine goes away now", or Ctrl-C, into a flag that the training loop reads."""
+"""Signals that end a process, as a flag that the training loop reads: preemption and Ctrl-C."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Preemption:
-    """While entered, SIGTERM and SIGINT (Ctrl-C) set a flag instead of ending the process.
+    """A context in which SIGTERM and SIGINT (Ctrl-C) set a flag and do not end the process.
 
         with Preemption() as preemption:
             for step in range(start, steps + 1):

@@ -243,7 +243,7 @@ class Profile(contextlib.AbstractContextManager["Profile"]):
         self._is_tracing = False
 
     def step(self, number: int) -> contextlib.AbstractContextManager[object]:
-        """To be entered around each step."""
+        """The context of a step, which is traced if it is one of those to trace."""
         if self._steps and self._seen == self.SKIPPED:
             jax.profiler.start_trace(str(self._directory))
             self._is_tracing = True

@@ -35,7 +35,7 @@ _MOST_STEPS = 32
 
 
 class Full(Exception):
-    """As many requests wait as may."""
+    """The queue has no room for another request."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -118,12 +118,12 @@ class _Batch:
 
     @property
     def is_idle(self) -> bool:
-        """Nothing runs, waits, or is on its way."""
+        """Whether nothing runs, waits, or is on its way."""
         return not (self.waiting or self.owner or self._pending) and self.making.done()
 
     @property
     def is_ready(self) -> bool:
-        """Its program is compiled."""
+        """Whether its program is compiled."""
         return self.making.done()
 
     def turn(self, admit: Callable[[CanvasRequest], bool], told: Callable[..., None]) -> None:

@@ -173,7 +173,7 @@ class Model:
         return {name: each.params for name, each in self.served.items()}
 
     def first_shapes(self) -> list[Shape]:
-        """For each policy the shape of a request that names nothing, with a short prompt."""
+        """The shape of a request for each policy that names nothing, with a short prompt."""
         length, temperature = self.lengths[-1], self.temperatures[0]
         return [
             self._shape(each.name, each.policy, length, 1, temperature)

@@ -215,7 +215,7 @@ class _Sum:
         return self.terms[first][1] + "".join(sign + text for sign, text in rest)
 
     def joined(self, sign: str, other: _Sum) -> _Sum:
-        """This sum and another one, by an operation; no more parentheses than it needs."""
+        """The two sums joined by an operation; no more parentheses than it needs."""
         if sign == "+":
             return _Sum(self.terms + other.terms)
         if sign == "-":

@@ -83,7 +83,7 @@ class Mixture(SlowTask):
         return self.tasks[example[TAG]].target(example)
 
     def render(self, example: Example, response: str | None = None) -> str:
-        """As the task that the example is from draws it."""
+        """The drawing of the task that the example is from."""
         return rendered(self.tasks[example[TAG]], example, response)
 
     def start_checks(

@@ -50,7 +50,7 @@ class WorkerError(OSError):
 
 
 class _Silent(Exception):
-    """No answer within the deadline."""
+    """The worker has not answered within the deadline."""
 
 
 class _Gone(Exception):

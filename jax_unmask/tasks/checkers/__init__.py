@@ -1,4 +1,4 @@
-"""Reading answers out of responses and comparing them with the right ones.
+"""Answers that responses give, and their comparison with the right ones.
 
 `answers` is what the tasks use by default, `latex` compares LaTeX strings, and `published` holds
 the parsers that published numbers were made with, faults included.

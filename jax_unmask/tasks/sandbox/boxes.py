@@ -45,7 +45,7 @@ NOT_ENFORCED = (
 
 
 class SandboxUnavailable(OSError):
-    """This machine offers no way to make a box; nothing is run without one."""
+    """The machine offers no way to make a box; nothing is run without one."""
 
 
 def choose(kind: str | None = None) -> str:

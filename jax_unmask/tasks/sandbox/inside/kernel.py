@@ -63,7 +63,7 @@ def hide_memory() -> None:
 
 
 def forbid_new_privileges() -> None:
-    """From now on no set-user-id program gives privileges."""
+    """Keeps set-user-id programs from giving privileges, for good."""
     _check(_libc.prctl(_PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0), "prctl NO_NEW_PRIVS")
 
 

@@ -1,4 +1,4 @@
-"""As much of pytest as tests of single functions use: raises, approx, parametrize, skip, fail.
+"""The part of pytest that tests of single functions use: raises, approx, parametrize, skip, fail.
 
 A test that asks for anything else (a fixture, say) fails.
 """
