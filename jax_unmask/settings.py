@@ -60,8 +60,15 @@ class SettingError(ValueError):
     def within(self, group: str) -> ConfigError:
         """An error with this text about the setting of a group of a config."""
         prefix = f"{group}." if group else ""
-        texts = (re.sub(_NAME, rf"`{prefix}\1`", text) for text in (self.problem, self.remedy))
-        return ConfigError(prefix + self.key, self.value, *texts)
+        return self.renamed(lambda key: prefix + key)
+
+    def renamed(self, rename: Callable[[str], str]) -> ConfigError:
+        """The same with other names, of its key and of the settings in backticks."""
+        texts = (
+            re.sub(_NAME, lambda match: f"`{rename(match[1])}`", text)
+            for text in (self.problem, self.remedy)
+        )
+        return ConfigError(rename(self.key), self.value, *texts)
 
 
 class FlagError(SettingError):

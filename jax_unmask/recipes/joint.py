@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import jax.numpy as jnp
@@ -99,12 +100,8 @@ class JointSettings(PolicyGrpoSettings):
         super().check()
         check_export(self.export)
         check_schedule(self.optimizer, self.of_policy.train.steps * self.learner.optimizer_steps)
-        learns = self.denoiser
-        try:
-            check_schedule(learns.optimizer, self.of_denoiser.optimizer_steps)
+        with _own_keys():
             self.of_denoiser.check()
-        except SettingError as error:
-            raise error.within("denoiser") from error
 
     def check_spread(self, placement: Placement) -> None:
         super().check_spread(placement)
@@ -151,6 +148,20 @@ class JointSettings(PolicyGrpoSettings):
         return dataclasses.replace(self.train, steps=steps)
 
 
+@contextlib.contextmanager
+def _own_keys() -> Iterator[None]:
+    """Names mistakes of the denoiser's side by the keys of `JointSettings`."""
+    own = {field.name for field in dataclasses.fields(DenoiserSettings)}
+
+    def rename(key: str) -> str:
+        return f"denoiser.{key}" if key.partition(".")[0] in own else key
+
+    try:
+        yield
+    except SettingError as error:
+        raise error.renamed(rename) from error
+
+
 _MODEL = [
     field.name
     for field in dataclasses.fields(FrozenModel)
@@ -180,7 +191,8 @@ class Joint:
         _check_final(config, load_denoiser_config(config))
         self._config = config
         self._key = streams.stream(streams.root(config.seed), "policy")
-        self._denoiser = TraceRl(config.of_denoiser, workdir)
+        with _own_keys():
+            self._denoiser = TraceRl(config.of_denoiser, workdir)
         # Its rollouts read the weights of the training state.
         bundle = dataclasses.replace(self._denoiser.bundle, params=None)
         self._policy = PolicyGrpo(config.of_policy, workdir, bundle)
@@ -252,7 +264,8 @@ class Joint:
         cls, config: JointSettings, shape: DenoiserConfig, placement: Placement
     ) -> Blueprint:
         _check_final(config, shape)
-        of_denoiser = TraceRl.blueprint(config.of_denoiser, shape, placement)
+        with _own_keys():
+            of_denoiser = TraceRl.blueprint(config.of_denoiser, shape, placement)
         # Rollouts read the weights in the type of the products.
         read = dataclasses.replace(shape, param_dtype=shape.dtype)
         of_policy = PolicyGrpo.blueprint(config.of_policy, read, placement)

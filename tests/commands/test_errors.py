@@ -230,6 +230,7 @@ IMPOSSIBLE = [
     ("sft", {"model__num_heads": 3}, "model.num_heads = 3", "model.hidden_size = 8"),
     ("sft", {"model__num_heads": 8, "model__num_kv_heads": 8}, "model.hidden_size = 8", "pairs"),
     ("sft", {"masking__suffix_block_length": 5}, "masking.suffix_block_length = 5", "data.gen"),
+    ("sft", {"learner__positions_per_chunk": 5}, "learner.positions_per_chunk = 5", "data.gen"),
     ("sft", {"model__max_length": 8}, "model.max_length = 8", "33"),
     ("sft", {"model__attention_block": 4}, "model.attention_block = 4", "state_sft"),
     ("tracerl", {"learner__surrogate": "tracer"}, "learner.surrogate = 'tracer'", "trace"),
@@ -239,6 +240,20 @@ IMPOSSIBLE = [
     ("tracerl", {"rollout__policy": "dynamic_edit"}, "rollout.policy", "changes"),
     ("tracerl", {"rollout__policy": "reconsider"}, "rollout.policy", "changes"),
     ("joint", {"policy__network__take_back": True}, "policy.network.take_back", "True"),
+    ("joint", {"model__param_dtype": "bfloat16"}, "config.model.param_dtype", "denoiser.lora.rank"),
+    ("joint", {"denoiser__learner__block_length": 8}, "config.denoiser.learner.block_length", ""),
+    (
+        "joint",
+        {"denoiser__lora__rank": 2, "denoiser__lora__targets": ("q",)},
+        "config.denoiser.lora.targets",
+        "query",
+    ),
+    (
+        "joint",
+        {"denoiser__optimizer__schedule": "cosine", "denoiser__optimizer__warmup_steps": 99},
+        "config.denoiser.optimizer.warmup_steps = 99",
+        "6 optimiser",
+    ),
     ("tracerl", {"rollout__cache": "block"}, "rollout.cache = 'block'", "block-causal"),
     ("tracerl", {"rollout__parts": 0}, "rollout.parts = 0", "at least 1"),
     (
