@@ -41,6 +41,7 @@ def calibrate(
     Raises:
         ValueError: the policy can't be told alpha, or a setting cannot be used.
     """
+    recipes.require_one_training(config)
     config = config.copy_and_resolve_references()
     config.eval.update(split=split, num_problems=prompts, validation_problems=0)
     settings = recipes.read(config)

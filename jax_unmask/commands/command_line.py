@@ -22,7 +22,7 @@ from jax_unmask import notation, recipes
 from jax_unmask.runtime import compilation, distributed
 from jax_unmask.runtime.config import flatten, read_value
 from jax_unmask.runtime.terminal import harmless
-from jax_unmask.settings import FlagError, SettingError, help_text, suggestion
+from jax_unmask.settings import ConfigError, FlagError, SettingError, help_text, suggestion
 from jax_unmask.shipped import experiment
 
 # Exceptions that wrong input raises: `ConfigError` and `CheckpointError` are ValueErrors, paths
@@ -63,6 +63,10 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
             _print_settings(file)
     except FileNotFoundError as error:
         sys.exit(f"error: --config={harmless(f'{file}: {error}')}")
+    except ConfigError as error:
+        sys.exit(f"error: {harmless(str(error))}")
+    except ValueError as error:
+        sys.exit(f"error: --config={harmless(str(error))}")
     try:
         rest: list[str] = flags.FLAGS(argv)
         if file and not isinstance(flags.FLAGS.config, ConfigDict):
@@ -157,8 +161,7 @@ def _print_settings(file: str) -> None:
     if not file:
         print("Settings: --config.KEY=VALUE. With --config=FILE.py, --help lists them.\n")
         return
-    settings = recipes.read(load_config(file))
-    print(f"Settings of {file}:\n\n{help_text(settings)}")
+    print(f"Settings of {file}:\n\n{help_text(recipes.parse(load_config(file)))}")
 
 
 def set_up_logging() -> None:

@@ -25,14 +25,12 @@ from ml_collections import ConfigDict
 
 from jax_unmask import recipes
 from jax_unmask.commands.command_line import changed_config
-from jax_unmask.recipes.curriculum import CurriculumSettings
 from jax_unmask.runtime.config import check_workdir, claim_workdir
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.placement import Placement
-from jax_unmask.settings import ConfigError, from_config
+from jax_unmask.settings import ConfigError
 
-RECIPE = "curriculum"
 # Where a stage finds the denoiser or the policy of the stage before it, and where that wrote it.
 _STARTS_FROM = {"denoiser": "model.path", "policy": "policy.init_from"}
 EXPORT = {"denoiser": "model", "policy": "policy"}
@@ -56,7 +54,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     denoiser or a policy), and unmasking policies are trained for the nearest denoiser; unless the
     stage sets these keys itself.
     """
-    from_config(CurriculumSettings(), config)
+    recipes.parse(config)
     if not config.stages:
         raise ConfigError("stages", config.stages, "there is nothing to do", "Name at least one")
     made: dict[str, str] = {}
@@ -89,7 +87,7 @@ def run(
     """Trains stage after stage; stages that are finished already are left alone.
 
     Args:
-        config: a config of recipe "curriculum".
+        config: a config of a curriculum.
         workdir: receives a directory per stage.
         train: trains one config in one directory; False if a signal ended it before its end.
         lock: of the workdir; taken once all stages are read.
@@ -121,6 +119,6 @@ def _read(line: str) -> tuple[ConfigDict, set[str]]:
     if not words:
         raise ValueError("it is empty")
     config, changed = changed_config(words[0], words[1:])
-    if config.recipe == RECIPE:
+    if recipes.is_curriculum(config):
         raise ValueError("a stage cannot be a curriculum itself")
     return config, changed

@@ -103,6 +103,7 @@ def _for_evaluation(config: ConfigDict) -> ConfigDict:
 
     So a policy can be measured where it could not be trained, such as on a longer canvas.
     """
+    recipes.require_one_training(config)
     config = config.copy_and_resolve_references()
     defaults = recipes.config(config.recipe)
     for group in set(_TRAINING) & set(config) & set(defaults):

@@ -64,7 +64,7 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     agreement.require_same(agreement.of_run(flatten(config), workdir))
     with DirectoryLock(workdir, LOCK) as lock:
         lock.check()
-        if config.get("recipe") == curriculum.RECIPE:
+        if recipes.is_curriculum(config):
             return curriculum.run(config, workdir, train, lock)
         return _train(config, workdir, lock)
 

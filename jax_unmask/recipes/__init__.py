@@ -13,7 +13,7 @@ import dataclasses
 from typing import TYPE_CHECKING, Any
 
 from jax_unmask.notation import Names, NotationError
-from jax_unmask.settings import ConfigError, SettingError, from_config, to_config
+from jax_unmask.settings import ConfigError, SettingError, Settings, from_config, to_config
 
 if TYPE_CHECKING:
     from jax_unmask.environment.settings import RunSettings
@@ -54,6 +54,25 @@ def defaults(name: str) -> RunSettings:
     return dataclasses.replace(find(name).defaults, recipe=name)
 
 
+def is_curriculum(config: Any) -> bool:
+    """Whether a config is of several trainings.
+
+    Raises:
+        ConfigError: it names no recipe, or one that there is not.
+    """
+    from jax_unmask.recipes.curriculum import CurriculumSettings
+
+    return isinstance(find(_name(config)).defaults, CurriculumSettings)
+
+
+def require_one_training(config: Any) -> None:
+    """Raises a `ConfigError` for the config of a curriculum, and for one without a recipe."""
+    if is_curriculum(config):
+        problem = "it is of several trainings, and this is done with one"
+        remedy = "Give the experiment file of one of its `stages`, with what that changes"
+        raise ConfigError("recipe", config.recipe, problem, remedy)
+
+
 def config(name: str) -> Any:
     """The `ConfigDict` of a recipe's settings, for experiment files to change.
 
@@ -61,6 +80,15 @@ def config(name: str) -> Any:
         name: a short name, or an import path.
     """
     return to_config(defaults(name))
+
+
+def parse(config: Any) -> Settings:
+    """The settings of a config, also of a curriculum; what it runs on is not looked at.
+
+    Raises:
+        ConfigError: the first mistake, with full key, value and remedy.
+    """
+    return from_config(defaults(_name(config)), config)
 
 
 def read(config: Any, device: Accelerator | None = None, *, trains: bool = False) -> RunSettings:
@@ -75,9 +103,7 @@ def read(config: Any, device: Accelerator | None = None, *, trains: bool = False
         ConfigError: the first mistake, with full key, value and remedy. Checks that need the model
             or the data are made where those are loaded.
     """
-    if not config.get("recipe"):
-        known = "Choose one of " + ", ".join(RECIPES)
-        raise ConfigError("recipe", config.get("recipe"), "it names no recipe", known)
+    require_one_training(config)
     settings = from_config(defaults(config.recipe), config)
     try:
         from jax_unmask.recipes import layout  # Loads the denoisers.
@@ -89,4 +115,21 @@ def read(config: Any, device: Accelerator | None = None, *, trains: bool = False
     return settings
 
 
-__all__ = ["RECIPES", "config", "defaults", "find", "read"]
+def _name(config: Any) -> str:
+    """The recipe that a config names."""
+    if not config.get("recipe"):
+        known = "Choose one of " + ", ".join(RECIPES)
+        raise ConfigError("recipe", config.get("recipe"), "it names no recipe", known)
+    return str(config.recipe)
+
+
+__all__ = [
+    "RECIPES",
+    "config",
+    "defaults",
+    "find",
+    "is_curriculum",
+    "parse",
+    "read",
+    "require_one_training",
+]

@@ -169,7 +169,7 @@ def test_programs_of_tracerl_earn_their_share_of_tests_whatever_their_length():
 def test_is_valid(experiment, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     config = _config(experiment)
-    if config.recipe == curriculum.RECIPE:
+    if recipes.is_curriculum(config):
         assert len(curriculum.stages(config, tmp_path)) > 1
     else:
         recipes.read(config)

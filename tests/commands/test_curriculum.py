@@ -8,7 +8,8 @@ import jax
 import pytest
 
 from jax_unmask import recipes
-from jax_unmask.commands import curriculum, train
+from jax_unmask.commands import calibrate, curriculum, plan, train
+from jax_unmask.commands import eval as evaluation
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError
@@ -114,3 +115,45 @@ def test_bad_stages_are_named_before_anything_runs(files, tmp_path, stage, messa
 def test_no_stages(tmp_path):
     with pytest.raises(ConfigError, match=r"config\.stages = \(\)"):
         train.train(config_of(), pathlib.Path(tmp_path))
+
+
+BY_PATH = "jax_unmask.recipes.curriculum.Curriculum"
+
+
+@pytest.mark.parametrize("name", ["curriculum", BY_PATH])
+def test_a_curriculum_by_its_name_and_by_its_import_path(files, tmp_path, name):
+    config = recipes.config(name)
+    config.stages = (files["sft"], files["sft"] + " train.stepps=3")
+    with pytest.raises(ConfigError, match=r"config\.stages\[1\]"):
+        train.train(config, tmp_path)
+    inner = tmp_path / "inner.py"
+    inner.write_text(
+        f"from jax_unmask import recipes\nget_config = lambda: recipes.config({name!r})"
+    )
+    with pytest.raises(ConfigError, match=r"config\.stages\[0\].*inner.py"):
+        curriculum.stages(config_of(str(inner)), tmp_path)
+
+
+def test_a_stage_that_names_no_recipe(tmp_path):
+    path = tmp_path / "empty.py"
+    path.write_text("from ml_collections import ConfigDict as get_config")
+    with pytest.raises(ConfigError, match=r"config\.stages\[0\].*config\.recipe = None"):
+        curriculum.stages(config_of(str(path)), tmp_path)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        plan.plan,
+        lambda config: evaluation.evaluate(config, pathlib.Path("unused")),
+        lambda config: evaluation.list_measurements(config, speed=None, nfe=None),
+        lambda config: calibrate.calibrate(config, "universal"),
+    ],
+    ids=["plan", "eval", "eval --dry_run", "calibrate"],
+)
+def test_commands_for_one_training_say_so(files, tmp_path, monkeypatch, command):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigError) as error:
+        command(config_of(files["sft"]))
+    assert (error.value.key, error.value.value) == ("recipe", "curriculum")
+    assert "config.stages" in str(error.value)

@@ -431,6 +431,30 @@ class TestFlags:
         assert "--config.data.batch_size: Rows of a batch" in shown
         assert "(default: 4; int; at least 1)" in shown
 
+    def test_help_of_a_curriculum(self, tmp_path, monkeypatch, capsys):
+        path = tmp_path / "stages.py"
+        path.write_text(
+            "from jax_unmask import recipes\nget_config = lambda: recipes.config('curriculum')"
+        )
+        values = flags.FlagValues()
+        config_flags.DEFINE_config_file("config", flag_values=values, lock_config=True)
+        monkeypatch.setattr(flags, "FLAGS", values)
+        with contextlib.suppress(SystemExit):
+            command_line.parse_flags(["train", f"--config={path}", "--help"])
+        assert "--config.stages: " in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("source", "named"),
+        [
+            ("raise KeyError", "line 1"),
+            ("from ml_collections import ConfigDict as get_config", "config.recipe = None"),
+        ],
+    )
+    def test_help_with_a_file_that_cannot_be_read(self, parse, tmp_path, source, named):
+        path = tmp_path / "experiment.py"
+        path.write_text(source)
+        assert named in parse(f"--config={path}", "--help")
+
     def test_value_of_another_type(self, parse, experiment):
         text = parse(f"--config={experiment}", "--config.data.batch_size=many")
         assert "--config.data.batch_size=many" in text

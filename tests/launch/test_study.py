@@ -88,7 +88,7 @@ def test_each_training_is_valid_and_comes_after_its_start(
         assert module == "jax_unmask.train"
         workdir = pathlib.Path(flags.pop("workdir"))
         config = config_of(flags)
-        if config.recipe == curriculum.RECIPE:
+        if recipes.is_curriculum(config):
             config, *later = [stage.config for stage in curriculum.stages(config, workdir)]
             lengths = [(each.rollout.block_length, each.learner.block_length) for each in later]
             assert lengths == [(4, 8), (8, None)]
