@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jax_unmask import shipped, tasks
 from jax_unmask.denoisers import families, hub
 from jax_unmask.denoisers.families import Family
 from jax_unmask.prompts import Prompts
@@ -37,6 +36,7 @@ class Tokenizer:
             the other EOS tokens of config.json and generation_config.json.
         pad_id: id that pads prompts on the left.
         vocab_size: number of tokens, special ones included (the model's table may have more rows).
+        example: a prompt that the model takes, which errors name; None where none is known.
     """
 
     def __init__(
@@ -49,6 +49,7 @@ class Tokenizer:
         pad_id: int,
         family: Family | None = None,
         stop_ids: Sequence[int] = (),
+        example: str | None = None,
     ) -> None:
         """Wraps a `PreTrainedTokenizerFast`; see `load_tokenizer`."""
         self._backend = backend
@@ -63,6 +64,7 @@ class Tokenizer:
         self.eos_id = eos_id
         self.pad_id = pad_id
         self.vocab_size = len(backend)
+        self.example = example
         vocabulary = backend.get_vocab()
         ends = () if family is None else family.turn_ends
         stops = {vocabulary[token] for token in ends if token in vocabulary} | set(stop_ids)
@@ -104,15 +106,14 @@ class Tokenizer:
         spaced = any(word.startswith(" ") for word in vocabulary)
         # Clients of a server read this too: the name of the model, and no path.
         name = self.directory.name
-        is_shipped = self.directory == shipped.assets() / name
-        example = tasks.example_prompt(name) if is_shipped else None
         remedy = "Give another prompt or task, or another model"
+        if self.example is not None:
+            remedy = f"Give a prompt such as {self.example!r}"
         return (
             f"{text[:80]!r}: the vocabulary of {name} has no token for "
             f"{', '.join(map(repr, list(unknown)[:8])) or 'a part of it'}. It knows "
             f"{' '.join([*words[:80], *more, *numbers])}"
-            f"{', words with the space before' if spaced else ''}. "
-            + (remedy if example is None else f"Give a prompt such as {example!r}")
+            f"{', words with the space before' if spaced else ''}. {remedy}"
         )
 
     def encode_prompt(self, prompt: str | Messages, *, thinking: bool | None = None) -> list[int]:
@@ -287,7 +288,9 @@ def has_tokenizer(directory: pathlib.Path) -> bool:
     return slow or (directory / "tokenizer.json").is_file()
 
 
-def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> Tokenizer:
+def load_tokenizer(
+    path: str | os.PathLike[str], *, needs_mask: bool = True, example: str | None = None
+) -> Tokenizer:
     """Loads the tokenizer of a model directory or hub name.
 
     From `tokenizer.json`, or from the `vocab.json` and `merges.txt` that Dream's models come with.
@@ -298,6 +301,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> 
     Args:
         path: the directory, or the name.
         needs_mask: without, a tokenizer may have no mask token, and its `mask_id` is -1.
+        example: a prompt that the model takes, for errors.
 
     Raises:
         FileNotFoundError: there is no such directory, or no tokenizer in it.
@@ -362,6 +366,7 @@ def load_tokenizer(path: str | os.PathLike[str], *, needs_mask: bool = True) -> 
         pad_id=eos if pad is None else pad,
         family=families.find(fields),
         stop_ids=[token for token in stops if 0 <= token < len(backend)],
+        example=example,
     )
     rows = fields.get("embedding_size") or fields.get("vocab_size")
     if rows is not None and tokenizer.vocab_size > rows:

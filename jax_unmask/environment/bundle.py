@@ -133,7 +133,7 @@ def load_model(
     the weights are read straight into their places.
     """
     shardings = None
-    tokenizer = denoisers.load_tokenizer(path)
+    tokenizer = denoisers.load_tokenizer(path, example=tasks.example_prompt(path))
     mesh = None if placement is None else placement.mesh
     if mesh is not None:
         sharding.check_mesh(read_config(hub.local_directory(path, weights=False)), mesh)

@@ -364,7 +364,7 @@ def load(model: str, policy: str | None, decoding: Decoding) -> Writer:
     if diffusion_gemma.is_model(directory):
         return _load_canvas(model, directory, policy, decoding)
     denoiser, params, tokenizer = load_model(
-        str(directory),
+        model,
         dtype=decoding.dtype,
         param_dtype=decoding.dtype,
         quantization=decoding.quantization,

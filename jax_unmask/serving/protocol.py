@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jax_unmask import notation, policies, tasks
+from jax_unmask import notation, policies
 from jax_unmask.denoisers import Tokenizer
 from jax_unmask.generation.answers import MaskedWriter
 from jax_unmask.policies.base import Policy
@@ -164,7 +164,7 @@ class Model:
             problem = f"the model's max_length is {longest}, which leaves no room for prompts"
             raise SettingError("gen_length", self.lengths[-1], problem, "Lower it")
         self.served = {text: self._serve(text) for text in served}
-        self.example = tasks.example_prompt(writer.name)
+        self.example = writer.tokenizer.example
         self._has_template = writer.tokenizer.has_chat_template
 
     @property

@@ -357,6 +357,6 @@ class TestTokenizers:
         with pytest.raises(ValueError, match=r"no token for 'pears'.* apples .*and numbers"):
             tokenizer.encode(" Tom has 3 pears.")
         with pytest.raises(ValueError) as raised:
-            denoisers.load_tokenizer(assets() / "sudoku").encode("9999=")
-        for part in ("'9999=': ", "of sudoku", "for '9'. ", ". = 1 2 3 4. ", "'4..32.4.....341.='"):
+            denoisers.load_tokenizer(assets() / "sudoku", example="1234=").encode("9999=")
+        for part in ("'9999=': ", "of sudoku", "for '9'. ", ". = 1 2 3 4. ", "'1234='"):
             assert part in str(raised.value)

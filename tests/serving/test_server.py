@@ -18,7 +18,7 @@ import pytest
 
 pytest.importorskip("uvicorn", reason="serving needs the extra serve")
 
-from jax_unmask import Generator
+from jax_unmask import Generator, tasks
 from jax_unmask.commands import serve
 from jax_unmask.serving import engine as engines
 from jax_unmask.serving.app import _Run
@@ -294,7 +294,7 @@ def test_says_what_to_try_and_what_it_gave(server, caplog, monkeypatch):
         server.service._say(8000)
     assert f'-H "Authorization: Bearer ${serve.KEY}"' in caplog.messages[0]
     body = shlex.split(caplog.messages[0].splitlines()[1])[-1]
-    assert json.loads(body) == {"prompt": server.service.model.example}
+    assert json.loads(body) == {"prompt": tasks.example_prompt("sudoku")}
     assert serve.said({}) == "Gave 0 answers."
     assert serve.said({"timed_out": 2, "done": 1}) == "Gave 1 answer, 2 timed out."
 
