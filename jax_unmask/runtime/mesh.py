@@ -74,19 +74,44 @@ def make_mesh(
             + ("must divide that number" if open_axes else "must equal that number (or set one -1)")
         )
     shape, types = tuple(sizes.values()), (AxisType.Auto,) * len(AXES)
-    ordered = over_network(shape, used)
-    # A process feeds one run of rows, but the order of devices that suits the network may scatter
-    # its devices over the batch. Then the parts of the batch go by process.
-    parts = ordered.reshape(-1, sizes["tensor"])
-    order = sorted(range(len(parts)), key=lambda i: min(d.process_index for d in parts[i]))
-    return Mesh(parts[order].reshape(shape), AXES, axis_types=types)
+    return Mesh(by_process(over_network(shape, used)), AXES, axis_types=types)
+
+
+def by_process(ordered: np.ndarray) -> np.ndarray:
+    """An order of these devices in which the shards of a batch on a process follow each other.
+
+    A process feeds one run of rows. The given order stays where it allows that. Otherwise shards of
+    a process follow each other, each as near as possible to those before it on data and fsdp.
+    """
+    fsdp, parts = ordered.shape[1], ordered.reshape(-1, ordered.shape[2])
+    owner = np.array([min(each.process_index for each in part) for part in parts])
+    if np.count_nonzero(np.diff(owner)) == len(set(owner.tolist())) - 1:
+        return ordered
+    # A slice is further away than anything in this one.
+    places = np.array([[(*_coordinates(each), 0, 0, 0)[:4] for each in part] for part in parts])
+    left = np.ones(len(parts), bool)
+    order: list[np.intp] = []
+    for index in range(len(parts)):
+        mine = np.flatnonzero(left & (owner == owner[order[-1]])) if order else np.array([0])
+        open_parts = mine if len(mine) else np.flatnonzero(left)
+        before = [order[index - fsdp]] if index >= fsdp else []
+        before += [order[-1]] if index % fsdp else []
+        hops = sum(np.abs(places[open_parts] - places[each]).sum((1, 2)) for each in before)
+        order.append(open_parts[np.argmin(hops + np.zeros(len(open_parts)))])
+        left[order[-1]] = False
+    return parts[order].reshape(ordered.shape)
+
+
+def _coordinates(device: Any) -> tuple[int, ...]:
+    far = 10**6 * getattr(device, "slice_index", 0)
+    return (far, *getattr(device, "coords", ()))
 
 
 def over_network(shape: tuple[int, ...], devices: Sequence[Any]) -> np.ndarray:
     """The devices in the order in which axes of these sizes suit their network.
 
-    Neighbours on an axis are neighbours there. Slices, whose network is slower, lie along data, or
-    along fsdp where that has no multiple of their number.
+    Neighbours on an axis are near each other there. Slices, whose network is slower, lie along
+    data, or along fsdp where that has no multiple of their number.
 
     Raises:
         ValueError: neither axis has.

@@ -9,12 +9,14 @@ import collections
 import contextlib
 import functools
 import importlib.util
+import itertools
 import json
 import math
 import pathlib
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -348,12 +350,32 @@ def test_gradient_of_the_head_is_scattered_once():
     assert large == [f"reduce-scatter f32[{VOCABULARY // 2},{WIDTH // 2}] among 2"]
 
 
+def hops(order):
+    """Links between neighbours on data and on fsdp, the mean of all."""
+    places = np.array([each.coords for each in order.flat]).reshape(*order.shape, 3)
+    steps = [np.abs(np.diff(places, axis=axis)).sum(axis=-1).ravel() for axis in (0, 1)]
+    return np.concatenate(steps).mean() if order.shape[:2] != (1, 1) else 0.0
+
+
+def is_by_process(order):
+    """Whether the shards of a process follow each other."""
+    owners = [
+        min(each.process_index for each in part) for part in order.reshape(-1, order.shape[2])
+    ]
+    return len(list(itertools.groupby(owners))) == len(set(owners))
+
+
 @pytest.mark.parametrize("devices", ["v5e-8", "v5e-16", "v6e-32", "v5p-16", "v5p-32"])
 def test_every_layout_lies_over_the_network(devices):
     device, count = accelerators.parse(devices)
     with compilers.find(device, count).active():
-        for data, fsdp, tensor in layout._layouts():
-            assert meshes.make_mesh(data, fsdp, tensor).size == count
+        for shape in layout._layouts():
+            made = meshes.make_mesh(*shape).devices
+            nearest = meshes.over_network(shape, accelerators.devices())
+            assert is_by_process(made), shape
+            assert hops(made) <= 1.7 * hops(nearest), shape
+            if is_by_process(nearest):
+                assert (made == nearest).all(), shape
 
 
 @pytest.mark.slow

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
+import dataclasses
+import itertools
 import json
-import types
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from devices import run_on_devices
+from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import mesh as meshes
 
 P = PartitionSpec
@@ -90,21 +92,37 @@ def test_a_mesh_of_ones_own_without_the_axes():
         meshes.active()
 
 
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    id: int
+    process_index: int
+    slice_index: int
+    device_kind: str = ""
+    platform: str = "gpu"
+
+
 def test_slices_lie_along_data_or_fsdp():
-    """Devices of a slice stay together along the other axes."""
-    chips = [
-        types.SimpleNamespace(
-            id=number,
-            process_index=number // 4,
-            slice_index=number // 4,
-            device_kind="",
-            platform="gpu",
-        )
-        for number in range(8)
-    ]
-    for shape, along in (((2, 2, 2), 0), ((4, 1, 2), 0), ((1, 4, 2), 1)):
-        found = np.vectorize(lambda chip: chip.slice_index)(meshes.over_network(shape, chips))
-        first, second = np.split(found, 2, axis=along)
-        assert (first == 0).all() and (second == 1).all(), shape
-    with pytest.raises(ValueError, match="a multiple of 2"):
-        meshes.over_network((1, 1, 8), chips)
+    """Devices of a slice stay together along the other axes, and so do those of a process."""
+    chips = [Chip(number, number // 2, number // 4) for number in range(8)]
+    with accelerators.absent(chips):
+        for shape, along in (((2, 2, 2), 0), ((4, 1, 2), 0), ((1, 4, 2), 1), ((8, 1, 1), 0)):
+            made = meshes.make_mesh(*shape).devices
+            found = np.vectorize(lambda chip: chip.slice_index)(made)
+            first, second = np.split(found, 2, axis=along)
+            assert (first == first.flat[0]).all() and (second == second.flat[0]).all(), shape
+            assert first.flat[0] != second.flat[0]
+            owners = [chip.process_index for chip in made.flat]
+            assert len(list(itertools.groupby(owners))) == 4, shape
+        with pytest.raises(ValueError, match="a multiple of 2"):
+            meshes.make_mesh(1, 1, 8)
+
+
+def test_scattered_processes_are_brought_together():
+    """Columns of a 4x4 square on two processes by the left and the right half of each row."""
+    chips = [Chip(number, number % 4 // 2, 0) for number in range(16)]
+    given = np.array(chips, object).reshape(4, 4, 1)
+    found = meshes.by_process(given)
+    assert [chip.process_index for chip in found.flat] == 8 * [0] + 8 * [1]
+    assert set(found.flat) == set(chips)
+    together = given.transpose(1, 0, 2)
+    assert meshes.by_process(together) is together
