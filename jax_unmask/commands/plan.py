@@ -341,12 +341,12 @@ def _room(settings: RunSettings, program: str) -> Iterator[None]:
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise
+        keys = " or ".join(f"`{key}`" for key in (settings.update_key, settings.rollout_key) if key)
         raise ConfigError(
             "model.path",
             settings.model.path,
             f"the compiler has no room for the program {program!r} ({str(error).splitlines()[0]})",
-            "Plan for more devices, or lower what is alive at one time (`learner.chunk_size`, "
-            "`rollout.slots`)",
+            f"Plan for more devices, or lower {keys or 'what is alive at one time'}",
         ) from error
 
 

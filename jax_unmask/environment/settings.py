@@ -173,7 +173,17 @@ class EvaluationSettings(Settings):
 
 @dataclasses.dataclass(frozen=True)
 class RunSettings(Settings):
-    """Settings of every run; those of a recipe are a subclass in its file."""
+    """Settings of every run; those of a recipe are a subclass in its file.
+
+    Attributes:
+        rollout_key: key of the setting that limits the memory of rollouts; empty for none.
+        update_key: the same of updates.
+        lora_key: key of the group of low-rank adapters; empty where none can be trained.
+    """
+
+    rollout_key: ClassVar[str] = ""
+    update_key: ClassVar[str] = ""
+    lora_key: ClassVar[str] = ""
 
     recipe: str = setting("", "Way of training: its name, or the import path of one of your own.")
     seed: int = setting(0, "Seed of everything random.", ge=0, lt=2**32)

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Iterator, Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax.numpy as jnp
 import numpy as np
@@ -78,6 +78,9 @@ class DenoiserSettings(Settings):
 class JointSettings(PolicyGrpoSettings):
     """Settings of `Joint`: those of "policy_grpo", and how the denoiser learns."""
 
+    update_key: ClassVar[str] = "denoiser.learner.chunk_size"
+    lora_key: ClassVar[str] = "denoiser.lora"
+
     model: ReinforcedModel = ReinforcedModel()  # type: ignore[assignment]
     # Where tokens are not drawn, groups differ by positions alone.
     rollout: TrainingRollouts = TrainingRollouts(vocab_chunk=16384, temperature=0.8)
@@ -106,7 +109,7 @@ class JointSettings(PolicyGrpoSettings):
     def check_spread(self, placement: Placement) -> None:
         super().check_spread(placement)
         size = self.denoiser.learner.chunk_size
-        self.require_spread(placement, "denoiser.learner.chunk_size", size, "its states")
+        self.require_spread(placement, self.update_key, size, "its states")
 
     @property
     def states_at_once(self) -> int:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import logging
+import operator
 import pathlib
 from collections.abc import Iterator, Sequence
 
@@ -107,13 +108,14 @@ class Estimate:
         remedy = f"Plan for more devices: weights and optimiser alone want {more} or more such"
         if self.lasting <= usable:
             remedy = "Lower what is alive at one time"
+            key, count = config.rollout_key, config.rows_at_once
             if self.update >= self.rollout:
-                remedy += f" (`learner.chunk_size` = {config.states_at_once})"
-            else:
-                remedy += f" (`rollout.slots`: {config.rows_at_once} rows)"
-        lora = getattr(config, "lora", None)
-        if lora is not None and not lora.rank:
-            remedy += ", or train adapters (`lora.rank` = 32, `model.param_dtype` = 'bfloat16')"
+                key, count = config.update_key, config.states_at_once
+            if key:
+                remedy += f" (`{key}`: {count} sequences)"
+        rank = f"{config.lora_key}.rank"
+        if config.lora_key and not operator.attrgetter(rank)(config):
+            remedy += f", or train adapters (`{rank}` = 32, `model.param_dtype` = 'bfloat16')"
         return ConfigError(
             "model.path",
             config.model.path,

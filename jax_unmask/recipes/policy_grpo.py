@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -93,6 +93,8 @@ class TrainedPolicy(policies.LearnedPolicy):
 @dataclasses.dataclass(frozen=True)
 class PolicyGrpoSettings(RollingSettings):
     """Settings of `PolicyGrpo`; published ones for LLaDA-8B-Instruct (arXiv 2512.09106)."""
+
+    update_key: ClassVar[str] = "learner.chunk_size"
 
     model: FrozenModel = FrozenModel()
     rollout: TrainingRollouts = TrainingRollouts(vocab_chunk=16384)

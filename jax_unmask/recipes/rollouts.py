@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import jax
 import numpy as np
@@ -76,6 +76,8 @@ class TrainingRollouts(RolloutSettings):
 @dataclasses.dataclass(frozen=True)
 class RollingSettings(RunSettings):
     """Settings of a recipe whose steps roll out."""
+
+    rollout_key: ClassVar[str] = "rollout.slots"
 
     rollout: TrainingRollouts = TrainingRollouts()
 

@@ -109,6 +109,8 @@ class DataSettings(Settings):
 class SupervisedSettings(RunSettings):
     """Settings of supervised training of denoisers."""
 
+    update_key: ClassVar[str] = "data.batch_size"
+
     task: TaskSettings = TaskSettings(name="sudoku", truncate_prompts=False)
     model: ModelFromScratch = ModelFromScratch()
     data: DataSettings = DataSettings()

@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import pathlib
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -108,6 +108,9 @@ class StateMethod(MaskRatios, TokenSettings):
 class StateSftSettings(SupervisedSettings):
     """Settings of `StateSft`."""
 
+    rollout_key: ClassVar[str] = "data.batch_size"
+    update_key: ClassVar[str] = "learner.chunk_size"
+
     model: RematModel = RematModel()
     data: BucketedData = BucketedData()
     learner: StateMethod = StateMethod(chunk_size=16)
@@ -159,7 +162,7 @@ class StateSftSettings(SupervisedSettings):
     def check_spread(self, placement: Placement) -> None:
         super().check_spread(placement)
         size = self.learner.chunk_size
-        self.require_spread(placement, "learner.chunk_size", size, "its states")
+        self.require_spread(placement, self.update_key, size, "its states")
 
 
 def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> StateLearner:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -155,6 +155,9 @@ class TraceLearning(SurrogateSettings, LossSettings):
 class TraceRlSettings(RollingSettings):
     """Settings of `TraceRl`; published ones for LLaDA-8B-Instruct (arXiv 2509.06949, app. B)."""
 
+    update_key: ClassVar[str] = "learner.chunk_size"
+    lora_key: ClassVar[str] = "lora"
+
     task: TaskSettings = TaskSettings(prompt_length=512)
     model: ReinforcedModel = ReinforcedModel()
     rollout: TraceRollouts = TraceRollouts(
@@ -198,7 +201,7 @@ class TraceRlSettings(RollingSettings):
         parse_policy("rollout.policy", self.rollout.policy)
         super().check_spread(placement)
         size = self.learner.chunk_size
-        self.require_spread(placement, "learner.chunk_size", size, "its states")
+        self.require_spread(placement, self.update_key, size, "its states")
 
     @property
     def optimizer_steps(self) -> int:

@@ -17,9 +17,9 @@ from jax_unmask import recipes
 from jax_unmask.commands.plan import plan
 from jax_unmask.planning.programs import Program
 from jax_unmask.recipes import layout
-from jax_unmask.recipes.layout import denoiser_shape
+from jax_unmask.recipes.layout import Estimate, denoiser_shape
 from jax_unmask.runtime import accelerators
-from jax_unmask.settings import ConfigError
+from jax_unmask.settings import ConfigError, flat
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 VOCABULARY = 126_464
@@ -125,6 +125,32 @@ def test_a_program_that_the_compiler_has_no_room_for(tiny_config, monkeypatch):
     with pytest.raises(ConfigError) as error:
         plan(tiny_config(), compile_programs=True)
     assert re.search(r"'rollout' \(RESOURCE_EXHAUSTED: 16.99G of 15.75G\).*slots", str(error.value))
+
+
+@pytest.mark.parametrize(
+    ("recipe", "rollouts", "updates"),
+    [
+        ("policy_grpo", "rollout.slots: 4 ", None),
+        ("policy_environments", "rollout.slots: 4 ", None),
+        ("tracerl", "rollout.slots: 4 ", "learner.chunk_size: 8 "),
+        ("joint", "rollout.slots: 4 ", "denoiser.learner.chunk_size: 8 "),
+        ("sft", None, "data.batch_size: 4 "),
+        ("state_sft", "data.batch_size: 4 ", "learner.chunk_size: 16 "),
+    ],
+)
+def test_the_remedy_for_memory_names_settings_that_the_recipe_has(
+    recipe, rollouts, updates, tiny_config
+):
+    changes = {"learner__method": "trace"} if recipe == "state_sft" else {}
+    settings, room = recipes.read(tiny_config(recipe, **changes)), 10**9
+    for named, each in ((rollouts, Estimate(1, room, 0)), (updates, Estimate(1, 0, room))):
+        if named is not None:
+            refusal = each.refusal(settings, room, 1, needed=room)
+            assert f"config.{named}" in str(refusal)
+            keys = re.findall(r"`([\w.]+)`", refusal.remedy)
+            assert set(keys) <= set(flat(settings))
+            has_adapters = any(key.endswith("lora.rank") for key in keys)
+            assert has_adapters == (recipe in ("tracerl", "joint"))
 
 
 def test_without_compiling_it_traces_the_programs(tiny_config):
