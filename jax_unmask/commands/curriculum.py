@@ -50,8 +50,8 @@ class Stage:
 def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     """Reads and checks all stages, before the first one starts; a `ConfigError` names a bad one.
 
-    A stage starts from the export of the nearest stage before it that trained the same thing (a
-    denoiser or a policy), and unmasking policies are trained for the nearest denoiser; unless the
+    A stage starts from the exports of the nearest stages before it that trained the same things (a
+    denoiser, a policy), and unmasking policies are trained for the nearest denoiser; unless the
     stage sets these keys itself.
     """
     recipes.parse(config)
@@ -64,7 +64,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             stage, changed = _read(line)
             name = f"{number:02d}-{stage.recipe.rpartition('.')[2]}"
             trains = recipes.find(stage.recipe).trains
-            for key in {_STARTS_FROM[trains], "model.path"}:
+            for key in {*(_STARTS_FROM[each] for each in trains), "model.path"}:
                 if key in made and key not in changed:
                     stage.update_from_flattened_dict({key: made[key]})
             recipes.read(stage)
@@ -72,8 +72,10 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             remedy = "Write it as FILE.py or FILE.py:ARGUMENT, then KEY=VALUE ..."
             problem = str(error).rstrip(".")
             raise ConfigError(f"stages[{number - 1}]", line, problem, remedy) from error
-        export = stage.get("export") or workdir / name / EXPORT[trains]
-        made[_STARTS_FROM[trains]] = str(export)
+        for each in trains:
+            made[_STARTS_FROM[each]] = str(workdir / name / EXPORT[each])
+        if stage.get("export"):  # Of a denoiser.
+            made["model.path"] = stage.export
         found.append(Stage(name, stage))
     return found
 

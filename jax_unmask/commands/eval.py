@@ -68,7 +68,8 @@ def _evaluate(
     candidates.check(settings)  # Mistakes show before anything large is loaded.
     lock.take()
     if checkpoint is not None:
-        if recipes.find(config.recipe).trains == "denoiser":
+        trains_denoiser = "denoiser" in recipes.find(config.recipe).trains
+        if trains_denoiser:
             exported = checkpoint / EXPORT["denoiser"]
             config.model.path = str(exported if exported.is_dir() else checkpoint)
             if (beside := checkpoint / EXPORT["policy"]).is_dir():
@@ -76,7 +77,7 @@ def _evaluate(
         else:
             config.update_from_flattened_dict(_recorded(config, checkpoint))
         settings = recipes.read(config)
-        if recipes.find(config.recipe).trains == "policy":
+        if not trains_denoiser:
             trained = policy_directory(settings, checkpoint, workdir)
             candidates.candidates(settings, trained=trained)
     if not settings.eval.axes:

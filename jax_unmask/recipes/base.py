@@ -30,6 +30,7 @@ from jax_unmask.tasks import data
 
 logger = logging.getLogger(__name__)
 Metrics = Mapping[str, Any]
+Trained = Literal["denoiser", "policy"]
 Tree = Any
 
 # Larger splits are those of tasks that generate their problems, up to 2**31 of them.
@@ -113,15 +114,15 @@ class Recipe(Protocol):
         shown: names of those that the progress bar shows.
         defaults: its settings at their defaults, an instance of a subclass of `RunSettings`.
         trains: what `finish` exports, and what later stages of a curriculum and evaluations take: a
-            denoiser (into `model.path`) or a policy (into `policy.init_from`). Bare checkpoints of
-            a policy can be evaluated if the recipe has a function `build_policy(config, shape)`,
-            which makes the policy without its weights.
+            denoiser (into `model.path`), a policy (into `policy.init_from`), or both. Bare
+            checkpoints of a policy can be evaluated if the recipe has a function
+            `build_policy(config, shape)`, which makes the policy without its weights.
     """
 
     metrics: tuple[str, ...]
     shown: tuple[str, ...]
     defaults: ClassVar[Any]
-    trains: ClassVar[Literal["denoiser", "policy"]]
+    trains: ClassVar[tuple[Trained, ...]]
 
     def __init__(self, config: Any, workdir: pathlib.Path) -> None: ...
 

@@ -23,6 +23,7 @@ from jax_unmask.policies.spec import EXPORTED
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
+    Trained,
     Work,
     check_export,
     check_schedule,
@@ -187,7 +188,7 @@ class Joint:
 
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
     defaults = JointSettings()
-    trains: Literal["denoiser"] = "denoiser"
+    trains: tuple[Trained, ...] = ("denoiser", "policy")
     build_policy = staticmethod(build_policy)
 
     def __init__(self, config: JointSettings, workdir: pathlib.Path) -> None:

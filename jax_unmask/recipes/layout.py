@@ -229,7 +229,7 @@ def choose_mesh(
     if devices == 1 and 4 * count_params(shape) < _WORTH_ASKING:
         return config
     found: list[tuple[MeshSettings, Estimate]] = []
-    for training in _for_training(config, recipe.trains == "policy"):
+    for training in _for_training(config, "denoiser" not in recipe.trains):
         candidate = dataclasses.replace(config, mesh=training)
         try:
             placement = placements.from_config(candidate)
@@ -292,7 +292,7 @@ def _with_rollouts(
         blueprint = recipe.blueprint(candidate, shape, placement)
         found = mesh, estimate(candidate, shape, placement, blueprint)
         total = found[1].lasting + found[1].update
-        is_frozen = recipe.trains == "policy"
+        is_frozen = "denoiser" not in recipe.trains
         if found[1].fits(memory_bytes) or (total > memory_bytes and not is_frozen):
             break
     return found

@@ -7,7 +7,7 @@ import functools
 import pathlib
 import shlex
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -16,7 +16,14 @@ from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.bundle import Bundle, check_split, load_denoiser_config, load_task
 from jax_unmask.environment.settings import TrainSettings
 from jax_unmask.learners.engine import TrainState
-from jax_unmask.recipes.base import Blueprint, Metrics, Work, bytes_per_device, check_schedule
+from jax_unmask.recipes.base import (
+    Blueprint,
+    Metrics,
+    Trained,
+    Work,
+    bytes_per_device,
+    check_schedule,
+)
 from jax_unmask.recipes.policy_grpo import PolicyGrpo, PolicyGrpoSettings, build_policy
 from jax_unmask.runtime.config import read_value
 from jax_unmask.runtime.placement import Placement
@@ -124,7 +131,7 @@ class PolicyEnvironments:
 
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
     defaults = PolicyEnvironmentsSettings()
-    trains: Literal["policy"] = "policy"
+    trains: tuple[Trained, ...] = ("policy",)
     build_policy = staticmethod(build_policy)
 
     def __init__(self, config: PolicyEnvironmentsSettings, workdir: pathlib.Path) -> None:

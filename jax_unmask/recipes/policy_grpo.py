@@ -31,6 +31,7 @@ from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
     TracedProgram,
+    Trained,
     Work,
     check_cache,
     check_fits,
@@ -237,7 +238,7 @@ class PolicyGrpo:
     )
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
     defaults = PolicyGrpoSettings()
-    trains: Literal["policy"] = "policy"
+    trains: tuple[Trained, ...] = ("policy",)
     build_policy = staticmethod(build_policy)
 
     def __init__(

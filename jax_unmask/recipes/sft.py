@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
     TracedProgram,
+    Trained,
     Work,
     check_export,
     check_fits,
@@ -284,7 +285,7 @@ class Sft:
     metrics: tuple[str, ...] = ("loss", "masked_accuracy", "masked_fraction", "grad_norm")
     shown: tuple[str, ...] = ("loss", "masked_accuracy")
     defaults: ClassVar[Any] = SftSettings()
-    trains: Literal["denoiser"] = "denoiser"
+    trains: tuple[Trained, ...] = ("denoiser",)
     build_learner: ClassVar[Any] = staticmethod(build_learner)
 
     def __init__(self, config: Any, workdir: pathlib.Path) -> None:

@@ -38,6 +38,7 @@ from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
     TracedProgram,
+    Trained,
     Work,
     check_cache,
     check_export,
@@ -333,7 +334,7 @@ class TraceRl:
     )
     shown: tuple[str, ...] = ("accuracy", "tokens_per_step", "groups_kept")
     defaults = TraceRlSettings()
-    trains: Literal["denoiser"] = "denoiser"
+    trains: tuple[Trained, ...] = ("denoiser",)
 
     def __init__(self, config: TraceRlSettings, workdir: pathlib.Path) -> None:
         del workdir

@@ -25,7 +25,7 @@ def config_of(*stages):
 def files(write_experiment, tmp_path):
     """Experiment files of one step each, one per recipe."""
     paths = {}
-    for recipe in ("sft", "tracerl", "policy_grpo"):
+    for recipe in ("sft", "tracerl", "policy_grpo", "joint"):
         path = tmp_path / f"{recipe}.py"
         extra = {"value__enabled": False} if recipe == "tracerl" else {}
         write_experiment(path, recipe, train__steps=1, optimizer__warmup_steps=0, **extra)
@@ -48,6 +48,18 @@ def test_each_stage_starts_from_the_one_before_it(files, tmp_path):
     assert found[2].config.model.path == str(workdir / "02-tracerl" / "model")
     assert found[2].config.policy.init_from is None
     assert found[2].config.rollout.block_length == 8
+
+
+def test_all_that_a_stage_trains_is_passed_on(files, tmp_path):
+    workdir, elsewhere = tmp_path / "run", str(tmp_path / "elsewhere")
+    joint, tracerl, policy = (files[name] for name in ("joint", "tracerl", "policy_grpo"))
+    config = config_of(joint, f"{joint} export={elsewhere}", tracerl, policy)
+    joint, tracerl, policy = (each.config for each in curriculum.stages(config, workdir)[1:])
+    assert joint.model.path == str(workdir / "01-joint" / "model")
+    assert joint.policy.init_from == str(workdir / "01-joint" / "policy")
+    assert tracerl.model.path == elsewhere
+    assert policy.model.path == str(workdir / "03-tracerl" / "model")
+    assert policy.policy.init_from == str(workdir / "02-joint" / "policy")
 
 
 def test_an_interrupted_stage_is_gone_on_with_and_finished_ones_are_not_repeated(files, tmp_path):
