@@ -63,7 +63,7 @@ class SettingError(ValueError):
         return self.renamed(lambda key: prefix + key)
 
     def renamed(self, rename: Callable[[str], str]) -> ConfigError:
-        """This error with other names, of its key and of the settings in backticks."""
+        """An error with this text about other names: of its key, and of settings in backticks."""
         texts = (
             re.sub(_NAME, lambda match: f"`{rename(match[1])}`", text)
             for text in (self.problem, self.remedy)
