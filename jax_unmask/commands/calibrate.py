@@ -48,12 +48,11 @@ def calibrate(
     policy = policy.removeprefix("learned:")
     directory = policy.partition(",")[0]
     learned, params = policies.parse_policy(f"learned:{policy}")
-    if not getattr(learned, "alphas", ()):
+    if not (isinstance(learned, policies.LearnedPolicy) and learned.alphas):
         raise ValueError(
             f"--policy={directory}: it was trained for one alpha and takes the forwards that it "
             "takes; give a policy of a network with alphas"
         )
-    assert isinstance(learned, policies.LearnedPolicy)
     length = settings.sampling.gen_length
     block = block_length or settings.sampling.block_length
     if block > length or length % block:

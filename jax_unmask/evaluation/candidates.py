@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from jax_unmask import notation, policies
 from jax_unmask.environment.bundle import build_cache
 from jax_unmask.environment.settings import RunSettings
-from jax_unmask.policies.base import Params, Policy
+from jax_unmask.policies.base import Params, Policy, alphas_of
 from jax_unmask.report import curves, results
 from jax_unmask.settings import ConfigError
 from jax_unmask.shipped import shipped_policies
@@ -97,7 +97,7 @@ def candidates(
         for spec in _at_trained_settings(config, str(trained)):
             for each in _candidates(config, "eval.trained", spec, results.TRAINED):
                 # One that is told alpha has it among its settings.
-                name = "policy" if getattr(each.policy, "alphas", ()) else method
+                name = "policy" if alphas_of(each.policy) else method
                 found.append(dataclasses.replace(each, method=name, training_seed=seed))
     for pattern in config.eval.shipped:
         (named,) = _expand("eval.shipped", f"learned:{pattern}")

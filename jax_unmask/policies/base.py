@@ -146,7 +146,12 @@ class Policy(Protocol):
     Fields of the dataclass that are bool, int, float, str or Literal are settings that are fixed
     when the rollout is compiled; the parameters of `params` are settings that are not. Both can be
     given in the notation of `parse_policy`. A policy may also have
-    `fill_probabilities(params, obs) -> [*B, L]`, which web pages show.
+
+        alphas: the smallest and largest value of its setting `alpha`, the weight of forwards that
+            it can be told; () without (see `alphas_of`).
+        of_canvas: whether its setting `steps` counts the steps of the whole canvas and not of each
+            block; False without (see `steps_are_of_canvas`).
+        fill_probabilities(params, obs) -> [*B, L]: probabilities that web pages show.
     """
 
     @property
@@ -175,6 +180,16 @@ class Policy(Protocol):
                 other rows.
         """
         ...
+
+
+def alphas_of(policy: Policy) -> tuple[float, ...]:
+    """The smallest and largest alpha that a policy can be told; () for one that is told none."""
+    return getattr(policy, "alphas", ())
+
+
+def steps_are_of_canvas(policy: Policy) -> bool:
+    """Whether a policy's setting `steps` counts the steps of the whole canvas, not of a block."""
+    return getattr(policy, "of_canvas", False)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,7 +16,7 @@ from typing import Any
 
 from jax_unmask import notation, shipped
 from jax_unmask.denoisers import hub
-from jax_unmask.policies.base import Params, Policy
+from jax_unmask.policies.base import Params, Policy, alphas_of, steps_are_of_canvas
 from jax_unmask.policies.calibration import FILE, Environment, find_calibration
 from jax_unmask.policies.checkpoint import CONFIG, WEIGHTS, load_policy, made_for
 from jax_unmask.policies.learned import LearnedPolicy
@@ -157,7 +157,7 @@ def adjusted(
             remedy = "Leave it out, or choose a policy that is told alpha, or one with `steps`"
             raise SettingError("nfe", nfe, problem, remedy)
     for name in given.keys() - known.keys():
-        is_told = "steps" in known or bool(getattr(policy, "alphas", ()))
+        is_told = "steps" in known or (make is load_learned and bool(alphas_of(policy)))
         there_are = [*known, *(["nfe"] if is_told else [])]
         problem = f"{spec.name} has no such setting{notation.suggestion(name, there_are)}"
         raise SettingError(name, given[name], problem, "Change its name, or leave it out")
@@ -174,7 +174,7 @@ def _steps(policy: Policy, nfe: float, environment: Environment) -> int:
     """The setting `steps` with which a rule takes so many forwards on a canvas."""
     blocks = 1
     length, block = (environment.get(name, 1) for name in ("gen_length", "block_length"))
-    if not getattr(policy, "of_canvas", False):
+    if not steps_are_of_canvas(policy):
         blocks = -(-int(length) // int(block))
     if nfe < blocks or nfe % blocks:
         problem = f"the canvas has {blocks} blocks of equal steps"

@@ -23,7 +23,7 @@ from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.policy_grpo import PolicyLearner
-from jax_unmask.policies.base import PerRow, WithObservations
+from jax_unmask.policies.base import PerRow, WithObservations, alphas_of
 from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.policies.learned import NETWORKS, Network
 from jax_unmask.policies.spec import EXPORTED, policy_directory
@@ -185,7 +185,7 @@ def build_components(
         settings, block_length=config.expert.block_length, prompt_rows=config.expert.count
     )
     named = {name for name, _ in notation.parse(config.expert.policy).settings}
-    alphas = () if named & {"alpha", "nfe"} else getattr(expert, "alphas", ())
+    alphas = () if named & {"alpha", "nfe"} else alphas_of(expert)
     expert = WithObservations(expert, policy.needs)
     return Components(policy, settings, learner, expert, expert_params, expert_settings, alphas)
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax_unmask import notation, policies
 from jax_unmask.denoisers import Tokenizer
 from jax_unmask.generation.answers import MaskedWriter
-from jax_unmask.policies.base import Policy
+from jax_unmask.policies.base import Policy, alphas_of
 from jax_unmask.rollout import RolloutSettings
 from jax_unmask.rollout.continuous import Progress
 from jax_unmask.serving.engine import Shape, text_end
@@ -395,7 +395,7 @@ def _speed(
     policy: Policy, params: Any, shape: RolloutSettings
 ) -> tuple[str | None, float, float, bool]:
     """The setting that makes a policy fast or careful, from where to where."""
-    alphas = getattr(policy, "alphas", ())
+    alphas = alphas_of(policy)
     if alphas:
         return "alpha", max(alphas), max(min(alphas), 1e-6), True
     if isinstance(params, dict):

@@ -15,6 +15,7 @@ import tiny
 from jax_unmask import denoisers, policies, recipes
 from jax_unmask.commands import bench, generate, harness, plan, train
 from jax_unmask.commands.eval import evaluate
+from jax_unmask.policies.base import alphas_of
 from jax_unmask.settings import ConfigError
 
 RULE = "my_package.rules.AboveMean"
@@ -136,6 +137,38 @@ def test_settings_from_outside_are_converted_and_checked(package):
     for text in (f"{RULE}:factr=2", f"{RULE}:factor=-1", f"{RULE}:one_at_least=3", f"{RULE}s"):
         with pytest.raises(ValueError, match=r"factor|one_at_least|AboveMean"):
             policies.parse_policy(text)
+
+
+PACED = """
+import dataclasses
+
+import jax.numpy as jnp
+
+from my_package.rules import AboveMean
+
+
+@dataclasses.dataclass(frozen=True)
+class Paced(AboveMean):
+    def params(self, steps: int = 0):
+        return {"steps": jnp.int32(steps)}
+
+
+class PacedOverCanvas(Paced):
+    alphas = (0.1, 10.0)
+    of_canvas = True
+"""
+
+
+def test_members_that_need_not_be_there(package):
+    (package / "my_package" / "paced.py").write_text(PACED)
+    found = {}
+    for name in ("Paced", "PacedOverCanvas"):
+        text = f"my_package.paced.{name}"
+        policy, params = policies.parse_policy(text)
+        place = {"gen_length": 32, "block_length": 8}
+        _, told = policies.adjusted(text, policy, params, {"nfe": 8}, environment=place)
+        found[name] = (int(told["steps"]), alphas_of(policy))
+    assert found == {"Paced": (2, ()), "PacedOverCanvas": (8, (0.1, 10.0))}
 
 
 def test_a_family_is_named_by_argument_or_by_the_config(model, tmp_path):
