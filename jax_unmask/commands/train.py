@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fnmatch
 import logging
 import math
 import pathlib
@@ -88,8 +89,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, lock: DirectoryLock) -> bo
     exempt = tuple(each.key for each in declared(settings) if each.is_exempt)
     check_workdir(workdir, config, exempt=exempt)
     kind = recipes.find(settings.recipe)
-    if known := getattr(kind, "metrics", ()):
-        _require_best_metric(settings, known)
+    _require_best_metric(settings, kind.metrics)
     recipe = kind(settings, workdir)
     data = recipe.data()
     lock.take()
@@ -265,7 +265,7 @@ def _stop_if_diverged(
 def _require_best_metric(config: RunSettings, known: Iterable[str]) -> None:
     """Refuses to rank checkpoints by what is not measured."""
     metric = config.checkpoint.best_metric
-    if metric and metric not in known:
+    if metric and not any(fnmatch.fnmatchcase(metric, name) for name in known):
         raise ConfigError(
             "checkpoint.best_metric",
             metric,

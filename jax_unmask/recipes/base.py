@@ -110,7 +110,8 @@ class Recipe(Protocol):
     measurements while training (`eval.every`).
 
     Attributes:
-        metrics: names of all metrics that a step can have; `checkpoint.best_metric` is one of them.
+        metrics: names of all metrics that a step can have, with `*` for what depends on the
+            settings; `checkpoint.best_metric` is one of them.
         shown: names of those that the progress bar shows.
         defaults: its settings at their defaults, an instance of a subclass of `RunSettings`.
         trains: what `finish` exports, and what later stages of a curriculum and evaluations take: a

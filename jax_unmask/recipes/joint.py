@@ -186,6 +186,10 @@ class Joint:
             for the latter).
     """
 
+    metrics: tuple[str, ...] = (
+        *PolicyGrpo.metrics,
+        *(f"{name}/denoiser" for name in TraceRl.metrics),
+    )
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
     defaults = JointSettings()
     trains: tuple[Trained, ...] = ("denoiser", "policy")

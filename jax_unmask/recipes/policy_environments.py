@@ -33,6 +33,8 @@ from jax_unmask.tasks.data import Batch, BatchIterator
 
 # Settings of an environment; the policy, its optimiser and its reward are those of all.
 GROUPS = ("task", "model", "rollout", "expert")
+# Metrics that a step has of each environment too, as in nfe/sudoku.
+_OF_EACH = ("reward", "accuracy", "nfe", "groups_with_signal")
 _REMEDY = "Write KEY=VALUE KEY=VALUE ..., as in 'model.path=sudoku task.name=sudoku'"
 
 
@@ -52,6 +54,12 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
             raise SettingError("environments", self.environments, problem, "Name at least one")
         for each in self.each:  # Reading a line checks its settings one by one.
             check_schedule(each.optimizer, each.train.steps * each.learner.optimizer_steps)
+        self.require(
+            self.checkpoint.best_metric.partition("/")[2] in ("", *self.labels),
+            "checkpoint.best_metric",
+            "there is no such environment",
+            f"Choose among {', '.join(self.labels)}",
+        )
 
     def check_spread(self, placement: Placement) -> None:
         for each in self.each:
@@ -129,6 +137,7 @@ class PolicyEnvironments:
     compiled once per environment; environments of the same denoiser share its weights.
     """
 
+    metrics: tuple[str, ...] = (*PolicyGrpo.metrics, *(f"{name}/*" for name in _OF_EACH))
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
     defaults = PolicyEnvironmentsSettings()
     trains: tuple[Trained, ...] = ("policy",)
@@ -177,7 +186,7 @@ class PolicyEnvironments:
         return state, means | {
             f"{name}/{label}": metrics[name]
             for label, metrics in zip(self._labels, of_each, strict=True)
-            for name in ("reward", "accuracy", "nfe", "groups_with_signal")
+            for name in _OF_EACH
         }
 
     def flops(self, metrics: Mapping[str, float]) -> float:

@@ -235,6 +235,8 @@ class PolicyGrpo:
         *("reward", "accuracy", "nfe", "nfe_max", "useful_forwards", "unfinished", "cost"),
         *("groups_with_signal", "expert_reward", "imitated", "loss", "clip_fraction", "approx_kl"),
         *("entropy", "ratio_max", "grad_norm", "pairs", "skipped"),
+        *("accuracy_at_small_alpha", "accuracy_at_large_alpha"),
+        *("nfe_at_small_alpha", "nfe_at_large_alpha"),
     )
     shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
     defaults = PolicyGrpoSettings()

@@ -240,6 +240,14 @@ IMPOSSIBLE = [
     ("tracerl", {"rollout__policy": "dynamic_edit"}, "rollout.policy", "changes"),
     ("tracerl", {"rollout__policy": "reconsider"}, "rollout.policy", "changes"),
     ("joint", {"policy__network__take_back": True}, "policy.network.take_back", "True"),
+    *[
+        (each, {"checkpoint__best_metric": metric}, f"checkpoint.best_metric = {metric!r}", more)
+        for each, metric, more in (
+            ("joint", "acuracy", "trained_tokens/denoiser"),
+            ("policy_environments", "acuracy", "accuracy"),
+            ("policy_environments", "accuracy/gsm8k", "sudoku_1"),
+        )
+    ],
     ("joint", {"model__param_dtype": "bfloat16"}, "config.model.param_dtype", "denoiser.lora.rank"),
     ("joint", {"denoiser__learner__block_length": 8}, "config.denoiser.learner.block_length", ""),
     (

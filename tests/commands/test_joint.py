@@ -41,6 +41,7 @@ def test_a_policy_and_its_denoiser_learn_from_the_same_rollouts(
     together = tiny_config("joint", train__steps=1)
     train.train(together, tmp_path / "both")
     (line,) = metrics_of(tmp_path / "both")
+    assert {"step", *joint.Joint.metrics} >= set(line)
     assert line["pairs"] == first["pairs"] > 0  # The first rollouts are the same.
     assert line["states/denoiser"] > 0
     trained = load_file(tmp_path / "both" / "model" / "model.safetensors")

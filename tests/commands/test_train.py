@@ -304,6 +304,7 @@ def test_one_policy_learns_in_several_environments_for_every_alpha(tiny_config, 
         assert 1 <= line["nfe/sudoku_1"] <= 8
         assert line["nfe"] == pytest.approx((line["nfe/sudoku_0"] + line["nfe/sudoku_1"]) / 2)
         assert line["nfe_at_small_alpha"] > 0
+        assert {name.partition("/")[0] for name in line} <= {"step", *PolicyGrpo.metrics}
     with Checkpoints(tmp_path, read_only=True) as checkpoints:
         assert checkpoints.latest_step() == 2
     policy, params = policies.load_policy(tmp_path / "policy")

@@ -1,0 +1,17 @@
+"""All recipes of the package have what `Recipe` asks for."""
+
+from __future__ import annotations
+
+import pytest
+
+from jax_unmask import recipes
+from jax_unmask.recipes.base import Recipe
+
+
+@pytest.mark.parametrize("name", [each for each in recipes.RECIPES if each != "curriculum"])
+def test_a_recipe_has_all_members_of_the_protocol(name):
+    recipe = recipes.find(name)
+    members = {*Recipe.__annotations__, *vars(Recipe)}
+    missing = [each for each in members if not each.startswith("_") and not hasattr(recipe, each)]
+    assert not missing
+    assert set(recipe.shown) <= set(recipe.metrics)
