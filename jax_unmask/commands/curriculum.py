@@ -24,6 +24,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jax_unmask import recipes
+from jax_unmask.commands.checks import check_training
 from jax_unmask.commands.command_line import changed_config
 from jax_unmask.runtime.config import check_workdir, claim_workdir
 from jax_unmask.runtime.files import atomic_write
@@ -67,7 +68,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             for key in {*(_STARTS_FROM[each] for each in trains), "model.path"}:
                 if key in made and key not in changed:
                     stage.update_from_flattened_dict({key: made[key]})
-            recipes.read(stage)
+            check_training(stage)
         except (ConfigError, ValueError, KeyError, OSError, TypeError) as error:
             remedy = "Write it as FILE.py or FILE.py:ARGUMENT, then KEY=VALUE ..."
             problem = str(error).rstrip(".")

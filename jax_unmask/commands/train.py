@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import fnmatch
 import logging
 import math
 import pathlib
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 
 import jax
 from absl import flags
@@ -19,6 +18,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import recipes, tasks
 from jax_unmask.commands import command_line, curriculum
+from jax_unmask.commands.checks import check_training, require_best_metric
 from jax_unmask.commands.curriculum import EXPORT
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.environment.settings import RunSettings
@@ -36,7 +36,7 @@ from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
 from jax_unmask.runtime.progress import Timer, leave_out_step, progress_bar
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
-from jax_unmask.settings import ConfigError, declared, flat
+from jax_unmask.settings import declared, flat
 from jax_unmask.tasks.data import BatchIterator
 
 LOCK = "training.lock"
@@ -72,25 +72,10 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
 
 def _train(config: ConfigDict, workdir: pathlib.Path, lock: DirectoryLock) -> bool:
     """`train` in one directory; takes the lock once the config has proved to run."""
-    settings = recipes.read(config, trains=True)
-    measured = None
-    if settings.eval.after_training or settings.eval.every:
-        from jax_unmask.evaluation import candidates  # Draws plots; training needs none of it.
-
-        candidates.check(settings)
-    if settings.eval.every:
-        from jax_unmask.commands.while_training import WhileTraining
-
-        measured = WhileTraining(config)
-        if not hasattr(recipes.find(settings.recipe), "current"):
-            remedy = "Set 0, and `eval.after_training` = True"
-            problem = f"recipe {settings.recipe!r} trains no denoiser"
-            raise ConfigError("eval.every", settings.eval.every, problem, remedy)
+    settings, measured = check_training(config)
     exempt = tuple(each.key for each in declared(settings) if each.is_exempt)
     check_workdir(workdir, config, exempt=exempt)
-    kind = recipes.find(settings.recipe)
-    _require_best_metric(settings, kind.metrics)
-    recipe = kind(settings, workdir)
+    recipe = recipes.find(settings.recipe)(settings, workdir)
     data = recipe.data()
     lock.take()
     claim_workdir(workdir, config, exempt=exempt)
@@ -196,7 +181,7 @@ def _run(
                 progress.update(step - progress.n)
             if save or log:
                 _stop_if_diverged(divergence, step, state, values, checkpoints)
-                _require_best_metric(config, values)
+                require_best_metric(config, values)
             if save:
                 with timer.measure("checkpoint"):
                     writer.sync()
@@ -260,18 +245,6 @@ def _stop_if_diverged(
         f"step {step}: training {began}; not finite are {', '.join(where)}. {kept} Nothing was "
         "exported. Train in a new workdir with a lower optimizer.lr or optimizer.grad_clip"
     )
-
-
-def _require_best_metric(config: RunSettings, known: Iterable[str]) -> None:
-    """Refuses to rank checkpoints by what is not measured."""
-    metric = config.checkpoint.best_metric
-    if metric and not any(fnmatch.fnmatchcase(metric, name) for name in known):
-        raise ConfigError(
-            "checkpoint.best_metric",
-            metric,
-            f"recipe {config.recipe!r} has no such metric",
-            f"Choose one of {', '.join(sorted(known))}",
-        )
 
 
 def main(argv: list[str]) -> None:

@@ -37,7 +37,7 @@ class WhileTraining:
         config: a full config.
 
     Raises:
-        ConfigError: an axis varies something else than rollouts.
+        ConfigError: an axis varies something else than rollouts, or a combination makes no sense.
     """
 
     def __init__(self, config: ConfigDict) -> None:
@@ -50,6 +50,8 @@ class WhileTraining:
                     f"while training (`eval.every`) only rollouts can vary, not {key}",
                     "Leave that axis out, or set `eval.every` = 0",
                 )
+        for each in self._combinations:
+            candidates(recipes.read(each.config))
         self._task: Any = None
         self._cases: list[_Case] = []
 

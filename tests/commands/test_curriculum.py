@@ -112,6 +112,10 @@ def test_a_stage_may_say_where_it_starts(files, tmp_path):
         ("{sft} train.stepps=3", "stepps"),
         ("{sft} train.steps=many", "many"),
         ("{tracerl} learner.kl=k4", "config.learner.kl = 'k4'"),
+        ("{sft} checkpoint.best_metric=nix", "config.checkpoint.best_metric = 'nix'"),
+        ("{policy_grpo} eval.every=3 eval.block_lengths=(16,)", "config.eval.every = 3"),
+        ("{sft} eval.every=3 eval.block_lengths=(16,) \"eval.axes=('seed=1|2',)\"", "eval.axes = "),
+        ("{sft} eval.after_training=True eval.block_lengths=(5,)", "config.eval.block_lengths = "),
     ],
 )
 def test_bad_stages_are_named_before_anything_runs(files, tmp_path, stage, message):

@@ -677,8 +677,14 @@ def test_a_denoiser_is_measured_while_it_is_trained(tiny_config, tmp_path, caplo
             {"eval__every": 2, "eval__axes": ("seed=1|2",)},
             r"config\.eval\.axes = .*, not seed",
         ),
+        (
+            "tracerl",
+            {"eval__every": 2, "eval__axes": ("rollout.gen_length=16|24",)},
+            r"config\.(eval\.block_lengths|rollout\.block_length) = ",
+        ),
     ],
 )
 def test_what_cannot_be_measured_while_training(tiny_config, tmp_path, recipe, changes, named):
     with pytest.raises(ConfigError, match=named):
         train.train(tiny_config(recipe, eval__block_lengths=(16,), **changes), tmp_path)
+    assert not (tmp_path / "config.json").exists(), "it had begun"

@@ -1,0 +1,52 @@
+"""Checks of a training before anything is loaded; those of all stages, before the first starts."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+from jax_unmask import recipes
+from jax_unmask.environment.settings import RunSettings
+from jax_unmask.settings import ConfigError
+
+if TYPE_CHECKING:
+    from jax_unmask.commands.while_training import WhileTraining
+
+
+def check_training(config: ConfigDict) -> tuple[RunSettings, WhileTraining | None]:
+    """Settings of a training, once they are checked, and its measurements on the way if any.
+
+    Raises:
+        ConfigError: the first mistake; or the devices have no room for the training.
+    """
+    settings, measured = recipes.read(config, trains=True), None
+    recipe = recipes.find(settings.recipe)
+    if settings.eval.after_training or settings.eval.every:  # Draws plots; training needs none.
+        from jax_unmask.evaluation import candidates
+
+        candidates.check(settings)
+    if settings.eval.every:
+        if not hasattr(recipe, "current"):
+            remedy = "Set 0, and `eval.after_training` = True"
+            problem = f"recipe {settings.recipe!r} trains no denoiser"
+            raise ConfigError("eval.every", settings.eval.every, problem, remedy)
+        from jax_unmask.commands.while_training import WhileTraining
+
+        measured = WhileTraining(config)
+    require_best_metric(settings, recipe.metrics)
+    return settings, measured
+
+
+def require_best_metric(config: RunSettings, known: Iterable[str]) -> None:
+    """Refuses to rank checkpoints by what is not measured."""
+    metric = config.checkpoint.best_metric
+    if metric and not any(fnmatch.fnmatchcase(metric, name) for name in known):
+        raise ConfigError(
+            "checkpoint.best_metric",
+            metric,
+            f"recipe {config.recipe!r} has no such metric",
+            f"Choose one of {', '.join(sorted(known))}",
+        )
