@@ -92,6 +92,8 @@ def find(device: Accelerator, count: int) -> Compiler | None:
     if device.topologies is not None and importlib.util.find_spec("libtpu"):
         _quiet_libtpu()
         options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
+        if device.name == "v4":  # Its two cores are one device, as on a v4 they are.
+            options["chip_config_name"] = "megacore"
         shape = f"{device.name}:{device.topologies[count]}"
         found = topologies.get_topology_desc(shape, "tpu", **options).devices
         return Compiler(_version("libtpu"), tuple(found), _flags(device))

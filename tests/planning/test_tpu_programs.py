@@ -350,6 +350,19 @@ def test_gradient_of_the_head_is_scattered_once():
     assert large == [f"reduce-scatter f32[{VOCABULARY // 2},{WIDTH // 2}] among 2"]
 
 
+@pytest.mark.parametrize("devices", ["v4-2", "v4-8", "v5e-4", "v5p-8", "v6e-4"])
+def test_every_type_of_tpu_has_its_compiler(devices):
+    device, count = accelerators.parse(devices)
+    found = compilers.find(device, count).devices
+    assert len({tuple(each.coords) for each in found}) == len(found) == count
+    with accelerators.absent(found):
+        assert accelerators.here() is device
+        where = NamedSharding(meshes.make_mesh(), PartitionSpec("data"))
+    x = jax.ShapeDtypeStruct((512, 128), jnp.bfloat16, sharding=where)
+    memory = jax.jit(lambda x: x + 1).lower(x).compile().memory_analysis()
+    assert memory.argument_size_in_bytes == 2 * 512 * 128 // count
+
+
 def hops(order):
     """Links between neighbours on data and on fsdp, the mean of all."""
     places = np.array([each.coords for each in order.flat]).reshape(*order.shape, 3)
