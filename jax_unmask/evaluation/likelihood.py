@@ -24,6 +24,7 @@ from jax_unmask.denoisers import Denoiser, Params
 from jax_unmask.denoisers.head import score_candidates
 from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.token_log_prob import token_log_prob
+from jax_unmask.policies.order import descending_ranks
 from jax_unmask.runtime import streams
 
 _Rows = tuple[Any, ...]  # (tokens, real, wanted), [S] or [R, S] each
@@ -187,8 +188,7 @@ def stratified_masks(key: Array, wanted: Bool[Array, " S"], rows: int) -> Bool[A
     steps = jnp.arange(rows) * length // rows
     size = (first + steps - 1) % length + 1
     noise = jax.random.uniform(of_places, (rows, wanted.shape[0]))
-    order = jnp.argsort(jnp.argsort(jnp.where(wanted, noise, 2.0), axis=-1), axis=-1)
-    return wanted & (order < size[:, None])
+    return wanted & (descending_ranks(-noise, wanted) < size[:, None])
 
 
 @functools.partial(jax.jit, static_argnames=("denoiser",))

@@ -16,6 +16,7 @@ from flax import struct
 from jaxtyping import Array, Bool, Int
 
 from jax_unmask.notation import Names, NotationError
+from jax_unmask.policies.order import descending_ranks
 from jax_unmask.settings import SettingError, Settings, setting
 
 Indices = Int[Array, " C"]
@@ -230,8 +231,7 @@ class Elbo(_Drawn):
         unit, order = _uniforms(key, self.slot(index), row, trainable.shape[1], 2)
         count = jnp.sum(trainable, axis=1, keepdims=True)
         masks = 1 + jnp.minimum((unit[:, :1] * count).astype(jnp.int32), count - 1)
-        place = jnp.argsort(jnp.argsort(jnp.where(trainable, order, jnp.inf), axis=1), axis=1)
-        return _half(place < masks, trainable, index, self.complement)
+        return _half(descending_ranks(-order, trainable) < masks, trainable, index, self.complement)
 
 
 @dataclasses.dataclass(frozen=True)
