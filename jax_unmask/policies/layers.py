@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
+from jax_unmask.denoisers.attention import rotary_table
+
 LAYER_NORM_EPS = 1e-5
 ROPE_BASE = 10_000.0
 # The network is ~1e-4 of a denoiser forward, so exact float32 products cost nothing and keep the
@@ -87,10 +89,8 @@ def rotate_pairs(x: Float[Array, "N H W h"]) -> Float[Array, "N H W h"]:
     The halves leave in another order than they came; queries and keys share it, so that only
     their inner products matter.
     """
-    head_dim, width = x.shape[-1], x.shape[-2]
-    exponent = jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim
-    angles = jnp.arange(width, dtype=jnp.float32)[:, None] * ROPE_BASE**-exponent
-    cos, sin = jnp.cos(angles), jnp.sin(angles)
+    table = rotary_table(jnp.arange(x.shape[-2])[None], x.shape[-1], ROPE_BASE)
+    cos, sin = (each[0, :, 0] for each in table)
     even, odd = x[..., ::2], x[..., 1::2]
     return jnp.concatenate([even * cos - odd * sin, even * sin + odd * cos], axis=-1)
 
