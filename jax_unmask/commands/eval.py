@@ -35,9 +35,9 @@ from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import RECORD, flatten
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.locks import DirectoryLock
+from jax_unmask.settings import flat
 
 _NAMING = ("reward.alpha", "seed")
-_TRAINING = ("expert", "learner", "optimizer", "train", "filter", "process", "value", "lora")
 
 logger = logging.getLogger(__name__)
 
@@ -106,9 +106,11 @@ def _for_evaluation(config: ConfigDict) -> ConfigDict:
     """
     recipes.require_one_training(config)
     config = config.copy_and_resolve_references()
-    defaults = recipes.config(config.recipe)
-    for group in set(_TRAINING) & set(config) & set(defaults):
-        config[group] = defaults[group]
+    defaults, known = recipes.defaults(config.recipe), flatten(config)
+    within = tuple(f"{key}." for key in defaults.training_only)
+    found = {k: v for k, v in flat(defaults).items() if k in known and f"{k}.".startswith(within)}
+    with config.ignore_type():
+        config.update_from_flattened_dict(found)
     if "rollout" in config and config.rollout.gen_length % max(config.rollout.block_length, 1):
         config.rollout.block_length = config.rollout.gen_length  # `eval.block_lengths` counts.
     return config

@@ -196,6 +196,9 @@ class RunSettings(Settings):
     log: LogSettings = LogSettings()
     eval: EvaluationSettings = EvaluationSettings()
 
+    training_only: ClassVar[tuple[str, ...]] = ("train", "learner", "optimizer")
+    """Keys, or groups of keys, that nothing but training reads, as far as there are such."""
+
     @property
     def sampling(self) -> RolloutSettings:
         """The rollouts of an evaluation, but for block length, cache and end of texts."""

@@ -94,6 +94,11 @@ class JointSettings(PolicyGrpoSettings):
     )
     export: str | None = export_setting()
 
+    training_only: ClassVar[tuple[str, ...]] = (
+        *PolicyGrpoSettings.training_only,
+        *("turn", "denoiser.filter", "denoiser.learner", "denoiser.optimizer"),
+    )
+
     def check(self) -> None:
         self.require(
             self.turn < self.train.steps,

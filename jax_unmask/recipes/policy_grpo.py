@@ -107,6 +107,8 @@ class PolicyGrpoSettings(RollingSettings):
     # One epoch over GSM8K's 7,473 training problems, 16 prompts at a time.
     train: TrainSettings = TrainSettings(steps=467)
 
+    training_only: ClassVar[tuple[str, ...]] = (*RollingSettings.training_only, "expert")
+
     def check(self) -> None:
         check_schedule(self.optimizer, self.train.steps * self.learner.optimizer_steps)
         if self.expert.count:

@@ -160,6 +160,8 @@ class SftSettings(SupervisedSettings):
     masking: Masking = Masking(max_weight=20.0)
     learner: SftLearner = SftLearner()
 
+    training_only: ClassVar[tuple[str, ...]] = (*SupervisedSettings.training_only, "masking")
+
     def check(self) -> None:
         super().check()
         self.require_divides("masking.suffix_block_length", "data.gen_length")

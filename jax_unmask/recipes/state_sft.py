@@ -115,6 +115,11 @@ class StateSftSettings(SupervisedSettings):
     data: BucketedData = BucketedData()
     learner: StateMethod = StateMethod(chunk_size=16)
 
+    training_only: ClassVar[tuple[str, ...]] = (
+        *SupervisedSettings.training_only,
+        *("data.length_buckets", "data.pack_length"),
+    )
+
     def check(self) -> None:
         super().check()
         buckets, learner = self.data.length_buckets, self.learner

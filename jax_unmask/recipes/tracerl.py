@@ -176,6 +176,11 @@ class TraceRlSettings(RollingSettings):
     train: TrainSettings = TrainSettings(steps=50)
     export: str | None = export_setting()
 
+    training_only: ClassVar[tuple[str, ...]] = (
+        *RollingSettings.training_only,
+        *("rollout.policy", "filter", "value", "process"),
+    )
+
     def check(self) -> None:
         check_export(self.export)
         check_schedule(self.optimizer, self.optimizer_steps)

@@ -138,6 +138,43 @@ def test_settings_of_training_alone_are_no_obstacle(config, tmp_path):
     assert config.expert.count == 1
 
 
+TRAINED = [
+    ("joint", {"train__steps": 2000, "turn": 1500}, {}),
+    (
+        "joint",
+        {"train__steps": 20_000, "denoiser__optimizer__warmup_steps": 8000}
+        | {"denoiser__optimizer__schedule": "cosine"},
+        {},
+    ),
+    ("joint", {"denoiser__lora__rank": 2, "model__param_dtype": "bfloat16"}, {}),
+    ("joint", {"expert__count": 1, "expert__block_length": 8}, {"rollout.gen_length": 20}),
+    ("tracerl", {"lora__rank": 2, "model__param_dtype": "bfloat16"}, {}),
+    ("tracerl", {"value__enabled": True}, {"rollout.policy": "learned:/no/such"}),
+    ("sft", {"masking__suffix_block_length": 8}, {"data.gen_length": 20}),
+    ("sft", {"learner__positions_per_chunk": 8}, {"data.gen_length": 20}),
+    (
+        "state_sft",
+        {"learner__method": "semi_ar", "learner__block_length": 8, "learner__num_pads": 1}
+        | {"data__length_buckets": (8,), "data__pack_length": 40},
+        {"data.gen_length": 30},
+    ),
+    ("policy_environments", {"optimizer__warmup_steps": 9, "train__steps": 10}, {}),
+]
+
+
+@pytest.mark.parametrize(("recipe", "trained", "elsewhere"), TRAINED)
+def test_what_can_be_trained_can_be_evaluated_elsewhere_too(
+    tiny_config, recipe, trained, elsewhere
+):
+    policies = ("threshold:threshold=0.5",)
+    config = tiny_config(recipe, eval__policies=policies, eval__block_lengths=(0,), **trained)
+    recipes.read(config)
+    config.update_from_flattened_dict(elsewhere)
+    given = config.to_json()
+    assert "threshold" in eval_command.list_measurements(config, speed=None, nfe=None)
+    assert config.to_json() == given
+
+
 def test_the_default_grid_can_be_read():
     from jax_unmask.evaluation.candidates import candidates
 
