@@ -204,11 +204,14 @@ class Joint:
         _check_final(config, load_denoiser_config(config))
         self._config = config
         self._key = streams.stream(streams.root(config.seed), "policy")
-        with _own_keys():
-            self._denoiser = TraceRl(config.of_denoiser, workdir)
-        # Its rollouts read the weights of the training state.
-        bundle = dataclasses.replace(self._denoiser.bundle, params=None)
-        self._policy = PolicyGrpo(config.of_policy, workdir, bundle)
+
+        def load() -> Bundle:
+            with _own_keys():
+                self._denoiser = TraceRl(config.of_denoiser, workdir)
+            # Rollouts read the weights of the training state.
+            return dataclasses.replace(self._denoiser.bundle, params=None)
+
+        self._policy = PolicyGrpo(config.of_policy, workdir, load)
 
     def init(self) -> TrainState:
         return _joined(self._denoiser.init(), self._policy.init())

@@ -24,7 +24,12 @@ from jax_unmask.recipes.base import (
     bytes_per_device,
     check_schedule,
 )
-from jax_unmask.recipes.policy_grpo import PolicyGrpo, PolicyGrpoSettings, build_policy
+from jax_unmask.recipes.policy_grpo import (
+    PolicyGrpo,
+    PolicyGrpoSettings,
+    build_policy,
+    check_denoiser,
+)
 from jax_unmask.runtime.config import read_value
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
@@ -145,7 +150,8 @@ class PolicyEnvironments:
 
     def __init__(self, config: PolicyEnvironmentsSettings, workdir: pathlib.Path) -> None:
         self._labels = config.labels
-        if len({build_policy(each, load_denoiser_config(each)) for each in config.each}) > 1:
+        shapes = list(map(load_denoiser_config, config.each))
+        if len(set(map(build_policy, config.each, shapes))) > 1:
             raise ConfigError(
                 "policy.network.kind",
                 config.policy.network.kind,
@@ -153,15 +159,19 @@ class PolicyEnvironments:
                 "Choose a network that reads none of its hidden states, such as confidence",
             )
         self._config = config
+        # Of all environments, before the weights of any are loaded.
+        tasks = list(map(load_task, config.each))
+        for each, shape, task in zip(config.each, shapes, tasks, strict=True):
+            check_denoiser(each, shape)
+            check_split(each, task, "train")
         loaded: dict[Any, Bundle] = {}
         self._recipes = []
-        for each in config.each:
+        for each, task in zip(config.each, tasks, strict=True):
             bundle = loaded.get(each.model)
+            load = None
             if bundle is not None:
-                task = load_task(each)
-                check_split(each, task, "train")
-                bundle = dataclasses.replace(bundle, task=task)
-            recipe = PolicyGrpo(each, workdir, bundle)
+                load = functools.partial(dataclasses.replace, bundle, task=task)
+            recipe = PolicyGrpo(each, workdir, load)
             loaded[each.model] = recipe.bundle
             self._recipes.append(recipe)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Literal
 
 import jax
@@ -144,6 +144,28 @@ def build_policy(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> polici
     )
 
 
+def check_denoiser(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> None:
+    """Raises a `ConfigError` for settings that do not fit the denoiser."""
+    network = build_policy(config, denoiser).network
+    check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
+    check_cache(config.rollout.cache, denoiser)
+    if isinstance(network, policies.NetworkConfig):
+        if network.hidden_size not in (0, denoiser.hidden_size):
+            raise ConfigError(
+                "policy.network.hidden_size",
+                network.hidden_size,
+                f"the denoiser's hidden states are {denoiser.hidden_size} wide",
+                f"Give {denoiser.hidden_size} to observe them, 0 not to",
+            )
+        if network.top_k > denoiser.vocab_size:
+            raise ConfigError(
+                "policy.network.top_k",
+                network.top_k,
+                f"the denoiser has {denoiser.vocab_size} tokens",
+                "Lower it",
+            )
+
+
 @dataclasses.dataclass(frozen=True)
 class Components:
     """Policy, learner, expert and their rollout settings, built from a config."""
@@ -230,7 +252,7 @@ class PolicyGrpo:
     Args:
         config: the settings.
         workdir: receives `policy/` (safetensors) at the end.
-        bundle: denoiser, tokenizer and task, if they are loaded already.
+        load: loads denoiser, tokenizer and task; by default those of the config.
     """
 
     metrics: tuple[str, ...] = (
@@ -246,7 +268,10 @@ class PolicyGrpo:
     build_policy = staticmethod(build_policy)
 
     def __init__(
-        self, config: PolicyGrpoSettings, workdir: pathlib.Path, bundle: Bundle | None = None
+        self,
+        config: PolicyGrpoSettings,
+        workdir: pathlib.Path,
+        load: Callable[[], Bundle] | None = None,
     ) -> None:
         del workdir
         self._config = config
@@ -256,9 +281,9 @@ class PolicyGrpo:
         self._given = self._load_policy() if config.policy.init_from else None
         self._group = config.rollout.group_size
         self._experts = config.expert.count
-        self._bundle = bundle or load_bundle(config)  # Last: the weights take longest.
+        check_denoiser(config, shape)
+        self._bundle = load() if load else load_bundle(config)  # Last: the weights take longest.
         self._rollouts = Rollouts.of(config, self._bundle)
-        self._check_denoiser(self._bundle.denoiser.config)
         if config.rollout.stop_at_end:
             stop_ids = self._bundle.tokenizer.stop_ids
             self._components = build_components(config, shape, stop_ids, self._placement.shards)
@@ -287,27 +312,6 @@ class PolicyGrpo:
                 "Give config.policy.network the values of that policy",
             )
         return params
-
-    def _check_denoiser(self, denoiser: DenoiserConfig) -> None:
-        """Refuses observations that the denoiser does not offer."""
-        config, network = self._config, self._components.policy.network
-        check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
-        check_cache(config.rollout.cache, denoiser)
-        if isinstance(network, policies.NetworkConfig):
-            if network.hidden_size not in (0, denoiser.hidden_size):
-                raise ConfigError(
-                    "policy.network.hidden_size",
-                    network.hidden_size,
-                    f"the denoiser's hidden states are {denoiser.hidden_size} wide",
-                    f"Give {denoiser.hidden_size} to observe them, 0 not to",
-                )
-            if network.top_k > denoiser.vocab_size:
-                raise ConfigError(
-                    "policy.network.top_k",
-                    network.top_k,
-                    f"the denoiser has {denoiser.vocab_size} tokens",
-                    "Lower it",
-                )
 
     def init(self) -> TrainState:
         return placements.from_config(self._config).everywhere(self._make_state())

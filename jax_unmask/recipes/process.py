@@ -12,11 +12,9 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from jax_unmask.denoisers import Tokenizer
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.advantages import chunk_z_scores
 from jax_unmask.notation import Names, NotationError
-from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError, SettingError, Settings, setting, setting_of
 from jax_unmask.tasks.base import Example, Task
 from jax_unmask.tasks.judges import Judge, LanguageModelJudge, Solution
@@ -81,16 +79,10 @@ class Judged(NamedTuple):
 class ProcessRewards:
     """Scores the chunks of responses; each process has those to its own problems judged."""
 
-    def __init__(
-        self,
-        judge: Judge,
-        task: Task,
-        tokenizer: Tokenizer,
-        chunk_length: int,
-        placement: Placement,
-    ) -> None:
-        self._judge, self._task, self._tokenizer = judge, task, tokenizer
-        self.chunk_length, self._placement = chunk_length, placement
+    def __init__(self, judge: Judge, chunk_length: int, bundle: Bundle) -> None:
+        self._judge, self.chunk_length = judge, chunk_length
+        self._task, self._tokenizer = bundle.task, bundle.tokenizer
+        self._placement = bundle.placement
 
     def __call__(
         self,
@@ -147,8 +139,8 @@ class ProcessRewards:
         )
 
 
-def build_process_rewards(process: ProcessSettings, bundle: Bundle) -> ProcessRewards | None:
-    """The process rewards of a bundle's task; None for none.
+def build_judge(process: ProcessSettings, task: Task) -> Judge | None:
+    """The judge of the chunks of a task's responses; None for none.
 
     Raises:
         ConfigError: the task has no steps to verify, or the server's key is missing.
@@ -163,14 +155,13 @@ def build_process_rewards(process: ProcessSettings, bundle: Bundle) -> ProcessRe
             "the environment has no such variable, or it is empty",
             "Set it, or leave the setting empty for a server without keys",
         )
-    given = vars(process) | {"task": bundle.task, "api_key": os.environ.get(variable)}
+    given = vars(process) | {"task": task, "api_key": os.environ.get(variable)}
     try:
-        judge = kind(**{n: given[n] for n in inspect.signature(kind).parameters if n in given})
+        wanted = inspect.signature(kind).parameters
+        judge: Judge = kind(**{name: given[name] for name in wanted if name in given})
     except SettingError as error:
         raise error.within("process") from error
     except ValueError as error:
         remedy = "Choose another judge, or another task"
         raise ConfigError("process.judge", process.judge, str(error), remedy) from error
-    return ProcessRewards(
-        judge, bundle.task, bundle.tokenizer, process.chunk_length, bundle.placement
-    )
+    return judge

@@ -14,7 +14,7 @@ from jax_unmask import denoisers
 from jax_unmask.denoisers import number_embeddings, word_level
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.denoisers.sharding import RULES, check_mesh
-from jax_unmask.environment.bundle import Bundle, load_bundle, load_task
+from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config, load_task
 from jax_unmask.environment.settings import DType, ModelSettings, RunSettings, TaskSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
@@ -211,7 +211,6 @@ def starting_bundle(config: SupervisedSettings, workdir: pathlib.Path) -> Bundle
         placement = placements.from_config(config)
         bundle = load_bundle(config, weights=placement)
         bundle = dataclasses.replace(bundle, placement=placement)
-    check_fits(bundle.denoiser.config, config.task.prompt_length, config.data.gen_length)
     return bundle
 
 
@@ -291,6 +290,10 @@ class Sft:
     build_learner: ClassVar[Any] = staticmethod(build_learner)
 
     def __init__(self, config: Any, workdir: pathlib.Path) -> None:
+        if config.model.path is not None:  # Checks, before the weights: they take longest.
+            shape = load_denoiser_config(config)
+            check_fits(shape, config.task.prompt_length, config.data.gen_length)
+            self.build_learner(config, denoisers.Denoiser(shape))
         self._config, self._bundle = config, starting_bundle(config, workdir)
         self._learner = self.build_learner(config, self._bundle.denoiser)
 

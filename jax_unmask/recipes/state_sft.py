@@ -38,7 +38,7 @@ from jax_unmask.rollout import RolloutSettings, by_length, rollout, row_keys, tr
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import ConfigError, setting, values_of
+from jax_unmask.settings import ConfigError, SettingError, setting, values_of
 from jax_unmask.tasks.data import Batch
 
 logger = logging.getLogger(__name__)
@@ -174,7 +174,7 @@ def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> Sta
     """The learner of the denoiser.
 
     Raises:
-        ConfigError: the method does not fit the denoiser's attention.
+        ConfigError: method or block length do not fit the denoiser's attention.
     """
     learner, family = config.learner, denoiser.config.family
     denoiser = denoiser.clone(remat=config.model.remat)
@@ -186,6 +186,11 @@ def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> Sta
             f"the denoiser, of family {family!r}, has block attention",
             "Choose 'block' or 'trace'",
         )
+    if has_blocks and learner.method == "trace":  # Rollouts tell the steps.
+        try:
+            config.require_divides("learner.block_length", "data.gen_length")
+        except SettingError as error:
+            raise error.within("") from error
     if learner.method == "block" and not has_blocks:
         if denoiser.config.logits_shift:
             raise ConfigError(
@@ -194,10 +199,6 @@ def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> Sta
                 f"the denoiser, of family {family!r}, has full attention and shifted logits",
                 "Choose 'ar', 'random', 'semi_ar' or 'trace'",
             )
-        logger.warning(
-            "learner.method = 'block' of a denoiser with full attention is a cold start: train it "
-            "with full attention afterwards, as rollouts use it"
-        )
         narrow = dataclasses.replace(denoiser.config, attention_block=learner.block_length)
         denoiser, has_blocks = denoiser.clone(config=narrow), True
     if learner.method == "ar":
@@ -241,6 +242,11 @@ class StateSft(Sft):
         if self._bundle.denoiser.config.attention_block is not None:
             denoiser = in_blocks(self._bundle.denoiser, self._learner.blocks)
             self._bundle = dataclasses.replace(self._bundle, denoiser=denoiser)
+        elif config.learner.method == "block":
+            logger.warning(
+                "learner.method = 'block' of a denoiser with full attention is a cold start: train "
+                "it with full attention afterwards, as rollouts use it"
+            )
 
     @classmethod
     def keeps_start(cls, config: StateSftSettings) -> bool:

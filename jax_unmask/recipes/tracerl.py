@@ -17,7 +17,7 @@ from jax_unmask import denoisers
 from jax_unmask.denoisers.flops import head_flops, layer_flops
 from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.denoisers.sharding import RULES, in_product_type
-from jax_unmask.environment.bundle import Bundle, load_bundle
+from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config, load_task
 from jax_unmask.environment.settings import (
     DType,
     ModelSettings,
@@ -50,7 +50,7 @@ from jax_unmask.recipes.base import (
     prompt_shapes,
     training_batches,
 )
-from jax_unmask.recipes.process import ProcessSettings, build_process_rewards
+from jax_unmask.recipes.process import ProcessRewards, ProcessSettings, build_judge
 from jax_unmask.recipes.rollouts import Fetched, RollingSettings, Rollouts, TrainingRollouts
 from jax_unmask.rollout import RolloutSettings, rollout
 from jax_unmask.rollout.flops import row_flops
@@ -305,6 +305,14 @@ def make_adapters(config: TraceRlSettings, denoiser: denoisers.DenoiserConfig) -
         raise ConfigError("lora.targets", lora.targets, str(error), remedy) from error
 
 
+def check_denoiser(config: TraceRlSettings, denoiser: denoisers.DenoiserConfig) -> None:
+    """Raises a `ConfigError` for settings that do not fit the denoiser."""
+    check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
+    build_settings(config, denoiser, ())
+    build_learner(config, denoisers.Denoiser(denoiser), ())
+    jax.eval_shape(lambda: make_adapters(config, denoiser))
+
+
 def update_flops(
     config: TraceRlSettings, denoiser: denoisers.DenoiserConfig, states: float, tokens: float
 ) -> float:
@@ -348,17 +356,19 @@ class TraceRl:
         self._lora = config.lora.rank > 0
         self._policy, self._policy_params = parse_policy("rollout.policy", config.rollout.policy)
         self._placement = placements.from_config(config)  # Of training.
+        check_denoiser(config, load_denoiser_config(config))
+        judge = build_judge(config.process, load_task(config))
         # Last: the weights take longest.
         self._bundle = load_bundle(config, weights=self._placement)
         self._rollouts = Rollouts.of(config, self._bundle)
         denoiser = self._bundle.denoiser
-        check_fits(denoiser.config, config.task.prompt_length, config.rollout.gen_length)
         self._ends = self._bundle.tokenizer.stop_ids
         shards = self._bundle.placement.shards
         self._settings = build_settings(config, denoiser.config, self._ends, shards)
         self._learner = build_learner(config, denoiser, self._ends)
-        jax.eval_shape(lambda: make_adapters(config, denoiser.config))  # Are there such targets?
-        self._process = build_process_rewards(config.process, self._bundle)
+        self._process = None
+        if judge is not None:
+            self._process = ProcessRewards(judge, config.process.chunk_length, self._bundle)
         self._batches: data.BatchIterator | None = None
 
     @property

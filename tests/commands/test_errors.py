@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, config_flags
 
 import hub_cache
 import tiny
-from jax_unmask import policies, recipes
+from jax_unmask import denoisers, policies, recipes
 from jax_unmask.commands import bench, command_line, convert, generate, harness, hub, serve, train
 from jax_unmask.denoisers.sharding import check_mesh
 from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
@@ -188,7 +188,21 @@ STORE = "gs://bucket/it"
 _EXPERT = {"expert__count": 1, "expert__block_length": 4}
 _JUDGE = {"process__judge": "model", "process__model": "m"}
 # Recipe, changes, and what the message names: full keys and values, and what else there is to say.
+_LONG = {"rollout__gen_length": 48, "rollout__block_length": 48}
 IMPOSSIBLE = [
+    *[
+        (each, _LONG, "task.prompt_length = 17", "65 tokens")
+        for each in ("policy_grpo", "policy_environments", "tracerl", "joint")
+    ],
+    *[
+        (
+            each,
+            {"model__path": "sudoku", "data__gen_length": 512},
+            "task.prompt_length = 17",
+            "529 tokens",
+        )
+        for each in ("sft", "state_sft")
+    ],
     ("policy_grpo", {"rollout__block_length": 5}, "rollout.block_length = 5", "15 or 20"),
     ("policy_grpo", {"rollout__group_size": 1}, "rollout.group_size = 1", "at least 2"),
     ("policy_grpo", {"rollout__slots": -1}, "rollout.slots = -1", "at least 0"),
@@ -248,6 +262,21 @@ IMPOSSIBLE = [
             ("policy_environments", "accuracy/gsm8k", "sudoku_1"),
         )
     ],
+    ("joint", {"policy__network__hidden_size": 12}, "policy.network.hidden_size = 12", "16"),
+    ("joint", {"policy__init_from": "/no/such"}, "/no/such/policy_config.json", ""),
+    ("joint", {"rollout__cache": "block"}, "rollout.cache = 'block'", "block-causal"),
+    (
+        "policy_environments",
+        {"environments": ("task.name=sudoku", "rollout.cache=block")},
+        "rollout.cache = 'block'",
+        "block-causal",
+    ),
+    (
+        "policy_environments",
+        {"environments": ("task.name=sudoku", "task.name=gsm8k task.path=/no/such")},
+        "/no/such",
+        "",
+    ),
     ("joint", {"model__param_dtype": "bfloat16"}, "config.model.param_dtype", "denoiser.lora.rank"),
     ("joint", {"denoiser__learner__block_length": 8}, "config.denoiser.learner.block_length", ""),
     (
@@ -287,6 +316,24 @@ IMPOSSIBLE = [
     ("state_sft", {"learner__method": "ar"}, "learner.method = 'ar'", "llada"),
     ("sft", {"masking__causal_fraction": 0.5}, "masking.causal_fraction = 0.5", "logits_shift"),
     (
+        "sft",
+        {"model__path": "sudoku", "masking__causal_fraction": 0.5},
+        "masking.causal_fraction = 0.5",
+        "logits_shift",
+    ),
+    (
+        "state_sft",
+        {"model__path": "sudoku", "learner__method": "ar"},
+        "learner.method = 'ar'",
+        "llada",
+    ),
+    (
+        "state_sft",
+        {"model__attention_block": 4, "learner__method": "trace", "learner__block_length": 5},
+        "learner.block_length = 5",
+        "data.gen_length",
+    ),
+    (
         "state_sft",
         {"model__attention_block": 4, "model__logits_shift": True},
         "model.logits_shift = True",
@@ -304,7 +351,11 @@ IMPOSSIBLE = [
 
 
 @pytest.mark.parametrize(("recipe", "changes", "named", "more"), IMPOSSIBLE)
-def test_impossible_settings(tiny_config, message, recipe, changes, named, more):
+def test_impossible_settings(tiny_config, message, monkeypatch, recipe, changes, named, more):
+    def refuse(*arguments, **settings):
+        raise AssertionError("weights were about to be loaded")
+
+    monkeypatch.setattr(denoisers, "from_pretrained", refuse)
     if any(key.startswith("eval") for key in changes):
         changes = {"eval__block_lengths": (16,), "eval__after_training": True} | changes
     text = message(tiny_config(recipe, **changes))

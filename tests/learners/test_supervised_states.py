@@ -11,6 +11,7 @@ import optax
 import pytest
 
 import tiny
+from jax_unmask import recipes
 from jax_unmask.denoisers import Denoiser, init_params
 from jax_unmask.learners.state_sft import StateLearner
 from jax_unmask.learners.states import Responses
@@ -46,7 +47,7 @@ def test_semi_autoregressive_states():
     np.testing.assert_array_equal(seen, trainable)
 
 
-def test_block_method_trains_a_denoiser_with_full_attention_block_causally(caplog):
+def test_block_method_trains_a_denoiser_with_full_attention_block_causally():
     """In blocks of 1 each token is predicted from its mask and the text before it."""
     full = tiny.denoiser_config()
     config = dataclasses.replace(
@@ -56,7 +57,6 @@ def test_block_method_trains_a_denoiser_with_full_attention_block_causally(caplo
         ),
     )
     learner = state_sft.build_learner(config, Denoiser(full))
-    assert "learner.method = 'block'" in caplog.text  # Nobody trains so without knowing.
     rng = np.random.default_rng(0)
     prompts = Prompts(jnp.asarray(rng.integers(0, 10, (2, 3)), jnp.int32), jnp.ones((2, 3), bool))
     tokens = jnp.asarray(rng.integers(0, 10, (2, 5)), jnp.int32)
@@ -74,6 +74,13 @@ def test_block_method_trains_a_denoiser_with_full_attention_block_causally(caplo
     assert float(metrics["loss"]) == pytest.approx(total / 10, abs=1e-5)
     with pytest.raises(ConfigError, match=r"config\.learner\.method = 'block'.*'ar'"):
         state_sft.build_learner(config, Denoiser(CONFIG))
+
+
+def test_training_says_that_blocks_of_full_attention_are_a_cold_start(caplog, tmp_path):
+    settings = recipes.defaults("state_sft")
+    learner = dataclasses.replace(settings.learner, method="block", block_length=1)
+    state_sft.StateSft(dataclasses.replace(settings, learner=learner), tmp_path)
+    assert "learner.method = 'block'" in caplog.text
 
 
 @pytest.mark.thorough

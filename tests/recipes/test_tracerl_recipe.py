@@ -17,9 +17,8 @@ from jax_unmask.learners.surrogates import (
     SurrogateSettings,
     Trace,
 )
-from jax_unmask.recipes.process import ProcessSettings, build_process_rewards
+from jax_unmask.recipes.process import ProcessSettings, build_judge
 from jax_unmask.recipes.tracerl import TraceReward, choose_groups, text_lengths
-from jax_unmask.runtime.placement import Placement
 
 
 def test_kept_groups_come_first_and_others_fill_up():
@@ -68,6 +67,5 @@ def test_a_judge_of_ones_own_gets_what_it_has_parameters_for(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "judges_of_mine", types.SimpleNamespace(Lengths=Lengths))
     settings = ProcessSettings(judge="judges_of_mine.Lengths", votes=5)
-    bundle = types.SimpleNamespace(task="task", tokenizer=None, placement=Placement())
-    judge = build_process_rewards(settings, bundle)._judge
+    judge = build_judge(settings, "task")
     assert (judge.task, judge.votes) == ("task", 5)
