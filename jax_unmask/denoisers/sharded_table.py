@@ -94,6 +94,7 @@ class TableShard:
         return functools.reduce(merge, each)
 
 
+@jax.named_scope("head")  # For profiles and plans.
 def over_table(
     function: Callable[..., Any],
     table: Float[Array, "V D"],

@@ -11,6 +11,7 @@ import collections
 import functools
 import math
 import re
+from collections.abc import Iterable
 
 from jax_unmask.planning.compiled import Array, Compiled, Instruction, Part
 from jax_unmask.runtime.accelerators import Accelerator
@@ -45,21 +46,15 @@ def kind(each: Instruction) -> str:
         return "products of layers"
     if any(mark in source for mark in ("bghq", "Block/sub", "Block/exp", "Block/jit(_where)")):
         return "attention"
-    if source.endswith("head/pallas_call"):
+    if "UnmaskingNetwork" in source:
+        return "policy"
+    if re.search(r"\bhead\b", source):
         return "head"
     if "__cudnn" in each.line or "tpu_custom_call" in each.line:
         return "attention"
     if "norm" in source.lower():
         return "norms"
-    if "UnmaskingNetwork" in source:
-        return "policy"
-    if "dynamic_index" in source:
-        return "slices of stacks"
-    # The head walks over slices of the vocabulary.
-    inside = source.rpartition("branch_")[2]
-    if "shard_map/while" in source or ("while/body" in inside and "Block" not in inside):
-        return "head"
-    if "dynamic_slice" in source:
+    if re.search(r"dynamic_(index|slice|update)|scatter", source):
         return "slices of stacks"
     return "rest"
 
@@ -97,50 +92,75 @@ def _roofline(
     if each.operation.startswith(("all-", "reduce-scatter", "collective-")):
         return 0.0
     fused = program.fused(each)
-    moved = float(sum(array.bytes for array in each.result))
-    given = [float(sum(array.bytes for array in types.get(name, ()))) for name in each.operands]
+    sizes = {name: _bytes(types.get(name, ())) for name in (each.name, *each.operands)}
     if fused:
-        given, moved = _of_fusion(fused, given, moved)
-    elif each.operation == "dynamic-slice":
-        given = [moved]
-    elif each.operation == "dynamic-update-slice":
-        given, moved = given[1:2], given[1]
-    return max(
-        _arithmetic(program, each, types) / device.flops, (moved + sum(given)) / device.bandwidth
-    )
+        moved = _of_fusion(fused, [sizes[name] for name in each.operands])
+    else:
+        read = [_read(each, index, sizes) for index in range(len(each.operands))]
+        moved = sum(read) + _written(each, sizes)
+    return max(_arithmetic(program, each, types) / device.flops, moved / device.bandwidth)
 
 
-def _of_fusion(
-    fused: list[Instruction], given: list[float], moved: float
-) -> tuple[list[float], float]:
-    """Bytes that a fusion reads of each operand, and writes: slices are read without the rest."""
-    read = list(given)
-    sizes = {each.name: sum(array.bytes for array in each.result) for each in fused}
+def _of_fusion(fused: list[Instruction], given: list[float]) -> float:
+    """Bytes that a fusion reads of operands of these sizes, and writes."""
+    sizes = {each.name: _bytes(each.result) for each in fused}
+    moved, in_place = 0.0, set()
     for each in fused:
         number = re.search(r" parameter\((\d+)\)", each.line)
-        if number is None or int(number[1]) >= len(read):
+        if number is None or int(number[1]) >= len(given):
             continue
         uses = _uses(fused, each.name)
-        if uses and all(use.operation in ("slice", "dynamic-slice") for use in uses):
-            read[int(number[1])] = sum(sizes[use.name] for use in uses)
-        elif uses and all(
-            use.operation == "dynamic-update-slice" and use.operands[0] == each.name for use in uses
-        ):
-            read[int(number[1])] = 0
-    root = next((each for each in fused if each.is_root), None)
-    while root is not None and root.operation == "bitcast":
-        root = next((each for each in fused if each.name == root.operands[0]), None)
-    if root is not None and root.operation == "dynamic-update-slice":
-        moved = sizes.get(root.operands[1], moved)
-    return read, moved
+        moved += min(sum(_read(*use, sizes) for use in uses), given[int(number[1])])
+        in_place |= {use.name for use, index in uses if index < _in_place(use)}
+    by_name = {each.name: each for each in fused}
+    results = [each for each in fused if each.is_root]
+    while results:
+        result = results.pop()
+        if result.operation in ("bitcast", "tuple"):
+            results += [by_name[name] for name in result.operands if name in by_name]
+        else:
+            is_whole = result.name not in in_place
+            moved += sizes[result.name] if is_whole else _written(result, sizes)
+    return moved
 
 
-def _uses(fused: list[Instruction], name: str) -> list[Instruction]:
-    """The instructions that read a value, seen through bitcasts."""
+def _bytes(found: Iterable[Array]) -> float:
+    return float(sum(array.bytes for array in found))
+
+
+def _read(each: Instruction, index: int, sizes: dict[str, float]) -> float:
+    """Bytes that an operation reads of one operand."""
+    if index == 0 and each.operation in ("slice", "dynamic-slice", "gather"):
+        return sizes[each.name]
+    if index < _in_place(each):
+        return 0.0
+    return sizes.get(each.operands[index], 0.0)
+
+
+def _written(each: Instruction, sizes: dict[str, float]) -> float:
+    """Bytes that an operation writes."""
+    if count := _in_place(each):
+        # A scatter also has indices between the arrays and what is put into them.
+        first = 1 if each.operation == "dynamic-update-slice" else count + 1
+        return sum(sizes.get(name, 0.0) for name in each.operands[first : first + count])
+    return sizes[each.name]
+
+
+def _in_place(each: Instruction) -> int:
+    """Leading operands of which an operation changes parts, and leaves the rest where it is."""
+    if each.operation == "scatter":
+        return len(each.operands) // 2
+    return int(each.operation == "dynamic-update-slice")
+
+
+def _uses(fused: list[Instruction], name: str) -> list[tuple[Instruction, int]]:
+    """The instructions that read a value, seen through bitcasts, and as which operand."""
     found = []
     for each in fused:
-        if name in each.operands:
-            found += _uses(fused, each.name) if each.operation == "bitcast" else [each]
+        for index, operand in enumerate(each.operands):
+            if operand == name:
+                is_seen = each.operation == "bitcast"
+                found += _uses(fused, each.name) if is_seen else [(each, index)]
     return found
 
 

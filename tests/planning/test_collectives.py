@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
+import jax.numpy as jnp
 import pytest
 
-from jax_unmask.planning import collectives
+from jax_unmask.learners.token_log_prob import token_log_prob
+from jax_unmask.planning import collectives, timing
 from jax_unmask.planning.compiled import Compiled
 from jax_unmask.planning.programs import rounds
 from jax_unmask.runtime import accelerators
@@ -254,6 +257,66 @@ def test_an_operation_on_a_gpu_reads_its_layer_alone():
     slow = dataclasses.replace(h100, flops=1.0)
     (once,) = rounds("update", program, (), slow)
     assert once.seconds == {"rest": pytest.approx(2 * 16 * 8 * 4)}
+
+
+# For a GPU: rows put into one layer of a cache, which stays where it is; rows of a table.
+IN_PLACE = """\
+HloModule jit_f, is_scheduled=true
+
+%rows (p.0: bf16[32,8,64], p.1: s32[2,2], p.2: bf16[2,64], p.3: bf16[4]) -> (bf16[32,8,64], bf16[4]) {
+  %p.0 = bf16[32,8,64]{2,1,0} parameter(0)
+  %p.1 = s32[2,2]{1,0} parameter(1)
+  %p.2 = bf16[2,64]{1,0} parameter(2)
+  %p.3 = bf16[4]{0} parameter(3)
+  %put = bf16[32,8,64]{2,1,0} scatter(%p.0, %p.1, %p.2), to_apply=%second
+  ROOT %t = (bf16[32,8,64]{2,1,0}, bf16[4]{0}) tuple(%put, %p.3)
+}
+
+%some (p.4: bf16[1024,64], p.5: s32[2]) -> bf16[2,64] {
+  %p.4 = bf16[1024,64]{1,0} parameter(0)
+  %p.5 = s32[2]{0} parameter(1)
+  ROOT %found = bf16[2,64]{1,0} gather(%p.4, %p.5), slice_sizes={1,64}
+}
+
+ENTRY %main (stack: bf16[32,8,64], at: s32[2,2], new: bf16[2,64], x: bf16[4], table: bf16[1024,64], ids: s32[2]) -> bf16[32,8,64] {
+  %stack = bf16[32,8,64]{2,1,0} parameter(0)
+  %at = s32[2,2]{1,0} parameter(1)
+  %new = bf16[2,64]{1,0} parameter(2)
+  %x = bf16[4]{0} parameter(3)
+  %table = bf16[1024,64]{1,0} parameter(4)
+  %ids = s32[2]{0} parameter(5)
+  %y = (bf16[32,8,64]{2,1,0}, bf16[4]{0}) fusion(%stack, %at, %new, %x), kind=kInput, calls=%rows, metadata={op_name="jit(f)/while/body/closed_call/vmap()/scatter"}
+  %e = bf16[2,64]{1,0} fusion(%table, %ids), kind=kLoop, calls=%some, metadata={op_name="jit(f)/while/body/head/while/body/closed_call/jit(_take)/gather"}
+  ROOT %z = bf16[32,8,64]{2,1,0} scatter(%stack, %at, %new), to_apply=%second, metadata={op_name="jit(f)/while/body/closed_call/vmap()/scatter"}
+}
+"""  # noqa: E501
+
+
+def test_what_a_gpu_puts_into_an_array_leaves_the_rest_of_it():
+    h100 = accelerators.parse("h100x1")[0]
+    (once,) = rounds("rollout", Compiled(IN_PLACE), (), h100)
+    rows, index = 2 * 2 * 64, 4 * 2 * 2
+    put = 2 * (2 * rows + index) + 2 * 2 * 4  # By each of the two, and the other result.
+    assert once.seconds == {
+        "slices of stacks": pytest.approx(put / h100.bandwidth),
+        "head": pytest.approx((2 * rows + 4 * 2) / h100.bandwidth),
+    }
+
+
+def test_products_of_the_vocabulary_are_the_head():
+    """In loops over positions, forwards and backwards."""
+
+    def loss(table, hidden):
+        labels = jnp.arange(64)
+        return token_log_prob(table, hidden, labels, labels >= 0, 16).sum()
+
+    shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in ((256, 32), (64, 32))]
+    text = jax.jit(jax.grad(loss, argnums=(0, 1))).lower(*shapes).compile().as_text()
+    program = Compiled(text)
+    dots = [each for found in program.computations.values() for each in found]
+    dots = [each for each in dots if "dot_general" in each.source and each.operation == "dot"]
+    assert len(dots) >= 3
+    assert {timing.kind(each) for each in dots} == {"head"}
 
 
 def test_a_kernel_on_a_tpu_takes_as_long_as_its_work():
