@@ -282,6 +282,16 @@ class Tokenizer:
         return family.chat_template
 
 
+def before_stops(text: str, stops: Sequence[str]) -> tuple[str, bool]:
+    """The text before the first stop string, and whether there is one; empty ones stop nothing.
+
+    >>> before_stops("4 eggs.\\nQ:", ["Q:", "\\n"])
+    ('4 eggs.', True)
+    """
+    found = [text.index(stop) for stop in stops if stop and stop in text]
+    return (text[: min(found)], True) if found else (text, False)
+
+
 def has_tokenizer(directory: pathlib.Path) -> bool:
     """Whether a directory contains the files of a tokenizer."""
     slow = all((directory / name).is_file() for name in _SLOW_FILES)

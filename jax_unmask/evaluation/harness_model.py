@@ -13,6 +13,7 @@ from lm_eval.api.model import LM
 
 from jax_unmask import policies
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
+from jax_unmask.denoisers.tokenizer import before_stops
 from jax_unmask.environment.bundle import load_model
 from jax_unmask.evaluation.likelihood import Likelihood
 from jax_unmask.rollout import RolloutSettings, rollout, row_keys
@@ -118,7 +119,9 @@ class HarnessModel(LM):
         for start in range(0, len(order), self._batch_size):
             rows = order[start : start + self._batch_size]
             for row, text in zip(rows, self._generate(rows, prompts), strict=True):
-                texts[row] = _cut(text, requests[row].args[1].get("until"))
+                until = requests[row].args[1].get("until") or []
+                stops = [until] if isinstance(until, str) else until
+                texts[row], _ = before_stops(text, stops)
                 self.cache_hook.add_partial("generate_until", requests[row].args, texts[row])
         return texts
 
@@ -216,9 +219,3 @@ class HarnessModel(LM):
             return prompt, whole[len(prompt) :]
         # The tokenizer joins them: a token would belong to both.
         return prompt, self._tokenizer.encode(continuation)
-
-
-def _cut(text: str, until: str | list[str] | None) -> str:
-    """The text before the first stop string."""
-    stops = [until] if isinstance(until, str) else until or []
-    return text[: min((text.index(stop) for stop in stops if stop and stop in text), default=None)]

@@ -12,6 +12,7 @@ import numpy as np
 
 from jax_unmask import notation, policies
 from jax_unmask.denoisers import Tokenizer
+from jax_unmask.denoisers.tokenizer import before_stops
 from jax_unmask.generation.answers import MaskedWriter
 from jax_unmask.policies.base import Policy, alphas_of
 from jax_unmask.rollout import RolloutSettings
@@ -428,7 +429,7 @@ class Text:
         # A character of several tokens, and a stop string, may have begun.
         text = text.rstrip("\ufffd")
         held = max((len(stop) for stop in self._asked.stops), default=1) - 1
-        return self._add(_cut(text, self._asked.stops)[0][: max(len(text) - held, 0)])
+        return self._add(before_stops(text, self._asked.stops)[0][: max(len(text) - held, 0)])
 
     def last(self, text: str) -> str:
         """The rest of the text."""
@@ -455,7 +456,7 @@ class Choice:
 def finished(tokenizer: Tokenizer, asked: Asked, place: Progress, seconds: float) -> Choice:
     """The answer on a canvas that is done."""
     count, is_ended = text_end(place.tokens, tokenizer.stop_ids, asked.most)
-    text, is_cut = _cut(tokenizer.decode(place.tokens[:count]), asked.stops)
+    text, is_cut = before_stops(tokenizer.decode(place.tokens[:count]), asked.stops)
     reason = "stop" if is_ended or is_cut else "length"
     return Choice(text, count, reason, place.nfe, seconds)
 
@@ -534,12 +535,6 @@ def unmasking(asked: Asked, choices: Sequence[Choice]) -> dict[str, Any]:
 
 def _head(asked: Asked, kind: str) -> dict[str, Any]:
     return {"id": asked.id, "object": kind, "created": asked.created, "model": asked.model}
-
-
-def _cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string, and whether there was one."""
-    found = [text.index(stop) for stop in stops if stop in text]
-    return (text[: min(found)], True) if found else (text, False)
 
 
 def _flag(body: Mapping[str, Any], name: str) -> bool:
