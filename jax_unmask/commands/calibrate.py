@@ -7,7 +7,7 @@ import re
 from absl import flags
 from ml_collections import ConfigDict
 
-from jax_unmask import policies, recipes, tasks
+from jax_unmask import notation, policies, recipes, tasks
 from jax_unmask.commands import command_line
 from jax_unmask.environment.bundle import load_bundle
 from jax_unmask.evaluation.calibrate import calibrate as count_forwards
@@ -45,12 +45,11 @@ def calibrate(
     config = config.copy_and_resolve_references()
     config.eval.update(split=split, num_problems=prompts, validation_problems=0)
     settings = recipes.read(config)
-    policy = policy.removeprefix("learned:")
-    directory = policy.partition(",")[0]
-    learned, params = policies.parse_policy(f"learned:{policy}")
+    spec = _spec(policy)
+    learned, params = policies.parse_policy(spec.text)
     if not (isinstance(learned, policies.LearnedPolicy) and learned.alphas):
         raise ValueError(
-            f"--policy={directory}: it was trained for one alpha and takes the forwards that it "
+            f"--policy={spec.target}: it was trained for one alpha and takes the forwards that it "
             "takes; give a policy of a network with alphas"
         )
     length = settings.sampling.gen_length
@@ -60,7 +59,7 @@ def calibrate(
     name = name or f"{settings.task.name.rpartition('.')[2]}-{length}-{block}"
     if not _NAME.fullmatch(name):
         raise ValueError(f"--name={name!r} may hold letters, digits, '.', '_' and '-' only")
-    target = policies.policy_directory(directory)
+    target = policies.policy_directory(spec.target)
     bundle = load_bundle(settings, splits=(settings.eval.split,))
     found = count_forwards(
         settings, bundle, learned, params, name=name, block_length=block, points=points
@@ -115,9 +114,13 @@ def main(argv: list[str]) -> None:
             split=values.split,
             prompts=values.prompts,
         )
-        policy = values.policy.removeprefix("learned:").partition(",")[0]
         print(table(found), end="")
-        terminal.conclude(verdict(found, policy))
+        terminal.conclude(verdict(found, _spec(values.policy).target))
+
+
+def _spec(policy: str) -> notation.Spec:
+    """The notation of a learned policy, of which `learned:` may be left out."""
+    return notation.parse(f"learned:{policy.removeprefix('learned:')}")
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -181,8 +181,8 @@ def load_task(config: Any, *, prompt_style: str = "training") -> Task:
         return _create(settings.name, _task_settings(config, settings.name, prompt_style))
     weights = dict(map(_weight, settings.mixture))
     for text in settings.settings:
-        owner, dot, _ = text.partition("=")[0].rpartition(".")
-        if dot and owner not in weights:
+        owner, _ = _addressed(text)
+        if owner not in (None, *weights):
             raise ConfigError(
                 "task.settings", text, f"{owner!r} is no part", f"Choose among {', '.join(weights)}"
             )
@@ -221,6 +221,12 @@ def _weight(text: str) -> tuple[str, float | None]:
         raise ConfigError("task.mixture", text, str(error), remedy) from error
 
 
+def _addressed(text: str) -> tuple[str | None, str]:
+    """The task that NAME.SETTING=VALUE is for, None where none is named, and SETTING=VALUE."""
+    owner, dot, _ = text.partition("=")[0].rpartition(".")
+    return (owner, text.removeprefix(f"{owner}.")) if dot else (None, text)
+
+
 def _task_settings(
     config: Any, name: str, prompt_style: str, *, part: bool = False
 ) -> dict[str, Any]:
@@ -241,13 +247,13 @@ def _task_settings(
     chosen = {key: value for key, value in settings.items() if key in accepted and value}
     kinds = {key: parameter.annotation for key, parameter in accepted.items()}
     for text in config.task.settings:
-        owner, dot, _ = text.partition("=")[0].rpartition(".")
-        if part and dot and owner != name:
+        owner, assignment = _addressed(text)
+        if part and owner not in (None, name):
             continue
         try:
-            if dot and owner != name:
+            if owner not in (None, name):
                 raise notation.NotationError(text, f"the task is {name}, not {owner}")
-            given = notation.pairs([text.removeprefix(f"{owner}.")], text)
+            given = notation.pairs([assignment], text)
             chosen |= notation.Spec(name, settings=tuple(given.items())).arguments(kinds)
         except ValueError as error:
             remedy = f"Write {'NAME.' if part else ''}SETTING=VALUE"
