@@ -49,8 +49,8 @@ class SettingError(ValueError):
 
     def __init__(self, key: str, value: object, problem: str, remedy: str) -> None:
         self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
-        end = "" if remedy.endswith(("?", ".")) else "."
-        text = re.sub(_NAME, lambda match: self._name(match[1]), f"{problem}. {remedy}{end}")
+        said = " ".join(re.sub(r"(?<![?.])\Z", ".", each) for each in (problem, remedy))
+        text = re.sub(_NAME, lambda match: self._name(match[1]), said)
         super().__init__(f"{self._name(key)} = {value!r}: {text}")
 
     @staticmethod
@@ -431,7 +431,7 @@ def _from_config(instance: Any, config: Any, prefix: str, known: Sequence[str]) 
     members = dict(_members(instance))
     for name in config:
         if name not in members:
-            hint = suggestion(prefix + name, known)
+            hint = key_remedy(prefix + name, known)
             raise ConfigError(prefix + name, _plain(config[name]), "there is no such key", hint)
     values = {}
     for name, member in members.items():
@@ -477,7 +477,7 @@ def _value(declaration: Setting, value: Any) -> Any:
     return tuple(map(declaration.kind, value)) if declaration.is_tuple else declaration.kind(value)
 
 
-def suggestion(key: str, known: Sequence[str]) -> str:
+def key_remedy(key: str, known: Sequence[str]) -> str:
     """A remedy for a key that there is not: the nearest keys, or those of its group."""
     # Keys and their groups, each by the group that it is in and its name there.
     every = {other[:end] for other in known for end in (*_dots(other), len(other))}

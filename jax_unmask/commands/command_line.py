@@ -18,11 +18,11 @@ from typing import NoReturn
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import notation, recipes
+from jax_unmask import recipes
 from jax_unmask.runtime import compilation, distributed
-from jax_unmask.runtime.config import flatten, read_value
+from jax_unmask.runtime.config import change, flatten
 from jax_unmask.runtime.terminal import harmless
-from jax_unmask.settings import ConfigError, FlagError, SettingError, help_text, suggestion
+from jax_unmask.settings import ConfigError, FlagError, SettingError, help_text, key_remedy
 from jax_unmask.shipped import experiment
 
 # Exceptions that wrong input raises: `ConfigError` and `CheckpointError` are ValueErrors, paths
@@ -83,7 +83,7 @@ def parse_flags(argv: Sequence[str]) -> list[str]:
         for argument in argv:
             match = re.match(r"--?config\.([\w.]+)", argument)
             if match and match[1] not in known:
-                hint = suggestion(match[1], known)
+                hint = key_remedy(match[1], known)
                 sys.exit(f"error: --config.{match[1]}: there is no such key. {hint}")
         raise
 
@@ -141,11 +141,9 @@ def changed_config(file: str, changes: Sequence[str]) -> tuple[ConfigDict, set[s
         ValueError: a change cannot be read, or names a key that there is not.
     """
     config = load_config(file)
-    given = notation.pairs(changes, " ".join((file, *changes)))
-    values = {key: read_value(config, key, text) for key, text in given.items()}
+    keys = change(config, changes, " ".join((file, *changes)))
     config.lock()
-    config.update_from_flattened_dict(values)
-    return config, set(values)
+    return config, set(keys)
 
 
 def _config_file(argv: Sequence[str]) -> str:

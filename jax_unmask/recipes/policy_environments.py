@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from jax_unmask import notation
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.bundle import Bundle, check_split, load_denoiser_config, load_task
 from jax_unmask.environment.settings import TrainSettings
@@ -30,7 +29,7 @@ from jax_unmask.recipes.policy_grpo import (
     build_policy,
     check_denoiser,
 )
-from jax_unmask.runtime.config import read_value
+from jax_unmask.runtime.config import change
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import ConfigError, SettingError, from_config, setting, to_config
@@ -101,11 +100,10 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
         """The settings that all share, with the changes of a line."""
         line, config = self.environments[index], to_config(shared)
         try:
-            for key, text in notation.pairs(shlex.split(line), line).items():
+            for key in change(config, shlex.split(line), line):
                 if key.partition(".")[0] not in GROUPS:
                     allowed = ", ".join(GROUPS)
                     raise ValueError(f"{key} is the same in all; choose among {allowed}")
-                config.update_from_flattened_dict({key: read_value(config, key, text)})
             return from_config(shared, config)
         except ValueError as error:
             problem = str(error).rstrip(".")

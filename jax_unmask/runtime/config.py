@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import notation
 from jax_unmask.runtime import files
-from jax_unmask.settings import ConfigError
+from jax_unmask.settings import ConfigError, key_remedy
 
 RECORD = "config.json"
 
@@ -145,6 +145,20 @@ def _matches(key: str, patterns: Iterable[str]) -> bool:
     return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
+def change(config: ConfigDict, words: Iterable[str], text: str) -> list[str]:
+    """Sets keys of a config by words KEY=VALUE; `text` is the whole input, for errors.
+
+    Returns:
+        The keys, in their order.
+
+    Raises:
+        ValueError: a word has another form, or one names a key or a value that there is not.
+    """
+    given = notation.pairs(words, text)
+    config.update_from_flattened_dict({k: read_value(config, k, v) for k, v in given.items()})
+    return list(given)
+
+
 def read_value(config: ConfigDict, key: str, text: str) -> Any:
     """The value that a text stands for under a dotted key, of the type that the key has there.
 
@@ -156,8 +170,7 @@ def read_value(config: ConfigDict, key: str, text: str) -> Any:
     for part in path:
         group = group.get(part) if isinstance(group, ConfigDict) else None
     if not isinstance(group, ConfigDict) or name not in group:
-        known = [other for other in flatten(config) if other.endswith(name)] or flatten(config)
-        raise ValueError(f"there is no key {key!r}{notation.suggestion(key, known)}")
+        raise ValueError(f"there is no key {key!r}. {key_remedy(key, list(flatten(config)))}")
     if text == "None":
         return None
     try:
