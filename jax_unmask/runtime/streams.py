@@ -15,7 +15,19 @@
     |- "turn" - number - row                answers; turns of a conversation
     `- "likelihood"                         evaluation of likelihoods
 
-Keys are folded, never split or carried, so a stream depends on nothing that came before it.
+Keys of streams are folded and never carried, so a stream depends on nothing that came before it.
+Below them, keys are folded by counts, or split into a fixed number:
+
+    learners.engine         fold of the step: the key of a training step
+    learners.sft            split: the rows' draws (fold of the row), the offset that they share
+    learners.surrogates     folds of the row and of the state's index
+    rollout.loop            fold of the row (`row_keys`)
+    rollout.forwards        fold of the step, split: the draw of tokens, the policy's draw
+    rollout.canvases        fold of 3 n, 3 n + 1, 3 n + 2: tokens, the policy's draw, a new canvas
+    policies.learned        the key itself: positions to fill; fold of 1: those to take back
+    denoisers.head          folds of the position or of the token's id
+    denoisers.adapters      fold of the matrix's number
+    evaluation.likelihood   split by batch of masks; then their sizes, their places
 """
 
 from __future__ import annotations

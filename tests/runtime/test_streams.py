@@ -48,6 +48,19 @@ def test_no_two_streams_coincide():
     assert {*OF_A_RUN, *OF_A_STEP, "turn"} == set(get_args(streams.StreamName))
 
 
+def test_the_table_names_all_code_that_divides_keys():
+    package = pathlib.Path(streams.__file__).parents[1]
+    dividing = {
+        ".".join(path.relative_to(package).with_suffix("").parts)
+        for path in package.rglob("*.py")
+        if re.search(r"jax\.random\.(split|fold_in)\b", path.read_text())
+    }
+    assert streams.__doc__ is not None
+    named = set(re.findall(r"^    (\w+\.\w+)  ", streams.__doc__, re.MULTILINE))
+    # The benchmark asks for the shape of keys alone.
+    assert dividing - {"runtime.streams", "benchmarks.compiled_flops"} == named
+
+
 def test_seeds_become_keys_in_one_place():
     """Elsewhere keys of constants stand for shapes, or for numbers that nothing depends on."""
     package = pathlib.Path(streams.__file__).parents[1]
