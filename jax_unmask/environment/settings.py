@@ -196,8 +196,11 @@ class RunSettings(Settings):
     log: LogSettings = LogSettings()
     eval: EvaluationSettings = EvaluationSettings()
 
-    training_only: ClassVar[tuple[str, ...]] = ("train", "learner", "optimizer")
-    """Keys, or groups of keys, that nothing but training reads, as far as there are such."""
+    training_only: ClassVar[tuple[str, ...]] = ("train", "optimizer")
+    """Keys, or groups of keys, that evaluations do not read; they have their defaults there.
+
+    The defaults must go with any values of the other keys.
+    """
 
     @property
     def sampling(self) -> RolloutSettings:

@@ -96,7 +96,7 @@ class JointSettings(PolicyGrpoSettings):
 
     training_only: ClassVar[tuple[str, ...]] = (
         *PolicyGrpoSettings.training_only,
-        *("turn", "denoiser.filter", "denoiser.learner", "denoiser.optimizer"),
+        *("turn", "denoiser.optimizer"),
     )
 
     def check(self) -> None:

@@ -160,7 +160,10 @@ class SftSettings(SupervisedSettings):
     masking: Masking = Masking(max_weight=20.0)
     learner: SftLearner = SftLearner()
 
-    training_only: ClassVar[tuple[str, ...]] = (*SupervisedSettings.training_only, "masking")
+    training_only: ClassVar[tuple[str, ...]] = (
+        *SupervisedSettings.training_only,
+        *("masking", "learner"),
+    )
 
     def check(self) -> None:
         super().check()

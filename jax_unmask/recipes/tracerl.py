@@ -176,10 +176,7 @@ class TraceRlSettings(RollingSettings):
     train: TrainSettings = TrainSettings(steps=50)
     export: str | None = export_setting()
 
-    training_only: ClassVar[tuple[str, ...]] = (
-        *RollingSettings.training_only,
-        *("rollout.policy", "filter", "value", "process"),
-    )
+    training_only: ClassVar[tuple[str, ...]] = (*RollingSettings.training_only, "rollout.policy")
 
     def check(self) -> None:
         check_export(self.export)

@@ -16,7 +16,7 @@ from jax_unmask.commands import eval as eval_command
 from jax_unmask.evaluation import axes, dry_run
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints, CheckpointSettings
-from jax_unmask.settings import ConfigError
+from jax_unmask.settings import ConfigError, flat
 
 
 @pytest.fixture
@@ -173,6 +173,23 @@ def test_what_can_be_trained_can_be_evaluated_elsewhere_too(
     given = config.to_json()
     assert "threshold" in eval_command.list_measurements(config, speed=None, nfe=None)
     assert config.to_json() == given
+
+
+@pytest.mark.parametrize(
+    ("recipe", "key"),
+    [
+        ("tracerl", "learner.chunk_size"),
+        ("joint", "denoiser.learner.chunk_size"),
+        ("state_sft", "learner.chunk_size"),
+        ("sft", "data.batch_size"),
+        ("policy_grpo", "rollout.prompts_per_step"),
+    ],
+)
+def test_rows_that_divide_among_the_devices_stay_as_they_are(tiny_config, recipe, key):
+    config = tiny_config(recipe)
+    config.update_from_flattened_dict({key: 48})
+    (settings, _), *_ = eval_command._varied(config)
+    assert flat(settings)[key] == 48
 
 
 def test_the_default_grid_can_be_read():
