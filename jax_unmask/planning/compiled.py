@@ -83,7 +83,7 @@ class Instruction:
         return self.line.lstrip().startswith("ROOT")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(eq=False)
 class Part:
     """Instructions that run together: outside of loops, in a round of an open loop, or a branch.
 
@@ -93,7 +93,7 @@ class Part:
     Attributes:
         kind: "program", "loop" or "branch".
         parent: the part around it.
-        times: how often it runs in one round of that part; 1 for an open loop.
+        times: how often it runs in one round of that part; of an open loop, how often it begins.
         instructions: its instructions, with the number of loops around each and how often it runs
             in one round of the part.
     """
@@ -174,7 +174,7 @@ class Compiled:
             inner = part
             if each.operation == "while" and rounds is None:
                 # A loop inside of a branch counts as one round of it.
-                inner = self._new("loop", part) if part.kind != "branch" else part
+                inner = self._new("loop", part, times) if part.kind != "branch" else part
             for role, called in _CALLED.findall(each.line):
                 if role in ("body", "condition"):
                     around = times if inner is part else 1
@@ -196,7 +196,7 @@ class Compiled:
         for branch in branches:
             self._walk(branch, part, loops, times)
 
-    def _new(self, kind: str, parent: Part, times: int = 1) -> Part:
+    def _new(self, kind: str, parent: Part, times: int) -> Part:
         self.parts.append(Part(kind, parent, times))
         return self.parts[-1]
 

@@ -18,7 +18,7 @@ class Round:
     """Traffic and time of a device, once per call or in each round of a program's open loop.
 
     Attributes:
-        name: "once", "per forward", "per full forward" or "per chunk of states".
+        name: such as "once", "per forward", "per full forward" or "per chunk of states".
         bytes: what a device receives in collectives.
         exposed: of it what other work does not overlap.
         wide: bytes of gathers in float32.
@@ -53,14 +53,14 @@ class Round:
             seconds,
         )
 
-    def over(self, times: int) -> Round:
-        """A share of it: one of so many times."""
+    def __mul__(self, times: float) -> Round:
+        """It so many times, or a share of it."""
         return Round(
             self.name,
-            self.bytes // times,
-            self.exposed // times,
-            self.wide // times,
-            {kind: value / times for kind, value in self.seconds.items()},
+            int(self.bytes * times),
+            int(self.exposed * times),
+            int(self.wide * times),
+            {kind: value * times for kind, value in self.seconds.items()},
         )
 
 
@@ -114,7 +114,9 @@ def rounds(
     """The part that runs once, then those that run in each round.
 
     A rollout scans several forwards in a round of its loop, each in a branch, after the loop of the
-    full forwards that fill a cache. An update has one open loop, or none, over chunks of states.
+    full forwards that fill a cache. An update has an open loop over chunks of states. Open loops in
+    these, such as that of the head over positions, count with one round each time they begin, and
+    are listed again behind what they are in.
     """
 
     def measure(name: str, part: Part) -> Round:
@@ -128,21 +130,31 @@ def rounds(
         seconds = {} if device is None else timing.seconds(program, part, device)
         return Round(name, everything, exposed, wide, seconds)
 
+    def nested(part: Part) -> Round:
+        """A round of each part in this one, as often as it begins."""
+        found = Round("", 0, 0, 0, {})
+        for each in inner:
+            if each.parent is part:
+                found += (measure("", each) + nested(each)) * each.times
+        return found
+
     entry, *inner = program.parts
-    listed = [measure("once", entry)]
-    unit = "per forward" if "rollout" in name else "per chunk of states"
-    branches = [part for part in inner if part.kind == "branch"]
-    outer = {id(part.parent) for part in inner}
+    listed, unit, steps = [measure("once", entry)], "per chunk of states", []
+    if "rollout" in name:
+        unit = "per forward"
+        steps = [part.parent for part in inner if part.kind == "branch" and part.open_loops == 1]
     for part in inner:
-        if part.kind == "branch":
-            each = measure(unit, part)
-            if part.parent is not None:
-                each += measure("", part.parent).over(part.times)
-            listed.append(each)
-        elif branches and part.open_loops > 1:
-            listed.append(measure("per full forward", part))
-        elif not branches and id(part) not in outer:
-            listed.append(measure(unit, part))
-        elif not branches:
-            listed[0] += measure("", part)
+        parent = part.parent
+        if part.kind == "branch" and parent in steps:
+            assert parent is not None
+            listed.append(measure(unit, part) + measure("", parent) * (1 / part.times))
+        elif part not in steps and (parent is entry or parent in steps):
+            title, within = unit, nested(part)
+            if parent in steps:
+                kinds = {timing.kind(each) for each, _, _ in part.instructions}
+                is_forward = "products of layers" in kinds
+                title = "per full forward" if is_forward else "per round of another loop"
+            listed.append(measure(title, part) + within)
+            if any(each.parent is part for each in inner):
+                listed.append(dataclasses.replace(within, name=f"{title}: loops in it"))
     return tuple(listed)

@@ -104,6 +104,62 @@ def test_rounds():
     assert collectives.received(found.values(), step.part) == (32 * 128 + 1, 32 * 128 + 1)
 
 
+# An update: chunks of states, in each of them three layers with a loop, and the loop of the head.
+NESTED = """\
+HloModule jit_f, is_scheduled=true
+
+%ring (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %g = bf16[16,4]{1,0} all-gather(%x), replica_groups={{0,1}}, dimensions={0}
+  ROOT %t = (s32[], bf16[8,4]) tuple(%c, %r)
+}
+
+%layer (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %r = f32[3]{0} all-reduce(%y), replica_groups={{0,1}}, to_apply=%add
+  ROOT %w.1 = (s32[], bf16[8,4]) while(%i), condition=%more, body=%ring
+}
+
+%head (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %s = f32[5]{0} all-reduce(%y), replica_groups={{0,1}}, to_apply=%add
+  ROOT %w.2 = (s32[], bf16[8,4]) conditional(%due, %x, %x), branch_computations={%nothing, %some}
+}
+
+%nothing (p: bf16[8,4]) -> bf16[8,4] {
+  ROOT %p = bf16[8,4]{1,0} parameter(0)
+}
+
+%some (p: bf16[8,4]) -> bf16[8,4] {
+  ROOT %u = f32[7]{0} all-reduce(%y), replica_groups={{0,1}}, to_apply=%add
+}
+
+%more (p: (s32[], bf16[8,4])) -> pred[] {
+  ROOT %c = pred[] and(%i, %n)
+}
+
+%chunk (p: (s32[], bf16[8,4])) -> (s32[], bf16[8,4]) {
+  %l = () while(%i), condition=%more, body=%layer, backend_config={"known_trip_count":{"n":"3"}}
+  %h = () while(%i), condition=%more, body=%head
+  ROOT %v = f32[11]{0} all-reduce(%y), replica_groups={{0,1}}, to_apply=%add
+}
+
+ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
+  %b = () while(%i), condition=%more, body=%chunk
+  ROOT %end = f32[2]{0} all-reduce(%b), replica_groups={{0,1}}, to_apply=%add
+}
+"""
+
+
+def test_open_loops_within_an_open_loop():
+    program = Compiled(NESTED)
+    found = collectives.collectives(program)
+    within = 3 * 128 + 4 * 5 + 4 * 7
+    own = 3 * 12 + 4 * 11
+    assert [(each.name, each.bytes) for each in rounds("update", program, found, None)] == [
+        ("once", 8),
+        ("per chunk of states", own + within),
+        ("per chunk of states: loops in it", within),
+    ]
+
+
 # For a TPU: no trip count, an asynchronous gather in three fusions, a step in a branch.
 TPU = """\
 HloModule jit_f, is_scheduled=true
@@ -200,8 +256,9 @@ def test_a_forward_of_a_rollout_on_a_tpu():
     assert forward.shortest(1e9) == pytest.approx(took + 32 * 32e-9)
 
 
-def test_an_operation_without_an_estimate_takes_no_time():
-    text = TPU.replace('"estimated_cycles":"3000"', f'"estimated_cycles":"{2**63 - 1}"')
+@pytest.mark.parametrize("cycles", [2**63 - 1, 2**63 - 1 - 2000])
+def test_an_operation_without_an_estimate_takes_no_time(cycles):
+    text = TPU.replace('"estimated_cycles":"3000"', f'"estimated_cycles":"{cycles}"')
     program = Compiled(text)
     for each in rounds("rollout", program, (), accelerators.parse("v5e-4")[0]):
         assert each.seconds == {}
