@@ -228,10 +228,12 @@ def setting(
     return dataclasses.field(default=default, metadata={_DECLARATION: declared_as})
 
 
-def setting_of(kind: Any, name: str) -> Any:
-    """A field that is a setting as another class declares it."""
+def setting_of(kind: Any, name: str, *, default: Any = dataclasses.MISSING) -> Any:
+    """A field that is a setting as another class declares it, its default too if none is given."""
     field = next(field for field in dataclasses.fields(kind) if field.name == name)
-    return dataclasses.field(default=field.default, metadata=field.metadata)
+    default = field.default if default is dataclasses.MISSING else default
+    declared_as = dataclasses.replace(field.metadata[_DECLARATION], default=default)
+    return dataclasses.field(default=default, metadata={_DECLARATION: declared_as})
 
 
 def given(default: Any = None) -> Any:

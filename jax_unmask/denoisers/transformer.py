@@ -38,6 +38,7 @@ from jax_unmask.denoisers.positions import (
 from jax_unmask.denoisers.quantization import matmul
 from jax_unmask.denoisers.sharding import gathered, linear_axes, look_up
 from jax_unmask.runtime.mesh import constrain
+from jax_unmask.settings import setting
 
 Params = dict[str, Any]
 Table = tuple[Float[Array, "#B S 1 d2"], Float[Array, "#B S 1 d2"]]
@@ -221,7 +222,9 @@ class Denoiser(nn.Module):
     """
 
     config: DenoiserConfig
-    remat: bool = False  # Recompute each layer's activations in the backward pass.
+    remat: bool = setting(
+        False, "Compute activations again in the backward pass instead of keeping them."
+    )
 
     def setup(self) -> None:
         cfg = self.config

@@ -17,7 +17,7 @@ from jaxtyping import Array, Bool, Int
 
 from jax_unmask.notation import Names, NotationError
 from jax_unmask.policies.order import descending_ranks
-from jax_unmask.settings import SettingError, Settings, setting
+from jax_unmask.settings import SettingError, Settings, setting, setting_of
 
 Indices = Int[Array, " C"]
 Threshold = Literal["row", "block", "token"]
@@ -105,6 +105,18 @@ class Surrogate:
         raise NotImplementedError
 
 
+@dataclasses.dataclass(frozen=True)
+class MaskRatios(Settings):
+    """Range of the mask ratios that are drawn."""
+
+    mask_low: float = setting(0.1, "Smallest mask ratio of states that are drawn.", ge=0, le=1)
+    mask_high: float = setting(0.9, "Largest mask ratio of states that are drawn.", ge=0, le=1)
+
+    def check(self) -> None:
+        super().check()
+        self.require_at_most("mask_low", "mask_high")
+
+
 class _Drawn(Surrogate):
     """Masks that are drawn, alone or in pairs of complements, which share a slot."""
 
@@ -148,25 +160,23 @@ class Trace(Surrogate):
 
 
 @dataclasses.dataclass(frozen=True)
-class RandomMasking(_Drawn):
+class RandomMasking(MaskRatios, _Drawn):
     """Random masks with a random ratio (UniGRPO of MMaDA, arXiv 2505.15809).
 
     Untrained padding stays masked.
 
     Attributes:
         draws: masks (or pairs of them) per response; 25 published for full attention.
-        mask_low: smallest mask ratio.
-        mask_high: largest one.
         complement: whether every mask is followed by the one that hides the other tokens.
-        mask_threshold: what has a mask ratio of its own: a row, a block, or (as the public code of
-            TraceRL has it for block attention, where ratios are then always near one half) a token.
+        mask_threshold: a row, a block, or (as the public code of TraceRL has it for block
+            attention, where ratios are then always near one half) a token.
     """
 
     draws: int = 25
-    mask_low: float = 0.1
-    mask_high: float = 0.9
     complement: bool = False
-    mask_threshold: Threshold = "row"
+    mask_threshold: Threshold = setting(
+        "row", "Of random_masking and coupled: unit with a mask ratio of its own."
+    )
 
     def states(self, canvas: Canvas, key: Array, index: Indices, row: Indices) -> States:
         trainable = canvas.trainable[row]
@@ -192,11 +202,13 @@ class FullyMasked(_Drawn):
 
     Attributes:
         draws: prompt masks per response and pass (1 published; the passes have masks of their own).
-        prompt_mask_ratio: probability that a prompt token is masked (0.15 published).
+        prompt_mask_ratio: 0.15 published.
     """
 
     draws: int = 1
-    prompt_mask_ratio: float = 0.15
+    prompt_mask_ratio: float = setting(
+        0.15, "Of diffu_grpo: probability that a prompt token is masked.", ge=0, lt=1
+    )
     complement: bool = dataclasses.field(default=False, init=False)
 
     def states(self, canvas: Canvas, key: Array, index: Indices, row: Indices) -> States:
@@ -235,7 +247,7 @@ class Elbo(_Drawn):
 
 
 @dataclasses.dataclass(frozen=True)
-class SemiAutoregressive(Surrogate):
+class SemiAutoregressive(MaskRatios, Surrogate):
     """A state per block: those of a block-wise decoder of a full-attention model.
 
     Earlier blocks are finished, later ones masked, and the block itself is masked at random, at a
@@ -243,13 +255,10 @@ class SemiAutoregressive(Surrogate):
 
     Attributes:
         block_length: positions per block, counted from the start of the response.
-        mask_low: smallest mask ratio.
-        mask_high: largest one.
     """
 
+    _: dataclasses.KW_ONLY
     block_length: int
-    mask_low: float = 0.1
-    mask_high: float = 0.9
 
     def num_states(self, length: int) -> int:
         return -(-length // self.block_length)
@@ -282,18 +291,6 @@ class Autoregressive(Surrogate):
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskRatios(Settings):
-    """Range of the mask ratios that are drawn."""
-
-    mask_low: float = setting(0.1, "Smallest mask ratio of states that are drawn.", ge=0, le=1)
-    mask_high: float = setting(0.9, "Largest mask ratio of states that are drawn.", ge=0, le=1)
-
-    def check(self) -> None:
-        super().check()
-        self.require_at_most("mask_low", "mask_high")
-
-
-@dataclasses.dataclass(frozen=True)
 class SurrogateSettings(MaskRatios):
     """The states that reinforcement trains on."""
 
@@ -309,12 +306,8 @@ class SurrogateSettings(MaskRatios):
         "published 25, 25, 1 and 2.",
         ge=1,
     )
-    mask_threshold: Threshold = setting(
-        "row", "Of random_masking and coupled: unit with a mask ratio of its own."
-    )
-    prompt_mask_ratio: float = setting(
-        0.15, "Of diffu_grpo: probability that a prompt token is masked.", ge=0, lt=1
-    )
+    mask_threshold: Threshold = setting_of(RandomMasking, "mask_threshold")
+    prompt_mask_ratio: float = setting_of(FullyMasked, "prompt_mask_ratio")
 
     def check(self) -> None:
         super().check()

@@ -26,8 +26,8 @@ from jax_unmask.policies.layers import (
     required,
     zero_dense,
 )
-from jax_unmask.policies.network import NetworkInputs
-from jax_unmask.settings import Settings, setting
+from jax_unmask.policies.network import NetworkConfig, NetworkInputs
+from jax_unmask.settings import Settings, setting, setting_of
 
 _FAMILY = "llada"
 
@@ -42,11 +42,9 @@ class HiddenNetworkConfig(Settings):
     """
 
     denoiser: DenoiserConfig
-    time_embed_dim: int = setting(128, "Width of the sinusoidal embedding of time t.", ge=2)
+    time_embed_dim: int = setting_of(NetworkConfig, "time_embed_dim")
     num_blocks: int = setting(1, "Denoiser blocks.", ge=1, le=1000)
-    time_period: float = setting(
-        1.0, "Longest period of the time embedding; 1 makes all frequencies 1.", gt=0, le=1e9
-    )
+    time_period: float = setting_of(NetworkConfig, "time_period")
     initial_bias: float = setting(-2.0, "Initial bias of the output logit.", ge=-1e4, le=1e4)
 
     def check(self) -> None:

@@ -67,12 +67,10 @@ class DenoiserSettings(Settings):
     """Settings of the denoiser's learning, as those of recipe "tracerl"."""
 
     filter: GroupBounds = GroupBounds()
-    reward: TraceReward = TraceReward(alpha=0.0)
-    learner: TraceLearning = TraceLearning(num_pads=0, minibatches=8, chunk_size=2)
-    lora: denoisers.LoraSettings = denoisers.LoraSettings()
-    optimizer: OptimizerSettings = OptimizerSettings(
-        lr=1e-6, warmup_steps=0, schedule="constant", b2=0.999, weight_decay=0.0, grad_clip=1.0
-    )
+    reward: TraceReward = TraceRlSettings.reward
+    learner: TraceLearning = TraceRlSettings.learner
+    lora: denoisers.LoraSettings = TraceRlSettings.lora
+    optimizer: OptimizerSettings = TraceRlSettings.optimizer
 
 
 @dataclasses.dataclass(frozen=True)

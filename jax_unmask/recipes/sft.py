@@ -38,7 +38,7 @@ from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import ConfigError, Settings, setting
+from jax_unmask.settings import ConfigError, Settings, setting, setting_of
 from jax_unmask.tasks import data
 from jax_unmask.tasks.generated import ClosedVocabulary
 
@@ -50,8 +50,8 @@ class ModelFromScratch(ModelSettings):
     path: str | None = setting(
         None, "Continue from these weights; None for random ones of the shape below."
     )
-    dtype: DType = setting("float32", "Type of activations and matrix products.")
-    param_dtype: DType = setting("float32", "Type of the weights.")
+    dtype: DType = setting_of(ModelSettings, "dtype", default="float32")
+    param_dtype: DType = setting_of(ModelSettings, "param_dtype", default="float32")
     hidden_size: int = setting(64, "Width.", ge=1)
     num_layers: int = setting(3, "Layers.", ge=1, le=1000)
     num_heads: int = setting(4, "Attention heads; a divisor of the width.", ge=1)

@@ -38,7 +38,7 @@ from jax_unmask.rollout import RolloutSettings, by_length, rollout, row_keys, tr
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import ConfigError, SettingError, setting, values_of
+from jax_unmask.settings import ConfigError, SettingError, setting, setting_of, values_of
 from jax_unmask.tasks.data import Batch
 
 logger = logging.getLogger(__name__)
@@ -68,9 +68,7 @@ class BucketedData(DataSettings):
 class RematModel(ModelFromScratch):
     """The denoiser that is trained in chosen states."""
 
-    remat: bool = setting(
-        False, "Compute activations again in the backward pass instead of keeping them."
-    )
+    remat: bool = setting_of(denoisers.Denoiser, "remat")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -74,9 +74,7 @@ class ReinforcedModel(ModelSettings):
         "Type of the weights, which stay float32 over all steps unless adapters are trained: "
         "bfloat16 ones do not move under a learning rate of 1e-6.",
     )
-    remat: bool = setting(
-        True, "Compute activations again in the backward pass instead of keeping them."
-    )
+    remat: bool = setting_of(denoisers.Denoiser, "remat", default=True)
 
 
 @dataclasses.dataclass(frozen=True)

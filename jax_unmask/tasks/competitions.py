@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
-from jax_unmask.settings import setting
+from jax_unmask.settings import setting_of
 from jax_unmask.tasks.base import Example
 from jax_unmask.tasks.checkers import answers
 from jax_unmask.tasks.math import Equivalence, Math
@@ -21,10 +21,7 @@ class Competition(Math):
     folders = ()
     test_only = True
 
-    equivalence: Equivalence = setting(
-        "symbolic",
-        "Answers are equal in their normal form, or in their value too (symbolic: math-verify).",
-    )
+    equivalence: Equivalence = setting_of(Math, "equivalence", default="symbolic")
 
     def parse(self, example: Example) -> Example:
         """The record in the form of task `math`; refuses those without a problem or an answer."""

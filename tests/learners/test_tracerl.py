@@ -147,7 +147,7 @@ class TestSurrogates:
         )
         shares = {}
         for threshold in ("row", "token"):
-            surrogate = RandomMasking(draws, 0.1, 0.9, mask_threshold=threshold)
+            surrogate = RandomMasking(draws=draws, mask_threshold=threshold)
             canvas = make_learner(surrogate=surrogate).describe(responses)
             index = jnp.arange(draws)
             states = surrogate.states(canvas, jax.random.key(2), index, jnp.zeros(draws, int))
