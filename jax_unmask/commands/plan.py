@@ -32,6 +32,7 @@ from jax_unmask.settings import ConfigError
 _SHOWN_SECONDS = 1e-4
 _SHOWN_KINDS = 6
 _SHOWN_LAYOUTS = 4
+_ROLLOUTS = ("rollout_fsdp", "rollout_tensor")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -286,10 +287,10 @@ def plan(
         only: those alone with this in their name.
         device: the accelerator that they stand in for; None for this machine's own devices.
         compiler: compiles them, for its devices; None for the compiler of those that JAX shows.
-        nfe: forwards that a row is assumed to need, for the estimate of time.
+        nfe: forwards that a row is assumed to need, for the estimate of time and the mesh.
     """
     with contextlib.nullcontext() if compiler is None else compiler.active():
-        settings, recipe = recipes.read(config, device), recipes.find(config.recipe)
+        settings, recipe = recipes.read(config, device, nfe=nfe), recipes.find(config.recipe)
         if not hasattr(recipe, "blueprint"):
             remedy = "Give the config of another, or let it have `blueprint` and `work`"
             raise ConfigError("recipe", config.recipe, "it cannot be planned", remedy)
@@ -437,6 +438,10 @@ def verdict(found: Plan, arguments: Sequence[str]) -> list[str]:
     then = ["plan", *arguments, "--compile"]
     if is_compiled:
         then = ["train", *(each for each in arguments if re.match("--?config", each))]
+        if any(re.match("--?nfe", each) for each in arguments):  # Training would assume its own.
+            sizes = ((key, getattr(found.config.mesh, key)) for key in _ROLLOUTS)
+            chosen = [f"--config.mesh.{key}={size}" for key, size in sizes if size]
+            then += [each for each in chosen if each not in then]
     return terminal.verdict([line], then=then if found.refusal is None else ())
 
 
@@ -453,5 +458,5 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "only", "", "With --compile: the programs with this in their name.", flag_values=values
     )
     flags.DEFINE_integer(
-        "nfe", None, "Forwards per row for the estimate of time.", 1, flag_values=values
+        "nfe", None, "Forwards per row for the estimates of time.", 1, flag_values=values
     )

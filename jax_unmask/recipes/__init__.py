@@ -91,13 +91,20 @@ def parse(config: Any) -> Settings:
     return from_config(defaults(_name(config)), config)
 
 
-def read(config: Any, device: Accelerator | None = None, *, trains: bool = False) -> RunSettings:
+def read(
+    config: Any,
+    device: Accelerator | None = None,
+    *,
+    trains: bool = False,
+    nfe: int | None = None,
+) -> RunSettings:
     """Checks a config and makes the settings of its recipe of it.
 
     Args:
         config: a `ConfigDict` that began as `recipes.config(...)`.
         device: type of the devices, for the choice of a mesh; by default this machine's.
         trains: whether a training for which the devices have no room is an error.
+        nfe: forwards that a row is assumed to need, for the choice of a mesh.
 
     Raises:
         ConfigError: the first mistake, with full key, value and remedy. Checks that need the model
@@ -108,7 +115,7 @@ def read(config: Any, device: Accelerator | None = None, *, trains: bool = False
     try:
         from jax_unmask.recipes import layout  # Loads the denoisers.
 
-        settings = layout.choose_mesh(settings, device, refuses=trains)
+        settings = layout.choose_mesh(settings, device, refuses=trains, nfe=nfe)
         settings.check_devices()
     except SettingError as error:
         raise error if isinstance(error, ConfigError) else error.within("") from error

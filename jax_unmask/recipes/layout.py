@@ -196,7 +196,11 @@ _WORTH_ASKING = 10**9
 
 
 def choose_mesh(
-    config: RunSettings, device: Accelerator | None = None, *, refuses: bool = False
+    config: RunSettings,
+    device: Accelerator | None = None,
+    *,
+    refuses: bool = False,
+    nfe: int | None = None,
 ) -> RunSettings:
     """The settings with a mesh: the given one, or that with the fewest shards which fit.
 
@@ -207,6 +211,7 @@ def choose_mesh(
             `mesh.rollout_fsdp` = `mesh.rollout_tensor` = 0 that for rollouts.
         device: the type of the devices; by default that of this machine's.
         refuses: whether what no mesh has room for is an error.
+        nfe: forwards that a row is assumed to need, see `compare_rollouts`.
 
     Raises:
         ConfigError: all devices together have no room for what a step keeps.
@@ -236,7 +241,7 @@ def choose_mesh(
             sharding.check_mesh(shape, placement.mesh)
         except ConfigError:  # So many shards do not divide the model.
             continue
-        best = _with_rollouts(candidate, shape, placement, recipe, memory_bytes, device)
+        best = _with_rollouts(candidate, shape, placement, recipe, memory_bytes, device, nfe)
         if best is None:
             continue
         found.append(best)
@@ -251,7 +256,8 @@ def choose_mesh(
     if devices == 1:
         return config
     if mesh != config.mesh:
-        logger.info("%s", _reason(found, memory_bytes, _comparison(config, shape, found, device)))
+        comparison = _comparison(config, shape, found, device, nfe)
+        logger.info("%s", _reason(found, memory_bytes, comparison))
     return dataclasses.replace(config, mesh=mesh)
 
 
@@ -277,10 +283,11 @@ def _with_rollouts(
     recipe: type[Recipe],
     memory_bytes: float,
     device: Accelerator | None,
+    nfe: int | None,
 ) -> tuple[MeshSettings, Estimate] | None:
     """The mesh with a layout for rollouts too: the first that fits, or else the last possible."""
     found = None
-    for mesh in _for_rollouts(config, shape, device):
+    for mesh in _for_rollouts(config, shape, device, nfe):
         candidate = dataclasses.replace(config, mesh=mesh)
         try:
             sharding.check_mesh(shape, placements.for_rollouts(candidate).mesh)
@@ -299,14 +306,14 @@ def _with_rollouts(
 
 
 def _for_rollouts(
-    config: RunSettings, shape: DenoiserConfig, device: Accelerator | None
+    config: RunSettings, shape: DenoiserConfig, device: Accelerator | None, nfe: int | None
 ) -> list[MeshSettings]:
     """Layouts for rollouts, the fastest first; or those with whole weights on few devices."""
     sizes = config.mesh
     if sizes.rollout_fsdp or sizes.rollout_tensor or not config.rows_at_once:
         return [sizes]
     if device is not None:
-        layouts = [layout for layout, _ in compare_rollouts(config, shape, device)]
+        layouts = [layout for layout, _ in compare_rollouts(config, shape, device, nfe)]
     else:
         layouts = _layouts()
     return [
@@ -350,12 +357,13 @@ def _comparison(
     shape: DenoiserConfig,
     found: Sequence[tuple[MeshSettings, Estimate]],
     device: Accelerator | None,
+    nfe: int | None,
 ) -> str:
     """Speed of the chosen layout of rollouts, for the message."""
     mesh = found[-1][0]
     if device is None or not (mesh.rollout_tensor and config.rows_at_once):
         return ""
-    seconds = {layout[1:]: took for layout, took in compare_rollouts(config, shape, device)}
+    seconds = {layout[1:]: took for layout, took in compare_rollouts(config, shape, device, nfe)}
     chosen = seconds[mesh.rollout_fsdp, mesh.rollout_tensor]
     return f" (about {chosen:.2g} s a sequence on all devices, the least of what fits)"
 

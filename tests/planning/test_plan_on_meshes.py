@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -67,3 +68,32 @@ def test_compiled_programs_tell_what_devices_send(planned):
     assert "rollout, per forward" in compiled["table"]
     assert "rollout, 8 forwards per row" in compiled["table"]
     assert planned[1]["fits"] is True  # By estimate: it was not compiled.
+
+
+def test_the_mesh_is_chosen_for_the_forwards_that_are_asked_for():
+    program = """
+import dataclasses, json, logging, runpy, sys
+from jax_unmask.commands.plan import plan, stand_in, verdict
+logging.basicConfig(level="INFO", stream=sys.stdout, force=True)
+device, _ = stand_in("v6e-16", real=False)
+config = runpy.run_path(f"{sys.argv[1]}/configs/gsm8k.py")["get_config"]()
+config.rollout.cache = "dual"
+found = []
+for nfe in (8, 1000):
+    made = plan(config, device=device, nfe=nfe)
+    programs = [dataclasses.replace(each, temporary_bytes=0) for each in made.programs]
+    compiled = dataclasses.replace(made, programs=tuple(programs))
+    arguments = ["--config=gsm8k", f"--nfe={nfe}"]
+    found.append([made.layouts, list(made.rollout_mesh.values()), verdict(compiled, arguments)])
+print(json.dumps(found))
+"""
+    command = [sys.executable, "-c", program, str(ROOT)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=560)
+    assert done.returncode == 0, done.stderr
+    few, many = json.loads(done.stdout.splitlines()[-1])
+    assert few[1] == few[0][0][0] == [16, 1, 1]
+    assert many[1] == many[0][0][0] == [8, 1, 2]
+    said = re.findall(r"about ([0-9.]+) s a sequence", done.stdout)
+    assert said == [f"{layouts[0][1]:.2g}" for layouts, _, _ in (few, many)]
+    # Training assumes another number: it is told the mesh.
+    assert "--config.mesh.rollout_fsdp=1 --config.mesh.rollout_tensor=2" in " ".join(many[2])
