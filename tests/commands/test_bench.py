@@ -210,8 +210,8 @@ class TestReference:
     @pytest.mark.parametrize(
         ("text", "message"),
         [
-            ("def load(model_dir): ...", "defines no function generate"),
-            ("def generate(*_, **__): ...", "defines no function load"),
+            ("def load(model_dir): ...", "no function generate"),
+            ("def generate(*_, **__): ...", "no function load"),
             (
                 "load = print\ndef generate(*_, **__): return [[1, 2, 3, 4, 5]], 4",
                 "tokens of shape (1, 5); [B, gen_length] is (1, 4)",

@@ -235,7 +235,7 @@ def test_all_of_them_are_tested():
 
 
 def test_each_task_of_one_policy_needs_a_teacher():
-    with pytest.raises(ValueError, match="of arithmetic, countdown, sudoku"):
+    with pytest.raises(ValueError, match="arithmetic, countdown, sudoku"):
         _config("universal_policy:all,sudoku=universal")
 
 

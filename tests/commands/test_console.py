@@ -55,7 +55,7 @@ def test_help_imports_no_jax():
 
 
 def test_an_unknown_command_gets_a_suggestion():
-    with pytest.raises(SystemExit, match="did you mean train"):
+    with pytest.raises(SystemExit, match="mean train"):
         console.main(["trian"])
 
 

@@ -107,7 +107,7 @@ def test_a_stage_may_say_where_it_starts(files, tmp_path):
     ("stage", "message"),
     [
         ("", "it is empty"),
-        ("no/such.py", "there is no file no/such.py"),
+        ("no/such.py", "no/such.py"),
         ("{sft} train.steps", "'train.steps' is not"),
         ("{sft} train.stepps=3", "stepps"),
         ("{sft} train.steps=many", "many"),

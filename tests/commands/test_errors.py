@@ -90,7 +90,7 @@ WRONG = [
     (
         "policy_grpo",
         {"rollout__gen_length": 48, "rollout__block_length": 48},
-        "config.task.prompt_length = 17: with a canvas of 48 that makes 65 tokens",
+        "config.task.prompt_length = 17",
     ),
     (
         "policy_grpo",
@@ -104,7 +104,7 @@ WRONG = [
     (
         "sft",
         {"task__name": "gsm8k", "task__path": "."},
-        "config.model.path = None: task 'gsm8k' has no closed vocabulary",
+        "config.model.path = None: task 'gsm8k'",
     ),
 ]
 
@@ -119,7 +119,7 @@ def test_a_model_or_data_that_cannot_be_used(tiny_config, message, recipe, chang
     [
         ("tokenizer.json", "holds no tokenizer.json; add the file"),
         ("model.safetensors", "safetensors"),
-        ("", "no mask token: set mask_token_id in config.json"),
+        ("", "mask_token_id in config.json"),
     ],
 )
 def test_a_model_without_one_of_its_parts(tiny_config, message, model_copy, file, named):
@@ -399,7 +399,7 @@ def test_mesh_of_another_machine(tiny_config, message):
 def test_mesh_that_does_not_divide_the_denoiser(axis, dimension):
     sizes = dict.fromkeys(("data", "fsdp", "tensor"), 1) | {axis: 3}
     mesh = types.SimpleNamespace(shape=sizes)
-    with pytest.raises(ConfigError, match=rf"mesh.{axis} = 3: it does not divide .* {dimension} ="):
+    with pytest.raises(ConfigError, match=rf"mesh.{axis} = 3: .* {dimension} ="):
         check_mesh(tiny.denoiser_config(), mesh)
 
 

@@ -244,7 +244,7 @@ class TestAxes:
             (("rollout.gen_length=8|",), "empty value"),
             (("recipe=sft",), "'recipe'"),
             (("seed=1", "seed=2"), r"config\.eval\.axes = .*seed is in two"),
-            (("seed=1|task.path=x",), "does not set seed"),
+            (("seed=1|task.path=x",), "not set seed"),
         ],
     )
     def test_says_what_is_wrong_before_anything_is_loaded(self, config, tmp_path, lines, message):

@@ -124,7 +124,7 @@ def test_a_task_poses_and_judges(model, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--policy=treshold",), "did you mean threshold"),
+        (("--policy=treshold",), "mean threshold"),
         (("--gen_length=10", "--block_length=4"), "gen_length = 10"),
         (("--gen_length=0",), "gen_length = 0"),
         (("--temperature=-1", *shape()), "--temperature = -1.0"),

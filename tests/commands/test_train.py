@@ -319,7 +319,7 @@ def test_one_policy_learns_in_several_environments_for_every_alpha(tiny_config, 
     other.set_state(state)
     for ours, theirs in zip(next(data), next(other), strict=True):
         assert ours.examples == theirs.examples
-    with pytest.raises(ValueError, match="1 environments, this run has 2"):
+    with pytest.raises(ValueError, match=r"1 environments.* 2"):
         other.set_state({"environments": state["environments"][:1]})
 
 
@@ -549,7 +549,7 @@ class TestTraceRuns:
             settings = {"task__prompt_length": 16, "filter__rounds": 2, "train__steps": 3}
             config = tiny_config("tracerl", **settings, **changes)
             for _ in range(2):  # The same when it is started again.
-                with pytest.raises(Untrained, match="nothing was trained in 3 steps"):
+                with pytest.raises(Untrained, match=r" 3 steps.*filter\.low"):
                     train.train(config, tmp_path / name)
             assert not (tmp_path / name / "model").exists()
             for line in lines(tmp_path / name):

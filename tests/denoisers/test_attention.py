@@ -64,8 +64,8 @@ def test_a_tpu_runs_the_kernel_where_scores_are_large(device, monkeypatch, caplo
     small, large = (jax.ShapeDtypeStruct((rows, 456, 32, 128), "bfloat16") for rows in (1, 8))
     assert not attention.takes_kernel(small, small)
     assert attention.takes_kernel(large, large)
-    assert "456 queries of 1 rows: plain products: its" in caplog.text
-    assert "456 queries of 8 rows: the Pallas kernel" in caplog.text
+    assert "456 queries of 1 rows: plain products" in caplog.text
+    assert "456 queries of 8 rows: the Pallas" in caplog.text
     long = jax.ShapeDtypeStruct((1, 9000, 32, 128), "bfloat16")
     assert not attention.takes_kernel(long, long)
     monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")

@@ -125,8 +125,8 @@ class TestConfigs:
             ({"num_attention_heads": "2"}, "has a field"),
             ({"num_hidden_layers": 10**9}, ": num_hidden_layers=1000000000 is not supported"),
             ({"layer_types": 5}, "has a field"),
-            ({"tie_word_embeddings": "false"}, ": tie_word_embeddings='false' must be true or"),
-            ({"model_type": ["sdar"]}, r": model_type=\['sdar'\] is not a known"),
+            ({"tie_word_embeddings": "false"}, ": tie_word_embeddings='false' "),
+            ({"model_type": ["sdar"]}, r": model_type=\['sdar'\] "),
         ],
     )
     def test_values_of_another_kind(self, tmp_path, changes, message):
@@ -178,7 +178,7 @@ class TestTensors:
         def differ(tensors):
             tensors[HEAD] = 2 * tensors[EMBEDDING]
 
-        with pytest.raises(ValueError, match=f"{HEAD} and {EMBEDDING} must be one matrix"):
+        with pytest.raises(ValueError, match=f"{HEAD} and {EMBEDDING} "):
             denoisers.from_pretrained(written("sdar_tied", differ))
 
     @pytest.mark.parametrize("name", ["llada", "dream", "sdar"])
@@ -200,7 +200,7 @@ class TestTensors:
         def wrong(tensors):
             tensors["model.rotary_emb.inv_freq"] = 2 * frequencies
 
-        with pytest.raises(ValueError, match=r"inv_freq holds other rotary frequencies"):
+        with pytest.raises(ValueError, match=r"inv_freq .*rope_theta="):
             denoisers.from_pretrained(written(name, wrong))
 
     def test_the_encoder_of_a_diffusion_gemma(self, written):
@@ -227,7 +227,7 @@ class TestNumbers:
         denoiser, params = denoisers.from_pretrained(FIXTURES / "sdar")
         params["head"] = params["head"].at[0, 0].set(np.inf)
         denoisers.save_orbax(tmp_path / "orbax", denoiser, params)
-        with pytest.raises(FloatingPointError, match="tensor head holds numbers"):
+        with pytest.raises(FloatingPointError, match="tensor head "):
             denoisers.from_pretrained(tmp_path / "orbax")
 
     def test_a_weight_that_its_new_type_cannot_hold(self, written):
@@ -276,7 +276,7 @@ class TestTokenizers:
         self.settings(model, chat_template=named)
         assert self.shown(model) == "2"
         self.settings(model, chat_template=[named[0], {"name": "rag", "template": "no"}])
-        with pytest.raises(ValueError, match="templates rag, tools, and"):
+        with pytest.raises(ValueError, match="rag, tools"):
             self.shown(model)
 
     def test_a_folder_of_templates(self, model):
@@ -289,7 +289,7 @@ class TestTokenizers:
         self.settings(model, chat_template="{{ messages[0].content }}")
         (model / "chat_template.jinja").write_text("{{ messages[1].content }}")
         assert self.shown(model) == "2"
-        assert "holds another chat template" in caplog.text
+        assert "tokenizer_config.json" in caplog.text
 
     def test_a_damaged_file_beside_it_is_named(self, model):
         (model / "tokenizer_config.json").write_text("{")
@@ -317,7 +317,7 @@ class TestTokenizers:
     @pytest.mark.parametrize("prompt", ["2\ud83d", [{"role": "user", "content": "2\ud83d"}]])
     def test_half_a_character(self, model, prompt):
         (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
-        with pytest.raises(ValueError, match="surrogate pair at character 1;"):
+        with pytest.raises(ValueError, match="pair at character 1;"):
             denoisers.load_tokenizer(model).encode_prompt(prompt)
 
     def test_all_ends_of_a_text(self, model):

@@ -207,7 +207,7 @@ class TestHubNames:
         download(errors.LocalEntryNotFoundError("no connection"))
         with pytest.raises(
             FileNotFoundError,
-            match=r"some-owner/some-model is not a local .*hf download some-owner/some-model",
+            match=r"some-owner/some-model .*hf download some-owner/some-model",
         ):
             denoisers.from_pretrained("some-owner/some-model")
 
@@ -221,7 +221,7 @@ class TestWrongWeights:
         if damaged != "largest":
             path = next(path for path in files if path.name == damaged)
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-        with pytest.raises(ValueError, match=f"{tmp_path} is not a complete .*copy it"):
+        with pytest.raises(ValueError, match=f"{tmp_path} is not .*copy it"):
             denoisers.from_pretrained(tmp_path)
 
     def test_missing_shard(self, pretrained, tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import jax
 import jax.numpy as jnp
@@ -202,7 +203,7 @@ class TestCandidates:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"policies": ("treshold:threshold=1",)}, "did you mean threshold"),
+            ({"policies": ("treshold:threshold=1",)}, "mean threshold"),
             ({"policies": ("threshold:threshold=2",)}, "threshold"),
             ({"policies": ("learned:missing/policy",)}, "missing/policy"),
             ({"policies": ("threshold:threshold=0.5@5",)}, "block length 5 does not divide"),
@@ -239,7 +240,7 @@ class TestBundle:
             bundle_lib.load_task(recipes.read(config))
 
     def test_too_few_problems(self, config, bundle):
-        with pytest.raises(ConfigError, match="num_problems = 10: the test split holds 7 problems"):
+        with pytest.raises(ConfigError, match=r"num_problems = 10: .* test .* 7 problems"):
             load_problems(recipes.read(config), bundle, Short(), "test")
 
     def test_all_problems_and_whole_prompts_unless_told_otherwise(self, config, bundle, caplog):
@@ -251,12 +252,12 @@ class TestBundle:
         config.eval.truncate_prompts = True
         cut = load_problems(recipes.read(config), bundle, Short(), "test").prompts
         assert cut.tokens.shape == (7, 5)
-        assert "7 of 7 prompts have more than 5 tokens (up to 17)" in caplog.text
+        assert re.search(r"7 of 7 prompts .* 5 tokens \(up to 17\)", caplog.text)
         config.eval.update(truncate_prompts=False, num_problems=1)
         config.rollout.update(gen_length=48, block_length=48)  # Of 64 positions.
         cut = load_problems(recipes.read(config), bundle, Short(), "test").prompts
         assert cut.tokens.shape == (1, 16)
-        assert "1 of 1 prompts have more than 16 tokens" in caplog.text
+        assert re.search(r"1 of 1 prompts .* 16 tokens", caplog.text)
 
 
 @pytest.mark.thorough

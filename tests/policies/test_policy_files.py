@@ -130,7 +130,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
         ({"num_blocks": 2.5}, r"policy_config\.json: num_blocks = 2.5: .* float"),
         ({"time_period": "x"}, r"policy_config\.json: time_period = 'x'"),
         ({"jax_unmask": {"distribution": None}}, r"policy_config\.json: distribution = None"),
-        ({"jax_unmask": {"temperature": [1]}}, r"temperature = \[1\]: it is no number"),
+        ({"jax_unmask": {"temperature": [1]}}, r"temperature = \[1\]: .*number"),
     ],
 )
 def test_configs_that_are_not_understood(tmp_path, changes, message):
@@ -146,7 +146,7 @@ def test_configs_that_are_not_understood(tmp_path, changes, message):
         ("policy_config.json", b"[1]", "policy_config.json holds a JSON list"),
         ("policy_config.json", b'{"a": ' + b"[" * 100_000, "policy_config.json is not valid JSON"),
         ("policy_config.json", None, "policy_config.json is not .*colour"),
-        ("model.safetensors", b"cut", "model.safetensors is not a complete"),
+        ("model.safetensors", b"cut", "model.safetensors is not "),
     ],
 )
 def test_damaged_directories(tmp_path, file, content, message):

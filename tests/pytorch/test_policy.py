@@ -183,5 +183,5 @@ def test_sglang_fills_blocks_as_our_rollout_does(sglang, tmp_path, logits):
     assert forwards == steps + 1  # The last one stores the finished block in the cache.
 
     config.algorithm_config = {"policy": str(assets() / "policies" / "sudoku-full-alpha1-seed0")}
-    with pytest.raises(ValueError, match="reads the whole canvas"):
+    with pytest.raises(ValueError, match=r"config\.policy\.context='block'"):
         module.Algorithm(config)

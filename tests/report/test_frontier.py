@@ -174,5 +174,5 @@ def test_gains_average_at_each_seeds_own_nfe():
 
 
 def test_refuses_outcomes_of_another_number_of_problems():
-    with pytest.raises(ValueError, match="one score per problem"):
+    with pytest.raises(ValueError, match="score per problem"):
         Point("m", (), 0.5, 0.1, 1.0, 0.1, 3, np.zeros(2))

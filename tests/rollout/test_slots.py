@@ -238,7 +238,7 @@ def test_batches_and_settings_share_one_program(random_model):
     [
         ({"slots": -1}, "slots = -1"),
         ({"slots": 6, "slot_groups": 4}, "slots = 6.*slot_groups=4"),
-        ({"slot_groups": 0}, "slot_groups=0 must be at least 1"),
+        ({"slot_groups": 0}, "slot_groups=0 "),
     ],
 )
 def test_impossible_slots_are_refused(kwargs, named):

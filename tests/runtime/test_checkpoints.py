@@ -202,14 +202,14 @@ def test_leftovers_of_a_killed_save_are_ignored_and_removed(copy):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda p, s: p["layer"].pop("bias"), "lacks nothing, and has layer/bias"),
-        (lambda p, s: p.update(new=jnp.zeros(1)), "params: it lacks new,"),
+        (lambda p, s: p["layer"].pop("bias"), "nothing, and has layer/bias"),
+        (lambda p, s: p.update(new=jnp.zeros(1)), "params: .*lacks new,"),
         (
             lambda p, s: p["layer"].update(kernel=jnp.zeros((3, 5))),
             r"layer/kernel has shape \(3, 4\), but \(3, 5\) is needed",
         ),
         (lambda p, s: p.update(head=jnp.zeros(5)), "head is bfloat16, but float32 is needed"),
-        (lambda p, s: s.update(step=jnp.zeros(2, jnp.int32)), r"state: step has shape \(\)"),
+        (lambda p, s: s.update(step=jnp.zeros(2, jnp.int32)), r"step has shape \(\)"),
         (lambda p, s: s.update(rbg=jax.random.key(0)), r"rbg has shape \(4,\), but \(2,\)"),
     ],
 )
@@ -227,7 +227,7 @@ def test_missing_checkpoints_are_explained(saved, tmp_path):
         Checkpoints(tmp_path, read_only=True)
     options = CheckpointSettings(best_metric="reward")
     with Checkpoints(saved, options, read_only=True) as checkpoints:
-        with pytest.raises(CheckpointError, match="no checkpoint of step 5; it has 1, 2"):
+        with pytest.raises(CheckpointError, match="step 5; it has 1, 2"):
             checkpoints.restore_params(5)
         with pytest.raises(CheckpointError, match="has the metric 'reward'"):
             checkpoints.restore_params("best")

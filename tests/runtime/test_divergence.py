@@ -42,15 +42,15 @@ def test_supervised_losses(losses):
 
 @pytest.mark.parametrize("losses", [[3.0, 20.0, 31.0, 1e9, 1e9], [1e-4] + [11.0] * 4])
 def test_supervised_losses_that_explode(losses):
-    with pytest.raises(Untrained, match="its loss began at"):
+    with pytest.raises(Untrained, match=r"optimizer\.lr"):
         require_trained([{"step": step, "loss": loss} for step, loss in enumerate(losses)], 5)
 
 
 @pytest.mark.parametrize(
     ("records", "message"),
     [
-        ([(1, 0.0)] * 3, "nothing was trained in 10"),
-        ([(1, 0.0)] * 9 + [(1, 1.0)], "nothing was trained in 10"),
+        ([(1, 0.0)] * 3, r"trained in 10 .*filter\.low"),
+        ([(1, 0.0)] * 9 + [(1, 1.0)], r"trained in 10 .*filter\.low"),
         ([(0, -0.2)] + [(1, -1.0)] * 3, r"collapsed: .* after step 1 .* 3 records"),
         ([(0, 0.2)] * 90 + [(1, 0.0)] * 10, "after step 90 in its last 10 records, which earn 0 "),
     ],

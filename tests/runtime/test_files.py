@@ -57,7 +57,7 @@ def test_no_pipe_or_directory_is_waited_for(tmp_path):
     for make in (os.mkfifo, os.mkdir):
         make(path)
         for use in uses:
-            with pytest.raises(FileExistsError, match=f"a file must be: '{path}'"):
+            with pytest.raises(FileExistsError, match=f": '{path}'"):
                 use()
         path.rmdir() if path.is_dir() else path.unlink()
 
@@ -78,7 +78,7 @@ def test_a_number_that_no_process_has():
 
 
 def test_a_name_that_is_not_utf_8():
-    with pytest.raises(ValueError, match=r"runs/.udcff.: the name is not UTF-8"):
+    with pytest.raises(ValueError, match=r"runs/.udcff.: .*UTF-8"):
         files.local_path(os.fsdecode(b"runs/\xff"))
 
 

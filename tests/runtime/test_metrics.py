@@ -78,9 +78,9 @@ def test_steps_must_increase_also_after_a_resume(tmp_path):
 
 def test_refuses_what_is_no_scalar(tmp_path):
     with writer(tmp_path) as out:
-        with pytest.raises(ValueError, match="'x' must be a scalar"):
+        with pytest.raises(ValueError, match=r"'x' .*scalar"):
             out.write(1, {"x": np.zeros(2)})
-        with pytest.raises(TypeError, match="'x' must be a number"):
+        with pytest.raises(TypeError, match=r"'x' .*number"):
             out.write(1, {"x": None})
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import threading
 import time
@@ -67,7 +68,7 @@ def test_ctrl_c_saves_and_a_second_one_stops(handler, monkeypatch, caplog):
         os.kill(os.getpid(), signal.SIGINT)
         assert preemption.requested(1)
         assert preemption.signal == signal.SIGINT
-        assert "SIGINT received: saving after step 1" in caplog.text
+        assert re.search("SIGINT .* step 1", caplog.text)
         assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
         # As if the device was busy, and Python's handler had not run yet.
         signal.signal(signal.SIGINT, preemption._on_signal)

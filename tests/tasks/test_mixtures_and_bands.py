@@ -43,7 +43,7 @@ def test_weights_are_shares_of_a_pass_of_the_same_length():
     [
         ({"gsm8k": 0, "math": 0}, "sum to 0"),
         ({"gsm8k": -1, "math": 2}, r"weights\['gsm8k'\]=-1 must be"),
-        ({"gsm8k": float("nan")}, "must be a number"),
+        ({"gsm8k": float("nan")}, r"weights\['gsm8k'\]=nan "),
         ({"gsm": 1}, r"are of \['gsm'\] too"),
     ],
 )
@@ -93,7 +93,7 @@ def test_bands_of_a_task_bind_training_only(tmp_path):
     train = task.source("train")
     assert {train[k]["level"] for k in range(len(train))} == {"Level 4", "Level 5"}
     assert len(task.source("test")) == 60
-    with pytest.raises(ValueError, match="widen the difficulty band"):
+    with pytest.raises(ValueError, match=r"level.* difficulty band"):
         Math(tmp_path, difficulty="level:9..").source("train")
     with pytest.raises(ValueError, match="field 'rate', which is missing"):
         KodCode(SAMPLES / "kodcode", difficulty="rate:0..1").source("train")

@@ -111,7 +111,7 @@ def test_a_gzip_file_that_unpacks_to_too_much(tmp_path, monkeypatch):
     monkeypatch.setattr(files, "most_bytes", lambda compressed: 1000)
     path = tmp_path / "train.jsonl.gz"
     path.write_bytes(gzip.compress(bytes(1001)))
-    with pytest.raises(ValueError, match=r"train.jsonl.gz unpacks to more than 1,000 bytes"):
+    with pytest.raises(ValueError, match=r"train.jsonl.gz .* 1,000 bytes"):
         files.read_text(path)
 
 

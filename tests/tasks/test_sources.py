@@ -47,7 +47,7 @@ def test_only_line_ends_end_a_line_and_blank_ones_count(tmp_path):
         ("[" * 100_000, "malformed JSON"),
         ('["q"]', "found list"),
         ('{"p": "1"}', "'q' is missing"),
-        ('{"q": 1}', "'q' must be text, found 1"),
+        ('{"q": 1}', "'q' .* found 1"),
     ],
 )
 def test_a_bad_line_is_named(tmp_path, line, message):
@@ -76,11 +76,11 @@ def test_a_line_without_a_right_answer_is_named(tmp_path, task, good, bad, field
     [
         ("a.jsonl", b"\n \n", "holds no examples"),
         ("a.jsonl", b"\xff\xfe\x00", "is not UTF-8 text"),
-        ("a.jsonl.gz", b'{"q": "1"}', "is not a gzip"),
+        ("a.jsonl.gz", b'{"q": "1"}', "is not .*gzip"),
         (
             "a.jsonl.gz",
             gzip.compress(mtime=0, data=b'{"q": "1"}\n' * 100)[:-12],
-            "is not a gzip",
+            "is not .*gzip",
         ),
     ],
 )

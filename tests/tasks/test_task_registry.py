@@ -43,7 +43,7 @@ def test_every_task_serves_every_split_and_knows_a_right_response(name, request)
 
 @pytest.mark.parametrize("name", TEST_ONLY)
 def test_a_test_set_has_no_other_split(name):
-    with pytest.raises(ValueError, match=rf"split='train': task '{name}' is a test set"):
+    with pytest.raises(ValueError, match=rf"split='train': task '{name}' "):
         tasks.create(name, **SETTINGS[name]).source("train")
 
 
@@ -62,5 +62,5 @@ def test_a_mixture_passes_each_example_to_its_own_task():
 
 
 def test_a_mixture_of_nothing_is_refused():
-    with pytest.raises(ValueError, match="at least one task"):
+    with pytest.raises(ValueError, match=r"tasks={} "):
         Mixture({})

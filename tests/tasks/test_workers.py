@@ -135,10 +135,10 @@ def test_closing_cancels_what_waits():
 
 
 def test_a_worker_that_does_not_start_is_an_error_not_a_score():
-    command = [sys.executable, "-c", "raise SystemExit('no such thing here')"]
+    command = [sys.executable, "-c", "raise SystemExit('no-such-thing')"]
     with WorkerPool(command, workers=1, deadline_seconds=1.0) as workers:
         job = workers.submit({})
-        with pytest.raises(WorkerError, match="no such thing here"):
+        with pytest.raises(WorkerError, match="no-such-thing"):
             job.result()
 
 
