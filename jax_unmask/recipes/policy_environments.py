@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -66,8 +67,9 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
         )
 
     def check_spread(self, placement: Placement) -> None:
-        for each in self.each:
-            each.check_spread(placement)
+        for index, each in enumerate(self.each):
+            with self.naming(index):
+                each.check_spread(placement)
 
     @functools.cached_property
     def each(self) -> tuple[PolicyGrpoSettings, ...]:
@@ -95,6 +97,17 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
     @property
     def rows_at_once(self) -> int:
         return max(each.rows_at_once for each in self.each)
+
+    @contextlib.contextmanager
+    def naming(self, index: int) -> Iterator[None]:
+        """Names the environment in mistakes of settings that it can have changed."""
+        try:
+            yield
+        except SettingError as error:
+            if error.key.partition(".")[0] not in GROUPS:
+                raise
+            line, problem = self.environments[index], str(error.within("")).rstrip(".")
+            raise ConfigError(f"environments[{index}]", line, problem, _REMEDY) from error
 
     def _read(self, shared: PolicyGrpoSettings, index: int) -> PolicyGrpoSettings:
         """The settings that all share, with the changes of a line."""
@@ -158,10 +171,12 @@ class PolicyEnvironments:
             )
         self._config = config
         # Of all environments, before the weights of any are loaded.
-        tasks = list(map(load_task, config.each))
-        for each, shape, task in zip(config.each, shapes, tasks, strict=True):
-            check_denoiser(each, shape)
-            check_split(each, task, "train")
+        tasks = []
+        for index, (each, shape) in enumerate(zip(config.each, shapes, strict=True)):
+            with config.naming(index):
+                check_denoiser(each, shape)
+                tasks.append(load_task(each))
+                check_split(each, tasks[index], "train")
         loaded: dict[Any, Bundle] = {}
         self._recipes = []
         for each, task in zip(config.each, tasks, strict=True):

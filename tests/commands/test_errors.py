@@ -268,8 +268,19 @@ IMPOSSIBLE = [
     (
         "policy_environments",
         {"environments": ("task.name=sudoku", "rollout.cache=block")},
-        "rollout.cache = 'block'",
-        "block-causal",
+        "config.environments[1] = 'rollout.cache=block'",
+        "config.rollout.cache = 'block'",
+    ),
+    (
+        "policy_environments",
+        {
+            "environments": (
+                "task.name=sudoku",
+                "expert.count=1 expert.block_length=16 expert.policy=treshold",
+            )
+        },
+        "config.environments[1]",
+        "config.expert.policy = 'treshold'",
     ),
     (
         "policy_environments",
