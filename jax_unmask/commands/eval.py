@@ -32,10 +32,10 @@ from jax_unmask.report.results import Result
 from jax_unmask.runtime import agreement
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.checkpoints import Checkpoints
-from jax_unmask.runtime.config import RECORD, flatten
+from jax_unmask.runtime.config import RECORD, flatten, nested
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.locks import DirectoryLock
-from jax_unmask.settings import flat
+from jax_unmask.settings import Settings, flat
 
 _NAMING = ("reward.alpha", "seed")
 
@@ -144,6 +144,15 @@ def _recorded(config: ConfigDict, checkpoint: pathlib.Path) -> dict[str, Any]:
     return {}
 
 
+def _settings_of_run(run: pathlib.Path) -> Settings | None:
+    """The settings of a training by its record; None without one that can be read."""
+    try:
+        return recipes.parse(nested(json.loads((run / RECORD).read_text(encoding="utf-8"))))
+    except (FileNotFoundError, ValueError) as error:
+        logger.warning("The policy's files have the settings of this evaluation: %s", error)
+        return None
+
+
 def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Path) -> pathlib.Path:
     """The policy directory of a checkpoint; a training checkpoint is exported to workdir/policy.
 
@@ -174,8 +183,9 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
     logger.info("Took the policy of step %d of %s.", step, run)
     directory = workdir / EXPORTED
     if not jax.process_index():
-        policies.save_policy(directory, policy, params, MadeFor.all_of(config))
-        write_policy_card(directory, config, run)
+        trained_with = _settings_of_run(run) or config
+        policies.save_policy(directory, policy, params, MadeFor.all_of(trained_with))
+        write_policy_card(directory, trained_with, run)
     placement.meet("policy")  # All are going to read it.
     return directory
 

@@ -127,7 +127,7 @@ def _name(config: Any) -> str:
     if not config.get("recipe"):
         known = "Choose one of " + ", ".join(RECIPES)
         raise ConfigError("recipe", config.get("recipe"), "it names no recipe", known)
-    return str(config.recipe)
+    return str(config["recipe"])
 
 
 __all__ = [

@@ -32,6 +32,18 @@ def flatten(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     return dict(sorted(flat.items()))
 
 
+def nested(flat: Mapping[str, Any]) -> dict[str, Any]:
+    """Groups of the values under dotted keys: `flatten` undone."""
+    groups: dict[str, Any] = {}
+    for key, value in flat.items():
+        *path, name = key.split(".")
+        group = groups
+        for part in path:
+            group = group.setdefault(part, {})
+        group[name] = value
+    return groups
+
+
 def config_json(config: ConfigDict | Mapping[str, Any]) -> str:
     """The configuration as JSON with dotted keys, the same text for equal configurations.
 

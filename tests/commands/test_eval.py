@@ -14,8 +14,10 @@ import tiny
 from jax_unmask import policies, recipes
 from jax_unmask.commands import eval as eval_command
 from jax_unmask.evaluation import axes, dry_run
+from jax_unmask.policies.checkpoint import made_for
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints, CheckpointSettings
+from jax_unmask.runtime.config import config_json
 from jax_unmask.settings import ConfigError, flat
 
 
@@ -78,6 +80,18 @@ class TestPolicyDirectory:
         assert policy == build_policy(settings, tiny.denoiser_config())
         expected = policy.init_params(jax.random.key(step))
         assert jax.tree.all(jax.tree.map(lambda a, b: (a == b).all(), params, expected))
+
+    def test_its_files_say_what_it_was_trained_with(self, config, tmp_path):
+        run = tmp_path / "run"
+        config.expert.update(count=1, block_length=8)
+        save_checkpoints(config, run, [0.5])
+        (run / "config.json").write_text(config_json(config))
+        config.rollout.update(gen_length=20, block_length=5)
+        ((settings, _),) = eval_command._varied(config)
+        directory = eval_command.policy_directory(settings, run, tmp_path / "out")
+        (place,) = made_for(directory)
+        assert (place.gen_length, place.block_length) == (16, 16)
+        assert "1 experts" in (directory / "README.md").read_text()
 
     def test_is_named_after_its_own_run(self, config, tmp_path):
         directory = save_policy(config, tmp_path / "run" / "policy")
