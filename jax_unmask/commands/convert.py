@@ -113,17 +113,17 @@ def convert(
     return to
 
 
-def next_command(source: str, output: pathlib.Path) -> list[str]:
-    """The command that uses what was written."""
-    if not has_tokenizer(output):
+def next_command(directory: pathlib.Path, name: str, source: str = "") -> list[str]:
+    """The command that uses a model by its name here or on the hub; `source`: a copy of which."""
+    if not has_tokenizer(directory):
         lengths = ["--gen_length=128", "--block_length=128"]
-        return ["bench", f"--model={output}", *lengths, "--batch_sizes=1"]
+        return ["bench", f"--model={name}", *lengths, "--batch_sizes=1"]
     if source in shipped_models():
         _, length, block = shipped_lengths(source)
         lengths = [f"--gen_length={length}", f"--block_length={block}"]
         posed = [f"--task={source}", *tasks.shown_problem(source)]
-        return ["generate", f"--model={output}", *posed, *lengths]
-    return ["generate", f"--model={output}", "--prompt=Why is the sky blue?"]
+        return ["generate", f"--model={name}", *posed, *lengths]
+    return ["generate", f"--model={name}", "--prompt=Why is the sky blue?"]
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -142,4 +142,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
             mask_token_id=args.mask_token_id,
             max_shard_bytes=int(args.max_shard_gb * 1e9),
         )
-        terminal.conclude(terminal.verdict([], then=next_command(args.source, output)))
+        terminal.conclude(terminal.verdict([], then=next_command(output, str(output), args.source)))

@@ -16,7 +16,7 @@ import tempfile
 from collections.abc import Sequence
 
 from jax_unmask import tasks
-from jax_unmask.commands import command_line
+from jax_unmask.commands import command_line, convert
 from jax_unmask.denoisers import hub
 from jax_unmask.policies import policy_directory
 from jax_unmask.policies.calibration import FILE as CALIBRATIONS
@@ -108,7 +108,7 @@ def next_command(directory: pathlib.Path, name: str) -> list[str]:
         made = made_for(source)
         posed = tasks.shown_problem(made[0].task) if made else []
         return ["generate", f"--policy=learned:{name}", *posed]
-    return ["generate", f"--model={name}", "--prompt=Why is the sky blue?"]
+    return convert.next_command(source, name)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -77,7 +77,9 @@ def test_plan_measures_what_was_estimated_and_trains_what_was_measured():
 @pytest.mark.parametrize("source", ["sudoku", "elsewhere"])
 def test_convert_writes_with_the_model(source):
     directory = assets() / "sudoku"
-    assert runs(shlex.join(["jax-unmask", *convert.next_command(source, directory)]))
+    assert runs(
+        shlex.join(["jax-unmask", *convert.next_command(directory, str(directory), source)])
+    )
 
 
 def test_harness_has_a_line_for_each_task():
@@ -97,6 +99,13 @@ def test_hub_uses_what_it_moved():
     then = ["generate", "--policy=learned:me/fast", "--problem=3"]
     assert hub.next_command(POLICY, "me/fast") == then
     assert runs(shlex.join(["jax-unmask", *hub.next_command(POLICY, POLICY.name)]))
+
+
+def test_hub_uses_a_denoiser(tmp_path):
+    assert hub.next_command(assets() / "sudoku", "me/s")[:2] == ["generate", "--model=me/s"]
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(assets() / "sudoku" / name)
+    assert hub.next_command(tmp_path, "me/s")[:2] == ["bench", "--model=me/s"]  # No tokenizer.
 
 
 def test_training_says_how_metrics_changed(tmp_path):
