@@ -196,6 +196,11 @@ class Plan:
                 continue
             line = _line(f"temporaries of {program.name}", program.temporary_bytes)
             lines.append(f"{line}   compiled in {program.seconds_to_compile:.1f} s")
+            if program.argument_bytes is not None and program.shaped_bytes is not None:
+                line = _line("  its arguments, by the compiler", program.argument_bytes)
+                lines.append(f"{line}   {_size(program.shaped_bytes)} by their shapes")
+            if program.peak_bytes is not None:
+                lines.append(_line("  its peak, by the compiler", program.peak_bytes))
         needed, ending = self.needed_bytes, ""
         if self.peak_bytes is None or needed is None:
             for name in ("rollout", "update"):
@@ -392,8 +397,12 @@ def _times(mesh: dict[str, int]) -> str:
 
 
 def _line(name: str, size: float) -> str:
+    return f"  {name:<46}{_size(size):>12}"
+
+
+def _size(size: float) -> str:
     unit, scale = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
-    return f"  {name:<46}{size / scale:>9.2f} {unit}"
+    return f"{size / scale:.2f} {unit}"
 
 
 def _short(seconds: float) -> str:

@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
 
 from jax_unmask.planning import timing
 from jax_unmask.planning.collectives import Collective, collectives, received
@@ -66,13 +69,25 @@ class Round:
 
 @dataclasses.dataclass(frozen=True)
 class Program(TracedProgram):
-    """A traced program, and what compiling it tells (None unless compiled)."""
+    """A traced program, and what compiling it tells (None unless compiled).
 
-    temporary_bytes: int | None = None  # On each device, beside arguments and results.
-    collectives: tuple[Collective, ...] | None = None  # What devices send each other.
+    Attributes:
+        temporary_bytes: on each device, beside arguments and results.
+        argument_bytes: of its arguments on each device, by the compiler, which may pad them.
+        shaped_bytes: of those arguments by their shapes.
+        peak_bytes: at one time, arguments and results included; None where the compiler tells none.
+        collectives: what devices send each other.
+        text: the optimised program.
+    """
+
+    temporary_bytes: int | None = None
+    argument_bytes: int | None = None
+    shaped_bytes: int | None = None
+    peak_bytes: int | None = None
+    collectives: tuple[Collective, ...] | None = None
     rounds: tuple[Round, ...] = ()
     seconds_to_compile: float | None = None
-    text: str = dataclasses.field(default="", repr=False)  # The optimised program.
+    text: str = dataclasses.field(default="", repr=False)
 
     @classmethod
     def of(
@@ -96,16 +111,32 @@ class Program(TracedProgram):
         executable = traced.lowered.compile(compiler_options=dict(options or {}) or None)
         seconds = time.perf_counter() - start
         memory, text = executable.memory_analysis(), executable.as_text()
+        peak, temporary = memory.peak_memory_in_bytes, memory.temp_size_in_bytes
         read = Compiled(text)
         found = tuple(collectives(read))
         return dataclasses.replace(
             program,
-            temporary_bytes=memory.temp_size_in_bytes + bytes_per_device(traced.made),
+            temporary_bytes=temporary + bytes_per_device(traced.made),
+            argument_bytes=memory.argument_size_in_bytes,
+            shaped_bytes=bytes_per_device(_arguments(traced.lowered, executable)),
+            # XLA for CPUs leaves the temporaries out.
+            peak_bytes=peak if peak >= temporary else None,
             collectives=found,
             rounds=rounds(traced.name, read, found, device),
             seconds_to_compile=seconds,
             text=text,
         )
+
+
+def _arguments(lowered: Any, executable: Any) -> list[jax.ShapeDtypeStruct]:
+    """The arguments that a compiled program reads, where it reads them."""
+    given, structure = jax.tree.flatten(lowered.args_info)
+    places = structure.flatten_up_to(executable.input_shardings)  # type: ignore[attr-defined]
+    return [
+        jax.ShapeDtypeStruct(each.shape, each.dtype, sharding=place)
+        for each, place in zip(given, places, strict=True)
+        if place is not None
+    ]
 
 
 def rounds(

@@ -115,6 +115,11 @@ def test_compiled_programs_tell_their_memory(tiny_plan):
     table = tiny_plan.table()
     assert "temporaries of expert rollout" in table
     assert "peak" in table
+    for program in tiny_plan.programs:
+        assert program.argument_bytes == pytest.approx(program.shaped_bytes, rel=0.01, abs=1000)
+        assert f"{program.shaped_bytes / 1e6:.2f} MB by their shapes" in table
+        # XLA for CPUs counts no temporaries in it.
+        assert program.peak_bytes is None
 
 
 def test_a_program_that_the_compiler_has_no_room_for(tiny_config, monkeypatch):
