@@ -18,7 +18,8 @@ import dataclasses
 import logging
 import pathlib
 import shlex
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -26,7 +27,9 @@ from ml_collections import ConfigDict
 from jax_unmask import recipes
 from jax_unmask.commands.checks import check_training
 from jax_unmask.commands.command_line import changed_config
-from jax_unmask.runtime.config import check_workdir, claim_workdir
+from jax_unmask.environment.bundle import load_task
+from jax_unmask.recipes.policy_grpo import ONLY_AT_INIT
+from jax_unmask.runtime.config import check_workdir, claim_workdir, flatten
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.placement import Placement
@@ -59,6 +62,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     if not config.stages:
         raise ConfigError("stages", config.stages, "there is nothing to do", "Name at least one")
     made: dict[str, str] = {}
+    network: dict[str, Any] = {}  # Of the policy that is made.
     found = []
     for number, line in enumerate(config.stages, start=1):
         try:
@@ -68,7 +72,13 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             for key in {*(_STARTS_FROM[each] for each in trains), "model.path"}:
                 if key in made and key not in changed:
                     stage.update_from_flattened_dict({key: made[key]})
-            check_training(stage)
+            settings, _ = check_training(stage)
+            for each in getattr(settings, "each", (settings,)):  # Its environments.
+                load_task(each)
+            if "policy" in trains:
+                before, network = network, _network(stage)
+                if stage.policy.init_from == made.get("policy.init_from"):
+                    _require_same(network, before)
         except (ConfigError, ValueError, KeyError, OSError, TypeError) as error:
             remedy = "Write it as FILE.py or FILE.py:ARGUMENT, then KEY=VALUE ..."
             problem = str(error).rstrip(".")
@@ -114,6 +124,23 @@ def run(
             atomic_write(marker, "")
         Placement().meet(stage.name)  # All see the same stages finished.
     return True
+
+
+def _network(config: ConfigDict) -> dict[str, Any]:
+    """The settings that the network of a policy must share with that which it goes on from."""
+    return {
+        key: value
+        for key, value in flatten(config).items()
+        if key.startswith("policy.network.") and key.rpartition(".")[2] not in ONLY_AT_INIT
+    }
+
+
+def _require_same(network: Mapping[str, Any], before: Mapping[str, Any]) -> None:
+    for key in sorted(network.keys() | before.keys()) if before else ():
+        if network.get(key) != before.get(key):
+            problem = f"the stage whose policy this one goes on from has {before.get(key)!r}"
+            remedy = "Give both the same, or `policy.init_from` = None for a new policy"
+            raise ConfigError(key, network.get(key), problem, remedy)
 
 
 def _read(line: str) -> tuple[ConfigDict, set[str]]:

@@ -52,7 +52,8 @@ from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import ConfigError, Variant, setting, values_of
 from jax_unmask.tasks import data, rewards
 
-_ONLY_AT_INIT = ("initial_bias",)
+ONLY_AT_INIT = ("initial_bias",)
+"""Settings of networks that a policy which goes on from another one may change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -302,7 +303,7 @@ class PolicyGrpo:
             f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)"
             for name in ours | theirs
             # Settings that affect only initial values may differ.
-            if theirs.get(name) != ours.get(name) and name not in _ONLY_AT_INIT
+            if theirs.get(name) != ours.get(name) and name not in ONLY_AT_INIT
         ]
         if different:
             raise ConfigError(

@@ -7,12 +7,15 @@ import pathlib
 import jax
 import pytest
 
+import tiny
 from jax_unmask import recipes
 from jax_unmask.commands import calibrate, curriculum, plan, train
 from jax_unmask.commands import eval as evaluation
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError
+
+NETWORK_OF_JOINT = f"'policy.network.alphas={tiny.SETTINGS['joint']['policy.network.alphas']}'"
 
 
 def config_of(*stages):
@@ -52,7 +55,8 @@ def test_each_stage_starts_from_the_one_before_it(files, tmp_path):
 
 def test_all_that_a_stage_trains_is_passed_on(files, tmp_path):
     workdir, elsewhere = tmp_path / "run", str(tmp_path / "elsewhere")
-    joint, tracerl, policy = (files[name] for name in ("joint", "tracerl", "policy_grpo"))
+    joint, tracerl = files["joint"], files["tracerl"]
+    policy = f"{files['policy_grpo']} {NETWORK_OF_JOINT}"
     config = config_of(joint, f"{joint} export={elsewhere}", tracerl, policy)
     joint, tracerl, policy = (each.config for each in curriculum.stages(config, workdir)[1:])
     assert joint.model.path == str(workdir / "01-joint" / "model")
@@ -60,6 +64,19 @@ def test_all_that_a_stage_trains_is_passed_on(files, tmp_path):
     assert tracerl.model.path == elsewhere
     assert policy.model.path == str(workdir / "03-tracerl" / "model")
     assert policy.policy.init_from == str(workdir / "02-joint" / "policy")
+
+
+def test_a_policy_goes_on_with_the_same_network_or_begins_anew(files, tmp_path):
+    same = f"{files['policy_grpo']} {NETWORK_OF_JOINT}"
+    change = f"{same} policy.network.hidden_dim=16"
+    with pytest.raises(ConfigError, match=r"stages\[2\].*policy\.network\.hidden_dim = 16"):
+        curriculum.stages(config_of(files["joint"], files["sft"], change), tmp_path)
+    for last in (
+        f"{change} policy.init_from=None",
+        f"{change} policy.init_from=elsewhere",
+        f"{same} policy.network.initial_bias=-1.5",
+    ):
+        assert curriculum.stages(config_of(files["joint"], last), tmp_path)
 
 
 def test_an_interrupted_stage_is_gone_on_with_and_finished_ones_are_not_repeated(files, tmp_path):
@@ -112,6 +129,7 @@ def test_a_stage_may_say_where_it_starts(files, tmp_path):
         ("{sft} train.stepps=3", "stepps"),
         ("{sft} train.steps=many", "many"),
         ("{tracerl} learner.kl=k4", "config.learner.kl = 'k4'"),
+        ("{sft} task.name=sudoko", "sudoku"),
         ("{sft} checkpoint.best_metric=nix", "config.checkpoint.best_metric = 'nix'"),
         ("{policy_grpo} eval.every=3 eval.block_lengths=(16,)", "config.eval.every = 3"),
         ("{sft} eval.every=3 eval.block_lengths=(16,) \"eval.axes=('seed=1|2',)\"", "eval.axes = "),
