@@ -71,6 +71,10 @@ def test_an_odd_request_ends_only_itself(monkeypatch):
     assert ask("loglikelihood_rolling", ("12..",), ("x",), ("",))[1:] == [-math.inf, 0.0]
     texts = ask("generate_until", ("12..=", {}), ("x", {}), ("", {}))
     assert [bool(text) for text in texts] == [True, False, True]
+    whole, stop = texts[0], texts[0][2]
+    for until in (stop, ["", stop], ["x", stop]):  # An empty string stops nothing.
+        (text,) = ask("generate_until", ("12..=", {"until": until}))
+        assert text == whole[: whole.index(stop)]
 
 
 class TestWithTheHarness:
