@@ -13,6 +13,7 @@ from jax_unmask.planning import timing
 from jax_unmask.planning.collectives import Collective, collectives, received
 from jax_unmask.planning.compiled import Compiled, Part
 from jax_unmask.recipes.base import TracedProgram, bytes_per_device
+from jax_unmask.runtime import accelerators
 from jax_unmask.runtime.accelerators import Accelerator
 
 
@@ -111,16 +112,15 @@ class Program(TracedProgram):
         executable = traced.lowered.compile(compiler_options=dict(options or {}) or None)
         seconds = time.perf_counter() - start
         memory, text = executable.memory_analysis(), executable.as_text()
-        peak, temporary = memory.peak_memory_in_bytes, memory.temp_size_in_bytes
         read = Compiled(text)
         found = tuple(collectives(read))
         return dataclasses.replace(
             program,
-            temporary_bytes=temporary + bytes_per_device(traced.made),
+            temporary_bytes=memory.temp_size_in_bytes + bytes_per_device(traced.made),
             argument_bytes=memory.argument_size_in_bytes,
             shaped_bytes=bytes_per_device(_arguments(traced.lowered, executable)),
             # XLA for CPUs leaves the temporaries out.
-            peak_bytes=peak if peak >= temporary else None,
+            peak_bytes=None if accelerators.platform() == "cpu" else memory.peak_memory_in_bytes,
             collectives=found,
             rounds=rounds(traced.name, read, found, device),
             seconds_to_compile=seconds,
