@@ -36,7 +36,8 @@ def check_training(config: ConfigDict) -> tuple[RunSettings, WhileTraining | Non
         from jax_unmask.commands.while_training import WhileTraining
 
         measured = WhileTraining(config)
-    require_best_metric(settings, recipe.metrics)
+    on_the_way = ("eval_accuracy*", "eval_nfe*") if measured else ()
+    require_best_metric(settings, (*recipe.metrics, *on_the_way))
     return settings, measured
 
 

@@ -72,7 +72,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             for key in {*(_STARTS_FROM[each] for each in trains), "model.path"}:
                 if key in made and key not in changed:
                     stage.update_from_flattened_dict({key: made[key]})
-            settings, _ = check_training(stage)
+            settings, _ = check_training(_without_results(stage, workdir))
             for each in getattr(settings, "each", (settings,)):  # Its environments.
                 load_task(each)
             if "policy" in trains:
@@ -89,6 +89,14 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             made["model.path"] = stage.export
         found.append(Stage(name, stage))
     return found
+
+
+def _without_results(stage: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
+    """The config of a stage without the policies to evaluate that earlier stages write."""
+    there = stage.copy_and_resolve_references()
+    kept = tuple(text for text in stage.eval.policies if str(workdir) not in text)
+    there.eval.policies = kept
+    return there
 
 
 def run(

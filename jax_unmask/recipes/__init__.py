@@ -45,7 +45,14 @@ def find(name: str) -> type[Recipe]:
     except NotationError as error:
         raise ConfigError("recipe", name, error.problem, "Correct it") from error
     if not hasattr(found, "defaults"):
-        raise ConfigError("recipe", name, "it has no `defaults`", "Name a recipe")
+        raise ConfigError("recipe", name, "its class has no attribute defaults", "Name a recipe")
+    if hasattr(found, "step"):
+        if not isinstance(getattr(found, "trains", None), tuple):
+            remedy = 'Let it be a tuple, such as ("denoiser",)'
+            raise ConfigError("recipe", name, "its class attribute trains is no tuple", remedy)
+        if not hasattr(found, "metrics"):
+            remedy = "Give it the names of all metrics that a step can have"
+            raise ConfigError("recipe", name, "its class has no attribute metrics", remedy)
     return found
 
 

@@ -66,6 +66,26 @@ def test_all_that_a_stage_trains_is_passed_on(files, tmp_path):
     assert policy.policy.init_from == str(workdir / "02-joint" / "policy")
 
 
+MEASURED = "eval.block_lengths=(0,) eval.shipped=()"
+
+
+def test_a_stage_may_evaluate_what_an_earlier_one_trains(files, tmp_path):
+    there = f"learned:{tmp_path}/01-policy_grpo/policy"
+    last = f"{files['policy_grpo']} eval.after_training=True {MEASURED}"
+    last = f"{last} 'eval.policies=(\"{there}\",)'"
+    assert curriculum.stages(config_of(files["policy_grpo"], last), tmp_path)
+    with pytest.raises(ConfigError, match=r"stages\[1\].*elsewhere/policy"):
+        bad = last.replace(f"{tmp_path}/01-policy_grpo", "elsewhere")
+        curriculum.stages(config_of(files["policy_grpo"], bad), tmp_path)
+
+
+def test_checkpoints_are_ranked_by_what_is_measured_on_the_way(files, tmp_path):
+    ranked = f"{files['sft']} checkpoint.best_metric=eval_accuracy"
+    assert curriculum.stages(config_of(f"{ranked} eval.every=1 {MEASURED}"), tmp_path)
+    with pytest.raises(ConfigError, match=r"stages\[0\].*checkpoint\.best_metric"):
+        curriculum.stages(config_of(ranked), tmp_path)
+
+
 def test_a_policy_goes_on_with_the_same_network_or_begins_anew(files, tmp_path):
     same = f"{files['policy_grpo']} {NETWORK_OF_JOINT}"
     change = f"{same} policy.network.hidden_dim=16"
