@@ -18,7 +18,7 @@ import dataclasses
 import logging
 import pathlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,7 +63,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
         raise ConfigError("stages", config.stages, "there is nothing to do", "Name at least one")
     made: dict[str, str] = {}
     network: dict[str, Any] = {}  # Of the policy that is made.
-    found = []
+    found: list[Stage] = []
     for number, line in enumerate(config.stages, start=1):
         try:
             stage, changed = _read(line)
@@ -72,7 +72,9 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             for key in {*(_STARTS_FROM[each] for each in trains), "model.path"}:
                 if key in made and key not in changed:
                     stage.update_from_flattened_dict({key: made[key]})
-            settings, _ = check_training(_without_results(stage, workdir))
+            settings, _ = check_training(
+                _without_results(stage, [workdir / each.name for each in found])
+            )
             for each in getattr(settings, "each", (settings,)):  # Its environments.
                 load_task(each)
             if "policy" in trains:
@@ -91,11 +93,12 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
     return found
 
 
-def _without_results(stage: ConfigDict, workdir: pathlib.Path) -> ConfigDict:
-    """The config of a stage without the policies to evaluate that earlier stages write."""
+def _without_results(stage: ConfigDict, earlier: Sequence[pathlib.Path]) -> ConfigDict:
+    """The config of a stage without the policies to evaluate that earlier stages will write."""
     there = stage.copy_and_resolve_references()
-    kept = tuple(text for text in stage.eval.policies if str(workdir) not in text)
-    there.eval.policies = kept
+    there.eval.policies = tuple(
+        text for text in stage.eval.policies if not any(f"{each}/" in text for each in earlier)
+    )
     return there
 
 

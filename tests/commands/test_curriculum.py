@@ -74,9 +74,10 @@ def test_a_stage_may_evaluate_what_an_earlier_one_trains(files, tmp_path):
     last = f"{files['policy_grpo']} eval.after_training=True {MEASURED}"
     last = f"{last} 'eval.policies=(\"{there}\",)'"
     assert curriculum.stages(config_of(files["policy_grpo"], last), tmp_path)
-    with pytest.raises(ConfigError, match=r"stages\[1\].*elsewhere/policy"):
-        bad = last.replace(f"{tmp_path}/01-policy_grpo", "elsewhere")
-        curriculum.stages(config_of(files["policy_grpo"], bad), tmp_path)
+    for wrong in ("02-policy_grpo/policy", "01-policy/policy"):  # Of this stage, of none.
+        bad = last.replace("01-policy_grpo/policy", wrong)
+        with pytest.raises(ConfigError, match=rf"stages\[1\].*{wrong}"):
+            curriculum.stages(config_of(files["policy_grpo"], bad), tmp_path)
 
 
 def test_checkpoints_are_ranked_by_what_is_measured_on_the_way(files, tmp_path):
