@@ -1,10 +1,10 @@
-"""Recipe "sft": a denoiser learns to fill in masked responses."""
+"""Recipe "sft": a denoiser learns to fill in masked responses; with what `state_sft` shares."""
 
 from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -33,7 +33,7 @@ from jax_unmask.recipes.base import (
     prompt_shapes,
     training_batches,
 )
-from jax_unmask.rollout import RolloutSettings
+from jax_unmask.rollout import Prompts, RolloutSettings
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement
@@ -153,52 +153,6 @@ class SupervisedSettings(RunSettings):
         return self.rows
 
 
-@dataclasses.dataclass(frozen=True)
-class SftSettings(SupervisedSettings):
-    """Settings of `Sft`."""
-
-    masking: Masking = Masking(max_weight=20.0)
-    learner: SftLearner = SftLearner()
-
-    training_only: ClassVar[tuple[str, ...]] = (
-        *SupervisedSettings.training_only,
-        *("masking", "learner"),
-    )
-
-    def check(self) -> None:
-        super().check()
-        self.require_divides("masking.suffix_block_length", "data.gen_length")
-        if self.learner.positions_per_chunk:
-            self.require_divides("learner.positions_per_chunk", "data.gen_length")
-        self.require(
-            self.model.attention_block == 0,
-            "model.attention_block",
-            "this recipe shows whole texts, whose finished blocks a block-causal model would see",
-            "Set 0, or use recipe state_sft",
-        )
-
-
-def build_learner(config: SftSettings, denoiser: denoisers.Denoiser) -> SftLearner:
-    """The learner of the denoiser.
-
-    Raises:
-        ConfigError: causal rows do not fit the denoiser.
-    """
-    family = denoiser.config.family
-    if config.masking.causal_fraction and not denoiser.config.logits_shift:
-        raise ConfigError(
-            "masking.causal_fraction",
-            config.masking.causal_fraction,
-            f"logits of family {family!r} are not shifted, so a causal text would show each token "
-            "to itself",
-            "Set 0, or take a model of family 'dream' (`model.logits_shift` = True)",
-        )
-    optimizer = config.optimizer.build(config.train.steps)
-    return dataclasses.replace(
-        config.learner, denoiser=denoiser, optimizer=optimizer, masking=config.masking
-    )
-
-
 def starting_bundle(config: SupervisedSettings, workdir: pathlib.Path) -> Bundle:
     """The denoiser that training starts from, with its tokenizer and task.
 
@@ -277,44 +231,47 @@ def random_params(config: SupervisedSettings, bundle: Bundle) -> denoisers.Param
     return bundle.placement.make(make, rules=RULES)
 
 
-class Sft:
-    """Trains a denoiser from random weights, or goes on from given ones.
+class Supervised:
+    """A denoiser in training on given responses: its weights, its learner, its batches.
+
+    It starts from random weights, or goes on from given ones.
 
     Args:
         config: the settings.
         workdir: receives `tokenizer/` at the beginning if the weights are random, and at the end
             `model/`, unless `config.export` names another directory.
+        build_learner: makes the learner of the settings and a denoiser, and refuses what does not
+            fit it.
+        keeps_start: steps need the parameters that training starts from.
     """
 
-    metrics: tuple[str, ...] = ("loss", "masked_accuracy", "masked_fraction", "grad_norm")
-    shown: tuple[str, ...] = ("loss", "masked_accuracy")
-    defaults: ClassVar[Any] = SftSettings()
     trains: tuple[Trained, ...] = ("denoiser",)
-    build_learner: ClassVar[Any] = staticmethod(build_learner)
 
-    def __init__(self, config: Any, workdir: pathlib.Path) -> None:
+    def __init__(
+        self,
+        config: Any,
+        workdir: pathlib.Path,
+        build_learner: Callable[[Any, denoisers.Denoiser], Any],
+        *,
+        keeps_start: bool = False,
+    ) -> None:
         if config.model.path is not None:  # Checks, before the weights: they take longest.
             shape = load_denoiser_config(config)
             check_fits(shape, config.task.prompt_length, config.data.gen_length)
-            self.build_learner(config, denoisers.Denoiser(shape))
+            build_learner(config, denoisers.Denoiser(shape))
         self._config, self._bundle = config, starting_bundle(config, workdir)
-        self._learner = self.build_learner(config, self._bundle.denoiser)
-
-    @classmethod
-    def keeps_start(cls, config: Any) -> bool:
-        """Whether steps need the parameters that training starts from."""
-        del config
-        return False
+        self._learner = build_learner(config, self._bundle.denoiser)
+        self._keeps_start = keeps_start
 
     def init(self) -> TrainState:
         params, placement = self._start(), self._bundle.placement
-        donate = () if self.keeps_start(self._config) else (0,)
+        donate = () if self._keeps_start else (0,)
         key = streams.training_key(self._config.seed)
         return placement.make(self._learner.init, params, key, rules=RULES, donate=donate)
 
     def like(self) -> TrainState:
         bundle, key = self._bundle, streams.training_key(self._config.seed)
-        if bundle.params is not None or self.keeps_start(self._config):
+        if bundle.params is not None or self._keeps_start:
             params = self._start()
         else:
             params = denoisers.abstract_params(bundle.denoiser.config)
@@ -325,14 +282,117 @@ class Sft:
         params = self._bundle.params
         if params is None:
             params = random_params(self._config, self._bundle)
-        keeps = self.keeps_start(self._config)
-        self._bundle = dataclasses.replace(self._bundle, params=params if keeps else None)
+        kept = params if self._keeps_start else None
+        self._bundle = dataclasses.replace(self._bundle, params=kept)
         return params
 
     def data(self) -> data.BatchIterator:
         config, bundle = self._config, self._bundle
         size, length = config.data.batch_size, config.data.gen_length
         return training_batches(config, bundle, bundle.placement, size, gen_length=length)
+
+    def current(self, state: TrainState) -> Bundle:
+        """The denoiser as it is, its moving average if there is one."""
+        params = state.params if state.ema is None else state.ema
+        return dataclasses.replace(self._bundle, params=params)
+
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
+        return export_denoiser(self._config, self.current(state), workdir)
+
+
+def batch_shapes(config: SupervisedSettings, placement: Placement) -> tuple[Prompts, Any]:
+    """Prompts and canvases of a batch."""
+    prompts, _ = prompt_shapes(placement, config.rows, config.task.prompt_length)
+    return prompts, jax.ShapeDtypeStruct((config.rows, config.data.gen_length), jnp.int32)
+
+
+def supervised_blueprint(
+    shape: denoisers.DenoiserConfig,
+    placement: Placement,
+    learner: Any,
+    batch: tuple[Any, ...],
+    *,
+    keeps_start: bool = False,
+) -> Blueprint:
+    """The step of a supervised learner on a batch."""
+    weights = placement.parameters(denoisers.abstract_params(shape), RULES)
+    state = jax.eval_shape(learner.init, weights, jax.random.key(0))
+    state = placement.parameters(state, RULES)
+    with placement.active():
+        step = type(learner).step.lower(learner, state, *batch)
+    frozen = {"denoiser as loaded": weights} if keeps_start else {}
+    return Blueprint(
+        {**frozen, "trained parameters and optimiser": state},
+        batch,
+        state.params,
+        (TracedProgram("update", step),),
+    )
+
+
+def supervised_work(
+    config: SupervisedSettings, shape: denoisers.DenoiserConfig, states: int = 1
+) -> Work:
+    """Matrix products of a step with so many states of each response."""
+    length = config.data.gen_length
+    forward = forward_flops(shape, config.task.prompt_length + length, length)
+    return Work(0, 0.0, 3.0 * config.rows * states * forward)
+
+
+@dataclasses.dataclass(frozen=True)
+class SftSettings(SupervisedSettings):
+    """Settings of `Sft`."""
+
+    masking: Masking = Masking(max_weight=20.0)
+    learner: SftLearner = SftLearner()
+
+    training_only: ClassVar[tuple[str, ...]] = (
+        *SupervisedSettings.training_only,
+        *("masking", "learner"),
+    )
+
+    def check(self) -> None:
+        super().check()
+        self.require_divides("masking.suffix_block_length", "data.gen_length")
+        if self.learner.positions_per_chunk:
+            self.require_divides("learner.positions_per_chunk", "data.gen_length")
+        self.require(
+            self.model.attention_block == 0,
+            "model.attention_block",
+            "this recipe shows whole texts, whose finished blocks a block-causal model would see",
+            "Set 0, or use recipe state_sft",
+        )
+
+
+def build_learner(config: SftSettings, denoiser: denoisers.Denoiser) -> SftLearner:
+    """The learner of the denoiser.
+
+    Raises:
+        ConfigError: causal rows do not fit the denoiser.
+    """
+    family = denoiser.config.family
+    if config.masking.causal_fraction and not denoiser.config.logits_shift:
+        raise ConfigError(
+            "masking.causal_fraction",
+            config.masking.causal_fraction,
+            f"logits of family {family!r} are not shifted, so a causal text would show each token "
+            "to itself",
+            "Set 0, or take a model of family 'dream' (`model.logits_shift` = True)",
+        )
+    optimizer = config.optimizer.build(config.train.steps)
+    return dataclasses.replace(
+        config.learner, denoiser=denoiser, optimizer=optimizer, masking=config.masking
+    )
+
+
+class Sft(Supervised):
+    """Trains a denoiser on responses that are masked at random."""
+
+    metrics: tuple[str, ...] = ("loss", "masked_accuracy", "masked_fraction", "grad_norm")
+    shown: tuple[str, ...] = ("loss", "masked_accuracy")
+    defaults: ClassVar[Any] = SftSettings()
+
+    def __init__(self, config: SftSettings, workdir: pathlib.Path) -> None:
+        super().__init__(config, workdir, build_learner)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         placement, rows = self._bundle.placement, SftBatch(batch.prompts, batch.responses)
@@ -345,46 +405,18 @@ class Sft:
         del metrics
         return self.work(self._config, self._bundle.denoiser.config).update
 
-    def current(self, state: TrainState) -> Bundle:
-        """The denoiser as it is, its moving average if there is one."""
-        params = state.params if state.ema is None else state.ema
-        return dataclasses.replace(self._bundle, params=params)
-
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
-        return export_denoiser(self._config, self.current(state), workdir)
-
     @classmethod
     def blueprint(
-        cls, config: Any, shape: denoisers.DenoiserConfig, placement: Placement
+        cls, config: SftSettings, shape: denoisers.DenoiserConfig, placement: Placement
     ) -> Blueprint:
-        learner = cls.build_learner(config, denoisers.Denoiser(shape))
-        weights = placement.parameters(denoisers.abstract_params(shape), RULES)
-        state = jax.eval_shape(learner.init, weights, jax.random.key(0))
-        state = placement.parameters(state, RULES)
-        prompts, _ = prompt_shapes(placement, config.rows, config.task.prompt_length)
-        canvas = jax.ShapeDtypeStruct((config.rows, config.data.gen_length), jnp.int32)
-        batch = cls.batch_shapes(config, placement, prompts, canvas)
-        with placement.active():
-            step = type(learner).step.lower(learner, state, *batch)
-        frozen = {"denoiser as loaded": weights} if cls.keeps_start(config) else {}
-        return Blueprint(
-            {**frozen, "trained parameters and optimiser": state},
-            batch,
-            state.params,
-            (TracedProgram("update", step),),
-        )
+        learner = build_learner(config, denoisers.Denoiser(shape))
+        prompts, canvas = batch_shapes(config, placement)
+        batch = SftBatch(prompts, placement.rows(canvas))
+        return supervised_blueprint(shape, placement, learner, (batch,))
 
     @classmethod
-    def batch_shapes(
-        cls, config: Any, placement: Placement, prompts: Any, canvas: Any
-    ) -> tuple[Any, ...]:
-        """A batch as the learner takes it, as shapes."""
-        del config
-        return (SftBatch(prompts, placement.rows(canvas)),)
-
-    @classmethod
-    def work(cls, config: Any, shape: denoisers.DenoiserConfig, nfe: int | None = None) -> Work:
+    def work(
+        cls, config: SftSettings, shape: denoisers.DenoiserConfig, nfe: int | None = None
+    ) -> Work:
         del nfe
-        length = config.data.gen_length
-        forward = forward_flops(shape, config.task.prompt_length + length, length)
-        return Work(0, 0.0, 3.0 * config.data.batch_size * forward)
+        return supervised_work(config, shape)

@@ -27,12 +27,15 @@ from jax_unmask.learners.surrogates import (
     Threshold,
     Trace,
 )
-from jax_unmask.recipes.base import Metrics, Work
+from jax_unmask.recipes.base import Blueprint, Metrics, Work
 from jax_unmask.recipes.sft import (
     DataSettings,
     ModelFromScratch,
-    Sft,
+    Supervised,
     SupervisedSettings,
+    batch_shapes,
+    supervised_blueprint,
+    supervised_work,
 )
 from jax_unmask.rollout import RolloutSettings, by_length, rollout, row_keys, trimmed
 from jax_unmask.runtime import streams
@@ -153,8 +156,13 @@ class StateSftSettings(SupervisedSettings):
         )
 
     @property
+    def writes_traces(self) -> bool:
+        """Whether the denoiser that training starts from says in which states to train."""
+        return self.learner.method == "trace"
+
+    @property
     def rows_at_once(self) -> int:
-        return self.rows if self.learner.method == "trace" else 0
+        return self.rows if self.writes_traces else 0
 
     @property
     def states_at_once(self) -> int:
@@ -220,23 +228,22 @@ def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> Sta
     )
 
 
-class StateSft(Sft):
+class StateSft(Supervised):
     """Trains a denoiser on given responses in chosen states (arXiv 2509.06949, sections 3 and 5.2).
 
     With `learner.method = "trace"` these are the states that the denoiser, as it was before
     training, would visit on its way to the response, unless the data have the steps themselves.
     """
 
-    metrics = (
+    metrics: tuple[str, ...] = (
         *("loss", "grad_norm", "trained_tokens", "states", "forwards", "skipped"),
         *("prompt_length", "canvas_length", "filled"),
     )
-    shown = ("loss", "trained_tokens")
-    defaults = StateSftSettings()
-    build_learner = staticmethod(build_learner)
+    shown: tuple[str, ...] = ("loss", "trained_tokens")
+    defaults: ClassVar[Any] = StateSftSettings()
 
     def __init__(self, config: StateSftSettings, workdir: pathlib.Path) -> None:
-        super().__init__(config, workdir)
+        super().__init__(config, workdir, build_learner, keeps_start=config.writes_traces)
         if self._bundle.denoiser.config.attention_block is not None:
             denoiser = in_blocks(self._bundle.denoiser, self._learner.blocks)
             self._bundle = dataclasses.replace(self._bundle, denoiser=denoiser)
@@ -246,15 +253,11 @@ class StateSft(Sft):
                 "it with full attention afterwards, as rollouts use it"
             )
 
-    @classmethod
-    def keeps_start(cls, config: StateSftSettings) -> bool:
-        return config.learner.method == "trace"
-
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         placement = self._bundle.placement
         batch = self._fitted(batch)
         steps: Any = np.zeros(batch.responses.shape, np.int32)
-        if self.keeps_start(self._config):
+        if self._keeps_start:
             given = np.full(batch.responses.shape, -1) if batch.steps is None else batch.steps
             unknown = given[:, :1] < 0
             # All processes take part in a rollout.
@@ -361,24 +364,26 @@ class StateSft(Sft):
         return trajectory.step_map
 
     @classmethod
-    def batch_shapes(
-        cls, config: StateSftSettings, placement: Placement, prompts: Any, canvas: Any
-    ) -> tuple[Any, ...]:
+    def blueprint(
+        cls, config: StateSftSettings, shape: denoisers.DenoiserConfig, placement: Placement
+    ) -> Blueprint:
         packing = None
         if width := config.data.pack_length:
             places: Any = jax.ShapeDtypeStruct((config.rows, width), jnp.int32)
             # About as many examples in a row as fit at half of their longest.
-            most = 2 * width // (config.task.prompt_length + config.data.gen_length)
-            examples: Any = jax.ShapeDtypeStruct((config.rows, most), jnp.int32)
+            examples: Any = jax.ShapeDtypeStruct(
+                (config.rows, 2 * width // config.length), jnp.int32
+            )
             packing = Packing(examples, places, places)
-        return placement.everywhere((Responses(prompts, canvas, canvas), packing))
+        prompts, canvas = batch_shapes(config, placement)
+        batch = placement.everywhere((Responses(prompts, canvas, canvas), packing))
+        learner, keeps = build_learner(config, denoisers.Denoiser(shape)), config.writes_traces
+        return supervised_blueprint(shape, placement, learner, batch, keeps_start=keeps)
 
     @classmethod
     def work(
         cls, config: StateSftSettings, shape: denoisers.DenoiserConfig, nfe: int | None = None
     ) -> Work:
         del nfe
-        length = config.data.gen_length
-        states = build_learner(config, denoisers.Denoiser(shape)).num_states(length)
-        forward = forward_flops(shape, config.task.prompt_length + length, length)
-        return Work(0, 0.0, 3.0 * config.rows * states * forward)
+        learner = build_learner(config, denoisers.Denoiser(shape))
+        return supervised_work(config, shape, learner.num_states(config.data.gen_length))
