@@ -37,8 +37,8 @@ def init_adapters(
     config: DenoiserConfig,
     key: Array,
     rank: int,
-    targets: Sequence[str] = (),
-    scale: float = 1.0,
+    targets: Sequence[str] = LoraSettings.targets,
+    scale: float = LoraSettings.scale,
 ) -> Params:
     """Adapters that change nothing yet: `lora_b` is zero.
 

@@ -33,6 +33,7 @@ from jax_unmask.denoisers.orbax_files import (
     write_orbax_item,
 )
 from jax_unmask.denoisers.tensor_files import (
+    MAX_SHARD_BYTES,
     Index,
     Path,
     TensorFiles,
@@ -119,7 +120,7 @@ def save_pretrained(
     params: Params,
     tokenizer: Tokenizer | None = None,
     *,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes a Hugging Face directory in the family's format, bit for bit.
 

@@ -28,6 +28,8 @@ Index = tuple[slice, ...]
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
+MAX_SHARD_BYTES = 5 * 10**9
+
 _LISTED = 8  # Problems that an error message spells out before it counts the rest.
 _DTYPES = {
     "F32": np.dtype(np.float32),

@@ -170,8 +170,8 @@ def build_cache(
     return cache
 
 
-def load_task(config: Any, *, prompt_style: str = "training") -> Task:
-    """The task of `config.task`, in one of the two wordings of the published experiments.
+def load_task(config: Any, *, prompt_style: str | None = None) -> Task:
+    """The task of `config.task`, in its own wording or another one of the published experiments.
 
     Raises:
         ConfigError: the task is unknown, or lacks its data.
@@ -228,7 +228,7 @@ def _addressed(text: str) -> tuple[str | None, str]:
 
 
 def _task_settings(
-    config: Any, name: str, prompt_style: str, *, part: bool = False
+    config: Any, name: str, prompt_style: str | None, *, part: bool = False
 ) -> dict[str, Any]:
     """Arguments of a task's constructor: what the config has of what the task takes.
 

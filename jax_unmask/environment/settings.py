@@ -116,7 +116,10 @@ class EvaluationSettings(Settings):
     caches: tuple[str, ...] = setting(
         (), "Caches of the rollouts, each measured; empty for that of rollout.cache."
     )
-    stop_at_end: bool = setting(False, "End a row with the block that holds the end of its text.")
+    stop_at_end: bool = setting(
+        False,
+        "End a row with the block that holds the end of its text; later positions stay masked.",
+    )
     policies: tuple[str, ...] = setting(
         (
             "random:tokens_per_step=1|2|4|8",

@@ -52,8 +52,8 @@ class Likelihood:
         denoiser: Denoiser,
         params: Params,
         *,
-        draws: int = 128,
-        batch_size: int = 32,
+        draws: int,
+        batch_size: int,
         together: int = 1,
         seed: int = 0,
     ) -> None:

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sharding import keep
 from jax_unmask.runtime.mesh import BATCH, active, active_over, spec
+from jax_unmask.settings import Settings, setting
 
 Tree = TypeVar("Tree")
 Carry = TypeVar("Carry")
@@ -64,6 +65,27 @@ class TrainState:
     def step_key(self) -> Array:
         """The key of the coming step."""
         return jax.random.fold_in(self.key, self.step)
+
+
+@dataclasses.dataclass(frozen=True)
+class UpdateSettings(Settings):
+    """The optimiser steps of reinforcement on a batch, see `optimise`."""
+
+    clip: float = setting(
+        0.2, "Clip range of the ratio (0.5 in arXiv 2512.09106, 0.2 in 2509.06949).", gt=0, lt=1
+    )
+    passes: int = setting(1, "Passes over each batch.", ge=1)
+    minibatches: int = setting(
+        1,
+        "Optimiser steps per pass: each pass splits what it trains on at random into so many "
+        "disjoint minibatches, whose losses estimate the whole without bias.",
+        ge=1,
+    )
+
+    @property
+    def optimizer_steps(self) -> int:
+        """Optimiser steps per batch; what a learning-rate schedule must count."""
+        return self.passes * self.minibatches
 
 
 @dataclasses.dataclass(frozen=True)

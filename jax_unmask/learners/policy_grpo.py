@@ -21,6 +21,7 @@ from jax_unmask.learners.engine import (
     Shards,
     Sums,
     TrainState,
+    UpdateSettings,
     accumulate,
     optimise,
     over_chunks,
@@ -32,7 +33,7 @@ from jax_unmask.learners.losses import clipped_objective, mixture_log_prob, step
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.rollout.trajectory import Records
 from jax_unmask.runtime import streams
-from jax_unmask.settings import Settings, given, setting
+from jax_unmask.settings import given, setting, setting_of
 
 
 class TrainablePolicy(Protocol):
@@ -67,7 +68,7 @@ class _Rows:
 
 
 @dataclasses.dataclass(frozen=True)
-class PolicyLearner(Settings):
+class PolicyLearner(UpdateSettings):
     """Trains a policy's network by GRPO; hashable, so that one instance is one compiled update.
 
     The objective is that of arXiv 2512.09106: group-mean advantages, a clipped ratio per step
@@ -81,14 +82,8 @@ class PolicyLearner(Settings):
 
     policy: TrainablePolicy = given()
     optimizer: optax.GradientTransformation = given()
-    clip: float = setting(0.5, "Clip range of the ratio (0.5 in arXiv 2512.09106).", gt=0, lt=1)
-    passes: int = setting(2, "Passes over each batch.", ge=1)
-    minibatches: int = setting(
-        1,
-        "Optimiser steps per pass: each pass splits its (step, row) pairs at random into so many "
-        "disjoint minibatches, whose losses estimate the whole without bias.",
-        ge=1,
-    )
+    clip: float = setting_of(UpdateSettings, "clip", default=0.5)
+    passes: int = setting_of(UpdateSettings, "passes", default=2)
     entropy_coefficient: float = setting(
         0.0,
         "Weight of the entropy bonus, in nats per legal position, averaged like the objective; "
@@ -99,11 +94,6 @@ class PolicyLearner(Settings):
     chunk_size: int = setting(512, "Pairs whose activations are alive at once.", ge=1)
     group_size: int = 1
     expert: ExpertSettings = given(ExpertSettings())
-
-    @property
-    def optimizer_steps(self) -> int:
-        """Optimiser steps per batch of rollouts; what a learning-rate schedule must count."""
-        return self.passes * self.minibatches
 
     def init(self, params: Params, key: Array) -> TrainState:
         """The state before the first update, from the policy's parameters and the run's key.

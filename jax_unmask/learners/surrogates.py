@@ -117,11 +117,18 @@ class MaskRatios(Settings):
         self.require_at_most("mask_low", "mask_high")
 
 
-class _Drawn(Surrogate):
-    """Masks that are drawn, alone or in pairs of complements, which share a slot."""
+@dataclasses.dataclass(frozen=True)
+class _Drawn(Settings, Surrogate):
+    """Masks that are drawn, alone or in pairs of complements, which share a slot.
 
-    draws: int
-    complement: bool
+    Attributes:
+        complement: whether every mask is followed by the one that hides the other tokens.
+    """
+
+    draws: int = setting(
+        25, "Of methods that draw masks: masks per response, or pairs of them.", ge=1
+    )
+    complement: bool = False
 
     def num_states(self, length: int) -> int:
         del length
@@ -136,17 +143,14 @@ class _Drawn(Surrogate):
 
 
 @dataclasses.dataclass(frozen=True)
-class Trace(Surrogate):
+class Trace(Settings, Surrogate):
     """TraceRL: the states that the rollout visited, `shrink` neighbouring steps merged into one.
 
     arXiv 2509.06949, section 4. Every trainable token is trained exactly once, in the state in
     which (for `shrink` = 1) it was filled in.
-
-    Attributes:
-        shrink: s, steps that are merged.
     """
 
-    shrink: int = 1
+    shrink: int = setting(1, "Of trace: neighbouring steps s that are merged.", ge=1)
     redraws: ClassVar[bool] = False
 
     def num_states(self, length: int) -> int:
@@ -163,17 +167,13 @@ class Trace(Surrogate):
 class RandomMasking(MaskRatios, _Drawn):
     """Random masks with a random ratio (UniGRPO of MMaDA, arXiv 2505.15809).
 
-    Untrained padding stays masked.
+    Untrained padding stays masked. 25 draws are published for full attention.
 
     Attributes:
-        draws: masks (or pairs of them) per response; 25 published for full attention.
-        complement: whether every mask is followed by the one that hides the other tokens.
         mask_threshold: a row, a block, or (as the public code of TraceRL has it for block
             attention, where ratios are then always near one half) a token.
     """
 
-    draws: int = 25
-    complement: bool = False
     mask_threshold: Threshold = setting(
         "row", "Of random_masking and coupled: unit with a mask ratio of its own."
     )
@@ -200,12 +200,10 @@ class Coupled(RandomMasking):
 class FullyMasked(_Drawn):
     """diffu-GRPO of d1 (arXiv 2504.12216): one step from a canvas of masks, prompts partly masked.
 
-    Attributes:
-        draws: prompt masks per response and pass (1 published; the passes have masks of their own).
-        prompt_mask_ratio: 0.15 published.
+    Published are one draw of prompt masks per response and pass, and a `prompt_mask_ratio` of 0.15.
     """
 
-    draws: int = 1
+    draws: int = setting_of(_Drawn, "draws", default=1)
     prompt_mask_ratio: float = setting(
         0.15, "Of diffu_grpo: probability that a prompt token is masked.", ge=0, lt=1
     )
@@ -227,14 +225,10 @@ class Elbo(_Drawn):
 
     l of the n trainable tokens are masked, l uniform in 1 .. n; the bound's weight n / l makes the
     bound per token the mean over states of the mean log-probability of a state's masked tokens. So
-    this surrogate goes with the normaliser "step".
-
-    Attributes:
-        draws: masks (or pairs of them) per response; 2 published.
-        complement: follow every mask by its complement, which takes variance out of the ratio.
+    this surrogate goes with the normaliser "step". Complements take variance out of the ratio.
     """
 
-    draws: int = 2
+    draws: int = setting_of(_Drawn, "draws", default=2)
     complement: bool = True
     unit: ClassVar[Literal["token", "sequence"]] = "sequence"
 
@@ -299,11 +293,11 @@ class SurrogateSettings(MaskRatios):
         "Method whose states stand for a response: trace (TraceRL), random_masking, coupled, "
         "diffu_grpo, espo, or the import path of a `learners.surrogates.Surrogate` of one's own.",
     )
-    shrink: int = setting(8, "Of trace: neighbouring steps s that are merged.", ge=1)
+    shrink: int = setting_of(Trace, "shrink", default=8)
     draws: int | None = setting(
         None,
         "States per response of the other surrogates, pairs for coupled and espo; None for the "
-        "published 25, 25, 1 and 2.",
+        f"published {RandomMasking.draws}, {Coupled.draws}, {FullyMasked.draws} and {Elbo.draws}.",
         ge=1,
     )
     mask_threshold: Threshold = setting_of(RandomMasking, "mask_threshold")

@@ -22,6 +22,7 @@ from jax_unmask.learners.engine import (
     Shards,
     Sums,
     TrainState,
+    UpdateSettings,
     accumulate,
     optimise,
     over_chunks,
@@ -38,10 +39,9 @@ __all__ = ["TraceLearner", "ValueSettings"]
 
 
 @dataclasses.dataclass(frozen=True)
-class LossSettings(TokenSettings):
+class LossSettings(UpdateSettings, TokenSettings):
     """The loss of an update of `TraceLearner`, and its optimiser steps."""
 
-    clip: float = setting(0.2, "Clip range of the ratio (0.2 in arXiv 2509.06949).", gt=0, lt=1)
     beta: float = setting(
         0.01,
         "Weight of the KL penalty against the parameters that the batch began with.",
@@ -59,8 +59,6 @@ class LossSettings(TokenSettings):
         gt=0,
         le=1e4,
     )
-    passes: int = setting(1, "Passes over each batch.", ge=1)
-    minibatches: int = setting(1, "Optimiser steps per pass.", ge=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,11 +87,6 @@ class TraceLearner(LossSettings, StateSettings):
                 f"a value model needs the surrogate Trace, got {type(self.surrogate).__name__}: "
                 "values belong to the steps of a trace"
             )
-
-    @property
-    def optimizer_steps(self) -> int:
-        """Optimiser steps per batch; what a learning-rate schedule must count."""
-        return self.passes * self.minibatches
 
     def init(self, params: Params, key: Array, adapters: Params | None = None) -> TrainState:
         """The state before the first update: parameters "denoiser" and, if there is one, "value".

@@ -19,6 +19,8 @@ from jax_unmask.policies.distributions import argmax_legal
 from jax_unmask.policies.heuristics import Quota, Rule, column, margin, quota, take_best
 from jax_unmask.settings import check_ranges, setting
 
+_STEPS, _EPS = 64, 1e-3  # Of Dream.
+
 
 @dataclasses.dataclass(frozen=True)
 class _Dream(Rule):
@@ -35,7 +37,7 @@ class _Dream(Rule):
 
     reference_compat: bool = False
 
-    def params(self, steps: ArrayLike = 64, eps: ArrayLike = 1e-3) -> Params:
+    def params(self, steps: ArrayLike = _STEPS, eps: ArrayLike = _EPS) -> Params:
         """Settings.
 
         Args:
@@ -82,7 +84,7 @@ class _Ranked(_Dream):
     """Base of those of Dream's samplers that rank the positions."""
 
     def params(
-        self, steps: ArrayLike = 64, eps: ArrayLike = 1e-3, alg_temp: ArrayLike = 0.0
+        self, steps: ArrayLike = _STEPS, eps: ArrayLike = _EPS, alg_temp: ArrayLike = 0.0
     ) -> Params:
         """Settings.
 

@@ -27,7 +27,7 @@ from jax_unmask.policies.layers import (
     zero_dense,
 )
 from jax_unmask.policies.network import NetworkConfig, NetworkInputs
-from jax_unmask.settings import Settings, setting, setting_of
+from jax_unmask.settings import Settings, setting_of
 
 _FAMILY = "llada"
 
@@ -43,9 +43,9 @@ class HiddenNetworkConfig(Settings):
 
     denoiser: DenoiserConfig
     time_embed_dim: int = setting_of(NetworkConfig, "time_embed_dim")
-    num_blocks: int = setting(1, "Denoiser blocks.", ge=1, le=1000)
+    num_blocks: int = setting_of(NetworkConfig, "num_blocks")
     time_period: float = setting_of(NetworkConfig, "time_period")
-    initial_bias: float = setting(-2.0, "Initial bias of the output logit.", ge=-1e4, le=1e4)
+    initial_bias: float = setting_of(NetworkConfig, "initial_bias")
 
     def check(self) -> None:
         if self.denoiser.family != _FAMILY:

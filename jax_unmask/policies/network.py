@@ -48,7 +48,7 @@ class NetworkConfig(Settings):
         2, "Attention heads; hidden_dim / num_heads must be even (rotary pairs).", ge=1
     )
     time_embed_dim: int = setting(128, "Width of the sinusoidal embedding of time t.", ge=2)
-    num_blocks: int = setting(1, "DiT blocks.", ge=1, le=1000)
+    num_blocks: int = setting(1, "Transformer blocks.", ge=1, le=1000)
     time_period: float = setting(
         1.0, "Longest period of the time embedding; 1 makes all frequencies 1.", gt=0, le=1e9
     )

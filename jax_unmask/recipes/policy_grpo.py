@@ -184,7 +184,7 @@ def build_components(
     config: PolicyGrpoSettings,
     denoiser: DenoiserConfig,
     end_ids: tuple[int, ...] = (),
-    slot_groups: int = 1,
+    slot_groups: int = RolloutSettings.slot_groups,
 ) -> Components:
     """Builds `Components` from settings.
 

@@ -12,12 +12,12 @@ from jaxtyping import Float, Int
 
 from jax_unmask.denoisers.sharding import RULES, in_product_type
 from jax_unmask.environment.bundle import Bundle
-from jax_unmask.environment.settings import RunSettings
+from jax_unmask.environment.settings import EvaluationSettings, RunSettings
 from jax_unmask.policies.base import PerRow
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys, trimmed
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.placement import Placement
-from jax_unmask.settings import setting, values_of
+from jax_unmask.settings import setting, setting_of, values_of
 from jax_unmask.tasks.base import Example, start_checks
 
 
@@ -46,10 +46,7 @@ class TrainingRollouts(RolloutSettings):
         "next. 1 keeps slots busiest.",
         ge=1,
     )
-    stop_at_end: bool = setting(
-        False,
-        "End a row with the block that holds the end of its text; later positions stay masked.",
-    )
+    stop_at_end: bool = setting_of(EvaluationSettings, "stop_at_end")
 
     def check(self) -> None:
         super().check()
@@ -129,7 +126,7 @@ class Rollouts:
     """
 
     bundle: Bundle
-    parts: int = 1
+    parts: int
     buckets: tuple[int, ...] = ()
 
     @classmethod

@@ -103,7 +103,7 @@ class DataSettings(Settings):
     """The batches of supervised training."""
 
     batch_size: int = setting(256, "Rows of a batch, over all devices.", ge=1)
-    gen_length: int = setting(16, "Canvas length L in tokens.", ge=1, le=2**17)
+    gen_length: int = setting_of(RolloutSettings, "gen_length", default=16)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -385,7 +385,7 @@ def build_learner(config: SftSettings, denoiser: denoisers.Denoiser) -> SftLearn
 
 
 class Sft(Supervised):
-    """Trains a denoiser on responses that are masked at random."""
+    """Trains a denoiser on masked responses, from random weights or given ones."""
 
     metrics: tuple[str, ...] = ("loss", "masked_accuracy", "masked_fraction", "grad_norm")
     shown: tuple[str, ...] = ("loss", "masked_accuracy")

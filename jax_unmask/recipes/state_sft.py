@@ -89,8 +89,8 @@ class StateMethod(MaskRatios, TokenSettings):
     )
     block_length: int = setting(16, "Of semi_ar, and with block attention, in tokens.", ge=1)
     tokens_per_step: int = setting(2, "Of trace: tokens that a step writes.", ge=1)
-    shrink: int = setting(1, "Of trace: steps that are merged into a state.", ge=1)
-    draws: int = setting(1, "States per response of random and block.", ge=1)
+    shrink: int = setting_of(Trace, "shrink")
+    draws: int = setting_of(RandomMasking, "draws", default=1)
 
     def build(self) -> Surrogate:
         """The states."""

@@ -250,7 +250,7 @@ def build_settings(
     config: TraceRlSettings,
     denoiser: denoisers.DenoiserConfig,
     end_ids: tuple[int, ...],
-    slot_groups: int = 1,
+    slot_groups: int = RolloutSettings.slot_groups,
 ) -> RolloutSettings:
     """The shape of the rollouts; raises a `ConfigError` for a cache that does not fit."""
     rollouts = config.rollout

@@ -57,7 +57,7 @@ class RolloutSettings(Settings):
             on its canvas; later blocks stay masked. Empty: canvases are filled to the end.
     """
 
-    gen_length: int = setting(256, "Canvas length L in tokens.", ge=1)
+    gen_length: int = setting(256, "Canvas length L in tokens.", ge=1, le=2**17)
     block_length: int = setting(
         32, "Block length BL in tokens, a divisor of L; BL = L is full diffusion.", ge=1
     )

@@ -39,11 +39,7 @@ REPLICATED: Rules = ((".*", PartitionSpec()),)
 """Rules by which every array is whole on all devices."""
 
 
-def make_mesh(
-    data: int = -1,
-    fsdp: int = 1,
-    tensor: int = 1,
-) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1) -> Mesh:
     """A mesh with axes ("data", "fsdp", "tensor") that uses all devices.
 
     Args:

@@ -74,13 +74,13 @@ class Placement:
     mesh: Mesh | None = None
 
     @classmethod
-    def of(cls, data: int = -1, fsdp: int = 1, tensor: int = 1) -> Placement:
+    def of(cls, *sizes: int, **named: int) -> Placement:
         """The placement on all devices with a mesh of these sizes, see `mesh.make_mesh`.
 
         Raises:
             ValueError: the sizes do not fit the devices.
         """
-        mesh = meshes.make_mesh(data, fsdp, tensor)
+        mesh = meshes.make_mesh(*sizes, **named)
         # Programs for a device that is absent know it by the mesh alone.
         return cls(None if mesh.size == 1 and not accelerators.are_absent() else mesh)
 

@@ -6,11 +6,12 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal
 
-from jax_unmask.settings import setting
+from jax_unmask.settings import setting, setting_of
 from jax_unmask.tasks import files, prompts, sources
 from jax_unmask.tasks.base import Example, SlowTask, Source, Split
 from jax_unmask.tasks.checkers import answers, latex, published, symbolic
 from jax_unmask.tasks.from_files import FileTask
+from jax_unmask.tasks.gsm8k import Gsm8k
 
 Equivalence = Literal["string", "symbolic"]
 
@@ -34,12 +35,12 @@ class Math(SlowTask, FileTask):
     test_file: str | None = setting(
         None, "Name of the test file in the directory, without suffix, such as math500."
     )
-    prompt_style: prompts.PromptStyle = setting("training", prompts.PROMPT_STYLES)
+    prompt_style: prompts.PromptStyle = setting_of(Gsm8k, "prompt_style")
     equivalence: Equivalence = setting(
         "string",
         "Answers are equal in their normal form, or in their value too (symbolic: math-verify).",
     )
-    reference_compat: bool = setting(False, "Scores as the published code does, faults included.")
+    reference_compat: bool = setting_of(Gsm8k, "reference_compat")
 
     def parse(self, example: Example) -> Example:
         """Refuses examples without a problem, or without an answer and a box."""

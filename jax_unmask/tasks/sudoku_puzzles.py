@@ -6,10 +6,11 @@ import dataclasses
 import re
 from typing import Literal
 
-from jax_unmask.settings import setting
+from jax_unmask.settings import setting, setting_of
 from jax_unmask.tasks import prompts
 from jax_unmask.tasks.base import Example, Prompt
 from jax_unmask.tasks.checkers import answers, published
+from jax_unmask.tasks.countdown import Countdown
 from jax_unmask.tasks.from_files import FileTask
 from jax_unmask.tasks.sudoku import CELLS, Sudoku, drawn, solves
 
@@ -61,7 +62,7 @@ class SudokuPuzzles(FileTask):
     style: Style = setting(
         "plain", "Prompts as of task sudoku, for the shipped denoiser (plain), or d1's (chat)."
     )
-    reference_compat: bool = setting(False, "d1's published reward; needs style=chat.")
+    reference_compat: bool = setting_of(Countdown, "reference_compat")
 
     def __post_init__(self) -> None:
         super().__post_init__()

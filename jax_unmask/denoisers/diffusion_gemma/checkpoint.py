@@ -36,6 +36,7 @@ from jax_unmask.denoisers.orbax_files import (
     write_orbax_item,
 )
 from jax_unmask.denoisers.tensor_files import (
+    MAX_SHARD_BYTES,
     TensorFiles,
     TensorMap,
     widest,
@@ -109,7 +110,7 @@ def save(
     directory: str | os.PathLike[str],
     checkpoint: Checkpoint,
     *,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
     """Writes a directory that `load` and the published class read; the config file comes last.
 
