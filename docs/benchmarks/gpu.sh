@@ -22,7 +22,7 @@ mkdir -p "$out"
 export HF_HUB_OFFLINE=1 JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$(cd "$out" && pwd)/compiled}
 
 fetch() { # FOLDER REPOSITORY COMMIT
-    [[ -e $1/.git/FETCH_HEAD ]] || { git init -q "$1" && git -C "$1" fetch -q --depth=1 "$2" "$3"; } || return
+    [[ -s $1/.git/FETCH_HEAD ]] || { git init -q "$1" && git -C "$1" fetch -q --depth=1 "$2" "$3"; } || return
     git -C "$1" checkout -q FETCH_HEAD
 }
 

@@ -34,7 +34,7 @@ class Accelerator:
         link: bytes per second that it is assumed to receive in a collective: 45 % of what all its
             links carry on TPUs, 40 % on GPUs.
         cores: what a number of devices in a name such as "v5p-64" counts: 2 cores per device, or 1.
-        clock_ghz: of a TPU, assumed: products take 98 % of the peak with it.
+        clock_ghz: of a TPU, assumed: matrix units that are always busy reach the peak with it.
         pci: of a TPU, the id of its PCI device.
         topologies: of a TPU, those that there are, by number of devices.
         processors: of a GPU, where its compiler can be asked without it.
