@@ -1,4 +1,7 @@
-"""Trains an unmasking policy against a shipped denoiser: `:sudoku`, `:arithmetic`, `:countdown`."""
+"""Trains an unmasking policy against a shipped denoiser.
+
+`:sudoku`, `:arithmetic`, `:countdown` or, on a canvas of 128, `:word_problems`.
+"""
 
 from jax_unmask import recipes
 from jax_unmask.shipped import shipped_lengths, shipped_models
@@ -13,7 +16,7 @@ HEURISTICS = (
     # Finer around ln 2, the entropy of a choice between two equal tokens.
     "entropy_bounded:gamma=0.01|0.05|0.1..1.0/0.1|0.65|0.69|0.72|0.75|1.25|1.5|2.0|3.0",
     "conflict_free:threshold=0.3|0.5|0.7|0.9",
-    "frontier_threshold:threshold=0.5|0.7|0.9|0.95",
+    "frontier_threshold:threshold=0.5|0.7|0.9|0.95|0.98",
 )
 
 
@@ -45,6 +48,17 @@ def get_config(task: str = "sudoku"):
     if task == "arithmetic":
         # Hardly any answer of an untrained policy is right, so groups need a member that is.
         config.expert.update(count=1, policy="entropy_bounded:gamma=0.1", block_length=block)
+    if task == "word_problems":
+        # Tables of 128 positions and 182 tokens learn too slowly; logs tell small doubts apart.
+        config.policy.network.update(token_buckets=0, position_embedding=0, pair_attention=0)
+        config.policy.network.logs = True
+        # Some rows take ten times as long as others, so few are rolled out at a time.
+        config.rollout.update(prompts_per_step=8, slots=16)
+        # None of an untrained policy's: it begins by imitation.
+        config.expert.update(
+            count=1, policy="frontier_threshold:threshold=0.98,reach=32", block_length=length
+        )
+        config.expert.update(imitation=1.0, imitation_steps=40)
     config.train.steps = 150
     config.checkpoint.every = 10
     config.eval.policies = HEURISTICS
@@ -57,4 +71,7 @@ def get_config(task: str = "sudoku"):
     if task == "countdown":
         config.policy.network.token_buckets = 256  # A token for each number.
         config.eval.shipped = (f"{task}-full-*",)
+    if task == "word_problems":
+        config.eval.shipped = ()
+        config.eval.update(num_problems=256, validation_problems=128)
     return config

@@ -1,6 +1,6 @@
-"""Trains a small denoiser: `:sudoku`, `:arithmetic` and `:countdown` ship with the package.
+"""Trains the small denoisers that ship: `:sudoku`, `:arithmetic`, `:countdown`, `:word_problems`.
 
-`:word_problems` (a million parameters, canvases of 128) learns next tokens first, then masked ones.
+The last (a million parameters, canvases of 128) learns next tokens first, then masked ones.
 """
 
 from jax_unmask import recipes
@@ -76,5 +76,5 @@ def word_problems(config, is_causal: bool):
     config.masking.update(suffix_target="block", max_weight=5.0)
     config.data.batch_size = 32
     config.optimizer.schedule = "stable"
-    config.train.steps = 3340
+    config.train.steps = 6000
     return config

@@ -1,10 +1,11 @@
 """Trains one policy for every alpha, without tables of positions or tokens.
 
-`:sudoku`, `:arithmetic`, `:countdown` train it against that shipped denoiser, `:all` against all of
-them, `:all-sudoku` against all but that one. In full diffusion.
+`:sudoku`, `:arithmetic`, `:countdown`, `:word_problems` train it against that shipped denoiser,
+`:all` against all of them, `:all-sudoku` or `:all-sudoku-countdown` against all but these. In full
+diffusion.
 
-`:all,sudoku=DIR,arithmetic=DIR,countdown=DIR` teaches one policy what others do, each on its task:
-they are told the same alpha, and every action of theirs is imitated.
+`:all-word_problems,sudoku=DIR,arithmetic=DIR,countdown=DIR` teaches one policy what others do, each
+on its task: they are told the same alpha, and every action of theirs is imitated.
 """
 
 import pathlib
@@ -13,23 +14,24 @@ import runpy
 from jax_unmask import recipes
 from jax_unmask.shipped import shipped_models
 
+IMITATION = ("imitation", "imitation_steps", "imitated")
 _TINY_POLICY = runpy.run_path(str(pathlib.Path(__file__).with_name("tiny_policy.py")))
 
 
 def get_config(tasks: str = "all"):
     tasks, *pairs = tasks.split(",")
     teachers = dict(pair.split("=", 1) for pair in pairs)
-    named, _, without = tasks.partition("-")
-    if {named, without} - {"all", "", *shipped_models()}:
+    named, *without = tasks.split("-")
+    if {named, *without} - {"all", *shipped_models()}:
         known = ", ".join(f":{name}" for name in shipped_models())
         raise ValueError(
             f"universal_policy.py:{tasks} is unknown; use {known}, :all, or :all-TASK without one"
         )
-    chosen = [name for name in shipped_models() if name != without]
+    chosen = [name for name in shipped_models() if name not in without]
     config = _TINY_POLICY["get_config"](chosen[0] if named == "all" else tasks)
     # What every denoiser, canvas and vocabulary has: the two largest probabilities, entropy, place
     # in the order of confidence, and which positions propose the same token.
-    config.policy.network.update(token_buckets=0, position_embedding=0, pair_attention=0)
+    config.policy.network.update(token_buckets=0, position_embedding=0, pair_attention=0, logs=True)
     config.policy.network.alphas = (0.03, 100.0)
     config.eval.trained = ("distribution=threshold,alpha=0.03|0.1|0.3|1.0|3.0|10.0|30.0|100.0",)
     if named != "all":
@@ -44,8 +46,6 @@ def get_config(tasks: str = "all"):
                 f"{', '.join(chosen)}, as in sudoku=DIR"
             )
         both.rollout.group_size = 2  # What counts is the teacher's rollout.
-        both.expert.update(count=1, block_length=both.rollout.gen_length)
-        both.expert.update(imitation=4.0, imitation_steps=both.train.steps, imitated="all")
         both.learner.entropy_coefficient = 0.0
         both.optimizer.lr = 1e-3
     return both
@@ -55,16 +55,19 @@ def _environment(task: str, teacher: str | None) -> str:
     """The settings in which the trainings on each task alone differ."""
     alone = _TINY_POLICY["get_config"](task)
     if teacher is not None:
-        alone.rollout.prompts_per_step = 64 if task == "arithmetic" else 128
+        prompts = {"arithmetic": 64, "word_problems": 16}
+        alone.rollout.prompts_per_step = prompts.get(task, 128)
         policy = f"learned:{teacher},distribution=threshold"
         alone.expert.update(count=1, policy=policy, block_length=alone.rollout.gen_length)
+        steps = alone.train.steps
+        alone.expert.update(imitation=4.0, imitation_steps=steps, imitated="all")
     return " ".join(
         f"{group}.{name}={alone[group][name]}"
         for group, names in {
             "task": ("name", "prompt_length"),
             "model": ("path",),
-            "rollout": ("gen_length", "block_length", "prompts_per_step"),
-            "expert": ("count", "policy", "block_length"),
+            "rollout": ("gen_length", "block_length", "prompts_per_step", "slots"),
+            "expert": ("count", "policy", "block_length", *IMITATION),
         }.items()
         for name in names
     )

@@ -44,6 +44,7 @@ RICH_NETWORK: dict[str, Any] = {
     "position_embedding": 8,
     "pair_attention": 8,
     "rank": True,
+    "logs": True,
     "rank_attention": (0.0, 2.0),
     "candidate_attention": (4.0, 0.0),
 }

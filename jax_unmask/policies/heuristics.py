@@ -184,16 +184,28 @@ class Threshold(_ThresholdParams):
 
 
 @dataclasses.dataclass(frozen=True)
-class FrontierThreshold(_ThresholdParams):
-    """Fills the leftmost position, and wherever confidence >= threshold.
+class FrontierThreshold(Rule):
+    """Fills the leftmost position, and where confidence >= threshold among the first ones.
 
     A rule that knows position: a strong baseline where late tokens are confident too early.
     """
 
+    def params(self, threshold: ArrayLike = 0.9, reach: ArrayLike = 0) -> Params:
+        """Settings.
+
+        Args:
+            threshold: least confidence that fills a position, in [0, 1].
+            reach: only the first `reach` legal positions are filled; 0 for any.
+        """
+        return {
+            "threshold": number("threshold", threshold, ge=0, le=1),
+            "reach": number("reach", reach, ge=0, whole=True),
+        }
+
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
-        leftmost = obs.legal & (jnp.cumsum(obs.legal, axis=-1) == 1)
-        fill = obs.legal & (obs.confidence >= column(params["threshold"]))
-        return fill | leftmost
+        place, reach = jnp.cumsum(obs.legal, axis=-1), column(params["reach"])
+        fill = obs.confidence >= column(params["threshold"])
+        return obs.legal & (fill & ((place <= reach) | (reach == 0)) | (place == 1))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
@@ -32,6 +34,8 @@ from jax_unmask.policies.layers import (
 from jax_unmask.policies.order import descending_ranks
 from jax_unmask.settings import Settings, setting
 
+INPUTS = ("top_k", "entropy", "position", "rank", "logs", "alphas", "length")
+"""Settings that only add linear inputs (`with_inputs`)."""
 _RARELY = -1.0
 """Initial bias of taking back, relative to that of filling: at -3, 5 % of tokens per step."""
 _CERTAIN = 1e-6
@@ -86,6 +90,13 @@ class NetworkConfig(Settings):
         False,
         "Also read how many legal positions are more confident, over L, and, with entropy, the sum "
         "of their entropies (the entropy-bounded sampler bounds it); ties go to the first.",
+    )
+    logs: bool = setting(
+        False,
+        "Also read log10(1 - p + 1e-4) / 4 of the largest probability p, with position "
+        "log2(1 + n) / 8 of the n masked positions left of k, with rank and entropy "
+        "log10(s + 0.01) / 2 of the sum s of entropies: on long canvases small doubts count, and "
+        "sums are large.",
     )
     rank_attention: tuple[float, ...] = setting(
         (),
@@ -152,11 +163,22 @@ class NetworkConfig(Settings):
         )
 
     @property
+    def feature_names(self) -> tuple[str, ...]:
+        """Names of the linear input features, in their order."""
+        names = [f"top_probs[{k}]" for k in range(self.top_k)]
+        names += ["entropy"] * self.entropy
+        names += ["place", "holes_left", "leftmost"] * self.position
+        names += ["rank"] * self.rank + ["entropy_before"] * (self.rank and self.entropy)
+        if self.logs:
+            names += ["log_doubt"] + ["log_holes_left"] * self.position
+            names += ["log_entropy_before"] * (self.rank and self.entropy)
+        names += ["alpha"] * bool(self.alphas) + ["length"] * self.length
+        return (*names, *["doubt", "age"] * self.take_back)
+
+    @property
     def feature_size(self) -> int:
         """Width F of the linear input features."""
-        ranks = self.rank + (self.rank and self.entropy)
-        told = self.length + bool(self.alphas) + 2 * self.take_back
-        return self.top_k + self.entropy + 3 * self.position + ranks + told
+        return len(self.feature_names)
 
     @property
     def needs(self) -> Needs:
@@ -179,41 +201,45 @@ class NetworkConfig(Settings):
                 f"Observation.top_probs holds {obs.top_probs.shape[-1]} probabilities per "
                 f"position, but the network reads top_k={self.top_k}"
             )
-        features = [obs.top_probs[..., : self.top_k]]
-        if self.entropy:
-            features.append(required(obs.entropy, "entropy", "entropy=True")[..., None])
-        if self.position:
-            features.append(position_features(obs.masked, obs.legal))
+        width = obs.masked.shape[-1]
         rank = confidence_rank(obs.confidence, obs.legal)  # Not computed where nothing reads it.
-        if self.rank:
-            features.append(rank[..., None] / obs.masked.shape[-1])
-            if self.entropy:
-                entropy = required(obs.entropy, "entropy", "entropy=True")
-                before = rank[..., None, :] < rank[..., :, None]
-                features.append(
-                    jnp.sum(jnp.where(before, entropy[..., None, :], 0.0), axis=-1)[..., None]
-                )
+        features = {f"top_probs[{k}]": obs.top_probs[..., k] for k in range(self.top_k)}
+        if self.logs:
+            doubt = jnp.maximum(1 - obs.top_probs[..., 0].astype(jnp.float32), 0.0)
+            features["log_doubt"] = jnp.log10(doubt + 1e-4) / 4
+        if self.entropy:
+            features["entropy"] = entropy = required(obs.entropy, "entropy", "entropy=True")
+            before = rank[..., None, :] < rank[..., :, None]
+            total = jnp.sum(jnp.where(before, entropy[..., None, :], 0.0), axis=-1)
+            features["entropy_before"] = total
+            features["log_entropy_before"] = jnp.log10(total + 0.01) / 2
+        if self.position:
+            features |= position_features(obs.masked, obs.legal)
+        features["rank"] = rank / width
         if self.alphas:
-            alpha = required(obs.alpha, "alpha", "alphas")
-            told = jnp.log(alpha.astype(jnp.float32)) / 3
-            features.append(jnp.broadcast_to(told[..., None, None], (*obs.masked.shape, 1)))
-        if self.length:
-            size = math.log2(obs.masked.shape[-1]) / 8
-            features.append(jnp.full((*obs.masked.shape, 1), size))
+            alpha = required(obs.alpha, "alpha", "alphas").astype(jnp.float32)
+            features["alpha"] = jnp.log(alpha)[..., None] / 3
+        features["length"] = jnp.float32(math.log2(width) / 8)
         candidate = obs.candidate
         if self.take_back:
             if obs.filled is None:
                 raise ValueError("take_back=True, but the observation lacks filled")
             candidate = jnp.where(obs.masked, candidate, obs.filled.token)
-            age = obs.filled.age / obs.masked.shape[-1]
             # A denoiser mostly repeats what stands: doubts show in how far from 1 it is.
             doubt = jnp.log(jnp.maximum(1.0 - obs.filled.probability, _CERTAIN))
-            features += [doubt[..., None] / -math.log(_CERTAIN), age[..., None]]
+            features["doubt"] = doubt / -math.log(_CERTAIN)
+            features["age"] = obs.filled.age / width
         looks_at_candidates = self.token_buckets or self.candidate_attention
         return NetworkInputs(
             masked=obs.masked,
-            t=self.time * obs.step.astype(jnp.float32) / obs.masked.shape[-1],
-            features=jnp.concatenate([f.astype(jnp.float32) for f in features], axis=-1),
+            t=self.time * obs.step.astype(jnp.float32) / width,
+            features=jnp.stack(
+                [
+                    jnp.broadcast_to(features[name].astype(jnp.float32), obs.masked.shape)
+                    for name in self.feature_names
+                ],
+                axis=-1,
+            ),
             candidate=candidate if looks_at_candidates else None,
             hidden=obs.hidden if self.hidden_size else None,
             rank=rank if self.rank_attention else None,
@@ -264,21 +290,36 @@ def confidence_rank(
 
 def position_features(
     masked: Bool[Array, "*B L"], legal: Bool[Array, "*B L"]
-) -> Float[Array, "*B L 3"]:
-    """k / L; masked fraction of the positions left of k (0 at k = 0); k is the leftmost legal."""
-    length = masked.shape[-1]
-    index = jnp.arange(length, dtype=jnp.float32)
+) -> dict[str, Float[Array, "*B L"]]:
+    """Where each position k lies.
+
+    `place` is k / L; `holes_left` the masked fraction of the positions left of k (0 at k = 0) and
+    `log_holes_left` log2(1 + n) / 8 of their number n; `leftmost` whether k is the leftmost legal.
+    """
+    index = jnp.arange(masked.shape[-1], dtype=jnp.float32)
     holes = masked.astype(jnp.float32)
-    holes_left = jnp.cumsum(holes, axis=-1) - holes
-    leftmost = legal & (jnp.cumsum(legal, axis=-1) == 1)
-    return jnp.stack(
-        [
-            jnp.broadcast_to(index / length, masked.shape),
-            holes_left / jnp.maximum(index, 1.0),
-            leftmost.astype(jnp.float32),
-        ],
-        axis=-1,
-    )
+    left = jnp.cumsum(holes, axis=-1) - holes
+    return {
+        "place": index / masked.shape[-1],
+        "holes_left": left / jnp.maximum(index, 1.0),
+        "log_holes_left": jnp.log2(1 + left) / 8,
+        "leftmost": legal & (jnp.cumsum(legal, axis=-1) == 1),
+    }
+
+
+def with_inputs(params: Any, saved: NetworkConfig, network: NetworkConfig) -> Any:
+    """Parameters of a network that reads what `saved` reads, and more, and computes the same.
+
+    Weights of further inputs are 0. A `ValueError` if `network` lacks an input of `saved`.
+    """
+    names = network.feature_names
+    if missing := [name for name in saved.feature_names if name not in names]:
+        raise ValueError(f"the network lacks the inputs {', '.join(missing)}")
+    leaf = params["features"]
+    places = np.array([names.index(name) for name in saved.feature_names])
+    kernel = jnp.zeros((len(names), leaf["kernel"].shape[1]), leaf["kernel"].dtype)
+    kernel = kernel.at[places].set(leaf["kernel"])
+    return {**params, "features": {**leaf, "kernel": kernel}}
 
 
 class Block(nn.Module):

@@ -23,6 +23,7 @@ _EXTRAS = {
     "position_embedding": 0,
     "pair_attention": 0,
     "rank": False,
+    "logs": False,
     "rank_attention": (),
     "candidate_attention": (),
     "alphas": (),
@@ -162,8 +163,9 @@ class Network(nn.Module):
         width = int(config["hidden_dim"])
         self.time_dim, self.period = int(config["time_embed_dim"]), float(config["time_period"])
         entropy, rank = bool(extras["entropy"]), bool(extras["rank"])
-        features = self.top_k + entropy + 3 * bool(extras["position"]) + rank * (1 + entropy)
-        features += bool(extras["alphas"])
+        position, before = bool(extras["position"]), rank and entropy
+        features = self.top_k + entropy + 3 * position + rank + before
+        features += bool(extras["logs"]) * (1 + position + before) + bool(extras["alphas"])
         self.time_mlp = nn.Sequential(
             nn.Linear(self.time_dim, width), nn.SiLU(), nn.Linear(width, width)
         )
@@ -208,10 +210,10 @@ class Network(nn.Module):
         parts = [obs.top_probs[..., : self.top_k]]
         if extras["entropy"]:
             parts.append(obs.entropy[..., None])
+        holes = obs.masked.float()
+        left = holes.cumsum(dim=-1) - holes
         if extras["position"]:
             index = torch.arange(length, device=obs.masked.device, dtype=torch.float32)
-            holes = obs.masked.float()
-            left = holes.cumsum(dim=-1) - holes
             leftmost = obs.legal & (obs.legal.long().cumsum(dim=-1) == 1)
             places = [(index / length).expand_as(holes), left / index.clamp(min=1.0)]
             parts.append(torch.stack([*places, leftmost.float()], dim=-1))
@@ -220,6 +222,14 @@ class Network(nn.Module):
             if extras["entropy"]:
                 before = rank[:, None, :] < rank[:, :, None]
                 parts.append((before * obs.entropy[:, None, :]).sum(dim=-1)[..., None])
+        if extras["logs"]:
+            doubt = 1 - obs.top_probs[..., :1].float()
+            total = parts[-1]
+            parts.append(torch.log10(doubt.clamp(min=0.0) + 1e-4) / 4)
+            if extras["position"]:
+                parts.append(torch.log2(1 + left)[..., None] / 8)
+            if extras["rank"] and extras["entropy"]:
+                parts.append(torch.log10(total + 0.01) / 2)
         if len(extras["alphas"]):
             parts.append(torch.full_like(obs.entropy, math.log(alpha) / 3)[..., None])
         return torch.cat([part.float() for part in parts], dim=-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -26,6 +27,7 @@ from jax_unmask.learners.policy_grpo import PolicyLearner
 from jax_unmask.policies.base import PerRow, WithObservations, alphas_of
 from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.policies.learned import NETWORKS, Network
+from jax_unmask.policies.network import INPUTS, with_inputs
 from jax_unmask.policies.spec import EXPORTED, policy_directory
 from jax_unmask.recipes.base import (
     Blueprint,
@@ -71,7 +73,9 @@ class TrainedPolicy(policies.LearnedPolicy):
 
     network: Any = Variant(NETWORKS, "confidence")
     init_from: str | None = setting(
-        None, "Continue from a trained policy: a run's workdir, its directory policy/, or a name."
+        None,
+        "Continue from a trained policy: a run's workdir, its directory policy/, or a name. Its "
+        "network may read less: what it computes does not change until it has learned to use more.",
     )
     temperature: float = setting(
         1.0,
@@ -295,15 +299,22 @@ class PolicyGrpo:
         return self._bundle
 
     def _load_policy(self) -> Any:
-        """Weights of a saved policy, which must have the network of this config."""
+        """Weights of a saved policy, whose network this config's may extend by further inputs."""
         directory = str(self._config.policy.init_from)
         saved, params = policies.load_policy(policy_directory(directory))
-        ours, theirs = (_described(p.network) for p in (self._components.policy, saved))
+        network = self._components.policy.network
+        ours, theirs = _described(network), _described(saved.network)
+        # Settings that affect only initial values may differ.
+        changed = {name for name in ours | theirs if theirs.get(name) != ours.get(name)}
+        changed -= set(ONLY_AT_INIT)
+        if isinstance(network, policies.NetworkConfig) and changed and changed <= set(INPUTS):
+            assert isinstance(saved.network, policies.NetworkConfig)  # Their kinds are equal.
+            with contextlib.suppress(ValueError):  # An input is missing.
+                return {**params, "network": with_inputs(params["network"], saved.network, network)}
         different = [
             f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)"
             for name in ours | theirs
-            # Settings that affect only initial values may differ.
-            if theirs.get(name) != ours.get(name) and name not in ONLY_AT_INIT
+            if name in changed
         ]
         if different:
             raise ConfigError(

@@ -28,7 +28,7 @@ EXPERIMENTS = (
     *("tiny_block_scaling:1", "published:scales", "published:pass_at_k"),
     *("tiny_block_sft", "tiny_state_sft:full", "tiny_state_sft:block", "tiny_sft:word_problems"),
     *("universal_policy", "universal_policy:sudoku", "universal_policy:all-countdown"),
-    "universal_policy:all-arithmetic,sudoku=universal,countdown=universal",
+    "universal_policy:all-arithmetic-word_problems,sudoku=universal,countdown=universal",
     *(
         f"{name}:{task}"
         for name in ("tiny_sft", "tiny_policy")

@@ -432,6 +432,10 @@ def test_policy_of_another_network(tiny_config, message, tmp_path):
     policies.save_policy(tmp_path / "policy", policy, policy.init_params(jax.random.key(0)))
     text = message(tiny_config(policy__init_from=str(tmp_path / "policy")))
     assert "config.policy.init_from = " in text and "hidden_dim (16 there, 8 here)" in text
+    policy = build_policy(recipes.read(tiny_config(policy__network__rank=True)), shape)
+    policies.save_policy(tmp_path / "ranks", policy, policy.init_params(jax.random.key(0)))
+    text = message(tiny_config(policy__init_from=str(tmp_path / "ranks")))
+    assert "config.policy.init_from = " in text and "rank (True there, False here)" in text
 
 
 class TestFlags:

@@ -253,8 +253,12 @@ class TestPolicyRuns:
 
         # Another run starts from the policy, and explores more.
         changed = {"policy__init_from": str(tmp_path / "policy"), "policy__temperature": 3.0}
-        config = tiny_config(**changed, optimizer__lr=1e-30, seed=9)
+        # What it reads beside changes nothing at first.
+        config = tiny_config(**changed, policy__network__length=True, optimizer__lr=1e-30, seed=9)
         _, _, second = self.run(config, tmp_path / "second")
+        inputs = second["network"]["features"]
+        assert abs(inputs["kernel"][-1]).max() < 1e-20
+        inputs["kernel"] = inputs["kernel"][:-1]
         assert (first.pop("temperature"), second.pop("temperature")) == (1, 3)
         assert jax.tree.all(jax.tree.map(np.array_equal, first, second))
 

@@ -117,6 +117,7 @@ def random_params(rule, seed: int):
         "tokens_per_step": lambda: rng.integers(1, LENGTH + 2, ROWS),
         "steps": lambda: rng.integers("eps" in rule.params(), LENGTH + 2, ROWS),
         "threshold": lambda: rng.integers(0, 5, ROWS) / 4,
+        "reach": lambda: rng.integers(0, LENGTH + 2, ROWS),
         "factor": lambda: rng.random(ROWS) * 4,
         "gamma": lambda: rng.random(ROWS) * 4,
         "eb_threshold": lambda: rng.random(ROWS) * 4,
@@ -194,6 +195,9 @@ def test_frontier_threshold_always_takes_the_leftmost():
     obs = one_row([0.25, 0.75, 0.5])
     assert filled(FrontierThreshold(), obs, threshold=0.8) == [0]
     assert filled(FrontierThreshold(), obs, threshold=0.5) == [0, 1, 2]
+    assert filled(FrontierThreshold(), obs, threshold=0.5, reach=2) == [0, 1]
+    filled_before = one_row([1.0, 0.75, 0.5], legal=np.array([[False, True, True]]))
+    assert filled(FrontierThreshold(), filled_before, threshold=0.5, reach=2) == [1, 2]
 
 
 def test_reconsider_leaves_one_position_to_look_at_the_others_once():

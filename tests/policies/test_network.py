@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 
 import jax
@@ -22,6 +23,7 @@ from jax_unmask.policies.network import (
     NetworkInputs,
     confidence_rank,
     position_features,
+    with_inputs,
 )
 from jax_unmask.policies.tensors import tensor_specs
 
@@ -135,6 +137,7 @@ def test_rows_and_leading_axes_are_independent(make_observation):
         ({"hidden_size": 6}, "hidden"),
         ({"position": True}, "legal"),
         ({"rank": True}, "confidence"),
+        ({"rank": True, "entropy": True, "logs": True}, "confidence"),
         ({"rank_attention": (2.0, 2.0)}, "confidence"),
     ],
 )
@@ -256,14 +259,46 @@ def test_reads_the_size_of_the_canvas(make_observation):
     np.testing.assert_allclose(inputs.features[..., -1], 0.25)
 
 
+def test_logs_tell_small_doubts_apart_and_hold_sums_of_any_canvas(make_observation):
+    """On a canvas of 128, sums of entropies reach 200 nats, and .98 and .99 are not the same."""
+    obs = make_observation(1, length=128)
+    config = dataclasses.replace(SMALL, entropy=True, rank=True, position=True, logs=True)
+    features = jnp.moveaxis(config.observe(obs).features, -1, 0)
+    inputs = dict(zip(config.feature_names, features, strict=True))
+    doubt = jnp.log10(1 - obs.top_probs[..., 0] + 1e-4) / 4
+    np.testing.assert_allclose(inputs["log_doubt"], doubt, rtol=1e-4, atol=1e-6)
+    total = jnp.log10(inputs["entropy_before"] + 0.01) / 2
+    np.testing.assert_allclose(inputs["log_entropy_before"], total, rtol=1e-5)
+    left = jnp.cumsum(obs.masked, axis=-1) - obs.masked
+    np.testing.assert_allclose(inputs["log_holes_left"], jnp.log2(1 + left) / 8, rtol=1e-5)
+    assert all(jnp.abs(inputs[name]).max() < 1.5 for name in inputs if name.startswith("log"))
+
+
+def test_a_network_that_reads_more_computes_the_same_at_first(make_observation):
+    obs = make_observation(1, alpha=jnp.full(4, 0.3))
+    saved = dataclasses.replace(SMALL, rank=True, take_back=False)
+    apply, params = _initialised(saved)
+    more = dataclasses.replace(
+        saved, top_k=2, entropy=True, position=True, logs=True, length=True, alphas=(0.1, 10.0)
+    )
+    grown = {"params": with_inputs(params["params"], saved, more)}
+    wide, _ = _initialised(more)
+    expected = apply(params, saved.observe(obs))
+    np.testing.assert_allclose(wide(grown, more.observe(obs)), expected, atol=1e-6)
+    with pytest.raises(ValueError, match="rank"):
+        with_inputs(params["params"], saved, dataclasses.replace(more, rank=False))
+
+
 def test_position_features():
     masked = jnp.array([[True, False, True, True]])
     legal = jnp.array([[False, False, True, True]])
+    features = position_features(masked, legal)
+    np.testing.assert_allclose(features["place"], [0, 0.25, 0.5, 0.75])
+    np.testing.assert_allclose(features["holes_left"][0], [0, 1, 0.5, 2 / 3], rtol=1e-6)
     np.testing.assert_allclose(
-        position_features(masked, legal)[0],
-        [[0, 0, 0], [0.25, 1, 0], [0.5, 0.5, 1], [0.75, 2 / 3, 0]],
-        rtol=1e-6,
+        features["log_holes_left"][0], [0, 1 / 8, 1 / 8, math.log2(3) / 8], rtol=1e-6
     )
+    assert features["leftmost"].tolist() == [[False, False, True, False]]
 
 
 @pytest.mark.parametrize(
