@@ -291,7 +291,7 @@ def confidence_rank(
 def position_features(
     masked: Bool[Array, "*B L"], legal: Bool[Array, "*B L"]
 ) -> dict[str, Float[Array, "*B L"]]:
-    """Where each position k lies.
+    """Features of where each position k lies.
 
     `place` is k / L; `holes_left` the masked fraction of the positions left of k (0 at k = 0) and
     `log_holes_left` log2(1 + n) / 8 of their number n; `leftmost` whether k is the leftmost legal.
