@@ -44,7 +44,7 @@ def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTime
         ConfigError: the config makes no sense, or its recipe has no rollouts.
     """
     settings, recipe_class = recipes.read(config), recipes.find(config.recipe)
-    if not hasattr(settings, "rollout"):
+    if not settings.rows_at_once:
         problem = "its steps have no rollout to compare with the update"
         raise ConfigError("recipe", config.recipe, problem, "Give a config of another recipe")
     reports, metrics = [], []

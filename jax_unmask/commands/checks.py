@@ -29,7 +29,7 @@ def check_training(config: ConfigDict) -> tuple[RunSettings, WhileTraining | Non
 
         candidates.check(settings)
     if settings.eval.every:
-        if not hasattr(recipe, "current"):
+        if recipe.current is None:
             remedy = "Set 0, and `eval.after_training` = True"
             problem = f"recipe {settings.recipe!r} trains no denoiser"
             raise ConfigError("eval.every", settings.eval.every, problem, remedy)

@@ -75,7 +75,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             settings, _ = check_training(
                 _without_results(stage, [workdir / each.name for each in found])
             )
-            for each in getattr(settings, "each", (settings,)):  # Its environments.
+            for each in settings.each:
                 load_task(each)
             if "policy" in trains:
                 before, network = network, _network(stage)

@@ -164,8 +164,8 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
         return checkpoint
     if not checkpoint.is_dir():
         raise FileNotFoundError(f"checkpoint {checkpoint} is not a directory")
-    recipe: Any = recipes.find(config.recipe)
-    if not hasattr(recipe, "build_policy"):
+    recipe = recipes.find(config.recipe)
+    if recipe.build_policy is None:
         raise ValueError(
             f"checkpoint {checkpoint}: recipe {config.recipe!r} has no `build_policy`, which makes "
             f"the policy of a checkpoint; give the directory that it exported ({POLICY_CONFIG})"

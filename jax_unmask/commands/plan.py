@@ -296,7 +296,7 @@ def plan(
     """
     with contextlib.nullcontext() if compiler is None else compiler.active():
         settings, recipe = recipes.read(config, device, nfe=nfe), recipes.find(config.recipe)
-        if not hasattr(recipe, "blueprint"):
+        if recipe.blueprint is None:
             remedy = "Give the config of another, or let it have `blueprint` and `work`"
             raise ConfigError("recipe", config.recipe, "it cannot be planned", remedy)
         shape = denoiser_shape(settings)

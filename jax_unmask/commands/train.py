@@ -174,7 +174,7 @@ def _run(
                 lock.check_held()
             if measures and measured is not None:
                 with timer.measure("evaluation"):
-                    values |= measured(recipe.current(state))  # type: ignore[attr-defined]
+                    values |= measured(recipe.current(state))
             if log:
                 writer.write(step, values)
                 progress.set_postfix({name: values[name] for name in recipe.shown}, refresh=False)
@@ -267,7 +267,7 @@ def main(argv: list[str]) -> None:
 def _verdict(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     """The changes of the metrics, and the commands that use the result."""
     rows = read_json_rows(workdir / METRICS, "step", int) if (workdir / METRICS).is_file() else []
-    shown = getattr(recipes.find(config.recipe), "shown", ())
+    shown = recipes.find(config.recipe).shown
     found = [
         f"{name} {rows[0][name]:.3g} at step {rows[0]['step']}, {rows[-1][name]:.3g} at step "
         f"{rows[-1]['step']}"

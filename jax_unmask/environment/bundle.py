@@ -58,8 +58,7 @@ def load_bundle(
     measured = eval_splits(config) if evaluates else {}
     for split in dict.fromkeys((*splits, *measured)):
         check_split(config, task, split)
-    # Models that are trained have no such key.
-    quantization = getattr(config.model, "quantization", None)
+    quantization = config.model.quantization
     denoiser, params, tokenizer = load_model(
         _model_path(config),
         dtype=config.model.dtype,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from jax_unmask.rollout import RolloutSettings
 from jax_unmask.runtime import placement as placements
@@ -61,6 +61,16 @@ class ModelSettings(Settings):
     )
     dtype: DType = setting("bfloat16", "Type of activations and matrix products.")
     param_dtype: DType = setting("bfloat16", "Type of the weights.")
+
+    @property
+    def quantization(self) -> str | None:
+        """Type of the layers' matrices, where they have one of their own."""
+        return None
+
+    @property
+    def remat(self) -> bool:
+        """Whether updates compute the activations of layers again to save memory."""
+        return False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,10 +220,25 @@ class RunSettings(Settings):
         """The rollouts of an evaluation, but for block length, cache and end of texts."""
         raise NotImplementedError
 
+    def sampling_of(self, family: str) -> RolloutSettings:
+        """`sampling` with the filters of tokens as a denoiser's family has them."""
+        del family
+        return self.sampling
+
     @property
     def rows(self) -> int:
         """Rows of a training step over all devices."""
         raise NotImplementedError
+
+    @property
+    def each(self) -> tuple[Any, ...]:
+        """The settings of each environment of the training, as if there were no other."""
+        return (self,)
+
+    @property
+    def policy_name(self) -> str:
+        """Name in tables of the policy that is trained, and not told how to act."""
+        return "policy"
 
     @property
     def rows_at_once(self) -> int:

@@ -91,14 +91,11 @@ def candidates(
                 label = "learned"
             found += _candidates(config, "eval.policies", spec, label)
     if trained is not None:
-        method, seed = "policy", None
-        if reward := getattr(config, "reward", None):
-            method, seed = f"policy, alpha {reward.alpha:g}", config.seed
         for spec in _at_trained_settings(config, str(trained)):
             for each in _candidates(config, "eval.trained", spec, results.TRAINED):
                 # One that is told alpha has it among its settings.
-                name = "policy" if alphas_of(each.policy) else method
-                found.append(dataclasses.replace(each, method=name, training_seed=seed))
+                name = "policy" if alphas_of(each.policy) else config.policy_name
+                found.append(dataclasses.replace(each, method=name, training_seed=config.seed))
     for pattern in config.eval.shipped:
         (named,) = _expand("eval.shipped", f"learned:{pattern}")
         names = fnmatch.filter(shipped_policies(), named.target)

@@ -7,7 +7,6 @@ import dataclasses
 import logging
 from typing import Any
 
-from jax_unmask.denoisers import families
 from jax_unmask.environment.bundle import Bundle, check_split
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation.candidates import Candidate
@@ -49,14 +48,8 @@ def rollout_settings(
     config: RunSettings, bundle: Bundle, block_length: int, cache: Cache | None
 ) -> RolloutSettings:
     """The rollout's shape in an evaluation."""
-    sampling = config.sampling
-    filters: Any = getattr(config, "rollout", None)
-    if hasattr(filters, "top_k"):
-        family = bundle.denoiser.config.family
-        of_family = families.sampling(family, filters.top_k, filters.top_p)
-        sampling = dataclasses.replace(sampling, sampling=of_family)
     return dataclasses.replace(
-        sampling,
+        config.sampling_of(bundle.denoiser.config.family),
         block_length=block_length,
         stop_ids=bundle.tokenizer.stop_ids if config.eval.stop_at_end else (),
         cache=cache,

@@ -69,7 +69,7 @@ class MadeFor:
     @classmethod
     def all_of(cls, config: Any) -> tuple[MadeFor, ...]:
         """The places of a training config, which may have several environments."""
-        return tuple(map(cls.of, getattr(config, "each", (config,))))
+        return tuple(map(cls.of, config.each))
 
     @classmethod
     def of(cls, config: Any) -> MadeFor:

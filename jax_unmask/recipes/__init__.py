@@ -10,6 +10,7 @@ Importing this package imports no recipe.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import TYPE_CHECKING, Any
 
 from jax_unmask.notation import Names, NotationError
@@ -46,14 +47,35 @@ def find(name: str) -> type[Recipe]:
         raise ConfigError("recipe", name, error.problem, "Correct it") from error
     if not hasattr(found, "defaults"):
         raise ConfigError("recipe", name, "its class has no attribute defaults", "Name a recipe")
-    if hasattr(found, "step"):
-        if not isinstance(getattr(found, "trains", None), tuple):
-            remedy = 'Let it be a tuple, such as ("denoiser",)'
-            raise ConfigError("recipe", name, "its class attribute trains is no tuple", remedy)
-        if not hasattr(found, "metrics"):
-            remedy = "Give it the names of all metrics that a step can have"
-            raise ConfigError("recipe", name, "its class has no attribute metrics", remedy)
+    if _is_of_curricula(found):
+        return found
+    found = _completed(found)
+    lacking = [each for each in ("metrics", "trains") if not hasattr(found, each)]
+    if lacking := [*lacking, *sorted(found.__abstractmethods__)]:
+        problem = f"its class has no attribute {', '.join(lacking)}"
+        remedy = "Give it what `jax_unmask.recipes.base.Recipe` asks for"
+        raise ConfigError("recipe", name, problem, remedy)
+    if not isinstance(found.trains, tuple):
+        remedy = 'Let it be a tuple, such as ("denoiser",)'
+        raise ConfigError("recipe", name, "its class attribute trains is no tuple", remedy)
     return found
+
+
+@functools.cache
+def _completed(found: type) -> type[Recipe]:
+    """A class with the defaults of the optional members that it lacks."""
+    from jax_unmask.recipes.base import Recipe
+
+    if issubclass(found, Recipe):
+        return found
+    own = {"__module__": found.__module__, "__doc__": found.__doc__}
+    return type(found.__name__, (found, Recipe), own)
+
+
+def _is_of_curricula(found: Any) -> bool:
+    from jax_unmask.recipes.curriculum import CurriculumSettings
+
+    return isinstance(found.defaults, CurriculumSettings)
 
 
 def defaults(name: str) -> RunSettings:
@@ -67,9 +89,7 @@ def is_curriculum(config: Any) -> bool:
     Raises:
         ConfigError: it names no recipe, or one that there is not.
     """
-    from jax_unmask.recipes.curriculum import CurriculumSettings
-
-    return isinstance(find(_name(config)).defaults, CurriculumSettings)
+    return _is_of_curricula(find(_name(config)))
 
 
 def require_one_training(config: Any) -> None:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 import hashlib
 import logging
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal
 
 import jax
 import jax.numpy as jnp
@@ -100,52 +101,68 @@ def bytes_per_device(tree: Tree) -> int:
     return sum(size(leaf) for leaf in jax.tree.leaves(tree))
 
 
-class Recipe(Protocol):
+class Recipe(abc.ABC):
     """A way to train: builds model, data and learner from a config, then takes steps.
 
     Everything random in a step follows from the state's key and step and from the batch, so a run
     that is resumed from (state, position of the data) continues exactly.
 
-    One that trains a denoiser may have `current(state)`, which makes a bundle of it as it is, for
-    measurements while training (`eval.every`).
+    A recipe has `metrics`, `defaults`, `trains` and the methods below. All other members are
+    optional: one that does not inherit from this class gets their defaults too (`recipes.find`).
 
     Attributes:
         metrics: names of all metrics that a step can have, with `*` for what depends on the
             settings; `checkpoint.best_metric` is one of them.
-        shown: names of those that the progress bar shows.
         defaults: its settings at their defaults, an instance of a subclass of `RunSettings`.
         trains: what `finish` exports, and what later stages of a curriculum and evaluations take: a
-            denoiser (into `model.path`), a policy (into `policy.init_from`), or both. Bare
-            checkpoints of a policy can be evaluated if the recipe has a function
-            `build_policy(config, shape)`, which makes the policy without its weights.
+            denoiser (into `model.path`), a policy (into `policy.init_from`), or both.
+        shown: optional; names of the metrics that the progress bar shows.
+        current: optional method, `current(state) -> Bundle`: the denoiser as it is, for
+            measurements while training (`eval.every`).
+        build_policy: optional function, `build_policy(config, shape) -> LearnedPolicy`: the policy
+            without its weights, for evaluations of bare checkpoints.
+        blueprint: optional class method, `blueprint(config, shape, placement) -> Blueprint`: a
+            training step as shapes, and its programs as traced. The planner compiles it, and the
+            choice of a mesh estimates memory from it.
+        work: optional class method beside it, `work(config, shape, nfe=None) -> Work`: matrix
+            products of a step before it is run. `nfe` are the forwards that a row needs; half the
+            canvas by default.
     """
 
-    metrics: tuple[str, ...]
-    shown: tuple[str, ...]
+    metrics: ClassVar[tuple[str, ...]]
     defaults: ClassVar[Any]
     trains: ClassVar[tuple[Trained, ...]]
 
-    def __init__(self, config: Any, workdir: pathlib.Path) -> None: ...
+    shown: ClassVar[tuple[str, ...]] = ()
+    current: ClassVar[Any] = None
+    build_policy: ClassVar[Any] = None
+    blueprint: ClassVar[Any] = None
+    work: ClassVar[Any] = None
 
+    @abc.abstractmethod
+    def __init__(self, config: Any, workdir: pathlib.Path) -> None:
+        """Loads what training needs; the workdir receives files."""
+
+    @abc.abstractmethod
     def init(self) -> TrainState:
         """The state before the first step; frees loaded weights that no step needs beside it."""
-        ...
 
+    @abc.abstractmethod
     def like(self) -> TrainState:
         """Shapes and places of the arrays of `init`, for a run that restores its state instead.
 
         It frees the same weights, and makes none.
         """
-        ...
 
+    @abc.abstractmethod
     def data(self) -> data.BatchIterator:
         """Training batches from the start; its position can be saved and set.
 
         Raises:
             ValueError, OSError: the data cannot be read, or hold what does not fit the config.
         """
-        ...
 
+    @abc.abstractmethod
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         """One training step: the new state, and scalar metrics (host numbers or device arrays).
 
@@ -154,8 +171,8 @@ class Recipe(Protocol):
             batch: the next batch of `data`.
             timer: takes the seconds of each phase of the step.
         """
-        ...
 
+    @abc.abstractmethod
     def flops(self, metrics: Mapping[str, float]) -> float:
         """Matrix products that the maths of a step needs, over all devices, in operations.
 
@@ -163,24 +180,10 @@ class Recipe(Protocol):
         computed again to save memory, or for rows that are done, counts nothing. `metrics` are
         those of that step, on the host.
         """
-        ...
 
+    @abc.abstractmethod
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         """Exports what was trained, and returns it for an evaluation."""
-        ...
-
-    @classmethod
-    def blueprint(cls, config: Any, shape: DenoiserConfig, placement: Placement) -> Blueprint:
-        """A training step as shapes, and its programs as traced: what the planner compiles."""
-        ...
-
-    @classmethod
-    def work(cls, config: Any, shape: DenoiserConfig, nfe: int | None = None) -> Work:
-        """Matrix products of a step before it is run, for the planner.
-
-        `nfe` are the forwards that a row needs; half the canvas by default.
-        """
-        ...
 
 
 def check_schedule(optimizer: OptimizerSettings, total_steps: int) -> None:

@@ -21,3 +21,4 @@ class Curriculum:
     """Several trainings in a row, each from the result of the one before it."""
 
     defaults = CurriculumSettings()
+    shown: tuple[str, ...] = ()  # Its stages have metrics, in their own directories.

@@ -23,7 +23,7 @@ from jax_unmask.policies.spec import EXPORTED
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
-    Trained,
+    Recipe,
     Work,
     check_export,
     check_schedule,
@@ -123,7 +123,7 @@ class JointSettings(PolicyGrpoSettings):
     def of_policy(self) -> PolicyGrpoSettings:
         """The policy's side as a config of its own."""
         names = [field.name for field in dataclasses.fields(PolicyGrpoSettings)]
-        model = FrozenModel(**{name: getattr(self.model, name) for name in _MODEL})
+        model = FrozenModel(**values_of(self.model, FrozenModel))
         given = {name: getattr(self, name) for name in names}
         return PolicyGrpoSettings(**given | {"model": model, "train": self._own_train(0)})
 
@@ -169,14 +169,7 @@ def _own_keys() -> Iterator[None]:
         raise error.renamed(rename) from error
 
 
-_MODEL = [
-    field.name
-    for field in dataclasses.fields(FrozenModel)
-    if hasattr(ReinforcedModel(), field.name)
-]
-
-
-class Joint:
+class Joint(Recipe):
     """Policy GRPO and TraceRL on the same rollouts.
 
     A step rolls out the current policy on the current denoiser. The policy learns from the
@@ -189,13 +182,13 @@ class Joint:
             for the latter).
     """
 
-    metrics: tuple[str, ...] = (
+    metrics = (
         *PolicyGrpo.metrics,
         *(f"{name}/denoiser" for name in TraceRl.metrics),
     )
-    shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
+    shown = ("reward", "accuracy", "nfe")
     defaults = JointSettings()
-    trains: tuple[Trained, ...] = ("denoiser", "policy")
+    trains = ("denoiser", "policy")
     build_policy = staticmethod(build_policy)
 
     def __init__(self, config: JointSettings, workdir: pathlib.Path) -> None:

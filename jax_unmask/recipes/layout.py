@@ -176,7 +176,7 @@ def estimate(
         # Without rematerialisation every layer's activations wait for the backward pass.
         layers = shape.num_layers
         kept = layers * narrow * shape.hidden_size + forward(1, length)
-        if not getattr(config.model, "remat", False):
+        if not config.model.remat:
             kept = layers * forward(1, length)
         tables = 4 if shards > 1 else 2
         update = 8 * trained // shards + 4 * tables * table + states * length * kept
@@ -229,7 +229,7 @@ def choose_mesh(
         shape = denoiser_shape(config)
     except (ValueError, OSError):  # Loading it says what is wrong.
         return config
-    if not hasattr(recipe, "blueprint"):
+    if recipe.blueprint is None:
         return config
     if devices == 1 and 4 * count_params(shape) < _WORTH_ASKING:
         return config

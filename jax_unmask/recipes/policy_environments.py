@@ -19,7 +19,7 @@ from jax_unmask.learners.engine import TrainState
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
-    Trained,
+    Recipe,
     Work,
     bytes_per_device,
     check_schedule,
@@ -146,17 +146,17 @@ class Turns(BatchIterator):
             each.set_state(position)
 
 
-class PolicyEnvironments:
+class PolicyEnvironments(Recipe):
     """`PolicyGrpo` in several environments: tasks, denoisers, canvases, block lengths, caches.
 
     A step takes an update from a batch of each environment, one after the other. Programs are
     compiled once per environment; environments of the same denoiser share its weights.
     """
 
-    metrics: tuple[str, ...] = (*PolicyGrpo.metrics, *(f"{name}/*" for name in _OF_EACH))
-    shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
+    metrics = (*PolicyGrpo.metrics, *(f"{name}/*" for name in _OF_EACH))
+    shown = ("reward", "accuracy", "nfe")
     defaults = PolicyEnvironmentsSettings()
-    trains: tuple[Trained, ...] = ("policy",)
+    trains = ("policy",)
     build_policy = staticmethod(build_policy)
 
     def __init__(self, config: PolicyEnvironmentsSettings, workdir: pathlib.Path) -> None:

@@ -32,8 +32,8 @@ from jax_unmask.policies.spec import EXPORTED, policy_directory
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
+    Recipe,
     TracedProgram,
-    Trained,
     Work,
     check_cache,
     check_fits,
@@ -132,6 +132,10 @@ class PolicyGrpoSettings(RollingSettings):
             rows = self.rollout.prompts_per_step * self.expert.count // self.rollout.parts
             what = f"the {rows} expert rows of a rollout"
             self.require_spread(placements.for_rollouts(self), "expert.count", rows, what)
+
+    @property
+    def policy_name(self) -> str:
+        return f"policy, alpha {self.reward.alpha:g}"
 
     @property
     def rows(self) -> int:
@@ -251,7 +255,7 @@ def _described(network: Network) -> dict[str, Any]:
     return {"kind": NETWORKS.name_of(type(network)), **dataclasses.asdict(network)}
 
 
-class PolicyGrpo:
+class PolicyGrpo(Recipe):
     """GRPO of an unmasking policy (Jazbec et al., arXiv 2512.09106).
 
     Args:
@@ -260,16 +264,16 @@ class PolicyGrpo:
         load: loads denoiser, tokenizer and task; by default those of the config.
     """
 
-    metrics: tuple[str, ...] = (
+    metrics = (
         *("reward", "accuracy", "nfe", "nfe_max", "useful_forwards", "unfinished", "cost"),
         *("groups_with_signal", "expert_reward", "imitated", "loss", "clip_fraction", "approx_kl"),
         *("entropy", "ratio_max", "grad_norm", "pairs", "skipped"),
         *("accuracy_at_small_alpha", "accuracy_at_large_alpha"),
         *("nfe_at_small_alpha", "nfe_at_large_alpha"),
     )
-    shown: tuple[str, ...] = ("reward", "accuracy", "nfe")
+    shown = ("reward", "accuracy", "nfe")
     defaults = PolicyGrpoSettings()
-    trains: tuple[Trained, ...] = ("policy",)
+    trains = ("policy",)
     build_policy = staticmethod(build_policy)
 
     def __init__(

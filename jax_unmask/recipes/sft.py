@@ -22,8 +22,8 @@ from jax_unmask.learners.sft import Masking, SftBatch, SftLearner
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
+    Recipe,
     TracedProgram,
-    Trained,
     Work,
     check_export,
     check_fits,
@@ -231,7 +231,7 @@ def random_params(config: SupervisedSettings, bundle: Bundle) -> denoisers.Param
     return bundle.placement.make(make, rules=RULES)
 
 
-class Supervised:
+class Supervised(Recipe):
     """A denoiser in training on given responses: its weights, its learner, its batches.
 
     It starts from random weights, or goes on from given ones.
@@ -245,7 +245,7 @@ class Supervised:
         keeps_start: steps need the parameters that training starts from.
     """
 
-    trains: tuple[Trained, ...] = ("denoiser",)
+    trains = ("denoiser",)
 
     def __init__(
         self,
@@ -387,9 +387,9 @@ def build_learner(config: SftSettings, denoiser: denoisers.Denoiser) -> SftLearn
 class Sft(Supervised):
     """Trains a denoiser on masked responses, from random weights or given ones."""
 
-    metrics: tuple[str, ...] = ("loss", "masked_accuracy", "masked_fraction", "grad_norm")
-    shown: tuple[str, ...] = ("loss", "masked_accuracy")
-    defaults: ClassVar[Any] = SftSettings()
+    metrics = ("loss", "masked_accuracy", "masked_fraction", "grad_norm")
+    shown = ("loss", "masked_accuracy")
+    defaults = SftSettings()
 
     def __init__(self, config: SftSettings, workdir: pathlib.Path) -> None:
         super().__init__(config, workdir, build_learner)

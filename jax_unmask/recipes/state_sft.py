@@ -235,12 +235,12 @@ class StateSft(Supervised):
     training, would visit on its way to the response, unless the data have the steps themselves.
     """
 
-    metrics: tuple[str, ...] = (
+    metrics = (
         *("loss", "grad_norm", "trained_tokens", "states", "forwards", "skipped"),
         *("prompt_length", "canvas_length", "filled"),
     )
-    shown: tuple[str, ...] = ("loss", "trained_tokens")
-    defaults: ClassVar[Any] = StateSftSettings()
+    shown = ("loss", "trained_tokens")
+    defaults = StateSftSettings()
 
     def __init__(self, config: StateSftSettings, workdir: pathlib.Path) -> None:
         super().__init__(config, workdir, build_learner, keeps_start=config.writes_traces)

@@ -37,8 +37,8 @@ from jax_unmask.learners.tracerl import LossSettings, TraceLearner, ValueSetting
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
+    Recipe,
     TracedProgram,
-    Trained,
     Work,
     check_cache,
     check_export,
@@ -84,6 +84,10 @@ class TraceRollouts(TrainingRollouts):
     top_k: int = setting_of(Sampling, "top_k")
     top_p: float = setting_of(Sampling, "top_p")
     policy: str = setting("top_confidence:tokens_per_step=1", "The unmasking policy.")
+
+    def filters(self, family: str) -> Sampling:
+        """Sampling of tokens with these filters, as a denoiser's family has it."""
+        return denoisers.families.sampling(family, self.top_k, self.top_p)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -204,6 +208,9 @@ class TraceRlSettings(RollingSettings):
         size = self.learner.chunk_size
         self.require_spread(placement, self.update_key, size, "its states")
 
+    def sampling_of(self, family: str) -> RolloutSettings:
+        return dataclasses.replace(self.sampling, sampling=self.rollout.filters(family))
+
     @property
     def optimizer_steps(self) -> int:
         """Optimiser steps of the whole run."""
@@ -255,7 +262,7 @@ def build_settings(
     """The shape of the rollouts; raises a `ConfigError` for a cache that does not fit."""
     rollouts = config.rollout
     check_cache(rollouts.cache, denoiser)
-    sampling = denoisers.families.sampling(denoiser.family, rollouts.top_k, rollouts.top_p)
+    sampling = rollouts.filters(denoiser.family)
     return rollouts.settings(end_ids, slot_groups=slot_groups, sampling=sampling)
 
 
@@ -330,19 +337,19 @@ def update_flops(
     return 3.0 * config.learner.passes * forward
 
 
-class TraceRl:
+class TraceRl(Recipe):
     """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949)."""
 
-    metrics: tuple[str, ...] = (
+    metrics = (
         *("reward", "accuracy", "nfe", "response_length", "tokens_per_step", "without_end"),
         *("useful_forwards", "unfinished", "prompts_over_budget", "groups_alike", "groups_kept"),
         *("rounds", "process_score", "value_loss", "value_grad_norm", "value_error"),
         *("return_deviation", "loss", "clip_fraction", "kl", "reference_kl", "surprise"),
         *("ratio_max", "grad_norm", "trained_tokens", "states", "skipped"),
     )
-    shown: tuple[str, ...] = ("accuracy", "tokens_per_step", "groups_kept")
+    shown = ("accuracy", "tokens_per_step", "groups_kept")
     defaults = TraceRlSettings()
-    trains: tuple[Trained, ...] = ("denoiser",)
+    trains = ("denoiser",)
 
     def __init__(self, config: TraceRlSettings, workdir: pathlib.Path) -> None:
         del workdir

@@ -14,7 +14,6 @@ from jax_unmask.report.results import TRAINED, settings_text
 from jax_unmask.report.tables import markdown_table
 from jax_unmask.runtime.files import atomic_write, read_json_rows
 from jax_unmask.runtime.metrics import METRICS
-from jax_unmask.settings import Variant
 from jax_unmask.shipped import shipped_models
 
 CARD = "README.md"
@@ -31,12 +30,12 @@ def policy_card(
     """The card as Markdown with a YAML header.
 
     Args:
-        config: the config that the policy was trained with.
+        config: the settings that the policy was trained with.
         settings: its default settings, by name.
         steps: metrics of the training steps, in order.
         results: rows of `results.jsonl` that measured this policy.
     """
-    places = getattr(config, "each", (config,))
+    places = config.each
     models = dict.fromkeys(str(each.model.path) for each in places)
     tasks = dict.fromkeys(each.task.name for each in places)
     # Models that ship pose their own problems; others need data for that, and take a prompt.
@@ -163,9 +162,7 @@ def _place(config: Any) -> list[str]:
 
 
 def _alphas(config: Any) -> str:
-    network = config.policy.network
-    told = dict(network.values if isinstance(network, Variant) else network).get("alphas")
-    if told:
+    if told := dict(config.policy.network.values).get("alphas"):
         return f"told alphas from {told[0]:g} to {told[1]:g}"
     return f"alpha {config.reward.alpha:g}"
 

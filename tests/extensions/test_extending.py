@@ -215,6 +215,26 @@ def test_a_recipe_trains_and_resumes(self_training, package):
     assert len(lines) == 2
 
 
+def test_a_recipe_needs_none_of_the_optional_members(self_training, tmp_path, monkeypatch):
+    from my_package import recipe
+
+    config, optional = (
+        self_training[0].copy_and_resolve_references(),
+        ("shown", "blueprint", "work"),
+    )
+    members = {k: v for k, v in vars(recipe.SelfTraining).items() if k not in optional}
+    bare = type("Bare", (), members | {"flops": lambda self, metrics: 0.0})
+    monkeypatch.setattr(recipe, "Bare", bare, raising=False)
+    config.recipe, config.train.steps = "my_package.recipe.Bare", 1
+    assert train.train(config, tmp_path / "run")
+    assert (tmp_path / "run" / "model" / "config.json").is_file()
+    with pytest.raises(ConfigError, match=r"config\.recipe = 'my_package.recipe.Bare'.*blueprint"):
+        plan.plan(config)
+    config.eval.every = 1
+    with pytest.raises(ConfigError, match=r"config\.eval\.every = 1"):
+        train.train(config, tmp_path / "more")
+
+
 def test_a_recipe_is_planned_and_its_result_evaluated(self_training, tmp_path):
     config, workdir = self_training
     found = plan.plan(config)

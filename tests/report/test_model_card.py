@@ -33,7 +33,9 @@ ROW = {
 def test_says_what_it_was_trained_on_how_it_acts_and_how_well():
     config = recipes.config("policy_grpo")
     config.reward.alpha, config.model.quantization = 3.0, "int8"
-    card = policy_card(config, {"distribution": "bernoulli", "scale": 1.0}, STEPS, [ROW])
+    card = policy_card(
+        recipes.parse(config), {"distribution": "bernoulli", "scale": 1.0}, STEPS, [ROW]
+    )
     header, body = card.removeprefix("---\n").split("---\n", 1)
     fields = dict(line.split(": ", 1) for line in header.splitlines())
     assert json.loads(fields["base_model"]) == "GSAI-ML/LLaDA-8B-Instruct"
@@ -59,7 +61,7 @@ def test_says_what_it_was_trained_on_how_it_acts_and_how_well():
 def test_a_local_denoiser_is_no_base_model_and_no_steps_are_no_metrics():
     config = recipes.config("policy_grpo")
     config.model.path = "/data/llada"
-    card = policy_card(config, {}, [])
+    card = policy_card(recipes.parse(config), {}, [])
     assert "base_model" not in card
     assert "No training steps were recorded." in card
 
@@ -71,7 +73,7 @@ def test_is_written_from_what_the_run_left(tmp_path):
     other = ROW | {"label": results.HEURISTIC, "nfe_mean": 99.0}
     rows = [json.dumps(row) for row in (other, ROW)]
     (tmp_path / "results.jsonl").write_text("\n".join(rows) + "\n")
-    write_policy_card(tmp_path, recipes.config("policy_grpo"), tmp_path)
+    write_policy_card(tmp_path, recipes.defaults("policy_grpo"), tmp_path)
     card = (tmp_path / "README.md").read_text()
     assert "41.25" in card
     assert "99.00" not in card
@@ -98,10 +100,11 @@ def test_names_every_environment_and_the_alphas_that_it_is_told():
 
 def test_experts_and_where_training_started():
     config = recipes.config("policy_grpo")
+    config.rollout.block_length = config.rollout.gen_length
     config.expert.update(count=4, policy="threshold:threshold=0.9", block_length=8)
     config.expert.update(imitation=1.0, imitation_steps=45)
     config.policy.init_from = "runs/first/policy"
-    card = policy_card(config, {}, STEPS)
+    card = policy_card(recipes.parse(config), {}, STEPS)
     assert "4 experts (threshold:threshold=0.9 in blocks of 8) whose right rollouts" in card
     assert "| start | another trained policy |" in card
 
