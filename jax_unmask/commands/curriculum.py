@@ -30,14 +30,12 @@ from jax_unmask.commands.command_line import changed_config
 from jax_unmask.environment.bundle import load_task
 from jax_unmask.recipes.policy_grpo import ONLY_AT_INIT
 from jax_unmask.runtime.config import check_workdir, claim_workdir, flatten
+from jax_unmask.runtime.exports import EXPORTS, places
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError
 
-# Where a stage finds the denoiser or the policy of the stage before it, and where that wrote it.
-_STARTS_FROM = {"denoiser": "model.path", "policy": "policy.init_from"}
-EXPORT = {"denoiser": "model", "policy": "policy"}
 _MARKER = "finished"
 
 logger = logging.getLogger(__name__)
@@ -69,7 +67,7 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             stage, changed = _read(line)
             name = f"{number:02d}-{stage.recipe.rpartition('.')[2]}"
             trains = recipes.find(stage.recipe).trains
-            for key in {*(_STARTS_FROM[each] for each in trains), "model.path"}:
+            for key in {*(EXPORTS[each].key for each in trains), "model.path"}:
                 if key in made and key not in changed:
                     stage.update_from_flattened_dict({key: made[key]})
             settings, _ = check_training(
@@ -85,10 +83,8 @@ def stages(config: ConfigDict, workdir: pathlib.Path) -> list[Stage]:
             remedy = "Write it as FILE.py or FILE.py:ARGUMENT, then KEY=VALUE ..."
             problem = str(error).rstrip(".")
             raise ConfigError(f"stages[{number - 1}]", line, problem, remedy) from error
-        for each in trains:
-            made[_STARTS_FROM[each]] = str(workdir / name / EXPORT[each])
-        if stage.get("export"):  # Of a denoiser.
-            made["model.path"] = stage.export
+        for each, place in places(trains, workdir / name, stage.get("export")).items():
+            made[EXPORTS[each].key] = str(place)
         found.append(Stage(name, stage))
     return found
 

@@ -13,7 +13,6 @@ from ml_collections import ConfigDict
 
 from jax_unmask import policies, recipes
 from jax_unmask.commands import command_line
-from jax_unmask.commands.curriculum import EXPORT
 from jax_unmask.denoisers.orbax_files import has_orbax_files
 from jax_unmask.environment.bundle import (
     check_split,
@@ -26,13 +25,13 @@ from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation import axes, candidates, dry_run, reporting, sweep
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.policies.checkpoint import MadeFor
-from jax_unmask.policies.spec import EXPORTED
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.report.results import Result
 from jax_unmask.runtime import agreement
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import RECORD, flatten, nested
+from jax_unmask.runtime.exports import EXPORTS
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.settings import Settings, flat
@@ -70,9 +69,9 @@ def _evaluate(
     if checkpoint is not None:
         trains_denoiser = "denoiser" in recipes.find(config.recipe).trains
         if trains_denoiser:
-            exported = checkpoint / EXPORT["denoiser"]
+            exported = checkpoint / EXPORTS["denoiser"].directory
             config.model.path = str(exported if exported.is_dir() else checkpoint)
-            if (beside := checkpoint / EXPORT["policy"]).is_dir():
+            if (beside := checkpoint / EXPORTS["policy"].directory).is_dir():
                 trained = beside  # Trained with the denoiser, see recipe "joint".
         else:
             config.update_from_flattened_dict(_recorded(config, checkpoint))
@@ -181,7 +180,7 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
         like = placement.everywhere(jax.eval_shape(policy.init_params, jax.random.key(0)))
         step, params = checkpoints.restore_params(which, like=like)
     logger.info("Took the policy of step %d of %s.", step, run)
-    directory = workdir / EXPORTED
+    directory = workdir / EXPORTS["policy"].directory
     if not jax.process_index():
         trained_with = _settings_of_run(run) or config
         policies.save_policy(directory, policy, params, MadeFor.all_of(trained_with))

@@ -23,6 +23,7 @@ from jax_unmask.policies.calibration import FILE as CALIBRATIONS
 from jax_unmask.policies.checkpoint import CONFIG, WEIGHTS, made_for
 from jax_unmask.report.model_card import CARD, denoiser_card
 from jax_unmask.runtime import terminal
+from jax_unmask.runtime.exports import EXPORTS
 from jax_unmask.runtime.files import atomic_write, local_path
 
 _HERE = re.compile(r"(--(?:policy=learned:|model=))\.(?=[\s,]|$)")
@@ -76,7 +77,8 @@ def pull(name: str, output: pathlib.Path) -> None:
 
 
 def _source(directory: pathlib.Path) -> pathlib.Path:
-    for place in (directory / CONFIG, directory / "policy" / CONFIG, directory / "model"):
+    policy, denoiser = (directory / EXPORTS[each].directory for each in ("policy", "denoiser"))
+    for place in (directory / CONFIG, policy / CONFIG, denoiser):
         if place.exists():
             return place if place.is_dir() else place.parent
     # A run has a config.json too.
@@ -84,7 +86,7 @@ def _source(directory: pathlib.Path) -> pathlib.Path:
         return directory
     raise FileNotFoundError(
         f"{directory} holds no policy ({CONFIG}) and no denoiser (config.json with "
-        "model.safetensors), nor does a folder policy/ or model/ in it"
+        f"model.safetensors), nor does a folder {policy.name}/ or {denoiser.name}/ in it"
     )
 
 

@@ -19,7 +19,6 @@ from ml_collections import ConfigDict
 from jax_unmask import recipes, tasks
 from jax_unmask.commands import command_line, curriculum
 from jax_unmask.commands.checks import check_training, require_best_metric
-from jax_unmask.commands.curriculum import EXPORT
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.learners.engine import TrainState
@@ -29,6 +28,7 @@ from jax_unmask.runtime import agreement, compilation, terminal
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.config import check_workdir, claim_workdir, flatten
 from jax_unmask.runtime.divergence import Divergence, Untrained, lost_numbers, require_trained
+from jax_unmask.runtime.exports import EXPORTS, places
 from jax_unmask.runtime.files import local_path, read_json_rows
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.metrics import METRICS, MetricWriter, WeightsAndBiases
@@ -267,18 +267,18 @@ def main(argv: list[str]) -> None:
 def _verdict(config: ConfigDict, workdir: pathlib.Path) -> list[str]:
     """The changes of the metrics, and the commands that use the result."""
     rows = read_json_rows(workdir / METRICS, "step", int) if (workdir / METRICS).is_file() else []
-    shown = recipes.find(config.recipe).shown
+    recipe = recipes.find(config.recipe)
     found = [
         f"{name} {rows[0][name]:.3g} at step {rows[0]['step']}, {rows[-1][name]:.3g} at step "
         f"{rows[-1]['step']}"
-        for name in shown
+        for name in recipe.shown
         if rows and name in rows[0] and name in rows[-1]
     ]
-    for name, option in ((EXPORT["policy"], "policy=learned:"), (EXPORT["denoiser"], "model=")):
-        if (exported := workdir / name).is_dir():
-            then = ["generate", f"--{option}{exported}", f"--task={config.task.name}"]
+    for kind, exported in places(recipe.trains, workdir, config.get("export")).items():
+        if exported.is_dir():
+            then = ["generate", f"{EXPORTS[kind].option}{exported}", f"--task={config.task.name}"]
             then += tasks.shown_problem(config.task.name, config.task.get("path"))
-            if name == EXPORT["denoiser"] and (sampling := _sampling(config)):
+            if kind == "denoiser" and (sampling := _sampling(config)):
                 then += [f"--gen_length={sampling[0]}", f"--block_length={sampling[1]}"]
             return terminal.verdict(found, places=f"Result: {exported}", then=then)
     return terminal.verdict(found, places=f"Result: {workdir}")

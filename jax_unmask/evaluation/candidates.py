@@ -13,6 +13,7 @@ from jax_unmask.environment.bundle import build_cache
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.policies.base import Params, Policy, alphas_of
 from jax_unmask.report import curves, results
+from jax_unmask.runtime.exports import EXPORTS
 from jax_unmask.settings import ConfigError
 from jax_unmask.shipped import shipped_policies
 
@@ -164,7 +165,7 @@ def _candidates(config: RunSettings, key: str, spec: notation.Spec, label: str) 
     if spec.target:
         path = pathlib.Path(spec.target)
         method = path.name
-        if method == policies.EXPORTED:
+        if method == EXPORTS["policy"].directory:
             method = path.absolute().parent.name
         if match := _SEED.fullmatch(method):
             method, seed = match["method"], int(match["seed"])

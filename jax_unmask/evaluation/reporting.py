@@ -15,9 +15,9 @@ from typing import Any
 import jax_unmask
 from jax_unmask import tasks
 from jax_unmask.environment.settings import RunSettings
-from jax_unmask.policies import EXPORTED
 from jax_unmask.report import curves, page, payload, plots, tables
 from jax_unmask.report.results import NO_CACHE, Result
+from jax_unmask.runtime.exports import EXPORTS
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.metrics import METRICS
 from jax_unmask.runtime.terminal import conclude
@@ -116,7 +116,7 @@ def verdict(swept: Sequence[Swept], workdir: pathlib.Path, config: RunSettings) 
     return verdict_lines(
         lines,
         places=f"Page: {workdir / REPORT}; tables: {workdir / 'summary.md'}",
-        then=then if (workdir / EXPORTED).is_dir() else (),
+        then=then if (workdir / EXPORTS["policy"].directory).is_dir() else (),
     )
 
 

@@ -31,7 +31,6 @@ from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import LearnedPolicy, network_settings
 from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.policies.spec import (
-    EXPORTED,
     adjusted,
     available,
     parse_policy,
@@ -39,7 +38,6 @@ from jax_unmask.policies.spec import (
 )
 
 __all__ = [
-    "EXPORTED",
     "Action",
     "ConflictFree",
     "CumulatedEntropy",

@@ -20,11 +20,9 @@ from jax_unmask.policies.base import Params, Policy, alphas_of, steps_are_of_can
 from jax_unmask.policies.calibration import FILE, Environment, find_calibration
 from jax_unmask.policies.checkpoint import CONFIG, WEIGHTS, load_policy, made_for
 from jax_unmask.policies.learned import LearnedPolicy
+from jax_unmask.runtime.exports import EXPORTS
 from jax_unmask.runtime.files import local_path
 from jax_unmask.settings import SettingError
-
-EXPORTED = "policy"
-"""Directory of the policy in the workdir of the run that trained it."""
 
 POLICIES = notation.Names(
     "policy",
@@ -242,8 +240,9 @@ def policy_directory(name: str) -> pathlib.Path:
         FileNotFoundError: there is no policy of that name.
     """
     path = local_path(name).expanduser()
-    if not (path / CONFIG).is_file() and (path / EXPORTED / CONFIG).is_file():
-        return path / EXPORTED
+    exported = path / EXPORTS["policy"].directory
+    if not (path / CONFIG).is_file() and (exported / CONFIG).is_file():
+        return exported
     if not path.exists() and hub.is_name(name) and path.parent.name not in ("..", "."):
         return hub.download(name, [CONFIG, WEIGHTS, FILE])
     if path.exists() or path.is_absolute() or len(path.parts) > 1:

@@ -9,7 +9,7 @@ import logging
 import math
 import pathlib
 from collections.abc import Mapping
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,7 @@ from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.rollout import Cache, Prompts, row_keys
 from jax_unmask.runtime import agreement
 from jax_unmask.runtime.accelerators import Accelerator
+from jax_unmask.runtime.exports import EXPORTS, Trained, places
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
@@ -31,7 +32,6 @@ from jax_unmask.tasks import data
 
 logger = logging.getLogger(__name__)
 Metrics = Mapping[str, Any]
-Trained = Literal["denoiser", "policy"]
 Tree = Any
 
 # Larger splits are those of tasks that generate their problems, up to 2**31 of them.
@@ -115,7 +115,7 @@ class Recipe(abc.ABC):
             settings; `checkpoint.best_metric` is one of them.
         defaults: its settings at their defaults, an instance of a subclass of `RunSettings`.
         trains: what `finish` exports, and what later stages of a curriculum and evaluations take: a
-            denoiser (into `model.path`), a policy (into `policy.init_from`), or both.
+            denoiser, a policy, or both (`runtime.exports` says where).
         shown: optional; names of the metrics that the progress bar shows.
         current: optional method, `current(state) -> Bundle`: the denoiser as it is, for
             measurements while training (`eval.every`).
@@ -224,8 +224,8 @@ def check_cache(cache: Cache | None, denoiser: DenoiserConfig) -> None:
 
 def export_setting() -> Any:
     """The declaration of `export`, where `export_denoiser` writes."""
-    text = "Where to write the trained denoiser in Hugging Face's format; None for WORKDIR/model."
-    return setting(None, text)
+    text = "Where to write the trained denoiser in Hugging Face's format; None for WORKDIR/"
+    return setting(None, f"{text}{EXPORTS['denoiser'].directory}.")
 
 
 def check_export(directory: str | None) -> None:
@@ -238,12 +238,12 @@ def check_export(directory: str | None) -> None:
 
 
 def export_denoiser(config: Any, bundle: Bundle, workdir: pathlib.Path) -> Bundle:
-    """Saves a trained denoiser to `config.export`, or `workdir/model`, in Hugging Face format.
+    """Saves a trained denoiser to its place in Hugging Face format.
 
     Returns:
         The bundle without a name, for evaluation.
     """
-    directory = pathlib.Path(config.export or workdir / "model")
+    directory = places(("denoiser",), workdir, config.export)["denoiser"]
     denoisers.save_pretrained(directory, bundle.denoiser, bundle.params, bundle.tokenizer)
     return dataclasses.replace(bundle, name="")
 

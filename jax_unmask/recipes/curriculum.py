@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+from jax_unmask.runtime.exports import Trained
 from jax_unmask.settings import Settings, setting
 
 
@@ -21,4 +22,6 @@ class Curriculum:
     """Several trainings in a row, each from the result of the one before it."""
 
     defaults = CurriculumSettings()
-    shown: tuple[str, ...] = ()  # Its stages have metrics, in their own directories.
+    # Its stages have metrics and results, in directories of their own.
+    shown: tuple[str, ...] = ()
+    trains: tuple[Trained, ...] = ()

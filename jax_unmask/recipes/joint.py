@@ -19,7 +19,6 @@ from jax_unmask.environment.settings import RunSettings, TrainSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.tracerl import ValueSettings
-from jax_unmask.policies.spec import EXPORTED
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
@@ -48,6 +47,7 @@ from jax_unmask.recipes.tracerl import (
     update_flops,
 )
 from jax_unmask.runtime import streams
+from jax_unmask.runtime.exports import places
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import (
@@ -178,8 +178,8 @@ class Joint(Recipe):
 
     Args:
         config: the settings.
-        workdir: receives `policy/` and `model/` at the end (`config.export` names another directory
-            for the latter).
+        workdir: receives the policy and the denoiser at the end (`config.export` names another
+            directory for the latter).
     """
 
     metrics = (
@@ -249,11 +249,11 @@ class Joint(Recipe):
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         denoiser, policy = self._split(state)
         bundle = self._denoiser.finish(denoiser, workdir)
-        exported = pathlib.Path(self._config.export or workdir / "model")
-        model = dataclasses.replace(self._config.of_policy.model, path=str(exported))
+        exported = places(self.trains, workdir, self._config.export)
+        model = dataclasses.replace(self._config.of_policy.model, path=str(exported["denoiser"]))
         made_for = dataclasses.replace(self._config.of_policy, model=model)
         self._policy.finish(policy, workdir, config=made_for)
-        return dataclasses.replace(bundle, policy=workdir / EXPORTED)
+        return dataclasses.replace(bundle, policy=exported["policy"])
 
     def _split(self, state: TrainState) -> tuple[TrainState, TrainState]:
         """The training states of the denoiser and of the policy."""

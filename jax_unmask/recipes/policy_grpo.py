@@ -28,7 +28,7 @@ from jax_unmask.policies.base import PerRow, WithObservations, alphas_of
 from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.policies.learned import NETWORKS, Network
 from jax_unmask.policies.network import INPUTS, with_inputs
-from jax_unmask.policies.spec import EXPORTED, policy_directory
+from jax_unmask.policies.spec import policy_directory
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
@@ -48,6 +48,7 @@ from jax_unmask.rollout import RolloutSettings, Trajectory, joined, never_filled
 from jax_unmask.rollout.flops import row_flops
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
+from jax_unmask.runtime.exports import places
 from jax_unmask.runtime.mesh import REPLICATED
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
@@ -545,7 +546,7 @@ class PolicyGrpo(Recipe):
         config: PolicyGrpoSettings | None = None,
     ) -> Bundle:
         """Exports the policy; `config` says where it was trained, if not here alone."""
-        directory = workdir / EXPORTED
+        directory = places(self.trains, workdir)["policy"]
         if not jax.process_index():
             config, policy = config or self._config, self._components.policy
             policies.save_policy(directory, policy, state.params, MadeFor.all_of(config))

@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import notation
 from jax_unmask.runtime import files
+from jax_unmask.runtime.exports import EXPORTS
 from jax_unmask.settings import ConfigError, key_remedy
 
 RECORD = "config.json"
@@ -57,7 +58,6 @@ def config_json(config: ConfigDict | Mapping[str, Any]) -> str:
 
 
 _GROWS = "train.steps"
-_RESULTS = {"policy.init_from": "policy", "model.path": "model"}
 
 
 def check_workdir(
@@ -103,9 +103,9 @@ def check_workdir(
     ]
     if different:
         starts = [
-            f"config.{key}={record.parent / name}"
-            for key, name in _RESULTS.items()
-            if key in current and (record.parent / name).is_dir()
+            f"config.{each.key}={record.parent / each.directory}"
+            for each in EXPORTS.values()
+            if each.key in current and (record.parent / each.directory).is_dir()
         ]
         anew = f", to start from its result with {' or '.join(starts)}" if starts else ""
         problem = "it holds a run of another configuration; different are " + ", ".join(different)
