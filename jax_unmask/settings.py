@@ -384,6 +384,11 @@ def declared(instance: Any) -> list[Setting]:
     return found
 
 
+def exempt_keys(instance: Settings) -> tuple[str, ...]:
+    """Keys of the settings that a resumed run may have changed."""
+    return tuple(each.key for each in declared(instance) if each.is_exempt)
+
+
 def flat(instance: Settings) -> dict[str, Any]:
     """The values of all settings under their full keys, in the types of a config."""
     return {each.key: each.default for each in declared(instance)}

@@ -23,6 +23,7 @@ from jax_unmask.benchmarks import breakdown, hardware, reference, speed, subject
 from jax_unmask.benchmarks.compiled_flops import compiled_flops
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers.quantization import TYPES, quantize_params
+from jax_unmask.recipes.experiments import changed_config
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache, scored_positions
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.rollout.flops import RolloutFlops
@@ -232,7 +233,7 @@ def _run(
     """
     if args.breakdown:
         words = [override.removeprefix("--config.") for override in overrides]
-        config, _ = command_line.changed_config(args.config, words)
+        config, _ = changed_config(args.config, words)
         measured = breakdown.measure_breakdown(config, args.steps, CompileTimes())
         timed = {"config": args.config, "breakdown": dataclasses.asdict(measured)}
         keep(timed)

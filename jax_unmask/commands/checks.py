@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import fnmatch
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
@@ -10,14 +11,21 @@ from ml_collections import ConfigDict
 
 from jax_unmask import recipes
 from jax_unmask.environment.settings import RunSettings
+from jax_unmask.runtime.metrics import import_wandb
 from jax_unmask.settings import ConfigError
 
 if TYPE_CHECKING:
     from jax_unmask.commands.while_training import WhileTraining
 
 
-def check_training(config: ConfigDict) -> tuple[RunSettings, WhileTraining | None]:
+def check_training(
+    config: ConfigDict, model: str | None = None
+) -> tuple[RunSettings, WhileTraining | None]:
     """Settings of a training, once they are checked, and its measurements on the way if any.
+
+    Args:
+        config: the config.
+        model: a denoiser of the same shape, where that of the config is not there yet.
 
     Raises:
         ConfigError: the first mistake; or the devices have no room for the training.
@@ -36,8 +44,13 @@ def check_training(config: ConfigDict) -> tuple[RunSettings, WhileTraining | Non
         from jax_unmask.commands.while_training import WhileTraining
 
         measured = WhileTraining(config)
-    on_the_way = ("eval_accuracy*", "eval_nfe*") if measured else ()
-    require_best_metric(settings, (*recipe.metrics, *on_the_way))
+    if settings.log.wandb:
+        import_wandb()
+    if settings.checkpoint.best_metric:
+        on_the_way = ("eval_accuracy*", "eval_nfe*") if measured else ()
+        path = settings.model.path if model is None else model
+        shaped = dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=path))
+        require_best_metric(settings, (*recipe.metrics_of(shaped), *on_the_way))
     return settings, measured
 
 
@@ -48,6 +61,6 @@ def require_best_metric(config: RunSettings, known: Iterable[str]) -> None:
         raise ConfigError(
             "checkpoint.best_metric",
             metric,
-            f"recipe {config.recipe!r} has no such metric",
+            f"steps of recipe {config.recipe!r} with these settings have no such metric",
             f"Choose one of {', '.join(sorted(known))}",
         )

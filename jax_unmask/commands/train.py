@@ -17,11 +17,12 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from jax_unmask import recipes, tasks
-from jax_unmask.commands import command_line, curriculum
+from jax_unmask.commands import command_line
 from jax_unmask.commands.checks import check_training, require_best_metric
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.learners.engine import TrainState
+from jax_unmask.recipes import curriculum
 from jax_unmask.recipes.base import Recipe
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.runtime import agreement, compilation, terminal
@@ -36,7 +37,7 @@ from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.preemption import Preemption
 from jax_unmask.runtime.progress import Timer, leave_out_step, progress_bar
 from jax_unmask.runtime.watch import Heartbeat, Profile, memory, utilisation
-from jax_unmask.settings import declared, flat
+from jax_unmask.settings import exempt_keys, flat
 from jax_unmask.tasks.data import BatchIterator
 
 LOCK = "training.lock"
@@ -66,14 +67,14 @@ def train(config: ConfigDict, workdir: pathlib.Path) -> bool:
     with DirectoryLock(workdir, LOCK) as lock:
         lock.check()
         if recipes.is_curriculum(config):
-            return curriculum.run(config, workdir, train, lock)
+            return curriculum.run(config, workdir, train, check_training, lock)
         return _train(config, workdir, lock)
 
 
 def _train(config: ConfigDict, workdir: pathlib.Path, lock: DirectoryLock) -> bool:
     """`train` in one directory; takes the lock once the config has proved to run."""
     settings, measured = check_training(config)
-    exempt = tuple(each.key for each in declared(settings) if each.is_exempt)
+    exempt = exempt_keys(settings)
     check_workdir(workdir, config, exempt=exempt)
     recipe = recipes.find(settings.recipe)(settings, workdir)
     data = recipe.data()

@@ -11,6 +11,7 @@ from typing import Any
 from jax_unmask import denoisers, notation, tasks
 from jax_unmask.denoisers import hub, sharding
 from jax_unmask.denoisers.pretrained import read_config
+from jax_unmask.denoisers.quantization import check_kind
 from jax_unmask.rollout import Cache, parse_cache
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.mesh import param_shardings
@@ -53,11 +54,7 @@ def load_bundle(
         FileNotFoundError: a file of the model is missing.
         ValueError: the model's files do not fit together.
     """
-    task, placement = load_task(config), placements.for_rollouts(config)
-    evaluates = config.eval.after_training or config.eval.every
-    measured = eval_splits(config) if evaluates else {}
-    for split in dict.fromkeys((*splits, *measured)):
-        check_split(config, task, split)
+    task, placement = _checked_task(config, splits), placements.for_rollouts(config)
     quantization = config.model.quantization
     denoiser, params, tokenizer = load_model(
         _model_path(config),
@@ -68,6 +65,35 @@ def load_bundle(
     )
     name = str(config.model.path) + (f" {quantization}" if quantization else "")
     return Bundle(denoiser, params, tokenizer, task, name, placement)
+
+
+def describe(config: Any) -> Bundle:
+    """The `Bundle` of a training without the weights: they alone are not read.
+
+    Raises: as `load_bundle`.
+    """
+    task, path = _checked_task(config, ("train",)), _model_path(config)
+    try:
+        if config.model.quantization is not None:
+            check_kind(config.model.quantization)
+        shape, tokenizer = _read_model(path)
+    except (OSError, ValueError) as error:
+        remedy = f"Give a directory, a hub name, or one of {', '.join(shipped_models())}"
+        raise ConfigError("model.path", path, str(error).rstrip("."), remedy) from error
+    shape = dataclasses.replace(
+        shape, dtype=config.model.dtype, param_dtype=config.model.param_dtype
+    )
+    denoiser, placement = denoisers.Denoiser(shape), placements.for_rollouts(config)
+    return Bundle(denoiser, None, tokenizer, task, str(path), placement)
+
+
+def _checked_task(config: Any, splits: Sequence[Split]) -> Task:
+    """The task, once its data are read: those splits, and those of evaluations of a training."""
+    task, evaluates = load_task(config), config.eval.after_training or config.eval.every
+    measured = eval_splits(config) if evaluates else {}
+    for split in dict.fromkeys((*splits, *measured)):
+        check_split(config, task, split)
+    return task
 
 
 def eval_splits(config: Any) -> dict[Split, int]:
@@ -84,10 +110,15 @@ def check_split(config: Any, task: Task, split: Split) -> int:
     Of tasks that generate their problems, it is 1,024 where not limited.
 
     Raises:
-        ConfigError: an evaluation of the config asks for more problems than there are.
-        FileNotFoundError, ValueError: the data cannot be read.
+        ConfigError: the data are not there; or an evaluation of the config asks for more problems
+            than there are.
+        ValueError: the data cannot be read.
     """
-    found = len(task.source(split, seed=0))
+    try:
+        found = len(task.source(split, seed=0))
+    except OSError as error:
+        remedy = "Give a path that there is"
+        raise ConfigError("task.path", config.task.path, str(error), remedy) from error
     wanted = eval_splits(config).get(split, 0)
     if wanted > found:
         is_measured = split == config.eval.split
@@ -128,14 +159,13 @@ def load_model(
 ) -> tuple[denoisers.Denoiser, denoisers.Params, denoisers.Tokenizer]:
     """Loads a denoiser and its tokenizer; `path` as in `load_bundle`.
 
-    The tokenizer comes first: it is quick to load and most mistakes show there. With a placement
-    the weights are read straight into their places.
+    With a placement the weights are read straight into their places.
     """
     shardings = None
-    tokenizer = denoisers.load_tokenizer(path, example=tasks.example_prompt(path))
+    shape, tokenizer = _read_model(path)
     mesh = None if placement is None else placement.mesh
     if mesh is not None:
-        sharding.check_mesh(read_config(hub.local_directory(path, weights=False)), mesh)
+        sharding.check_mesh(shape, mesh)
         shardings = functools.partial(param_shardings, rules=sharding.RULES, mesh=mesh)
     denoiser, params = denoisers.from_pretrained(
         path,
@@ -144,12 +174,22 @@ def load_model(
         quantization=quantization,
         shardings=shardings,
     )
-    if tokenizer.mask_id != denoiser.config.mask_token_id:
+    return denoiser, params, tokenizer
+
+
+def _read_model(path: str) -> tuple[denoisers.DenoiserConfig, denoisers.Tokenizer]:
+    """Shape and tokenizer of a model, without its weights.
+
+    The tokenizer comes first: it is quick to load and most mistakes show there.
+    """
+    tokenizer = denoisers.load_tokenizer(path, example=tasks.example_prompt(path))
+    shape = read_config(hub.local_directory(path, weights=False))
+    if tokenizer.mask_id != shape.mask_token_id:
         raise ValueError(
             f"{path}: the tokenizer's mask token has id {tokenizer.mask_id}, the model's "
-            f"config says {denoiser.config.mask_token_id}; they do not belong together"
+            f"config says {shape.mask_token_id}; they do not belong together"
         )
-    return denoiser, params, tokenizer
+    return shape, tokenizer
 
 
 def build_cache(

@@ -17,7 +17,7 @@ import numpy as np
 
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers import DenoiserConfig
-from jax_unmask.environment.bundle import Bundle
+from jax_unmask.environment.bundle import Bundle, describe
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.rollout import Cache, Prompts, row_keys
@@ -107,8 +107,8 @@ class Recipe(abc.ABC):
     Everything random in a step follows from the state's key and step and from the batch, so a run
     that is resumed from (state, position of the data) continues exactly.
 
-    A recipe has `metrics`, `defaults`, `trains` and the methods below. All other members are
-    optional: one that does not inherit from this class gets their defaults too (`recipes.find`).
+    A recipe has `metrics`, `defaults`, `trains` and the abstract methods below. All other members
+    are optional: one that does not inherit from this class gets their defaults (`recipes.find`).
 
     Attributes:
         metrics: names of all metrics that a step can have, with `*` for what depends on the
@@ -138,6 +138,27 @@ class Recipe(abc.ABC):
     build_policy: ClassVar[Any] = None
     blueprint: ClassVar[Any] = None
     work: ClassVar[Any] = None
+
+    @classmethod
+    def metrics_of(cls, config: Any) -> tuple[str, ...]:
+        """The names of `metrics` that steps with these settings have; all by default."""
+        del config
+        return cls.metrics
+
+    @classmethod
+    def check(cls, config: Any, workdir: pathlib.Path) -> Bundle | None:
+        """Reads all that a training needs but weights, before the first stage of a curriculum.
+
+        By default the model's other files, and the data.
+
+        Returns:
+            What was read; None where the denoiser's shape is not known.
+
+        Raises:
+            ConfigError, OSError, ValueError: the training could not begin.
+        """
+        del workdir
+        return None if config.model.path is None else describe(config)
 
     @abc.abstractmethod
     def __init__(self, config: Any, workdir: pathlib.Path) -> None:

@@ -44,6 +44,7 @@ from jax_unmask.recipes.tracerl import (
     TraceRl,
     TraceRlSettings,
     TraceRollouts,
+    check_denoiser,
     update_flops,
 )
 from jax_unmask.runtime import streams
@@ -190,6 +191,20 @@ class Joint(Recipe):
     defaults = JointSettings()
     trains = ("denoiser", "policy")
     build_policy = staticmethod(build_policy)
+
+    @classmethod
+    def metrics_of(cls, config: JointSettings) -> tuple[str, ...]:
+        own = TraceRl.metrics_of(config.of_denoiser)
+        return (*PolicyGrpo.metrics_of(config.of_policy), *(f"{name}/denoiser" for name in own))
+
+    @classmethod
+    def check(cls, config: JointSettings, workdir: pathlib.Path) -> Bundle:
+        bundle = PolicyGrpo.check(config.of_policy, workdir)
+        shape = bundle.denoiser.config
+        _check_final(config, shape)
+        with _own_keys():
+            check_denoiser(config.of_denoiser, shape)
+        return bundle
 
     def __init__(self, config: JointSettings, workdir: pathlib.Path) -> None:
         _check_final(config, load_denoiser_config(config))

@@ -159,16 +159,24 @@ class PolicyEnvironments(Recipe):
     trains = ("policy",)
     build_policy = staticmethod(build_policy)
 
+    @classmethod
+    def metrics_of(cls, config: PolicyEnvironmentsSettings) -> tuple[str, ...]:
+        # Of a step are those that all environments have.
+        shared = set.intersection(*(set(PolicyGrpo.metrics_of(each)) for each in config.each))
+        own = (f"{name}/{label}" for label in config.labels for name in _OF_EACH)
+        return (*(name for name in PolicyGrpo.metrics if name in shared), *own)
+
+    @classmethod
+    def check(cls, config: PolicyEnvironmentsSettings, workdir: pathlib.Path) -> Bundle:
+        _shapes(config)
+        bundles = []
+        for index, each in enumerate(config.each):
+            with config.naming(index):
+                bundles.append(PolicyGrpo.check(each, workdir))
+        return bundles[0]
+
     def __init__(self, config: PolicyEnvironmentsSettings, workdir: pathlib.Path) -> None:
-        self._labels = config.labels
-        shapes = list(map(load_denoiser_config, config.each))
-        if len(set(map(build_policy, config.each, shapes))) > 1:
-            raise ConfigError(
-                "policy.network.kind",
-                config.policy.network.kind,
-                "its shape depends on the denoiser, and the environments have several",
-                "Choose a network that reads none of its hidden states, such as confidence",
-            )
+        self._labels, shapes = config.labels, _shapes(config)
         self._config = config
         # Of all environments, before the weights of any are loaded.
         tasks = []
@@ -250,3 +258,16 @@ class PolicyEnvironments(Recipe):
         return Work(
             longest, sum(work.rollout for work in works), sum(work.update for work in works)
         )
+
+
+def _shapes(config: PolicyEnvironmentsSettings) -> list[DenoiserConfig]:
+    """Shapes of the environments' denoisers, for all of which one policy has to fit."""
+    shapes = list(map(load_denoiser_config, config.each))
+    if len(set(map(build_policy, config.each, shapes))) > 1:
+        raise ConfigError(
+            "policy.network.kind",
+            config.policy.network.kind,
+            "its shape depends on the denoiser, and the environments have several",
+            "Choose a network that reads none of its hidden states, such as confidence",
+        )
+    return shapes

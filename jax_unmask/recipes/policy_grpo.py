@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import pathlib
@@ -17,7 +16,7 @@ from jax_unmask import denoisers, notation, policies
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.denoisers.quantization import quantize_params
 from jax_unmask.denoisers.sharding import RULES
-from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config
+from jax_unmask.environment.bundle import Bundle, describe, load_bundle, load_denoiser_config
 from jax_unmask.environment.settings import ModelSettings, TrainSettings
 from jax_unmask.learners.advantages import group_advantages, relative_rewards
 from jax_unmask.learners.engine import TrainState
@@ -251,9 +250,58 @@ class Experience:
     metrics: dict[str, Any]
 
 
+def _batches(config: PolicyGrpoSettings, bundle: Bundle) -> data.BatchIterator:
+    """The training batches, as rollouts lie."""
+    return training_batches(config, bundle, bundle.placement, config.rollout.prompts_per_step)
+
+
 def _described(network: Network) -> dict[str, Any]:
     """A network's kind and settings, as `config.policy.network` has them."""
     return {"kind": NETWORKS.name_of(type(network)), **dataclasses.asdict(network)}
+
+
+def load_start(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> Any:
+    """Weights of the policy to start from, for the network of the config; None without one."""
+    directory = config.policy.init_from
+    if not directory:
+        return None
+    try:
+        saved, params = policies.load_policy(policy_directory(directory))
+    except (ValueError, OSError) as error:
+        remedy = "Give a run that trained a policy, its directory policy/, or a name"
+        problem = str(error).rstrip(".")
+        raise ConfigError("policy.init_from", directory, problem, remedy) from error
+    network = build_policy(config, denoiser).network
+    check_start(directory, network, saved.network)
+    if not isinstance(network, policies.NetworkConfig):
+        return params
+    assert isinstance(saved.network, policies.NetworkConfig)  # Their kinds are equal.
+    return {**params, "network": with_inputs(params["network"], saved.network, network)}
+
+
+def check_start(directory: str, network: Network, saved: Network) -> None:
+    """Raises a `ConfigError` unless training can go on from a network, maybe by further inputs."""
+    ours, theirs = _described(network), _described(saved)
+    # Settings that affect only initial values may differ.
+    changed = [
+        name
+        for name in ours | theirs
+        if theirs.get(name) != ours.get(name) and name not in ONLY_AT_INIT
+    ]
+    if isinstance(network, policies.NetworkConfig) and set(changed) <= set(INPUTS):
+        assert isinstance(saved, policies.NetworkConfig)
+        if set(saved.feature_names) <= set(network.feature_names):
+            return
+    if changed:
+        different = (
+            f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)" for name in changed
+        )
+        raise ConfigError(
+            "policy.init_from",
+            directory,
+            "its network is another one: " + ", ".join(different),
+            "Give config.policy.network the values of that policy",
+        )
 
 
 class PolicyGrpo(Recipe):
@@ -277,6 +325,23 @@ class PolicyGrpo(Recipe):
     trains = ("policy",)
     build_policy = staticmethod(build_policy)
 
+    @classmethod
+    def metrics_of(cls, config: PolicyGrpoSettings) -> tuple[str, ...]:
+        absent = {"cost"} if config.rollout.cache is None else set()
+        absent |= set() if config.expert.count else {"expert_reward"}
+        absent |= set() if config.expert.count and config.expert.imitation else {"imitated"}
+        told = build_policy(config, load_denoiser_config(config)).alphas
+        absent |= set() if told else {each for each in cls.metrics if each.endswith("_alpha")}
+        return tuple(each for each in cls.metrics if each not in absent)
+
+    @classmethod
+    def check(cls, config: PolicyGrpoSettings, workdir: pathlib.Path) -> Bundle:
+        bundle = describe(config)
+        check_denoiser(config, bundle.denoiser.config)
+        load_start(config, bundle.denoiser.config)
+        _batches(config, bundle)
+        return bundle
+
     def __init__(
         self,
         config: PolicyGrpoSettings,
@@ -288,7 +353,7 @@ class PolicyGrpo(Recipe):
         self._placement = placements.for_rollouts(config)
         shape = load_denoiser_config(config)
         self._components = build_components(config, shape, slot_groups=self._placement.shards)
-        self._given = self._load_policy() if config.policy.init_from else None
+        self._given = load_start(config, shape)
         self._group = config.rollout.group_size
         self._experts = config.expert.count
         check_denoiser(config, shape)
@@ -302,33 +367,6 @@ class PolicyGrpo(Recipe):
     def bundle(self) -> Bundle:
         """Denoiser, tokenizer and task."""
         return self._bundle
-
-    def _load_policy(self) -> Any:
-        """Weights of a saved policy, whose network this config's may extend by further inputs."""
-        directory = str(self._config.policy.init_from)
-        saved, params = policies.load_policy(policy_directory(directory))
-        network = self._components.policy.network
-        ours, theirs = _described(network), _described(saved.network)
-        # Settings that affect only initial values may differ.
-        changed = {name for name in ours | theirs if theirs.get(name) != ours.get(name)}
-        changed -= set(ONLY_AT_INIT)
-        if isinstance(network, policies.NetworkConfig) and changed and changed <= set(INPUTS):
-            assert isinstance(saved.network, policies.NetworkConfig)  # Their kinds are equal.
-            with contextlib.suppress(ValueError):  # An input is missing.
-                return {**params, "network": with_inputs(params["network"], saved.network, network)}
-        different = [
-            f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)"
-            for name in ours | theirs
-            if name in changed
-        ]
-        if different:
-            raise ConfigError(
-                "policy.init_from",
-                directory,
-                "its network is another one: " + ", ".join(different),
-                "Give config.policy.network the values of that policy",
-            )
-        return params
 
     def init(self) -> TrainState:
         return placements.from_config(self._config).everywhere(self._make_state())
@@ -348,8 +386,7 @@ class PolicyGrpo(Recipe):
         return self._components.learner.init(params, streams.training_key(seed))
 
     def data(self) -> data.BatchIterator:
-        batch_size = self._config.rollout.prompts_per_step
-        return training_batches(self._config, self._bundle, self._placement, batch_size)
+        return _batches(self._config, self._bundle)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
         experience = self.roll_out(self._bundle.params, state, batch, timer)

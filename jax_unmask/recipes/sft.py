@@ -14,7 +14,13 @@ from jax_unmask import denoisers
 from jax_unmask.denoisers import number_embeddings, word_level
 from jax_unmask.denoisers.flops import forward_flops
 from jax_unmask.denoisers.sharding import RULES, check_mesh
-from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config, load_task
+from jax_unmask.environment.bundle import (
+    Bundle,
+    describe,
+    load_bundle,
+    load_denoiser_config,
+    load_task,
+)
 from jax_unmask.environment.settings import DType, ModelSettings, RunSettings, TaskSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
@@ -215,6 +221,12 @@ def _bundle_from_scratch(config: SupervisedSettings, directory: pathlib.Path) ->
     return Bundle(denoisers.Denoiser(shape), None, tokenizer, task, placement=placement)
 
 
+def _batches(config: SupervisedSettings, bundle: Bundle) -> data.BatchIterator:
+    """The training batches."""
+    size, length = config.data.batch_size, config.data.gen_length
+    return training_batches(config, bundle, bundle.placement, size, gen_length=length)
+
+
 def random_params(config: SupervisedSettings, bundle: Bundle) -> denoisers.Params:
     """Initial parameters of a denoiser that starts from scratch."""
     root, task = streams.root(config.seed), bundle.task
@@ -229,6 +241,28 @@ def random_params(config: SupervisedSettings, bundle: Bundle) -> denoisers.Param
         return number_embeddings.with_values(params, numbers, streams.stream(root, "numbers"))
 
     return bundle.placement.make(make, rules=RULES)
+
+
+BuildLearner = Callable[[Any, denoisers.Denoiser], Any]
+
+
+def check_supervised(config: Any, workdir: pathlib.Path, build_learner: BuildLearner) -> Bundle:
+    """`Recipe.check` of a supervised recipe."""
+    if config.model.path is None:
+        bundle = _bundle_from_scratch(config, workdir / "tokenizer")
+    else:
+        bundle = describe(config)
+        bundle = dataclasses.replace(bundle, placement=placements.from_config(config))
+    _check_denoiser(config, bundle.denoiser.config, build_learner)
+    _batches(config, bundle)
+    return bundle
+
+
+def _check_denoiser(
+    config: Any, shape: denoisers.DenoiserConfig, build_learner: BuildLearner
+) -> None:
+    check_fits(shape, config.task.prompt_length, config.data.gen_length)
+    build_learner(config, denoisers.Denoiser(shape))
 
 
 class Supervised(Recipe):
@@ -251,14 +285,12 @@ class Supervised(Recipe):
         self,
         config: Any,
         workdir: pathlib.Path,
-        build_learner: Callable[[Any, denoisers.Denoiser], Any],
+        build_learner: BuildLearner,
         *,
         keeps_start: bool = False,
     ) -> None:
-        if config.model.path is not None:  # Checks, before the weights: they take longest.
-            shape = load_denoiser_config(config)
-            check_fits(shape, config.task.prompt_length, config.data.gen_length)
-            build_learner(config, denoisers.Denoiser(shape))
+        if config.model.path is not None:  # Before the weights: they take longest.
+            _check_denoiser(config, load_denoiser_config(config), build_learner)
         self._config, self._bundle = config, starting_bundle(config, workdir)
         self._learner = build_learner(config, self._bundle.denoiser)
         self._keeps_start = keeps_start
@@ -287,9 +319,7 @@ class Supervised(Recipe):
         return params
 
     def data(self) -> data.BatchIterator:
-        config, bundle = self._config, self._bundle
-        size, length = config.data.batch_size, config.data.gen_length
-        return training_batches(config, bundle, bundle.placement, size, gen_length=length)
+        return _batches(self._config, self._bundle)
 
     def current(self, state: TrainState) -> Bundle:
         """The denoiser as it is, its moving average if there is one."""
@@ -390,6 +420,10 @@ class Sft(Supervised):
     metrics = ("loss", "masked_accuracy", "masked_fraction", "grad_norm")
     shown = ("loss", "masked_accuracy")
     defaults = SftSettings()
+
+    @classmethod
+    def check(cls, config: SftSettings, workdir: pathlib.Path) -> Bundle:
+        return check_supervised(config, workdir, build_learner)
 
     def __init__(self, config: SftSettings, workdir: pathlib.Path) -> None:
         super().__init__(config, workdir, build_learner)

@@ -14,6 +14,7 @@ import numpy as np
 
 from jax_unmask import denoisers, policies
 from jax_unmask.denoisers.flops import forward_flops
+from jax_unmask.environment.bundle import Bundle
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.packing import Packing, pack
 from jax_unmask.learners.state_sft import StateLearner
@@ -34,6 +35,7 @@ from jax_unmask.recipes.sft import (
     Supervised,
     SupervisedSettings,
     batch_shapes,
+    check_supervised,
     supervised_blueprint,
     supervised_work,
 )
@@ -241,6 +243,10 @@ class StateSft(Supervised):
     )
     shown = ("loss", "trained_tokens")
     defaults = StateSftSettings()
+
+    @classmethod
+    def check(cls, config: StateSftSettings, workdir: pathlib.Path) -> Bundle:
+        return check_supervised(config, workdir, build_learner)
 
     def __init__(self, config: StateSftSettings, workdir: pathlib.Path) -> None:
         super().__init__(config, workdir, build_learner, keeps_start=config.writes_traces)

@@ -17,7 +17,13 @@ from jax_unmask import denoisers
 from jax_unmask.denoisers.flops import head_flops, layer_flops
 from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.denoisers.sharding import RULES, in_product_type
-from jax_unmask.environment.bundle import Bundle, load_bundle, load_denoiser_config, load_task
+from jax_unmask.environment.bundle import (
+    Bundle,
+    describe,
+    load_bundle,
+    load_denoiser_config,
+    load_task,
+)
 from jax_unmask.environment.settings import (
     DType,
     ModelSettings,
@@ -337,19 +343,36 @@ def update_flops(
     return 3.0 * config.learner.passes * forward
 
 
+_OF_VALUES = ("value_loss", "value_grad_norm", "value_error", "return_deviation")
+
+
 class TraceRl(Recipe):
     """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949)."""
 
     metrics = (
         *("reward", "accuracy", "nfe", "response_length", "tokens_per_step", "without_end"),
         *("useful_forwards", "unfinished", "prompts_over_budget", "groups_alike", "groups_kept"),
-        *("rounds", "process_score", "value_loss", "value_grad_norm", "value_error"),
-        *("return_deviation", "loss", "clip_fraction", "kl", "reference_kl", "surprise"),
+        *("rounds", "process_score", *_OF_VALUES),
+        *("loss", "clip_fraction", "kl", "reference_kl", "surprise"),
         *("ratio_max", "grad_norm", "trained_tokens", "states", "skipped"),
     )
     shown = ("accuracy", "tokens_per_step", "groups_kept")
     defaults = TraceRlSettings()
     trains = ("denoiser",)
+
+    @classmethod
+    def metrics_of(cls, config: TraceRlSettings) -> tuple[str, ...]:
+        absent = set() if config.value.enabled else set(_OF_VALUES)
+        absent |= {"process_score"} if config.process.judge == "none" else set()
+        return tuple(each for each in cls.metrics if each not in absent)
+
+    @classmethod
+    def check(cls, config: TraceRlSettings, workdir: pathlib.Path) -> Bundle:
+        bundle = describe(config)
+        check_denoiser(config, bundle.denoiser.config)
+        build_judge(config.process, bundle.task)
+        _batches(config, bundle)
+        return bundle
 
     def __init__(self, config: TraceRlSettings, workdir: pathlib.Path) -> None:
         del workdir
@@ -412,12 +435,7 @@ class TraceRl(Recipe):
         return self._rollouts.weights(params)
 
     def data(self) -> data.BatchIterator:
-        config, bundle = self._config, self._bundle
-        batch_size = config.rollout.prompts_per_step
-        # A prompt over its budget must not end a run: `_roll_out` decides what becomes of it.
-        self._batches = training_batches(
-            config, bundle, bundle.placement, batch_size, truncate=True
-        )
+        self._batches = _batches(self._config, self._bundle)
         return self._batches
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
@@ -666,6 +684,12 @@ class TraceRl(Recipe):
             rows * row_flops(shape, policy, settings, config.task.prompt_length, nfe),
             update_flops(config, shape, rows * states, rows * tokens),
         )
+
+
+def _batches(config: TraceRlSettings, bundle: Bundle) -> data.BatchIterator:
+    """The training batches. A prompt over its budget must not end a run: `round` sees to it."""
+    size = config.rollout.prompts_per_step
+    return training_batches(config, bundle, bundle.placement, size, truncate=True)
 
 
 def _rows_of(rounds: list[Responses], rows: Int[Array, " B"]) -> Responses:

@@ -98,6 +98,21 @@ class TensorBoard:
         self._writer.close()
 
 
+def import_wandb() -> Any:
+    """The client of Weights & Biases.
+
+    Raises:
+        ModuleNotFoundError: it is not installed.
+    """
+    try:
+        return importlib.import_module("wandb")
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "log.wandb=True, but wandb is not installed: `pip install 'jax_unmask[wandb]'`, or set "
+            "log.wandb=False"
+        ) from error
+
+
 class WeightsAndBiases:
     """Scalars to Weights & Biases; a workdir keeps its run id, for runs that are resumed.
 
@@ -108,13 +123,7 @@ class WeightsAndBiases:
     def __init__(
         self, workdir: str | os.PathLike[str], *, project: str, config: Mapping[str, Any]
     ) -> None:
-        try:
-            wandb = importlib.import_module("wandb")
-        except ModuleNotFoundError as error:
-            raise ModuleNotFoundError(
-                "logging to Weights & Biases was asked for, but wandb is not installed: "
-                "`pip install 'jax_unmask[wandb]'`, or set log.wandb=False"
-            ) from error
+        wandb = import_wandb()
         id_file = pathlib.Path(workdir) / "wandb_run_id.txt"
         if not id_file.exists():
             files.atomic_write(id_file, secrets.token_hex(4) + "\n")

@@ -8,10 +8,9 @@ import runpy
 import pytest
 
 from jax_unmask import recipes, settings
-from jax_unmask.commands import curriculum
 from jax_unmask.commands import eval as evaluate
 from jax_unmask.evaluation import axes, candidates
-from jax_unmask.recipes import policy_environments
+from jax_unmask.recipes import curriculum, policy_environments
 from jax_unmask.shipped import shipped_models
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -170,7 +169,10 @@ def test_is_valid(experiment, monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
     config = _config(experiment)
     if recipes.is_curriculum(config):
-        assert len(curriculum.stages(config, tmp_path)) > 1
+        found = curriculum.stages(config, tmp_path)
+        assert len(found) > 1
+        for stage in found:
+            recipes.read(stage.config)
     else:
         recipes.read(config)
 

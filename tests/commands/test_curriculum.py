@@ -9,8 +9,9 @@ import pytest
 
 import tiny
 from jax_unmask import recipes
-from jax_unmask.commands import calibrate, curriculum, plan, train
+from jax_unmask.commands import calibrate, checks, plan, train
 from jax_unmask.commands import eval as evaluation
+from jax_unmask.recipes import curriculum
 from jax_unmask.runtime.locks import DirectoryLock
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError
@@ -28,7 +29,7 @@ def config_of(*stages):
 def files(write_experiment, tmp_path):
     """Experiment files of one step each, one per recipe."""
     paths = {}
-    for recipe in ("sft", "tracerl", "policy_grpo", "joint"):
+    for recipe in ("sft", "tracerl", "policy_grpo", "policy_environments", "joint"):
         path = tmp_path / f"{recipe}.py"
         extra = {"value__enabled": False} if recipe == "tracerl" else {}
         write_experiment(path, recipe, train__steps=1, optimizer__warmup_steps=0, **extra)
@@ -66,6 +67,12 @@ def test_all_that_a_stage_trains_is_passed_on(files, tmp_path):
     assert policy.policy.init_from == str(workdir / "02-joint" / "policy")
 
 
+def checked(config, workdir):
+    found = curriculum.stages(config, workdir)
+    curriculum.check_stages(config, found, workdir, checks.check_training)
+    return found
+
+
 MEASURED = "eval.block_lengths=(0,) eval.shipped=()"
 
 
@@ -73,31 +80,32 @@ def test_a_stage_may_evaluate_what_an_earlier_one_trains(files, tmp_path):
     there = f"learned:{tmp_path}/01-policy_grpo/policy"
     last = f"{files['policy_grpo']} eval.after_training=True {MEASURED}"
     last = f"{last} 'eval.policies=(\"{there}\",)'"
-    assert curriculum.stages(config_of(files["policy_grpo"], last), tmp_path)
+    assert checked(config_of(files["policy_grpo"], last), tmp_path)
     for wrong in ("02-policy_grpo/policy", "01-policy/policy"):  # Of this stage, of none.
         bad = last.replace("01-policy_grpo/policy", wrong)
         with pytest.raises(ConfigError, match=rf"stages\[1\].*{wrong}"):
-            curriculum.stages(config_of(files["policy_grpo"], bad), tmp_path)
+            checked(config_of(files["policy_grpo"], bad), tmp_path)
 
 
 def test_checkpoints_are_ranked_by_what_is_measured_on_the_way(files, tmp_path):
     ranked = f"{files['sft']} checkpoint.best_metric=eval_accuracy"
-    assert curriculum.stages(config_of(f"{ranked} eval.every=1 {MEASURED}"), tmp_path)
+    assert checked(config_of(f"{ranked} eval.every=1 {MEASURED}"), tmp_path)
     with pytest.raises(ConfigError, match=r"stages\[0\].*checkpoint\.best_metric"):
-        curriculum.stages(config_of(ranked), tmp_path)
+        checked(config_of(ranked), tmp_path)
 
 
 def test_a_policy_goes_on_with_the_same_network_or_begins_anew(files, tmp_path):
     same = f"{files['policy_grpo']} {NETWORK_OF_JOINT}"
     change = f"{same} policy.network.hidden_dim=16"
-    with pytest.raises(ConfigError, match=r"stages\[2\].*policy\.network\.hidden_dim = 16"):
-        curriculum.stages(config_of(files["joint"], files["sft"], change), tmp_path)
+    message = r"stages\[2\].*policy\.init_from.*hidden_dim \(8 there, 16 here\)"
+    with pytest.raises(ConfigError, match=message):
+        checked(config_of(files["joint"], files["sft"], change), tmp_path)
     for last in (
         f"{change} policy.init_from=None",
-        f"{change} policy.init_from=elsewhere",
         f"{same} policy.network.initial_bias=-1.5",
+        f"{same} policy.network.entropy=True",
     ):
-        assert curriculum.stages(config_of(files["joint"], last), tmp_path)
+        assert checked(config_of(files["joint"], last), tmp_path)
 
 
 def test_an_interrupted_stage_is_gone_on_with_and_finished_ones_are_not_repeated(files, tmp_path):
@@ -106,12 +114,13 @@ def test_an_interrupted_stage_is_gone_on_with_and_finished_ones_are_not_repeated
 
     def stub(stage, workdir):
         trained.append((workdir.name, stage.model.path))
+        tiny.save_model(workdir / "model", ["1", "2", "3", "4", ".", "="])
         return next(interrupted)
 
     workdir = tmp_path / "run"
     with DirectoryLock(workdir, "run.lock") as lock:
-        assert not curriculum.run(config, workdir, stub, lock)
-        assert curriculum.run(config, workdir, stub, lock)
+        assert not curriculum.run(config, workdir, stub, checks.check_training, lock)
+        assert curriculum.run(config, workdir, stub, checks.check_training, lock)
     names = [name for name, _ in trained]
     assert names == ["01-sft", "02-sft", "02-sft", "03-sft"]
     assert trained[-1][1] == str(workdir / "02-sft" / "model")
@@ -125,11 +134,16 @@ def test_the_first_process_says_that_a_stage_is_finished_and_all_wait_for_it(
     marker = tmp_path / "run" / "01-sft" / "finished"
     there_at_meeting = []
     monkeypatch.setattr(jax, "process_index", lambda: process)
-    monkeypatch.setattr(
-        Placement, "meet", lambda self, name: there_at_meeting.append(marker.is_file())
-    )
+
+    def meet(self, name):
+        if name == "01-sft":
+            there_at_meeting.append(marker.is_file())
+
+    monkeypatch.setattr(Placement, "meet", meet)
     lock = DirectoryLock(tmp_path / "run", "run.lock")
-    assert curriculum.run(config_of(files["sft"]), tmp_path / "run", lambda *_: True, lock)
+    assert curriculum.run(
+        config_of(files["sft"]), tmp_path / "run", lambda *_: True, checks.check_training, lock
+    )
     lock.close()
     assert there_at_meeting == [process == 0]
 
@@ -141,10 +155,39 @@ def test_a_stage_may_say_where_it_starts(files, tmp_path):
     assert second.config.policy.init_from == "elsewhere"
 
 
+def test_policies_and_denoisers_of_earlier_stages_need_not_be_there(files, tmp_path):
+    policy, model = tmp_path / "01-policy_grpo" / "policy", tmp_path / "02-sft" / "model"
+    environments = f"environments=('model.path={model}', 'model.path={model} expert.count=0')"
+    config = config_of(
+        f"{files['policy_grpo']} {NETWORK_OF_JOINT}",
+        files["sft"],
+        f"{files['tracerl']} rollout.policy=learned:{policy}",
+        f'{files["policy_environments"]} policy.init_from={policy} "{environments}"',
+    )
+    assert len(checked(config, tmp_path)) == 4
+    config.stages = (*config.stages[1:3], config.stages[0])
+    with pytest.raises(ConfigError, match=r"stages\[1\].*config\.rollout\.policy"):
+        checked(config, tmp_path)
+
+
+def test_a_stage_does_not_begin_in_the_directory_of_another_run(files, tmp_path):
+    (tmp_path / "02-sft").mkdir()
+    (tmp_path / "02-sft" / "config.json").write_text('{"recipe": "sft"}')
+    with pytest.raises(ConfigError, match=r"stages\[1\].*--workdir"):
+        checked(config_of(files["sft"], files["sft"]), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
         ("", "it is empty"),
+        ("{sft} task.name=gsm8k task.path=/no/such", "config.task.path = '/no/such'"),
+        ("{tracerl} model.path=/no/such", "config.model.path = '/no/such'"),
+        ("{policy_grpo} policy.init_from=/no/such", "config.policy.init_from = '/no/such'"),
+        ("{tracerl} rollout.gen_length=512", "config.task.prompt_length = 17"),
+        ("{tracerl} lora.rank=1 \"lora.targets=('nix',)\"", "config.lora.targets = ('nix',)"),
+        ("{sft} data.gen_length=4", "gen_length=4"),
+        ("{tracerl} task.name=countdown", "01-sft"),  # Whose vocabulary lacks a comma.
         ("no/such.py", "no/such.py"),
         ("{sft} train.steps", "'train.steps' is not"),
         ("{sft} train.stepps=3", "stepps"),

@@ -260,6 +260,9 @@ IMPOSSIBLE = [
             ("joint", "acuracy", "trained_tokens/denoiser"),
             ("policy_environments", "acuracy", "accuracy"),
             ("policy_environments", "accuracy/gsm8k", "sudoku_1"),
+            ("policy_grpo", "accuracy_at_small_alpha", "accuracy"),
+            ("policy_grpo", "expert_reward", "reward"),
+            ("tracerl", "process_score", "value_loss"),
         )
     ],
     ("joint", {"policy__network__hidden_size": 12}, "policy.network.hidden_size = 12", "16"),

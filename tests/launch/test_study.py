@@ -13,11 +13,11 @@ import pytest
 from absl import flags as flags_lib
 
 from jax_unmask import recipes
-from jax_unmask.commands import calibrate, curriculum
+from jax_unmask.commands import calibrate
 from jax_unmask.environment.bundle import load_denoiser_config
 from jax_unmask.evaluation import candidates
 from jax_unmask.policies import LearnedPolicy, save_policy
-from jax_unmask.recipes import policy_grpo
+from jax_unmask.recipes import curriculum, policy_grpo
 
 ROOT = pathlib.Path(__file__).parents[2]
 POLICY_STUDY = ROOT / "launch" / "policy_study.sh"
