@@ -2,8 +2,8 @@
 
     python docs/benchmarks/overlap.py [--repeats=5] [--workers=8]
 
-First, training steps on worked arithmetic in 1, 2 and 4 parts. Checks wait, as those do that ask a
-server or run programs on other cores, and all of a step take as long as its rollouts alone. Then
+First, training steps on worked arithmetic in 1, 2 and 4 batches. Checks wait, as those do that ask
+a server or run programs on other cores, and all of a step take as long as its rollouts alone. Then
 rollouts of prompts of many lengths, padded to the longest of all or to the nearest of a few
 lengths. Everything that is compared runs in turns within one process, and numbers are medians, so
 that what else the machine does hits all alike.
@@ -29,7 +29,7 @@ from jax_unmask.runtime.progress import Timer
 from jax_unmask.tasks.arithmetic import Arithmetic
 
 ROOT = pathlib.Path(__file__).parents[2]
-PARTS = (1, 2, 4)
+BATCHES = (1, 2, 4)
 PROMPTS, GROUP = 16, 8
 BUCKETS = (32, 64, 96)
 BUDGET, CANVAS = 128, 32
@@ -67,11 +67,11 @@ class Stories(Arithmetic):
         return "".join([*before, example["prompt"]])
 
 
-def make_recipe(name, parts, workers, directory):
+def make_recipe(name, batches, workers, directory):
     make = runpy.run_path(str(ROOT / "configs" / name))["get_config"]
     config = make("arithmetic" if name == "tiny_policy.py" else "full")
     config.task.update(name=f"{__name__}.Waiting", settings=(f"workers={workers}",))
-    config.rollout.update(prompts_per_step=PROMPTS, group_size=GROUP, slots=32, parts=parts)
+    config.rollout.update(prompts_per_step=PROMPTS, group_size=GROUP, slots=32, batches=batches)
     if "expert" in config:
         config.expert.count = 0
     config.eval.after_training = False
@@ -79,15 +79,13 @@ def make_recipe(name, parts, workers, directory):
 
 
 def overlap(repeats, workers):
-    print(
-        "| training | parts | s per iteration | rollout and checks | ratio |\n|---|--:|--:|--:|--:|"
-    )
+    print("| training | batches | s per step | rollout and checks | ratio |\n|---|--:|--:|--:|--:|")
     for title, name in (("policy GRPO", "tiny_policy.py"), ("TraceRL", "tracerl.py")):
         runs = {}
-        for parts in PARTS:
+        for batches in BATCHES:
             directory = pathlib.Path(tempfile.mkdtemp())
-            recipe = make_recipe(name, parts, workers, directory)
-            runs[parts] = [recipe, recipe.data(), recipe.init(), []]
+            recipe = make_recipe(name, batches, workers, directory)
+            runs[batches] = [recipe, recipe.data(), recipe.init(), []]
         rewards, alone, Waiting.wait = {}, [], 0.0
         # The first round compiles; the next two tell how long a rollout takes by itself.
         for repeat in range(-3, repeats):
@@ -106,12 +104,12 @@ def overlap(repeats, workers):
                 elif repeat > -3:
                     alone.append(both)
                 rewards.setdefault(repeat, set()).add(float(metrics["reward"]))
-        assert all(len(each) == 1 for each in rewards.values()), "parts changed what was learned"
+        assert all(len(each) == 1 for each in rewards.values()), "batches changed what was learned"
         base = None
-        for parts, (*_, seconds) in runs.items():
+        for batches, (*_, seconds) in runs.items():
             whole, both = (statistics.median(column) for column in zip(*seconds, strict=True))
             base = base or whole
-            print(f"| {title} | {parts} | {whole:.2f} | {both:.2f} | {base / whole:.2f} |")
+            print(f"| {title} | {batches} | {whole:.2f} | {both:.2f} | {base / whole:.2f} |")
 
 
 def buckets(repeats):

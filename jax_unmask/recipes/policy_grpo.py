@@ -129,7 +129,7 @@ class PolicyGrpoSettings(RollingSettings):
         super().check_spread(placement)
         if self.expert.count:
             parse_policy("expert.policy", self.expert.policy, final=False)
-            rows = self.rollout.prompts_per_step * self.expert.count // self.rollout.parts
+            rows = self.rollout.prompts_per_step * self.expert.count // self.rollout.batches
             what = f"the {rows} expert rows of a rollout"
             self.require_spread(placements.for_rollouts(self), "expert.count", rows, what)
 
@@ -408,7 +408,7 @@ class PolicyGrpo(Recipe):
         told = self._alphas(key, len(batch.examples))  # Of each prompt; None if it is not told.
         # 1. Rollouts.
         with timer.measure("rollout"):
-            parts = rollouts.start(
+            trajectories = rollouts.start(
                 denoiser,
                 components.policy,
                 placement.lay_out(state.params, REPLICATED),
@@ -424,7 +424,7 @@ class PolicyGrpo(Recipe):
                     low, high = components.expert_alphas
                     alpha = np.clip(told, low, high)
                     expert_told = {"alpha": np.repeat(alpha, self._experts)}
-                expert_parts = rollouts.start(
+                expert_trajectories = rollouts.start(
                     denoiser,
                     components.expert,
                     components.expert_params,
@@ -434,11 +434,11 @@ class PolicyGrpo(Recipe):
                     components.expert_settings,
                     expert_told,
                 )
-            rolled = [rollouts.fetch(parts, batch.examples, self._group)]
+            rolled = [rollouts.fetch(trajectories, batch.examples, self._group)]
             if self._experts:
-                rolled.append(rollouts.fetch(expert_parts, batch.examples, self._experts))
-                expert = joined(expert_parts, placement.feeds)
-            trajectory = joined(parts, placement.feeds)
+                rolled.append(rollouts.fetch(expert_trajectories, batch.examples, self._experts))
+                expert = joined(expert_trajectories, placement.feeds)
+            trajectory = joined(trajectories, placement.feeds)
         # 2. Scores, on the hosts.
         with timer.measure("reward"):
             scores = [each.scores() for each in rolled]
@@ -610,7 +610,7 @@ class PolicyGrpo(Recipe):
         )
         state, acting = placement.everywhere(state), rolling.everywhere(state.params)
         group, experts = config.rollout.group_size, config.expert.count
-        prompts_per_rollout = config.rollout.prompts_per_step // config.rollout.parts
+        prompts_per_rollout = config.rollout.prompts_per_step // config.rollout.batches
 
         def alphas(rows: int, where: Placement) -> dict[str, Any]:
             if not components.policy.alphas:
@@ -630,7 +630,7 @@ class PolicyGrpo(Recipe):
 
         def whole_step(leaf: Any) -> jax.ShapeDtypeStruct:
             steps, rows, *rest = leaf.shape
-            return jax.ShapeDtypeStruct((steps, rows * config.rollout.parts, *rest), leaf.dtype)
+            return jax.ShapeDtypeStruct((steps, rows * config.rollout.batches, *rest), leaf.dtype)
 
         def records_of(program: TracedProgram) -> Any:
             return placement.records(jax.tree.map(whole_step, program.lowered.out_info.records))

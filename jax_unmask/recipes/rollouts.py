@@ -1,4 +1,4 @@
-"""Rollouts of a training step in parts: the host scores one while the device rolls out the next."""
+"""Rollouts of a training step, in batches: the host scores one while the device has the next."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Fetched(NamedTuple):
     tokens: Int[np.ndarray, "B L"]  # Final canvases.
     step_map: Int[np.ndarray, "B L"]  # Step that filled each position, -1 if none did.
     nfe: Int[np.ndarray, " B"]
-    checks: list[Callable[[], list[float]]]  # Give the scores of each part, once they are there.
+    checks: list[Callable[[], list[float]]]  # Give the scores of each batch, once they are there.
 
     def scores(self) -> Float[np.ndarray, " B"]:
         """Waits for the scores of all rows."""
@@ -40,17 +40,17 @@ class TrainingRollouts(RolloutSettings):
 
     prompts_per_step: int = setting(16, "Prompts of a step (or round), over all devices.", ge=1)
     group_size: int = setting(8, "Rollouts G per prompt; a lone one has no advantage.", ge=2)
-    parts: int = setting(
+    batches: int = setting(
         1,
-        "Rollouts that the prompts of a step are divided into: slow checks of one overlap with the "
-        "next. 1 keeps slots busiest.",
+        "Batches into which the prompts of a step are divided, rolled out one after the other: "
+        "slow checks of one overlap with the next. 1 keeps slots busiest.",
         ge=1,
     )
     stop_at_end: bool = setting_of(EvaluationSettings, "stop_at_end")
 
     def check(self) -> None:
         super().check()
-        self.require_divides("parts", "prompts_per_step")
+        self.require_divides("batches", "prompts_per_step")
 
     @property
     def rows(self) -> int:
@@ -60,7 +60,7 @@ class TrainingRollouts(RolloutSettings):
     @property
     def rows_at_once(self) -> int:
         """Rows that are rolled out at one time, at most."""
-        rows = self.rows // self.parts
+        rows = self.rows // self.batches
         return min(self.slots or rows, rows)
 
     def settings(self, end_ids: tuple[int, ...], **given: Any) -> RolloutSettings:
@@ -97,16 +97,16 @@ class RollingSettings(RunSettings):
     def check_spread(self, placement: Placement) -> None:
         del placement  # That of rollouts may be another one.
         placement, rollout = placements.for_rollouts(self), self.rollout
-        prompts, parts, feeds = rollout.prompts_per_step, rollout.parts, placement.feeds
+        prompts, feeds = rollout.prompts_per_step, placement.feeds
         key = "rollout.prompts_per_step"
         self.require_spread(placement, key, prompts, f"its {prompts} prompts", feeds)
-        rows = rollout.rows // parts
+        rows = rollout.rows // rollout.batches
         self.require_spread(placement, key, rows, f"the {rows} rows of a rollout")
         if rollout.slots:
             self.require_spread(placement, "rollout.slots", rollout.slots, "they")
         self.require(
-            prompts % (feeds * parts) == 0,
-            "rollout.parts",
+            prompts % (feeds * rollout.batches) == 0,
+            "rollout.batches",
             f"the {prompts // feeds} prompts of each of {feeds} processes that read data do not "
             "divide into them",
             "Give a divisor",
@@ -117,22 +117,22 @@ class RollingSettings(RunSettings):
 class Rollouts:
     """Rolls out batches of prompts, several rows per prompt.
 
-    A row does not depend on the number of parts.
+    A row does not depend on the number of batches.
 
     Attributes:
         bundle: denoiser, tokenizer, task, devices.
-        parts: rollouts that a batch is divided into, one after the other on the device.
+        batches: number of batches of a step, one after the other on the device.
         buckets: shorter lengths that prompts may be padded to.
     """
 
     bundle: Bundle
-    parts: int
+    batches: int
     buckets: tuple[int, ...] = ()
 
     @classmethod
     def of(cls, config: Any, bundle: Bundle) -> Rollouts:
         """The rollouts of a validated config."""
-        return cls(bundle, config.rollout.parts, config.task.prompt_buckets)
+        return cls(bundle, config.rollout.batches, config.task.prompt_buckets)
 
     def weights(self, params: Any) -> Any:
         """Parameters of the denoiser as rollouts read them: in their layout, ready for products.
@@ -166,14 +166,14 @@ class Rollouts:
             told: settings of the policy with a value per row, by name, beside its parameters.
 
         Returns:
-            The trajectories of each part.
+            The trajectories of each batch.
         """
         placement = self.bundle.placement
         prompts = trimmed(prompts, self.buckets, placement)
         settings = dataclasses.replace(settings, prompt_rows=size)
         rows = jax.tree.map(lambda leaf: np.repeat(leaf, size, axis=0), prompts)
         count = len(rows.tokens)
-        # The number of a row in the whole batch, whichever process and part it is in.
+        # The number of a row in the whole step, whichever process and batch it is in.
         identities = placement.feed * count + np.arange(count)
         key = placement.everywhere(key)
         with placement.active():
@@ -182,31 +182,34 @@ class Rollouts:
                     self.bundle.denoiser,
                     params,
                     policy,
-                    self._told(policy_params, told, part),
-                    placement.rows(jax.tree.map(lambda leaf, part=part: leaf[part], rows)),
-                    row_keys(key, placement.rows(identities[part])),
+                    self._told(policy_params, told, batch),
+                    placement.rows(jax.tree.map(lambda leaf, batch=batch: leaf[batch], rows)),
+                    row_keys(key, placement.rows(identities[batch])),
                     settings,
                 )
-                for part in np.split(np.arange(count), self.parts)
+                for batch in np.split(np.arange(count), self.batches)
             ]
 
-    def _told(self, params: Any, told: Mapping[str, Any] | None, part: np.ndarray) -> Any:
-        """The policy's params with the settings of the rows of a part."""
+    def _told(self, params: Any, told: Mapping[str, Any] | None, batch: np.ndarray) -> Any:
+        """The policy's params with the settings of the rows of a batch."""
         if not told:
             return params
-        rows = {name: PerRow(values[part]) for name, values in told.items()}
+        rows = {name: PerRow(values[batch]) for name, values in told.items()}
         return {**params, **self.bundle.placement.rows(rows)}
 
-    def fetch(self, parts: Sequence[Trajectory], examples: Sequence[Example], size: int) -> Fetched:
-        """Waits for each part, and begins to score it while the device is at the next.
+    def fetch(
+        self, batches: Sequence[Trajectory], examples: Sequence[Example], size: int
+    ) -> Fetched:
+        """Waits for each batch, and begins to score it while the device is at the next.
 
-        `parts` are from `start`; `examples` the problems of this process's feed, `size` rows each.
+        `batches` are from `start`; `examples` the problems of this process's feed, `size` rows
+        each.
         """
         bundle = self.bundle
         repeated = [example for example in examples for _ in range(size)]
         canvases, checks = [], []
-        for index, part in enumerate(parts):
-            wanted = (part.tokens, part.step_map, part.nfe)
+        for index, batch in enumerate(batches):
+            wanted = (batch.tokens, batch.step_map, batch.nfe)
             tokens, step_map, nfe = map(np.asarray, bundle.placement.fetch(wanted))
             canvases.append((tokens, step_map, nfe))
             asked = repeated[index * len(tokens) : (index + 1) * len(tokens)]

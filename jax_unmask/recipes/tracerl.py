@@ -549,7 +549,7 @@ class TraceRl(Recipe):
     def _roll_out(self, params: Any, batch: Batch, key: Any, timer: Timer) -> RolloutRound:
         """Responses to a batch of prompts, `group_size` each, and what they are worth."""
         with timer.measure("rollout"):
-            parts = self._rollouts.start(
+            trajectories = self._rollouts.start(
                 params,
                 self._policy,
                 self._policy_params,
@@ -558,9 +558,9 @@ class TraceRl(Recipe):
                 key,
                 self._settings,
             )
-            fetched = self._rollouts.fetch(parts, batch.examples, self._group)
-            executed = sum(part.executed_cost for part in parts)
-            useful = float(sum(jnp.sum(part.cost) for part in parts) / executed)
+            fetched = self._rollouts.fetch(trajectories, batch.examples, self._group)
+            executed = sum(each.executed_cost for each in trajectories)
+            useful = float(sum(jnp.sum(each.cost) for each in trajectories) / executed)
         with timer.measure("reward"):
             correct = fetched.scores()
         return self.round(fetched, correct, batch, useful)
@@ -637,7 +637,7 @@ class TraceRl(Recipe):
         )
         rows, prompt_length = config.rows, config.task.prompt_length
         with rolling.active():
-            asked, keys = prompt_shapes(rolling, rows // config.rollout.parts, prompt_length)
+            asked, keys = prompt_shapes(rolling, rows // config.rollout.batches, prompt_length)
             params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, policy_params))
             params = rolling.everywhere(params)
             rolled = rollout.lower(denoiser, read, policy, params, asked, keys, settings)

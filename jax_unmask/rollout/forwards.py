@@ -162,7 +162,7 @@ class PlainForwards:
         prompts: Prompts,
         keys: Array,
     ) -> None:
-        self.parts = (denoiser, params, policy, settings, prompts, keys)
+        self.arguments = (denoiser, params, policy, settings, prompts, keys)
         self.denoiser, self.params = for_rollouts(denoiser, settings.block_length), params
         self.config, self.needs = self.denoiser.config, policy.needs
         self.settings, self.prompts, self.keys = settings, prompts, keys

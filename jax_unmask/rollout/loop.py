@@ -276,7 +276,7 @@ class Loop:
         # Not many more rows at one time than have slots, because of the head.
         rows = math.lcm(each, forwards.settings.prompt_rows)
         rows = rows if slots.size % rows == 0 else slots.size
-        loop = dataclasses.replace(self, forwards=SharedForwards(*forwards.parts))
+        loop = dataclasses.replace(self, forwards=SharedForwards(*forwards.arguments))
 
         def slots_of(row: Array) -> Slots:
             return dataclasses.replace(slots, row=jnp.tile(row, (groups, 1)))

@@ -306,11 +306,11 @@ IMPOSSIBLE = [
         "6 optimiser",
     ),
     ("tracerl", {"rollout__cache": "block"}, "rollout.cache = 'block'", "block-causal"),
-    ("tracerl", {"rollout__parts": 0}, "rollout.parts = 0", "at least 1"),
+    ("tracerl", {"rollout__batches": 0}, "rollout.batches = 0", "at least 1"),
     (
         "tracerl",
-        {"rollout__parts": 4, "rollout__prompts_per_step": 6},
-        "rollout.parts = 4",
+        {"rollout__batches": 4, "rollout__prompts_per_step": 6},
+        "rollout.batches = 4",
         "rollout.prompts_per_step = 6",
     ),
     ("tracerl", {"learner__num_pads": -2}, "learner.num_pads = -2", "at least -1"),
@@ -397,10 +397,10 @@ def test_batch_that_a_mesh_does_not_divide(
 
 
 @pytest.mark.parametrize("recipe", ["policy_grpo", "tracerl"])
-def test_parts_that_the_prompts_of_a_process_do_not_fill(recipe, tiny_config, message, monkeypatch):
+def test_batches_that_the_prompts_of_a_process_leave(recipe, tiny_config, message, monkeypatch):
     monkeypatch.setattr(Placement, "feeds", 2)
-    text = message(tiny_config(recipe, rollout__prompts_per_step=6, rollout__parts=2))
-    assert "config.rollout.parts = 2: the 3 prompts" in text
+    text = message(tiny_config(recipe, rollout__prompts_per_step=6, rollout__batches=2))
+    assert "config.rollout.batches = 2: the 3 prompts" in text
 
 
 def test_mesh_of_another_machine(tiny_config, message):

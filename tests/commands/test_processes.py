@@ -106,7 +106,7 @@ def arithmetic(**changes):
         "rollout__block_length": length,
         "rollout__prompts_per_step": 8,
         "rollout__group_size": 4,
-        "rollout__parts": 2,
+        "rollout__batches": 2,
         "train__steps": 2,
         "checkpoint__every": 2,
         **changes,

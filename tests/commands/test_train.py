@@ -289,7 +289,7 @@ class TestPolicyRuns:
             rollout__cache="dual",
             rollout__block_length=4,
             rollout__stop_at_end=True,
-            rollout__parts=2,
+            rollout__batches=2,
         )
         found, policy, _ = self.run(config, tmp_path)
         assert policy.distribution == "dpls"
@@ -490,7 +490,7 @@ class TestTraceRuns:
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
         # Parts that are rolled out one after the other change nothing but how slots are used.
-        config.rollout.parts = 2
+        config.rollout.batches = 2
         train.train(config, tmp_path / "two")
         assert lines(tmp_path / "two") == [
             line | {"useful_forwards": other["useful_forwards"]}

@@ -1,4 +1,4 @@
-"""Rollouts in parts: the same rows, and checks that run beside the next part."""
+"""Rollouts in batches: the same rows, and checks that run beside the next batch."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ class Noted(Placement):
 
 @pytest.fixture(scope="module")
 def made():
-    """Results of rollouts in 1, 2 and 4 parts, with the events of each."""
+    """Results of rollouts in 1, 2 and 4 batches, with the events of each."""
     config = tiny.denoiser_config()
     params = jax.tree.map(lambda leaf: 1.7 * leaf, init_params(config, jax.random.key(1)))
     policy, policy_params = policies.parse_policy("threshold:threshold=0.3")
@@ -73,38 +73,38 @@ def made():
         rng.integers(0, 10, (4, 8)).astype(np.int32), np.arange(8) >= 8 - lengths[:, None]
     )
     found = {}
-    for parts in (1, 2, 4):
+    for batches in (1, 2, 4):
         events: list[str] = []
         task = Slow(events)
         bundle = Bundle(Denoiser(config), params, Words(), task, "tiny", Noted(events=events))
-        rollouts = Rollouts(bundle, parts, buckets=(3, 5))
+        rollouts = Rollouts(bundle, batches, buckets=(3, 5))
         trajectories = rollouts.start(
             *(params, policy, policy_params, prompts, 2, jax.random.key(7)),
             RolloutSettings(8, 4, temperature=1.0, slots=2),
         )
         assert events == []  # Nothing is waited for.
         fetched = rollouts.fetch(trajectories, EXAMPLES, 2)
-        found[parts] = (fetched, task.seen, events)
+        found[batches] = (fetched, task.seen, events)
     return found
 
 
-@pytest.mark.parametrize("parts", [2, 4])
+@pytest.mark.parametrize("batches", [2, 4])
 @pytest.mark.thorough
-def test_parts_change_no_row(made, parts):
-    (one, asked, _), (several, asked_in_parts, _) = made[1], made[parts]
+def test_batches_change_no_row(made, batches):
+    (one, asked, _), (several, asked_in_batches, _) = made[1], made[batches]
     for name in ("tokens", "step_map", "nfe"):
         np.testing.assert_array_equal(getattr(several, name), getattr(one, name))
-    assert asked_in_parts == asked
+    assert asked_in_batches == asked
     assert [example["number"] for example, _ in asked] == [0, 0, 1, 1, 2, 2, 3, 3]
     # Rows of one prompt are drawn apart.
     assert (one.tokens[::2] != one.tokens[1::2]).any()
     assert one.nfe.min() < one.nfe.max()
 
 
-@pytest.mark.parametrize("parts", [1, 2, 4])
-def test_checks_of_a_part_begin_before_the_next_is_waited_for(made, parts):
-    fetched, _, events = made[parts]
-    assert events == ["fetch", "begin"] * parts
+@pytest.mark.parametrize("batches", [1, 2, 4])
+def test_checks_of_a_batch_begin_before_the_next_is_waited_for(made, batches):
+    fetched, _, events = made[batches]
+    assert events == ["fetch", "begin"] * batches
     np.testing.assert_array_equal(fetched.scores(), jnp.asarray([0, 0, 1, 1, 2, 2, 3, 3], float))
-    assert events[2 * parts :] == ["wait"] * parts
-    del events[2 * parts :]
+    assert events[2 * batches :] == ["wait"] * batches
+    del events[2 * batches :]
