@@ -287,11 +287,32 @@ def _draw(
         choices = choices + gumbel(keys)
     candidate = choices.argmax(axis=-1)
     shown = kept if sampling.filtered_confidence else logits
-    of_candidate = _pick(tempered if sampling.filtered_confidence else logits, candidate)
-    log_mass = jax.nn.logsumexp(shown, axis=-1)
-    top = jax.lax.top_k(shown, top_k)[0]
-    probs = jnp.exp(shown - log_mass[..., None])
-    surprise = jnp.where(probs > 0, log_mass[..., None] - shown, 0.0)
+    whole = tempered if sampling.filtered_confidence else logits
+    return scores_of(shown, whole, candidate, top_k=top_k, entropy=entropy)
+
+
+def scores_of(
+    logits: Float[Array, "B W V"],
+    whole: Float[Array, "B W V"],
+    candidate: Int[Array, "B W"],
+    *,
+    top_k: int,
+    entropy: bool,
+) -> Scores:
+    """Scores of given candidates from all logits of a position.
+
+    Args:
+        logits: of the distribution, -inf for tokens that a filter left out.
+        whole: the same without a filter.
+        candidate: the token of each position.
+        top_k: how many of the largest probabilities to return.
+        entropy: whether to compute the entropy.
+    """
+    log_mass = jax.nn.logsumexp(logits, axis=-1)
+    top = jax.lax.top_k(logits, top_k)[0]
+    probs = jnp.exp(logits - log_mass[..., None])
+    surprise = jnp.where(probs > 0, log_mass[..., None] - logits, 0.0)
+    of_candidate = jnp.take_along_axis(whole, candidate[..., None], axis=-1)[..., 0]
     return Scores(
         candidate=candidate.astype(jnp.int32),
         # A token that had to do was not kept; its probability must not exceed 1 all the same.
@@ -399,7 +420,3 @@ def _finish(reduced: _Partial, entropy: bool) -> Scores:
         # it negative by 1e-8 where one token has all the mass.
         entropy=jnp.maximum(log_mass - reduced.moment / reduced.mass, 0.0) if entropy else None,
     )
-
-
-def _pick(values: Float[Array, "B L C"], index: Int[Array, "B L"]) -> Float[Array, "B L"]:
-    return jnp.take_along_axis(values, index[..., None], axis=-1)[..., 0]

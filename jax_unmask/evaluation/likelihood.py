@@ -20,11 +20,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_unmask import policies
 from jax_unmask.denoisers import Denoiser, Params
-from jax_unmask.denoisers.head import score_candidates
 from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.token_log_prob import token_log_prob
 from jax_unmask.policies.order import descending_ranks
+from jax_unmask.rollout import Prompts, RolloutSettings, rollout, row_keys
 from jax_unmask.runtime import streams
 
 _Rows = tuple[Any, ...]  # (tokens, real, wanted), [S] or [R, S] each
@@ -97,20 +98,44 @@ class Likelihood:
         return found
 
     def are_greedy(self, pairs: Sequence[tuple[list[int], list[int]]]) -> list[bool]:
-        """Whether the model writes each response of itself, the most confident token first."""
-        found = self._each(pairs, lambda rows: _are_greedy(self._denoiser, self._params, *rows))
-        return [bool(each) for each in found]
+        """Whether the model writes each response of itself, the most confident token first.
+
+        Each length of a response compiles its own program.
+        """
+        policy = policies.TopConfidence()
+
+        def compare(rows: _Rows) -> Array:
+            tokens, real, wanted = rows
+            length = int(wanted[0].sum())
+            prompts = Prompts(tokens=tokens[:, :-length], mask=real[:, :-length])
+            written = rollout(
+                self._denoiser,
+                self._params,
+                policy,
+                policy.params(),
+                prompts,
+                row_keys(self._key, len(tokens)),
+                RolloutSettings(length, length, vocab_chunk=_VOCAB_CHUNK),
+            ).tokens
+            return (written == tokens[:, -length:]).all(axis=-1)
+
+        return [bool(each) for each in self._each(pairs, compare, of_one_length=True)]
 
     def _each(
         self,
         pairs: Sequence[tuple[list[int], list[int]]],
         compute: Callable[[_Rows], Array],
+        *,
+        of_one_length: bool = False,
     ) -> list[np.ndarray]:
-        """Results for all pairs, from batches of pairs that are padded to the same width."""
-        widths = [self._width(*pair) for pair in pairs]
+        """Results for all pairs, from batches of pairs that are padded to the same width.
+
+        With `of_one_length` the responses of a batch have the same length, too.
+        """
+        sizes = [(self._width(*pair), of_one_length and len(pair[1])) for pair in pairs]
         found: list[np.ndarray] = [np.empty(0)] * len(pairs)
-        for width in sorted(set(widths)):
-            rows = [row for row, of_row in enumerate(widths) if of_row == width]
+        for size in sorted(set(sizes)):
+            width, rows = size[0], [row for row, of_row in enumerate(sizes) if of_row == size]
             for start in range(0, len(rows), self._together):
                 batch = rows[start : start + self._together]
                 # The last pair fills the batch up: one size is one program.
@@ -189,30 +214,3 @@ def stratified_masks(key: Array, wanted: Bool[Array, " S"], rows: int) -> Bool[A
     size = (first + steps - 1) % length + 1
     noise = jax.random.uniform(of_places, (rows, wanted.shape[0]))
     return wanted & (descending_ranks(-noise, wanted) < size[:, None])
-
-
-@functools.partial(jax.jit, static_argnames=("denoiser",))
-def _are_greedy(
-    denoiser: Denoiser,
-    params: Params,
-    tokens: Int[Array, "R S"],
-    real: Bool[Array, "R S"],
-    wanted: Bool[Array, "R S"],
-) -> Bool[Array, " R"]:
-    mask_id = denoiser.config.mask_token_id
-    rows, keys = jnp.arange(len(tokens)), jax.random.split(jax.random.key(0), len(tokens))
-
-    def step(_: Array, canvas: Int[Array, "R S"]) -> Int[Array, "R S"]:
-        hidden = denoiser.apply({"params": params}, canvas, real, method="hidden")
-        scores = score_candidates(
-            denoiser, params, cast(Array, hidden), keys, vocab_chunk=_VOCAB_CHUNK
-        )
-        is_open = wanted & (canvas == mask_id)
-        place = jnp.argmax(jnp.where(is_open, scores.confidence, -1.0), axis=-1)
-        # Rows that are full have no open position; they stay as they are.
-        place = jnp.where(is_open.any(axis=-1), place, canvas.shape[1])
-        return canvas.at[rows, place].set(scores.candidate[rows, place], mode="drop")
-
-    most = wanted.sum(axis=-1, dtype=jnp.int32).max()
-    written = jax.lax.fori_loop(0, most, step, jnp.where(wanted, mask_id, tokens))
-    return (written == tokens).all(axis=-1)

@@ -1,9 +1,12 @@
 """Canvases from uniform noise to text (DiffusionGemma): one compiled program for a whole batch.
 
-The masked models' loop is `rollout.loop`. At each step every position of the canvas gets a drawn
-token; a policy chooses the positions that accept theirs, and the others become random tokens again.
-A canvas ends when the best tokens have stopped changing and are certain, and is then encoded for
-the next one.
+At each step every position of the canvas gets a drawn token; a policy chooses the positions that
+accept theirs, and the others become random tokens again. A canvas ends when the best tokens have
+stopped changing and are certain, and is then encoded for the next one.
+
+It is not the masked models' loop (`rollout.loop`), where the masks that are left say what a policy
+may fill and when blocks and rows end. Here no position is masked or final, each forward
+also reads the expected embeddings of the last one, and a finished canvas takes a causal forward.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.cache import KeyValueCache
 from jax_unmask.denoisers.diffusion_gemma.model import DiffusionGemma, empty_cache
-from jax_unmask.denoisers.head import by_position
+from jax_unmask.denoisers.head import Scores, by_position, scores_of
 from jax_unmask.denoisers.transformer import Params
 from jax_unmask.policies.base import Observation, Policy
 from jax_unmask.rollout.slots import where_rows
@@ -72,16 +75,12 @@ class Generated:
 class _Scores(NamedTuple):
     """The network's view of each position of a canvas, at the step's temperature.
 
-    A drawn token and its probability, the most probable one and its probability, the K largest
-    probabilities, the entropy in nats, and the expected embedding for self-conditioning.
+    The scores of a drawn token, the most probable one, and the expected embedding for
+    self-conditioning.
     """
 
-    token: Int[Array, "B C"]
+    drawn: Scores
     best: Int[Array, "B C"]
-    confidence: Float[Array, "B C"]
-    certainty: Float[Array, "B C"]
-    top_probs: Float[Array, "B C K"]
-    entropy: Float[Array, "B C"]
     soft: Float[Array, "B C D"]
 
 
@@ -165,12 +164,16 @@ def generate(
 
         def score(hidden: Array, keys: Array) -> _Scores:
             logits = run(hidden, method="logits") / temperature
-            soft = run(logits, method="soft_embeddings")
-            return _score(logits, draw_tokens(keys, logits), soft, policy.needs.top_k)
+            token, top_k = draw_tokens(keys, logits), policy.needs.top_k
+            return _Scores(
+                scores_of(logits, logits, token, top_k=top_k, entropy=True),
+                best=logits.argmax(axis=-1).astype(jnp.int32),
+                soft=run(logits, method="soft_embeddings"),
+            )
 
         at_once = max(_LOGITS_AT_ONCE // (batch * cfg.vocab_size), 1)
-        scores = by_position(score, hidden, _fold(keys, drawn, 0), at_once)
-        token, best, entropy = scores.token, scores.best, scores.entropy
+        scores, best, soft = by_position(score, hidden, _fold(keys, drawn, 0), at_once)
+        token, entropy = scores.candidate, scores.entropy
         since = jnp.where(best == state.best, state.since, state.nfe[:, None])
         everywhere = jnp.ones(token.shape, bool)
         obs = Observation(
@@ -197,8 +200,8 @@ def generate(
             current=keep(current, state.current),
             best=keep(best, state.best),
             since=keep(since, state.since),
-            confidence=keep(scores.certainty, state.confidence),
-            soft=keep(scores.soft.astype(state.soft.dtype), state.soft),
+            confidence=keep(scores.top_probs[..., 0], state.confidence),
+            soft=keep(soft.astype(state.soft.dtype), state.soft),
             unchanged=keep(unchanged, state.unchanged),
             done=state.done | ((unchanged >= settings.stability) & certain),
             drawn=drawn,
@@ -299,23 +302,6 @@ def draw_tokens(keys: Array, logits: Float[Array, "B W V"]) -> Int[Array, "B W"]
     """A token for each position, drawn from softmax(logits) with the position's key [B, W]."""
     draw = jax.vmap(jax.vmap(jax.random.categorical))
     return draw(keys, logits).astype(jnp.int32)
-
-
-def _score(
-    logits: Float[Array, "B W V"], token: Int[Array, "B W"], soft: Float[Array, "B W D"], top_k: int
-) -> _Scores:
-    """The scores of a canvas, or of some positions of one."""
-    log_probs = jax.nn.log_softmax(logits)
-    probs = jnp.exp(log_probs)
-    return _Scores(
-        token=token,
-        best=logits.argmax(axis=-1).astype(jnp.int32),
-        confidence=jnp.take_along_axis(probs, token[..., None], axis=-1)[..., 0],
-        certainty=probs.max(axis=-1),
-        top_probs=jax.lax.top_k(probs, top_k)[0],
-        entropy=-jnp.where(probs > 0, probs * log_probs, 0.0).sum(axis=-1),
-        soft=soft,
-    )
 
 
 def _fold(keys: Array, count: Int[Array, " B"], stream: int) -> Array:
