@@ -279,10 +279,11 @@ def over_chunks(
         cells: packed cells.
         minibatch: which of them.
         chunk_size: cells per chunk (static): of each device that has its own rows, of all devices
-            together where they share all cells.
+            together where they share all cells; 0 for all.
         shards: the devices.
     """
-    size = min(chunk_size, cells.order.shape[0])
+    count = cells.order.shape[0]
+    size = min(chunk_size or count, count)
     if not shards.by_rows:
         size = -(-size // jax.lax.axis_size(shards.axes))
     # Places from `stop` on repeat the last cell: a real cell with weight zero cannot bring in the

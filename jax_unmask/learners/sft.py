@@ -13,13 +13,15 @@ import optax
 from flax import struct
 from jaxtyping import Array, Bool, Float, Int
 
-from jax_unmask.denoisers.attention import Copies
-from jax_unmask.denoisers.positions import default_positions
 from jax_unmask.denoisers.sharding import keep
+from jax_unmask.denoisers.transformer import output_table
 from jax_unmask.learners.engine import Metrics, Params, TrainState, descend
+from jax_unmask.learners.states import TokenSettings, canvas_hidden
+from jax_unmask.learners.surrogates import States
+from jax_unmask.learners.token_log_prob import score_tokens
 from jax_unmask.rollout.trajectory import Prompts
 from jax_unmask.runtime import streams
-from jax_unmask.settings import Settings, given, setting
+from jax_unmask.settings import Settings, given, setting, setting_of
 
 
 class Corruption(NamedTuple):
@@ -180,65 +182,31 @@ def masked_cross_entropy(
     loss = 1 / (B L) * sum over tokens of weight * -log p(target | prompt, corrupted response)
 
     With the weights 1/t of `Masking`'s random rows this is eq. 5 of arXiv 2502.09992, whose
-    expectation bounds the negative log-likelihood per response token. The vocabulary head runs on
-    the L response positions only; with `positions_per_chunk` its logits exist for that many
-    positions of each row at a time, in the backward pass too.
+    expectation bounds the negative log-likelihood per response token.
 
     Args:
-        denoiser: module with the methods "hidden" and "logits"; its config names the mask token.
-        params: parameters of the denoiser.
+        denoiser: the denoiser; its config names the mask token.
+        params: its parameters.
         batch: prompts and targets.
         corruption: which targets are hidden and what they weigh.
-        positions_per_chunk: response positions whose logits are alive at once; must divide L.
-            0 takes all.
+        positions_per_chunk: response positions whose logits are alive at once, see `score_tokens`.
 
     Returns:
-        The loss, and the share of the masked tokens that the arg max gets right.
+        The loss, and the share of the masked tokens that are the most probable ones.
     """
-    rows, length = batch.targets.shape
-    chunk = positions_per_chunk or length
-    if length % chunk:
-        raise ValueError(
-            f"positions_per_chunk={chunk} does not divide the response length {length}; "
-            "choose a divisor, or 0 for all positions at once"
-        )
-    noisy = jnp.where(corruption.masked, denoiser.config.mask_token_id, batch.targets)
-    tokens = jnp.concatenate([batch.prompts.tokens, noisy], axis=1)
-    real = jnp.concatenate([batch.prompts.mask, jnp.ones((rows, length), bool)], axis=1)
-    variables = {"params": params}
-    rule: dict[str, Any] = {}
-    if corruption.causal is not None:
-        positions = default_positions(real, real.shape[1])
-        # A block per response token, or one for all.
-        is_response = jnp.arange(real.shape[1]) >= batch.prompts.tokens.shape[1]
-        block = jnp.where(corruption.causal[:, None] & is_response, 1 + positions, 0)
-        rule = {
-            "positions": positions,
-            "copies": Copies(block=block, noisy=jnp.zeros_like(real), real=real),
-        }
-    hidden = denoiser.apply(variables, tokens, attention_mask=real, method="hidden", **rule)
-    hidden = hidden[:, batch.prompts.tokens.shape[1] :]
-
-    def head(
-        hidden: Array, targets: Array, weight: Array, masked: Array
-    ) -> tuple[Float[Array, ""], Int[Array, ""]]:
-        logits = denoiser.apply(variables, hidden, method="logits").astype(jnp.float32)
-        entropy = optax.softmax_cross_entropy_with_integer_labels(logits, targets)
-        right = masked & (jnp.argmax(logits, axis=-1) == targets)
-        return jnp.sum(weight * entropy), jnp.sum(right)
-
-    columns = (hidden, batch.targets, corruption.weight, corruption.masked)
-    if chunk == length:
-        loss, right = head(*columns)
-    else:
-        chunked = jax.tree.map(
-            lambda x: jnp.moveaxis(x.reshape(rows, -1, chunk, *x.shape[2:]), 1, 0), columns
-        )
-        # Without rematerialisation the backward pass would keep every chunk's logits.
-        losses, rights = jax.lax.map(lambda x: jax.checkpoint(head)(*x), chunked)
-        loss, right = jnp.sum(losses), jnp.sum(rights)
-    masked = jnp.maximum(jnp.sum(corruption.masked), 1)
-    return loss / (rows * length), right / masked
+    weighs = corruption.masked | (corruption.weight > 0)
+    states = States(masked=corruption.masked, trained=weighs, causal=corruption.causal)
+    hidden = canvas_hidden(denoiser, params, batch.prompts, batch.targets, states)
+    log_prob, is_best = score_tokens(
+        output_table(denoiser.config, params),
+        hidden.reshape(-1, hidden.shape[-1]),
+        batch.targets.reshape(-1),
+        weighs.reshape(-1),
+        positions_per_chunk,
+    )
+    loss = -jnp.sum(corruption.weight.reshape(-1) * log_prob) / batch.targets.size
+    right = jnp.sum(corruption.masked.reshape(-1) & is_best)
+    return loss, right / jnp.maximum(jnp.sum(corruption.masked), 1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -255,9 +223,7 @@ class SftLearner(Settings):
         ge=0,
         lt=1,
     )
-    positions_per_chunk: int = setting(
-        0, "Positions whose logits are alive at once; 0 for all.", ge=0
-    )
+    positions_per_chunk: int = setting_of(TokenSettings, "positions_per_chunk", default=0)
 
     def init(self, params: Params, key: Array) -> TrainState:
         """The state before the first step, from initial parameters and the run's key."""

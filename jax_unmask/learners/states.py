@@ -204,11 +204,20 @@ def canvas_hidden(
     if blocks is not None:
         return _in_copies(denoiser, params, prompts, prompt, tokens, noisy, blocks)
     real = jnp.concatenate([prompts.mask, jnp.ones(tokens.shape, bool)], axis=1)
+    rule: dict[str, Any] = {}
+    if states.causal is not None:
+        positions = default_positions(real, real.shape[1])
+        # A block per response token, or one for all.
+        is_response = jnp.arange(real.shape[1]) >= prompt.shape[1]
+        block = jnp.where(states.causal[:, None] & is_response, 1 + positions, 0)
+        copies = Copies(block=block, noisy=jnp.zeros_like(real), real=real)
+        rule = {"positions": positions, "copies": copies}
     hidden = denoiser.apply(
         {"params": params},
         jnp.concatenate([prompt, noisy], axis=1),
         attention_mask=real,
         method="hidden",
+        **rule,
     )
     return cast(Array, hidden)[:, prompt.shape[1] :]
 
@@ -261,7 +270,9 @@ class TokenSettings(Settings):
         -1, "Padding tokens trained per response, its first ones; -1 for all.", ge=-1
     )
     chunk_size: int = setting(64, "States whose activations are alive at once.", ge=1)
-    positions_per_chunk: int = setting(256, "Positions whose logits are alive at once.", ge=1)
+    positions_per_chunk: int = setting(
+        256, "Positions whose logits are alive at once; 0 for all.", ge=0
+    )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -55,11 +55,13 @@ class States:
         trained: positions whose tokens are evaluated; a subset of `masked` (but for
             `Autoregressive`).
         prompt_masked: prompt positions that hold the mask token, or None.
+        causal: the row's attention is causal; None if that of none is.
     """
 
     masked: Bool[Array, "C L"]
     trained: Bool[Array, "C L"]
     prompt_masked: Bool[Array, "C P"] | None = None
+    causal: Bool[Array, " C"] | None = None
 
 
 class Surrogate:

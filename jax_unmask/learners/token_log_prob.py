@@ -16,7 +16,6 @@ from jax_unmask.learners.engine import Chunk, over_chunks, split
 Tree = TypeVar("Tree")
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def token_log_prob(
     table: Float[Array, "V D"],
     hidden: Float[Array, "N D"],
@@ -25,7 +24,20 @@ def token_log_prob(
     positions_per_chunk: int,
     temperature: float = 1.0,
 ) -> Float[Array, " N"]:
-    """Log-softmax of the wanted positions' logits at their labels; 0 at all other positions.
+    """The first result of `score_tokens`."""
+    return score_tokens(table, hidden, labels, wanted, positions_per_chunk, temperature)[0]
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def score_tokens(
+    table: Float[Array, "V D"],
+    hidden: Float[Array, "N D"],
+    labels: Int[Array, " N"],
+    wanted: Bool[Array, " N"],
+    positions_per_chunk: int,
+    temperature: float = 1.0,
+) -> tuple[Float[Array, " N"], Bool[Array, " N"]]:
+    """Log-softmax of the wanted positions' logits at their labels, and which are the largest.
 
     The wanted positions are packed together and go through the vocabulary projection a chunk at a
     time, in the backward pass too (the logits are computed again). Time follows the number of
@@ -36,11 +48,12 @@ def token_log_prob(
         hidden: last hidden states.
         labels: the token whose log-probability is asked for.
         wanted: positions that are asked for.
-        positions_per_chunk: positions whose logits are alive at once (static).
+        positions_per_chunk: positions whose logits are alive at once (static); 0 for all.
         temperature: the logits are divided by it (static).
 
     Returns:
-        Float32 log-probabilities, differentiable in `table` and `hidden`.
+        Float32 log-probabilities, differentiable in `table` and `hidden`, and whether no token is
+        more probable; 0 and False at all positions that are not wanted.
     """
     static = (positions_per_chunk, temperature)
     return _forward(table, hidden, labels, wanted, *static)[0]
@@ -53,35 +66,38 @@ def _forward(
     wanted: Array,
     positions_per_chunk: int,
     temperature: float,
-) -> tuple[Array, tuple[Array, ...]]:
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     def of_shard(
         shard: TableShard, hidden: Array, labels: Array, wanted: Array
     ) -> tuple[Array, ...]:
         shard = shard.gathered(hidden.dtype)
 
-        def body(out: tuple[Array, Array], at: Chunk) -> tuple[Array, Array]:
+        def body(out: tuple[Array, ...], at: Chunk) -> tuple[Array, ...]:
             logits = shard.logits(hidden[at.row], 0, shard.size) / temperature
-            score, total = shard.picked(logits, labels[at.row]), jax.nn.logsumexp(logits, axis=-1)
-            if shard.tensor == 1:
-                score = score - total
-            return _put(out, (score, total), at)
+            logit, total = shard.picked(logits, labels[at.row]), jax.nn.logsumexp(logits, axis=-1)
+            return _put(out, (logit, total, logits.max(axis=-1)), at)
 
         zeros = jnp.zeros(wanted.shape, jnp.float32)
         cells = split(wanted[None])
-        scores, total = over_chunks(body, (zeros, zeros), cells, cells.first, positions_per_chunk)
-        if shard.tensor > 1:  # Once for all positions, and not a chunk at a time.
-            largest = shard.max(total)
-            total = largest + jnp.log(shard.sum(jnp.exp(total - largest)))
-            scores = jnp.where(wanted, shard.sum(scores) - total, 0.0)
-        return scores, total
+        start: tuple[Array, ...] = (zeros,) * 3
+        found = over_chunks(body, start, cells, cells.first, positions_per_chunk)
+        # Over the shards of the vocabulary once for all positions, and not a chunk at a time.
+        logit, total, largest = shard.sum(found[0]), found[1], shard.max(found[2])
+        if shard.tensor > 1:
+            top = shard.max(total)
+            total = top + jnp.log(shard.sum(jnp.exp(total - top)))
+        return jnp.where(wanted, logit - total, 0.0), wanted & (logit >= largest), total
 
-    names = [("batch",), ("batch",)]
-    scores, total = over_table(of_shard, table, hidden, labels, wanted, names=names)
-    return scores, (table, hidden, labels, wanted, total)
+    names = [("batch",)] * 3
+    scores, is_best, total = over_table(of_shard, table, hidden, labels, wanted, names=names)
+    return (scores, is_best), (table, hidden, labels, wanted, total)
 
 
 def _backward(
-    positions_per_chunk: int, temperature: float, saved: tuple[Array, ...], cotangent: Array
+    positions_per_chunk: int,
+    temperature: float,
+    saved: tuple[Array, ...],
+    cotangents: tuple[Array, Array],
 ) -> tuple[Array, Array, None, None]:
     def of_shard(shard: TableShard, *rows: Array) -> tuple[Array, Array]:
         hidden, labels, wanted, total, cotangent = rows
@@ -105,13 +121,13 @@ def _backward(
         of_table, of_hidden = over_chunks(body, zeros, cells, cells.first, positions_per_chunk)
         return shard.gradient_shard(of_table).astype(table.dtype), shard.sum(of_hidden)
 
-    table, *rows = saved
+    (table, *rows), cotangent = saved, cotangents[0]
     names = [("vocab", "embed"), ("batch",)]
     of_table, of_hidden = over_table(of_shard, table, *rows, cotangent, names=names)
     return of_table, of_hidden, None, None
 
 
-token_log_prob.defvjp(_forward, _backward)
+score_tokens.defvjp(_forward, _backward)
 
 
 def _put(out: Tree, new: Tree, at: Chunk) -> Tree:

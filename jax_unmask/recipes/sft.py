@@ -383,8 +383,6 @@ class SftSettings(SupervisedSettings):
     def check(self) -> None:
         super().check()
         self.require_divides("masking.suffix_block_length", "data.gen_length")
-        if self.learner.positions_per_chunk:
-            self.require_divides("learner.positions_per_chunk", "data.gen_length")
         self.require(
             self.model.attention_block == 0,
             "model.attention_block",

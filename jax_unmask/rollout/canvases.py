@@ -14,7 +14,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -173,7 +173,7 @@ def generate(
 
         at_once = max(_LOGITS_AT_ONCE // (batch * cfg.vocab_size), 1)
         scores, best, soft = by_position(score, hidden, _fold(keys, drawn, 0), at_once)
-        token, entropy = scores.candidate, scores.entropy
+        token, entropy = scores.candidate, cast(Array, scores.entropy)
         since = jnp.where(best == state.best, state.since, state.nfe[:, None])
         everywhere = jnp.ones(token.shape, bool)
         obs = Observation(

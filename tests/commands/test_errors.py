@@ -244,7 +244,7 @@ IMPOSSIBLE = [
     ("sft", {"model__num_heads": 3}, "model.num_heads = 3", "model.hidden_size = 8"),
     ("sft", {"model__num_heads": 8, "model__num_kv_heads": 8}, "model.hidden_size = 8", "pairs"),
     ("sft", {"masking__suffix_block_length": 5}, "masking.suffix_block_length = 5", "data.gen"),
-    ("sft", {"learner__positions_per_chunk": 5}, "learner.positions_per_chunk = 5", "data.gen"),
+    ("sft", {"learner__positions_per_chunk": -1}, "learner.positions_per_chunk = -1", "at least 0"),
     ("sft", {"model__max_length": 8}, "model.max_length = 8", "33"),
     ("sft", {"model__attention_block": 4}, "model.attention_block = 4", "state_sft"),
     ("tracerl", {"learner__surrogate": "tracer"}, "learner.surrogate = 'tracer'", "trace"),

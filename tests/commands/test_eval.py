@@ -165,7 +165,6 @@ TRAINED = [
     ("tracerl", {"lora__rank": 2, "model__param_dtype": "bfloat16"}, {}),
     ("tracerl", {"value__enabled": True}, {"rollout.policy": "learned:/no/such"}),
     ("sft", {"masking__suffix_block_length": 8}, {"data.gen_length": 20}),
-    ("sft", {"learner__positions_per_chunk": 8}, {"data.gen_length": 20}),
     (
         "state_sft",
         {"learner__method": "semi_ar", "learner__block_length": 8, "learner__num_pads": 1}

@@ -79,15 +79,10 @@ def gradient(params, batch, corruption, chunk=0):
     )(params)
 
 
-@pytest.mark.parametrize("chunk", [1, 2])
+@pytest.mark.parametrize("chunk", [1, 5])
 def test_vocabulary_chunks_do_not_matter(params, corruption, chunk):
     whole, parts = (gradient(params, make_batch(), corruption, n) for n in (0, chunk))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), whole, parts)
-
-
-def test_chunk_must_divide_the_response(params, corruption):
-    with pytest.raises(ValueError, match=r"positions_per_chunk=4 does not divide .* 6"):
-        masked_cross_entropy(DENOISER, params, make_batch(), corruption, 4)
 
 
 def test_hidden_targets_cannot_leak(params, corruption):
