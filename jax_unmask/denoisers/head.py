@@ -171,25 +171,25 @@ def _reduce_shard(
     size = shard.size
     chunk = min(chunk, size)
 
-    def reduce(first: Array | int, start: Array | int) -> _Partial:
-        place = first + jnp.arange(chunk)
-        ids, noise = shard.first + place, None
-        logits = shard.logits(hidden, first, chunk)
-        if chunk < size:
-            logits = jnp.where(place >= start, logits, -jnp.inf)
+    def reduce(first: Array | int, count: int) -> _Partial:
+        ids, noise = shard.first + first + jnp.arange(count), None
         if temperature > 0:
             noise = temperature * gumbel_noise(keys, ids, hidden.shape[1])
-        return _reduce(logits, ids, noise, top_k, forbidden)
+        return _reduce(shard.logits(hidden, first, count), ids, noise, top_k, forbidden)
+
+    def step(
+        carry: tuple[_Partial, Int[Array, ""]], _: None
+    ) -> tuple[tuple[_Partial, Int[Array, ""]], None]:
+        # Carried, as the index of `transformer.forward`'s layers is.
+        total, index = carry
+        return (_merge(total, reduce(index * chunk, chunk), top_k), index + 1), None
 
     if chunk == size:
-        return reduce(0, 0)
-
-    def step(total: _Partial, start: Int[Array, ""]) -> tuple[_Partial, None]:
-        # The last slice is moved back to end with the shard; what it repeats is masked out.
-        return _merge(total, reduce(jnp.minimum(start, size - chunk), start), top_k), None
-
-    nothing = _nothing(hidden.shape[:2], top_k)
-    return jax.lax.scan(step, nothing, jnp.arange(0, size, chunk))[0]
+        return reduce(0, size)
+    whole, rest = divmod(size, chunk)
+    carry = (_nothing(hidden.shape[:2], top_k), jnp.zeros((), jnp.int32))
+    (total, _), _ = jax.lax.scan(step, carry, None, length=whole)
+    return _merge(total, reduce(whole * chunk, rest), top_k) if rest else total
 
 
 def _in_kernel(

@@ -449,13 +449,22 @@ def _over_layers(
     takes its place at the last one, and then there are no outputs.
     """
     depth = jax.tree.leaves(stacked)[0].shape[0]
+
+    def run(carry: tuple[Any, Array], params: Params | None) -> tuple[tuple[Any, Array], Any]:
+        # The index is carried: GPUs read slices of stacked arrays in place where it counts rounds,
+        # and copy some where it comes from an array.
+        state, index = carry
+        of_layer = _layer_of(stacked, index) if params is None else params
+        state, out = layer(state, of_layer, index)
+        return (state, index + 1), out
+
+    carry = (state, jnp.zeros((), jnp.int32))
     if final is None:
         # Scanned over, gradients of the parameters are written layer by layer.
-        run = lambda state, inputs: layer(state, *inputs)
-        return jax.lax.scan(run, state, (stacked, jnp.arange(depth)))
+        (state, _), out = jax.lax.scan(run, carry, stacked)
+        return state, out
     # By index: a slice of several layers would be a copy of their parameters.
-    run = lambda state, index: layer(state, _layer_of(stacked, index), index)
-    state, _ = jax.lax.scan(run, state, jnp.arange(depth - 1))
+    (state, _), _ = jax.lax.scan(run, carry, None, length=depth - 1)
     return final(state, _layer_of(stacked, depth - 1), depth - 1)
 
 

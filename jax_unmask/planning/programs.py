@@ -182,7 +182,7 @@ def rounds(
         elif part not in steps and (parent is entry or parent in steps):
             title, within = unit, nested(part)
             if parent in steps:
-                kinds = {timing.kind(each) for each, _, _ in part.instructions}
+                kinds = {timing.kind(program, each) for each, _, _ in part.instructions}
                 is_forward = "products of layers" in kinds
                 title = "per full forward" if is_forward else "per round of another loop"
             listed.append(measure(title, part) + within)

@@ -35,8 +35,11 @@ _FREE = (
 PRODUCTS = ("query", "key", "value", "attention_out", "gate", "up", "down")
 
 
-def kind(each: Instruction) -> str:
+def kind(program: Compiled, each: Instruction) -> str:
     """The purpose of an operation, by the names of the source."""
+    if not each.source:  # A fusion may have none, such as a product that reads a slice in place.
+        products = (one for one in program.fused(each) if one.operation in ("custom-call", "dot"))
+        each = next(products, each)
     source = each.source
     if each.operation in ("copy", "transpose", "copy-start") or each.name.startswith(
         ("copy", "transpose")
@@ -69,7 +72,7 @@ def seconds(program: Compiled, part: Part, device: Accelerator) -> dict[str, flo
         else:
             took = _roofline(program, each, types, device)
         if took:
-            found[kind(each)] += took * times
+            found[kind(program, each)] += took * times
     return dict(sorted(found.items(), key=lambda each: -each[1]))
 
 
