@@ -12,6 +12,11 @@ several values, and end with the only block lengths to measure:
     ...@LENGTH|LENGTH                     threshold:threshold=0.9@16|32
     KEY=A,OTHER=B|KEY=C,OTHER=D           task.name=gsm8k,task.path=/a|task.name=math,task.path=/b
 
+Bands and mixtures of tasks:
+
+    FIELD:LOW..HIGH, FIELD:A|B            level:3..5, difficulty:Easy|Medium
+    NAME=WEIGHT                           math=0.5
+
 A value has the type that the setting declares.
 """
 
@@ -24,11 +29,12 @@ import difflib
 import importlib
 import inspect
 import itertools
+import math
 import re
 import sys
 import types
 import typing
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 _BLOCKS = re.compile(r"(?P<rest>.*)@(?P<blocks>\d+(\|\d+)*)")
@@ -199,6 +205,45 @@ def alternatives(values: str, text: str | None = None) -> list[str]:
     return found
 
 
+def bounds(text: str) -> tuple[float, float] | None:
+    """The ends of LOW..HIGH, either of which may be left out; None for other texts.
+
+    >>> bounds("3..5"), bounds("..0.5"), bounds("Easy|Medium")
+    ((3.0, 5.0), (-inf, 0.5), None)
+
+    Raises:
+        NotationError: an end is no number, or they are the wrong way round.
+    """
+    low, dots, high = text.partition("..")
+    if not dots:
+        return None
+    try:
+        found = float(low or -math.inf), float(high or math.inf)
+    except ValueError:
+        raise NotationError(text, "its ends are no numbers") from None
+    if not found[0] <= found[1]:
+        raise NotationError(text, "it is empty: its ends are the wrong way round")
+    return found
+
+
+def weighted(text: str) -> tuple[str, float | None]:
+    """The name and the weight of NAME or NAME=WEIGHT.
+
+    >>> weighted("math=0.5"), weighted("gsm8k")
+    (('math', 0.5), ('gsm8k', None))
+
+    Raises:
+        NotationError: the text cannot be read.
+    """
+    if "=" not in text:
+        return text, None
+    ((name, weight),) = pairs([text], text).items()
+    try:
+        return name, float(weight)
+    except ValueError:
+        raise NotationError(text, f"the weight {weight!r} is not a number") from None
+
+
 def _range(text: str, match: re.Match[str]) -> list[str]:
     problem = NotationError(
         text,
@@ -301,10 +346,35 @@ def _hints(of: Any) -> dict[str, Any]:
 def suggestion(name: str, known: Iterable[str]) -> str:
     """The end of an error about an unknown name: names that are close, or all that are known."""
     known = list(known)
-    close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
-    if close:
+    if close := nearest(name, known, 3, 0.5):
         return f"; did you mean {' or '.join(close)}"
     return f"; known: {', '.join(known) or 'none'}"
+
+
+def nearest(name: str, known: Iterable[str], most: int = 1, alike: float = 0.6) -> list[str]:
+    """The known names that are most like one, the nearest first; `alike` is between 0 and 1."""
+    return difflib.get_close_matches(name, list(known), n=most, cutoff=alike)
+
+
+def key_remedy(key: str, known: Sequence[str]) -> str:
+    """A remedy for a dotted key that there is not: the nearest keys, or those of its group."""
+    # Keys and their groups, each by the group that it is in and its name there.
+    every = {other[:end] for other in known for end in (*_dots(other), len(other))}
+    split = {other: other.rpartition(".")[::2] for other in sorted(every)}
+    group, name = key.rpartition(".")[::2]
+    beside = {own: other for other, (around, own) in split.items() if around == group}
+    close = [beside[own] for own in nearest(name, beside)]
+    close += [other for other, (_, own) in split.items() if own == name]
+    close = close or nearest(key, split, alike=0.7)
+    if close:
+        return f"Did you mean {' or '.join(dict.fromkeys(close))}?"
+    where, names = (f"in {group}", beside) if beside and group else ("here", {})
+    roots = sorted({other.partition(".")[0] for other in known})
+    return f"Known {where} are: {', '.join(names or roots)}"
+
+
+def _dots(key: str) -> list[int]:
+    return [place for place, character in enumerate(key) if character == "."]
 
 
 class Names:

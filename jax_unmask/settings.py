@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import collections.abc
 import dataclasses
-import difflib
 import functools
 import inspect
 import math
@@ -28,6 +27,8 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
+
+from jax_unmask.notation import key_remedy
 
 _DECLARATION, _GIVEN = "setting", "given"
 MAX_INT = 2**31 - 1
@@ -482,27 +483,6 @@ def _value(declaration: Setting, value: Any) -> Any:
     if value is None:
         return None
     return tuple(map(declaration.kind, value)) if declaration.is_tuple else declaration.kind(value)
-
-
-def key_remedy(key: str, known: Sequence[str]) -> str:
-    """A remedy for a key that there is not: the nearest keys, or those of its group."""
-    # Keys and their groups, each by the group that it is in and its name there.
-    every = {other[:end] for other in known for end in (*_dots(other), len(other))}
-    split = {other: other.rpartition(".")[::2] for other in sorted(every)}
-    group, name = key.rpartition(".")[::2]
-    beside = {own: other for other, (around, own) in split.items() if around == group}
-    close = [beside[own] for own in difflib.get_close_matches(name, beside, n=1)]
-    close += [other for other, (_, own) in split.items() if own == name]
-    close = close or difflib.get_close_matches(key, split, n=1, cutoff=0.7)
-    if close:
-        return f"Did you mean {' or '.join(dict.fromkeys(close))}?"
-    where, names = (f"in {group}", beside) if beside and group else ("here", {})
-    roots = sorted({other.partition(".")[0] for other in known})
-    return f"Known {where} are: {', '.join(names or roots)}"
-
-
-def _dots(key: str) -> list[int]:
-    return [place for place, character in enumerate(key) if character == "."]
 
 
 def reference(settings: Sequence[Setting]) -> str:

@@ -57,6 +57,13 @@ def resolve_model(path: str) -> str:
     return str(assets() / path) if path in shipped_models() else path
 
 
+def shipped_name(path: str) -> str | None:
+    """The name of a shipped model, given by that or by its directory; None for other models."""
+    directory = pathlib.Path(resolve_model(path)).expanduser().resolve()
+    names = {(assets() / name).resolve(): name for name in shipped_models()}
+    return names.get(directory)
+
+
 def shipped_lengths(name: str) -> Lengths:
     """Lengths of a shipped model.
 

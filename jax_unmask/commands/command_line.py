@@ -17,11 +17,12 @@ from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
 from jax_unmask import recipes
+from jax_unmask.notation import key_remedy
 from jax_unmask.recipes.experiments import find_experiment, load_config
 from jax_unmask.runtime import compilation, distributed
 from jax_unmask.runtime.config import flatten
 from jax_unmask.runtime.terminal import harmless
-from jax_unmask.settings import ConfigError, FlagError, SettingError, help_text, key_remedy
+from jax_unmask.settings import ConfigError, FlagError, SettingError, help_text
 
 # Exceptions that wrong input raises: `ConfigError` and `CheckpointError` are ValueErrors, paths
 # that do not fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers

@@ -251,10 +251,10 @@ def _create(name: str, arguments: dict[str, Any]) -> Task:
 
 def _weight(text: str) -> tuple[str, float | None]:
     """Name and weight of a task of a mixture, such as "gsm8k" or "math=0.5"."""
-    name, equals, weight = text.partition("=")
     try:
+        name, weight = notation.weighted(text)
         tasks.TASKS(name)
-        return name, notation.convert(weight, float) if equals else None
+        return name, weight
     except ValueError as error:
         remedy = "Write NAME or NAME=WEIGHT"
         raise ConfigError("task.mixture", text, str(error), remedy) from error

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from jax_unmask import notation
 from jax_unmask.runtime import files
 from jax_unmask.runtime.exports import EXPORTS
-from jax_unmask.settings import ConfigError, key_remedy
+from jax_unmask.settings import ConfigError
 
 RECORD = "config.json"
 
@@ -182,7 +182,9 @@ def read_value(config: ConfigDict, key: str, text: str) -> Any:
     for part in path:
         group = group.get(part) if isinstance(group, ConfigDict) else None
     if not isinstance(group, ConfigDict) or name not in group:
-        raise ValueError(f"there is no key {key!r}. {key_remedy(key, list(flatten(config)))}")
+        raise ValueError(
+            f"there is no key {key!r}. {notation.key_remedy(key, list(flatten(config)))}"
+        )
     if text == "None":
         return None
     try:

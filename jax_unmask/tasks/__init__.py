@@ -6,7 +6,7 @@ import inspect
 from typing import Any
 
 from jax_unmask import notation
-from jax_unmask.shipped import shipped_models
+from jax_unmask.shipped import shipped_name
 from jax_unmask.tasks.base import Example, Source, Split, Task
 from jax_unmask.tasks.generated import GeneratedTask
 
@@ -67,9 +67,9 @@ def posable() -> list[str]:
 
 def example_prompt(model: str) -> str | None:
     """A prompt that a shipped model takes, which is one of its task; None for other models."""
-    if model not in shipped_models():
+    if (name := shipped_name(model)) is None:
         return None
-    task = parse(model)
+    task = parse(name)
     prompt = task.prompt(task.source("test")[0])
     return prompt if isinstance(prompt, str) else None
 

@@ -11,6 +11,7 @@ import math
 import re
 from typing import Any
 
+from jax_unmask import notation
 from jax_unmask.tasks import sources
 from jax_unmask.tasks.base import Example, Source
 
@@ -47,21 +48,16 @@ class Band:
         Raises:
             ValueError: it is neither.
         """
-        field, colon, bounds = text.partition(":")
-        if not (field and colon and bounds):
-            raise ValueError(f"difficulty={text!r} is no band; {_FORM}")
-        low, dots, high = bounds.partition("..")
-        if not dots:
-            return cls(field, words=tuple(word.strip().lower() for word in bounds.split("|")))
         try:
-            band = cls(field, float(low or -math.inf), float(high or math.inf))
+            spec = notation.parse(text)
+            if not spec.target or spec.settings:
+                raise ValueError("it is no band")
+            bounds = notation.bounds(spec.target)
+            words = () if bounds else notation.alternatives(spec.target)
         except ValueError as error:
-            raise ValueError(f"difficulty={text!r} has bounds that are no numbers; {_FORM}") from (
-                error
-            )
-        if band.low > band.high:
-            raise ValueError(f"difficulty={text!r} is empty: its bounds are the wrong way round")
-        return band
+            raise ValueError(f"difficulty={text!r}: {error}; {_FORM}") from error
+        low, high = bounds or (-math.inf, math.inf)
+        return cls(spec.name, low, high, tuple(word.lower() for word in words))
 
     def holds(self, example: Example) -> bool:
         """Whether an example is within the band.

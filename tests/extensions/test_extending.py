@@ -83,6 +83,23 @@ def test_the_harness_takes_the_policy(model, package, monkeypatch):
     assert made.sequences == 1 and 1 <= made.forwards < 8
 
 
+def test_a_denoiser_is_trained_by_the_policy_and_evaluated_with_it(experiment, tmp_path):
+    space: dict = {}
+    exec(experiment.read_text(), space)
+    config = space["get_config"]("tracerl")
+    config.value.enabled = False
+    config.eval.update(num_problems=2, batch_size=2, block_lengths=(8,), examples=0)
+    config.eval.policies = (f"{RULE}:factor=0.5|1",)
+    assert train.train(config, tmp_path / "run")
+    (step,) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert 1 <= json.loads(step)["nfe"] <= 8
+    results = evaluate(config, tmp_path / "eval", tmp_path / "run")
+    assert [(each.point.method, each.point.settings) for each in results] == [
+        ("AboveMean", (("factor", 0.5),)),
+        ("AboveMean", (("factor", 1.0),)),
+    ]
+
+
 @pytest.mark.thorough
 def test_a_curriculum_of_both_recipes_trains_them_and_the_result_is_evaluated(
     experiment, model, tmp_path
