@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
+import socket
 import subprocess
 import sys
+from typing import Any
 
 TESTS = pathlib.Path(__file__).parent
+RESULT = "result: "
+"""Begins the line of a program's output that holds its result, as JSON."""
 
 
 def environment(count: int) -> dict[str, str]:
@@ -39,3 +44,41 @@ def run_on_devices(count: int, program: str, *arguments: object) -> str:
     )
     assert result.returncode == 0, result.stderr
     return result.stdout
+
+
+def run_in_processes(count: int, processes: int, *arguments: object) -> list[Any]:
+    """The result of a Python program in each of several processes that belong together.
+
+    Args:
+        count: how many CPU devices each process sees.
+        processes: how many processes there are.
+        *arguments: of Python: the program's file, or "-c" and its source, and its arguments.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    started = []
+    for process in range(processes):
+        variables = environment(count)
+        if processes > 1:
+            variables |= {
+                "JAX_COORDINATOR_ADDRESS": address,
+                "JAX_NUM_PROCESSES": str(processes),
+                "JAX_PROCESS_ID": str(process),
+            }
+        command = [sys.executable, *map(str, arguments)]
+        pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+        started.append(subprocess.Popen(command, env=variables, **pipes))
+    try:
+        outputs = [process.communicate(timeout=1500) for process in started]
+    finally:
+        for process in started:
+            process.kill()
+    for process, (_, errors) in zip(started, outputs, strict=True):
+        assert process.returncode == 0, errors[-4000:]
+    return [
+        json.loads(line.removeprefix(RESULT))
+        for output, _ in outputs
+        for line in output.splitlines()
+        if line.startswith(RESULT)
+    ]

@@ -19,16 +19,14 @@ from typing import Any
 import jax
 import numpy as np
 
+import devices
 import tiny
 from jax_unmask import recipes
 from jax_unmask.planning import collectives
 from jax_unmask.recipes import rollouts
-from jax_unmask.runtime import distributed
+from jax_unmask.runtime import distributed, mesh
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.progress import Timer
-
-RESULT = "result: "
-"""Begins the line of the output that holds it."""
 
 _SETTINGS: dict[str, dict[str, Any]] = {
     "policy_grpo": {
@@ -148,8 +146,21 @@ def carried_over(recipe: Any, restore: str | None, save: str) -> dict[str, str]:
     }
 
 
+def _permuted(order: list[int], training: list[int]) -> Any:
+    """A context in which meshes other than that of training have their devices in this order."""
+    lay_out = mesh.over_network
+
+    def over_network(shape: Any, found: Any) -> Any:
+        return lay_out(shape, found if list(shape) == training else [found[k] for k in order])
+
+    return unittest.mock.patch.object(mesh, "over_network", over_network)
+
+
 def carry_out(run: dict[str, Any]) -> dict[str, Any]:
     """One run, as JSON asks for it."""
+    if order := run.pop("order", None):
+        with _permuted(order, run["mesh"]):
+            return carry_out(run)
     recipe = make_recipe(run["recipe"], run["mesh"], **run["changes"])
     if run.get("collectives"):
         return steps_and_collectives(recipe, run["steps"])
@@ -162,7 +173,7 @@ def carry_out(run: dict[str, Any]) -> dict[str, Any]:
 def main(runs: dict[str, Any]) -> None:
     distributed.initialize()
     found = {name: carry_out(run) for name, run in runs.items()}
-    print(RESULT + json.dumps(found), flush=True)
+    print(devices.RESULT + json.dumps(found), flush=True)
 
 
 if __name__ == "__main__":

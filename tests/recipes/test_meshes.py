@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import pathlib
-import socket
-import subprocess
-import sys
 
 import pytest
 
@@ -50,34 +47,7 @@ def run(count, processes=1, **settings):
 
 def run_all(count, processes=1, **runs):
     """Runs `mesh_runs` on so many devices of each process; what each of them printed."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    started = []
-    for process in range(processes):
-        environment = devices.environment(count)
-        if processes > 1:
-            environment |= {
-                "JAX_COORDINATOR_ADDRESS": address,
-                "JAX_NUM_PROCESSES": str(processes),
-                "JAX_PROCESS_ID": str(process),
-            }
-        command = [sys.executable, PROGRAM, json.dumps(runs)]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=environment, **pipes))
-    try:
-        outputs = [process.communicate(timeout=1500) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, (_, errors) in zip(started, outputs, strict=True):
-        assert process.returncode == 0, errors[-4000:]
-    return [
-        json.loads(line.removeprefix(mesh_runs.RESULT))
-        for output, _ in outputs
-        for line in output.splitlines()
-        if line.startswith(mesh_runs.RESULT)
-    ]
+    return devices.run_in_processes(count, processes, PROGRAM, json.dumps(runs))
 
 
 @pytest.fixture(scope="module")

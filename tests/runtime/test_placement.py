@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import socket
-import subprocess
-import sys
-
 import numpy as np
 import pytest
 
@@ -41,33 +36,8 @@ print("result: " + json.dumps(report), flush=True)
 """
 
 
-def in_two_processes(program):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
-    started = []
-    for index in range(2):
-        environment = devices.environment(2) | {
-            "JAX_COORDINATOR_ADDRESS": address,
-            "JAX_NUM_PROCESSES": "2",
-            "JAX_PROCESS_ID": str(index),
-        }
-        command = [sys.executable, "-c", program]
-        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-        started.append(subprocess.Popen(command, env=environment, **pipes))
-    try:
-        outputs = [process.communicate(timeout=300) for process in started]
-    finally:
-        for process in started:
-            process.kill()
-    for process, (_, errors) in zip(started, outputs, strict=True):
-        assert process.returncode == 0, errors[-4000:]
-    lines = [line for output, _ in outputs for line in output.splitlines()]
-    return [json.loads(line[8:]) for line in lines if line.startswith("result: ")]
-
-
 def test_two_processes_feed_one_batch():
-    reports = in_two_processes(PROGRAM)
+    reports = devices.run_in_processes(2, 2, "-c", PROGRAM)
     for index, report in enumerate(reports):
         for name, feeds in (("(2, 2, 1)", 2), ("(1, 2, 2)", 2), ("(1, 1, 4)", 1)):
             found = report[name]
