@@ -297,7 +297,7 @@ def plan(
     with contextlib.nullcontext() if compiler is None else compiler.active():
         settings, recipe = recipes.read(config, device, nfe=nfe), recipes.find(config.recipe)
         if recipe.blueprint is None:
-            remedy = "Give the config of another, or let it have `blueprint` and `work`"
+            remedy = "Give another, or define methods blueprint and work in its class"
             raise ConfigError("recipe", config.recipe, "it cannot be planned", remedy)
         shape = denoiser_shape(settings)
         check_fits(shape, settings.task.prompt_length, settings.sampling.gen_length)
