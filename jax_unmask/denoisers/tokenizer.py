@@ -95,7 +95,7 @@ class Tokenizer:
         """The error for a text with words that a closed vocabulary lacks."""
         vocabulary, splitter = self._backend.get_vocab(), self._backend.backend_tokenizer
         pieces = [piece for piece, _ in splitter.pre_tokenizer.pre_tokenize_str(text)]
-        unknown = dict.fromkeys(piece.strip() for piece in pieces if piece not in vocabulary)
+        unknown = dict.fromkeys(piece for piece in pieces if piece not in vocabulary)
         special = set(self._backend.all_special_tokens)
         known = {word.strip() for word in vocabulary if word not in special}
         words = sorted(word for word in known if not word.isdecimal())
@@ -113,7 +113,7 @@ class Tokenizer:
             f"{text[:80]!r}: the vocabulary of {name} has no token for "
             f"{', '.join(map(repr, list(unknown)[:8])) or 'a part of it'}. It knows "
             f"{' '.join([*words[:80], *more, *numbers])}"
-            f"{', words with the space before' if spaced else ''}. {remedy}"
+            f"{' (a space belongs to what follows it)' if spaced else ''}. {remedy}"
         )
 
     def encode_prompt(self, prompt: str | Messages, *, thinking: bool | None = None) -> list[int]:

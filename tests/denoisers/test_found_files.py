@@ -354,8 +354,10 @@ class TestTokenizers:
 
     def test_words_that_a_closed_vocabulary_lacks(self):
         tokenizer = denoisers.load_tokenizer(assets() / "arithmetic")
-        with pytest.raises(ValueError, match=r"no token for 'pears'.* apples .*and numbers"):
+        with pytest.raises(ValueError, match=r"no token for ' pears'.* apples .*and numbers"):
             tokenizer.encode(" Tom has 3 pears.")
+        with pytest.raises(ValueError, match=r"no token for '3'\. .*a space"):
+            tokenizer.encode("3 eggs")  # It knows " 3".
         with pytest.raises(ValueError) as raised:
             denoisers.load_tokenizer(assets() / "sudoku", example="1234=").encode("9999=")
         for part in ("'9999=': ", "of sudoku", "for '9'. ", ". = 1 2 3 4. ", "'1234='"):
