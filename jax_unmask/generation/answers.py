@@ -404,7 +404,7 @@ def fitted(
     trained = trained_for(policy)
     here = [each for each in trained if each.model == model]
     if len(trained) > 1 and not here:
-        models = ", ".join(each.model for each in trained)
+        models = ", ".join(dict.fromkeys(each.model for each in trained))
         logger.warning("The policy was trained for %s (here %s).", models, model)
     elif trained:
         made = (here or trained)[0]

@@ -177,7 +177,8 @@ def test_a_policy_of_several_environments_acts_as_in_that_of_the_model(tmp_path,
     policy = LearnedPolicy(NetworkConfig(hidden_dim=8, num_heads=1, alphas=(0.1, 10.0)))
     places = [MadeFor("sudoku", "sudoku", 16, 16, "threshold")]
     places.append(MadeFor("countdown", "countdown", 8, 8, "threshold"))
-    save_policy(tmp_path, policy, policy.init_params(jax.random.key(0)), places)
+    in_blocks = MadeFor("sudoku", "sudoku", 16, 4, "threshold")
+    save_policy(tmp_path, policy, policy.init_params(jax.random.key(0)), [*places, in_blocks])
     for place in places:
         named = [f"--policy=learned:{tmp_path}", f"--model={place.model}"]
         args = generate.parser().parse_args(named)
