@@ -145,9 +145,9 @@ def rounds(
     """The part that runs once, then those that run in each round.
 
     A rollout scans several forwards in a round of its loop, each in a branch, after the loop of the
-    full forwards that fill a cache. An update has an open loop over chunks of states. Open loops in
-    these, such as that of the head over positions, count with one round each time they begin, and
-    are listed again behind what they are in.
+    full forwards that fill a cache. An update has an open loop over chunks of states; where it has
+    all of a batch at once, loops of the head over positions. Open loops in these count with one
+    round each time they begin, and are listed again behind what they are in.
     """
 
     def measure(name: str, part: Part) -> Round:
@@ -181,10 +181,12 @@ def rounds(
             listed.append(measure(unit, part) + measure("", parent) * (1 / part.times))
         elif part not in steps and (parent is entry or parent in steps):
             title, within = unit, nested(part)
+            kinds = {timing.kind(program, each) for each, _, _ in part.instructions}
+            is_forward = "products of layers" in kinds
             if parent in steps:
-                kinds = {timing.kind(program, each) for each, _, _ in part.instructions}
-                is_forward = "products of layers" in kinds
                 title = "per full forward" if is_forward else "per round of another loop"
+            elif "head" in kinds and not is_forward:
+                title = "per chunk of positions"
             listed.append(measure(title, part) + within)
             if any(each.parent is part for each in inner):
                 listed.append(dataclasses.replace(within, name=f"{title}: loops in it"))

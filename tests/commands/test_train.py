@@ -489,7 +489,7 @@ class TestTraceRuns:
         _, params = denoisers.from_pretrained(tmp_path / "one" / "model")
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(params))
 
-        # Parts that are rolled out one after the other change nothing but how slots are used.
+        # Batches that are rolled out one after the other change nothing but how slots are used.
         config.rollout.batches = 2
         train.train(config, tmp_path / "two")
         assert lines(tmp_path / "two") == [
