@@ -5,8 +5,10 @@ from __future__ import annotations
 import json
 import shutil
 import sys
+import types
 
 import jax
+import jax.numpy as jnp
 import pytest
 from safetensors.numpy import load_file
 
@@ -146,6 +148,15 @@ def test_the_published_network_on_hidden_states_trains_like_any_other(experiment
     config.policy.network.num_blocks = 2
     with pytest.raises(ConfigError, match=r"policy.init_from.*num_blocks \(1 there, 2 here\)"):
         train.train(config, tmp_path / "more")
+
+
+def test_settings_may_differ_between_rows(package):
+    """As in the server; with as many rows as positions a wrong shape would go unnoticed."""
+    policy, params = policies.parse_policy(RULE)
+    confidence = jnp.asarray([[0.5, 0.8], [0.5, 0.8]])
+    obs = types.SimpleNamespace(confidence=confidence, legal=jnp.ones((2, 2), bool))
+    filled = policy({**params, "factor": jnp.asarray([0.5, 1.0])}, obs, None).fill
+    assert filled.tolist() == [[True, True], [False, True]]
 
 
 def test_settings_from_outside_are_converted_and_checked(package):
