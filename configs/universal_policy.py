@@ -5,14 +5,15 @@
 diffusion.
 
 `:all-word_problems,sudoku=DIR,arithmetic=DIR,countdown=DIR` teaches one policy what others do, each
-on its task: they are told the same alpha, and every action of theirs is imitated.
+on its task: they are told the same alpha, and every action of theirs is imitated. In place of a
+trained policy's directory or name any other may stand in its notation, such as a rule of one's own.
 """
 
 import pathlib
 import runpy
 
 from jax_unmask import recipes
-from jax_unmask.shipped import shipped_models
+from jax_unmask.shipped import shipped_models, shipped_policies
 
 IMITATION = ("imitation", "imitation_steps", "imitated")
 _TINY_POLICY = runpy.run_path(str(pathlib.Path(__file__).with_name("tiny_policy.py")))
@@ -57,7 +58,8 @@ def _environment(task: str, teacher: str | None) -> str:
     if teacher is not None:
         prompts = {"arithmetic": 64, "word_problems": 16}
         alone.rollout.prompts_per_step = prompts.get(task, 128)
-        policy = f"learned:{teacher},distribution=threshold"
+        is_learned = teacher in shipped_policies() or pathlib.Path(teacher).is_dir()
+        policy = f"learned:{teacher},distribution=threshold" if is_learned else teacher
         alone.expert.update(count=1, policy=policy, block_length=alone.rollout.gen_length)
         steps = alone.train.steps
         alone.expert.update(imitation=4.0, imitation_steps=steps, imitated="all")
