@@ -149,7 +149,7 @@ def test_says_what_is_wrong(model, capsys, arguments, message):
 
 def test_an_unknown_word_gets_an_example(capsys):
     found = fails(capsys, "--model=arithmetic", "--prompt=Tom has 3 pears")
-    assert "'pears'" in found
+    assert "' pears'" in found
     assert "a prompt such as ' " in found
 
 
