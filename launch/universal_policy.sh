@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Trains policies that are told alpha, and measures each of them on every small task:
+# Trains policies that are told alpha, and measures each of them on every task of a short canvas:
 #
 #   launch/universal_policy.sh all [RUNS_DIR]        on all three tasks: the policy that ships
 #   launch/universal_policy.sh alone [RUNS_DIR]      one policy per task
@@ -25,7 +25,9 @@ alphas="alpha=0.03|0.1|0.3|1.0|3.0|10.0|20.0|40.0|70.0|100.0"
 for seed in $seeds; do
     for name in $names; do
         run=$runs/$name-seed$seed
-        python -m jax_unmask.train --config="configs/universal_policy.py:$name" --workdir="$run" \
+        config=$name
+        [ "$kind" = alone ] || config=$name-word_problems  # Not on the long canvas.
+        python -m jax_unmask.train --config="configs/universal_policy.py:$config" --workdir="$run" \
             --config.seed="$seed" --config.train.steps="$steps" --config.eval.after_training=False
         for task in $tasks; do
             if [ "$name" = all ]; then
