@@ -33,7 +33,7 @@ from jax_unmask.recipes.policy_grpo import (
 from jax_unmask.runtime.config import change
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import ConfigError, SettingError, from_config, setting, to_config
+from jax_unmask.settings import MAX_INT, ConfigError, SettingError, from_config, setting, to_config
 from jax_unmask.tasks.data import Batch, BatchIterator
 
 # Settings of an environment; the policy, its optimiser and its reward are those of all.
@@ -188,6 +188,10 @@ class PolicyEnvironments(Recipe):
         loaded: dict[Any, Bundle] = {}
         self._recipes = []
         for each, task in zip(config.each, tasks, strict=True):
+            # The state counts the updates of all environments.
+            imitation_steps = min(each.expert.imitation_steps * len(tasks), MAX_INT)
+            expert = dataclasses.replace(each.expert, imitation_steps=imitation_steps)
+            each = dataclasses.replace(each, expert=expert)
             bundle = loaded.get(each.model)
             load = None
             if bundle is not None:

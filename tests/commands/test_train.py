@@ -303,7 +303,12 @@ class TestPolicyRuns:
 @pytest.mark.thorough
 def test_one_policy_learns_in_several_environments_for_every_alpha(tiny_config, tmp_path):
     config = tiny_config("policy_environments", train__steps=2, reward__alpha=1.0)
+    first, second = config.environments
+    config.environments = (first, second.replace("block_length=4", "block_length=8"))
+    config.expert.update(count=1, block_length=4, imitated="all", imitation=1.0, imitation_steps=1)
     train.train(config, tmp_path)
+    # Steps are those of training, each an update in every environment.
+    assert [line["imitated"] for line in lines(tmp_path)] == [1, 0]
     for line in lines(tmp_path):
         assert 1 <= line["nfe/sudoku_1"] <= 8
         assert line["nfe"] == pytest.approx((line["nfe/sudoku_0"] + line["nfe/sudoku_1"]) / 2)
