@@ -6,7 +6,8 @@ diffusion.
 
 `:all-word_problems,sudoku=DIR,arithmetic=DIR,countdown=DIR` teaches one policy what others do, each
 on its task: they are told the same alpha, and every action of theirs is imitated. In place of a
-trained policy's directory or name any other may stand in its notation, such as a rule of one's own.
+trained policy's directory (write ./DIR) or name any other may stand in its notation, such as a rule
+of one's own, with at most one setting.
 """
 
 import pathlib
@@ -58,7 +59,8 @@ def _environment(task: str, teacher: str | None) -> str:
     if teacher is not None:
         prompts = {"arithmetic": 64, "word_problems": 16}
         alone.rollout.prompts_per_step = prompts.get(task, 128)
-        is_learned = teacher in shipped_policies() or pathlib.Path(teacher).is_dir()
+        # Directories and names on the hub have a slash; notations have none before their settings.
+        is_learned = teacher in shipped_policies() or "/" in teacher.partition(":")[0]
         policy = f"learned:{teacher},distribution=threshold" if is_learned else teacher
         alone.expert.update(count=1, policy=policy, block_length=alone.rollout.gen_length)
         steps = alone.train.steps

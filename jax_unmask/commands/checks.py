@@ -7,6 +7,7 @@ import fnmatch
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+import jax
 from ml_collections import ConfigDict
 
 from jax_unmask import recipes
@@ -44,7 +45,7 @@ def check_training(
         from jax_unmask.commands.while_training import WhileTraining
 
         measured = WhileTraining(config)
-    if settings.log.wandb:
+    if settings.log.wandb and not jax.process_index():  # Only the first process writes to it.
         import_wandb()
     if settings.checkpoint.best_metric:
         on_the_way = ("eval_accuracy*", "eval_nfe*") if measured else ()

@@ -153,7 +153,7 @@ class _Future:
         """Checks a stage that will train in `place`, and takes note of what it will write."""
         recipe, model, bundle = recipes.find(stage.recipe), stage.model.path, None
         # 1. Its config, without the policies that earlier stages will write.
-        config = _changed(stage, lambda text: None if self._is_policy(text) else text)
+        config = _changed(stage, self._without_policies)
         model = self._stand_in(model) if model else None
         check(config, model)
         # 2. What it reads, with the shapes of the denoisers that they will write.
@@ -187,6 +187,14 @@ class _Future:
     def _is_policy(self, text: str) -> bool:
         return any(_finds(path, text) for path in self._policies)
 
+    def _without_policies(self, text: str) -> str | None:
+        """A text without the policies that will be there; None where nothing is left of it."""
+        if not self._is_policy(text):
+            return text
+        # Of an environment, a line KEY=VALUE ..., the other settings stay.
+        words = shlex.split(text)
+        return shlex.join(word for word in words if not self._is_policy(word)) or None
+
     def _is_known(self, text: str) -> bool:
         return not any(_finds(path, text) for path, model in self._models.items() if model is None)
 
@@ -198,8 +206,9 @@ class _Future:
 
 
 def _finds(path: str, text: str) -> re.Match[str] | None:
-    """A path in a text, where it ends there."""
-    return re.search(rf"{re.escape(path)}/?(?![\w./-])", text)
+    """A path in a text, where it begins and ends there; also written as ./PATH or in full."""
+    here = re.escape(f"{pathlib.Path.cwd()}/")
+    return re.search(rf"(?<![\w./-])(?:\./|{here})?{re.escape(path)}/?(?![\w./-])", text)
 
 
 def _texts(config: ConfigDict) -> Iterator[str]:

@@ -330,7 +330,8 @@ class PolicyGrpo(Recipe):
         absent = {"cost"} if config.rollout.cache is None else set()
         absent |= set() if config.expert.count else {"expert_reward"}
         absent |= set() if config.expert.count and config.expert.imitation else {"imitated"}
-        told = build_policy(config, load_denoiser_config(config)).alphas
+        # Of the settings alone: the denoiser may be one that an earlier stage will write.
+        told = dict(config.policy.network.values).get("alphas")
         absent |= set() if told else {each for each in cls.metrics if each.endswith("_alpha")}
         return tuple(each for each in cls.metrics if each not in absent)
 
@@ -381,8 +382,9 @@ class PolicyGrpo(Recipe):
             key = streams.stream(streams.root(seed), "init")
             params = self._components.policy.init_params(key, self._config.rollout.gen_length)
         # Test-time settings of a saved policy are not those of training.
-        settings = {"temperature": self._config.policy.temperature, "scale": 1.0}
-        params = {**params, **{name: jnp.float32(value) for name, value in settings.items()}}
+        settings = self._components.policy.params(temperature=self._config.policy.temperature)
+        settings = {name: jnp.asarray(value) for name, value in settings.items()}
+        params = {"network": params["network"], **settings}
         return self._components.learner.init(params, streams.training_key(seed))
 
     def data(self) -> data.BatchIterator:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shlex
 
 import jax
 import pytest
@@ -85,6 +86,26 @@ def test_a_stage_may_evaluate_what_an_earlier_one_trains(files, tmp_path):
         bad = last.replace("01-policy_grpo/policy", wrong)
         with pytest.raises(ConfigError, match=rf"stages\[1\].*{wrong}"):
             checked(config_of(files["policy_grpo"], bad), tmp_path)
+
+
+@pytest.mark.parametrize("written", ["{path}", "./{path}", "{here}/{path}"])
+def test_what_an_earlier_stage_writes_is_known_however_its_path_is_written(
+    files, tmp_path, monkeypatch, written
+):
+    monkeypatch.chdir(tmp_path)
+    model, policy = (
+        written.format(path=f"run/{name}", here=tmp_path)
+        for name in ("01-sft/model", "02-policy_grpo/policy")
+    )
+    lines = (
+        f"model.path={model} rollout.block_length=16 expert.count=1 expert.block_length=16 "
+        f"expert.policy=learned:{policy},distribution=threshold",
+        f"model.path={model}",
+    )
+    ranked = f"{files['policy_environments']} model.path={model} checkpoint.best_metric=reward"
+    last = f"{ranked} {shlex.quote(f'environments={lines!r}')}"
+    stages = files["sft"], f"{files['policy_grpo']} policy.init_from=None", last
+    assert checked(config_of(*stages), pathlib.Path("run"))
 
 
 def test_checkpoints_are_ranked_by_what_is_measured_on_the_way(files, tmp_path):

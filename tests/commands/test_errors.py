@@ -441,6 +441,24 @@ def test_policy_of_another_network(tiny_config, message, tmp_path):
     assert "config.policy.init_from = " in text and "rank (True there, False here)" in text
 
 
+def test_a_policy_that_goes_on_with_other_alphas_is_told_one_of_them(tiny_config, tmp_path):
+    """The alpha that a file was told last may lie outside; such a file could not be read."""
+    shape = tiny.denoiser_config()
+    for alphas in ((0.01, 1.0), ()):
+        saved = recipes.read(tiny_config(policy__network__alphas=alphas))
+        policy = build_policy(saved, shape)
+        params = policy.init_params(jax.random.key(0))
+        told = {"alpha": 0.05} if alphas else {}
+        policies.save_policy(tmp_path / "policy", policy, {**params, **told})
+        config = tiny_config(policy__network__alphas=(0.3, 3.0))
+        config.policy.init_from = str(tmp_path / "policy")
+        recipe = recipes.find("policy_grpo")(recipes.read(config), tmp_path / "run")
+        params = recipe.init().params
+        assert 0.3 <= params["alpha"] <= 3.0
+        fresh = build_policy(recipes.read(config), shape).init_params(jax.random.key(0))
+        assert jax.tree.structure(params) == jax.tree.structure(fresh)
+
+
 class TestFlags:
     @pytest.fixture
     def parse(self, monkeypatch):
