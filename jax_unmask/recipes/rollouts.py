@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import jax
+import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from jax_unmask.denoisers.sharding import RULES, in_product_type
 from jax_unmask.environment.bundle import Bundle
@@ -19,6 +20,8 @@ from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import setting, setting_of, values_of
 from jax_unmask.tasks.base import Example, start_checks
+
+Tree = TypeVar("Tree")
 
 
 class Fetched(NamedTuple):
@@ -216,3 +219,25 @@ class Rollouts:
             checks.append(start_checks(bundle.task, asked, bundle.tokenizer.decode_batch(tokens)))
         tokens, step_map, nfe = map(np.concatenate, zip(*canvases, strict=True))
         return Fetched(tokens, step_map, nfe, checks)
+
+
+def rows_of(rounds: Sequence[Tree], rows: Int[Array, " B"]) -> Tree:
+    """The chosen rows of all rounds, one after the other; leaves [rows, ...]."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[rows], *rounds)
+
+
+def choose_groups(
+    kept: Bool[np.ndarray, " N"], wanted: int
+) -> tuple[Int[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
+    """The first `wanted` groups that are kept, filled up with others; and which are kept."""
+    order = np.argsort(~kept, kind="stable")[:wanted]
+    return order, kept[order]
+
+
+def text_lengths(
+    tokens: Int[np.ndarray, "B L"], step_map: Int[np.ndarray, "B L"], end_ids: tuple[int, ...]
+) -> Int[np.ndarray, " B"]:
+    """Filled tokens of each text, its end included."""
+    ends: Bool[np.ndarray, "B L"] = np.isin(tokens, end_ids)
+    before_end = np.cumsum(ends, axis=1) - ends == 0
+    return (before_end & (step_map >= 0)).sum(axis=1)

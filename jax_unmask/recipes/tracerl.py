@@ -57,7 +57,15 @@ from jax_unmask.recipes.base import (
     training_batches,
 )
 from jax_unmask.recipes.process import ProcessRewards, ProcessSettings, build_judge
-from jax_unmask.recipes.rollouts import Fetched, RollingSettings, Rollouts, TrainingRollouts
+from jax_unmask.recipes.rollouts import (
+    Fetched,
+    RollingSettings,
+    Rollouts,
+    TrainingRollouts,
+    choose_groups,
+    rows_of,
+    text_lengths,
+)
 from jax_unmask.rollout import RolloutSettings, rollout
 from jax_unmask.rollout.flops import row_flops
 from jax_unmask.runtime import placement as placements
@@ -466,7 +474,7 @@ class TraceRl(Recipe):
         rows = (groups[:, None] * self._group + np.arange(self._group)).reshape(-1)
         kept = np.repeat(is_kept, self._group)
         gather = self._bundle.placement.make
-        responses = gather(_rows_of, [each.responses for each in rounds], rows, rules=REPLICATED)
+        responses = gather(rows_of, [each.responses for each in rounds], rows, rules=REPLICATED)
         # 2. Their advantages.
         found: Metrics = {}
         if self._process is None:
@@ -690,25 +698,3 @@ def _batches(config: TraceRlSettings, bundle: Bundle) -> data.BatchIterator:
     """The training batches. A prompt over its budget must not end a run: `round` sees to it."""
     size = config.rollout.prompts_per_step
     return training_batches(config, bundle, bundle.placement, size, truncate=True)
-
-
-def _rows_of(rounds: list[Responses], rows: Int[Array, " B"]) -> Responses:
-    """The chosen rows of all rounds, one after the other."""
-    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves)[rows], *rounds)
-
-
-def choose_groups(
-    kept: Bool[np.ndarray, " N"], wanted: int
-) -> tuple[Int[np.ndarray, " P"], Bool[np.ndarray, " P"]]:
-    """The first `wanted` groups that are kept, filled up with others; and which are kept."""
-    order = np.argsort(~kept, kind="stable")[:wanted]
-    return order, kept[order]
-
-
-def text_lengths(
-    tokens: Int[np.ndarray, "B L"], step_map: Int[np.ndarray, "B L"], end_ids: tuple[int, ...]
-) -> Int[np.ndarray, " B"]:
-    """Filled tokens of each text, its end included."""
-    ends: Bool[np.ndarray, "B L"] = np.isin(tokens, end_ids)
-    before_end = np.cumsum(ends, axis=1) - ends == 0
-    return (before_end & (step_map >= 0)).sum(axis=1)

@@ -18,7 +18,8 @@ from jax_unmask.learners.surrogates import (
     Trace,
 )
 from jax_unmask.recipes.process import ProcessSettings, build_judge
-from jax_unmask.recipes.tracerl import TraceReward, choose_groups, text_lengths
+from jax_unmask.recipes.rollouts import choose_groups, text_lengths
+from jax_unmask.recipes.tracerl import TraceReward
 
 
 def test_kept_groups_come_first_and_others_fill_up():
