@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import itertools
+import pathlib
 import subprocess
 import sys
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import pytest
@@ -148,3 +152,57 @@ def test_help_and_reference_come_from_the_declaration():
 def test_is_light():
     code = "import sys, jax_unmask.settings; sys.exit('jax' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+# Values that say "none", "all" or "not", whatever they are for.
+NEUTRAL = (None, False, True, 0, 1, -1, "", ())
+# Of other things, which happen to have the same name and default.
+OTHERS = {"bench.py: policy", "generator.py: batch_size"}
+
+
+def literal(node: ast.AST) -> Any:
+    try:
+        return ast.literal_eval(node)
+    except ValueError:
+        return None
+
+
+def defaults(node: ast.AST) -> Iterator[tuple[str, Any]]:
+    """Names and literal defaults of a function's parameters, or of an argument of a command."""
+    if isinstance(node, ast.FunctionDef):
+        given, last = node.args, [*node.args.posonlyargs, *node.args.args]
+        last = last[len(last) - len(given.defaults) :]
+        every = (
+            *zip(last, given.defaults, strict=True),
+            *zip(given.kwonlyargs, given.kw_defaults, strict=True),
+        )
+        yield from ((each.arg, literal(value)) for each, value in every if value is not None)
+    elif isinstance(node, ast.Call) and node.args:
+        name, values = literal(node.args[0]), [k.value for k in node.keywords if k.arg == "default"]
+        if "DEFINE_" in ast.unparse(node.func):
+            values = node.args[1:2]
+        if isinstance(name, str):
+            yield from ((name.removeprefix("--"), literal(value)) for value in values)
+
+
+def test_no_argument_repeats_the_default_of_a_setting():
+    package = pathlib.Path(settings.__file__).parent
+    modules = {path: ast.parse(path.read_text("utf-8")) for path in sorted(package.rglob("*.py"))}
+    nodes = {path: list(ast.walk(module)) for path, module in modules.items()}
+    declared_as = {
+        (each.target.id, literal(each.value.args[0]))
+        for node in itertools.chain(*nodes.values())
+        if isinstance(node, ast.ClassDef)
+        for each in node.body
+        if isinstance(each, ast.AnnAssign)
+        and ast.unparse(each.value or each).startswith("setting(")
+    }
+    assert ("gen_length", 256) in declared_as
+    found = {
+        f"{path.name}: {name}"
+        for path in modules
+        for node in nodes[path]
+        for name, value in defaults(node)
+        if value not in NEUTRAL and (name, value) in declared_as
+    }
+    assert found == OTHERS, "use the default of the class that declares the setting"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict
@@ -10,9 +11,11 @@ from ml_collections import ConfigDict
 from jax_unmask import notation, policies, recipes, tasks
 from jax_unmask.commands import command_line
 from jax_unmask.environment.bundle import load_bundle
+from jax_unmask.evaluation.calibrate import CalibrationSettings
 from jax_unmask.evaluation.calibrate import calibrate as count_forwards
 from jax_unmask.policies.calibration import FILE, Calibration, save_calibration
 from jax_unmask.runtime import terminal
+from jax_unmask.settings import declared
 
 _NAME = re.compile(r"[\w.-]+")
 
@@ -22,10 +25,7 @@ def calibrate(
     policy: str,
     *,
     name: str | None = None,
-    block_length: int = 0,
-    points: int = 13,
-    split: str = "train",
-    prompts: int = 256,
+    **measured: Any,
 ) -> Calibration:
     """Measures a calibration and adds it to the policy's directory.
 
@@ -33,17 +33,15 @@ def calibrate(
         config: a full config, see `recipes.config`: denoiser, prompts, canvas, cache.
         policy: directory of the policy, with settings if wanted (`DIR,distribution=threshold`).
         name: of the calibration; by default TASK-CANVAS-BLOCK.
-        block_length: of the rollouts; 0 for the config's.
-        points: number of alphas.
-        split: of the task, whose prompts are used; not the one that is measured afterwards.
-        prompts: number of prompts.
+        measured: fields of `evaluation.calibrate.CalibrationSettings`.
 
     Raises:
         ValueError: the policy can't be told alpha, or a setting cannot be used.
     """
     recipes.require_one_training(config)
+    chosen = CalibrationSettings(**measured)
     config = config.copy_and_resolve_references()
-    config.eval.update(split=split, num_problems=prompts, validation_problems=0)
+    config.eval.update(split=chosen.split, num_problems=chosen.prompts, validation_problems=0)
     settings = recipes.read(config)
     spec = _spec(policy)
     learned, params = policies.parse_policy(spec.text)
@@ -53,7 +51,7 @@ def calibrate(
             "takes; give a policy of a network with alphas"
         )
     length = settings.sampling.gen_length
-    block = block_length or settings.sampling.block_length
+    block = chosen.block_length or settings.sampling.block_length
     if block > length or length % block:
         raise ValueError(f"--block_length={block} does not divide the canvas of {length}")
     name = name or f"{settings.task.name.rpartition('.')[2]}-{length}-{block}"
@@ -62,7 +60,7 @@ def calibrate(
     target = policies.policy_directory(spec.target)
     bundle = load_bundle(settings, splits=(settings.eval.split,))
     found = count_forwards(
-        settings, bundle, learned, params, name=name, block_length=block, points=points
+        settings, bundle, learned, params, name=name, block_length=block, points=chosen.points
     )
     save_calibration(target, found)
     return found
@@ -109,10 +107,7 @@ def main(argv: list[str]) -> None:
             values.config,
             values.policy,
             name=values.name,
-            block_length=values.block_length,
-            points=values.points,
-            split=values.split,
-            prompts=values.prompts,
+            **{each.key: values[each.key].value for each in declared(CalibrationSettings())},
         )
         print(table(found), end="")
         terminal.conclude(verdict(found, _spec(values.policy).target))
@@ -138,15 +133,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         "Name of the calibration (default: TASK-CANVAS-BLOCK); replaces one of that name.",
         flag_values=values,
     )
-    flags.DEFINE_integer(
-        "block_length", 0, "Block length in tokens; 0 for the config's.", 0, flag_values=values
-    )
-    flags.DEFINE_enum(
-        "split",
-        "train",
-        ["train", "validation", "test"],
-        "Split of the task whose prompts are used.",
-        flag_values=values,
-    )
-    flags.DEFINE_integer("prompts", 256, "Number of prompts.", 1, flag_values=values)
-    flags.DEFINE_integer("points", 13, "Alphas that are measured.", 2, 100, flag_values=values)
+    for each in declared(CalibrationSettings()):
+        if each.choices:
+            flags.DEFINE_enum(each.key, each.default, each.choices, each.help, flag_values=values)
+        else:
+            low, high = (None if bound is None else int(bound) for bound in (each.ge, each.le))
+            flags.DEFINE_integer(each.key, each.default, each.help, low, high, flag_values=values)

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import logging
 import pathlib
 import re
 import sys
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from typing import NoReturn
+from collections.abc import Callable, Collection, Iterator, Sequence
+from typing import Any, NoReturn, TypeVar
 
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
@@ -22,7 +23,14 @@ from jax_unmask.recipes.experiments import find_experiment, load_config
 from jax_unmask.runtime import compilation, distributed
 from jax_unmask.runtime.config import flatten
 from jax_unmask.runtime.terminal import harmless
-from jax_unmask.settings import ConfigError, FlagError, SettingError, help_text
+from jax_unmask.settings import (
+    ConfigError,
+    FlagError,
+    SettingError,
+    Settings,
+    declared,
+    help_text,
+)
 
 # Exceptions that wrong input raises: `ConfigError` and `CheckpointError` are ValueErrors, paths
 # that do not fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers
@@ -31,6 +39,7 @@ _EXPECTED = (ValueError, OSError, ImportError, FloatingPointError)
 # Of JAX: JAX_PLATFORMS names none that there is, or its driver does not work.
 _NO_DEVICES = "Unable to initialize backend"
 _CONFIG_FLAG = re.compile(r"--?config(?:=(?P<value>.*))?")
+_Kind = TypeVar("_Kind", bound=Settings)
 
 
 def run(main: Callable[[list[str]], None], define_flags: Callable[[], None]) -> None:
@@ -174,6 +183,33 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"error: {harmless(message)}; --help lists the arguments\n")
+
+
+def add_settings(
+    add: Callable[..., Any], *groups: Settings, names: Collection[str] | None = None
+) -> None:
+    """Adds an argument for each declared setting, or for those with these names.
+
+    Args:
+        add: method `add_argument` of a parser, or of a group.
+        groups: settings at their defaults.
+        names: of the settings; None for all.
+    """
+    for each in itertools.chain(*map(declared, groups)):
+        if names is not None and each.key not in names:
+            continue
+        how: dict[str, Any] = {"type": each.kind, "default": each.default}
+        shown = each.default
+        if each.kind is bool:
+            how, shown = {"action": "store_true"}, "no"
+        elif each.kind is not str:
+            shown = f"{each.default:.10g}"
+        add(f"--{each.key}", **how, help=f"{each.help} ({shown})".replace("%", "%%"))
+
+
+def given(kind: type[_Kind], args: argparse.Namespace) -> _Kind:
+    """The settings of a class as the arguments of `add_settings` have them."""
+    return kind(**{each.key: getattr(args, each.key) for each in declared(kind())})
 
 
 def seed(text: str) -> int:

@@ -17,6 +17,7 @@ from jax_unmask import denoisers, tasks
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.orbax_files import has_orbax_files
+from jax_unmask.denoisers.tensor_files import MAX_SHARD_BYTES
 from jax_unmask.denoisers.tokenizer import has_tokenizer
 from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import local_path
@@ -42,7 +43,12 @@ def parser() -> argparse.ArgumentParser:
     add("--to", choices=("orbax", "hf"), help="default: what the source is not")
     add("--param_dtype", choices=("float32", "bfloat16"), help="default: as stored")
     add("--mask_token_id", type=int, help="the mask token, where the source's files name none")
-    add("--max_shard_gb", type=float, default=5.0, help="size of a safetensors file; default: 5")
+    add(
+        "--max_shard_gb",
+        type=float,
+        default=MAX_SHARD_BYTES / 1e9,
+        help="size of a safetensors file; default: %(default)g",
+    )
     return described
 
 
@@ -53,7 +59,7 @@ def convert(
     to: str | None = None,
     param_dtype: str | None = None,
     mask_token_id: int | None = None,
-    max_shard_bytes: int = 5_000_000_000,
+    max_shard_bytes: int = MAX_SHARD_BYTES,
 ) -> str:
     """Writes a model in another layout; returns which one, "orbax" or "hf".
 

@@ -22,12 +22,14 @@ from jax_unmask import notation, policies, tasks
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import Tokenizer
 from jax_unmask.denoisers.quantization import TYPES
+from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.generation import answers
 from jax_unmask.generation.answers import Answer
 from jax_unmask.generation.conversation import converse, system_turn
 from jax_unmask.generation.decoding import Decoding, Prompt
 from jax_unmask.generation.generator import Generator
 from jax_unmask.report import canvas, page
+from jax_unmask.rollout import RolloutSettings
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.terminal import harmless
@@ -104,7 +106,7 @@ def parser() -> argparse.ArgumentParser:
         "--policy",
         help=f"NAME:SETTING=VALUE,... or learned:DIR (names: {', '.join(policies.available())}); "
         f"default: {answers.UNIVERSAL_POLICY} for models that it was trained on, else "
-        f"{answers.DEFAULT_POLICY}, for DiffusionGemma {answers.DEFAULT_CANVAS_POLICY}; "
+        f"{policies.DEFAULT}, for DiffusionGemma {answers.DEFAULT_CANVAS_POLICY}; "
         "DIR is also the workdir of a training run",
     )
     add(
@@ -121,13 +123,12 @@ def parser() -> argparse.ArgumentParser:
     )
     add(
         "--cache",
-        default="none",
+        default=Decoding.cache,
         help="prefix, dual (full attention; approximate) or block (block-causal; exact), with "
         "settings as in dual:refresh_every=8,extra_tokens=16; default: %(default)s",
     )
-    add("--temperature", type=float, default=0.0, help="of the denoiser; default: 0 (arg max)")
-    add("--top_k", type=int, default=0, help="draw from the k best tokens; default: 0 (all)")
-    add("--top_p", type=float, default=1.0, help="draw from the best tokens of this mass")
+    command_line.add_settings(add, RolloutSettings(), names=("temperature",))
+    command_line.add_settings(add, Sampling())
     add("--seed", type=command_line.seed, default=0, help="seed of all draws; default: 0")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
     add("--quantization", choices=tuple(TYPES), help="one byte per weight of the layers' matrices")

@@ -17,6 +17,7 @@ from typing import Any
 
 from jax_unmask import policies
 from jax_unmask.commands import command_line
+from jax_unmask.evaluation.harness_settings import HarnessSettings
 from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import atomic_write
 
@@ -30,19 +31,11 @@ def parser() -> argparse.ArgumentParser:
     add = described.add_argument
     add("--model", required=True, help="as for jax_unmask.generate: a shipped name, DIR, hub name")
     add("--tasks", required=True, help="names of the harness's tasks, separated by commas")
-    add("--policy", default="threshold:threshold=0.9", help="default: %(default)s")
-    add("--gen_length", type=int, default=256, help="canvas length; default: %(default)s")
-    add("--block_length", type=int, default=32, help="default: %(default)s")
-    add("--batch_size", type=int, default=16, help="prompts per rollout; default: %(default)s")
-    add("--mc_draws", type=int, default=128, help="masks per likelihood; default: %(default)s")
-    add("--mc_batch_size", type=int, default=32, help="its masks per forward; default: %(default)s")
-    add("--mc_together", type=int, default=4, help="likelihoods per forward; default: %(default)s")
-    add("--check_greedy", action="store_true", help="also say whether answers are greedy (slow)")
+    command_line.add_settings(add, HarnessSettings())
     add("--chat", action="store_true", help="apply the tokenizer's chat template")
     add("--num_fewshot", type=int, help="default: the task's own")
     add("--limit", type=int, help="only the first problems of each task")
     add("--include_path", help="directory with further tasks (YAML files)")
-    add("--seed", type=command_line.seed, default=0, help="seed of all draws; default: 0")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
     add("--output", metavar="FILE", help="write the results as JSON")
     return described
@@ -79,7 +72,8 @@ def verdict(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
 
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     # Mistakes that show without the harness and the model are refused before loading them.
-    policies.parse_policy(args.policy)
+    settings = command_line.given(HarnessSettings, args)
+    policies.parse_policy(settings.policy)
     if args.include_path is not None and not pathlib.Path(args.include_path).is_dir():
         raise FileNotFoundError(f"--include_path={args.include_path} is not a directory")
     lm_eval = require()
@@ -96,11 +90,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
             f"--tasks={args.tasks}: lm-evaluation-harness has no task {', '.join(unknown)}; "
             "`lm-eval ls tasks` lists them, --include_path adds a directory of your own"
         )
-    settings = (
-        *("policy", "gen_length", "block_length", "batch_size", "check_greedy", "seed", "dtype"),
-        *("mc_draws", "mc_batch_size", "mc_together"),
-    )
-    model = HarnessModel.load(args.model, **{name: getattr(args, name) for name in settings})
+    model = HarnessModel.load(args.model, dtype=args.dtype, **vars(settings))
     found = lm_eval.simple_evaluate(
         model=model,
         tasks=names,

@@ -22,10 +22,11 @@ from jax_unmask import policies
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.quantization import TYPES
+from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.generation import answers
 from jax_unmask.generation.decoding import Decoding
 from jax_unmask.runtime import compilation, distributed
-from jax_unmask.settings import FlagError, declared
+from jax_unmask.settings import FlagError
 from jax_unmask.shipped import shipped_models
 
 KEY = "JAX_UNMASK_API_KEY"
@@ -70,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
         action="append",
         help="a policy that requests can choose, the first is the default; give it several times "
         f"(names: {', '.join(policies.available())}); default: {answers.UNIVERSAL_POLICY} "
-        f"for models that it was trained on, and {answers.DEFAULT_POLICY}",
+        f"for models that it was trained on, and {policies.DEFAULT}",
     )
     add("--gen_length", type=int, help="longest canvas; default: what the model was made for")
     add(
@@ -79,22 +80,19 @@ def parser() -> argparse.ArgumentParser:
         "max_tokens; default: gen_length alone",
     )
     add("--block_length", type=int, help="block length; default: what the model was made for")
-    add("--cache", default="none", help="as of generate; default: %(default)s")
-    add("--temperatures", default="0", help="that requests may ask for, the default first")
-    add("--top_k", type=int, default=0, help="draw from the k best tokens; default: 0 (all)")
-    add("--top_p", type=float, default=1.0, help="draw from the best tokens of this mass")
+    add("--cache", default=Decoding.cache, help="as of generate; default: %(default)s")
+    add(
+        "--temperatures",
+        default=f"{Decoding.temperature:g}",
+        help="that requests may ask for, the default first; default: %(default)s",
+    )
+    command_line.add_settings(add, Sampling())
     add("--seed", type=command_line.seed, default=0, help="of requests that name none; default: 0")
     add("--dtype", choices=("float32", "bfloat16"), help="of weights and computation")
     add("--quantization", choices=tuple(TYPES), help="one byte per weight of the layers' matrices")
     add("--thinking", choices=("on", "off"), help="for chat templates that know reasoning")
     add = described.add_argument_group("limits").add_argument
-    for each in (*declared(EngineSettings()), *declared(RequestLimits())):
-        add(
-            f"--{each.key}",
-            type=each.kind,
-            default=each.default,
-            help=f"{each.help} ({each.default:.10g})",
-        )
+    command_line.add_settings(add, EngineSettings(), RequestLimits())
     return described
 
 
@@ -134,10 +132,8 @@ class Service:
         from jax_unmask.serving.engine import Engine, EngineSettings
         from jax_unmask.serving.protocol import Model, RequestLimits
 
-        def given(kind: Any) -> Any:
-            return kind(**{each.key: getattr(args, each.key) for each in declared(kind())})
-
-        engine_settings, limits = given(EngineSettings), given(RequestLimits)
+        engine_settings = command_line.given(EngineSettings, args)
+        limits = command_line.given(RequestLimits, args)
         is_loopback, key = distributed.is_loopback(args.host), os.environ.get(KEY) or None
         if not (is_loopback or key or args.no_key):
             raise FlagError(
@@ -158,7 +154,7 @@ class Service:
         first = learned or next(iter(named), None)
         how = _decoding(args, temperatures[0], None)
         args.model, first, how = answers.fitted(args.model, first, how)
-        named = named or list(filter(None, (first, answers.DEFAULT_POLICY)))
+        named = named or list(filter(None, (first, policies.DEFAULT)))
         if diffusion_gemma.is_model(hub.local_directory(args.model)):
             problem = "it is a diffusion_gemma, and the server fills canvases of masks"
             remedy = "Serve a masked model, or ask this one with python -m jax_unmask.generate"

@@ -7,7 +7,7 @@ import dataclasses
 import logging
 import math
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -23,6 +23,7 @@ from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.compilation import CompileTimes, announced
 from jax_unmask.runtime.progress import Jobs
+from jax_unmask.settings import Settings, setting
 
 logger = logging.getLogger(__name__)
 
@@ -32,6 +33,18 @@ _SCALES = (0.01, 0.50000012, 0.500005, 0.5005, 0.55, 8.0, 512.0, 5e4, 1e9)
 # Where forwards differ by more than this factor from one place to the next, places in between are
 # measured too, at most so many.
 _GAP, _REFINED = 1.15, 12
+
+
+@dataclasses.dataclass(frozen=True)
+class CalibrationSettings(Settings):
+    """Settings of the measurements of a calibration."""
+
+    block_length: int = setting(0, "Block length in tokens; 0 for the config's.", ge=0)
+    points: int = setting(13, "Alphas that are measured.", ge=2, le=100)
+    split: Literal["train", "validation", "test"] = setting(
+        "train", "Split of the task whose prompts are used; not the one that is measured later."
+    )
+    prompts: int = setting(256, "Number of prompts.", ge=1)
 
 
 def calibrate(

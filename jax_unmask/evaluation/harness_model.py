@@ -15,6 +15,7 @@ from jax_unmask import policies
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
 from jax_unmask.denoisers.tokenizer import before_stops
 from jax_unmask.environment.bundle import load_model
+from jax_unmask.evaluation.harness_settings import HarnessSettings
 from jax_unmask.evaluation.likelihood import Likelihood
 from jax_unmask.rollout import RolloutSettings, rollout, row_keys
 from jax_unmask.rollout.trajectory import check_finite
@@ -35,13 +36,8 @@ class HarnessModel(LM):
     Args:
         denoiser, params, tokenizer: the dLLM.
         name: what the harness calls the model.
-        policy: in the notation of `policies.parse_policy`.
-        gen_length, block_length, batch_size: shape of a rollout.
-        mc_draws, mc_batch_size, mc_together: masks per likelihood, masks of each text and texts per
-            forward.
-        check_greedy: whether `loglikelihood` also finds out if a text is the greedy one, which
-            costs a forward per token; otherwise it returns False.
-        seed: seed of all that is drawn.
+        settings: those of `HarnessSettings`. Without `check_greedy`, `loglikelihood` says of no
+            text that it is the greedy one.
 
     Attributes:
         sequences, forwards: texts that were generated, and denoiser forwards that they needed.
@@ -54,34 +50,34 @@ class HarnessModel(LM):
         tokenizer: Tokenizer,
         *,
         name: str = "jax_unmask",
-        policy: str = "threshold:threshold=0.9",
-        gen_length: int = RolloutSettings.gen_length,
-        block_length: int = RolloutSettings.block_length,
-        batch_size: int = 16,
-        mc_draws: int = 128,
-        mc_batch_size: int = 32,
-        mc_together: int = 4,
-        check_greedy: bool = False,
-        seed: int = 0,
+        **settings: Any,
     ) -> None:
         super().__init__()
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size} must be at least 1")
-        if gen_length >= denoiser.config.max_length:
-            raise ValueError(
-                f"gen_length={gen_length} leaves no room for prompts: the model's max_length is "
-                f"{denoiser.config.max_length}"
-            )
+        chosen = HarnessSettings(**settings)
+        chosen.require(
+            chosen.gen_length < denoiser.config.max_length,
+            "gen_length",
+            f"it leaves no room for prompts in the model's length, {denoiser.config.max_length}",
+            "Lower it",
+        )
         self._denoiser, self._params, self._tokenizer = denoiser, params, tokenizer
         self._name = name
-        self._settings = RolloutSettings(gen_length=gen_length, block_length=block_length)
+        self._settings = RolloutSettings(
+            gen_length=chosen.gen_length, block_length=chosen.block_length
+        )
         environment = {"denoiser": name, **self._settings.environment}
-        self._policy, self._policy_params = policies.parse_policy(policy, environment=environment)
-        self._batch_size, self._check_greedy = batch_size, check_greedy
-        self._mc = {"draws": mc_draws, "batch_size": mc_batch_size, "together": mc_together}
-        self._mc["seed"] = seed
+        self._policy, self._policy_params = policies.parse_policy(
+            chosen.policy, environment=environment
+        )
+        self._batch_size, self._check_greedy = chosen.batch_size, chosen.check_greedy
+        self._mc = {
+            "draws": chosen.mc_draws,
+            "batch_size": chosen.mc_batch_size,
+            "together": chosen.mc_together,
+            "seed": chosen.seed,
+        }
         self._likelihood: Likelihood | None = None
-        self._key = streams.stream(streams.root(seed), "sampling")
+        self._key = streams.stream(streams.root(chosen.seed), "sampling")
         self.sequences = self.forwards = 0
 
     @classmethod

@@ -51,7 +51,6 @@ from jax_unmask.shipped import shipped_lengths, shipped_models
 DEFAULT_LENGTH = 128
 UNIVERSAL_POLICY = "learned:universal"
 """The default for denoisers that it was trained on, see `default_policy`."""
-DEFAULT_POLICY = "threshold:threshold=0.9"
 DEFAULT_CANVAS_POLICY = "entropy_bounded:gamma=0.1"
 _SHAPE = ("task", "gen_length", "block_length", "distribution")
 logger = logging.getLogger(__name__)
@@ -370,7 +369,7 @@ def load(model: str, policy: str | None, decoding: Decoding) -> Writer:
         quantization=decoding.quantization,
     )
     shape = masked_settings(model, decoding, denoiser, tokenizer)
-    named = policy or DEFAULT_POLICY
+    named = policy or policies.DEFAULT
     thinking = decoding.thinking
     return MaskedWriter(denoiser, params, tokenizer, named, shape, thinking, name=model)
 
@@ -453,7 +452,7 @@ def check(model: str, policy: str | None, decoding: Decoding) -> None:
     """Raises for all mistakes that show before the model is loaded."""
     shape = masked_settings(model, decoding)
     environment = {"denoiser": model, **shape.environment}
-    policies.parse_policy(policy or DEFAULT_POLICY, environment=environment)
+    policies.parse_policy(policy or policies.DEFAULT, environment=environment)
 
 
 def _load_canvas(

@@ -1,8 +1,12 @@
-"""Decoding, from outside: prompts, settings, and canvases on the way. Imports nothing of JAX."""
+"""Decoding, from outside: prompts, settings, and canvases on the way."""
 
 from __future__ import annotations
 
 import dataclasses
+
+from jax_unmask.denoisers.sampling import Sampling
+from jax_unmask.rollout import RolloutSettings
+from jax_unmask.rollout.caching import NONE
 
 Prompt = str | list[dict[str, str]]
 """Plain text, or chat messages for the tokenizer's template."""
@@ -27,10 +31,10 @@ class Decoding:
 
     gen_length: int | None = None
     block_length: int | None = None
-    cache: str = "none"
-    temperature: float = 0.0
-    top_k: int = 0
-    top_p: float = 1.0
+    cache: str = NONE
+    temperature: float = RolloutSettings.temperature
+    top_k: int = Sampling.top_k
+    top_p: float = Sampling.top_p
     dtype: str | None = None
     quantization: str | None = None
     thinking: bool | None = None

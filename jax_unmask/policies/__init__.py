@@ -31,6 +31,7 @@ from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import LearnedPolicy, network_settings
 from jax_unmask.policies.network import NetworkConfig
 from jax_unmask.policies.spec import (
+    DEFAULT,
     adjusted,
     available,
     parse_policy,
@@ -38,6 +39,7 @@ from jax_unmask.policies.spec import (
 )
 
 __all__ = [
+    "DEFAULT",
     "Action",
     "ConflictFree",
     "CumulatedEntropy",

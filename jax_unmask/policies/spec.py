@@ -55,6 +55,9 @@ POLICIES = notation.Names(
     package="jax_unmask.policies",
 )
 
+DEFAULT = "threshold:threshold=0.9"
+"""Where no policy is asked for, and none is known to suit the denoiser."""
+
 
 def available() -> dict[str, dict[str, Any]]:
     """Short names of all policies, each with its settings and their defaults.

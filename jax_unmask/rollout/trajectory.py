@@ -16,7 +16,7 @@ from jaxtyping import Array, Bool, Float, Int
 from jax_unmask.denoisers.sampling import PLAIN, Sampling
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.prompts import Prompts as Prompts
-from jax_unmask.rollout.caching import Cache, parse_cache
+from jax_unmask.rollout.caching import NONE, Cache, parse_cache
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.settings import Settings, given, setting
@@ -92,7 +92,7 @@ class RolloutSettings(Settings):
     sampling: Sampling = given(PLAIN)
     stop_ids: tuple[int, ...] = ()
     cache: Cache | None = setting(
-        "none",
+        NONE,
         "Keys and values that are kept from step to step: none, prefix, dual or block, with "
         "settings as in dual:refresh_every=8,extra_tokens=16.",
         parse=parse_cache,
@@ -121,7 +121,7 @@ class RolloutSettings(Settings):
         return {
             "gen_length": self.gen_length,
             "block_length": self.block_length,
-            "cache": str(self.cache) if self.cache else "none",
+            "cache": str(self.cache) if self.cache else NONE,
         }
 
     @property

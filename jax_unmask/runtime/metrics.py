@@ -167,7 +167,7 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
         *,
         resume_step: int,
         lines: int | None = None,
-        tensorboard: bool = True,
+        tensorboard: bool = LogSettings.tensorboard,
         sinks: tuple[WeightsAndBiases, ...] = (),
     ) -> None:
         self._is_writer = jax.process_index() == 0
