@@ -20,8 +20,8 @@ from jax_unmask.policies.heuristics import Rule, column
 class FrontierTold(Rule):
     """Fills the leftmost position, and near it all that are confident enough.
 
-    Confident enough is a doubt 1 - p of at most 0.02 alpha^0.5, near are the first 32 alpha^0.35
-    legal positions.
+    Confident enough is a doubt 1 - p of at most 0.02 alpha^0.6, near are the first 20 legal
+    positions, or 20 (alpha / 20)^0.85 above alpha 20.
     """
 
     alphas: ClassVar[tuple[float, float]] = (0.01, 1000.0)
@@ -37,5 +37,6 @@ class FrontierTold(Rule):
     def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
         del keys
         alpha, place = column(params["alpha"]), jnp.cumsum(obs.legal, axis=-1)
-        fill = (1 - obs.confidence <= 0.02 * alpha**0.5) & (place <= 32 * alpha**0.35)
+        reach = 20 * jnp.maximum(1, alpha / 20) ** 0.85
+        fill = (1 - obs.confidence <= 0.02 * alpha**0.6) & (place <= reach)
         return obs.legal & (fill | (place == 1))

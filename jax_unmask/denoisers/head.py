@@ -350,11 +350,26 @@ def _reduce(
 
 
 def _top(logits: Float[Array, "*B C"], top_k: int) -> Float[Array, "*B K"]:
-    """The largest logits, descending."""
+    """The largest logits, descending; of up to two in one reduction, where `top_k` would sort."""
     if top_k == 1:
         return logits.max(axis=-1, keepdims=True)
+    if top_k == 2:
+        return jnp.stack(_two_largest(logits), axis=-1)
     largest: Array = jax.lax.top_k(logits, top_k)[0]
     return largest
+
+
+def _two_largest(values: Float[Array, "*B C"]) -> tuple[Float[Array, "*B"], Float[Array, "*B"]]:
+    """The largest value and the second one, which equals it where two are largest."""
+
+    def larger(one: tuple[Array, Array], other: tuple[Array, Array]) -> tuple[Array, Array]:
+        lesser = jnp.minimum(one[0], other[0])
+        return jnp.maximum(one[0], other[0]), jnp.maximum(lesser, jnp.maximum(one[1], other[1]))
+
+    nothing = np.asarray(-jnp.inf, values.dtype)
+    operands = values, jnp.full_like(values, nothing)
+    first, second = jax.lax.reduce(operands, (nothing, nothing), larger, (values.ndim - 1,))
+    return first, second
 
 
 def _largest(
@@ -388,7 +403,7 @@ def _nothing(shape: tuple[int, ...], top_k: int) -> _Partial:
 
 def _merge(first: _Partial, second: _Partial, top_k: int) -> _Partial:
     """The reduction of two slices of the vocabulary; of equal tokens the first slice's wins."""
-    top = jax.lax.top_k(jnp.concatenate([first.top, second.top], axis=-1), top_k)[0]
+    top = _top(jnp.concatenate([first.top, second.top], axis=-1), top_k)
 
     def rescaled(each: _Partial) -> tuple[Array, Array]:
         drop = each.top[..., 0] - top[..., 0]

@@ -64,6 +64,16 @@ def test_against_numpy(vocab_chunk):
     np.testing.assert_allclose(found.entropy, entropy, rtol=1e-5)
 
 
+@pytest.mark.parametrize("top_k", [1, 2, 3])
+def test_of_equal_logits_each_counts(top_k):
+    logits = np.array(
+        [[[1.0, 3.0, 3.0, 2.0], [3.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]], np.float32
+    )
+    found = scores_of(logits, top_k=top_k)
+    expected = -np.sort(-softmax(logits), axis=-1)[..., :top_k]
+    np.testing.assert_allclose(found.top_probs, expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize(("tie", "temperature"), [(False, 0.7), (True, 0.0)])
 @pytest.mark.parametrize("chunk", [7, 64])
 def test_slices_change_nothing(chunk, tie, temperature):
