@@ -70,7 +70,7 @@ def test_of_equal_logits_each_counts(top_k):
         [[[1.0, 3.0, 3.0, 2.0], [3.0, 1.0, 2.0, 0.0], [0.0, 0.0, 0.0, 0.0]]], np.float32
     )
     found = scores_of(logits, top_k=top_k)
-    expected = -np.sort(-softmax(logits), axis=-1)[..., :top_k]
+    expected = -np.sort(-softmax(logits, axis=-1), axis=-1)[..., :top_k]
     np.testing.assert_allclose(found.top_probs, expected, rtol=1e-5)
 
 
