@@ -11,6 +11,7 @@ batches.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, Self, TypeVar
 
@@ -127,7 +128,7 @@ def over_rows(function: Callable[..., Tree], whole: Any, *, records: Any, rows: 
         records: arrays [T, B, ...].
         rows: arrays [B, ...].
     """
-    batch = jax.tree.leaves(rows)[0].shape[0]
+    batch = math.gcd(*(leaf.shape[0] for leaf in jax.tree.leaves(rows)))
     if active_over(batch) is None:
         return function(ALONE, whole, records, rows)
 
@@ -403,8 +404,8 @@ class Optimised:
 
 
 def optimise(
-    gradient: Callable[[Params, Array, Minibatches, Minibatch], tuple[Params, Sums]],
-    minibatches: Callable[[Array], Minibatches],
+    gradient: Callable[[Params, Array, Any, Any], tuple[Params, Sums]],
+    minibatches: Callable[[Array], Any],
     optimizer: optax.GradientTransformation,
     params: Params,
     opt_state: Any,
@@ -415,7 +416,8 @@ def optimise(
     Args:
         gradient: parameters, index of the pass, cells and minibatch to the gradient and sums of an
             optimiser step; see `accumulate`.
-        minibatches: index of the pass to its minibatches.
+        minibatches: index of the pass to its `Minibatches`, or several; then a step has a
+            `Minibatch` of each.
         optimizer: an optax transformation.
         params: parameters to start from.
         opt_state: state of the optimiser.
@@ -425,16 +427,19 @@ def optimise(
     def one_pass(carry: Optimised, index: Array) -> tuple[Optimised, None]:
         cells = minibatches(index)
 
-        def step(carry: Optimised, minibatch: Minibatch) -> tuple[Optimised, None]:
+        def step(carry: Optimised, minibatch: Any) -> tuple[Optimised, None]:
             def apply(now: Optimised) -> Optimised:
                 grads, sums = gradient(now.params, index, cells, minibatch)
                 params, opt_state, norm = descend(optimizer, now.params, now.opt_state, grads)
                 sums, norm = now.sums + sums, now.grad_norm + norm
                 return Optimised(params, opt_state, sums, norm, now.steps + 1.0)
 
-            return jax.lax.cond(minibatch.count > 0, apply, lambda now: now, carry), None
+            every = jax.tree.leaves(minibatch, is_leaf=lambda x: isinstance(x, Minibatch))
+            count = sum(each.count for each in every)
+            return jax.lax.cond(count > 0, apply, lambda now: now, carry), None
 
-        return jax.lax.scan(step, carry, cells.each)
+        packed = lambda x: isinstance(x, Minibatches)
+        return jax.lax.scan(step, carry, jax.tree.map(lambda x: x.each, cells, is_leaf=packed))
 
     zero = jnp.zeros((), jnp.float32)
     start = Optimised(params, opt_state, Sums.of(), zero, zero)

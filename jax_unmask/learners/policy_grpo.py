@@ -53,7 +53,7 @@ class TrainablePolicy(Protocol):
 
 
 @struct.dataclass
-class _Rows:
+class Rows:
     """Arrays with a value per row of a batch; see `PolicyLearner.update`."""
 
     advantages: Float[Array, " B"]
@@ -78,6 +78,7 @@ class PolicyLearner(UpdateSettings):
     Attributes:
         optimizer: it updates `params["network"]` only.
         group_size: G, policy rollouts per group; only the mixture likelihood of experts uses it.
+        grad_clip: see `update_together`.
     """
 
     policy: TrainablePolicy = given()
@@ -93,6 +94,7 @@ class PolicyLearner(UpdateSettings):
     )
     chunk_size: int = setting(512, "Pairs whose activations are alive at once.", ge=1)
     group_size: int = 1
+    grad_clip: float | None = given(None)
     expert: ExpertSettings = given(ExpertSettings())
 
     def init(self, params: Params, key: Array) -> TrainState:
@@ -147,44 +149,8 @@ class PolicyLearner(UpdateSettings):
             estimator rho - 1 - log rho; `grad_norm` before clipping. Further `ratio_max`, `pairs`
             (pairs per pass) and `skipped` (0 or 1). A skipped batch has zeros.
         """
-        rows = _Rows(advantages, is_expert, imitated, settings or {})
-        self._check(records, rows)
-        return over_rows(self._update, state, records=records, rows=rows)
-
-    def _update(
-        self, shards: Shards, state: TrainState, records: Records, rows: _Rows
-    ) -> tuple[TrainState, Metrics]:
-        """`update` with the rows of one shard."""
-        # 1. Experts' actions get their log-probability under the policy before the update.
-        if rows.is_expert is not None:
-            by_expert = jnp.broadcast_to(rows.is_expert, records.active.shape)
-            scores = self.log_prob(state.params, records, by_expert, rows.settings)
-            old = jnp.where(rows.is_expert, scores, records.action.log_prob)
-            action = dataclasses.replace(records.action, log_prob=old)
-            records = dataclasses.replace(records, action=action)
-        # 2. The steps that carry gradient; none without any signal, whatever the entropy bonus.
-        signal = shards.any(rows.with_gradient())
-        wanted = self._wanted(records, rows) & signal
-        weights, key = step_weights(records.active, shards.sum), state.step_key()
-        # 3. All optimiser steps.
-        done = optimise(
-            functools.partial(self._gradient, shards, state.params, records, rows, weights),
-            lambda index: split(
-                wanted,
-                self.minibatches,
-                streams.stream(key, "minibatches", index),
-                shards=shards,
-            ),
-            self.optimizer,
-            state.params["network"],
-            state.opt_state,
-            self.passes,
-        )
-        state = state.after({**state.params, "network": done.params}, done.opt_state)
-        return state, _named(done.metrics()) | {
-            "pairs": done.sums.units / self.passes,
-            "skipped": 1.0 - signal.astype(jnp.float32),
-        }
+        rows = Rows(advantages, is_expert, imitated, settings or {})
+        return update_together((self,), state, (records,), (rows,))
 
     @functools.partial(jax.jit, static_argnums=0)
     def log_prob(
@@ -212,7 +178,8 @@ class PolicyLearner(UpdateSettings):
         zeros = jnp.zeros(wanted.shape, jnp.float32)
         return over_chunks(body, zeros, cells, cells.first, self.chunk_size)
 
-    def _check(self, records: Records, rows: _Rows) -> None:
+    def check_batch(self, records: Records, rows: Rows) -> None:
+        """Raises a `ValueError` unless they belong together."""
         batch = records.active.shape[1]
         for name, values in {**vars(rows), **rows.settings, "settings": None}.items():
             if values is not None and values.shape != (batch,):
@@ -226,24 +193,34 @@ class PolicyLearner(UpdateSettings):
                 "number per group"
             )
 
-    def _wanted(self, records: Records, rows: _Rows) -> Bool[Array, "T B"]:
-        """Steps that carry gradient."""
-        return records.active & (rows.with_gradient() | (self.entropy_coefficient > 0))
+    def scored(self, params: Params, records: Records, rows: Rows) -> Records:
+        """The records; experts' actions have their log-probability under `params`."""
+        if rows.is_expert is None:
+            return records
+        by_expert = jnp.broadcast_to(rows.is_expert, records.active.shape)
+        scores = self.log_prob(params, records, by_expert, rows.settings)
+        old = jnp.where(rows.is_expert, scores, records.action.log_prob)
+        return dataclasses.replace(
+            records, action=dataclasses.replace(records.action, log_prob=old)
+        )
 
-    def _gradient(
+    def wanted(self, shards: Shards, records: Records, rows: Rows) -> Bool[Array, "T B"]:
+        """Steps that carry gradient; none without any signal, whatever the entropy bonus."""
+        signal = rows.with_gradient()
+        return records.active & (signal | (self.entropy_coefficient > 0)) & shards.any(signal)
+
+    def gradient(
         self,
         shards: Shards,
         params: Params,
         records: Records,
-        rows: _Rows,
+        rows: Rows,
         weights: Float[Array, "T B"],
         network: Params,
-        index: Array,
         cells: Minibatches,
         minibatch: Minibatch,
     ) -> tuple[Params, Sums]:
         """Gradient and sums of one optimiser step."""
-        del index
         # A minibatch estimates the loss of the whole batch without bias.
         scale = cells.total / jnp.maximum(minibatch.count, 1)
 
@@ -287,6 +264,105 @@ class PolicyLearner(UpdateSettings):
             )
 
         return accumulate(loss, network, cells, minibatch, self.chunk_size, shards)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def update_together(
+    learners: tuple[PolicyLearner, ...],
+    state: TrainState,
+    records: tuple[Records, ...],
+    rows: tuple[Rows, ...],
+) -> tuple[TrainState, Metrics]:
+    """Learns from batches of several environments, each optimiser step from a minibatch of all.
+
+    Where there are several, a step follows the mean of their gradients, each of a norm of at most
+    `grad_clip`, so that none outweighs the others.
+
+    Args:
+        learners: one per environment; optimiser, passes and minibatches are those of the first.
+        state: the training state.
+        records: what the rollouts of each environment did.
+        rows: what else belongs to them.
+
+    Returns:
+        As `PolicyLearner.update`, of all environments.
+    """
+    for learner, each, own in zip(learners, records, rows, strict=True):
+        learner.check_batch(each, own)
+    inner = functools.partial(_update, learners)
+    return over_rows(inner, state, records=records, rows=rows)
+
+
+def _update(
+    learners: tuple[PolicyLearner, ...],
+    shards: Shards,
+    state: TrainState,
+    records: tuple[Records, ...],
+    rows: tuple[Rows, ...],
+) -> tuple[TrainState, Metrics]:
+    """`update_together` with the rows of one shard."""
+    first, key = learners[0], state.step_key()
+    # 1. Of each environment: the steps that carry gradient, and the gradient of a minibatch.
+    gradients, wanted = [], []
+    for learner, each, own in zip(learners, records, rows, strict=True):
+        each = learner.scored(state.params, each, own)
+        weights = step_weights(each.active, shards.sum)
+        wanted.append(learner.wanted(shards, each, own))
+        gradients.append(
+            functools.partial(learner.gradient, shards, state.params, each, own, weights)
+        )
+
+    def minibatches(index: Array) -> tuple[Minibatches, ...]:
+        own = streams.stream(key, "minibatches", index)
+        return tuple(
+            split(
+                cells,
+                first.minibatches,
+                jax.random.fold_in(own, number) if number else own,
+                shards=shards,
+            )
+            for number, cells in enumerate(wanted)
+        )
+
+    def mean_gradient(
+        network: Params,
+        index: Array,
+        cells: tuple[Minibatches, ...],
+        minibatch: tuple[Minibatch, ...],
+    ) -> tuple[Params, Sums]:
+        del index
+        own = zip(gradients, cells, minibatch, strict=True)
+        done = [gradient(network, packed, part) for gradient, packed, part in own]
+        if len(done) == 1:
+            return done[0]
+        limited = [_limited(grads, first.grad_clip) for grads, _ in done]
+        grads = jax.tree.map(lambda *leaves: sum(leaves) / len(leaves), *limited)
+        sums = functools.reduce(Sums.__add__, (sums for _, sums in done))
+        return grads, dataclasses.replace(sums, loss=sums.loss / len(done))
+
+    # 2. All optimiser steps.
+    done = optimise(
+        mean_gradient,
+        minibatches,
+        first.optimizer,
+        state.params["network"],
+        state.opt_state,
+        first.passes,
+    )
+    state = state.after({**state.params, "network": done.params}, done.opt_state)
+    signal = jnp.stack([cells.any() for cells in wanted])
+    return state, _named(done.metrics()) | {
+        "pairs": done.sums.units / first.passes,
+        "skipped": 1.0 - shards.any(signal).astype(jnp.float32),
+    }
+
+
+def _limited(grads: Params, norm: float | None) -> Params:
+    """A gradient of at most this norm; of any norm if it is None."""
+    if norm is None:
+        return grads
+    limited, _ = optax.clip_by_global_norm(norm).update(grads, optax.EmptyState())
+    return limited
 
 
 def _take(records: Records, at: Chunk) -> tuple[Observation, Action]:

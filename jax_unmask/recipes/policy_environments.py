@@ -10,18 +10,17 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
+import jax
 
 from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.bundle import Bundle, check_split, load_denoiser_config, load_task
-from jax_unmask.environment.settings import TrainSettings
 from jax_unmask.learners.engine import TrainState
+from jax_unmask.learners.policy_grpo import update_together
 from jax_unmask.recipes.base import (
     Blueprint,
     Metrics,
     Recipe,
     Work,
-    bytes_per_device,
     check_schedule,
 )
 from jax_unmask.recipes.policy_grpo import (
@@ -29,11 +28,14 @@ from jax_unmask.recipes.policy_grpo import (
     PolicyGrpoSettings,
     build_policy,
     check_denoiser,
+    traced_update,
 )
+from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.config import change
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import MAX_INT, ConfigError, SettingError, from_config, setting, to_config
+from jax_unmask.runtime.streams import stream
+from jax_unmask.settings import ConfigError, SettingError, from_config, setting, to_config
 from jax_unmask.tasks.data import Batch, BatchIterator
 
 # Settings of an environment; the policy, its optimiser and its reward are those of all.
@@ -76,9 +78,6 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
         """The settings of each environment, as if there were no other."""
         fields = (field.name for field in dataclasses.fields(PolicyGrpoSettings))
         shared = PolicyGrpoSettings(**{name: getattr(self, name) for name in fields})
-        # The optimiser takes the steps of all environments.
-        steps = self.train.steps * len(self.environments)
-        shared = dataclasses.replace(shared, train=TrainSettings(steps=steps))
         return tuple(self._read(shared, index) for index in range(len(self.environments)))
 
     @property
@@ -123,7 +122,7 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
             raise SettingError(f"environments[{index}]", line, problem, _REMEDY) from error
 
 
-class Turns(BatchIterator):
+class OfEach(BatchIterator):
     """A batch of every environment at a time; their positions are saved together."""
 
     def __init__(self, iterators: Sequence[BatchIterator]) -> None:
@@ -149,8 +148,8 @@ class Turns(BatchIterator):
 class PolicyEnvironments(Recipe):
     """`PolicyGrpo` in several environments: tasks, denoisers, canvases, block lengths, caches.
 
-    A step takes an update from a batch of each environment, one after the other. Programs are
-    compiled once per environment; environments of the same denoiser share its weights.
+    A step rolls out a batch of each environment and takes one update from all, see
+    `learners.policy_grpo.update_together`. Environments of the same denoiser share its weights.
     """
 
     metrics = (*PolicyGrpo.metrics, *(f"{name}/*" for name in _OF_EACH))
@@ -188,10 +187,6 @@ class PolicyEnvironments(Recipe):
         loaded: dict[Any, Bundle] = {}
         self._recipes = []
         for each, task in zip(config.each, tasks, strict=True):
-            # The state counts the updates of all environments.
-            imitation_steps = min(each.expert.imitation_steps * len(tasks), MAX_INT)
-            expert = dataclasses.replace(each.expert, imitation_steps=imitation_steps)
-            each = dataclasses.replace(each, expert=expert)
             bundle = loaded.get(each.model)
             load = None
             if bundle is not None:
@@ -207,18 +202,42 @@ class PolicyEnvironments(Recipe):
         return self._recipes[0].like()
 
     def data(self) -> BatchIterator:
-        return Turns([recipe.data() for recipe in self._recipes])
+        return OfEach([recipe.data() for recipe in self._recipes])
 
     def step(
         self, state: TrainState, batch: Sequence[Batch], timer: Timer
     ) -> tuple[TrainState, Metrics]:
-        of_each = []
-        for recipe, part in zip(self._recipes, batch, strict=True):
-            state, metrics = recipe.step(state, part, timer)
-            of_each.append(metrics)
+        # 1. Rollouts, with random numbers of each environment's own.
+        experiences = [
+            recipe.roll_out(
+                recipe.bundle.params,
+                dataclasses.replace(state, key=stream(state.key, "environment", number)),
+                part,
+                timer,
+            )
+            for number, (recipe, part) in enumerate(zip(self._recipes, batch, strict=True))
+        ]
+        # 2. One update.
+        with timer.measure("update"):
+            records, rows, prepared = zip(
+                *(
+                    recipe.prepare(state, experience)
+                    for recipe, experience in zip(self._recipes, experiences, strict=True)
+                ),
+                strict=True,
+            )
+            with placements.from_config(self._config).active():
+                learners = tuple(recipe.learner for recipe in self._recipes)
+                state, learned = update_together(learners, state, records, rows)
+            jax.block_until_ready(state.params)
+        # 3. Metrics: means over environments, and those of each.
+        of_each = [
+            {**experience.metrics, **metrics}
+            for experience, metrics in zip(experiences, prepared, strict=True)
+        ]
         common = set.intersection(*(set(metrics) for metrics in of_each))
         means = {name: sum(each[name] for each in of_each) / len(of_each) for name in common}
-        return state, means | {
+        return state, means | learned | {
             f"{name}/{label}": metrics[name]
             for label, metrics in zip(self._labels, of_each, strict=True)
             for name in _OF_EACH
@@ -239,18 +258,26 @@ class PolicyEnvironments(Recipe):
         cls, config: PolicyEnvironmentsSettings, shape: DenoiserConfig, placement: Placement
     ) -> Blueprint:
         del shape  # Each environment has its own.
-        lasting: dict[str, Any] = {}
-        programs, passing, trained = [], [], None
-        for label, each in zip(config.labels, config.each, strict=True):
-            made = PolicyGrpo.blueprint(each, load_denoiser_config(each), placement)
-            weights = {f"denoiser {each.model.path}": made.lasting["denoiser"]}
-            lasting |= weights | {k: v for k, v in made.lasting.items() if k != "denoiser"}
-            programs += [dataclasses.replace(p, name=f"{label}: {p.name}") for p in made.programs]
-            passing.append(made.passing)
-            trained = made.trained
-        largest = passing[int(np.argmax([bytes_per_device(each) for each in passing]))]
-        acting = {name: tree for name, tree in lasting.items() if name.startswith("denoiser ")}
-        return Blueprint(lasting, largest, trained, tuple(programs), acting)
+        planned = [
+            PolicyGrpo.planned(each, load_denoiser_config(each), placement) for each in config.each
+        ]
+        weights = {
+            f"denoiser {each.model.path}": step.denoiser
+            for each, step in zip(config.each, planned, strict=True)
+        }
+        rollouts = [
+            dataclasses.replace(program, name=f"{label}: {program.name}")
+            for label, step in zip(config.labels, planned, strict=True)
+            for program in step.rollouts
+        ]
+        state = planned[0].state
+        return Blueprint(
+            {**weights, "policy and optimiser": state},
+            [step.passing for step in planned],
+            state.params["network"],
+            (*rollouts, traced_update(planned, placement)),
+            weights,
+        )
 
     @classmethod
     def work(

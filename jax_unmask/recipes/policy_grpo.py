@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
-from typing import Any, ClassVar, Literal
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +22,7 @@ from jax_unmask.learners.advantages import group_advantages, relative_rewards
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.optim import OptimizerSettings
-from jax_unmask.learners.policy_grpo import PolicyLearner
+from jax_unmask.learners.policy_grpo import PolicyLearner, Rows, update_together
 from jax_unmask.policies.base import PerRow, WithObservations, alphas_of
 from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.policies.learned import NETWORKS, Network
@@ -45,6 +45,7 @@ from jax_unmask.recipes.rollouts import Fetched, RollingSettings, Rollouts, Trai
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.rollout import RolloutSettings, Trajectory, joined, never_filled, rollout
 from jax_unmask.rollout.flops import row_flops
+from jax_unmask.rollout.trajectory import Records
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.exports import places
@@ -209,6 +210,7 @@ def build_components(
         policy=policy,
         optimizer=config.optimizer.build(config.train.steps * config.learner.optimizer_steps),
         group_size=config.rollout.group_size,
+        grad_clip=config.optimizer.grad_clip,
         expert=config.expert,
     )
     if not config.expert.count:
@@ -248,6 +250,36 @@ class Experience:
     alphas: list[np.ndarray] | None
     rewards: list[np.ndarray]
     metrics: dict[str, Any]
+
+
+class Planned(NamedTuple):
+    """A step before anything of it exists.
+
+    Attributes:
+        denoiser: weights of the denoiser.
+        state: the training state.
+        rollouts: programs of the rollouts.
+        passing: what lives only during a step.
+        learner, records, rows: what the update takes.
+    """
+
+    denoiser: Any
+    state: TrainState
+    rollouts: tuple[TracedProgram, ...]
+    passing: Any
+    learner: PolicyLearner
+    records: Records
+    rows: Rows
+
+
+def traced_update(steps: Sequence[Planned], placement: Placement) -> TracedProgram:
+    """The program of the update on the rollouts of one environment or several."""
+    learners, records, rows = zip(
+        *((each.learner, each.records, each.rows) for each in steps), strict=True
+    )
+    with placement.active():
+        lowered = update_together.lower(learners, steps[0].state, records, rows)
+    return TracedProgram("update", lowered, has_denoiser=False)
 
 
 def _batches(config: PolicyGrpoSettings, bundle: Bundle) -> data.BatchIterator:
@@ -369,6 +401,11 @@ class PolicyGrpo(Recipe):
         """Denoiser, tokenizer and task."""
         return self._bundle
 
+    @property
+    def learner(self) -> PolicyLearner:
+        """The learner, of the settings of this environment."""
+        return self._components.learner
+
     def init(self) -> TrainState:
         return placements.from_config(self._config).everywhere(self._make_state())
 
@@ -483,7 +520,21 @@ class PolicyGrpo(Recipe):
         self, state: TrainState, experience: Experience, timer: Timer
     ) -> tuple[TrainState, Metrics]:
         """An update of the policy on rollouts; the state is donated."""
-        components, length = self._components, self._components.settings.gen_length
+        with timer.measure("update"):
+            records, rows, metrics = self.prepare(state, experience)
+            # An update is spread over all devices, however few have rows of a rollout.
+            with placements.from_config(self._config).active():
+                state, learned = update_together(
+                    (self._components.learner,), state, (records,), (rows,)
+                )
+            jax.block_until_ready(state.params)
+        return state, {**metrics, **learned}
+
+    def prepare(
+        self, state: TrainState, experience: Experience
+    ) -> tuple[Records, Rows, dict[str, Any]]:
+        """What an update takes of rollouts, laid out over its devices, and metrics of it."""
+        length = self._components.settings.gen_length
         correct, nfe, alphas = experience.correct, experience.nfe, experience.alphas
         # 1. Rewards, comparable between what the policy was told.
         value = compared = experience.rewards
@@ -494,46 +545,43 @@ class PolicyGrpo(Recipe):
                 for steps, alpha in zip(nfe, alphas, strict=True)
             ]
             compared = relative_rewards(value, if_right, len(value[0]) // self._group)
-        # 2. Groups with their experts, advantages, the update.
-        with timer.measure("update"):
-            records, is_expert = experience.trajectory.records, None
-            group_rewards: Any = compared[0]
-            settings = None if alphas is None else {"alpha": jnp.asarray(alphas[0])}
-            imitated = None
-            assert records is not None  # The settings ask for them.
-            if experience.expert is not None:
-                expert_records = experience.expert.records
-                assert expert_records is not None
-                records, is_expert = with_experts(
-                    records, expert_records, self._group, self._experts
-                )
-                merge: Any = functools.partial(
-                    merge_groups, group_size=self._group, num_experts=self._experts
-                )
-                group_rewards = merge(*map(jnp.asarray, compared))
-                if alphas is not None:
-                    settings = {"alpha": merge(*map(jnp.asarray, alphas))}
-                weight = self._imitation(state)
-                if weight is not None:
-                    chosen = correct[1]
-                    if self._config.expert.imitated == "all":
-                        chosen = np.ones_like(chosen)
-                    imitated = merge(jnp.zeros(len(correct[0])), weight * chosen)
-                    imitated_share = jnp.sum(imitated > 0) / len(correct[1])
-            group_rewards = jnp.asarray(group_rewards, jnp.float32)
-            advantages = group_advantages(group_rewards, self._group + self._experts)
-            # An update is spread over all devices, however few have rows of a rollout.
-            training = placements.from_config(self._config)
-            records = training.records(records)
-            of_rows = training.global_rows((advantages.advantages, is_expert, imitated, settings))
-            with training.active():
-                state, metrics = components.learner.update(state, records, *of_rows)
-            jax.block_until_ready(state.params)
-        return state, {
-            "groups_with_signal": advantages.signal_fraction,
-            **({} if imitated is None else {"imitated": imitated_share}),
-            **metrics,
-        }
+        # 2. Groups with their experts, advantages.
+        records, is_expert = experience.trajectory.records, None
+        group_rewards: Any = compared[0]
+        settings = None if alphas is None else {"alpha": jnp.asarray(alphas[0])}
+        imitated = None
+        assert records is not None  # The settings ask for them.
+        if experience.expert is not None:
+            expert_records = experience.expert.records
+            assert expert_records is not None
+            records, is_expert = with_experts(records, expert_records, self._group, self._experts)
+            merge: Any = functools.partial(
+                merge_groups, group_size=self._group, num_experts=self._experts
+            )
+            group_rewards = merge(*map(jnp.asarray, compared))
+            if alphas is not None:
+                settings = {"alpha": merge(*map(jnp.asarray, alphas))}
+            weight = self._imitation(state)
+            if weight is not None:
+                chosen = correct[1]
+                if self._config.expert.imitated == "all":
+                    chosen = np.ones_like(chosen)
+                imitated = merge(jnp.zeros(len(correct[0])), weight * chosen)
+                imitated_share = jnp.sum(imitated > 0) / len(correct[1])
+        group_rewards = jnp.asarray(group_rewards, jnp.float32)
+        advantages = group_advantages(group_rewards, self._group + self._experts)
+        training = placements.from_config(self._config)
+        rows = training.global_rows(
+            Rows(advantages.advantages, is_expert, imitated, settings or {})
+        )
+        return (
+            training.records(records),
+            rows,
+            {
+                "groups_with_signal": advantages.signal_fraction,
+                **({} if imitated is None else {"imitated": imitated_share}),
+            },
+        )
 
     def _alphas(self, key: jax.Array, prompts: int) -> np.ndarray | None:
         """Alpha that the policy is told for each prompt of this process; None for one of one alpha.
@@ -596,6 +644,20 @@ class PolicyGrpo(Recipe):
     def blueprint(
         cls, config: PolicyGrpoSettings, shape: DenoiserConfig, placement: Placement
     ) -> Blueprint:
+        planned = cls.planned(config, shape, placement)
+        return Blueprint(
+            {"denoiser": planned.denoiser, "policy and optimiser": planned.state},
+            planned.passing,
+            planned.state.params["network"],
+            (*planned.rollouts, traced_update([planned], placement)),
+            planned.denoiser,
+        )
+
+    @classmethod
+    def planned(
+        cls, config: PolicyGrpoSettings, shape: DenoiserConfig, placement: Placement
+    ) -> Planned:
+        """Shapes of what a step has on the devices, and the programs of its rollouts."""
         rolling = placements.for_rollouts(config)
         components = build_components(
             config, shape, (shape.eos_token_id,), slot_groups=rolling.shards
@@ -656,19 +718,8 @@ class PolicyGrpo(Recipe):
             advantages = placement.rows(
                 jax.ShapeDtypeStruct((records.active.shape[1],), jnp.float32)
             )
-            update = type(components.learner).update
-            told = alphas(records.active.shape[1], placement) or None
-        with placement.active():
-            lowered = update.lower(
-                components.learner, state, records, advantages, is_expert, None, told
-            )
-        return Blueprint(
-            {"denoiser": weights, "policy and optimiser": state},
-            passing,
-            state.params["network"],
-            (*programs, TracedProgram("update", lowered, has_denoiser=False)),
-            weights,
-        )
+        rows = Rows(advantages, is_expert, None, alphas(records.active.shape[1], placement))
+        return Planned(weights, state, tuple(programs), passing, components.learner, records, rows)
 
     @classmethod
     def work(

@@ -7,10 +7,11 @@
     |                |- "rollout" - round - row       sampling (rows: see `rollout.row_keys`)
     |                |- "experts" - row
     |                |- "alphas"                     what the policy is told
-    |                |- "minibatches" - pass
+    |                |- "minibatches" - pass - environment after the first
     |                |- "states" - pass
     |                `- "masking"
     |- "policy" - step                      of a policy beside its denoiser, as "training"
+    |- "environment" - number - step        of each environment of several, as "training"
     |- "sampling" - row                     evaluation
     |- "turn" - number - row                answers; turns of a conversation
     `- "likelihood"                         evaluation of likelihoods
@@ -52,6 +53,7 @@ StreamName = Literal[
     "likelihood",
     "alphas",
     "policy",
+    "environment",
 ]
 """All streams. Append new ones: the order makes the keys."""
 

@@ -14,7 +14,7 @@ import pytest
 from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import ExpertSettings
 from jax_unmask.learners.losses import step_weights
-from jax_unmask.learners.policy_grpo import PolicyLearner
+from jax_unmask.learners.policy_grpo import PolicyLearner, Rows, update_together
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.distributions import (
     bernoulli_entropy,
@@ -201,6 +201,36 @@ def test_minibatches_are_unbiased():
     jax.tree.map(
         lambda m, g, e: np.testing.assert_array_less(np.abs(m - g), 4 * e), mean, expected, error
     )
+
+
+@pytest.mark.parametrize("limit", [None, 1e-3])
+def test_no_environment_outweighs_another(limit):
+    # Experiences of different sizes, one of which earns a thousand times as much.
+    environments = [make_records(noise=0.2), make_records(1, noise=0.1)]
+    advantages = [ADVANTAGES, 1000 * ADVANTAGES]
+    learner = make_learner(optimizer=optax.sgd(1.0), passes=1, grad_clip=limit)
+    state = learner.init(PARAMS, jax.random.key(0))
+    alone = [
+        learner.update(state, *each)[0].params["network"]
+        for each in zip(environments, advantages, strict=True)
+    ]
+    steps = [jax.tree.map(lambda p, q: q - p, PARAMS["network"], each) for each in alone]
+    norms = [float(optax.tree.norm(each)) for each in steps]
+    assert norms[1] > 100 * norms[0] > 100 * 1e-3
+    factors = [1.0 if limit is None else limit / norm for norm in norms]
+    expected = jax.tree.map(
+        lambda p, a, b: p + (factors[0] * a + factors[1] * b) / 2, PARAMS["network"], *steps
+    )
+    new, metrics = update_together(
+        (learner, dataclasses.replace(learner, chunk_size=4)),
+        state,
+        tuple(environments),
+        tuple(Rows(each) for each in advantages),
+    )
+    assert_trees_close(new.params["network"], expected, rtol=2e-5, atol=1e-7)
+    assert int(new.step) == 1
+    pairs = sum(np.sum(each.active & (ADVANTAGES != 0)) for each in environments)
+    assert float(metrics["pairs"]) == float(pairs)
 
 
 def test_empty_minibatches_take_no_step():
