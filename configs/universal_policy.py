@@ -7,7 +7,7 @@ diffusion.
 `:all-word_problems,sudoku=DIR,arithmetic=DIR,countdown=DIR` teaches one policy what others do, each
 on its task: they are told the same alpha, and every action of theirs is imitated. In place of a
 trained policy's directory (write ./DIR) or name any other may stand in its notation, such as a rule
-of one's own, with at most one setting.
+of one's own, with at most one setting. `:word_problems` alone is taught so, by a rule.
 """
 
 import pathlib
@@ -36,6 +36,12 @@ def get_config(tasks: str = "all"):
     config.policy.network.update(token_buckets=0, position_embedding=0, pair_attention=0, logs=True)
     config.policy.network.alphas = (0.03, 100.0)
     config.eval.trained = ("distribution=threshold,alpha=0.03|0.1|0.3|1.0|3.0|10.0|30.0|100.0",)
+    if named == "word_problems":
+        _taught(config, "frontier_told", config.train.steps)
+        config.rollout.update(prompts_per_step=32, slots=24)
+        config.learner.update(minibatches=8, passes=8)
+        config.optimizer.warmup_steps = 2
+        config.train.steps = 30
     if named != "all":
         return config
     both = recipes.config("policy_environments")
@@ -47,24 +53,34 @@ def get_config(tasks: str = "all"):
                 f"universal_policy.py has teachers for {', '.join(teachers)}; give one for each of "
                 f"{', '.join(chosen)}, as in sudoku=DIR"
             )
-        both.rollout.group_size = 2  # What counts is the teacher's rollout.
-        both.learner.entropy_coefficient = 0.0
-        both.optimizer.lr = 1e-3
+        _taught(both, both.expert.policy, both.train.steps)
+        both.learner.update(minibatches=2, passes=4)
+        both.train.steps = 100
     return both
+
+
+def _taught(config, teacher: str, steps: int) -> None:
+    """Settings of policies that imitate whatever another one does."""
+    config.rollout.group_size = 2  # What counts is the teacher's rollout.
+    length = config.rollout.gen_length
+    config.expert.update(count=1, policy=teacher, block_length=length)
+    config.expert.update(imitation=20.0, imitation_steps=steps, imitated="all")
+    config.learner.entropy_coefficient = 0.0
+    config.optimizer.warmup_steps = 16
 
 
 def _environment(task: str, teacher: str | None) -> str:
     """The settings in which the trainings on each task alone differ."""
     alone = _TINY_POLICY["get_config"](task)
     if teacher is not None:
-        prompts = {"arithmetic": 64, "word_problems": 16}
-        alone.rollout.prompts_per_step = prompts.get(task, 128)
+        prompts = {"arithmetic": 24, "word_problems": 12}
+        alone.rollout.update(prompts_per_step=prompts.get(task, 48))
         # Directories and names on the hub have a slash; notations have none before their settings.
         is_learned = teacher in shipped_policies() or "/" in teacher.partition(":")[0]
         policy = f"learned:{teacher},distribution=threshold" if is_learned else teacher
-        alone.expert.update(count=1, policy=policy, block_length=alone.rollout.gen_length)
-        steps = alone.train.steps
-        alone.expert.update(imitation=4.0, imitation_steps=steps, imitated="all")
+        _taught(alone, policy, alone.train.steps)
+        if task == "word_problems":
+            alone.rollout.slots = 24
     return " ".join(
         f"{group}.{name}={alone[group][name]}"
         for group, names in {

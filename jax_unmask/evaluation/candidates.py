@@ -19,7 +19,7 @@ from jax_unmask.shipped import shipped_policies
 
 _SEED = re.compile(r"(?P<method>.+?)[-_]seed(?P<seed>\d+)")
 # Written with a task in mind, and no published heuristics.
-_RULES = ("frontier_threshold", "conflict_free", "reconsider")
+_RULES = ("frontier_threshold", "frontier_told", "conflict_free", "reconsider")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -209,6 +209,33 @@ class FrontierThreshold(Rule):
 
 
 @dataclasses.dataclass(frozen=True)
+class FrontierTold(Rule):
+    """`FrontierThreshold` that is told alpha: a rule for long canvases, and a teacher of policies.
+
+    It fills where the doubt 1 - p is at most 0.02 alpha^0.6, among the first 20 legal positions,
+    above alpha 20 among the first 20 (alpha / 20)^0.85. Chosen on validation problems of
+    `word_problems`, on a canvas of 128.
+    """
+
+    alphas: ClassVar[tuple[float, float]] = (0.01, 1000.0)
+
+    def params(self, alpha: ArrayLike = 1.0) -> Params:
+        """Settings.
+
+        Args:
+            alpha: weight of speed, as in the reward of a trained policy.
+        """
+        return {"alpha": number("alpha", alpha, gt=0)}
+
+    def fill(self, params: Params, obs: Observation, keys: Array) -> Bool[Array, "*B L"]:
+        del keys
+        alpha, place = column(params["alpha"]), jnp.cumsum(obs.legal, axis=-1)
+        reach = 20 * jnp.maximum(1, alpha / 20) ** 0.85
+        fill = (1 - obs.confidence <= 0.02 * alpha**0.6) & (place <= reach)
+        return obs.legal & (fill | (place == 1))
+
+
+@dataclasses.dataclass(frozen=True)
 class Reconsider(Rule):
     """Fills where confidence >= threshold, and takes back what the denoiser doubts afterwards.
 

@@ -36,6 +36,7 @@ POLICIES = notation.Names(
         "entropy_bounded": "heuristics.EntropyBounded",
         "cumulated_entropy": "heuristics.CumulatedEntropy",
         "frontier_threshold": "heuristics.FrontierThreshold",
+        "frontier_told": "heuristics.FrontierTold",
         "conflict_free": "heuristics.ConflictFree",
         "reconsider": "heuristics.Reconsider",
         "origin": "family_samplers.Origin",

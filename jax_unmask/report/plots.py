@@ -35,6 +35,7 @@ METHODS = (
     "frontier_threshold",
     "conflict_free",
     "reconsider",
+    "frontier_told",
 )
 """Heuristics whose colours are the same in every picture and page."""
 

@@ -21,6 +21,7 @@ from jax_unmask.policies import (
     EntropyBounded,
     Factor,
     FrontierThreshold,
+    FrontierTold,
     LeftToRight,
     LowConfidence,
     Margin,
@@ -44,6 +45,7 @@ RULES = (
     LeftToRight(),
     Threshold(),
     FrontierThreshold(),
+    FrontierTold(),
     ConflictFree(),
     Factor(),
     Factor(reference_compat=True),
@@ -198,6 +200,16 @@ def test_frontier_threshold_always_takes_the_leftmost():
     assert filled(FrontierThreshold(), obs, threshold=0.5, reach=2) == [0, 1]
     filled_before = one_row([1.0, 0.75, 0.5], legal=np.array([[False, True, True]]))
     assert filled(FrontierThreshold(), filled_before, threshold=0.5, reach=2) == [1, 2]
+
+
+def test_a_frontier_that_is_told_alpha_takes_more_of_what_is_less_sure():
+    rule, obs = FrontierTold(), one_row([0.5, 0.97, 0.9, 0.7])
+    assert filled(rule, obs, alpha=0.1) == [0]
+    assert filled(rule, obs, alpha=2.0) == [0, 1]
+    assert filled(rule, obs, alpha=16.0) == [0, 1, 2]
+    assert filled(rule, obs, alpha=100.0) == [0, 1, 2, 3]
+    far = one_row([1.0] * 64)
+    assert [len(filled(rule, far, alpha=alpha)) for alpha in (0.1, 20.0, 50.0)] == [20, 20, 43]
 
 
 def test_reconsider_leaves_one_position_to_look_at_the_others_once():
