@@ -32,11 +32,10 @@ def of_policy(learner, params, records, advantages, is_expert=None, clip=None):
     if clip is not None:
         learner = copy.copy(learner)
         object.__setattr__(learner, "clip", clip)
-    rows = policy_grpo._Rows(advantages, is_expert)
-    cells = split(learner._wanted(records, rows))
-    weights, index = step_weights(records.active), jnp.zeros((), jnp.int32)
-    grads, sums = learner._gradient(
-        ALONE, params, records, rows, weights, params["network"], index, cells, cells.first
+    rows = policy_grpo.Rows(advantages, is_expert)
+    cells, weights = split(learner.wanted(ALONE, records, rows)), step_weights(records.active)
+    grads, sums = learner.gradient(
+        ALONE, params, records, rows, weights, params["network"], cells, cells.first
     )
     return grads, policy_grpo._named(sums.metrics())
 

@@ -125,6 +125,7 @@ def random_params(rule, seed: int):
         "eb_threshold": lambda: rng.random(ROWS) * 4,
         "eps": lambda: rng.random(ROWS) / 2,
         "alg_temp": lambda: rng.integers(0, 3, ROWS) / 2,
+        "alpha": lambda: 10.0 ** rng.integers(-2, 4, ROWS),
     }
     return rule.params(**{name: draws[name]() for name in rule.params()})
 
