@@ -28,15 +28,25 @@ from jax_unmask.runtime import distributed, mesh
 from jax_unmask.runtime.checkpoints import Checkpoints
 from jax_unmask.runtime.progress import Timer
 
+_POLICY = {
+    "model.param_dtype": "float32",
+    "rollout.prompts_per_step": 8,
+    "rollout.group_size": 2,
+    # Half as many slots as rows: rows move in and out.
+    "rollout.slots": 8,
+    "learner.chunk_size": 16,
+    "optimizer.lr": 1e-3,
+}
 _SETTINGS: dict[str, dict[str, Any]] = {
-    "policy_grpo": {
-        "model.param_dtype": "float32",
-        "rollout.prompts_per_step": 8,
-        "rollout.group_size": 2,
-        # Half as many slots as rows: rows move in and out.
-        "rollout.slots": 8,
-        "learner.chunk_size": 16,
-        "optimizer.lr": 1e-3,
+    "policy_grpo": _POLICY,
+    "policy_environments": {
+        **_POLICY,
+        # The second one's rows do not divide by eight.
+        "environments": (
+            "rollout.block_length=16",
+            "rollout.gen_length=8 rollout.block_length=4 rollout.prompts_per_step=6 "
+            "rollout.slots=4",
+        ),
     },
     "tracerl": {
         "rollout.policy": "threshold:threshold=0.2",

@@ -524,9 +524,7 @@ class PolicyGrpo(Recipe):
             records, rows, metrics = self.prepare(state, experience)
             # An update is spread over all devices, however few have rows of a rollout.
             with placements.from_config(self._config).active():
-                state, learned = update_together(
-                    (self._components.learner,), state, (records,), (rows,)
-                )
+                state, learned = self.learner.update(state, records, *vars(rows).values())
             jax.block_until_ready(state.params)
         return state, {**metrics, **learned}
 

@@ -94,6 +94,7 @@ OTHERS = {
         "even",
         {"value.enabled": False, "mesh.rollout_tensor": 2, "rollout.temperature": 0.5},
     ),
+    "several environments": ("policy_environments", "even", {}),
     "other rows in rollouts": ("policy_grpo", "even", {"mesh.rollout_fsdp": 4}),
 }
 """Further cases of a few steps on eight devices: recipe, model and changes."""
