@@ -23,8 +23,7 @@ MODULES = [
 
 
 @pytest.mark.parametrize(
-    "name",
-    [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODULES],
+    "name", [pytest.param(name, marks=pytest.mark.slow if name in SLOW else ()) for name in MODULES]
 )
 def test_examples(name):
     found = doctest.testmod(importlib.import_module(name))

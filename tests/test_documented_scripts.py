@@ -54,7 +54,6 @@ def test_those_of_tracerl_measure_what_the_study_trains(run, tmp_path, monkeypat
     assert "| value | 1 |" in table
     assert (tmp_path / "curves.png").stat().st_size
     limits = run(
-        TRACERL / "value_limit.py",
-        *("--batches=2", "--continuations=2", "--training_batches=1"),
+        TRACERL / "value_limit.py", *("--batches=2", "--continuations=2", "--training_batches=1")
     )
     assert "explained by exact values" in limits and "copy, target right" in limits

@@ -77,10 +77,7 @@ def test_mistakes_are_one_kind_of_error_that_holds_the_text(text):
         ("seed=1..3/1", [{"seed": x} for x in "123"]),
         (
             "task.name=gsm8k,task.path=/a|task.name=math,task.path=/b",
-            [
-                {"task.name": "gsm8k", "task.path": "/a"},
-                {"task.name": "math", "task.path": "/b"},
-            ],
+            [{"task.name": "gsm8k", "task.path": "/a"}, {"task.name": "math", "task.path": "/b"}],
         ),
         (
             "rollout.cache=dual:refresh_every=8|none",

@@ -65,8 +65,7 @@ def pinned(module: ast.Module) -> Iterator[str]:
 
 
 @pytest.mark.parametrize(
-    ("text", "is_sentence"),
-    [("must be a number", True), ("steps = 3: must be even", False)],
+    ("text", "is_sentence"), [("must be a number", True), ("steps = 3: must be even", False)]
 )
 def test_a_sentence_is_told_from_a_value(text, is_sentence):
     assert bool(SENTENCE.search(text)) == is_sentence

@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-from jax_unmask.denoisers.adapters import (
-    LoraSettings,
-    init_adapters,
-    merge_adapters,
-    with_adapters,
-)
+from jax_unmask.denoisers.adapters import LoraSettings, init_adapters, merge_adapters, with_adapters
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.pretrained import from_pretrained, save_orbax, save_pretrained
 from jax_unmask.denoisers.tokenizer import Tokenizer, load_tokenizer

@@ -193,11 +193,7 @@ def _reduce_shard(
 
 
 def _in_kernel(
-    shard: TableShard,
-    hidden: Float[Array, "B L D"],
-    top_k: int,
-    entropy: bool,
-    forbidden: int,
+    shard: TableShard, hidden: Float[Array, "B L D"], top_k: int, entropy: bool, forbidden: int
 ) -> _Partial:
     """The reduction of a shard of the vocabulary in the TPU's kernel, at temperature 0."""
     flat = hidden.reshape(-1, hidden.shape[-1])

@@ -96,10 +96,7 @@ class TableShard:
 
 @jax.named_scope("head")  # For profiles and plans.
 def over_table(
-    function: Callable[..., Any],
-    table: Float[Array, "V D"],
-    *rows: Array,
-    names: Any = ("batch",),
+    function: Callable[..., Any], table: Float[Array, "V D"], *rows: Array, names: Any = ("batch",)
 ) -> Any:
     """function(shard, *rows) on each device, with its shard of the table and its rows.
 

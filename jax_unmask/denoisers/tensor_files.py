@@ -31,11 +31,7 @@ INDEX = "model.safetensors.index.json"
 MAX_SHARD_BYTES = 5 * 10**9
 
 _LISTED = 8  # Problems that an error message spells out before it counts the rest.
-_DTYPES = {
-    "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16),
-    "BF16": np.dtype(jnp.bfloat16),
-}
+_DTYPES = {"F32": np.dtype(np.float32), "F16": np.dtype(np.float16), "BF16": np.dtype(jnp.bfloat16)}
 
 
 # Prefixes that wrappers put before all names.
@@ -191,11 +187,7 @@ class TensorMap:
         self.names = {spec.name for path in self.keeping for spec in self._by_path[path]}
 
     def read(
-        self,
-        path: Path,
-        files: TensorFiles,
-        dtype: np.dtype,
-        index: Index | None = None,
+        self, path: Path, files: TensorFiles, dtype: np.dtype, index: Index | None = None
     ) -> np.ndarray:
         """Assembles a parameter, or a slice of one, reading only the slices of tensors that it
         needs.

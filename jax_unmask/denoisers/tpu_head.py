@@ -106,13 +106,7 @@ def reduce(
 
 
 def _kernel(
-    forbidden: Any,
-    hidden: Any,
-    table: Any,
-    *refs: Any,
-    size: int,
-    height: int,
-    structure: Any,
+    forbidden: Any, hidden: Any, table: Any, *refs: Any, size: int, height: int, structure: Any
 ) -> None:
     out: Lanes = jax.tree.unflatten(structure, refs)
     tile = pl.program_id(1)

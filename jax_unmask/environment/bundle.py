@@ -168,11 +168,7 @@ def load_model(
         sharding.check_mesh(shape, mesh)
         shardings = functools.partial(param_shardings, rules=sharding.RULES, mesh=mesh)
     denoiser, params = denoisers.from_pretrained(
-        path,
-        dtype=dtype,
-        param_dtype=param_dtype,
-        quantization=quantization,
-        shardings=shardings,
+        path, dtype=dtype, param_dtype=param_dtype, quantization=quantization, shardings=shardings
     )
     return denoiser, params, tokenizer
 

@@ -111,9 +111,7 @@ class EvaluationSettings(Settings):
         "Cut prompts to task.prompt_length; otherwise they get the room that the longest needs.",
     )
     batch_size: int = setting(
-        128,
-        "Problems in the running batch; one that is done makes room for the next.",
-        ge=1,
+        128, "Problems in the running batch; one that is done makes room for the next.", ge=1
     )
     block_lengths: tuple[int, ...] = setting(
         (32, 256), "Block lengths in tokens; 0 for the whole canvas.", ge=0
@@ -150,10 +148,7 @@ class EvaluationSettings(Settings):
         ("temperature=1.0",), "Test-time modes of trained and shipped policies."
     )
     seeds: tuple[int, ...] = setting(
-        (0,),
-        "Seeds of random policies; deterministic ones are measured once.",
-        ge=0,
-        lt=2**32,
+        (0,), "Seeds of random policies; deterministic ones are measured once.", ge=0, lt=2**32
     )
     validation_problems: int = setting(
         0,
@@ -168,8 +163,7 @@ class EvaluationSettings(Settings):
         "best at its speed.",
     )
     curves: tuple[str, ...] = setting(
-        (),
-        "Training runs whose curves the report shows: workdirs, metrics files, or patterns.",
+        (), "Training runs whose curves the report shows: workdirs, metrics files, or patterns."
     )
 
     def check(self) -> None:

@@ -45,8 +45,7 @@ class Planned:
 
 
 def planned(
-    varied: Sequence[tuple[RunSettings, dict[str, Any]]],
-    nfe: int | None = None,
+    varied: Sequence[tuple[RunSettings, dict[str, Any]]], nfe: int | None = None
 ) -> list[Planned]:
     """The measurements of a sweep, in its order; reads policies and counts problems.
 

@@ -16,14 +16,7 @@ from jaxtyping import Float, Int
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
 from jax_unmask.policies.base import Policy, strong
 from jax_unmask.report.frontier import standard_error
-from jax_unmask.rollout import (
-    Prompts,
-    RolloutSettings,
-    by_length,
-    never_filled,
-    rollout,
-    row_keys,
-)
+from jax_unmask.rollout import Prompts, RolloutSettings, by_length, never_filled, rollout, row_keys
 from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement

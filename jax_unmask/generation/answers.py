@@ -34,14 +34,7 @@ from jax_unmask.policies.calibration import load_calibrations
 from jax_unmask.policies.checkpoint import MadeFor, made_for
 from jax_unmask.prompts import Prompts
 from jax_unmask.report import page, traces
-from jax_unmask.rollout import (
-    RolloutSettings,
-    Trajectory,
-    Watcher,
-    canvases,
-    parse_cache,
-    rollout,
-)
+from jax_unmask.rollout import RolloutSettings, Trajectory, Watcher, canvases, parse_cache, rollout
 from jax_unmask.rollout.canvases import CanvasSettings, Generated
 from jax_unmask.rollout.continuous import ContinuousRollout, answer_keys
 from jax_unmask.rollout.trajectory import check_finite
@@ -363,10 +356,7 @@ def load(model: str, policy: str | None, decoding: Decoding) -> Writer:
     if diffusion_gemma.is_model(directory):
         return _load_canvas(model, directory, policy, decoding)
     denoiser, params, tokenizer = load_model(
-        model,
-        dtype=decoding.dtype,
-        param_dtype=decoding.dtype,
-        quantization=decoding.quantization,
+        model, dtype=decoding.dtype, param_dtype=decoding.dtype, quantization=decoding.quantization
     )
     shape = masked_settings(model, decoding, denoiser, tokenizer)
     named = policy or policies.DEFAULT

@@ -34,12 +34,7 @@ class Generator:
 
     @classmethod
     def from_pretrained(
-        cls,
-        model: str | None = None,
-        policy: str | None = None,
-        *,
-        seed: int = 0,
-        **decoding: Any,
+        cls, model: str | None = None, policy: str | None = None, *, seed: int = 0, **decoding: Any
     ) -> Generator:
         """Loads a model.
 

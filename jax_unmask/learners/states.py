@@ -21,15 +21,7 @@ from jax_unmask.denoisers.adapters import with_adapters
 from jax_unmask.denoisers.attention import Copies
 from jax_unmask.denoisers.positions import default_positions
 from jax_unmask.denoisers.transformer import output_table
-from jax_unmask.learners.engine import (
-    ALONE,
-    Chunk,
-    Minibatches,
-    Params,
-    Shards,
-    over_chunks,
-    split,
-)
+from jax_unmask.learners.engine import ALONE, Chunk, Minibatches, Params, Shards, over_chunks, split
 from jax_unmask.learners.losses import Normaliser, token_weights
 from jax_unmask.learners.surrogates import Autoregressive, Canvas, States, Surrogate, Trace
 from jax_unmask.learners.token_log_prob import token_log_prob

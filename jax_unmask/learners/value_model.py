@@ -42,10 +42,7 @@ class ValueSettings(Settings):
     gamma: float = setting(1.0, "Discount per step of a trace.", ge=0, le=1)
     lam: float = setting(1.0, "Lambda of GAE.", ge=0, le=1)
     clip: float = setting(
-        0.2,
-        "How far a value may move within a batch while its gradient lasts.",
-        gt=0,
-        le=1e6,
+        0.2, "How far a value may move within a batch while its gradient lasts.", gt=0, le=1e6
     )
 
 

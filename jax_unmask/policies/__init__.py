@@ -31,13 +31,7 @@ from jax_unmask.policies.heuristics import (
 from jax_unmask.policies.hidden_network import HiddenNetworkConfig
 from jax_unmask.policies.learned import LearnedPolicy, network_settings
 from jax_unmask.policies.network import NetworkConfig
-from jax_unmask.policies.spec import (
-    DEFAULT,
-    adjusted,
-    available,
-    parse_policy,
-    policy_directory,
-)
+from jax_unmask.policies.spec import DEFAULT, adjusted, available, parse_policy, policy_directory
 
 __all__ = [
     "DEFAULT",

@@ -63,10 +63,7 @@ class HiddenNetworkConfig(Settings):
     def block_config(self) -> DenoiserConfig:
         """Config of the policy's transformer blocks."""
         return dataclasses.replace(
-            self.denoiser,
-            num_layers=self.num_blocks,
-            dtype=jnp.float32,
-            param_dtype=jnp.float32,
+            self.denoiser, num_layers=self.num_blocks, dtype=jnp.float32, param_dtype=jnp.float32
         )
 
     def build(self) -> HiddenNetwork:

@@ -21,10 +21,7 @@ from jax_unmask.settings import SettingError, Settings, Variant, setting, to_con
 
 NETWORKS = notation.Names(
     "network",
-    {
-        "confidence": "network.NetworkConfig",
-        "hidden": "hidden_network.HiddenNetworkConfig",
-    },
+    {"confidence": "network.NetworkConfig", "hidden": "hidden_network.HiddenNetworkConfig"},
     package="jax_unmask.policies",
 )
 Distribution = Literal["bernoulli", "bernoulli_argmax", "dpls", "threshold"]
@@ -134,10 +131,7 @@ class LearnedPolicy(Settings):
         return getattr(self.network, "alphas", ())
 
     def params(
-        self,
-        temperature: ArrayLike = 1.0,
-        scale: ArrayLike = 1.0,
-        alpha: ArrayLike | None = None,
+        self, temperature: ArrayLike = 1.0, scale: ArrayLike = 1.0, alpha: ArrayLike | None = None
     ) -> Params:
         """Settings, which are in the params beside the weights of the network; all above 0.
 

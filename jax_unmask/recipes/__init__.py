@@ -119,11 +119,7 @@ def parse(config: Any) -> Settings:
 
 
 def read(
-    config: Any,
-    device: Accelerator | None = None,
-    *,
-    trains: bool = False,
-    nfe: int | None = None,
+    config: Any, device: Accelerator | None = None, *, trains: bool = False, nfe: int | None = None
 ) -> RunSettings:
     """Checks a config and makes the settings of its recipe of it.
 

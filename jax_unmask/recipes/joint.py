@@ -28,12 +28,7 @@ from jax_unmask.recipes.base import (
     check_schedule,
     export_setting,
 )
-from jax_unmask.recipes.policy_grpo import (
-    FrozenModel,
-    PolicyGrpo,
-    PolicyGrpoSettings,
-    build_policy,
-)
+from jax_unmask.recipes.policy_grpo import FrozenModel, PolicyGrpo, PolicyGrpoSettings, build_policy
 from jax_unmask.recipes.rollouts import TrainingRollouts
 from jax_unmask.recipes.tracerl import (
     GroupBounds,
@@ -183,10 +178,7 @@ class Joint(Recipe):
             directory for the latter).
     """
 
-    metrics = (
-        *PolicyGrpo.metrics,
-        *(f"{name}/denoiser" for name in TraceRl.metrics),
-    )
+    metrics = (*PolicyGrpo.metrics, *(f"{name}/denoiser" for name in TraceRl.metrics))
     shown = ("reward", "accuracy", "nfe")
     defaults = JointSettings()
     trains = ("denoiser", "policy")

@@ -624,11 +624,7 @@ class PolicyGrpo(Recipe):
         return jnp.where(state.step < expert.imitation_steps, expert.imitation, 0.0)
 
     def finish(
-        self,
-        state: TrainState,
-        workdir: pathlib.Path,
-        *,
-        config: PolicyGrpoSettings | None = None,
+        self, state: TrainState, workdir: pathlib.Path, *, config: PolicyGrpoSettings | None = None
     ) -> Bundle:
         """Exports the policy; `config` says where it was trained, if not here alone."""
         directory = places(self.trains, workdir)["policy"]

@@ -24,17 +24,8 @@ from jax_unmask.environment.bundle import (
     load_denoiser_config,
     load_task,
 )
-from jax_unmask.environment.settings import (
-    DType,
-    ModelSettings,
-    TaskSettings,
-    TrainSettings,
-)
-from jax_unmask.learners.advantages import (
-    chunk_rewards,
-    group_advantages,
-    group_z_scores,
-)
+from jax_unmask.environment.settings import DType, ModelSettings, TaskSettings, TrainSettings
+from jax_unmask.learners.advantages import chunk_rewards, group_advantages, group_z_scores
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.states import AttentionBlocks, Responses, in_blocks

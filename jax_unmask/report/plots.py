@@ -12,13 +12,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jax_unmask.report import frontier
-from jax_unmask.report.results import (
-    HEURISTIC,
-    RULE,
-    TRAINED,
-    Result,
-    over_training_seeds,
-)
+from jax_unmask.report.results import HEURISTIC, RULE, TRAINED, Result, over_training_seeds
 from jax_unmask.runtime.files import atomic_write
 
 FORMATS = ("png", "svg", "pdf")

@@ -69,8 +69,7 @@ def results_table(results: Sequence[Result]) -> Table:
     on_frontier = {id(point) for point in frontier.pareto(r.point for r in results)}
     methods = {result.series: k for k, result in reversed(list(enumerate(results)))}
     ordered = sorted(
-        results,
-        key=lambda r: (label_order(r.label), r.label, methods[r.series], r.point.nfe),
+        results, key=lambda r: (label_order(r.label), r.label, methods[r.series], r.point.nfe)
     )
     header = ["", "group", "method", "settings", "accuracy %", "NFE", "ms/sequence", "unfilled %"]
     has_costs = any(result.cache != NO_CACHE for result in results)

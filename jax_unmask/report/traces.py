@@ -22,13 +22,7 @@ def problem(
     """One problem with the traces of several policies, and a right response if there is one."""
     if not isinstance(prompt, str):
         prompt = "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
-    return {
-        "name": name,
-        "prompt": prompt,
-        "target": target,
-        "traces": list(traces),
-        "open": False,
-    }
+    return {"name": name, "prompt": prompt, "target": target, "traces": list(traces), "open": False}
 
 
 def trace(

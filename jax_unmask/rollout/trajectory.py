@@ -62,10 +62,7 @@ class RolloutSettings(Settings):
         32, "Block length BL in tokens, a divisor of L; BL = L is full diffusion.", ge=1
     )
     temperature: float = setting(
-        0.0,
-        "Denoiser temperature; 0 takes the arg max, above 0 a Gumbel-max sample.",
-        ge=0,
-        le=1e4,
+        0.0, "Denoiser temperature; 0 takes the arg max, above 0 a Gumbel-max sample.", ge=0, le=1e4
     )
     record: bool = False
     guidance: float = setting(
@@ -257,8 +254,7 @@ class Trajectory:
         """One row as a trajectory of its own; what was executed is that of all."""
         one = slice(number, number + 1)
         rows = jax.tree.map(
-            lambda leaf: leaf[one] if leaf.ndim else leaf,
-            dataclasses.replace(self, records=None),
+            lambda leaf: leaf[one] if leaf.ndim else leaf, dataclasses.replace(self, records=None)
         )
         records = jax.tree.map(lambda leaf: leaf[:, one], self.records)
         return dataclasses.replace(rows, records=records)

@@ -71,15 +71,7 @@ _HOPPER = Multiprocessors(132, 1.98, 50 * 2**20, (9, 0))
 # without sparsity.
 ACCELERATORS = (
     Accelerator(
-        "v4",
-        r"TPU v4",
-        32 * GB,
-        275e12,
-        1.23e12,
-        135e9,
-        cores=2,
-        clock_ghz=1.05,
-        topologies=_CUBES,
+        "v4", r"TPU v4", 32 * GB, 275e12, 1.23e12, 135e9, cores=2, clock_ghz=1.05, topologies=_CUBES
     ),
     Accelerator(
         "v5e", r"TPU v5 ?(lite|e)", 16 * GB, 197e12, 0.82e12, 90e9, clock_ghz=1.5, topologies=_FLAT

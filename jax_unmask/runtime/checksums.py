@@ -47,11 +47,7 @@ def _writer(path: pathlib.Path) -> int:
 
 
 def problem(
-    directory: str | os.PathLike[str],
-    *,
-    items: Iterable[str],
-    process: int = 0,
-    processes: int = 1,
+    directory: str | os.PathLike[str], *, items: Iterable[str], process: int = 0, processes: int = 1
 ) -> str | None:
     """Compares files under some of the sub-directories with their recorded sums.
 

@@ -29,7 +29,7 @@ TPU_FLAGS = {
         "--xla_tpu_enable_async_collective_fusion_multiple_steps=true",
         "--xla_enable_async_all_gather=true",
         "--xla_tpu_overlap_compute_collective_tc=true",
-    ),
+    )
 }
 """Flags of the TPU's compiler, by the PCI device id of its chip."""
 

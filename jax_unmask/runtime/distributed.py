@@ -27,9 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def initialize(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
 ) -> bool:
     """Joins the processes of this run, if there are several. To be called before JAX is used.
 

@@ -264,11 +264,7 @@ def _free(spec: PartitionSpec, mesh: AbstractMesh) -> PartitionSpec:
 
 
 def _check(
-    name: str,
-    shape: tuple[int, ...],
-    pattern: str,
-    spec: PartitionSpec,
-    mesh: Mesh | AbstractMesh,
+    name: str, shape: tuple[int, ...], pattern: str, spec: PartitionSpec, mesh: Mesh | AbstractMesh
 ) -> None:
     where = f"sharding rule {pattern!r} -> {spec} on parameter {name} of shape {tuple(shape)}"
     if len(spec) > len(shape):

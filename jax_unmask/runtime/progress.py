@@ -16,12 +16,7 @@ Clock = Callable[[], float]
 _WIDTH = 10
 
 
-def progress_bar(
-    total: int,
-    *,
-    initial: int = 0,
-    title: str = "",
-) -> tqdm.tqdm:
+def progress_bar(total: int, *, initial: int = 0, title: str = "") -> tqdm.tqdm:
     """A progress bar with rate and time left, on standard error of process 0.
 
     In a notebook it is the notebook's own; elsewhere without a terminal a line every 10 s.

@@ -98,11 +98,7 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
     """
 
     def __init__(
-        self,
-        workdir: str | os.PathLike[str],
-        stall_seconds: float,
-        *,
-        ends: bool = False,
+        self, workdir: str | os.PathLike[str], stall_seconds: float, *, ends: bool = False
     ) -> None:
         self._directory = pathlib.Path(workdir) / DIRECTORY
         self._stall_seconds = stall_seconds

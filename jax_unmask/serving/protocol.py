@@ -516,11 +516,7 @@ def usage(asked: Asked, choices: Sequence[Choice]) -> dict[str, int]:
     """Tokens of prompts and answers."""
     prompt = sum(len(each) for each in asked.prompts)
     tokens = sum(choice.tokens for choice in choices)
-    return {
-        "prompt_tokens": prompt,
-        "completion_tokens": tokens,
-        "total_tokens": prompt + tokens,
-    }
+    return {"prompt_tokens": prompt, "completion_tokens": tokens, "total_tokens": prompt + tokens}
 
 
 def unmasking(asked: Asked, choices: Sequence[Choice]) -> dict[str, Any]:

@@ -28,16 +28,8 @@ _SUPERVISED = {
     "data.batch_size": 4,
 }
 _CHANGES = {
-    "policy_grpo": {
-        **_ROLLOUTS,
-        "task.truncate_prompts": False,
-        "learner.minibatches": 1,
-    },
-    "policy_environments": {
-        **_ROLLOUTS,
-        "task.truncate_prompts": False,
-        "learner.minibatches": 1,
-    },
+    "policy_grpo": {**_ROLLOUTS, "task.truncate_prompts": False, "learner.minibatches": 1},
+    "policy_environments": {**_ROLLOUTS, "task.truncate_prompts": False, "learner.minibatches": 1},
     "tracerl": {
         **_ROLLOUTS,
         "model.remat": False,

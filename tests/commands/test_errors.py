@@ -101,11 +101,7 @@ WRONG = [
     ("policy_grpo", {"task__name": "gsm8k", "task__path": MISSING}, "path='/no/such' does not"),
     ("policy_grpo", {"task__name": "sudoku_puzzles"}, "config.task.path = None"),
     ("sft", {"eval__block_lengths": ()}, "config.eval.block_lengths = ()"),
-    (
-        "sft",
-        {"task__name": "gsm8k", "task__path": "."},
-        "config.model.path = None: task 'gsm8k'",
-    ),
+    ("sft", {"task__name": "gsm8k", "task__path": "."}, "config.model.path = None: task 'gsm8k'"),
 ]
 
 

@@ -83,12 +83,9 @@ def edges(each: Setting) -> list:
 
 def values(each: Setting) -> st.SearchStrategy:
     """Values of all kinds, mostly of the type of the setting."""
-    own = {
-        bool: st.booleans(),
-        int: st.integers(),
-        float: st.floats(),
-        str: st.text(max_size=20),
-    }[each.kind]
+    own = {bool: st.booleans(), int: st.integers(), float: st.floats(), str: st.text(max_size=20)}[
+        each.kind
+    ]
     typed = st.lists(own, max_size=3).map(tuple) if each.is_tuple else own
     known = st.sampled_from(edges(each) or [True, False])
     return st.one_of(typed, known, known, st.sampled_from(_ANYTHING))

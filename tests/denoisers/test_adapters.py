@@ -51,13 +51,7 @@ def test_fresh_adapters_change_nothing_and_trained_ones_merge_exactly():
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [
-        ({"rank": 0}, "rank=0 "),
-        (
-            {"rank": 2, "targets": ("q_proj",)},
-            "'q_proj' .* attention",
-        ),
-    ],
+    [({"rank": 0}, "rank=0 "), ({"rank": 2, "targets": ("q_proj",)}, "'q_proj' .* attention")],
 )
 def test_bad_settings(settings, message):
     with pytest.raises(ValueError, match=message):

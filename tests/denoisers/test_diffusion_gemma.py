@@ -123,9 +123,7 @@ def recorded_draws(monkeypatch, record):
         canvases, "random_canvas", lambda keys, count, *_: random[count, jnp.arange(len(count))]
     )
     monkeypatch.setattr(
-        canvases,
-        "draw_tokens",
-        lambda keys, logits: logits.argmax(axis=-1).astype(jnp.int32),
+        canvases, "draw_tokens", lambda keys, logits: logits.argmax(axis=-1).astype(jnp.int32)
     )
     # Three of a canvas's eight positions at a time.
     monkeypatch.setattr(canvases, "_LOGITS_AT_ONCE", 3 * 192)

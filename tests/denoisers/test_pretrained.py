@@ -206,8 +206,7 @@ class TestHubNames:
 
         download(errors.LocalEntryNotFoundError("no connection"))
         with pytest.raises(
-            FileNotFoundError,
-            match=r"some-owner/some-model .*hf download some-owner/some-model",
+            FileNotFoundError, match=r"some-owner/some-model .*hf download some-owner/some-model"
         ):
             denoisers.from_pretrained("some-owner/some-model")
 

@@ -27,10 +27,7 @@ def write_tokenizer(directory: pathlib.Path, special=(*SPECIAL, *CHAT), **settin
     ids = {token: k for k, token in enumerate([*special, *WORDS, NEWLINES])}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(ids))
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-        [
-            pre_tokenizers.Split(NEWLINES, "isolated"),
-            pre_tokenizers.Split(" ", "removed"),
-        ]
+        [pre_tokenizers.Split(NEWLINES, "isolated"), pre_tokenizers.Split(" ", "removed")]
     )
     tokenizer.decoder = decoders.Sequence([decoders.Fuse()])
     tokenizer.add_special_tokens(list(special))

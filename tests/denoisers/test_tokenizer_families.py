@@ -81,10 +81,7 @@ def directories(shared_data_dir, tmp_path_factory):
     if not source.is_dir():
         pytest.skip(f"{source} does not exist")
     fast, slow = (tmp_path_factory.mktemp(name) for name in ("fast", "slow"))
-    for directory, packed in (
-        (fast, ("tokenizer.json",)),
-        (slow, ("vocab.json", "merges.txt")),
-    ):
+    for directory, packed in ((fast, ("tokenizer.json",)), (slow, ("vocab.json", "merges.txt"))):
         for name in ("config.json", "tokenizer_config.json", "chat_template.jinja"):
             shutil.copyfile(source / name, directory / name)
         for name in packed:

@@ -16,10 +16,7 @@ from jax_unmask.learners.experts import ExpertSettings
 from jax_unmask.learners.losses import step_weights
 from jax_unmask.learners.policy_grpo import PolicyLearner, Rows, update_together
 from jax_unmask.policies.base import Action, Observation
-from jax_unmask.policies.distributions import (
-    bernoulli_entropy,
-    bernoulli_log_prob,
-)
+from jax_unmask.policies.distributions import bernoulli_entropy, bernoulli_log_prob
 from jax_unmask.rollout.trajectory import Records
 
 STEPS, ROWS, LENGTH = 7, 6, 5
@@ -44,10 +41,7 @@ class LinearPolicy:
 
 
 PARAMS = {
-    "network": {
-        "bias": jnp.linspace(-1.0, 0.5, LENGTH),
-        "kernel": jnp.linspace(0.8, -0.3, LENGTH),
-    },
+    "network": {"bias": jnp.linspace(-1.0, 0.5, LENGTH), "kernel": jnp.linspace(0.8, -0.3, LENGTH)},
     "temperature": jnp.ones(()),
     "scale": jnp.ones(()),
 }

@@ -209,11 +209,7 @@ def naive_gradient(learner, advantages, responses):
 class TestUpdate:
     @pytest.mark.parametrize(
         "surrogate",
-        [
-            Trace(shrink=2),
-            FullyMasked(draws=1, prompt_mask_ratio=0.5),
-            Elbo(),
-        ],
+        [Trace(shrink=2), FullyMasked(draws=1, prompt_mask_ratio=0.5), Elbo()],
         ids=lambda surrogate: type(surrogate).__name__,
     )
     @pytest.mark.thorough

@@ -280,10 +280,7 @@ class TestGolden:
             advantages = merged(data["advantage"])
         for number, setting in enumerate(case["settings"]):
             learner = dataclasses.replace(
-                plain,
-                clip=setting["eps"],
-                beta=setting["beta"],
-                kl="k3" if setting["k3"] else "k1",
+                plain, clip=setting["eps"], beta=setting["beta"], kl="k3" if setting["k3"] else "k1"
             )
             batch = StateBatch(learner, responses, learner.describe(responses), kept, key)
             loss = TraceLoss(

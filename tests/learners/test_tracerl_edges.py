@@ -28,10 +28,7 @@ SURROGATES = {
     "espo": Elbo(draws=1),
 }
 # Every method with both kinds of attention; a value model and adapters with some of them.
-METHODS = [
-    ("full", "espo", "adapters"),
-    ("block", "trace", "value and adapters"),
-]
+METHODS = [("full", "espo", "adapters"), ("block", "trace", "value and adapters")]
 MORE_METHODS = [
     ("full", "diffu_grpo", ""),
     ("full", "trace", "value"),

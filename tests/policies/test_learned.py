@@ -99,8 +99,7 @@ def test_settings_act_per_row_without_recompiling(make_observation):
 
 
 @pytest.mark.parametrize(
-    ("distribution", "exact"),
-    [("bernoulli", False), ("bernoulli_argmax", True), ("dpls", False)],
+    ("distribution", "exact"), [("bernoulli", False), ("bernoulli_argmax", True), ("dpls", False)]
 )
 def test_sample_frequencies_agree_with_log_prob(make_observation, distribution, exact):
     """20,000 draws of one row: each outcome is as frequent as its likelihood says."""

@@ -62,9 +62,7 @@ def observations(logits, top_k):
     )
     there = torch.tensor(masked)
     theirs = exported.observe(
-        *(torch.tensor(logits), there, there, torch.tensor(step) / WIDTH),
-        top_k=top_k,
-        mask_id=MASK,
+        *(torch.tensor(logits), there, there, torch.tensor(step) / WIDTH), top_k=top_k, mask_id=MASK
     )
     return ours, theirs
 

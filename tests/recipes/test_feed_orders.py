@@ -13,9 +13,7 @@ import tiny
 
 @pytest.mark.default_cases("one")
 @pytest.mark.parametrize(
-    ("processes", "order"),
-    [(1, [3, 1, 0, 2]), (2, [2, 3, 0, 1])],
-    ids=["one", "two"],
+    ("processes", "order"), [(1, [3, 1, 0, 2]), (2, [2, 3, 0, 1])], ids=["one", "two"]
 )
 def test_rows_belong_to_their_prompts_in_any_order_of_the_devices(tmp_path, processes, order):
     tiny.save_model(tmp_path, ["1", "2", "3", "4", ".", "=", "+"])

@@ -169,9 +169,7 @@ def test_exact_caches_change_nothing(models, name):
     assert (cached.cost < plain.cost).all() == (cache.kind == "block")
     # What was recorded is what the policy saw: its likelihood can be computed again.
     again = jax.jit(LEARNED.log_prob)(
-        network() | {"temperature": jnp.asarray(mix[2])},
-        cached.records.obs,
-        cached.records.action,
+        network() | {"temperature": jnp.asarray(mix[2])}, cached.records.obs, cached.records.action
     )
     active = np.asarray(cached.records.active)
     np.testing.assert_allclose(
@@ -201,10 +199,7 @@ def test_rows_of_a_prompt_share_its_keys_and_values(models, each, slots, groups)
     np.testing.assert_array_equal(found.by_kind.cached, plain.by_kind.cached)
 
 
-@pytest.mark.parametrize(
-    "cache",
-    ["none", "dual:extra_tokens=2", "prefix:horizon=2"],
-)
+@pytest.mark.parametrize("cache", ["none", "dual:extra_tokens=2", "prefix:horizon=2"])
 @pytest.mark.default_cases("dual:extra_tokens=2")
 def test_canvas_before_its_prompt(models, cache, monkeypatch):
     """As cuDNN gets it: padding last. Full attention does not know the order of its keys."""

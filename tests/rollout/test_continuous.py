@@ -37,8 +37,7 @@ def alone(model, settings, prompts, thresholds):
 
 
 @pytest.mark.parametrize(
-    ("temperature", "cache", "waiting"),
-    [(0.0, None, 3), (1.0, None, 0), (0.0, "dual", 3)],
+    ("temperature", "cache", "waiting"), [(0.0, None, 3), (1.0, None, 0), (0.0, "dual", 3)]
 )
 @pytest.mark.default_cases("0.0-None-3")
 def test_any_mix_gives_what_a_rollout_gives(random_model, temperature, cache, waiting):

@@ -10,11 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jax_unmask.runtime.checkpoints import (
-    CheckpointError,
-    Checkpoints,
-    CheckpointSettings,
-)
+from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints, CheckpointSettings
 
 
 def make(scale: float = 1.0):

@@ -69,8 +69,7 @@ def test_a_run_may_go_on_for_more_steps_and_its_result_start_another(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("record", "named"),
-    [(None, "no config.json"), ("{", "is damaged"), ("[]", "is damaged")],
+    ("record", "named"), [(None, "no config.json"), ("{", "is damaged"), ("[]", "is damaged")]
 )
 def test_a_workdir_whose_record_is_lost(tmp_path, record, named):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)

@@ -77,11 +77,7 @@ def test_a_line_without_a_right_answer_is_named(tmp_path, task, good, bad, field
         ("a.jsonl", b"\n \n", "holds no examples"),
         ("a.jsonl", b"\xff\xfe\x00", "is not UTF-8 text"),
         ("a.jsonl.gz", b'{"q": "1"}', "is not .*gzip"),
-        (
-            "a.jsonl.gz",
-            gzip.compress(mtime=0, data=b'{"q": "1"}\n' * 100)[:-12],
-            "is not .*gzip",
-        ),
+        ("a.jsonl.gz", gzip.compress(mtime=0, data=b'{"q": "1"}\n' * 100)[:-12], "is not .*gzip"),
     ],
 )
 def test_files_that_are_not_what_their_name_says(tmp_path, name, content, message):

@@ -25,11 +25,7 @@ _FIXED: dict[str, Any] = {
 }
 _ROPE: dict[str, dict[str, Any]] = {
     _SLIDING: {"rope_type": "default", "rope_theta": 10_000.0},
-    _FULL: {
-        "rope_type": "proportional",
-        "rope_theta": 1_000_000.0,
-        "partial_rotary_factor": 0.25,
-    },
+    _FULL: {"rope_type": "proportional", "rope_theta": 1_000_000.0, "partial_rotary_factor": 0.25},
 }
 
 

@@ -74,9 +74,7 @@ def config_to_hf(config: DenoiserConfig) -> dict[str, Any]:
     """
     check_head_width(config)
     return qwen.write(
-        config,
-        intermediate_size=config.intermediate_size,
-        max_window_layers=config.num_layers,
+        config, intermediate_size=config.intermediate_size, max_window_layers=config.num_layers
     )
 
 

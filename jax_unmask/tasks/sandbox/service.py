@@ -100,11 +100,7 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
     """
 
     def __init__(
-        self,
-        workers: int | None = None,
-        *,
-        limits: Limits | None = None,
-        kind: str | None = None,
+        self, workers: int | None = None, *, limits: Limits | None = None, kind: str | None = None
     ) -> None:
         self.kind = boxes.choose(kind)
         self.limits = limits or Limits()

@@ -127,10 +127,7 @@ FORGED = {
         "def f(x):\n    if forge(x): return 1\n    x.gi_frame.f_builtins['exec']('1')",
         "assert f(i for i in [1]) == 1",
     ),
-    "a coroutine's frame": (
-        "def f(x): return 1",
-        "async def c(): pass\nassert f(c()) == 1",
-    ),
+    "a coroutine's frame": ("def f(x): return 1", "async def c(): pass\nassert f(c()) == 1"),
     "a traceback": (
         "def f(x): return 1",
         "try: raise ValueError\nexcept ValueError as e: t = e.__traceback__\nassert f(t) == 1",
@@ -289,10 +286,7 @@ def f(x):
 """,
         "class T: pass\nassert f(T()) == 1",
     ),
-    "objects that no method calls equal": (
-        "class F: pass",
-        "assert F() == F()",
-    ),
+    "objects that no method calls equal": ("class F: pass", "assert F() == F()"),
     "the end of the tests' loop": (
         "def f(x): raise StopIteration",
         "for got in map(f, [1, 2]): assert got == 5",
