@@ -72,7 +72,7 @@ class Gsm8k(FileTask):
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The published prompt; see `jax_unmask.tasks.prompts` for the opened response."""
-        return prompts.gsm8k_messages(example["question"], self.prompt_style)
+        return prompts.messages(example["question"], self.prompt_style, "gsm8k")
 
     def target(self, example: Example) -> str:
         """The data set's solution in the format that the prompt asks for, without calculations."""
@@ -95,9 +95,10 @@ class Gsm8k(FileTask):
             return float(_close(answers.final_number(response), gold(example)))
         answer = published.gsm8k_answer(response)
         if self.prompt_style == "evaluation":
-            right = published.gsm8k_gold_for_evaluation(example["answer"])
-            return float(answer is not None and answer == right)
-        return float(answer is not None and abs(answer - _published_gold(example)) < _TOLERANCE)
+            read = published.gsm8k_gold_for_evaluation(example["answer"])
+            return float(answer is not None and answer == read)
+        right = published.gsm8k_gold(example["answer"])
+        return float(answer is not None and abs(answer - right) < _TOLERANCE)
 
 
 def gold(example: Example) -> float:
@@ -116,13 +117,6 @@ def gold(example: Example) -> float:
             f"field 'answer' must end in '#### NUMBER', found {example['answer'][-60:]!r}"
         )
     return value
-
-
-def _published_gold(example: Example) -> float:
-    text = published.gsm8k_gold(example["answer"])
-    if text is None:
-        raise ValueError(f"field 'answer' has no '####': {example['answer'][-60:]!r}")
-    return published.gsm8k_number(text)
 
 
 def _close(answer: float | None, right: float) -> bool:

@@ -61,7 +61,7 @@ class Math(SlowTask, FileTask):
 
     def prompt(self, example: Example) -> prompts.Messages:
         """The published prompt; see `jax_unmask.tasks.prompts` for the opened response."""
-        return prompts.math_messages(example["problem"], self.prompt_style)
+        return prompts.messages(example["problem"], self.prompt_style, "math")
 
     def target(self, example: Example) -> str:
         """The data set's solution in the format that the prompt asks for."""

@@ -47,30 +47,20 @@ _TRACERL = {
     "boxed": "You need to put your final answer in \\boxed{{}}. This is the problem:\n{problem}",
 }
 THINK = "<think>"
-# The published MATH prompt ends in a stray quotation mark and a line end.
-_MATH_EVALUATION_FORMAT = _EVALUATION_FORMAT + '"\n'
+# The published prompts up to the problem. MATH's has a stray quotation mark and a line end.
+_HEADS = {
+    ("gsm8k", "training"): f"{TRAINING_FORMAT}\n\n",
+    ("gsm8k", "evaluation"): f"{_EVALUATION_FORMAT}\n\n",
+    ("math", "training"): f"{TRAINING_FORMAT}\n\n{_EXPERT} \n\n",
+    ("math", "evaluation"): f'{_EVALUATION_FORMAT}"\n\n\n',
+}
 
 
-def gsm8k_messages(question: str, style: PromptStyle) -> Messages:
-    """GSM8K's messages."""
-    if style in _TRACERL or style == "thinking":
-        return _tracerl_messages(question, style)
-    if style == "training":
-        return turns(f"{TRAINING_FORMAT}\n\n{question}")
-    return turns(f"{_EVALUATION_FORMAT}\n\n{question}", _OPENED)
-
-
-def math_messages(problem: str, style: PromptStyle) -> Messages:
-    """MATH's messages."""
-    if style in _TRACERL or style == "thinking":
-        return _tracerl_messages(problem, style)
-    if style == "training":
-        return turns(f"{TRAINING_FORMAT}\n\n{_EXPERT} \n\n{problem}")
-    return turns(f"{_MATH_EVALUATION_FORMAT}\n\n{problem}", _OPENED)
-
-
-def _tracerl_messages(problem: str, style: PromptStyle) -> Messages:
-    opened = THINK if style == "thinking" else ""
+def messages(problem: str, style: PromptStyle, data: Literal["gsm8k", "math"]) -> Messages:
+    """The messages of GSM8K or MATH."""
+    opened = {"thinking": THINK, "evaluation": _OPENED}.get(style, "")
+    if (head := _HEADS.get((data, style))) is not None:
+        return turns(head + problem, opened)
     return turns(_TRACERL.get(style, _TRACERL["boxed"]).format(problem=problem), opened)
 
 

@@ -126,14 +126,11 @@ def normalise(text: str, *, reference_compat: bool = False) -> str:
     return text
 
 
-def is_equiv(
-    first: str | float | None, second: str | float | None, *, reference_compat: bool = False
-) -> bool:
+def is_equiv(first: str | None, second: str | None, *, reference_compat: bool = False) -> bool:
     r"""Whether two answers are the same.
 
     Args:
-        first: an answer without its box; None where there is none. If either answer is a float,
-            they are compared as numbers, to 1e-6.
+        first: an answer without its box; None where there is none.
         second: the other answer.
         reference_compat: behave as the published code does, where two missing (or two blank)
             answers count as the same. By default a missing answer equals nothing.
@@ -141,8 +138,6 @@ def is_equiv(
     >>> is_equiv(r"\frac{1}{2}", "0.5"), is_equiv(r"\frac{1}{2}", r"\frac{2}{4}")
     (True, False)
     """
-    if isinstance(first, float) or isinstance(second, float):
-        return _close(first, second)
     if first is None or second is None:
         return reference_compat and first is second
     if not reference_compat:
@@ -153,12 +148,3 @@ def is_equiv(
         return normalise(first, reference_compat=True) == normalise(second, reference_compat=True)
     except ValueError:
         return first == second
-
-
-def _close(first: str | float | None, second: str | float | None) -> bool:
-    if first is None or second is None:
-        return False
-    try:
-        return abs(float(first) - float(second)) < 1e-6
-    except ValueError:
-        return False

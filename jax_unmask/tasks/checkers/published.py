@@ -47,25 +47,20 @@ def gsm8k_answer(text: str) -> float | None:
     return _float_or_number(tag[1].strip(), -1) if tag and tag[1].strip() else None
 
 
-def gsm8k_gold(solution: str) -> str | None:
-    """Training's right answer: what stands between the first `####` and the next, else None."""
-    parts = solution.split("####")
-    return parts[1].strip() if len(parts) > 1 else None
+def gsm8k_gold(solution: str) -> float:
+    """Training's right answer: the number between the first `####` and the next.
+
+    Raises:
+        ValueError: if there is none once spaces and commas are removed.
+    """
+    text = solution.partition("####")[2].partition("####")[0]
+    return float(text.replace(" ", "").replace(",", ""))
 
 
 def gsm8k_gold_for_evaluation(solution: str) -> float | None:
     """Right answer as the published evaluation reads it, without minus signs."""
     match = _EVALUATION_GOLD.search(solution)
     return float(match[1].replace(",", "")) if match else None
-
-
-def gsm8k_number(text: str) -> float:
-    """Value of training's right answer.
-
-    Raises:
-        ValueError: if it is no number once spaces and commas are removed.
-    """
-    return float(text.replace(" ", "").replace(",", ""))
 
 
 def last_boxed_only_string(text: str) -> str | None:

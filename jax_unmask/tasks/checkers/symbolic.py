@@ -45,18 +45,11 @@ def start(pairs: Sequence[tuple[str, str | None]]) -> Callable[[], list[bool]]:
     return results
 
 
-def is_equiv(right: str, given: str | None) -> bool:
-    """Whether an answer equals the right one."""
-    return start([(right, given)])()[0]
-
-
 def _settle(right: str, given: str | None) -> bool | None:
     """Verdict that needs no algebra; None where algebra is needed."""
     if given is None or not given.strip() or len(given) > MAX_LENGTH:
         return False
-    if latex.is_equiv(right, given):
-        return True
-    return None
+    return latex.is_equiv(right, given) or None
 
 
 def _same(answer: Answer | Lost) -> bool:
