@@ -31,6 +31,7 @@ from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from jax_unmask.runtime import checksums
+from jax_unmask.runtime.files import Closing
 from jax_unmask.settings import MAX_INT, Settings, setting
 
 Params = Any
@@ -99,7 +100,7 @@ class Restored:
     lines: int | None  # Those of metrics.jsonl when it was saved.
 
 
-class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
+class Checkpoints(Closing):
     """The checkpoints of one run, under `workdir/checkpoints/STEP`.
 
     Args:
@@ -431,9 +432,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         saved = self._manager.item_metadata(step)[item].tree
         where = f"checkpoint {self.directory / str(step)}, {item}"
         _require_same(saved, wanted, where=where, same_dtype=same_dtype)
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Waits for the save under way and releases Orbax's threads."""

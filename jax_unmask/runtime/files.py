@@ -14,7 +14,7 @@ import re
 import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, Self
 
 logger = logging.getLogger(__name__)
 
@@ -172,7 +172,20 @@ def _rows(
         yield row
 
 
-class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
+class Closing:
+    """A context manager whose end is `close`."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Releases what this object has."""
+
+
+class JsonLog(Closing):
     """An append-only JSON Lines file. A line that a crash left half written is cut off.
 
     Args:
@@ -225,9 +238,6 @@ class JsonLog(contextlib.AbstractContextManager["JsonLog"]):
             os.fsync(self._file.fileno())
             if not os.fstat(self._file.fileno()).st_nlink:
                 raise FileNotFoundError(errno.ENOENT, "deleted while rows were written to it")
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Syncs and closes the file."""

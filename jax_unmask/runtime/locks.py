@@ -8,7 +8,6 @@ run goes on.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -21,7 +20,7 @@ from typing import Any
 
 import jax
 
-from jax_unmask.runtime.files import has_ended, named, remove_abandoned, require_file
+from jax_unmask.runtime.files import Closing, has_ended, named, remove_abandoned, require_file
 from jax_unmask.settings import ConfigError
 
 _NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL}
@@ -31,7 +30,7 @@ _PATIENCE_SECONDS = 10.0
 logger = logging.getLogger(__name__)
 
 
-class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
+class DirectoryLock(Closing):
     """The right of a run to write into a directory, until `close` or the end of this process.
 
     Temporary files that processes of this host left there when they were killed are removed.
@@ -116,9 +115,6 @@ class DirectoryLock(contextlib.AbstractContextManager["DirectoryLock"]):
                 f"there ({self._path.name} is not its own any more); nothing later than that is "
                 "kept. Start again with another directory"
             )
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Gives the lock back. Its file stays: deleting it could delete the lock of another."""

@@ -7,7 +7,6 @@ for a run that was killed and resumed. Seconds and rates differ from run to run 
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib
 import logging
@@ -145,7 +144,7 @@ class WeightsAndBiases:
         self._run.finish()
 
 
-class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
+class MetricWriter(files.Closing):
     """Writes a run's metrics on process 0 and nothing on the others.
 
     Call `sync` before saving a checkpoint of step k: then a run that resumes from k finds the lines
@@ -224,9 +223,6 @@ class MetricWriter(contextlib.AbstractContextManager["MetricWriter"]):
             self._timings.sync()
             for sink in self._sinks:
                 sink.flush()
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Syncs and closes all files. May be called twice."""

@@ -19,7 +19,7 @@ from typing import ClassVar
 import jax
 
 from jax_unmask.runtime import accelerators
-from jax_unmask.runtime.files import atomic_write, named
+from jax_unmask.runtime.files import Closing, atomic_write, named
 from jax_unmask.settings import Settings, setting
 
 DIRECTORY = "heartbeats"
@@ -78,7 +78,7 @@ class Beat:
         return self.step, self.phases
 
 
-class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
+class Heartbeat(Closing):
     """Reports the progress of this process to the others, and logs which process stalls.
 
     In a run of several processes all wait for the slowest at the next collective, so all of them
@@ -122,9 +122,6 @@ class Heartbeat(contextlib.AbstractContextManager["Heartbeat"]):
         """A phase of the step begins."""
         self._since = time.monotonic()
         self._phases, self._phase = self._phases + 1, phase
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends the thread."""
@@ -224,7 +221,7 @@ def _name(number: int, beat: Beat | None) -> str:
     return f"process {number} (host {beat.host}, pid {beat.pid})"
 
 
-class Profile(contextlib.AbstractContextManager["Profile"]):
+class Profile(Closing):
     """Traces some steps for TensorBoard and xprof, into `workdir/profile`.
 
     The first two steps of a process, which compile, are left out.
@@ -249,9 +246,6 @@ class Profile(contextlib.AbstractContextManager["Profile"]):
         if not self._is_tracing:
             return contextlib.nullcontext()
         return jax.profiler.StepTraceAnnotation("train", step_num=number)
-
-    def __exit__(self, *error: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Writes the trace, if one is being made."""

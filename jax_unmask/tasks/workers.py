@@ -26,6 +26,8 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import IO, Any
 
+from jax_unmask.runtime.files import Closing
+
 _LENGTH = struct.Struct("!I")
 _MAX_FRAME = 64 * 2**20
 _START_SECONDS = 120.0
@@ -57,7 +59,7 @@ class _Gone(Exception):
     """The worker has ended."""
 
 
-class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
+class WorkerPool(Closing):
     """Runs jobs in worker processes.
 
     Args:
@@ -117,9 +119,6 @@ class WorkerPool(contextlib.AbstractContextManager["WorkerPool"]):
         """Process ids of the workers that run now."""
         running = (worker.process for worker in self._workers)
         return [process.pid for process in running if process is not None]
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Cancels what waits, ends all workers and waits for them."""

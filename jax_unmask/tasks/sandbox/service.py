@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import os
@@ -10,6 +9,7 @@ from collections.abc import Sequence
 from concurrent.futures import Future
 from typing import Any
 
+from jax_unmask.runtime.files import Closing
 from jax_unmask.tasks.sandbox import boxes
 from jax_unmask.tasks.sandbox.boxes import SandboxUnavailable
 from jax_unmask.tasks.workers import Answer, Lost, WorkerError, WorkerPool
@@ -87,7 +87,7 @@ class Outcome:
         return self.total > 0 and self.passed == self.total
 
 
-class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
+class Sandbox(Closing):
     """Boxes that run one job each at a time.
 
     Args:
@@ -151,9 +151,6 @@ class Sandbox(contextlib.AbstractContextManager["Sandbox"]):
     def processes(self) -> list[int]:
         """Process ids of the boxes that run now."""
         return self._pool.processes()
-
-    def __exit__(self, *exception: object) -> None:
-        self.close()
 
     def close(self) -> None:
         """Ends all boxes."""
