@@ -19,29 +19,9 @@ from jax_unmask.environment.settings import RunSettings, TrainSettings
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.tracerl import ValueSettings
-from jax_unmask.recipes.base import (
-    Blueprint,
-    Metrics,
-    Recipe,
-    Work,
-    check_export,
-    check_schedule,
-    export_setting,
-)
+from jax_unmask.recipes import base, tracerl
 from jax_unmask.recipes.policy_grpo import FrozenModel, PolicyGrpo, PolicyGrpoSettings, build_policy
 from jax_unmask.recipes.rollouts import TrainingRollouts
-from jax_unmask.recipes.tracerl import (
-    GroupBounds,
-    GroupFilter,
-    ReinforcedModel,
-    TraceLearning,
-    TraceReward,
-    TraceRl,
-    TraceRlSettings,
-    TraceRollouts,
-    check_denoiser,
-    update_flops,
-)
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.exports import places
 from jax_unmask.runtime.placement import Placement
@@ -62,11 +42,11 @@ from jax_unmask.tasks import data
 class DenoiserSettings(Settings):
     """Settings of the denoiser's learning, as those of recipe "tracerl"."""
 
-    filter: GroupBounds = GroupBounds()
-    reward: TraceReward = TraceRlSettings.reward
-    learner: TraceLearning = TraceRlSettings.learner
-    lora: denoisers.LoraSettings = TraceRlSettings.lora
-    optimizer: OptimizerSettings = TraceRlSettings.optimizer
+    filter: tracerl.GroupBounds = tracerl.GroupBounds()
+    reward: tracerl.TraceReward = tracerl.TraceRlSettings.reward
+    learner: tracerl.TraceLearning = tracerl.TraceRlSettings.learner
+    lora: denoisers.LoraSettings = tracerl.TraceRlSettings.lora
+    optimizer: OptimizerSettings = tracerl.TraceRlSettings.optimizer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,7 +56,7 @@ class JointSettings(PolicyGrpoSettings):
     update_key: ClassVar[str] = "denoiser.learner.chunk_size"
     lora_key: ClassVar[str] = "denoiser.lora"
 
-    model: ReinforcedModel = ReinforcedModel()  # type: ignore[assignment]
+    model: tracerl.ReinforcedModel = tracerl.ReinforcedModel()  # type: ignore[assignment]
     # Where tokens are not drawn, groups differ by positions alone.
     rollout: TrainingRollouts = TrainingRollouts(vocab_chunk=16384, temperature=0.8)
     denoiser: DenoiserSettings = DenoiserSettings()
@@ -86,7 +66,7 @@ class JointSettings(PolicyGrpoSettings):
         "so on. 0: both learn in every step.",
         ge=0,
     )
-    export: str | None = export_setting()
+    export: str | None = base.export_setting()
 
     training_only: ClassVar[tuple[str, ...]] = (
         *PolicyGrpoSettings.training_only,
@@ -101,8 +81,10 @@ class JointSettings(PolicyGrpoSettings):
             "Give less, or 0 for both in every step",
         )
         super().check()
-        check_export(self.export)
-        check_schedule(self.optimizer, self.of_policy.train.steps * self.learner.optimizer_steps)
+        base.check_export(self.export)
+        base.check_schedule(
+            self.optimizer, self.of_policy.train.steps * self.learner.optimizer_steps
+        )
         with _own_keys():
             self.of_denoiser.check()
 
@@ -124,15 +106,17 @@ class JointSettings(PolicyGrpoSettings):
         return PolicyGrpoSettings(**given | {"model": model, "train": self._own_train(0)})
 
     @functools.cached_property
-    def of_denoiser(self) -> TraceRlSettings:
+    def of_denoiser(self) -> tracerl.TraceRlSettings:
         """The denoiser's side as a config of its own; its rollouts are the policy's."""
         given = {field.name: getattr(self, field.name) for field in dataclasses.fields(RunSettings)}
         learns, rollouts = self.denoiser, to_config(self.rollout)
         given["train"] = self._own_train(1)
-        return TraceRlSettings(
+        return tracerl.TraceRlSettings(
             **given,
-            rollout=from_config(TraceRollouts(), {**to_config(TraceRollouts()), **rollouts}),
-            filter=GroupFilter(rounds=1, **values_of(learns.filter, GroupBounds)),
+            rollout=from_config(
+                tracerl.TraceRollouts(), {**to_config(tracerl.TraceRollouts()), **rollouts}
+            ),
+            filter=tracerl.GroupFilter(rounds=1, **values_of(learns.filter, tracerl.GroupBounds)),
             reward=learns.reward,
             learner=learns.learner,
             value=ValueSettings(enabled=False),
@@ -165,7 +149,7 @@ def _own_keys() -> Iterator[None]:
         raise error.renamed(rename) from error
 
 
-class Joint(Recipe):
+class Joint(base.Recipe):
     """Policy GRPO and TraceRL on the same rollouts.
 
     A step rolls out the current policy on the current denoiser. The policy learns from the
@@ -178,7 +162,7 @@ class Joint(Recipe):
             directory for the latter).
     """
 
-    metrics = (*PolicyGrpo.metrics, *(f"{name}/denoiser" for name in TraceRl.metrics))
+    metrics = (*PolicyGrpo.metrics, *(f"{name}/denoiser" for name in tracerl.TraceRl.metrics))
     shown = ("reward", "accuracy", "nfe")
     defaults = JointSettings()
     trains = ("denoiser", "policy")
@@ -186,7 +170,7 @@ class Joint(Recipe):
 
     @classmethod
     def metrics_of(cls, config: JointSettings) -> tuple[str, ...]:
-        own = TraceRl.metrics_of(config.of_denoiser)
+        own = tracerl.TraceRl.metrics_of(config.of_denoiser)
         return (*PolicyGrpo.metrics_of(config.of_policy), *(f"{name}/denoiser" for name in own))
 
     @classmethod
@@ -195,7 +179,7 @@ class Joint(Recipe):
         shape = bundle.denoiser.config
         _check_final(config, shape)
         with _own_keys():
-            check_denoiser(config.of_denoiser, shape)
+            tracerl.check_denoiser(config.of_denoiser, shape)
         return bundle
 
     def __init__(self, config: JointSettings, workdir: pathlib.Path) -> None:
@@ -205,7 +189,7 @@ class Joint(Recipe):
 
         def load() -> Bundle:
             with _own_keys():
-                self._denoiser = TraceRl(config.of_denoiser, workdir)
+                self._denoiser = tracerl.TraceRl(config.of_denoiser, workdir)
             # Rollouts read the weights of the training state.
             return dataclasses.replace(self._denoiser.bundle, params=None)
 
@@ -220,7 +204,7 @@ class Joint(Recipe):
     def data(self) -> data.BatchIterator:
         return self._denoiser.data()
 
-    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, base.Metrics]:
         number = int(np.asarray(state.step))
         denoiser, policy = self._split(state)
         # 1. Rollouts.
@@ -247,7 +231,7 @@ class Joint(Recipe):
             return rolled
         states, tokens = metrics["states/denoiser"], metrics["trained_tokens/denoiser"]
         shape = self._denoiser.bundle.denoiser.config
-        return rolled + update_flops(self._config.of_denoiser, shape, states, tokens)
+        return rolled + tracerl.update_flops(self._config.of_denoiser, shape, states, tokens)
 
     def current(self, state: TrainState) -> Bundle:
         """The denoiser as it is, where rollouts read it."""
@@ -276,10 +260,10 @@ class Joint(Recipe):
     @classmethod
     def blueprint(
         cls, config: JointSettings, shape: DenoiserConfig, placement: Placement
-    ) -> Blueprint:
+    ) -> base.Blueprint:
         _check_final(config, shape)
         with _own_keys():
-            of_denoiser = TraceRl.blueprint(config.of_denoiser, shape, placement)
+            of_denoiser = tracerl.TraceRl.blueprint(config.of_denoiser, shape, placement)
         # Rollouts read the weights in the type of the products.
         read = dataclasses.replace(shape, param_dtype=shape.dtype)
         of_policy = PolicyGrpo.blueprint(config.of_policy, read, placement)
@@ -291,7 +275,7 @@ class Joint(Recipe):
             else dataclasses.replace(each, name="update of the policy")
             for each in of_policy.programs
         ]
-        return Blueprint(
+        return base.Blueprint(
             {**of_denoiser.lasting, "policy and optimiser": state},
             (of_policy.passing, of_denoiser.passing),
             of_denoiser.trained,
@@ -300,11 +284,13 @@ class Joint(Recipe):
         )
 
     @classmethod
-    def work(cls, config: JointSettings, shape: DenoiserConfig, nfe: int | None = None) -> Work:
+    def work(
+        cls, config: JointSettings, shape: DenoiserConfig, nfe: int | None = None
+    ) -> base.Work:
         of_policy = PolicyGrpo.work(config.of_policy, shape, nfe)
-        of_denoiser = TraceRl.work(config.of_denoiser, shape, of_policy.nfe)
+        of_denoiser = tracerl.TraceRl.work(config.of_denoiser, shape, of_policy.nfe)
         share = 0.5 if config.turn else 1.0
-        return Work(of_policy.nfe, of_policy.rollout, share * of_denoiser.update)
+        return base.Work(of_policy.nfe, of_policy.rollout, share * of_denoiser.update)
 
 
 def _check_final(config: JointSettings, shape: DenoiserConfig) -> None:

@@ -16,13 +16,7 @@ from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.bundle import Bundle, check_split, load_denoiser_config, load_task
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.policy_grpo import update_together
-from jax_unmask.recipes.base import (
-    Blueprint,
-    Metrics,
-    Recipe,
-    Work,
-    check_schedule,
-)
+from jax_unmask.recipes import base
 from jax_unmask.recipes.policy_grpo import (
     PolicyGrpo,
     PolicyGrpoSettings,
@@ -60,7 +54,7 @@ class PolicyEnvironmentsSettings(PolicyGrpoSettings):
             problem = "there is nothing to train on"
             raise SettingError("environments", self.environments, problem, "Name at least one")
         for each in self.each:  # Reading a line checks its settings one by one.
-            check_schedule(each.optimizer, each.train.steps * each.learner.optimizer_steps)
+            base.check_schedule(each.optimizer, each.train.steps * each.learner.optimizer_steps)
         self.require(
             self.checkpoint.best_metric.partition("/")[2] in ("", *self.labels),
             "checkpoint.best_metric",
@@ -145,7 +139,7 @@ class OfEach(BatchIterator):
             each.set_state(position)
 
 
-class PolicyEnvironments(Recipe):
+class PolicyEnvironments(base.Recipe):
     """`PolicyGrpo` in several environments: tasks, denoisers, canvases, block lengths, caches.
 
     A step rolls out a batch of each environment and takes one update from all, see
@@ -206,7 +200,7 @@ class PolicyEnvironments(Recipe):
 
     def step(
         self, state: TrainState, batch: Sequence[Batch], timer: Timer
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, base.Metrics]:
         # 1. Rollouts, with random numbers of each environment's own.
         experiences = [
             recipe.roll_out(
@@ -256,7 +250,7 @@ class PolicyEnvironments(Recipe):
     @classmethod
     def blueprint(
         cls, config: PolicyEnvironmentsSettings, shape: DenoiserConfig, placement: Placement
-    ) -> Blueprint:
+    ) -> base.Blueprint:
         del shape  # Each environment has its own.
         planned = [
             PolicyGrpo.planned(each, load_denoiser_config(each), placement) for each in config.each
@@ -271,7 +265,7 @@ class PolicyEnvironments(Recipe):
             for program in step.rollouts
         ]
         state = planned[0].state
-        return Blueprint(
+        return base.Blueprint(
             {**weights, "policy and optimiser": state},
             [step.passing for step in planned],
             state.params["network"],
@@ -282,11 +276,11 @@ class PolicyEnvironments(Recipe):
     @classmethod
     def work(
         cls, config: PolicyEnvironmentsSettings, shape: DenoiserConfig, nfe: int | None = None
-    ) -> Work:
+    ) -> base.Work:
         del shape
         works = [PolicyGrpo.work(each, load_denoiser_config(each), nfe) for each in config.each]
         longest = max(work.nfe for work in works)
-        return Work(
+        return base.Work(
             longest, sum(work.rollout for work in works), sum(work.update for work in works)
         )
 

@@ -28,19 +28,7 @@ from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.policies.learned import NETWORKS, Network
 from jax_unmask.policies.network import INPUTS, with_inputs
 from jax_unmask.policies.spec import policy_directory
-from jax_unmask.recipes.base import (
-    Blueprint,
-    Metrics,
-    Recipe,
-    TracedProgram,
-    Work,
-    check_cache,
-    check_fits,
-    check_schedule,
-    parse_policy,
-    prompt_shapes,
-    training_batches,
-)
+from jax_unmask.recipes import base
 from jax_unmask.recipes.rollouts import Fetched, RollingSettings, Rollouts, TrainingRollouts
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.rollout import RolloutSettings, Trajectory, joined, never_filled, rollout
@@ -116,7 +104,7 @@ class PolicyGrpoSettings(RollingSettings):
     training_only: ClassVar[tuple[str, ...]] = (*RollingSettings.training_only, "expert")
 
     def check(self) -> None:
-        check_schedule(self.optimizer, self.train.steps * self.learner.optimizer_steps)
+        base.check_schedule(self.optimizer, self.train.steps * self.learner.optimizer_steps)
         if self.expert.count:
             self.require_divides("expert.block_length", "rollout.gen_length")
             self.require(
@@ -129,7 +117,7 @@ class PolicyGrpoSettings(RollingSettings):
     def check_spread(self, placement: Placement) -> None:
         super().check_spread(placement)
         if self.expert.count:
-            parse_policy("expert.policy", self.expert.policy, final=False)
+            base.parse_policy("expert.policy", self.expert.policy, final=False)
             rows = self.rollout.prompts_per_step * self.expert.count // self.rollout.batches
             what = f"the {rows} expert rows of a rollout"
             self.require_spread(placements.for_rollouts(self), "expert.count", rows, what)
@@ -157,8 +145,8 @@ def build_policy(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> polici
 def check_denoiser(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> None:
     """Raises a `ConfigError` for settings that do not fit the denoiser."""
     network = build_policy(config, denoiser).network
-    check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
-    check_cache(config.rollout.cache, denoiser)
+    base.check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
+    base.check_cache(config.rollout.cache, denoiser)
     if isinstance(network, policies.NetworkConfig):
         if network.hidden_size not in (0, denoiser.hidden_size):
             raise ConfigError(
@@ -215,7 +203,7 @@ def build_components(
     )
     if not config.expert.count:
         return Components(policy, settings, learner, None, None, settings)
-    expert, expert_params = parse_policy("expert.policy", config.expert.policy, final=False)
+    expert, expert_params = base.parse_policy("expert.policy", config.expert.policy, final=False)
     expert_settings = dataclasses.replace(
         settings, block_length=config.expert.block_length, prompt_rows=config.expert.count
     )
@@ -265,26 +253,26 @@ class Planned(NamedTuple):
 
     denoiser: Any
     state: TrainState
-    rollouts: tuple[TracedProgram, ...]
+    rollouts: tuple[base.TracedProgram, ...]
     passing: Any
     learner: PolicyLearner
     records: Records
     rows: Rows
 
 
-def traced_update(steps: Sequence[Planned], placement: Placement) -> TracedProgram:
+def traced_update(steps: Sequence[Planned], placement: Placement) -> base.TracedProgram:
     """The program of the update on the rollouts of one environment or several."""
     learners, records, rows = zip(
         *((each.learner, each.records, each.rows) for each in steps), strict=True
     )
     with placement.active():
         lowered = update_together.lower(learners, steps[0].state, records, rows)
-    return TracedProgram("update", lowered, has_denoiser=False)
+    return base.TracedProgram("update", lowered, has_denoiser=False)
 
 
 def _batches(config: PolicyGrpoSettings, bundle: Bundle) -> data.BatchIterator:
     """The training batches, as rollouts lie."""
-    return training_batches(config, bundle, bundle.placement, config.rollout.prompts_per_step)
+    return base.training_batches(config, bundle, bundle.placement, config.rollout.prompts_per_step)
 
 
 def _described(network: Network) -> dict[str, Any]:
@@ -336,7 +324,7 @@ def check_start(directory: str, network: Network, saved: Network) -> None:
         )
 
 
-class PolicyGrpo(Recipe):
+class PolicyGrpo(base.Recipe):
     """GRPO of an unmasking policy (Jazbec et al., arXiv 2512.09106).
 
     Args:
@@ -427,7 +415,7 @@ class PolicyGrpo(Recipe):
     def data(self) -> data.BatchIterator:
         return _batches(self._config, self._bundle)
 
-    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, base.Metrics]:
         experience = self.roll_out(self._bundle.params, state, batch, timer)
         state, metrics = self.learn(state, experience, timer)
         return state, {**experience.metrics, **metrics}
@@ -518,7 +506,7 @@ class PolicyGrpo(Recipe):
 
     def learn(
         self, state: TrainState, experience: Experience, timer: Timer
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, base.Metrics]:
         """An update of the policy on rollouts; the state is donated."""
         with timer.measure("update"):
             records, rows, metrics = self.prepare(state, experience)
@@ -637,9 +625,9 @@ class PolicyGrpo(Recipe):
     @classmethod
     def blueprint(
         cls, config: PolicyGrpoSettings, shape: DenoiserConfig, placement: Placement
-    ) -> Blueprint:
+    ) -> base.Blueprint:
         planned = cls.planned(config, shape, placement)
-        return Blueprint(
+        return base.Blueprint(
             {"denoiser": planned.denoiser, "policy and optimiser": planned.state},
             planned.passing,
             planned.state.params["network"],
@@ -677,20 +665,20 @@ class PolicyGrpo(Recipe):
 
         def roll_out(
             name: str, size: int, policy: Any, params: Any, settings: RolloutSettings
-        ) -> TracedProgram:
+        ) -> base.TracedProgram:
             rows = prompts_per_rollout * size
             if policy is components.policy:
                 told = {name: PerRow(values) for name, values in alphas(rows, rolling).items()}
                 params = {**params, **told}
-            prompts, keys = prompt_shapes(rolling, rows, config.task.prompt_length)
+            prompts, keys = base.prompt_shapes(rolling, rows, config.task.prompt_length)
             lowered = rollout.lower(denoiser, weights, policy, params, prompts, keys, settings)
-            return TracedProgram(name, lowered)
+            return base.TracedProgram(name, lowered)
 
         def whole_step(leaf: Any) -> jax.ShapeDtypeStruct:
             steps, rows, *rest = leaf.shape
             return jax.ShapeDtypeStruct((steps, rows * config.rollout.batches, *rest), leaf.dtype)
 
-        def records_of(program: TracedProgram) -> Any:
+        def records_of(program: base.TracedProgram) -> Any:
             return placement.records(jax.tree.map(whole_step, program.lowered.out_info.records))
 
         with rolling.active():
@@ -718,10 +706,10 @@ class PolicyGrpo(Recipe):
     @classmethod
     def work(
         cls, config: PolicyGrpoSettings, shape: DenoiserConfig, nfe: int | None = None
-    ) -> Work:
+    ) -> base.Work:
         # The policy's own network is small beside the denoiser, which is not trained.
         nfe, components = nfe or config.rollout.gen_length // 2, build_components(config, shape)
         each = row_flops(
             shape, components.policy, components.settings, config.task.prompt_length, nfe
         )
-        return Work(nfe, config.rows * each, 0.0)
+        return base.Work(nfe, config.rows * each, 0.0)

@@ -25,20 +25,7 @@ from jax_unmask.environment.settings import DType, ModelSettings, RunSettings, T
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.sft import Masking, SftBatch, SftLearner
-from jax_unmask.recipes.base import (
-    Blueprint,
-    Metrics,
-    Recipe,
-    TracedProgram,
-    Work,
-    check_export,
-    check_fits,
-    check_schedule,
-    export_denoiser,
-    export_setting,
-    prompt_shapes,
-    training_batches,
-)
+from jax_unmask.recipes import base
 from jax_unmask.rollout import Prompts, RolloutSettings
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
@@ -124,11 +111,11 @@ class SupervisedSettings(RunSettings):
     optimizer: OptimizerSettings = OptimizerSettings(
         lr=2e-3, final_fraction=0.01, b2=0.98, weight_decay=0.01, grad_clip=1.0
     )
-    export: str | None = export_setting()
+    export: str | None = base.export_setting()
 
     def check(self) -> None:
-        check_export(self.export)
-        check_schedule(self.optimizer, self.train.steps)
+        base.check_export(self.export)
+        base.check_schedule(self.optimizer, self.train.steps)
         self.require(
             self.model.max_length == 0 or self.model.max_length >= self.length,
             "model.max_length",
@@ -224,7 +211,7 @@ def _bundle_from_scratch(config: SupervisedSettings, directory: pathlib.Path) ->
 def _batches(config: SupervisedSettings, bundle: Bundle) -> data.BatchIterator:
     """The training batches."""
     size, length = config.data.batch_size, config.data.gen_length
-    return training_batches(config, bundle, bundle.placement, size, gen_length=length)
+    return base.training_batches(config, bundle, bundle.placement, size, gen_length=length)
 
 
 def random_params(config: SupervisedSettings, bundle: Bundle) -> denoisers.Params:
@@ -261,11 +248,11 @@ def check_supervised(config: Any, workdir: pathlib.Path, build_learner: BuildLea
 def _check_denoiser(
     config: Any, shape: denoisers.DenoiserConfig, build_learner: BuildLearner
 ) -> None:
-    check_fits(shape, config.task.prompt_length, config.data.gen_length)
+    base.check_fits(shape, config.task.prompt_length, config.data.gen_length)
     build_learner(config, denoisers.Denoiser(shape))
 
 
-class Supervised(Recipe):
+class Supervised(base.Recipe):
     """A denoiser in training on given responses: its weights, its learner, its batches.
 
     It starts from random weights, or goes on from given ones.
@@ -327,12 +314,12 @@ class Supervised(Recipe):
         return dataclasses.replace(self._bundle, params=params)
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
-        return export_denoiser(self._config, self.current(state), workdir)
+        return base.export_denoiser(self._config, self.current(state), workdir)
 
 
 def batch_shapes(config: SupervisedSettings, placement: Placement) -> tuple[Prompts, Any]:
     """Prompts and canvases of a batch."""
-    prompts, _ = prompt_shapes(placement, config.rows, config.task.prompt_length)
+    prompts, _ = base.prompt_shapes(placement, config.rows, config.task.prompt_length)
     return prompts, jax.ShapeDtypeStruct((config.rows, config.data.gen_length), jnp.int32)
 
 
@@ -343,7 +330,7 @@ def supervised_blueprint(
     batch: tuple[Any, ...],
     *,
     keeps_start: bool = False,
-) -> Blueprint:
+) -> base.Blueprint:
     """The step of a supervised learner on a batch."""
     weights = placement.parameters(denoisers.abstract_params(shape), RULES)
     state = jax.eval_shape(learner.init, weights, jax.random.key(0))
@@ -351,21 +338,21 @@ def supervised_blueprint(
     with placement.active():
         step = type(learner).step.lower(learner, state, *batch)
     frozen = {"denoiser as loaded": weights} if keeps_start else {}
-    return Blueprint(
+    return base.Blueprint(
         {**frozen, "trained parameters and optimiser": state},
         batch,
         state.params,
-        (TracedProgram("update", step),),
+        (base.TracedProgram("update", step),),
     )
 
 
 def supervised_work(
     config: SupervisedSettings, shape: denoisers.DenoiserConfig, states: int = 1
-) -> Work:
+) -> base.Work:
     """Matrix products of a step with so many states of each response."""
     length = config.data.gen_length
     forward = forward_flops(shape, config.task.prompt_length + length, length)
-    return Work(0, 0.0, 3.0 * config.rows * states * forward)
+    return base.Work(0, 0.0, 3.0 * config.rows * states * forward)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -426,7 +413,7 @@ class Sft(Supervised):
     def __init__(self, config: SftSettings, workdir: pathlib.Path) -> None:
         super().__init__(config, workdir, build_learner)
 
-    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, base.Metrics]:
         placement, rows = self._bundle.placement, SftBatch(batch.prompts, batch.responses)
         if placement.mesh is not None:
             rows = placement.rows(rows)
@@ -440,7 +427,7 @@ class Sft(Supervised):
     @classmethod
     def blueprint(
         cls, config: SftSettings, shape: denoisers.DenoiserConfig, placement: Placement
-    ) -> Blueprint:
+    ) -> base.Blueprint:
         learner = build_learner(config, denoisers.Denoiser(shape))
         prompts, canvas = batch_shapes(config, placement)
         batch = SftBatch(prompts, placement.rows(canvas))
@@ -449,6 +436,6 @@ class Sft(Supervised):
     @classmethod
     def work(
         cls, config: SftSettings, shape: denoisers.DenoiserConfig, nfe: int | None = None
-    ) -> Work:
+    ) -> base.Work:
         del nfe
         return supervised_work(config, shape)

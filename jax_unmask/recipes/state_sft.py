@@ -28,17 +28,7 @@ from jax_unmask.learners.surrogates import (
     Threshold,
     Trace,
 )
-from jax_unmask.recipes.base import Blueprint, Metrics, Work
-from jax_unmask.recipes.sft import (
-    DataSettings,
-    ModelFromScratch,
-    Supervised,
-    SupervisedSettings,
-    batch_shapes,
-    check_supervised,
-    supervised_blueprint,
-    supervised_work,
-)
+from jax_unmask.recipes import base, sft
 from jax_unmask.rollout import RolloutSettings, by_length, rollout, row_keys, trimmed
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.placement import Placement
@@ -50,7 +40,7 @@ logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)
-class BucketedData(DataSettings):
+class BucketedData(sft.DataSettings):
     """The batches of given responses."""
 
     length_buckets: tuple[int, ...] = setting(
@@ -70,7 +60,7 @@ class BucketedData(DataSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class RematModel(ModelFromScratch):
+class RematModel(sft.ModelFromScratch):
     """The denoiser that is trained in chosen states."""
 
     remat: bool = setting_of(denoisers.Denoiser, "remat")
@@ -108,7 +98,7 @@ class StateMethod(MaskRatios, TokenSettings):
 
 
 @dataclasses.dataclass(frozen=True)
-class StateSftSettings(SupervisedSettings):
+class StateSftSettings(sft.SupervisedSettings):
     """Settings of `StateSft`."""
 
     rollout_key: ClassVar[str] = "data.batch_size"
@@ -119,7 +109,7 @@ class StateSftSettings(SupervisedSettings):
     learner: StateMethod = StateMethod(chunk_size=16)
 
     training_only: ClassVar[tuple[str, ...]] = (
-        *SupervisedSettings.training_only,
+        *sft.SupervisedSettings.training_only,
         *("data.length_buckets", "data.pack_length"),
     )
 
@@ -230,7 +220,7 @@ def build_learner(config: StateSftSettings, denoiser: denoisers.Denoiser) -> Sta
     )
 
 
-class StateSft(Supervised):
+class StateSft(sft.Supervised):
     """Trains a denoiser on given responses in chosen states (arXiv 2509.06949, sections 3 and 5.2).
 
     With `learner.method = "trace"` these are the states that the denoiser, as it was before
@@ -246,7 +236,7 @@ class StateSft(Supervised):
 
     @classmethod
     def check(cls, config: StateSftSettings, workdir: pathlib.Path) -> Bundle:
-        return check_supervised(config, workdir, build_learner)
+        return sft.check_supervised(config, workdir, build_learner)
 
     def __init__(self, config: StateSftSettings, workdir: pathlib.Path) -> None:
         super().__init__(config, workdir, build_learner, keeps_start=config.writes_traces)
@@ -259,7 +249,7 @@ class StateSft(Supervised):
                 "it with full attention afterwards, as rollouts use it"
             )
 
-    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, base.Metrics]:
         placement = self._bundle.placement
         batch = self._fitted(batch)
         steps: Any = np.zeros(batch.responses.shape, np.int32)
@@ -372,7 +362,7 @@ class StateSft(Supervised):
     @classmethod
     def blueprint(
         cls, config: StateSftSettings, shape: denoisers.DenoiserConfig, placement: Placement
-    ) -> Blueprint:
+    ) -> base.Blueprint:
         packing = None
         if width := config.data.pack_length:
             places: Any = jax.ShapeDtypeStruct((config.rows, width), jnp.int32)
@@ -381,15 +371,15 @@ class StateSft(Supervised):
                 (config.rows, 2 * width // config.length), jnp.int32
             )
             packing = Packing(examples, places, places)
-        prompts, canvas = batch_shapes(config, placement)
+        prompts, canvas = sft.batch_shapes(config, placement)
         batch = placement.everywhere((Responses(prompts, canvas, canvas), packing))
         learner, keeps = build_learner(config, denoisers.Denoiser(shape)), config.writes_traces
-        return supervised_blueprint(shape, placement, learner, batch, keeps_start=keeps)
+        return sft.supervised_blueprint(shape, placement, learner, batch, keeps_start=keeps)
 
     @classmethod
     def work(
         cls, config: StateSftSettings, shape: denoisers.DenoiserConfig, nfe: int | None = None
-    ) -> Work:
+    ) -> base.Work:
         del nfe
         learner = build_learner(config, denoisers.Denoiser(shape))
-        return supervised_work(config, shape, learner.num_states(config.data.gen_length))
+        return sft.supervised_work(config, shape, learner.num_states(config.data.gen_length))

@@ -31,22 +31,7 @@ from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.states import AttentionBlocks, Responses, in_blocks
 from jax_unmask.learners.surrogates import SurrogateSettings
 from jax_unmask.learners.tracerl import LossSettings, TraceLearner, ValueSettings
-from jax_unmask.recipes.base import (
-    Blueprint,
-    Metrics,
-    Recipe,
-    TracedProgram,
-    Work,
-    check_cache,
-    check_export,
-    check_fits,
-    check_schedule,
-    export_denoiser,
-    export_setting,
-    parse_policy,
-    prompt_shapes,
-    training_batches,
-)
+from jax_unmask.recipes import base
 from jax_unmask.recipes.process import ProcessRewards, ProcessSettings, build_judge
 from jax_unmask.recipes.rollouts import (
     Fetched,
@@ -181,13 +166,13 @@ class TraceRlSettings(RollingSettings):
         lr=1e-6, warmup_steps=0, schedule="constant", b2=0.999, weight_decay=0.0, grad_clip=1.0
     )
     train: TrainSettings = TrainSettings(steps=50)
-    export: str | None = export_setting()
+    export: str | None = base.export_setting()
 
     training_only: ClassVar[tuple[str, ...]] = (*RollingSettings.training_only, "rollout.policy")
 
     def check(self) -> None:
-        check_export(self.export)
-        check_schedule(self.optimizer, self.optimizer_steps)
+        base.check_export(self.export)
+        base.check_schedule(self.optimizer, self.optimizer_steps)
         self.require(
             self.lora.rank > 0 or self.model.param_dtype == "float32",
             "model.param_dtype",
@@ -208,7 +193,7 @@ class TraceRlSettings(RollingSettings):
         )
 
     def check_spread(self, placement: Placement) -> None:
-        parse_policy("rollout.policy", self.rollout.policy)
+        base.parse_policy("rollout.policy", self.rollout.policy)
         super().check_spread(placement)
         size = self.learner.chunk_size
         self.require_spread(placement, self.update_key, size, "its states")
@@ -266,7 +251,7 @@ def build_settings(
 ) -> RolloutSettings:
     """The shape of the rollouts; raises a `ConfigError` for a cache that does not fit."""
     rollouts = config.rollout
-    check_cache(rollouts.cache, denoiser)
+    base.check_cache(rollouts.cache, denoiser)
     sampling = rollouts.filters(denoiser.family)
     return rollouts.settings(end_ids, slot_groups=slot_groups, sampling=sampling)
 
@@ -314,7 +299,7 @@ def make_adapters(config: TraceRlSettings, denoiser: denoisers.DenoiserConfig) -
 
 def check_denoiser(config: TraceRlSettings, denoiser: denoisers.DenoiserConfig) -> None:
     """Raises a `ConfigError` for settings that do not fit the denoiser."""
-    check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
+    base.check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
     build_settings(config, denoiser, ())
     build_learner(config, denoisers.Denoiser(denoiser), ())
     jax.eval_shape(lambda: make_adapters(config, denoiser))
@@ -345,7 +330,7 @@ def update_flops(
 _OF_VALUES = ("value_loss", "value_grad_norm", "value_error", "return_deviation")
 
 
-class TraceRl(Recipe):
+class TraceRl(base.Recipe):
     """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949)."""
 
     metrics = (
@@ -378,7 +363,9 @@ class TraceRl(Recipe):
         self._config = config
         self._group = config.rollout.group_size
         self._lora = config.lora.rank > 0
-        self._policy, self._policy_params = parse_policy("rollout.policy", config.rollout.policy)
+        self._policy, self._policy_params = base.parse_policy(
+            "rollout.policy", config.rollout.policy
+        )
         self._placement = placements.from_config(config)  # Of training.
         check_denoiser(config, load_denoiser_config(config))
         judge = build_judge(config.process, load_task(config))
@@ -437,7 +424,7 @@ class TraceRl(Recipe):
         self._batches = _batches(self._config, self._bundle)
         return self._batches
 
-    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, Metrics]:
+    def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, base.Metrics]:
         config, key = self._config, state.step_key()
         # Several rounds of rollouts if too few prompts of one can be trained on.
         wanted, rounds = config.rollout.prompts_per_step, []
@@ -456,7 +443,7 @@ class TraceRl(Recipe):
 
     def learn(
         self, state: TrainState, rounds: Sequence[RolloutRound], timer: Timer
-    ) -> tuple[TrainState, Metrics]:
+    ) -> tuple[TrainState, base.Metrics]:
         """An update of the denoiser on rounds of rollouts; the state is donated."""
         config, wanted = self._config, self._config.rollout.prompts_per_step
         # 1. The rows to train on, gathered from the devices that wrote them.
@@ -467,7 +454,7 @@ class TraceRl(Recipe):
         gather = self._bundle.placement.make
         responses = gather(rows_of, [each.responses for each in rounds], rows, rules=REPLICATED)
         # 2. Their advantages.
-        found: Metrics = {}
+        found: base.Metrics = {}
         if self._process is None:
             advantages = config.reward.advantages(jnp.asarray(scores.reward[rows]), self._group)
         else:
@@ -493,13 +480,13 @@ class TraceRl(Recipe):
         # 3. The update.
         with timer.measure("update"):
             given = self._placement.everywhere((responses, advantages, kept))
-            base = self._bundle.params
+            loaded = self._bundle.params
             with self._placement.active():
                 state, metrics = self._learner.update(
                     state,
                     *given,
-                    base if config.learner.reference_beta > 0 else None,
-                    base if self._lora else None,
+                    loaded if config.learner.reference_beta > 0 else None,
+                    loaded if self._lora else None,
                 )
             jax.block_until_ready(state.params)
         return state, {
@@ -542,7 +529,7 @@ class TraceRl(Recipe):
 
     def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
         bundle = self._trained(state)
-        exported = export_denoiser(self._config, bundle, workdir)
+        exported = base.export_denoiser(self._config, bundle, workdir)
         return dataclasses.replace(exported, params=self._rollouts.weights(bundle.params))
 
     def _roll_out(self, params: Any, batch: Batch, key: Any, timer: Timer) -> RolloutRound:
@@ -612,12 +599,12 @@ class TraceRl(Recipe):
     @classmethod
     def blueprint(
         cls, config: TraceRlSettings, shape: denoisers.DenoiserConfig, placement: Placement
-    ) -> Blueprint:
+    ) -> base.Blueprint:
         ends, denoiser = (shape.eos_token_id,), denoisers.Denoiser(shape)
         learner = build_learner(config, denoiser, ends)
         rolling = placements.for_rollouts(config)
         settings = build_settings(config, shape, ends, rolling.shards)
-        policy, policy_params = parse_policy("rollout.policy", config.rollout.policy)
+        policy, policy_params = base.parse_policy("rollout.policy", config.rollout.policy)
         weights = placement.parameters(denoisers.abstract_params(shape), RULES)
         adapters = jax.eval_shape(lambda: make_adapters(config, shape))
         state = jax.eval_shape(learner.init, weights, jax.random.key(0), adapters)
@@ -636,12 +623,12 @@ class TraceRl(Recipe):
         )
         rows, prompt_length = config.rows, config.task.prompt_length
         with rolling.active():
-            asked, keys = prompt_shapes(rolling, rows // config.rollout.batches, prompt_length)
+            asked, keys = base.prompt_shapes(rolling, rows // config.rollout.batches, prompt_length)
             params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, policy_params))
             params = rolling.everywhere(params)
             rolled = rollout.lower(denoiser, read, policy, params, asked, keys, settings)
         with placement.active():
-            prompts, _ = prompt_shapes(placement, rows, prompt_length)
+            prompts, _ = base.prompt_shapes(placement, rows, prompt_length)
             canvas: Any = jax.ShapeDtypeStruct((rows, settings.gen_length), jnp.int32)
             given = (
                 Responses(prompts=prompts, tokens=canvas, step_map=canvas),
@@ -657,28 +644,31 @@ class TraceRl(Recipe):
             )
         is_copied = rolling != placement or jnp.dtype(shape.dtype) != jnp.dtype(shape.param_dtype)
         made = read if is_copied else None
-        return Blueprint(
+        return base.Blueprint(
             {**frozen, "trained parameters and optimiser": state},
             given,
             state.params["denoiser"],
-            (TracedProgram("rollout", rolled, made=made), TracedProgram("update", update)),
+            (
+                base.TracedProgram("rollout", rolled, made=made),
+                base.TracedProgram("update", update),
+            ),
             read,
         )
 
     @classmethod
     def work(
         cls, config: TraceRlSettings, shape: denoisers.DenoiserConfig, nfe: int | None = None
-    ) -> Work:
+    ) -> base.Work:
         # The trace of a response has a state for each forward (over `learner.shrink`); with block
         # attention, one forward of an update has a state of every block.
         rollouts, rows = config.rollout, config.rows
         nfe = nfe or rollouts.gen_length // 2
-        policy, _ = parse_policy("rollout.policy", rollouts.policy)
+        policy, _ = base.parse_policy("rollout.policy", rollouts.policy)
         settings = build_settings(config, shape, (shape.eos_token_id,))
         states, tokens = nfe / config.learner.shrink, rollouts.gen_length
         if shape.attention_block is not None:
             states = -(-states // (rollouts.gen_length // rollouts.block_length))
-        return Work(
+        return base.Work(
             nfe,
             rows * row_flops(shape, policy, settings, config.task.prompt_length, nfe),
             update_flops(config, shape, rows * states, rows * tokens),
@@ -688,4 +678,4 @@ class TraceRl(Recipe):
 def _batches(config: TraceRlSettings, bundle: Bundle) -> data.BatchIterator:
     """The training batches. A prompt over its budget must not end a run: `round` sees to it."""
     size = config.rollout.prompts_per_step
-    return training_batches(config, bundle, bundle.placement, size, truncate=True)
+    return base.training_batches(config, bundle, bundle.placement, size, truncate=True)
