@@ -1,7 +1,5 @@
 """A headless Chromium, driven through pipes: the DevTools protocol without further packages."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import fcntl

@@ -1,7 +1,5 @@
 """Settings that must precede the first import of JAX, and the fixtures all tests share."""
 
-from __future__ import annotations
-
 import getpass
 import importlib.metadata
 import os

@@ -1,7 +1,5 @@
 """Programs that need several devices, on a machine that has one."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

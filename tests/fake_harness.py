@@ -1,7 +1,5 @@
 """lm-evaluation-harness, as far as `evaluation.harness_model` needs it: nothing to install."""
 
-from __future__ import annotations
-
 import importlib
 import sys
 import types

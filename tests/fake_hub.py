@@ -1,7 +1,5 @@
 """A stand-in for the Hugging Face hub on this machine: makes, fills and gives repositories."""
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import hashlib

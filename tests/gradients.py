@@ -1,7 +1,5 @@
 """Gradients and log-probabilities of learners, which take them only as part of an update."""
 
-from __future__ import annotations
-
 import copy
 import functools
 

@@ -1,7 +1,5 @@
 """A Hugging Face cache on the local disk, as a download leaves it."""
 
-from __future__ import annotations
-
 import pathlib
 
 COMMIT = "0" * 40

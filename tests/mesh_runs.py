@@ -3,8 +3,6 @@
 Run by tests that need more devices or processes than they have.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Rows of results, rollouts and pages that tests of reports share."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from jax_unmask.policies.base import Action, Observation

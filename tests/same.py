@@ -1,7 +1,5 @@
 """Comparisons bit for bit, of trees and of safetensors files."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any
 

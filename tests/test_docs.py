@@ -1,7 +1,5 @@
 """The documents name only files, settings, flags and policies that exist."""
 
-from __future__ import annotations
-
 import ast
 import importlib.util
 import re

@@ -1,7 +1,5 @@
 """Docstrings begin with what a thing is, and their examples do what they say; names are unique."""
 
-from __future__ import annotations
-
 import ast
 import collections
 import doctest

@@ -1,7 +1,5 @@
 """The scripts that the documents' figures come from still run."""
 
-from __future__ import annotations
-
 import pathlib
 import runpy
 import sys

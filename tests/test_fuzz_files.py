@@ -4,8 +4,6 @@ Bytes are flipped, cut, doubled and overwritten; values in JSON, at any depth an
 safetensors too, get other types and absurd sizes, or go.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

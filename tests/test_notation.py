@@ -1,7 +1,5 @@
 """The notation of policies, caches, tasks and sweeps, and the tables of names."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """The notebooks run, and show what there is."""
 
-from __future__ import annotations
-
 import ast
 import importlib
 import importlib.util

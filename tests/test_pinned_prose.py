@@ -1,7 +1,5 @@
 """Tests compare the key and the value in an error or a log, not its sentence."""
 
-from __future__ import annotations
-
 import ast
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """Settings: what is declared is what configs hold, what is checked and what is documented."""
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """The files that ship with the package fit together."""
 
-from __future__ import annotations
-
 import pytest
 
 from jax_unmask import tasks

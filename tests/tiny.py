@@ -1,7 +1,5 @@
 """Denoisers with random weights that are small enough for a test on a CPU."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """`python -m jax_unmask.bench`, mostly called in this process: each start costs seconds."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import statistics

@@ -1,7 +1,5 @@
 """`python -m jax_unmask.calibrate`: from prompts to a request for forwards."""
 
-from __future__ import annotations
-
 import pathlib
 
 import jax

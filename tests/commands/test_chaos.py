@@ -1,7 +1,5 @@
 """Trainings and evaluations of every kind, disturbed at random moments, end as undisturbed ones."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """Training with code rewards, killed: nothing is lost, nothing is done twice, nobody is left."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """Every experiment in configs/ is one that the commands accept."""
 
-from __future__ import annotations
-
 import pathlib
 import runpy
 

@@ -1,7 +1,5 @@
 """`jax-unmask`: the list of commands, and help without imports."""
 
-from __future__ import annotations
-
 import io
 import json
 import shlex

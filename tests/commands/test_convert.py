@@ -1,7 +1,5 @@
 """`python -m jax_unmask.convert`: there and back, and what it refuses."""
 
-from __future__ import annotations
-
 import pathlib
 import shutil
 

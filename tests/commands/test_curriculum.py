@@ -1,7 +1,5 @@
 """Stages run in order, each from the one before it; a killed curriculum goes on where it was."""
 
-from __future__ import annotations
-
 import pathlib
 import shlex
 

@@ -3,8 +3,6 @@
 Nearly all cases call the command's function in this process, because each start costs seconds.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

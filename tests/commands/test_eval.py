@@ -1,7 +1,5 @@
 """`python -m jax_unmask.eval`."""
 
-from __future__ import annotations
-
 import json
 import sys
 

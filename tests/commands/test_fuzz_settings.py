@@ -1,7 +1,5 @@
 """Any value of any setting or flag either runs, or is refused at once with one message about it."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import importlib

@@ -1,7 +1,5 @@
 """`python -m jax_unmask.generate`, mostly called in this process: each start costs seconds."""
 
-from __future__ import annotations
-
 import json
 import types
 

@@ -1,7 +1,5 @@
 """`jax_unmask.generate` with DiffusionGemma, which has no mask token."""
 
-from __future__ import annotations
-
 import io
 import json
 import pathlib

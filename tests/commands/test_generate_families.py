@@ -1,7 +1,5 @@
 """`jax_unmask.generate` with a model of every family: chats, conversations, samplers."""
 
-from __future__ import annotations
-
 import io
 import json
 import pathlib

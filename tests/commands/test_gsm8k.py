@@ -4,8 +4,6 @@ The denoiser has random weights and the size of a thimble, but LLaDA's format; l
 reduced as on the command line. The rest is what LLaDA-8B goes through.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """`python -m jax_unmask.harness`, on small tasks of the harness's own format."""
 
-from __future__ import annotations
-
 import functools
 import json
 import math

@@ -1,7 +1,5 @@
 """Sharing by hub name, against a stand-in of the hub on this machine."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """Recipe `joint`, through the command: a policy and its denoiser learn from the same rollouts."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import shutil

@@ -1,7 +1,5 @@
 """`python -m jax_unmask.plan`: what a run needs, and that LLaDA-8B's programs build."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """One of two processes of a training is killed: the other soon ends, too, and both resume."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re

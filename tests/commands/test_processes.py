@@ -1,7 +1,5 @@
 """Commands in two processes, started by the local launcher: what one process would have found."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import subprocess

@@ -1,7 +1,5 @@
 """The quickstart itself, killed in training and in its evaluation: nothing must change."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import subprocess

@@ -1,7 +1,5 @@
 """`python -m jax_unmask.train`: runs that are killed, runs of every kind, runs that must stop."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import math

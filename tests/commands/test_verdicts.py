@@ -1,7 +1,5 @@
 """Commands end with what was found and with a command that runs as it stands."""
 
-from __future__ import annotations
-
 import shlex
 from types import SimpleNamespace
 

@@ -1,7 +1,5 @@
 """Low-rank adapters: nothing changes at first, the merged model does the same, errors are named."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Which attention a rollout runs, and that all of them attend to the same."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

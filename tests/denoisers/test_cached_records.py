@@ -1,7 +1,5 @@
 """Forwards that fill and read a cache, against the logits that the public code had there."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

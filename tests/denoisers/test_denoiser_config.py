@@ -1,7 +1,5 @@
 """Validation of `DenoiserConfig`, and LLaDA's `config.json`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """DiffusionGemma: recorded logits and texts, files, and rows that mind their own business."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

@@ -1,7 +1,5 @@
 """All families: recorded logits, exact round trips, published shapes."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

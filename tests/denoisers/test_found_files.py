@@ -1,7 +1,5 @@
 """Models and tokenizers as people have them: newer fields, redundant tensors, odd templates."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shutil

@@ -1,7 +1,5 @@
 """Traffic between devices when matrices are made whole for a product."""
 
-from __future__ import annotations
-
 import jax
 import jax.extend
 import jax.numpy as jnp

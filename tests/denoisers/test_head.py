@@ -1,7 +1,5 @@
 """Candidate scores: against plain NumPy, in slices, and against LLaDA's own sampler."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

@@ -1,7 +1,5 @@
 """The mixture of experts: recorded routing, and the layer against a loop over its experts."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 

@@ -1,7 +1,5 @@
 """Loading and saving: exact round trips, and one clear error for each thing that can be wrong."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shutil

@@ -1,7 +1,5 @@
 """Quantised weights: how near they come, what they take, and what is refused."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 import sys

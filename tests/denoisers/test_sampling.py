@@ -1,7 +1,5 @@
 """Top-k, top-p and confidences of filtered draws, against recorded tables."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

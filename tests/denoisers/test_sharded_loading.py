@@ -1,7 +1,5 @@
 """Parameters that are laid out over devices while they are read."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 

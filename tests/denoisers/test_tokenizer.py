@@ -1,7 +1,5 @@
 """The tokenizer wrapper: encoding, chat templates, decoding, padding, and its errors."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shutil

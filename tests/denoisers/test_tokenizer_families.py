@@ -1,7 +1,5 @@
 """Tokenizers and chat templates of the families, against recorded ids and renderings."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """The transformer against golden logits, and the properties that a denoiser must have."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

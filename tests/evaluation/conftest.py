@@ -1,7 +1,5 @@
 """A small random denoiser in LLaDA's format that can read and write Sudoku."""
 
-from __future__ import annotations
-
 import pathlib
 
 import pytest

@@ -1,7 +1,5 @@
 """The Monte-Carlo likelihood against the sum over all masks."""
 
-from __future__ import annotations
-
 import itertools
 import math
 

@@ -1,7 +1,5 @@
 """Measuring one policy on problems."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

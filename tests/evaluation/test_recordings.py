@@ -1,7 +1,5 @@
 """Recorded rollouts are those that are measured."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Sweeps: what is measured, what is skipped, what is written."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """Which policies and problems the report shows, and that they are what was measured."""
 
-from __future__ import annotations
-
 import json
 
 import jax

@@ -1,7 +1,5 @@
 """The package `my_package` of docs/extending.md, which lies outside of this repository."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re

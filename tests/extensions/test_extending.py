@@ -1,7 +1,5 @@
 """Code from outside of the repository in every command, as docs/extending.md has it."""
 
-from __future__ import annotations
-
 import json
 import shutil
 import sys

@@ -1,7 +1,5 @@
 """`jax_unmask.Generator`: one call from Python."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """Programs that stand for those of a scheduler: they note how they were called, and answer."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import subprocess

@@ -1,7 +1,5 @@
 """`launch/local.py` with small programs; those of JAX come in test_two_processes."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import signal

@@ -1,7 +1,5 @@
 """Manifests against the shapes that the programs which read them publish."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pathlib

@@ -1,7 +1,5 @@
 """ShellCheck on all shell that this repository runs."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

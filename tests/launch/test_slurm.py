@@ -1,7 +1,5 @@
 """`launch/slurm.sh`: what it asks of SLURM, and what it does when SLURM stops it."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 import signal

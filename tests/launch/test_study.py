@@ -1,7 +1,5 @@
 """The studies of launch/ start trainings that the trainer accepts, each after what it needs."""
 
-from __future__ import annotations
-
 import ast
 import pathlib
 import re

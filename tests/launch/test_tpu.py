@@ -1,7 +1,5 @@
 """`launch/tpu.sh` against a gcloud that answers as the slice's states would have it."""
 
-from __future__ import annotations
-
 import pytest
 
 # States come from a file, one per question, the last for ever; "ssh" takes its statuses likewise.

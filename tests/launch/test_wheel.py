@@ -4,8 +4,6 @@ Model and data lie under their published names in the cache of the hub: the real
 in the published files, and a small LLaDA checkpoint with a real tokenizer.
 """
 
-from __future__ import annotations
-
 import gzip
 import json
 import os

@@ -6,8 +6,6 @@ with a small LLaDA checkpoint under the name of the published one in the cache o
 launchers are the wheel's too.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

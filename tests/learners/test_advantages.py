@@ -1,7 +1,5 @@
 """Group advantages: centred, exactly zero without signal, independent of other groups."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest

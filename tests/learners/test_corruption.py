@@ -1,7 +1,5 @@
 """Masks of training rows: ratios, weights, and the shape of suffix rows."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest

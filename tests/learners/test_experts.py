@@ -1,7 +1,5 @@
 """Expert rollouts in a policy's groups: order, what becomes legal, what is refused."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

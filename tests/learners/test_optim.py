@@ -1,7 +1,5 @@
 """Schedules, clipping and weight decay."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """Several examples in a row: the loss and its gradient are those of a row each."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Losses, entropies and gradients of the public PyTorch code on its own rollouts."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 

@@ -1,7 +1,5 @@
 """The GRPO learner: its gradient, its chunks and minibatches, what it skips, and that it learns."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import gradients

@@ -1,7 +1,5 @@
 """The clipped objective, the expert mixture and the averaging, against numbers worked by hand."""
 
-from __future__ import annotations
-
 import math
 
 import jax

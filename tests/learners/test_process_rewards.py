@@ -1,7 +1,5 @@
 """From scores of chunks to rewards of tokens."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 

@@ -1,7 +1,5 @@
 """Masked-diffusion SFT: the loss against numpy, what counts, and that a model learns by it."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

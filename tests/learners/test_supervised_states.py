@@ -1,7 +1,5 @@
 """Supervised training in chosen states: which states, and that the step is that of likelihood."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """The TraceRL learner against plain per-state forwards, and what must hold of every update."""
 
-from __future__ import annotations
-
 import functools
 
 import gradients

@@ -1,7 +1,5 @@
 """Block attention: all blocks of a response at once, in states that the rollout visited."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """Batches that teach nothing, or little: every method takes them, and says so in its metrics."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Traces, rows, advantages and losses of the public TraceRL code."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 

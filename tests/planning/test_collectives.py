@@ -1,7 +1,5 @@
 """The reader of compiled programs, on pieces of real ones."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 

@@ -1,7 +1,5 @@
 """Plans for devices that are not there, in a process of their own."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import re

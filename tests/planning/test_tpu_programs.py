@@ -3,8 +3,6 @@
 `python tests/planning/test_tpu_programs.py` writes `tpu_programs.json` anew.
 """
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import functools

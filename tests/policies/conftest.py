@@ -1,7 +1,5 @@
 """Random observations for policy tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

@@ -1,7 +1,5 @@
 """Requests for forwards: calibrations of policies that can be told alpha."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

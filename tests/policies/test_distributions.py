@@ -1,7 +1,5 @@
 """Action distributions: golden likelihoods and draws, normalisation by enumeration, gradients."""
 
-from __future__ import annotations
-
 import itertools
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """Dream's schedule and SDAR's thresholds, each against its definition."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """Heuristic rules: each against its definition, and what all of them share."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -1,7 +1,5 @@
 """The learned policy: contexts, settings, likelihoods that agree with samples, gradients."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """The policy networks: golden logits of the PyTorch reference, start values, observations."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json

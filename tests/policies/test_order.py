@@ -1,7 +1,5 @@
 """Ranks against NumPy's stable sort."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Policies on disk: the reference's files, round trips, and files that do not fit."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

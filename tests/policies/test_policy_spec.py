@@ -1,7 +1,5 @@
 """Policy strings: what they build, and the errors for those that say nothing sensible."""
 
-from __future__ import annotations
-
 import pathlib
 
 import pytest

@@ -1,7 +1,5 @@
 """A policy that is told alpha: its rows, its files, its likelihoods in training."""
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 

@@ -1,7 +1,5 @@
 """The PyTorch module computes what ours does, and serves as an algorithm of SGLang."""
 
-from __future__ import annotations
-
 import importlib
 import pathlib
 import sys

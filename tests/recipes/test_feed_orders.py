@@ -1,7 +1,5 @@
 """Meshes of training and rollouts whose devices, and so the processes' rows, differ in order."""
 
-from __future__ import annotations
-
 import json
 
 import pytest

@@ -1,7 +1,5 @@
 """Operations of training steps: what is counted, and that planner and training count alike."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import pytest

@@ -1,7 +1,5 @@
 """Devices hold little besides the training state: loaded weights go when nothing reads them."""
 
-from __future__ import annotations
-
 import gc
 
 import jax

@@ -1,7 +1,5 @@
 """Recipes on meshes: the numbers of one device, and no collective that they do not need."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 

@@ -1,7 +1,5 @@
 """All recipes of the package have what `Recipe` asks for."""
 
-from __future__ import annotations
-
 import pytest
 
 from jax_unmask import recipes

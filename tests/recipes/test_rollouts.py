@@ -1,7 +1,5 @@
 """Rollouts in batches: the same rows, and checks that run beside the next batch."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

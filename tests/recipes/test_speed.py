@@ -1,7 +1,5 @@
 """Seconds of a sequence in each layout, from shapes."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax.numpy as jnp

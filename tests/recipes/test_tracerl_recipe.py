@@ -1,7 +1,5 @@
 """Decisions of the recipe on the host: which groups are trained, and how long a text is."""
 
-from __future__ import annotations
-
 import sys
 import types
 

@@ -1,7 +1,5 @@
 """The canvas as text: lines per step, and frames of a terminal."""
 
-from __future__ import annotations
-
 import io
 
 import numpy as np

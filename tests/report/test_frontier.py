@@ -1,7 +1,5 @@
 """Frontiers, comparisons and standard errors, on numbers that can be checked by hand."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -1,7 +1,5 @@
 """The card of a trained policy."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shutil

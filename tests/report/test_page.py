@@ -1,7 +1,5 @@
 """The report page: its data, its escaping, and that it needs nothing but itself."""
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import importlib.resources

@@ -1,7 +1,5 @@
 """The report page in a headless browser: it draws, answers to mouse and keys, and stays safe."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """From rows to standings, tables and pictures."""
 
-from __future__ import annotations
-
 import math
 
 import numpy as np

@@ -1,7 +1,5 @@
 """A small random denoiser whose confidences spread over (0, 1)."""
 
-from __future__ import annotations
-
 import json
 
 import jax

@@ -1,7 +1,5 @@
 """Prompts padded to one of a few lengths."""
 
-from __future__ import annotations
-
 import numpy as np
 
 from jax_unmask.rollout import Prompts, by_length, trimmed

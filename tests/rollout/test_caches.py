@@ -1,7 +1,5 @@
 """Properties of every cache: rows are independent, and exact caches change nothing."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

@@ -1,7 +1,5 @@
 """Rows that are replaced while others run get what a rollout gives them."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Decodings of the samplers with caches, token by token (Fast-dLLM for LLaDA and Dream; SDAR)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

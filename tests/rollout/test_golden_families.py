@@ -1,7 +1,5 @@
 """Decodings of the samplers that Dream and SDAR publish, token by token (without caches)."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 

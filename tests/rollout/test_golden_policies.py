@@ -6,8 +6,6 @@ only if no row of the batch passed. Ours is row-wise. Rows that a rewriting spoi
 compared in their first block; all others, and those of batch-1 cases, entirely.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 from typing import Any

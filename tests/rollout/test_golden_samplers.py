@@ -1,7 +1,5 @@
 """Decodings of the public samplers, reproduced token by token (LLaDA, no cache)."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """Properties of the compiled rollout that hold for every policy."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

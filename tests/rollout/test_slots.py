@@ -1,7 +1,5 @@
 """Fewer slots than rows: the same results with fewer wasted forwards."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

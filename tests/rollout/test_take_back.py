@@ -1,7 +1,5 @@
 """Policies that take tokens back: what they see, what becomes of it, and how they are trained."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

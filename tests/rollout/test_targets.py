@@ -1,7 +1,5 @@
 """Rollouts that write a given response: the order is that of the denoiser's probabilities."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

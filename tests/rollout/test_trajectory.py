@@ -1,7 +1,5 @@
 """Values that are read off a finished rollout."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 import numpy as np
 import pytest

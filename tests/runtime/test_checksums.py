@@ -1,7 +1,5 @@
 """Sums of the files of a checkpoint, written and compared by several processes."""
 
-from __future__ import annotations
-
 import pytest
 
 from jax_unmask.runtime import checksums

@@ -1,7 +1,5 @@
 """Joining processes: where the coordinator listens, and who is waited for."""
 
-from __future__ import annotations
-
 import socket
 
 import jax

@@ -1,7 +1,5 @@
 """Runs whose last steps updated nothing."""
 
-from __future__ import annotations
-
 import pytest
 
 from jax_unmask.runtime.divergence import Untrained, require_trained

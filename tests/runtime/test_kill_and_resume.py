@@ -1,7 +1,5 @@
 """A run that is killed and started again must end as one that was left alone."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 import shutil

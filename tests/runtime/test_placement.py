@@ -1,7 +1,5 @@
 """Batches between hosts and devices, in one process and in two."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

@@ -1,7 +1,5 @@
 """Streams of random numbers: no two of a run, or of runs with other seeds, are the same."""
 
-from __future__ import annotations
-
 import itertools
 import pathlib
 import re

@@ -1,7 +1,5 @@
 """Checkpoints of a run on two processes, each with two devices."""
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

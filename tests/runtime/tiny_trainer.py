@@ -1,7 +1,5 @@
 """A training run in miniature, for the tests that kill it: `tiny_trainer.py WORKDIR STEPS`."""
 
-from __future__ import annotations
-
 import sys
 import time
 

@@ -1,7 +1,5 @@
 """A server in this process, and how to ask it."""
 
-from __future__ import annotations
-
 import contextlib
 import http.client
 import json

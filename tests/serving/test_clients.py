@@ -1,7 +1,5 @@
 """The official Python client against the server."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

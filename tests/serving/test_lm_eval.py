@@ -1,7 +1,5 @@
 """lm-evaluation-harness as a client: its own command, `local-chat-completions`."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

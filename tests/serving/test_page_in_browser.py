@@ -1,7 +1,5 @@
 """The chat in a headless browser, on a desk and on a phone."""
 
-from __future__ import annotations
-
 import time
 
 import pytest

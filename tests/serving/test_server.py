@@ -1,7 +1,5 @@
 """The server in this process: what clients get, and what is refused."""
 
-from __future__ import annotations
-
 import asyncio
 import copy
 import json

@@ -1,7 +1,5 @@
 """SIGTERM: what runs is finished, and the status is 0."""
 
-from __future__ import annotations
-
 import json
 import re
 import signal

@@ -1,7 +1,5 @@
 """Fixtures that tests of tasks share."""
 
-from __future__ import annotations
-
 import pytest
 
 from jax_unmask.tasks import sandbox

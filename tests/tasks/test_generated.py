@@ -1,7 +1,5 @@
 """The embedded tasks: exact verifiers, endless fresh problems, splits that share no prompt."""
 
-from __future__ import annotations
-
 import itertools
 import re
 

@@ -1,7 +1,5 @@
 """Ends a training run again and again, and compares what comes out with a run left alone."""
 
-from __future__ import annotations
-
 import argparse
 import collections
 import contextlib

@@ -1,7 +1,5 @@
 """Comparing what two runs left behind, bit by bit."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

@@ -5,8 +5,6 @@ names and columns, as a copy of the repository and into a cache of the hub, read
 and prints a table. Rows are the real ones where DIR has them, else those made here.
 """
 
-from __future__ import annotations
-
 import base64
 import gzip
 import itertools

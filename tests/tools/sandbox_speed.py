@@ -5,8 +5,6 @@ HumanEval's canonical solutions with all of their tests, DATA/humaneval, in two 
 else the machine does weighs on both alike, and the ratio counts.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import statistics

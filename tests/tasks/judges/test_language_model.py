@@ -1,7 +1,5 @@
 """The judging model: votes, readable replies, and servers that fail in every way."""
 
-from __future__ import annotations
-
 import contextlib
 import http.server
 import json

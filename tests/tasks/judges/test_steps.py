@@ -1,7 +1,5 @@
 """Steps of arithmetic are verified one by one, each given those before it."""
 
-from __future__ import annotations
-
 import pytest
 
 from jax_unmask.tasks.arithmetic import Arithmetic

@@ -1,7 +1,5 @@
 """Boxes of both kinds; bubblewrap's only where it is installed."""
 
-from __future__ import annotations
-
 import pytest
 
 from jax_unmask.tasks import sandbox

@@ -1,7 +1,5 @@
 """Programs that attack: each scores zero, and leaves the host and the box as they were."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import os
 import pathlib

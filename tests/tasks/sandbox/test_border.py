@@ -1,7 +1,5 @@
 """Objects that the tests give to the program: what it may do with them, and what it may not."""
 
-from __future__ import annotations
-
 import pytest
 
 from jax_unmask.tasks.sandbox import Job
