@@ -359,7 +359,7 @@ def nearest(name: str, known: Iterable[str], most: int = 1, alike: float = 0.6) 
 def key_remedy(key: str, known: Sequence[str]) -> str:
     """A remedy for a dotted key that there is not: the nearest keys, or those of its group."""
     # Keys and their groups, each by the group that it is in and its name there.
-    every = {other[:end] for other in known for end in (*_dots(other), len(other))}
+    every = {other[: dot.start()] for other in known for dot in re.finditer(r"\.|$", other)}
     split = {other: other.rpartition(".")[::2] for other in sorted(every)}
     group, name = key.rpartition(".")[::2]
     beside = {own: other for other, (around, own) in split.items() if around == group}
@@ -371,10 +371,6 @@ def key_remedy(key: str, known: Sequence[str]) -> str:
     where, names = (f"in {group}", beside) if beside and group else ("here", {})
     roots = sorted({other.partition(".")[0] for other in known})
     return f"Known {where} are: {', '.join(names or roots)}"
-
-
-def _dots(key: str) -> list[int]:
-    return [place for place, character in enumerate(key) if character == "."]
 
 
 class Names:

@@ -318,6 +318,9 @@ def plan(
                 programs.append(
                     Program.of(traced, compiled=is_compiled, device=timed, options=options)
                 )
+        layouts: list[Any] = []
+        if device is not None and len(accelerators.devices()) > 1 and settings.rows_at_once:
+            layouts = compare_rollouts(settings, shape, device, nfe)
         return Plan(
             config=settings,
             denoiser=shape,
@@ -335,7 +338,7 @@ def plan(
             programs=tuple(programs),
             work=recipe.work(settings, shape, nfe),
             estimate=estimate(settings, shape, placement, blueprint),
-            layouts=_compare(settings, shape, device, nfe),
+            layouts=tuple(layouts),
         )
 
 
@@ -374,17 +377,6 @@ def stand_in(text: str, *, real: bool = True) -> tuple[Accelerator, Compiler | N
     if compiler is None:
         jax.config.update("jax_num_cpu_devices", count)
     return device, compiler
-
-
-def _compare(
-    settings: RunSettings,
-    shape: denoisers.DenoiserConfig,
-    device: Accelerator | None,
-    nfe: int | None,
-) -> tuple[tuple[tuple[int, ...], float], ...]:
-    if device is None or len(accelerators.devices()) == 1 or not settings.rows_at_once:
-        return ()
-    return tuple(compare_rollouts(settings, shape, device, nfe))
 
 
 def _axes(placement: placements.Placement) -> dict[str, int]:

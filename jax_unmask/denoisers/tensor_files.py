@@ -203,7 +203,13 @@ class TensorMap:
         """
         shape = self._parameters[path].shape
         whole = tuple(slice(0, size) for size in shape)
-        part = whole if index is None else tuple(map(_bounded, index, shape))
+        part = (
+            whole
+            if index is None
+            else tuple(
+                slice(*each.indices(size)[:2]) for each, size in zip(index, shape, strict=True)
+            )
+        )
         array = np.empty([each.stop - each.start for each in part], dtype)
         for spec in self._by_path[path]:
             lead = len(spec.index)
@@ -275,11 +281,6 @@ def not_finite(
 def _turned(axes: tuple[Any, ...]) -> tuple[Any, ...]:
     """The axes with the last two exchanged."""
     return (*axes[:-2], axes[-1], axes[-2])
-
-
-def _bounded(part: slice, size: int) -> slice:
-    start, stop, _ = part.indices(size)
-    return slice(start, stop)
 
 
 def has_tensor_files(directory: pathlib.Path) -> bool:

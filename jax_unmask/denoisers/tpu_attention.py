@@ -92,10 +92,6 @@ def _attend(
     return out.reshape(query.shape)
 
 
-def _attend_forward(*inputs: Array) -> tuple[Array, tuple[Array, ...]]:
-    return _attend(*inputs), inputs
-
-
 def _attend_backward(inputs: tuple[Array, ...], gradient: Array) -> tuple[Array | None, ...]:
     query, key, value, *_ = inputs
     call = _Grid(query, key)
@@ -116,7 +112,7 @@ def _attend_backward(inputs: tuple[Array, ...], gradient: Array) -> tuple[Array 
     return of_query.reshape(query.shape), of_group(of_key), of_group(of_value), None, None, None
 
 
-_attend.defvjp(_attend_forward, _attend_backward)
+_attend.defvjp(lambda *inputs: (_attend(*inputs), inputs), _attend_backward)
 
 
 class _Grid:

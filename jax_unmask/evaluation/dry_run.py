@@ -55,8 +55,9 @@ def planned(
     found = []
     for config, values in varied:
         length = config.sampling.gen_length
+        unread: Any = None
         splits = [
-            _unread(split, _count(config, split, count))
+            Problems(split, [{}] * _count(config, split, count), Prompts(unread, unread))
             for split, count in eval_splits(config).items()
         ]
         what = ", ".join(str(value) for value in values.values()) or config.task.name
@@ -152,9 +153,3 @@ def _count(config: RunSettings, split: Any, count: int) -> int:
     if config.task.path is None and (count or published):
         return count or published or 0
     return check_split(config, task, split)
-
-
-def _unread(split: str, count: int) -> Problems:
-    """Problems that are only counted."""
-    nothing: Any = None
-    return Problems(split, [{}] * count, Prompts(nothing, nothing))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import logging
 import pathlib
 import shlex
 import subprocess
@@ -29,8 +28,6 @@ _NOTE = (
     "The same problems, as each policy answered them: first those on which the policies disagree, "
     "that all got wrong and that all got right, in turn."
 )
-
-logger = logging.getLogger(__name__)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -98,7 +98,7 @@ def check_workdir(
         f"{key} ({saved.get(key, absent)!r} there, {current.get(key, absent)!r} here)"
         for key in keys
         if saved.get(key, absent) != current.get(key, absent)
-        and not _matches(key, exempt)
+        and not any(fnmatch.fnmatchcase(key, pattern) for pattern in exempt)
         and not (key == _GROWS and saved.get(key, math.inf) < current.get(key, 0))
     ]
     if different:
@@ -151,10 +151,6 @@ def _require_plain(key: str, value: object) -> None:
             f"values of type {type(value).__name__} cannot be recorded",
             "Use numbers, strings, booleans, None, or tuples of them",
         )
-
-
-def _matches(key: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatch.fnmatchcase(key, pattern) for pattern in patterns)
 
 
 def change(config: ConfigDict, words: Iterable[str], text: str) -> list[str]:

@@ -107,7 +107,8 @@ class Placement:
     @property
     def feed(self) -> int:
         """Index of the slice of a batch that this process reads, of `feeds`."""
-        return self._feeds().index(self._holders()[self._shard_index()])
+        me = jax.process_index()
+        return next(feed for feed, holders in enumerate(self._feeds()) if me in holders)
 
     @property
     def feeds(self) -> int:
@@ -267,10 +268,6 @@ class Placement:
     def _feeds(self) -> list[frozenset[int]]:
         """The feeds in the order of their rows."""
         return list(dict.fromkeys(self._holders()))
-
-    def _shard_index(self) -> int:
-        me = jax.process_index()
-        return next(i for i, holders in enumerate(self._holders()) if me in holders)
 
 
 def _is_shape(leaf: Any) -> bool:

@@ -32,10 +32,6 @@ def _drop_units(text: str) -> str:
     return value
 
 
-def _leading_zero(text: str) -> str:
-    return "0" + text if text.startswith(".") else text
-
-
 def _drop_name(text: str) -> str:
     """Removes a short left side, such as `x=`."""
     sides = text.split("=")
@@ -73,10 +69,6 @@ def _brace_fractions(text: str) -> str:
     return head
 
 
-def _half(text: str) -> str:
-    return "\\frac{1}{2}" if text == "0.5" else text
-
-
 def _slash_to_fraction(text: str) -> str:
     r"""Writes a quotient of two integers, `3/4`, as `\frac{3}{4}`."""
     parts = text.split("/")
@@ -92,12 +84,12 @@ _RULES: tuple[Rule, ...] = (
     _replacing(("\\left", ""), ("\\right", ""), ("^{\\circ}", ""), ("^\\circ", ""), ("\\$", "")),
     _drop_units,
     _replacing(("\\%", ""), (" .", " 0."), ("{.", "{0.")),
-    _leading_zero,
+    lambda text: "0" + text if text.startswith(".") else text,
     _drop_name,
     _brace_roots,
     _replacing((" ", "")),
     _brace_fractions,
-    _half,
+    lambda text: "\\frac{1}{2}" if text == "0.5" else text,
     _slash_to_fraction,
 )
 

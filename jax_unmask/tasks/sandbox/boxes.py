@@ -72,11 +72,7 @@ def command(kind: str) -> list[str]:
     view = _view()
     if kind == "bubblewrap":
         return _bubblewrap(view)
-    folder = str(pathlib.Path(__file__).parent)
-    code = (
-        f"import sys; sys.path.insert(0, {folder!r})\nfrom inside import launcher\nlauncher.main()"
-    )
-    return [view["command"][0], "-I", "-S", "-B", "-c", code, json.dumps(view)]
+    return [*_python(str(pathlib.Path(__file__).parent), "launcher"), json.dumps(view)]
 
 
 def _view() -> dict[str, Any]:
