@@ -54,19 +54,6 @@ class ProcessSettings(Settings):
                 JUDGES(self.judge)
             except NotationError as error:
                 raise SettingError("judge", self.judge, error.problem, "Correct it") from error
-        if self.judge == "model":
-            self.require(
-                bool(self.model),
-                "model",
-                "it names no model",
-                "Give the name that the server at `url` knows",
-            )
-            self.require(
-                self.url.startswith(("http://", "https://")),
-                "url",
-                "it is no address",
-                "Give one such as http://localhost:8000/v1",
-            )
 
 
 class Judged(NamedTuple):
@@ -143,7 +130,8 @@ def build_judge(process: ProcessSettings, task: Task) -> Judge | None:
     """The judge of the chunks of a task's responses; None for none.
 
     Raises:
-        ConfigError: the task has no steps to verify, or the server's key is missing.
+        ConfigError: the task has no steps to verify, the server's key is missing, or its address
+            or model is none.
     """
     if process.judge == "none":
         return None

@@ -5,15 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jax_unmask.policies import (
-    DreamThreshold,
-    Dynamic,
-    Entropy,
-    MaskgitPlus,
-    Observation,
-    Origin,
-    TopkMargin,
-)
+from jax_unmask import policies
 
 
 def keys(rows):
@@ -26,7 +18,7 @@ def observe(confidence, *, legal=None, step=0):
     rows, length = confidence.shape
     legal = jnp.ones(confidence.shape, bool) if legal is None else jnp.asarray(legal)
     steps = jnp.broadcast_to(jnp.asarray(step), (rows,))
-    return Observation(
+    return policies.Observation(
         candidate=jnp.zeros((rows, length), jnp.int32),
         confidence=confidence,
         top_probs=jnp.stack([confidence, 1 - confidence], -1),
@@ -55,16 +47,18 @@ def counts(policy, length, steps):
 
 
 class TestDreamSchedule:
-    @pytest.mark.parametrize("policy", [MaskgitPlus(), TopkMargin(), Entropy()])
+    @pytest.mark.parametrize(
+        "policy", [policies.MaskgitPlus(), policies.TopkMargin(), policies.Entropy()]
+    )
     def test_rounds_down_and_ends_with_all(self, policy):
         assert counts(policy, 24, 8) == [2, 3, 3, 3, 3, 3, 3, 4]
 
     def test_share_below_one(self):
-        assert counts(MaskgitPlus(), 20, 20) == 20 * [1]
-        assert counts(MaskgitPlus(reference_compat=True), 20, 20) == [0, *18 * [1], 2]
+        assert counts(policies.MaskgitPlus(), 20, 20) == 20 * [1]
+        assert counts(policies.MaskgitPlus(reference_compat=True), 20, 20) == [0, *18 * [1], 2]
 
     def test_origin_draws_each_position_with_the_share(self):
-        policy = Origin(reference_compat=True)
+        policy = policies.Origin(reference_compat=True)
         obs = observe(np.full((400, 50), 0.5), step=2)
         fill = np.asarray(policy(policy.params(steps=8), obs, keys(400)).fill)
         # The third of eight steps: an eighth of the whole, a sixth of what is left.
@@ -72,7 +66,7 @@ class TestDreamSchedule:
 
     def test_origin_fills_one_where_none_is_drawn(self):
         obs = observe(np.full((400, 4), 0.5))
-        policy, compat = Origin(), Origin(reference_compat=True)
+        policy, compat = policies.Origin(), policies.Origin(reference_compat=True)
         params = policy.params(steps=50)
         ours, theirs = (np.asarray(p(params, obs, keys(400)).fill) for p in (policy, compat))
         nothing = ~theirs.any(axis=1)
@@ -83,7 +77,7 @@ class TestDreamSchedule:
     def test_alg_temp_draws_from_the_softmax_of_the_scores(self):
         confidence, temperature = np.array([0.2, 0.5, 0.8]), 0.3
         obs = observe(np.tile(confidence, (4000, 1)))
-        policy = MaskgitPlus()
+        policy = policies.MaskgitPlus()
         fill = policy(policy.params(steps=3, alg_temp=temperature), obs, keys(4000)).fill
         expected = np.exp(confidence / temperature)
         np.testing.assert_allclose(fill.mean(axis=0), expected / expected.sum(), atol=0.03)
@@ -98,18 +92,18 @@ class TestThresholds:
     )
     def test_dynamic(self, threshold, steps, expected):
         obs = observe([[0.9, 0.2, 0.5, 0.3]])
-        policy = Dynamic()
+        policy = policies.Dynamic()
         fill = policy(policy.params(threshold=threshold, steps=steps), obs, keys(1)).fill
         assert np.flatnonzero(fill[0]).tolist() == expected
 
     def test_dynamic_with_a_setting_per_row(self):
         obs = observe([[0.9, 0.2, 0.5, 0.3]] * 2)
-        policy = Dynamic()
+        policy = policies.Dynamic()
         fill = policy(policy.params(threshold=[0.95, 0.25]), obs, keys(2)).fill
         np.testing.assert_array_equal(fill, [[1, 0, 0, 0], [1, 0, 1, 1]])
 
     def test_dream_threshold_makes_up_for_what_was_left(self):
-        policy = DreamThreshold()
+        policy = policies.DreamThreshold()
         params = policy.params(threshold=0.5, steps=4)
         sure = [[0.9, 0.8, 0.7, 0.6, 0.9, 0.8, 0.7, 0.6]]
         first = policy(params, observe(sure), keys(1)).fill

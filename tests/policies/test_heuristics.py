@@ -10,51 +10,30 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jax_unmask.policies import (
-    ConflictFree,
-    CumulatedEntropy,
-    DreamThreshold,
-    Dynamic,
-    Entropy,
-    EntropyBounded,
-    Factor,
-    FrontierThreshold,
-    FrontierTold,
-    LeftToRight,
-    LowConfidence,
-    Margin,
-    MaskgitPlus,
-    Observation,
-    Origin,
-    Random,
-    Reconsider,
-    Threshold,
-    TopConfidence,
-    TopkMargin,
-)
+from jax_unmask import policies
 from jax_unmask.policies.base import Filled
 from jax_unmask.policies.heuristics import quota
 
 RULES = (
-    Random(),
-    TopConfidence(),
-    LowConfidence(),
-    Margin(),
-    LeftToRight(),
-    Threshold(),
-    FrontierThreshold(),
-    FrontierTold(),
-    ConflictFree(),
-    Factor(),
-    Factor(reference_compat=True),
-    EntropyBounded(),
-    CumulatedEntropy(),
-    Origin(),
-    MaskgitPlus(),
-    TopkMargin(),
-    Entropy(),
-    DreamThreshold(),
-    Dynamic(),
+    policies.Random(),
+    policies.TopConfidence(),
+    policies.LowConfidence(),
+    policies.Margin(),
+    policies.LeftToRight(),
+    policies.Threshold(),
+    policies.FrontierThreshold(),
+    policies.FrontierTold(),
+    policies.ConflictFree(),
+    policies.Factor(),
+    policies.Factor(reference_compat=True),
+    policies.EntropyBounded(),
+    policies.CumulatedEntropy(),
+    policies.Origin(),
+    policies.MaskgitPlus(),
+    policies.TopkMargin(),
+    policies.Entropy(),
+    policies.DreamThreshold(),
+    policies.Dynamic(),
 )
 ROWS, LENGTH = 4, 6
 seeds = st.integers(0, 2**32 - 1)
@@ -64,7 +43,7 @@ def keys(rows: int) -> jax.Array:
     return jax.vmap(lambda row: jax.random.fold_in(jax.random.key(7), row))(jnp.arange(rows))
 
 
-def one_row(confidence: list[float], **leaves: object) -> Observation:
+def one_row(confidence: list[float], **leaves: object) -> policies.Observation:
     """A row whose positions are all legal, with the given confidences."""
     row = np.array([confidence], np.float32)
     fields = {
@@ -77,10 +56,10 @@ def one_row(confidence: list[float], **leaves: object) -> Observation:
         "step_in_block": np.zeros(1, int),
         "block_start": np.zeros(1, int),
     }
-    return Observation(**jax.tree.map(jnp.asarray, fields | leaves), block_length=row.size)
+    return policies.Observation(**jax.tree.map(jnp.asarray, fields | leaves), block_length=row.size)
 
 
-def filled(rule, obs: Observation, **settings: object) -> list[int]:
+def filled(rule, obs: policies.Observation, **settings: object) -> list[int]:
     """Positions that the rule fills in the first row."""
     fill = compiled(rule)(rule.params(**settings), obs, keys(1)).fill
     return np.flatnonzero(fill[0]).tolist()
@@ -91,12 +70,12 @@ def compiled(rule):
     return jax.jit(rule)
 
 
-def random_observation(seed: int) -> Observation:
+def random_observation(seed: int) -> policies.Observation:
     """Legal positions at random; coarse scores, so that ties are common."""
     rng = np.random.default_rng(seed)
     legal = rng.random((ROWS, LENGTH)) < rng.choice([0.0, 0.5, 1.0], (ROWS, 1))
     top = np.sort(rng.integers(0, 5, (ROWS, LENGTH, 2)) / 4, axis=-1)[..., ::-1]
-    return Observation(
+    return policies.Observation(
         candidate=jnp.asarray(rng.integers(0, 3, (ROWS, LENGTH))),
         confidence=jnp.asarray(top[..., 0], jnp.float32),
         top_probs=jnp.asarray(top, jnp.float32),
@@ -162,47 +141,55 @@ def test_quota_equals_the_table_of_the_reference():
     }
     for (length, steps), counts in table.items():
         obs = one_row([0.5] * length, step_in_block=np.arange(len(counts)))
-        assert quota(Random().params(steps=steps), obs).tolist() == counts
+        assert quota(policies.Random().params(steps=steps), obs).tolist() == counts
 
 
 def test_tokens_per_step_bounds_the_count():
     obs = one_row([0.1, 0.9, 0.5, 0.9])
-    assert filled(TopConfidence(), obs) == [1]
-    assert filled(TopConfidence(), obs, tokens_per_step=2) == [1, 3]
-    assert filled(TopConfidence(), obs, tokens_per_step=9) == [0, 1, 2, 3]
-    assert filled(LeftToRight(), obs, tokens_per_step=2) == [0, 1]
-    assert filled(TopConfidence(), obs, tokens_per_step=4, steps=4) == [1]
+    assert filled(policies.TopConfidence(), obs) == [1]
+    assert filled(policies.TopConfidence(), obs, tokens_per_step=2) == [1, 3]
+    assert filled(policies.TopConfidence(), obs, tokens_per_step=9) == [0, 1, 2, 3]
+    assert filled(policies.LeftToRight(), obs, tokens_per_step=2) == [0, 1]
+    assert filled(policies.TopConfidence(), obs, tokens_per_step=4, steps=4) == [1]
 
 
 def test_equal_scores_go_to_the_lower_position():
     obs = one_row([0.5] * 4, entropy=np.ones((1, 4), np.float32), candidate=np.zeros((1, 4), int))
-    for rule in (TopConfidence(), Margin(), Threshold(), ConflictFree(), Factor()):
-        assert filled(rule, obs, **({"factor": 0} if rule == Factor() else {})) == [0], rule
-    assert filled(EntropyBounded(), obs, gamma=0.5) == [0]
+    for rule in (
+        policies.TopConfidence(),
+        policies.Margin(),
+        policies.Threshold(),
+        policies.ConflictFree(),
+        policies.Factor(),
+    ):
+        assert filled(rule, obs, **({"factor": 0} if rule == policies.Factor() else {})) == [0], (
+            rule
+        )
+    assert filled(policies.EntropyBounded(), obs, gamma=0.5) == [0]
 
 
 def test_margin_ranks_by_the_two_largest_probabilities():
     top_probs = np.array([[[0.5, 0.49], [0.4, 0.1], [0.45, 0.4]]], np.float32)
-    assert filled(Margin(), one_row([0.5, 0.4, 0.45], top_probs=top_probs)) == [1]
+    assert filled(policies.Margin(), one_row([0.5, 0.4, 0.45], top_probs=top_probs)) == [1]
 
 
 def test_threshold_includes_equality_and_the_best():
     obs = one_row([0.25, 0.75, 0.5])
-    assert filled(Threshold(), obs, threshold=0.5) == [1, 2]
-    assert filled(Threshold(), obs, threshold=0.8) == [1]
+    assert filled(policies.Threshold(), obs, threshold=0.5) == [1, 2]
+    assert filled(policies.Threshold(), obs, threshold=0.8) == [1]
 
 
 def test_frontier_threshold_always_takes_the_leftmost():
     obs = one_row([0.25, 0.75, 0.5])
-    assert filled(FrontierThreshold(), obs, threshold=0.8) == [0]
-    assert filled(FrontierThreshold(), obs, threshold=0.5) == [0, 1, 2]
-    assert filled(FrontierThreshold(), obs, threshold=0.5, reach=2) == [0, 1]
+    assert filled(policies.FrontierThreshold(), obs, threshold=0.8) == [0]
+    assert filled(policies.FrontierThreshold(), obs, threshold=0.5) == [0, 1, 2]
+    assert filled(policies.FrontierThreshold(), obs, threshold=0.5, reach=2) == [0, 1]
     filled_before = one_row([1.0, 0.75, 0.5], legal=np.array([[False, True, True]]))
-    assert filled(FrontierThreshold(), filled_before, threshold=0.5, reach=2) == [1, 2]
+    assert filled(policies.FrontierThreshold(), filled_before, threshold=0.5, reach=2) == [1, 2]
 
 
 def test_a_frontier_that_is_told_alpha_takes_more_of_what_is_less_sure():
-    rule, obs = FrontierTold(), one_row([0.5, 0.97, 0.9, 0.7])
+    rule, obs = policies.FrontierTold(), one_row([0.5, 0.97, 0.9, 0.7])
     assert filled(rule, obs, alpha=0.1) == [0]
     assert filled(rule, obs, alpha=2.0) == [0, 1]
     assert filled(rule, obs, alpha=16.0) == [0, 1, 2]
@@ -221,7 +208,7 @@ def test_reconsider_leaves_one_position_to_look_at_the_others_once():
             legal=~obs.legal,
         )
         obs = dataclasses.replace(obs, filled=stands)
-        rule = Reconsider()
+        rule = policies.Reconsider()
         done = compiled(rule)(rule.params(threshold=0.6, doubt=0.1, **settings), obs, keys(1))
         return np.flatnonzero(done.fill[0]).tolist(), np.flatnonzero(done.take_back[0]).tolist()
 
@@ -233,41 +220,41 @@ def test_reconsider_leaves_one_position_to_look_at_the_others_once():
 
 def test_conflict_free_takes_one_position_per_candidate():
     obs = one_row([0.9, 0.8, 0.7, 0.6, 0.2], candidate=np.array([[1, 1, 2, 2, 3]]))
-    assert filled(ConflictFree(), obs, threshold=0.5) == [0, 2]
+    assert filled(policies.ConflictFree(), obs, threshold=0.5) == [0, 2]
     # Illegal positions stand in nobody's way.
     obs = obs.replace(legal=obs.legal.at[0, 0].set(False))
-    assert filled(ConflictFree(), obs, threshold=0.5) == [1, 2]
+    assert filled(policies.ConflictFree(), obs, threshold=0.5) == [1, 2]
 
 
 def test_factor_takes_the_longest_prefix():
     """(n + 1)(1 - c_n): .2 * 2 (forced anyway), .1 * 3 -> sorted .9 .8 .6 gives .2, .6, 1.6."""
     obs = one_row([0.8, 0.6, 0.9])
-    assert filled(Factor(), obs, factor=0.1) == [2]
-    assert filled(Factor(), obs, factor=0.61) == [0, 2]
-    assert filled(Factor(), obs, factor=1.61) == [0, 1, 2]
+    assert filled(policies.Factor(), obs, factor=0.1) == [2]
+    assert filled(policies.Factor(), obs, factor=0.61) == [0, 2]
+    assert filled(policies.Factor(), obs, factor=1.61) == [0, 1, 2]
 
 
 def test_factor_quirk_takes_a_failing_last_position():
     obs = one_row([0.8, 0.6, 0.9])
-    compat = Factor(reference_compat=True)
+    compat = policies.Factor(reference_compat=True)
     assert filled(compat, obs, factor=0.61) == [0, 1, 2]
     assert filled(compat, obs, factor=0.1) == [2]
 
 
 def test_entropy_bounded_sums_all_but_the_largest():
     obs = one_row([0.5] * 4, entropy=np.array([[0.4, 0.1, 2.0, 0.2]], np.float32))
-    assert filled(EntropyBounded(), obs, gamma=0) == [1]
-    assert filled(EntropyBounded(), obs, gamma=0.15) == [1, 3]
-    assert filled(EntropyBounded(), obs, gamma=0.35) == [0, 1, 3]
-    assert filled(EntropyBounded(), obs, gamma=0.71) == [0, 1, 2, 3]
+    assert filled(policies.EntropyBounded(), obs, gamma=0) == [1]
+    assert filled(policies.EntropyBounded(), obs, gamma=0.15) == [1, 3]
+    assert filled(policies.EntropyBounded(), obs, gamma=0.35) == [0, 1, 3]
+    assert filled(policies.EntropyBounded(), obs, gamma=0.71) == [0, 1, 2, 3]
 
 
 def test_cumulated_entropy_counts_a_positions_own():
     obs = one_row([0.5] * 4, entropy=np.array([[1.9967, 1.0757, 2.1916, 1.7653]], np.float32))
-    assert filled(CumulatedEntropy(), obs, eb_threshold=1.5) == [1]
-    assert filled(CumulatedEntropy(), obs, eb_threshold=0.5) == [1]
-    assert filled(CumulatedEntropy(), obs, eb_threshold=2.85) == [1, 3]
-    assert filled(EntropyBounded(), obs, gamma=1.5) == [1, 3]
+    assert filled(policies.CumulatedEntropy(), obs, eb_threshold=1.5) == [1]
+    assert filled(policies.CumulatedEntropy(), obs, eb_threshold=0.5) == [1]
+    assert filled(policies.CumulatedEntropy(), obs, eb_threshold=2.85) == [1, 3]
+    assert filled(policies.EntropyBounded(), obs, gamma=1.5) == [1, 3]
 
 
 def test_llada_spreads_its_steps_over_the_whole_canvas():
@@ -283,14 +270,14 @@ def test_llada_spreads_its_steps_over_the_whole_canvas():
             start = np.array([4 * block])
             legal = (np.arange(16) // 4 == block)[None]
             obs = one_row(canvas[0], block_start=start, legal=legal).replace(block_length=4)
-            for rule in (LowConfidence(), Random()):
+            for rule in (policies.LowConfidence(), policies.Random()):
                 assert len(filled(rule, obs, steps=steps)) == count, (steps, block)
 
 
 def test_entropy_bounded_needs_entropies():
-    assert EntropyBounded().needs.entropy
+    assert policies.EntropyBounded().needs.entropy
     with pytest.raises(ValueError, match="lacks entropy"):
-        filled(EntropyBounded(), one_row([0.5]))
+        filled(policies.EntropyBounded(), one_row([0.5]))
 
 
 def test_random_order_is_uniform():
@@ -298,7 +285,7 @@ def test_random_order_is_uniform():
     obs = jax.tree.map(
         lambda leaf: jnp.tile(leaf, (count, *[1] * (leaf.ndim - 1))), one_row([0.5] * 4)
     )
-    first = jax.jit(Random())(Random().params(), obs, keys(count)).fill
+    first = jax.jit(policies.Random())(policies.Random().params(), obs, keys(count)).fill
     np.testing.assert_array_equal(first.sum(-1), 1)
     np.testing.assert_allclose(first.mean(0), 0.25, atol=5 * np.sqrt(0.25 * 0.75 / count))
 
@@ -306,13 +293,13 @@ def test_random_order_is_uniform():
 @pytest.mark.parametrize(
     ("rule", "setting", "message"),
     [
-        (TopConfidence(), {"tokens_per_step": 0}, "tokens_per_step = 0"),
-        (TopConfidence(), {"tokens_per_step": 1.5}, r"tokens_per_step = 1\.5"),
-        (Random(), {"steps": float("inf")}, "steps = inf"),
-        (Threshold(), {"threshold": [0.5, 1.5]}, r"threshold = 1\.5"),
-        (Threshold(), {"threshold": "high"}, "threshold = 'high'"),
-        (Factor(), {"factor": float("inf")}, "factor = inf"),
-        (EntropyBounded(), {"gamma": float("nan")}, "gamma = nan"),
+        (policies.TopConfidence(), {"tokens_per_step": 0}, "tokens_per_step = 0"),
+        (policies.TopConfidence(), {"tokens_per_step": 1.5}, r"tokens_per_step = 1\.5"),
+        (policies.Random(), {"steps": float("inf")}, "steps = inf"),
+        (policies.Threshold(), {"threshold": [0.5, 1.5]}, r"threshold = 1\.5"),
+        (policies.Threshold(), {"threshold": "high"}, "threshold = 'high'"),
+        (policies.Factor(), {"factor": float("inf")}, "factor = inf"),
+        (policies.EntropyBounded(), {"gamma": float("nan")}, "gamma = nan"),
     ],
 )
 def test_impossible_settings_are_refused(rule, setting, message):

@@ -12,19 +12,12 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import tiny
-from jax_unmask.policies import (
-    LearnedPolicy,
-    NetworkConfig,
-    checkpoint,
-    load_policy,
-    parse_policy,
-    save_policy,
-)
+from jax_unmask import policies
 from jax_unmask.shipped import assets
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
-RICH = LearnedPolicy(
-    network=NetworkConfig(
+RICH = policies.LearnedPolicy(
+    network=policies.NetworkConfig(
         hidden_dim=8,
         feedforward_dim=12,
         time_embed_dim=4,
@@ -55,10 +48,10 @@ def assert_equal_trees(one, other):
 
 
 def test_reference_policies_act_as_the_reference_evaluates_them():
-    policy, params = load_policy(FIXTURES / "dit_confidence_topp")
+    policy, params = policies.load_policy(FIXTURES / "dit_confidence_topp")
     assert policy.distribution == "bernoulli_argmax"
     assert policy.context == "full"
-    assert policy.network == NetworkConfig(
+    assert policy.network == policies.NetworkConfig(
         hidden_dim=48, feedforward_dim=112, time_embed_dim=20, top_k=3, time_period=1
     )
     assert params["temperature"] == params["scale"] == 1
@@ -67,7 +60,7 @@ def test_reference_policies_act_as_the_reference_evaluates_them():
 @pytest.mark.parametrize("name", ["dit_confidence", "dit_confidence_topp", "dit_hidden"])
 def test_export_repeats_the_reference_file(tmp_path, name: str):
     """Same names, shapes and values, the saved rotary buffer included."""
-    save_policy(tmp_path, *load_policy(FIXTURES / name))
+    policies.save_policy(tmp_path, *policies.load_policy(FIXTURES / name))
     ours = load_file(tmp_path / "model.safetensors")
     theirs = load_file(FIXTURES / name / "model.safetensors")
     assert ours.keys() == theirs.keys()
@@ -83,18 +76,18 @@ def test_export_repeats_the_reference_file(tmp_path, name: str):
 def test_round_trip_keeps_everything(tmp_path):
     params = RICH.init_params(jax.random.key(0))
     params |= {"temperature": jnp.float32(0.5), "scale": jnp.float32(2.0)}
-    save_policy(tmp_path / "a", RICH, params)
-    policy, loaded = load_policy(tmp_path / "a")
+    policies.save_policy(tmp_path / "a", RICH, params)
+    policy, loaded = policies.load_policy(tmp_path / "a")
     assert policy == RICH
     assert hash(policy) == hash(RICH)
     assert_equal_trees(loaded, params)
 
 
 def test_settings_per_row_are_not_saved(tmp_path):
-    _, params = load_policy(FIXTURES / "dit_confidence")
+    _, params = policies.load_policy(FIXTURES / "dit_confidence")
     params["scale"] = jnp.ones(3)
     with pytest.raises(ValueError, match=r"scale has shape \(3,\)"):
-        save_policy(tmp_path, LearnedPolicy(), params)
+        policies.save_policy(tmp_path, policies.LearnedPolicy(), params)
 
 
 def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
@@ -108,7 +101,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
     path.chmod(0o644)
     save_file(tensors, path)
     with pytest.raises(ValueError, match="does not fit") as error:
-        load_policy(directory)
+        policies.load_policy(directory)
     for part in (
         "missing: base_policy.final_norm.bias",
         "unexpected: base_policy.mystery",
@@ -135,7 +128,7 @@ def test_configs_that_are_not_understood(tmp_path, changes, message):
     directory = copy("dit_confidence", tmp_path)
     edit_config(directory, **changes)
     with pytest.raises(ValueError, match=message):
-        load_policy(directory)
+        policies.load_policy(directory)
 
 
 @pytest.mark.parametrize(
@@ -154,31 +147,31 @@ def test_damaged_directories(tmp_path, file, content, message):
         content = json.dumps(json.loads(path.read_text()) | {"jax_unmask": {"colour": 1}}).encode()
     path.write_bytes(content)
     with pytest.raises(ValueError, match=message):
-        load_policy(tmp_path / "policy")
+        policies.load_policy(tmp_path / "policy")
 
 
 def test_missing_and_broken_files(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"policy_config\.json does not exist"):
-        load_policy(tmp_path)
+        policies.load_policy(tmp_path)
     (tmp_path / "policy_config.json").write_text("{")
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors does not exist"):
-        load_policy(tmp_path)
+        policies.load_policy(tmp_path)
     shutil.copy(FIXTURES / "dit_confidence" / "model.safetensors", tmp_path)
     with pytest.raises(ValueError, match="not valid JSON"):
-        load_policy(tmp_path)
+        policies.load_policy(tmp_path)
 
 
 def test_what_a_policy_was_made_for_is_kept_and_obeyed(tmp_path):
     """`learned:` takes the run's workdir too, and acts as the file says."""
-    made = checkpoint.MadeFor("sudoku", "sudoku", 16, 4, "threshold")
-    policy = LearnedPolicy(network=NetworkConfig(hidden_dim=8, num_heads=1))
+    made = policies.checkpoint.MadeFor("sudoku", "sudoku", 16, 4, "threshold")
+    policy = policies.LearnedPolicy(network=policies.NetworkConfig(hidden_dim=8, num_heads=1))
     params = policy.init_params(jax.random.key(0))
     for places in ((made, dataclasses.replace(made, model="countdown")), (made,)):
-        save_policy(tmp_path / "policy", policy, params, places)
-        assert checkpoint.made_for(tmp_path / "policy") == places
-    assert load_policy(tmp_path / "policy")[0] == policy
+        policies.save_policy(tmp_path / "policy", policy, params, places)
+        assert policies.checkpoint.made_for(tmp_path / "policy") == places
+    assert policies.load_policy(tmp_path / "policy")[0] == policy
     for name in (tmp_path, tmp_path / "policy"):
-        assert parse_policy(f"learned:{name}")[0].distribution == "threshold"
+        assert policies.parse_policy(f"learned:{name}")[0].distribution == "threshold"
     text = f"learned:{tmp_path},distribution=bernoulli"
-    assert parse_policy(text)[0].distribution == "bernoulli"
-    assert checkpoint.made_for(FIXTURES / "dit_confidence") == ()
+    assert policies.parse_policy(text)[0].distribution == "bernoulli"
+    assert policies.checkpoint.made_for(FIXTURES / "dit_confidence") == ()

@@ -6,15 +6,7 @@ import types
 import numpy as np
 import pytest
 
-from jax_unmask.learners.surrogates import (
-    Autoregressive,
-    Coupled,
-    Elbo,
-    FullyMasked,
-    RandomMasking,
-    SurrogateSettings,
-    Trace,
-)
+from jax_unmask.learners import surrogates
 from jax_unmask.recipes.process import ProcessSettings, build_judge
 from jax_unmask.recipes.rollouts import choose_groups, text_lengths
 from jax_unmask.recipes.tracerl import TraceReward
@@ -44,16 +36,16 @@ def test_an_answer_at_the_length_limit_is_wrong(margin, expected):
 @pytest.mark.parametrize(
     ("name", "draws", "expected"),
     [
-        ("trace", None, Trace(shrink=8)),
-        ("random_masking", None, RandomMasking(draws=25)),
-        ("coupled", 3, Coupled(draws=3)),
-        ("diffu_grpo", None, FullyMasked(draws=1, prompt_mask_ratio=0.15)),
-        ("espo", None, Elbo(draws=2)),
-        ("jax_unmask.learners.surrogates.Autoregressive", None, Autoregressive()),
+        ("trace", None, surrogates.Trace(shrink=8)),
+        ("random_masking", None, surrogates.RandomMasking(draws=25)),
+        ("coupled", 3, surrogates.Coupled(draws=3)),
+        ("diffu_grpo", None, surrogates.FullyMasked(draws=1, prompt_mask_ratio=0.15)),
+        ("espo", None, surrogates.Elbo(draws=2)),
+        ("jax_unmask.learners.surrogates.Autoregressive", None, surrogates.Autoregressive()),
     ],
 )
 def test_methods_differ_in_their_surrogate_alone(name, draws, expected):
-    assert SurrogateSettings(surrogate=name, draws=draws).build() == expected
+    assert surrogates.SurrogateSettings(surrogate=name, draws=draws).build() == expected
 
 
 def test_a_judge_of_ones_own_gets_what_it_has_parameters_for(monkeypatch):

@@ -116,7 +116,7 @@ class LanguageModelJudge:
             remedy = "Give one such as http://localhost:8000/v1"
             raise SettingError("url", self.url, "it is no address", remedy)
         if not self.model:
-            remedy = "Give the name that the server knows"
+            remedy = "Give the name that the server at `url` knows"
             raise SettingError("model", self.model, "it names no model", remedy)
         check_ranges(self)
         if not _HEADER_VALUE.fullmatch(self.api_key or ""):
