@@ -13,8 +13,6 @@ tasks, runtime. From prompt to gradient: `commands/train.py` calls a recipe's `s
 (`rollout/loop.py`), checks the answers (`tasks/`), and updates (`learners/`).
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

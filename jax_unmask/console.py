@@ -4,8 +4,6 @@ Lists and help take no time: nothing is imported before a command runs. The flag
 generated from the commands (`python -m jax_unmask.commands.help`).
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import errno

@@ -20,8 +20,6 @@ Bands and mixtures of tasks:
 A value has the type that the setting declares.
 """
 
-from __future__ import annotations
-
 import ast
 import dataclasses
 import decimal

@@ -1,7 +1,5 @@
 """Batches of encoded prompts: what tokenizers and tasks make and rollouts take."""
 
-from __future__ import annotations
-
 from flax import struct
 from jaxtyping import Array, Bool, Int
 

@@ -5,8 +5,6 @@ has the lengths that it was trained for. Each policy is a directory under `asset
 Nothing else lists them: a directory that is added there is known to all commands.
 """
 
-from __future__ import annotations
-
 import importlib.resources
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """Floating-point operations of a rollout's steps, as the compiler counts them."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 

@@ -1,7 +1,5 @@
 """The machine: what it is, how fast it multiplies matrices, how much memory was used."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import platform

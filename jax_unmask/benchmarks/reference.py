@@ -22,8 +22,6 @@ The file defines two functions:
 It may import any package; the rest of the run does not import it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib.util
 import pathlib

@@ -1,7 +1,5 @@
 """Subjects of a benchmark: a denoiser (trained, or random weights of a known shape) and prompts."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

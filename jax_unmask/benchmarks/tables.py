@@ -1,7 +1,5 @@
 """Timings as text for the terminal."""
 
-from __future__ import annotations
-
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar

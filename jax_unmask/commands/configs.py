@@ -1,7 +1,5 @@
 """Lists experiment files, or prints one: `python -m jax_unmask.configs`."""
 
-from __future__ import annotations
-
 import sys
 
 from jax_unmask.console import experiments

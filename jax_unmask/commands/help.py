@@ -3,8 +3,6 @@
 `python -m jax_unmask.commands.help > jax_unmask/assets/help.json`
 """
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

@@ -6,8 +6,6 @@
 Whatever takes a directory of a policy or of a model also takes the hub's name itself.
 """
 
-from __future__ import annotations
-
 import argparse
 import pathlib
 import re

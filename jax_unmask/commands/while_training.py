@@ -1,7 +1,5 @@
 """Measurements of a denoiser while it is trained, for the metrics of its run."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -5,8 +5,6 @@ An adapted map is W x + B A x. The adapters are leaves of their own beside the k
 that the denoiser takes, and one without them is the denoiser as it was.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Softmax attention and rotary position embeddings."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

@@ -1,7 +1,5 @@
 """A cache of keys and values, as `transformer.forward` fills and reads it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

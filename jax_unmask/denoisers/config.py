@@ -1,7 +1,5 @@
 """The architecture of a denoiser: sizes, numerics and special tokens."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any, Literal, NamedTuple
@@ -175,11 +173,11 @@ def _check_kinds(config: Any) -> None:
     """Raises ValueError unless numbers and flags are such, as in `config.json` they may not be."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if field.type == "int":
+        if field.type is int:
             _check_int(field.name, value)
-        elif field.type == "bool" and not isinstance(value, bool):
+        elif field.type is bool and not isinstance(value, bool):
             raise ValueError(f"{field.name}={value!r} must be true or false")
-        elif field.type == "float" and (
+        elif field.type is float and (
             isinstance(value, bool) or not isinstance(value, int | float) or abs(value) >= 1e38
         ):
             raise ValueError(f"{field.name}={value!r} must be a finite number of 32 bits")

@@ -4,8 +4,6 @@ A multiplication and an addition are two operations. Norms, softmax and rotation
 matrix products, count nothing.
 """
 
-from __future__ import annotations
-
 from jax_unmask.denoisers.config import DenoiserConfig
 
 

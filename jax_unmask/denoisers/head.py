@@ -4,8 +4,6 @@ All are reductions over the vocabulary, computed a slice of it at a time: with 1
 logits of a batch of canvases would be by far the largest array of a step.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

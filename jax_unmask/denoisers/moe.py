@@ -5,8 +5,6 @@ rows beside it. Shapes are static: the (token, expert) pairs are sorted by exper
 groups of varying size (`jax.lax.ragged_dot`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Any
 

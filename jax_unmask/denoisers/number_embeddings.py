@@ -1,7 +1,5 @@
 """Initial embeddings of number tokens that encode the numbers' values."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import jax

@@ -1,7 +1,5 @@
 """Positions of a sequence: which there are, which see each other, and picking some of each row."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

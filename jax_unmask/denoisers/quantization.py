@@ -7,8 +7,6 @@ projection, norms, biases and routers stay as they are. Calibration and storage 
 (https://github.com/google/qwix).
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

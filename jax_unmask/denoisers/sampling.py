@@ -1,7 +1,5 @@
 """Drawing of tokens from logits with top-k and top-p, and their confidences."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

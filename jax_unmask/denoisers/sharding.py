@@ -5,8 +5,6 @@ from parameters (optimiser moments, averages, the value model) have the same nam
 their paths, and so the same layout.
 """
 
-from __future__ import annotations
-
 import functools
 import re
 from collections.abc import Iterator

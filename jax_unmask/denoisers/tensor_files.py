@@ -1,7 +1,5 @@
 """The safetensors files of a checkpoint, one tensor at a time, and the parameters in them."""
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib

@@ -1,7 +1,5 @@
 """Text to token ids and back, as rollouts need it."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pathlib

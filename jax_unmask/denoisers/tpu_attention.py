@@ -6,8 +6,6 @@ padded, whatever the length. The keys that a query sees follow from one number p
 per key (`positions.Bounds`), so a mask of the size of the scores does not exist either.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable

@@ -5,8 +5,6 @@ of the vocabulary after the other. Each of the 128 lanes of a register reduces i
 `reduce` merges the lanes.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """The denoiser: one transformer for all families, described by a `DenoiserConfig`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Word-level tokenizers in Hugging Face format, for small denoisers trained from scratch."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Sequence

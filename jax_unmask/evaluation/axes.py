@@ -9,8 +9,6 @@ task.name=gsm8k,task.path=/data/gsm8k|task.name=math500,task.path=/data/math
 The last axis changes task and path together.
 """
 
-from __future__ import annotations
-
 import itertools
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Calibration of a policy: its forwards by the alpha that it is told. Answers are not needed."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

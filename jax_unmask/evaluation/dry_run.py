@@ -1,7 +1,5 @@
 """The measurements of an evaluation and their time, before any weights are loaded."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections import defaultdict
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Digests of what a result row was measured on; they do not change when new settings are added."""
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 from typing import Any

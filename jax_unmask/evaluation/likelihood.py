@@ -8,8 +8,6 @@ are masked, k uniform in 1 .. l and the positions uniform among the sets of k; t
 The expectation of the right side is the model's evidence lower bound.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Problems of a split, and one measurement of a policy on them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

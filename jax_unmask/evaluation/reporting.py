@@ -1,7 +1,5 @@
 """Writes what a sweep found: summary.md, frontier.png and report.html."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import shlex

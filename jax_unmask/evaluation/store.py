@@ -1,7 +1,5 @@
 """results.jsonl and the outcomes of its rows, appended atomically row by row."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

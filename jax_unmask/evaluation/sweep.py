@@ -1,7 +1,5 @@
 """Measures every policy of a config; rows go to results.jsonl, see `evaluation.reporting`."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

@@ -1,7 +1,5 @@
 """The policies and problems that the report shows in full, and their generations."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import pathlib

@@ -1,7 +1,5 @@
 """A conversation: each line of standard input is a message, or a command."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterator
 

@@ -1,7 +1,5 @@
 """Decoding, from outside: prompts, settings, and canvases on the way."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from jax_unmask.denoisers.sampling import Sampling

@@ -1,7 +1,5 @@
 """Prints the reference of all settings: `python -m jax_unmask.recipes > docs/config.md`."""
 
-from __future__ import annotations
-
 from jax_unmask import recipes
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.settings import declared, reference

@@ -1,7 +1,5 @@
 """Experiment files: Python files with a function `get_config`, shipped ones by their names."""
 
-from __future__ import annotations
-
 import pathlib
 import runpy
 import traceback

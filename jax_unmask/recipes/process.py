@@ -1,7 +1,5 @@
 """Process rewards: scores of the chunks of responses, by a judge, relative to their groups."""
 
-from __future__ import annotations
-
 import dataclasses
 import inspect
 import itertools

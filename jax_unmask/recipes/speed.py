@@ -1,7 +1,5 @@
 """Seconds of a sequence in each layout, estimated from shapes before anything is compiled."""
 
-from __future__ import annotations
-
 import jax.numpy as jnp
 
 from jax_unmask.denoisers import DenoiserConfig, count_params

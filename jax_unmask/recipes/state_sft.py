@@ -1,7 +1,5 @@
 """Recipe "state_sft": supervised training in chosen states of the responses."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import pathlib

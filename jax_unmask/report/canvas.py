@@ -1,7 +1,5 @@
 """The canvas as text: step by step, as it will read, and live while it is being filled."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterator, Sequence
 

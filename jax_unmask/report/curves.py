@@ -1,7 +1,5 @@
 """Training curves, from the metrics files of training runs."""
 
-from __future__ import annotations
-
 import glob
 import math
 import pathlib

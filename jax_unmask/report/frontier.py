@@ -5,8 +5,6 @@ which accuracy does a method reach at which number of denoiser forwards (NFE), a
 more than noise?
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import math

@@ -1,7 +1,5 @@
 """Confidence intervals for tables and plots."""
 
-from __future__ import annotations
-
 import math
 
 Z95 = 1.959964

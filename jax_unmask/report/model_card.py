@@ -1,7 +1,5 @@
 """The card of a trained policy: a README for model hubs and for users."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ policy allows the page's own script and style, by their hashes, and nothing else
 model wrote stays text, even where it looks like markup.
 """
 
-from __future__ import annotations
-
 import base64
 import hashlib
 import html

@@ -1,7 +1,5 @@
 """Results as the plain data that a report page draws."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

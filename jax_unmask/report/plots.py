@@ -1,7 +1,5 @@
 """Pictures of frontiers, for a README or a paper. matplotlib is imported when one is drawn."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import os

@@ -1,7 +1,5 @@
 """Points that can be compared, plotted and tabulated, from rows of results.jsonl."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections import defaultdict

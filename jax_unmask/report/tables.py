@@ -1,7 +1,5 @@
 """Tables of results: plain text for the terminal, Markdown for summary.md."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Sequence
 

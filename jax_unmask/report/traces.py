@@ -1,7 +1,5 @@
 """Recorded generations as the plain data that the trajectory viewer steps through."""
 
-from __future__ import annotations
-
 import base64
 from collections.abc import Callable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Speed and memory of accelerators, from their makers' data sheets."""
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import dataclasses

@@ -1,7 +1,5 @@
 """Config, code and data of all processes of a run, which must be alike."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib.metadata

@@ -10,8 +10,6 @@ files, written before the rename and compared before a restore; see `checksums`.
 file systems: `gs://` and its like must be mounted.
 """
 
-from __future__ import annotations
-
 import base64
 import contextlib
 import dataclasses

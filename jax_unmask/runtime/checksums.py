@@ -5,8 +5,6 @@ the rest. Each process sums what it wrote, and reads a share of all when they ar
 every byte is read once, however many processes there are.
 """
 
-from __future__ import annotations
-
 import concurrent.futures
 import json
 import os

@@ -1,7 +1,5 @@
 """The record of a run's config in its workdir: what may be resumed there, and what may not."""
 
-from __future__ import annotations
-
 import fnmatch
 import json
 import math

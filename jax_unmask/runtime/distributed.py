@@ -1,7 +1,5 @@
 """Joins the processes of one run: each has some of the devices, and all run one program."""
 
-from __future__ import annotations
-
 import errno
 import glob
 import importlib.util

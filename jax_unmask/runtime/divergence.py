@@ -1,7 +1,5 @@
 """Detects that a training is lost: its numbers are not finite any more, or its last steps idle."""
 
-from __future__ import annotations
-
 import collections
 import logging
 import math

@@ -1,7 +1,5 @@
 """The kinds of results of trainings: their directories in a workdir, and what takes them."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Sequence

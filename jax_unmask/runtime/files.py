@@ -1,7 +1,5 @@
 """Files of rows, and atomic writes: readers never see half a file, not even after a crash."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import glob

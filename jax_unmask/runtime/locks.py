@@ -6,8 +6,6 @@ system has no locks (Lustre without `-o flock`, some FUSE file systems), a warni
 run goes on.
 """
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json

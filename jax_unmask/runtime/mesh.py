@@ -4,8 +4,6 @@ Code inside `jax.jit` uses the mesh of the enclosing `jax.set_mesh`. Without one
 device, nothing here changes a program.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Sequence

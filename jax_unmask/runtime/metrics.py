@@ -5,8 +5,6 @@ for a run that was killed and resumed. Seconds and rates differ from run to run 
 `timings.jsonl`.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import importlib
 import logging

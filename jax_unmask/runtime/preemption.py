@@ -1,7 +1,5 @@
 """Signals that end a process, as a flag that the training loop reads: preemption and Ctrl-C."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal

@@ -1,7 +1,5 @@
 """Progress bars, and the time that each phase of a step takes."""
 
-from __future__ import annotations
-
 import contextlib
 import importlib.util
 import sys

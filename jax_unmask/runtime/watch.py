@@ -1,7 +1,5 @@
 """Detects a stalled training and names the process that it waits for."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import faulthandler

@@ -1,7 +1,5 @@
 """The server's addresses: the OpenAI protocol, metrics, and the page."""
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import hmac

@@ -1,7 +1,5 @@
 """The OpenAI protocol: from the JSON of a request to canvases, and from canvases to JSON."""
 
-from __future__ import annotations
-
 import dataclasses
 import random
 import time

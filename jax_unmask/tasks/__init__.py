@@ -1,7 +1,5 @@
 """Problems, prompts, answer checking and rewards. Tasks are text in, text out."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

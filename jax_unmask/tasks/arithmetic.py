@@ -6,8 +6,6 @@ operation with connecting words and the thing counted. So the length of a right 
 widely for one and the same question, as it does in GSM8K, and the rest of the canvas is EOS.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Sequence

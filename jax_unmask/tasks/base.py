@@ -1,7 +1,5 @@
 """Tasks: problems, prompts, target responses and checkers."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable

@@ -1,7 +1,5 @@
 """The base of tasks whose responses are programs, which tests check in a sandbox."""
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import re

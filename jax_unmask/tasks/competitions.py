@@ -1,7 +1,5 @@
 """Test sets of competition mathematics: MATH-500, AIME 2024 and 2025, AMC 2023."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from jax_unmask.settings import setting_of

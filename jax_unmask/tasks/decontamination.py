@@ -7,8 +7,6 @@ are the same (exact), or if they share n words in a row (n-gram; n = 13 as for G
 2005.14165). A test problem of fewer words than n counts when the whole of it occurs.
 """
 
-from __future__ import annotations
-
 import argparse
 import dataclasses
 import itertools

@@ -1,7 +1,5 @@
 """Problem files: JSON Lines, JSON and Parquet, in local directories or on the Hugging Face hub."""
 
-from __future__ import annotations
-
 import gzip
 import io
 import json

@@ -1,7 +1,5 @@
 """Base class of tasks that read their problems from files."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 import re

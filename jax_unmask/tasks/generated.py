@@ -5,8 +5,6 @@ A generated task draws problem `index` of a split from a counter-based generator
 can therefore never hold the same prompt, whatever the seeds and however many problems are drawn.
 """
 
-from __future__ import annotations
-
 import abc
 import dataclasses
 import re

@@ -1,7 +1,5 @@
 """GSM8K: grade-school mathematics in words (Cobbe et al., arXiv 2110.14168)."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os

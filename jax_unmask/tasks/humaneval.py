@@ -1,7 +1,5 @@
 """HumanEval: functions from their docstrings (Chen et al., arXiv 2107.03374)."""
 
-from __future__ import annotations
-
 from jax_unmask.tasks import code, prompts, sandbox
 from jax_unmask.tasks.base import Example
 

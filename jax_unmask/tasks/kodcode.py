@@ -1,7 +1,5 @@
 """KodCode: synthetic problems with tests in pytest's manner (Xu et al., arXiv 2503.02951)."""
 
-from __future__ import annotations
-
 import ast
 import re
 from typing import Any

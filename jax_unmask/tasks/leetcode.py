@@ -1,7 +1,5 @@
 """Problems in LeetCodeDataset's format (Xia et al., arXiv 2504.14655)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 from jax_unmask.tasks import code, prompts, sandbox

@@ -1,7 +1,5 @@
 """MATH: competition mathematics with LaTeX answers (Hendrycks et al., arXiv 2103.03874)."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Literal

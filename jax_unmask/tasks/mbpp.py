@@ -1,7 +1,5 @@
 """MBPP: short Python problems with three tests each (Austin et al., arXiv 2108.07732)."""
 
-from __future__ import annotations
-
 import ast
 import functools
 import pathlib

@@ -1,7 +1,5 @@
 """Several tasks as one."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Programming problems with tests by standard input and output, or by calls of a function."""
 
-from __future__ import annotations
-
 import base64
 import json
 import pickletools

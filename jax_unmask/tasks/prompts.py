@@ -5,8 +5,6 @@ the response: a tokenizer opens the assistant's turn after the messages before i
 text as it is. The model's response, and so what a task checks, starts after it.
 """
 
-from __future__ import annotations
-
 from typing import Literal
 
 PromptStyle = Literal["training", "evaluation", "step_by_step", "boxed", "thinking"]

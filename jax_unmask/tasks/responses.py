@@ -1,7 +1,5 @@
 """Given responses to given prompts: supervised training on data of one's own."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any, ClassVar

@@ -5,8 +5,6 @@ All functions take Python numbers, NumPy arrays or JAX arrays and give what NumP
 makes of them; they broadcast, and have no state.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Sources made of other sources, and the names of splits."""
 
-from __future__ import annotations
-
 import dataclasses
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence

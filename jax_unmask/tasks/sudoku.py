@@ -4,8 +4,6 @@ Given the prompt, the cells of the response depend on each other, so filling sev
 accuracy even with a perfect denoiser: the task where the choice of positions matters most.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -1,7 +1,5 @@
 """Public test sets of Sudoku 4x4, for shipped models and for chat models."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from typing import Literal

@@ -6,8 +6,6 @@ check each result and talk. The length of a right response varies widely for one
 question, and the rest of the canvas is EOS.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import re

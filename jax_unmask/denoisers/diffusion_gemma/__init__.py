@@ -6,8 +6,6 @@ nor their rollout (see `rollout.canvases`), but its acceptance rule is a policy 
 Text only: the vision tower's weights are carried along and never run.
 """
 
-from __future__ import annotations
-
 from jax_unmask.denoisers.diffusion_gemma.checkpoint import (
     Checkpoint,
     is_model,

@@ -4,8 +4,6 @@ The file holds the decoder; the encoder's weights are tied to it but for a scala
 of the vision tower stay on the host unchanged, so that saving loses nothing.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os

@@ -1,7 +1,5 @@
 """The architecture of a DiffusionGemma, read from its `config.json`."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any, NamedTuple

@@ -6,8 +6,6 @@ those of a window. In the decoder every canvas position attends to the whole can
 in sliding layers to the last `sliding_window - 1` entries of it.
 """
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

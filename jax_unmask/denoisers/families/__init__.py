@@ -1,7 +1,5 @@
 """The published checkpoint formats, one module each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

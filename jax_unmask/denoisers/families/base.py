@@ -1,7 +1,5 @@
 """The interface of a family, and the mapping of its checkpoint tensors to parameters."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any

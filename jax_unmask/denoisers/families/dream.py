@@ -4,8 +4,6 @@ Covers Dream-v0-Base-7B, Dream-v0-Instruct-7B, Dream-Coder and DiffuCoder-7B: Qw
 attention. Made from a causal model, it scores token i + 1 at position i (`logits_shift`).
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The vocabulary of the Ling models and partial RoPE, shared by LLaDA-MoE and LLaDA2."""
 
-from __future__ import annotations
-
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.families.base import Fields
 

@@ -5,8 +5,6 @@ published class has many switches; a value that would change the computation and
 transformer here does not implement is refused by name.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Covers LLaDA2.0 and LLaDA2.1, -mini (16B) and -flash (100B): block-causal mixtur
 DeepSeek-V3's router. The published class fuses the query, key and value projections.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

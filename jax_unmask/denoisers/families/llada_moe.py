@@ -4,8 +4,6 @@ Covers LLaDA-MoE-7B-A1B-Base and -Instruct: OLMoE's layers with full attention. 
 model_type "llada", like LLaDA's; the class name distinguishes them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -4,8 +4,6 @@ Dream is Qwen2.5 made bidirectional, SDAR is Qwen3 trained with block diffusion;
 OLMoE, which names its tensors the same way.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

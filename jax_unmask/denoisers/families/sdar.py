@@ -4,8 +4,6 @@ Covers SDAR-{1.7B,4B,8B}-Chat and TraDo-{4B,8B} (arXiv 2509.06949), which are SD
 reinforcement learning, and the mixture of experts SDAR-30B-A3B: Qwen3 with block-causal attention.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -3,8 +3,6 @@
 All functions are total (no text makes them raise) and linear in the length of the text.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata

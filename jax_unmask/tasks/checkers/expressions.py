@@ -1,7 +1,5 @@
 """Values of arithmetic expressions, without `eval`: exact, bounded in time, whatever the text."""
 
-from __future__ import annotations
-
 import ast
 import operator
 import re

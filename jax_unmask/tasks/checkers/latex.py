@@ -5,8 +5,6 @@ Dataset" (arXiv 2103.03874), as the published experiments apply them. They compa
 values: `\frac{2}{4}` differs from `\frac{1}{2}`.
 """
 
-from __future__ import annotations
-
 import re
 from collections.abc import Callable
 

@@ -6,8 +6,6 @@ compare with published numbers; `answers` is the better reader. Behaviour of app
 first public commit (arXiv 2512.09106), checked against golden records.
 """
 
-from __future__ import annotations
-
 import re
 from typing import Any
 

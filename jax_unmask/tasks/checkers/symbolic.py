@@ -5,8 +5,6 @@ comparison with a time limit of its own and a hard one above it. What strings se
 there: groups of rollouts repeat their answers.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib.util
 import os

@@ -1,7 +1,5 @@
 """A worker process that compares answers with `math-verify` (run with `python -m`)."""
 
-from __future__ import annotations
-
 import logging
 import re
 import resource

@@ -1,7 +1,5 @@
 """The interface of judges."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Protocol

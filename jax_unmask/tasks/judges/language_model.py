@@ -1,7 +1,5 @@
 """A language model as judge, behind any server with OpenAI's chat completions."""
 
-from __future__ import annotations
-
 import asyncio
 import collections
 import concurrent.futures

@@ -1,7 +1,5 @@
 """A judge that checks steps exactly, for tasks whose steps can be verified."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable

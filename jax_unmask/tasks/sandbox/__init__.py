@@ -6,8 +6,6 @@
 `boxes.ENFORCED` and `boxes.NOT_ENFORCED` state what a box does.
 """
 
-from __future__ import annotations
-
 from jax_unmask.tasks.sandbox.boxes import ENFORCED, KINDS, NOT_ENFORCED, SandboxUnavailable
 from jax_unmask.tasks.sandbox.service import Job, Limits, Outcome, Sandbox, outcome, shared
 

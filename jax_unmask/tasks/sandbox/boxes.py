@@ -1,7 +1,5 @@
 """Command lines of boxes on this machine, and lists of what a box enforces and what not."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

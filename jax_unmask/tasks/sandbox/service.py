@@ -1,7 +1,5 @@
 """Runs untrusted programs against tests, in boxes."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import os
