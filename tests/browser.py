@@ -10,6 +10,8 @@ import subprocess
 from collections.abc import Iterator
 from typing import Any
 
+import pytest
+
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 
 
@@ -17,6 +19,16 @@ def find() -> str | None:
     """The browser's path, or None; CHROMIUM names one that is not on the path."""
     named = os.environ.get("CHROMIUM")
     return named or next(filter(None, map(shutil.which, NAMES)), None)
+
+
+MARKS = [
+    pytest.mark.slow,
+    pytest.mark.skipif(
+        find() is None,
+        reason="no browser: install Chromium, or name one in the environment variable CHROMIUM",
+    ),
+]
+"""Of tests that need one."""
 
 
 class Page:

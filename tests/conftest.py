@@ -11,6 +11,8 @@ from collections.abc import Iterator
 import hypothesis
 import pytest
 
+import browser
+
 # The same examples in every run where nobody is there to look at a new one.
 hypothesis.settings.register_profile("ci", derandomize=True)
 if os.environ.get("CI"):
@@ -51,6 +53,13 @@ def free_programs() -> Iterator[None]:
     yield
     if "jax" in sys.modules:
         sys.modules["jax"].clear_caches()
+
+
+@pytest.fixture(scope="module")
+def tab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[browser.Page]:
+    """A page of a headless browser."""
+    with browser.page(browser.find(), str(tmp_path_factory.mktemp("profile"))) as tab:
+        yield tab
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,13 @@ RESULT = "result: "
 """Begins the line of a program's output that holds its result, as JSON."""
 
 
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
 def environment(count: int) -> dict[str, str]:
     """The variables of a process that sees `count` CPU devices, and what tests share."""
     before = os.environ.get("XLA_FLAGS", "")
@@ -52,9 +59,7 @@ def run_in_processes(count: int, processes: int, *arguments: object) -> list[Any
         processes: how many processes there are.
         *arguments: of Python: the program's file, or "-c" and its source, and its arguments.
     """
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     started = []
     for process in range(processes):
         variables = environment(count)

@@ -79,7 +79,8 @@ SETTINGS: dict[str, dict[str, Any]] = {
 
 
 def denoiser_config(**changes: Any) -> denoisers.DenoiserConfig:
-    """A denoiser of one layer and 12 tokens, the last of which is the mask; with changes."""
+    """A denoiser of one layer; of its 12 tokens the last are the end and the mask. With changes."""
+    last = changes.get("vocab_size", 12) - 1
     settings: dict[str, Any] = {
         "family": "llada",
         "vocab_size": 12,
@@ -93,9 +94,9 @@ def denoiser_config(**changes: Any) -> denoisers.DenoiserConfig:
         "norm_eps": 1e-5,
         "max_length": 32,
         "tie_embeddings": False,
-        "mask_token_id": 11,
-        "eos_token_id": 10,
-        "pad_token_id": 10,
+        "mask_token_id": last,
+        "eos_token_id": last - 1,
+        "pad_token_id": last - 1,
     }
     return denoisers.DenoiserConfig(**settings | changes)
 

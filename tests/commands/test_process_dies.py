@@ -4,7 +4,6 @@ import os
 import pathlib
 import re
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,7 @@ import time
 import pytest
 
 import comparison
+import devices
 
 ROOT = pathlib.Path(__file__).parents[2]
 LAUNCHER = ROOT / "launch" / "local.py"
@@ -110,9 +110,7 @@ def test_sigterm_to_the_launcher_saves_one_step_of_both(experiment, undisturbed,
 @pytest.mark.parametrize("victim", [0, 1])
 def test_without_a_launcher_jax_ends_the_other(experiment, tmp_path, victim):
     # As on two machines: nobody watches both processes but they themselves.
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = devices.free_port()
     pair = [
         subprocess.Popen(
             [

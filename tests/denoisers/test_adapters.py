@@ -9,14 +9,7 @@ from flax.traverse_util import flatten_dict
 import tiny
 from jax_unmask import denoisers
 
-CONFIG = tiny.denoiser_config(
-    vocab_size=32,
-    num_layers=2,
-    intermediate_size=24,
-    mask_token_id=31,
-    eos_token_id=30,
-    pad_token_id=30,
-)
+CONFIG = tiny.denoiser_config(vocab_size=32, num_layers=2, intermediate_size=24)
 PARAMS = tiny.random_params(CONFIG)
 TOKENS = jnp.arange(24).reshape(2, 12) % 32
 

@@ -11,7 +11,6 @@ import os
 import pathlib
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import time
 import pytest
 import yaml
 
+import devices
 from jax_unmask.shipped import assets
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -56,9 +56,7 @@ def worker(wheel, tmp_path):
     shutil.copytree(assets() / "arithmetic", cache / "snapshots" / "1")
     (cache / "refs").mkdir()
     (cache / "refs" / "main").write_text("1")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = devices.free_port()
 
     def environment(index: int, **variables: str) -> dict[str, str]:
         home = tmp_path / f"home-{index}"

@@ -21,9 +21,7 @@ from jax_unmask.rollout.trajectory import Prompts, RolloutSettings
 
 PROMPTS, GROUP, EXPERTS, LENGTH, BLOCK = 2, 2, 1, 8, 4
 NETWORK = NetworkConfig(hidden_dim=16, feedforward_dim=16, time_embed_dim=8, top_k=2, entropy=True)
-DENOISER = Denoiser(
-    tiny.denoiser_config(vocab_size=16, mask_token_id=15, eos_token_id=14, pad_token_id=14)
-)
+DENOISER = Denoiser(tiny.denoiser_config(vocab_size=16))
 
 
 @dataclasses.dataclass(frozen=True)

@@ -9,19 +9,7 @@ import browser
 import reports as made
 from jax_unmask.report import page, payload, traces
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        browser.find() is None,
-        reason="no browser: install Chromium, or name one in the environment variable CHROMIUM",
-    ),
-]
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    with browser.page(browser.find(), str(tmp_path_factory.mktemp("profile"))) as tab:
-        yield tab
+pytestmark = browser.MARKS
 
 
 @pytest.fixture(scope="module")

@@ -1,11 +1,12 @@
 """Checkpoints of a run on two processes, each with two devices."""
 
 import os
-import socket
 import subprocess
 import sys
 
 import pytest
+
+import devices
 
 SCRIPT = """
 import json
@@ -54,9 +55,7 @@ print("done", process)
 
 @pytest.mark.slow
 def test_both_processes_go_back_to_the_same_checkpoint(tmp_path):
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = devices.free_port()
     processes = [
         subprocess.Popen(
             [sys.executable, "-c", SCRIPT, str(process), str(port), str(tmp_path)],

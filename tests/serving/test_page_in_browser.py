@@ -6,20 +6,8 @@ import pytest
 
 import browser
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(
-        browser.find() is None,
-        reason="no browser: install Chromium, or name one in the environment variable CHROMIUM",
-    ),
-]
+pytestmark = browser.MARKS
 PUZZLE = "1...2...3...4...="
-
-
-@pytest.fixture(scope="module")
-def tab(tmp_path_factory):
-    with browser.page(browser.find(), str(tmp_path_factory.mktemp("profile"))) as tab:
-        yield tab
 
 
 @pytest.fixture
