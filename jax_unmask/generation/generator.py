@@ -8,10 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jax_unmask.generation.decoding import Decoding, Prompt, Step
-
 if TYPE_CHECKING:
     from jax_unmask.generation.answers import Answers, Writer
+    from jax_unmask.generation.decoding import Prompt, Step
     from jax_unmask.rollout import Watcher
 
 
@@ -52,6 +51,7 @@ class Generator:
             FileNotFoundError: the model, the policy or a file of theirs does not exist.
         """
         from jax_unmask.generation import answers
+        from jax_unmask.generation.decoding import Decoding
 
         named, policy, how = answers.fitted(model, policy, Decoding(**decoding))
         return cls(answers.load(named, policy, how), seed=seed)
