@@ -10,7 +10,7 @@
 # always fit; the others take what these leave. A stage has more time where LIMIT is more. Each case is in
 # OUT as soon as it is measured.
 #
-# Beside the public sampler where PyTorch is installed: FAST_DLLM and LLADA name clones of its two
+# Beside the public sampler where PyTorch and einops are installed: FAST_DLLM and LLADA name clones of its two
 # repositories (see llada_reference.py). Where they name none, both are fetched before the time starts.
 set -uo pipefail
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -27,11 +27,11 @@ fetch() { # FOLDER REPOSITORY COMMIT
 }
 
 public=""
-if ! python -c "import torch" 2>/dev/null; then
-    public="PyTorch is not installed"
+if ! python -c "import einops, torch" 2>/dev/null; then
+    public="PyTorch or einops is not installed"
 elif [[ -z ${FAST_DLLM:-} || -z ${LLADA:-} ]]; then
     sources=$(cd "$out" && pwd)/public
-    export GIT_TERMINAL_PROMPT=0 FAST_DLLM=$sources/fast_dllm/v1/llada LLADA=$sources/llada
+    export GIT_TERMINAL_PROMPT=0 FAST_DLLM=$sources/fast_dllm/llada LLADA=$sources/llada
     fetch "$sources/fast_dllm" https://github.com/NVlabs/Fast-dLLM 24cc59e75f20a6384bae8c905965bb090b96388e &&
         fetch "$sources/llada" https://github.com/ML-GSAI/LLaDA b7e6c3565f194352da44b38dd12b6970597309f3 ||
         public="the public samplers could not be fetched"

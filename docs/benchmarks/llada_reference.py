@@ -1,6 +1,6 @@
 """The public PyTorch samplers of LLaDA, for `python -m jax_unmask.bench --reference=THIS_FILE`.
 
-Needs PyTorch and transformers beside this package, and clones of the two public repositories, which
+Needs PyTorch and einops beside this package, and clones of the two public repositories, which
 the environment names:
 
     git clone https://github.com/NVlabs/Fast-dLLM && export FAST_DLLM=$PWD/Fast-dLLM/v1/llada
@@ -11,11 +11,13 @@ tokens per step (in batches; its attention ignores padding, so prompts must have
 Fast-dLLM's generate.py for thresholds (which takes one prompt at a time).
 """
 
+import contextlib
 import importlib.util
 import json
 import os
 import pathlib
 import sys
+from unittest import mock
 
 import numpy as np
 import torch
@@ -61,15 +63,25 @@ def load(model_dir):
     unknown = ("architectures", "model_type")
     config = LLaDAConfig(**{name: value for name, value in fields.items() if name not in unknown})
     config.use_cache = False  # The model reads it; transformers 5 sets it for no config.
-    inner = LLaDAModelLM(config, init_params=False)
+    with _without_random_numbers():
+        inner = LLaDAModelLM(config, init_params=False)
     weights = {}
     for path in sorted(directory.glob("*.safetensors")):
-        weights.update(load_file(path))
-    missing, unexpected = inner.load_state_dict(weights, strict=False)
+        weights.update(load_file(path, device=_DEVICE))
+    # The model's own arrays, in float32 and on the host, are never written.
+    missing, unexpected = inner.load_state_dict(weights, strict=False, assign=True)
     if missing or unexpected:
         raise ValueError(f"{model_dir}: missing tensors {missing}, unexpected ones {unexpected}")
-    dtype = next(iter(weights.values())).dtype
-    return Model(inner.to(dtype).to(_DEVICE).eval(), fields["mask_token_id"])
+    return Model(inner.to(_DEVICE).eval(), fields["mask_token_id"])
+
+
+@contextlib.contextmanager
+def _without_random_numbers():
+    """Layers that are made in this block get no weights, which takes minutes for billions."""
+    with contextlib.ExitStack() as stack:
+        for kind in (torch.nn.Linear, torch.nn.Embedding):
+            stack.enter_context(mock.patch.object(kind, "reset_parameters", lambda self: None))
+        yield
 
 
 @torch.no_grad()
