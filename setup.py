@@ -45,6 +45,16 @@ REQUIRES = [
     "tqdm>=4.66",
     "transformers>=5,<6",
 ]
+
+
+def gpu(extra: str) -> list[str]:
+    """JAX for GPUs: before 0.12 it copies each layer's weights (docs/benchmarks/README.md)."""
+    return [
+        f"jax[{extra}]>=0.12; python_version >= '3.12'",
+        f"jax[{extra}]; python_version < '3.12'",
+    ]
+
+
 # Minor releases of it have changed what counts as equal.
 MATH = ["latex2sympy2_extended==1.11.*", "math-verify==0.9.*"]
 QUANTIZATION = ["qwix>=0.1.8,<0.2"]
@@ -104,8 +114,8 @@ setuptools.setup(
     extras_require={
         "tpu": ["jax[tpu]"],
         "aot": AOT,
-        "cuda": ["jax[cuda13]"],
-        "cuda12": ["jax[cuda12]"],  # For NVIDIA drivers older than 580.
+        "cuda": gpu("cuda13"),
+        "cuda12": gpu("cuda12"),  # For NVIDIA drivers older than 580.
         "wandb": WANDB,
         "math": MATH,
         "harness": ["lm-eval>=0.4.9"],

@@ -152,7 +152,12 @@ def begin(argv: Sequence[str]) -> None:
     if len(argv) > 1:
         given = harmless(" ".join(argv[1:]))
         sys.exit(f"error: {given}: only flags are taken; settings are --config.KEY=VALUE")
-    _set_up()
+    _set_up("config" in flags.FLAGS and is_quantized(flags.FLAGS.config))
+
+
+def is_quantized(config: ConfigDict) -> bool:
+    """Whether the denoiser's weights have one byte."""
+    return config.get("model", {}).get("quantization") is not None
 
 
 @contextlib.contextmanager
@@ -166,16 +171,16 @@ def parsed(
         arguments: None for those of the process.
     """
     args = parser.parse_args(arguments)
-    _set_up()
+    _set_up(getattr(args, "quantization", None) is not None)
     with clear_errors(args):
         yield args
 
 
-def _set_up() -> None:
+def _set_up(quantized: bool) -> None:
     """Sets up logging, the compile cache and the compiler."""
     set_up_logging()
     compilation.enable_cache()
-    compilation.choose_flags()
+    compilation.choose_flags(quantized)
 
 
 class Parser(argparse.ArgumentParser):

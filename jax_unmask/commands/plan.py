@@ -359,7 +359,9 @@ def _room(settings: RunSettings, program: str) -> Iterator[None]:
         ) from error
 
 
-def stand_in(text: str, *, real: bool = True) -> tuple[Accelerator, Compiler | None]:
+def stand_in(
+    text: str, *, real: bool = True, quantized: bool = False
+) -> tuple[Accelerator, Compiler | None]:
     """The accelerators that `--devices` asks for, and their compiler where it is installed.
 
     JAX shows as many CPU devices where there is none. To be called before JAX is used.
@@ -367,13 +369,14 @@ def stand_in(text: str, *, real: bool = True) -> tuple[Accelerator, Compiler | N
     Args:
         text: such as "v5e-16".
         real: look for the compiler.
+        quantized: whether the denoiser's weights have one byte.
 
     Raises:
         ValueError: there is no such accelerator.
     """
     device, count = accelerators.parse(text)
     jax.config.update("jax_platforms", "cpu")
-    compiler = compilers.find(device, count) if real else None
+    compiler = compilers.find(device, count, quantized) if real else None
     if compiler is None:
         jax.config.update("jax_num_cpu_devices", count)
     return device, compiler
@@ -412,7 +415,8 @@ def main(argv: list[str]) -> None:
     with command_line.clear_errors():
         device, compiler = None, None
         if values.devices:
-            device, compiler = stand_in(values.devices, real=values.compile)
+            quantized = command_line.is_quantized(values.config)
+            device, compiler = stand_in(values.devices, real=values.compile, quantized=quantized)
         found = plan(
             values.config,
             compile_programs=values.compile,

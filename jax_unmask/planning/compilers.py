@@ -12,16 +12,15 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
 import jax
 from jax.experimental import topologies
 
-from jax_unmask.runtime import accelerators
+from jax_unmask.runtime import accelerators, compilation
 from jax_unmask.runtime.accelerators import Accelerator
-from jax_unmask.runtime.compilation import TPU_FLAGS
 
 # A GPU's compiler asks for its data; those that are the same for all that it is asked about here.
 _GPU = """
@@ -87,8 +86,11 @@ def missing(device: Accelerator) -> str:
     return f"no compiler is asked for a {device.name} here"
 
 
-def find(device: Accelerator, count: int) -> Compiler | None:
-    """The compiler for so many devices; None where it is not installed, or knows no such device."""
+def find(device: Accelerator, count: int, quantized: bool = False) -> Compiler | None:
+    """The compiler for so many devices; None where it is not installed, or knows no such device.
+
+    `quantized` is as in `compilation.choose_flags`.
+    """
     if device.topologies is not None and importlib.util.find_spec("libtpu"):
         _quiet_libtpu()
         options: dict[str, Any] = {"chips_per_host_bounds": (1, 1, 1)} if count == 1 else {}
@@ -96,7 +98,8 @@ def find(device: Accelerator, count: int) -> Compiler | None:
             options["chip_config_name"] = "megacore"
         shape = f"{device.name}:{device.topologies[count]}"
         found = topologies.get_topology_desc(shape, "tpu", **options).devices
-        return Compiler(_version("libtpu"), tuple(found), _flags(device))
+        flags = _flags("LIBTPU_INIT_ARGS", compilation.TPU_FLAGS.get(device.pci, ()))
+        return Compiler(_version("libtpu"), tuple(found), flags)
     gpu = device.processors
     if gpu is not None and importlib.util.find_spec("jax_cuda13_plugin"):
         major, minor = gpu.capability
@@ -111,7 +114,8 @@ def find(device: Accelerator, count: int) -> Compiler | None:
         found = topologies.get_topology_desc(
             device.name, "cuda", topology=f"1x1x{count}", target_config=described
         ).devices
-        return Compiler(_version("jax-cuda13-plugin"), tuple(found), capability=gpu.capability)
+        flags = _flags("XLA_FLAGS", compilation.gpu_flags(quantized))
+        return Compiler(_version("jax-cuda13-plugin"), tuple(found), flags, gpu.capability)
     return None
 
 
@@ -119,11 +123,10 @@ def _version(package: str) -> str:
     return f"{package} {importlib.metadata.version(package)}"
 
 
-def _flags(device: Accelerator) -> dict[str, str]:
-    """`compilation.TPU_FLAGS` but for those that LIBTPU_INIT_ARGS gives, which libtpu reads."""
-    given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    wanted = [flag.removeprefix("--").partition("=") for flag in TPU_FLAGS.get(device.pci, ())]
-    return {name: value for name, _, value in wanted if f"--{name}" not in given}
+def _flags(variable: str, wanted: Sequence[str]) -> dict[str, str]:
+    """Flags as options, but for those that an environment variable sets, which is read anyway."""
+    kept = [flag for flag in wanted if not compilation.is_set(variable, flag)]
+    return dict(flag.removeprefix("--").split("=") for flag in kept)
 
 
 def has_little_effort() -> bool:

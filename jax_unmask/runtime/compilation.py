@@ -11,7 +11,7 @@ import os
 import pathlib
 import platform
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 
@@ -33,23 +33,52 @@ TPU_FLAGS = {
 }
 """Flags of the TPU's compiler, by the PCI device id of its chip."""
 
+GPU_FLAGS = ("--xla_gpu_enable_triton_gemm=false",)
+"""Flags of XLA for NVIDIA's GPUs, see `gpu_flags`."""
+
 _DEVICES = pathlib.Path("/sys/bus/pci/devices")
+_NVIDIA = "0x10de"
 
 logger = logging.getLogger(__name__)
 
 
-def choose_flags() -> None:
-    """Sets `TPU_FLAGS` of this machine's chip, but for those that the user has set.
+def gpu_flags(quantized: bool) -> tuple[str, ...]:
+    """`GPU_FLAGS`, where this JAX gains by them.
 
-    To be called before JAX uses a device: the compiler reads them once, from LIBTPU_INIT_ARGS.
+    From 0.12 on products of cuBLAS read a layer's slice of stacked weights in place, and those of
+    Triton get a copy of it. Weights of one byte are widened within products of Triton alone.
     """
-    chips = {file.read_text().strip() for file in _DEVICES.glob("*/device")}
-    given = os.environ.get("LIBTPU_INIT_ARGS", "")
-    names = {each.partition("=")[0] for each in given.split()}
-    wanted = [flag for chip in chips for flag in TPU_FLAGS.get(chip, ())]
-    if missing := [flag for flag in wanted if flag.partition("=")[0] not in names]:
-        os.environ["LIBTPU_INIT_ARGS"] = " ".join([*given.split(), *missing])
-        logger.info("Flags of the compiler, added to LIBTPU_INIT_ARGS: %s", " ".join(missing))
+    return () if quantized or jax.__version_info__ < (0, 12) else GPU_FLAGS
+
+
+def choose_flags(quantized: bool = False) -> None:
+    """Sets the compiler's flags for this machine's chip, but for those that the user has set.
+
+    To be called before JAX uses a device: the compilers read them once.
+
+    Args:
+        quantized: whether the denoiser's weights have one byte.
+    """
+    chips, vendors = (
+        {file.read_text().strip() for file in _DEVICES.glob(f"*/{name}")}
+        for name in ("device", "vendor")
+    )
+    _add("LIBTPU_INIT_ARGS", [flag for chip in chips for flag in TPU_FLAGS.get(chip, ())])
+    if _NVIDIA in vendors:
+        _add("XLA_FLAGS", gpu_flags(quantized))
+
+
+def _add(variable: str, wanted: Sequence[str]) -> None:
+    missing = [flag for flag in wanted if not is_set(variable, flag)]
+    if missing:
+        os.environ[variable] = " ".join([*os.environ.get(variable, "").split(), *missing])
+        logger.info("Flags of the compiler, added to %s: %s", variable, " ".join(missing))
+
+
+def is_set(variable: str, flag: str) -> bool:
+    """Whether an environment variable gives a value for a flag "--NAME=VALUE"."""
+    given = {each.partition("=")[0] for each in os.environ.get(variable, "").split()}
+    return flag.partition("=")[0] in given
 
 
 def enable_cache() -> pathlib.Path | None:

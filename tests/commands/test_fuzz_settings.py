@@ -51,7 +51,7 @@ def nothing_is_compiled(monkeypatch):
     for recipe in (policy_grpo.PolicyGrpo, tracerl.TraceRl, sft.Sft, joint.Joint):
         monkeypatch.setattr(recipe, "init", stop)
     for command in ("enable_cache", "choose_flags"):
-        monkeypatch.setattr(compilation, command, lambda: None)
+        monkeypatch.setattr(compilation, command, lambda *_: None)
     monkeypatch.setattr(generate.Generator, "generate", stop)
     monkeypatch.setattr(serve.Service, "run", stop)
     with contextlib.suppress(ImportError):  # It would close the stream that absl logs to.

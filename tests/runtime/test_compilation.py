@@ -6,6 +6,7 @@ import sys
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.compilation import CompileTimes
@@ -84,6 +85,33 @@ def test_flags_of_a_chip_are_added_to_those_of_the_user(tmp_path, monkeypatch):
         assert found[2:] == [
             flag for flag in compilation.TPU_FLAGS["0x006f"] if "async_all_gather" not in flag
         ]
+
+
+@pytest.mark.parametrize(
+    ("version", "quantized", "given", "expected"),
+    [
+        ((0, 12, 0), False, "--other=1", True),
+        ((0, 12, 0), False, "--xla_gpu_enable_triton_gemm=true", False),
+        ((0, 12, 0), True, "", False),
+        ((0, 10, 2), False, "", False),
+    ],
+)
+def test_flags_of_a_gpu(version, quantized, given, expected, tmp_path, monkeypatch):
+    """XLA reads slices in place from 0.12 on; weights of a byte are better off with Triton."""
+    monkeypatch.setattr(jax, "__version_info__", version)
+    monkeypatch.setattr(compilation, "_DEVICES", tmp_path)
+    monkeypatch.setenv("XLA_FLAGS", given)
+    monkeypatch.setenv("LIBTPU_INIT_ARGS", "")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "vendor").write_text("0x1af4\n")
+    compilation.choose_flags(quantized)
+    assert os.environ["XLA_FLAGS"] == given
+    (tmp_path / "one" / "vendor").write_text("0x10de\n")
+    for _ in range(2):
+        compilation.choose_flags(quantized)
+        added = list(compilation.GPU_FLAGS) if expected else []
+        assert os.environ["XLA_FLAGS"].split() == given.split() + added
+    assert not os.environ["LIBTPU_INIT_ARGS"]
 
 
 def test_expected_times_are_of_the_last_time_or_of_the_kind(tmp_path, caplog):
