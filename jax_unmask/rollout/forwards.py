@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -28,6 +28,8 @@ from jax_unmask.rollout.slots import ALL_SLOTS, Slots, SlotSubset
 from jax_unmask.rollout.trajectory import Forwards, Prompts, Records, RolloutSettings
 from jax_unmask.runtime import accelerators
 from jax_unmask.runtime.mesh import by_rows, constrain
+
+Tree = TypeVar("Tree")
 
 
 def scored_positions(policy: Policy, settings: RolloutSettings) -> int:
@@ -311,13 +313,30 @@ class SharedForwards(PlainForwards):
     def _hidden(
         self, batch: RunningBatch, width: int, start: Int[Array, " S"] | None
     ) -> Float[Array, "S W D"]:
+        one, start = self._of_prompts((batch, start))
+        return self._of_rows(super()._hidden(one, width, start))
+
+    def read_out(
+        self,
+        hidden: Float[Array, "S W D"],
+        keys: Array,
+        canvas: Int[Array, "S W"],
+        targets: Int[Array, "S W"] | None = None,
+    ) -> Readout:
+        known = (hidden, keys, canvas, targets)
+        if self.settings.temperature > 0 or targets is not None:
+            return super().read_out(*known)
+        return self._of_rows(super().read_out(*self._of_prompts(known)))
+
+    def _of_prompts(self, rows: Tree) -> Tree:
+        """Arrays with the first row of each prompt."""
         each = self.settings.prompt_rows
+        return by_rows(jax.tree.map(lambda x: x.reshape(-1, each, *x.shape[1:])[:, 0], rows))
 
-        def first_of_prompt(x: Array) -> Array:
-            return x.reshape(-1, each, *x.shape[1:])[:, 0]
-
-        one = by_rows(jax.tree.map(first_of_prompt, (batch, start)))
-        return constrain(jnp.repeat(super()._hidden(one[0], width, one[1]), each, axis=0), "batch")
+    def _of_rows(self, prompts: Tree) -> Tree:
+        """Arrays in which all rows of a prompt have its values."""
+        each = self.settings.prompt_rows
+        return by_rows(jax.tree.map(lambda x: jnp.repeat(x, each, axis=0), prompts))
 
 
 def in_canvas(

@@ -273,9 +273,12 @@ class Loop:
         """The first step of all rows, before they get slots: a forward serves all of a prompt."""
         slots, forwards = state.slots, self.forwards
         groups, each = slots.row.shape
-        # Not many more rows at one time than have slots, because of the head.
-        rows = math.lcm(each, forwards.settings.prompt_rows)
-        rows = rows if slots.size % rows == 0 else slots.size
+        # As many prompts at one time as there are slots; where each row draws tokens of its own, as
+        # have slots for all of their rows, because of the head.
+        same, prompts = forwards.settings.prompt_rows, slots.size // forwards.settings.prompt_rows
+        most = max(each // same if forwards.settings.temperature > 0 else each, 1)
+        together = next(n for n in range(most, 0, -1) if prompts % n == 0)
+        rows = together * same
         loop = dataclasses.replace(self, forwards=SharedForwards(*forwards.arguments))
 
         def slots_of(row: Array) -> Slots:

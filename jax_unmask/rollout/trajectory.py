@@ -30,9 +30,10 @@ _ROWS_PER_SLOT = 20
 rows one after the other in each (docs/scaling/README.md)."""
 _FORWARD_TOKENS = 256
 """Positions of a forward on accelerators that are in no table, see `Accelerator.balance`."""
-_SHARED_LENGTH = 32
-"""Rows of longer canvases take so many forwards that one of them hardly matters, and a program with
-two takes half as long again to compile (docs/scaling/README.md)."""
+_SHARED_LENGTH = 128
+"""Longest canvas whose rows share their first forward on TPUs: those of longer ones take so many
+forwards that one hardly matters, and a program with two takes half as long again to compile, which
+there is minutes (docs/scaling/README.md)."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,9 +50,9 @@ class RolloutSettings(Settings):
         slot_groups: parts into which rows and slots are divided, in order; a slot only ever gets
             rows of its own part. Where the batch is spread over several devices (the data and
             fsdp axes of the mesh), give their number: rows then never move between devices.
-        prompt_rows: so many rows next to each other have the same prompt. On short canvases and
-            without a cache they share their first forward, of a canvas of masks; with cache "block"
-            the prompt's keys and values.
+        prompt_rows: so many rows next to each other have the same prompt. Without a cache they
+            share their first forward, of a canvas of masks (on TPUs if it is short); with cache
+            "block" the prompt's keys and values.
         sampling: top-k and top-p of the draw, and what a confidence is.
         stop_ids: tokens that end a text. A row is done with the first block that leaves one of them
             on its canvas; later blocks stay masked. Empty: canvases are filled to the end.
@@ -124,7 +125,7 @@ class RolloutSettings(Settings):
     @property
     def shares_first(self) -> bool:
         """Whether rows of a prompt share its first forward."""
-        is_short = self.gen_length <= _SHARED_LENGTH
+        is_short = self.gen_length <= _SHARED_LENGTH or accelerators.platform() != "tpu"
         return self.prompt_rows > 1 and is_short and self.cache is None
 
     @property

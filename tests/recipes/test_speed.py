@@ -32,14 +32,16 @@ def test_one_device_computes():
 
 
 @pytest.mark.parametrize(
-    ("settings", "saved"),
+    ("settings", "platform", "saved"),
     [
-        ({"gen_length": 256, "block_length": 4, "cache": parse_cache("block")}, "full"),
-        ({"gen_length": 32, "block_length": 4}, "full"),
-        ({"gen_length": 64, "block_length": 4}, None),
+        ({"gen_length": 256, "block_length": 4, "cache": parse_cache("block")}, "gpu", "full"),
+        ({"gen_length": 256, "block_length": 4}, "gpu", "full"),
+        ({"gen_length": 128, "block_length": 4}, "tpu", "full"),
+        ({"gen_length": 256, "block_length": 4}, "tpu", None),
     ],
 )
-def test_rows_of_a_prompt_share_a_forward(settings, saved):
+def test_rows_of_a_prompt_share_a_forward(settings, platform, saved, monkeypatch):
+    monkeypatch.setattr(accelerators, "platform", lambda: platform)
     device, _ = accelerators.parse("h100x1")
     alone, together = (RolloutSettings(**settings, slots=128, prompt_rows=rows) for rows in (1, 8))
     took, shared = (
