@@ -133,7 +133,7 @@ def estimate(
     Temporaries are those of the largest arrays that are alive together: activations of one layer
     (MLP, attention, residual stream), vocabulary matrices gathered whole, caches, and in updates
     gradients with the optimiser's steps in float32. Fitted to what XLA compiles for CPUs, its
-    float32 copies apart (docs/scaling/planner.md).
+    float32 copies apart.
     """
     shards = _axis(placement, "fsdp") * _axis(placement, "tensor")
     length = config.task.prompt_length + config.sampling.gen_length

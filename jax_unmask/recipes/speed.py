@@ -57,7 +57,7 @@ def seconds_per_sequence(
         return longest + (_EXPOSED * gathered + sums) / device.link
 
     if cache is None:
-        shared = 1 - 1 / settings.prompt_rows if settings.shares_first else 0
+        shared = 1 - 1 / settings.prompt_rows if settings.shares_first(device) else 0
         return (nfe - shared) * forward(each.full, length, 0) / (here * groups)
     blocks = settings.gen_length // settings.block_length
     window = cache.window(settings.gen_length, settings.block_length)

@@ -63,7 +63,7 @@ def row_flops(
     each = rollout_flops(config, settings, prompt_length, scored_positions(policy, settings))
     blocks, cache = settings.gen_length // settings.block_length, settings.cache
     if cache is None:
-        shared = 1 - 1 / settings.prompt_rows if settings.shares_first else 0
+        shared = 1 - 1 / settings.prompt_rows if settings.shares_first() else 0
         return (nfe - shared) * each.full
     if cache.kind == "block":
         # The prompt once; and each block once more when it is done.

@@ -428,7 +428,7 @@ def rollout(
     records = None
     if settings.record:
         records = by_rows(jax.tree.map(empty, shapes[1].records), axis=1)
-    if settings.shares_first and assignment.size % settings.prompt_rows == 0:
+    if settings.shares_first() and assignment.size % settings.prompt_rows == 0:
         state, records = loop.share_first(state, records)
     state, _, records = jax.lax.while_loop(
         lambda carry: loop.is_unfinished(carry[0]),

@@ -122,10 +122,10 @@ class RolloutSettings(Settings):
             "cache": str(self.cache) if self.cache else NONE,
         }
 
-    @property
-    def shares_first(self) -> bool:
-        """Whether rows of a prompt share its first forward."""
-        is_short = self.gen_length <= _SHARED_LENGTH or accelerators.platform() != "tpu"
+    def shares_first(self, device: Accelerator | None = None) -> bool:
+        """Whether rows of a prompt share its first forward; by default on the devices here."""
+        is_tpu = accelerators.platform() == "tpu" if device is None else bool(device.topologies)
+        is_short = self.gen_length <= _SHARED_LENGTH or not is_tpu
         return self.prompt_rows > 1 and is_short and self.cache is None
 
     @property

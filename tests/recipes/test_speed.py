@@ -32,17 +32,16 @@ def test_one_device_computes():
 
 
 @pytest.mark.parametrize(
-    ("settings", "platform", "saved"),
+    ("settings", "name", "saved"),
     [
-        ({"gen_length": 256, "block_length": 4, "cache": parse_cache("block")}, "gpu", "full"),
-        ({"gen_length": 256, "block_length": 4}, "gpu", "full"),
-        ({"gen_length": 128, "block_length": 4}, "tpu", "full"),
-        ({"gen_length": 256, "block_length": 4}, "tpu", None),
+        ({"gen_length": 256, "block_length": 4, "cache": parse_cache("block")}, "h100x1", "full"),
+        ({"gen_length": 256, "block_length": 4}, "h100x1", "full"),
+        ({"gen_length": 128, "block_length": 4}, "v5e-1", "full"),
+        ({"gen_length": 256, "block_length": 4}, "v5e-1", None),
     ],
 )
-def test_rows_of_a_prompt_share_a_forward(settings, platform, saved, monkeypatch):
-    monkeypatch.setattr(accelerators, "platform", lambda: platform)
-    device, _ = accelerators.parse("h100x1")
+def test_rows_of_a_prompt_share_a_forward(settings, name, saved):
+    device, _ = accelerators.parse(name)
     alone, together = (RolloutSettings(**settings, slots=128, prompt_rows=rows) for rows in (1, 8))
     took, shared = (
         seconds_per_sequence(LLADA, each, 784, 128, 80, device, (1, 1, 1))
