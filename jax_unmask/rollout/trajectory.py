@@ -30,7 +30,7 @@ _ROWS_PER_SLOT = 20
 rows one after the other in each (docs/scaling/README.md)."""
 _FORWARD_TOKENS = 256
 """Positions of a forward on accelerators that are in no table, see `Accelerator.balance`."""
-_SHARED_LENGTH = 128
+_SHARED_LENGTH = 32
 """Longest canvas whose rows share their first forward on TPUs: those of longer ones take so many
 forwards that one hardly matters, and a program with two takes half as long again to compile, which
 there is minutes (docs/scaling/README.md)."""
