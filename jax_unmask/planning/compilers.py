@@ -115,6 +115,7 @@ def find(device: Accelerator, count: int, quantized: bool = False) -> Compiler |
             device.name, "cuda", topology=f"1x1x{count}", target_config=described
         ).devices
         flags = _flags("XLA_FLAGS", compilation.gpu_flags(quantized))
+        flags = {name: value.capitalize() for name, value in flags.items()}  # Read as Python's.
         return Compiler(_version("jax-cuda13-plugin"), tuple(found), flags, gpu.capability)
     return None
 
