@@ -3,7 +3,8 @@
 Needs PyTorch and einops beside this package, and clones of the two public repositories, which
 the environment names:
 
-    git clone https://github.com/NVlabs/Fast-dLLM && export FAST_DLLM=$PWD/Fast-dLLM/v1/llada
+    git clone https://github.com/NVlabs/Fast-dLLM && git -C Fast-dLLM checkout 24cc59e
+    export FAST_DLLM=$PWD/Fast-dLLM/llada
     git clone https://github.com/ML-GSAI/LLaDA && export LLADA=$PWD/LLaDA
 
 Model class: Fast-dLLM's modeling_llada.py. Samplers: LLaDA's generate.py for fixed numbers of
