@@ -37,13 +37,13 @@ class TestDenoiserConfig:
             ({"hidden_size": 64.0}, "hidden_size=64.0 .*integer"),
             ({"num_heads": True}, "num_heads=True .*integer"),
             ({"num_kv_heads": 3}, "num_heads=4 is not .*num_kv_heads=3"),
-            ({"head_dim": 15}, "head_dim=15 must be even"),
-            ({"rope_theta": 0.0}, "rope_theta=0.0 must be positive"),
-            ({"norm_eps": float("nan")}, "norm_eps=nan must be positive"),
-            ({"mask_token_id": 320}, "mask_token_id=320 is not in"),
+            ({"head_dim": 15}, "head_dim=15"),
+            ({"rope_theta": 0.0}, "rope_theta=0.0"),
+            ({"norm_eps": float("nan")}, "norm_eps=nan"),
+            ({"mask_token_id": 320}, "mask_token_id=320"),
             ({"mask_token_id": None}, "mask_token_id=None .*integer"),
             ({"mask_token_id": 311}, "eos_token_id=311 is also mask_token_id"),
-            ({"bos_token_id": -1}, "bos_token_id=-1 is not in"),
+            ({"bos_token_id": -1}, "bos_token_id=-1"),
             ({"dtype": "int32"}, "dtype=int32 .*floating"),
         ],
     )
@@ -98,7 +98,7 @@ class TestLLaDAConfig:
     def test_refuses_impossible_shapes(self, fields):
         with pytest.raises(ValueError, match=r"d_model=66 .* n_heads=4"):
             llada.config_from_hf(fields | {"d_model": 66})
-        with pytest.raises(ValueError, match="embedding_size=300 is smaller than vocab_size=320"):
+        with pytest.raises(ValueError, match=r"embedding_size=300 .*vocab_size=320"):
             llada.config_from_hf(fields | {"embedding_size": 300})
 
     def test_cannot_write_other_head_widths(self, config):

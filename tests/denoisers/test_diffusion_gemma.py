@@ -257,14 +257,14 @@ class TestFiles:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"attention_bias": True}, "attention_bias=True is not supported"),
+            ({"attention_bias": True}, "attention_bias=True"),
             ({"use_bidirectional_attention": "all"}, "use_bidirectional_attention='all'"),
             ({"layer_types": ["full_attention"]}, "must name sliding_attention or"),
             ({"top_k_experts": 5}, "per_token=5 exceeds num_experts=4"),
             ({"num_experts": None}, "num_experts is missing"),
             ({"per_layer_config": {"2": {"sliding_window": 9}}}, "per_layer_config=.* of layer 2"),
             ({"rope_parameters": {"rope_theta": 1e4}}, "rope_parameters=.* for sliding_attention"),
-            ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0 is not supported"),
+            ({"attn_logit_softcapping": 50.0}, "attn_logit_softcapping=50.0"),
             ({"rope_parameters": 5}, r"config\.json has a field"),
             ({"num_attention_heads": 0}, "num_heads=0 "),
             ({"final_logit_softcapping": 0.0}, r"config\.json: softcap=0.0 must be"),

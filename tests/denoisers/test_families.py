@@ -215,15 +215,15 @@ class TestWrongFamily:
     @pytest.mark.parametrize(
         ("name", "change", "message"),
         [
-            ("dream", {"hidden_act": "gelu"}, "hidden_act='gelu' is not supported"),
+            ("dream", {"hidden_act": "gelu"}, "hidden_act='gelu'"),
             ("dream", {"rope_scaling": {"factor": 4}}, "rope_scaling={'factor': 4} is not"),
             ("dream", {"rope_theta": None}, "rope_theta is missing.* dream"),
-            ("sdar", {"use_sliding_window": True}, "use_sliding_window=True is not supported"),
+            ("sdar", {"use_sliding_window": True}, "use_sliding_window=True"),
             ("sdar", {"block_size": 0}, "attention_block=0 "),
             ("llada_moe", {"clip_qkv": 8}, "clip_qkv=8 .* llada_moe"),
             ("llada_moe", {"moe_layer_freq": [1]}, r"moe_layer_freq=\[1\] must list"),
             ("llada2_moe", {"use_bias": True}, "use_bias=True .* llada2_moe"),
-            ("llada2_moe", {"topk_group": 9}, "groups_kept=9 is more than num_groups=4"),
+            ("llada2_moe", {"topk_group": 9}, "groups_kept=9"),
         ],
     )
     def test_switches(self, tmp_path, name, change, message):

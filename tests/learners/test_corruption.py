@@ -95,5 +95,5 @@ def test_rows_do_not_depend_on_the_batch():
 
 
 def test_block_must_divide_the_response():
-    with pytest.raises(ValueError, match=r"suffix_block_length=5 does not divide .* 12"):
+    with pytest.raises(ValueError, match=r"suffix_block_length=5 .* 12"):
         draw(Masking(suffix_fraction=0.5, suffix_block_length=5))

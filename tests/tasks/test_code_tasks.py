@@ -121,7 +121,7 @@ def test_bad_files(tmp_path):
         with pytest.raises(ValueError, match=f"line 1: {message}"):
             Mbpp(file).source("test")
     file.write_text('{"question": "x", "solution": "y"}')
-    with pytest.raises(ValueError, match=r"field 'test' .* must be text"):
+    with pytest.raises(ValueError, match=r"field 'test'"):
         KodCode(file).source("train")
     file.write_text('{"question": "x", "solution": "y", "test": "", "test_info": [{"x": 1}]}')
     with pytest.raises(ValueError, match="field 'test_info' must give function_name and"):

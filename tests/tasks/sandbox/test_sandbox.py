@@ -199,7 +199,7 @@ def _wait(condition):
 def test_bad_settings():
     with pytest.raises(ValueError, match="kind='jail' is unknown"):
         Sandbox(1, kind="jail")
-    with pytest.raises(ValueError, match="cpu_seconds=0 must be positive"):
+    with pytest.raises(ValueError, match="cpu_seconds=0"):
         Limits(cpu_seconds=0)
     with pytest.raises(ValueError, match=r"wall_seconds=.* limit of"), Sandbox(1) as box:
         box.run([Job("", ("pass",))], Limits(wall_seconds=100.0))
