@@ -172,7 +172,8 @@ class Plan:
             if place < _SHOWN_LAYOUTS or layout == taken:
                 name = _times(dict(zip(meshes.AXES, layout, strict=True)))
                 ending = "   this plan" if layout == taken else ""
-                lines.append(f"  {name:<46}{seconds:>9.4f} s{ending}")
+                shown = f"{seconds:.4f} s" if seconds >= 1e-3 else _short(seconds)
+                lines.append(f"  {name:<46}{shown:>11}{ending}")
         return [*lines, ""]
 
     def _compiled(self) -> list[str]:
@@ -198,7 +199,7 @@ class Plan:
             lines.append(f"{line}   compiled in {program.seconds_to_compile:.1f} s")
             if program.argument_bytes is not None and program.shaped_bytes is not None:
                 line = _line("  its arguments, by the compiler", program.argument_bytes)
-                lines.append(f"{line}   {_size(program.shaped_bytes)} by their shapes")
+                lines.append(f"{line}   {terminal.size_text(program.shaped_bytes)} by their shapes")
             if program.peak_bytes is not None:
                 lines.append(_line("  its peak, by the compiler", program.peak_bytes))
         needed, ending = self.needed_bytes, ""
@@ -392,19 +393,18 @@ def _times(mesh: dict[str, int]) -> str:
 
 
 def _line(name: str, size: float) -> str:
-    return f"  {name:<46}{_size(size):>12}"
-
-
-def _size(size: float) -> str:
-    unit, scale = ("GB", 1e9) if size >= 1e9 else ("MB", 1e6)
-    return f"{size / scale:.2f} {unit}"
+    return f"  {name:<46}{terminal.size_text(size):>12}"
 
 
 def _short(seconds: float) -> str:
+    if seconds < 1e-3:
+        return f"{seconds * 1e6:.3g} us"
     return f"{seconds * 1e3:.2f} ms" if seconds < 1 else f"{seconds:.2f} s"
 
 
 def _seconds(seconds: float) -> str:
+    if seconds < 0.1:
+        return _short(seconds)
     return f"{seconds:.1f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
 
 
@@ -439,7 +439,7 @@ def verdict(found: Plan, arguments: Sequence[str]) -> list[str]:
     name = jax.devices()[0].device_kind if device is None else device.name
     fits = "" if found.fits is None else ("It fits: " if found.fits else "It does not fit: ")
     how = "as compiled" if is_compiled else "by estimate"
-    line = f"{fits}{size / 1e9:.3g} GB on each of {found.devices} x {name}, {how}."
+    line = f"{fits}{terminal.size_text(size)} on each of {found.devices} x {name}, {how}."
     then = ["plan", *arguments, "--compile"]
     if is_compiled:
         then = ["train", *(each for each in arguments if re.match("--?config", each))]

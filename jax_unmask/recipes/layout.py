@@ -27,6 +27,7 @@ from jax_unmask.runtime import accelerators
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.runtime.placement import MeshSettings, Placement
+from jax_unmask.runtime.terminal import size_text
 from jax_unmask.settings import ConfigError, SettingError
 from jax_unmask.shipped import resolve_model
 
@@ -119,8 +120,8 @@ class Estimate:
         return ConfigError(
             "model.path",
             config.model.path,
-            f"a step of recipe {config.recipe!r} needs {least / 1e9:.1f} GB on each device, and "
-            f"programs get {usable / 1e9:.1f} of its {memory_bytes / accelerators.GB:.0f} GB",
+            f"a step of recipe {config.recipe!r} needs {size_text(least)} on each device, and "
+            f"programs get {size_text(usable)} of its {size_text(memory_bytes)}",
             remedy,
         )
 
@@ -375,7 +376,7 @@ def _axis(placement: Placement, name: str) -> int:
 def _reason(
     found: Sequence[tuple[MeshSettings, Estimate]], memory_bytes: float, comparison: str
 ) -> str:
-    (mesh, last), size = found[-1], memory_bytes / accelerators.GB
+    mesh, last = found[-1]
 
     def axes(fsdp: int, tensor: int) -> str:
         data = len(accelerators.devices()) // (fsdp * tensor)
@@ -384,10 +385,11 @@ def _reason(
     text = f"Mesh: {axes(mesh.fsdp, mesh.tensor)}"
     if mesh.rollout_tensor:
         text += f", for rollouts {axes(mesh.rollout_fsdp, mesh.rollout_tensor)}{comparison}"
-    text += f". A step needs about {last.total / 1e9:.1f} GB of the {size:.0f} GB of a device"
+    needed, size = size_text(last.total), size_text(memory_bytes)
+    text += f". A step needs about {needed} of the {size} of a device"
     if not last.fits(memory_bytes):
         return f"{text} even so; it may not fit: see jax_unmask.plan --compile"
     if len(found) > 1:
         mesh, before = found[-2]
-        text += f", and with fsdp {mesh.fsdp} {before.total / 1e9:.1f} GB"
+        text += f", and with fsdp {mesh.fsdp} {size_text(before.total)}"
     return f"{text}; set mesh.fsdp, .rollout_fsdp and .rollout_tensor for others"

@@ -27,6 +27,14 @@ def harmless(text: str) -> str:
 _MOST_LINES = 5
 
 
+def size_text(size: float) -> str:
+    """A number of bytes in the unit that shows it."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size >= scale:
+            return f"{size / scale:.2f} {unit}"
+    return f"{size:.0f} bytes"
+
+
 def verdict(found: Sequence[str], *, places: str = "", then: Sequence[object] = ()) -> list[str]:
     """The last lines of a command: findings, where more is, and the command that goes on.
 

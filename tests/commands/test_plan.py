@@ -163,6 +163,13 @@ def test_without_compiling_it_traces_the_programs(tiny_config):
     assert "temporaries of rollout, an estimate" in traced.table()
 
 
+@pytest.mark.parametrize("recipe", ["policy_grpo", "tracerl"])
+def test_figures_of_tiny_models_are_in_units_that_show_them(tiny_config, recipe):
+    table = plan(tiny_config(recipe), device=accelerators.ACCELERATORS[0]).table()
+    assert " kB" in table
+    assert not re.search(r" 0\.0* (GB|MB|kB|s|ms|us)\b", table)
+
+
 @pytest.mark.thorough
 def test_the_mesh_chooses_itself_and_says_why(tmp_path):
     """In an empty directory: the weights of LLaDA-8B are more than a v5e chip can hold."""
@@ -195,7 +202,8 @@ def test_what_no_device_has_room_for_is_refused_with_a_remedy(tiny_config, monke
     with pytest.raises(ConfigError) as error:
         recipes.read(config, trains=True)
     said = str(error.value)
-    assert re.search(r"recipe 'tracerl' needs 0\.0 GB", said)
+    assert re.search(r"recipe 'tracerl' needs [1-9]\d*\.\d\d kB", said)
+    assert "10.00 kB" in said
     assert re.search(r"more devices: .* \d+ .*\(.*lora\.rank", said)
     recipes.read(config)  # An evaluation needs no optimiser.
     # With adapters there is nothing left to advise but devices; and a plan says so itself.
