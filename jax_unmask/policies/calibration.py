@@ -10,10 +10,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import shlex
 from collections.abc import Mapping
 
 import numpy as np
 
+from jax_unmask import shipped
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.settings import SettingError
 
@@ -23,6 +25,12 @@ Environment = Mapping[str, str | int | float]
 """An environment as far as it is known: some of the names of `Calibration.environment`."""
 
 _CANVAS = ("gen_length", "block_length")
+_FLAGS = {
+    "gen_length": "--config.rollout.gen_length",
+    "block_length": "--block_length",
+    "cache": "--config.rollout.cache",
+}
+"""Of `jax_unmask.calibrate`, by what they say of an environment."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,14 +142,15 @@ def find_calibration(
         SettingError: there is no such calibration, or there are several and none is named.
     """
     known = load_calibrations(directory)
-    names = ", ".join(known) or "none"
+    canvas = {key: environment[key] for key in _CANVAS if key in environment}
+    make = f"Make one: {_command(directory, environment)}"
     if name is not None:
         if name not in known:
-            remedy = f"There are: {names}. python -m jax_unmask.calibrate makes one"
+            names = [each.name for each in known.values() if not each.differences(canvas)]
+            remedy = f"Name one for this canvas: {', '.join(names)}. {make}" if names else make
             raise SettingError("calibration", name, "the policy has no such calibration", remedy)
-        canvas = {key: environment[key] for key in _CANVAS if key in environment}
         if differs := known[name].differences(canvas):
-            remedy = "Use that, or calibrate the policy for what you have"
+            remedy = f"Use that. {make}"
             raise SettingError("calibration", name, f"it was made with {differs}", remedy)
         return known[name]
     fitting = [each for each in known.values() if not each.differences(environment)]
@@ -151,10 +160,34 @@ def find_calibration(
         problem = f"forwards are asked for by a calibration, and {len(fitting)} fit here"
         remedy = f"Name one of them ({', '.join(each.name for each in fitting)})"
         raise SettingError("calibration", name, problem, remedy)
-    closest = [f"{each.name} ({each.differences(environment)})" for each in known.values()]
+    # Those that could be named here, and those of the denoiser, whose canvas could be taken.
+    denoiser = {key: environment[key] for key in ("denoiser",) if key in environment}
+    closest = [
+        f"{each.name} ({each.differences(environment)})"
+        for each in known.values()
+        if not (each.differences(canvas) and each.differences(denoiser))
+    ]
+    here = ", ".join(f"{key} {value}" for key, value in environment.items())
     problem = "forwards are asked for by a calibration, and the policy has none that fits here"
-    problem += f": {'; '.join(closest)}" if closest else ""
-    remedy = "Make one with python -m jax_unmask.calibrate, or give alpha instead of nfe"
-    if closest:
-        remedy += ", or name one of another denoiser, task or cache (calibration=NAME)"
+    problem += f" ({here})" if here else ""
+    problem += f"; of others there are {'; '.join(closest)}" if closest else ""
+    remedy = f"{make} (or give alpha instead of nfe"
+    remedy += ", or name one of this canvas, calibration=NAME)" if closest else ")"
     raise SettingError("calibration", name, problem, remedy)
+
+
+def _command(directory: str | pathlib.Path, environment: Environment) -> str:
+    """The command that makes a calibration for an environment, as far as that is known."""
+    place, denoiser = pathlib.Path(directory), environment.get("denoiser")
+    is_shipped = place.parent == shipped.assets() / "policies"
+    words = ["python", "-m", "jax_unmask.calibrate"]
+    if denoiser in shipped.shipped_models():
+        words.append(f"--config=tiny_policy.py:{denoiser}")
+    else:
+        words.append("--config=FILE.py")
+        words += [f"--config.model.path={denoiser}"] if denoiser else []
+    words.append(f"--policy={place.name if is_shipped else place}")
+    for name, flag in _FLAGS.items():
+        if name in environment:
+            words.append(f"{flag}={environment[name]}")
+    return shlex.join(words)

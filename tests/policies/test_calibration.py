@@ -131,6 +131,21 @@ def test_forwards_are_those_of_the_calibrated_denoiser_unless_it_is_named(direct
         alpha("nfe=4", "llada")
 
 
+def test_only_calibrations_that_help_are_listed_and_the_command_that_makes_one(directory):
+    """Of word problems there is none, and a table of another denoiser and canvas fits nothing."""
+    place = {"denoiser": "word_problems", "gen_length": 128, "block_length": 32, "cache": "none"}
+    for settings in ("nfe=12", "nfe=12,calibration=nowhere"):
+        with pytest.raises(ValueError, match="calibration") as error:
+            policies.parse_policy(f"learned:{directory},{settings}", environment=place)
+        said = str(error.value)
+        assert "sudoku-16-16" not in said
+        assert "--config=tiny_policy.py:word_problems" in said
+        assert f"--policy={directory}" in said
+        assert "--config.rollout.gen_length=128 --block_length=32" in said
+    with pytest.raises(ValueError, match="--policy=universal"):
+        policies.parse_policy("learned:universal,nfe=12", environment=place)
+
+
 def test_without_calibration(saved):
     (saved / FILE).unlink(missing_ok=True)
     with pytest.raises(ValueError, match=r"jax_unmask\.calibrate"):
