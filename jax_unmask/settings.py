@@ -15,6 +15,7 @@ the `ConfigDict` that users edit (`to_config`), the checked dataclass that is ma
 from __future__ import annotations
 
 import collections.abc
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -28,7 +29,7 @@ import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Literal, TypeVar
 
-from jax_unmask.notation import key_remedy
+from jax_unmask.notation import NotationError, key_remedy
 
 _DECLARATION, _GIVEN = "setting", "given"
 MAX_INT = 2**31 - 1
@@ -50,7 +51,8 @@ class SettingError(ValueError):
 
     def __init__(self, key: str, value: object, problem: str, remedy: str) -> None:
         self.key, self.value, self.problem, self.remedy = key, value, problem, remedy
-        said = " ".join(re.sub(r"(?<![?.])\Z", ".", each) for each in (problem, remedy))
+        given = filter(None, (problem, remedy))
+        said = " ".join(re.sub(r"(?<![?.])\Z", ".", each) for each in given)
         text = re.sub(_NAME, lambda match: self._name(match[1]), said)
         super().__init__(f"{self._name(key)} = {value!r}: {text}")
 
@@ -86,6 +88,27 @@ class ConfigError(SettingError):
     @staticmethod
     def _name(key: str) -> str:
         return key if key.startswith("--") else f"config.{key}"
+
+
+@contextlib.contextmanager
+def naming(
+    key: str, value: object, remedy: str = "", kind: type[SettingError] = SettingError
+) -> Iterator[None]:
+    """Names the key and its value in mistakes that name no setting.
+
+    Args:
+        key: name of the setting, or of the argument.
+        value: its value.
+        remedy: what to do, where the mistakes do not say it.
+        kind: of the errors.
+    """
+    try:
+        yield
+    except SettingError:
+        raise
+    except (ValueError, OSError) as error:
+        problem = error.problem if isinstance(error, NotationError) else str(error)
+        raise kind(key, value, problem.rstrip("."), remedy) from error
 
 
 @dataclasses.dataclass(frozen=True)
@@ -475,11 +498,9 @@ def _value(declaration: Setting, value: Any) -> Any:
     except SettingError as error:
         raise error.within("") from error
     if declaration.parse is not None:
-        try:
-            return declaration.parse(value)
-        except (ValueError, OSError) as error:
-            text = str(error).rstrip(".")
-            raise ConfigError(declaration.key, value, text, "Correct it") from error
+        with naming(declaration.key, value, kind=ConfigError):
+            value = declaration.parse(value)
+        return value
     if value is None:
         return None
     return tuple(map(declaration.kind, value)) if declaration.is_tuple else declaration.kind(value)

@@ -49,14 +49,15 @@ def measure_breakdown(config: ConfigDict, steps: int, compile_times: CompileTime
         raise ConfigError("recipe", config.recipe, problem, "Give a config of another recipe")
     reports, metrics = [], []
     with tempfile.TemporaryDirectory(prefix="jax_unmask_bench_") as workdir:
+        recipe_class.check(settings, pathlib.Path(workdir))  # Before the weights.
         recipe = recipe_class(settings, pathlib.Path(workdir))
         state, batches = recipe.init(), recipe.data()
         timer = Timer()
         for step in range(steps + 1):
             what = f"{config.recipe} with {settings.model.path or 'a new denoiser'}"
+            with timer.measure("data"):
+                batch = next(batches)
             with contextlib.nullcontext() if step else compilation.announced(what):
-                with timer.measure("data"):
-                    batch = next(batches)
                 state, values = recipe.step(state, batch, timer)
             reports.append(timer.report())
             if step == 0:

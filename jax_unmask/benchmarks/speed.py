@@ -109,8 +109,9 @@ def measure_speed(
     hits = compile_times.cache_hits
     began = time.perf_counter()
     cache = NONE if settings.cache is None else str(settings.cache)
+    lowered = rollout.lower(*arguments)
     with announced(f"timed rollouts of {batch}, cache {cache}, with {subject.name}"):
-        compiled = rollout.lower(*arguments).compile()
+        compiled = lowered.compile()
     compile_seconds = time.perf_counter() - began
     from_cache = compile_times.cache_hits > hits
 

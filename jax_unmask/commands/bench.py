@@ -18,19 +18,30 @@ from typing import Any
 
 import jax
 
-from jax_unmask import policies, tasks
+from jax_unmask import denoisers, policies, tasks
 from jax_unmask.benchmarks import breakdown, hardware, reference, speed, subjects, tables
 from jax_unmask.benchmarks.compiled_flops import compiled_flops
 from jax_unmask.commands import command_line
+from jax_unmask.denoisers import DenoiserConfig, Tokenizer, hub
+from jax_unmask.denoisers.pretrained import read_config
 from jax_unmask.denoisers.quantization import TYPES, quantize_params
+from jax_unmask.environment.bundle import read_model
 from jax_unmask.recipes.experiments import changed_config
-from jax_unmask.rollout import Cache, Prompts, RolloutSettings, parse_cache, scored_positions
+from jax_unmask.rollout import (
+    Cache,
+    Prompts,
+    RolloutSettings,
+    check_rollout,
+    parse_cache,
+    scored_positions,
+)
 from jax_unmask.rollout.caching import NONE
 from jax_unmask.rollout.flops import RolloutFlops
 from jax_unmask.runtime import compilation, terminal
 from jax_unmask.runtime.compilation import CompileTimes
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.progress import Jobs
+from jax_unmask.settings import naming
 from jax_unmask.shipped import Lengths, shipped_lengths, shipped_models
 
 _EPILOG = """\
@@ -216,7 +227,7 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
             "--task needs a tokenizer, which a --preset lacks; leave it out, or give --model"
         )
     if args.task is not None:
-        tasks.parse(args.task, args.data)
+        command_line.parse_task(args)
     known = args.model is None or args.model in shipped_models()
     if not known and None in (args.gen_length, args.block_length):
         raise ValueError(
@@ -234,7 +245,8 @@ def _run(
     """
     if args.breakdown:
         words = [override.removeprefix("--config.") for override in overrides]
-        config, _ = changed_config(args.config, words)
+        with naming("config", args.config):
+            config, _ = changed_config(args.config, words)
         measured = breakdown.measure_breakdown(config, args.steps, CompileTimes())
         timed = {"config": args.config, "breakdown": dataclasses.asdict(measured)}
         keep(timed)
@@ -245,13 +257,15 @@ def _run(
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         module = reference.import_reference(args.reference)
     batch_sizes = _batch_sizes(args.batch_sizes)
-    caches = [parse_cache(text) for text in args.cache or (NONE,)]
+    caches = []
+    for text in args.cache or (NONE,):
+        with naming("cache", text):
+            caches.append(parse_cache(text))
     if module is not None and None not in caches:
         raise ValueError(
             "--reference is compared with rollouts without a cache; add --cache=none, or leave out "
             "--cache"
         )
-    policies.parse_policy(args.policy)  # Mistakes show first.
     _complete_lengths(args)
     settings = RolloutSettings(
         gen_length=args.gen_length,
@@ -266,25 +280,34 @@ def _run(
         environment.pop("cache")
     elif caches[0] is not None:
         environment["cache"] = str(caches[0])
-    policy, policy_params = policies.parse_policy(args.policy, environment=environment)
+    with naming("policy", args.policy):
+        policy, policy_params = policies.parse_policy(args.policy, environment=environment)
+    tokenizer = None
+    if args.model is None:
+        shape = subjects.find_preset(args.preset).config
+    else:
+        with naming("model", args.model):
+            shape = read_config(hub.local_directory(args.model, weights=False))
+            denoisers.check_weights(args.model)
+            if args.task is not None:
+                shape, tokenizer = read_model(args.model)
+    for cache in caches:
+        cached = dataclasses.replace(settings, cache=cache)
+        check_rollout(args.policy, policy, policy_params, shape, cached)
+    prompts = _prompts(args, shape, tokenizer, max(batch_sizes))
+    _check_length(shape.max_length, prompts.tokens.shape[1], settings)
     if args.model is not None:
         subject = subjects.load_subject(
             args.model, args.dtype, with_tokenizer=args.task is not None
         )
     else:
-        shape = subjects.find_preset(args.preset).config
         if args.dtype is not None:
             shape = dataclasses.replace(shape, dtype=args.dtype, param_dtype=args.dtype)
-        _check_length(shape.max_length, args.prompt_length, settings)
         subject = subjects.random_subject(args.preset, shape, seed=args.seed)
     if args.quantization is not None:
         quantized = quantize_params(subject.params, args.quantization)
         subject = dataclasses.replace(subject, params=quantized)
     config = subject.denoiser.config
-    for each in filter(None, caches):
-        each.check_fits(config)
-    prompts = _prompts(args, subject, max(batch_sizes))
-    _check_length(config.max_length, prompts.tokens.shape[1], settings)
 
     peak = hardware.measure_matmul_peak(config.dtype)
     compile_times = CompileTimes()
@@ -375,13 +398,17 @@ def _batch_sizes(text: str) -> list[int]:
     return sizes
 
 
-def _prompts(args: argparse.Namespace, subject: subjects.Subject, count: int) -> Prompts:
-    if subject.tokenizer is not None:
-        return subjects.task_prompts(
-            args.task, subject.tokenizer, count, args.prompt_length, data=args.data
-        )
+def _prompts(
+    args: argparse.Namespace, shape: DenoiserConfig, tokenizer: Tokenizer | None, count: int
+) -> Prompts:
+    if tokenizer is not None:
+        with command_line.naming_task(args):
+            prompts = subjects.task_prompts(
+                args.task, tokenizer, count, args.prompt_length, data=args.data
+            )
+        return prompts
     length = _RANDOM_PROMPT_LENGTH if args.prompt_length is None else args.prompt_length
-    return subjects.random_prompts(subject.denoiser.config, count, length, seed=args.seed)
+    return subjects.random_prompts(shape, count, length, seed=args.seed)
 
 
 def _check_length(longest: int, prompt_length: int, settings: RolloutSettings) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from typing import Any
 
@@ -10,12 +11,14 @@ from ml_collections import ConfigDict
 
 from jax_unmask import notation, policies, recipes, tasks
 from jax_unmask.commands import command_line
-from jax_unmask.environment.bundle import load_bundle
+from jax_unmask.commands.eval import for_evaluation
+from jax_unmask.environment.bundle import load_bundle, load_denoiser_config
 from jax_unmask.evaluation.calibrate import CalibrationSettings
 from jax_unmask.evaluation.calibrate import calibrate as count_forwards
 from jax_unmask.policies.calibration import FILE, Calibration, save_calibration
+from jax_unmask.rollout import check_rollout
 from jax_unmask.runtime import terminal
-from jax_unmask.settings import declared
+from jax_unmask.settings import declared, naming
 
 _NAME = re.compile(r"[\w.-]+")
 
@@ -38,13 +41,12 @@ def calibrate(
     Raises:
         ValueError: the policy can't be told alpha, or a setting cannot be used.
     """
-    recipes.require_one_training(config)
-    chosen = CalibrationSettings(**measured)
-    config = config.copy_and_resolve_references()
+    chosen, config = CalibrationSettings(**measured), for_evaluation(config)
     config.eval.update(split=chosen.split, num_problems=chosen.prompts, validation_problems=0)
     settings = recipes.read(config)
-    spec = _spec(policy)
-    learned, params = policies.parse_policy(spec.text)
+    with naming("--policy", policy, "Give the directory of a policy, or a name"):
+        spec = _spec(policy)
+        learned, params = policies.parse_policy(spec.text)
     if not (isinstance(learned, policies.LearnedPolicy) and learned.alphas):
         raise ValueError(
             f"--policy={spec.target}: it was trained for one alpha and takes the forwards that it "
@@ -58,6 +60,9 @@ def calibrate(
     if not _NAME.fullmatch(name):
         raise ValueError(f"--name={name!r} may hold letters, digits, '.', '_' and '-' only")
     target = policies.policy_directory(spec.target)
+    shape = dataclasses.replace(settings.sampling, block_length=block)
+    denoiser = load_denoiser_config(settings)
+    check_rollout(spec.target, learned, params, denoiser, shape, key="--policy")
     bundle = load_bundle(settings, splits=(settings.eval.split,))
     found = count_forwards(
         settings, bundle, learned, params, name=name, block_length=block, points=chosen.points

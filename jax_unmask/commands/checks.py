@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import fnmatch
+import pathlib
+import tempfile
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from jax_unmask import recipes
+from jax_unmask.environment.bundle import check_weights
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.runtime.metrics import import_wandb
 from jax_unmask.settings import ConfigError
@@ -33,6 +36,10 @@ def check_training(
     """
     settings, measured = recipes.read(config, trains=True), None
     recipe = recipes.find(settings.recipe)
+    if settings.eval.after_training and not recipe.trains:
+        problem = f"recipe {settings.recipe!r} trains neither a denoiser nor a policy"
+        remedy = "Set False, and evaluate what it writes afterwards"
+        raise ConfigError("eval.after_training", True, problem, remedy)
     if settings.eval.after_training or settings.eval.every:  # Draws plots; training needs none.
         from jax_unmask.evaluation import candidates
 
@@ -53,6 +60,21 @@ def check_training(
         shaped = dataclasses.replace(settings, model=dataclasses.replace(settings.model, path=path))
         require_best_metric(settings, (*recipe.metrics_of(shaped), *on_the_way))
     return settings, measured
+
+
+def check_reads(settings: RunSettings) -> None:
+    """Reads all that a training needs but weights, of which only the files are looked at.
+
+    Raises:
+        ConfigError, OSError, ValueError: the training could not begin.
+    """
+    with tempfile.TemporaryDirectory() as scratch:
+        recipes.find(settings.recipe).check(settings, pathlib.Path(scratch))
+    if settings.model.path and (settings.eval.after_training or settings.eval.every):
+        from jax_unmask.evaluation.problems import check_problems
+
+        check_problems(settings)
+    check_weights(settings)
 
 
 def require_best_metric(config: RunSettings, known: Iterable[str]) -> None:

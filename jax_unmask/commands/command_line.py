@@ -17,7 +17,7 @@ from typing import Any, NoReturn, TypeVar
 from absl import app, flags
 from ml_collections import ConfigDict, config_flags
 
-from jax_unmask import recipes
+from jax_unmask import recipes, tasks
 from jax_unmask.notation import key_remedy
 from jax_unmask.recipes.experiments import find_experiment, load_config
 from jax_unmask.runtime import compilation, distributed
@@ -30,7 +30,9 @@ from jax_unmask.settings import (
     Settings,
     declared,
     help_text,
+    naming,
 )
+from jax_unmask.tasks.base import Task
 
 # Exceptions that wrong input raises: `ConfigError` and `CheckpointError` are ValueErrors, paths
 # that do not fit are OSErrors, an extra that is not installed is an ImportError, and lost numbers
@@ -215,6 +217,19 @@ def add_settings(
 def given(kind: type[_Kind], args: argparse.Namespace) -> _Kind:
     """The settings of a class as the arguments of `add_settings` have them."""
     return kind(**{each.key: getattr(args, each.key) for each in declared(kind())})
+
+
+def parse_task(args: argparse.Namespace) -> Task:
+    """The task of `--task` and `--data`."""
+    with naming_task(args):
+        task = tasks.parse(args.task, args.data)
+    return task
+
+
+def naming_task(args: argparse.Namespace) -> contextlib.AbstractContextManager[None]:
+    """Names `--task`, or `--data` where that is given, in mistakes of a task and its data."""
+    key = "task" if args.data is None else "data"
+    return naming(key, getattr(args, key), kind=FlagError)
 
 
 def seed(text: str) -> int:

@@ -21,6 +21,7 @@ from jax_unmask.denoisers.tensor_files import MAX_SHARD_BYTES
 from jax_unmask.denoisers.tokenizer import has_tokenizer
 from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import local_path
+from jax_unmask.settings import SettingError, naming
 from jax_unmask.shipped import shipped_lengths, shipped_models
 
 logger = logging.getLogger(__name__)
@@ -72,23 +73,26 @@ def convert(
         max_shard_bytes: limit of a safetensors file.
 
     Raises:
-        OSError: there is something in `output`; the source is missing, or lacks a file.
-        ValueError: the source's files do not fit together.
+        SettingError: there is something in `output`; the source is missing, lacks a file, or its
+            files do not fit together.
     """
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
-        raise FileExistsError(f"{output} is not empty; choose another directory or remove it")
+        remedy = "Choose another directory or remove it"
+        raise SettingError("output", str(output), f"{output} is not empty", remedy)
     if max_shard_bytes < 1:
         raise ValueError(f"max_shard_bytes={max_shard_bytes} must be at least 1")
-    directory = hub.local_directory(source)
-    if to is None:
-        to = "hf" if has_orbax_files(directory) else "orbax"
-    is_masked = not diffusion_gemma.is_model(directory)
-    # The tokenizer comes first: it is quick to load and most mistakes show there.
-    tokenizer = None
-    if has_tokenizer(directory):
-        tokenizer = denoisers.load_tokenizer(directory, needs_mask=is_masked)
+    with naming("source", source):
+        directory = hub.local_directory(source)
+        if to is None:
+            to = "hf" if has_orbax_files(directory) else "orbax"
+        is_masked = not diffusion_gemma.is_model(directory)
+        # The tokenizer comes first: it is quick to load and most mistakes show there.
+        tokenizer = None
+        if has_tokenizer(directory):
+            tokenizer = denoisers.load_tokenizer(directory, needs_mask=is_masked)
     if not is_masked:
-        loaded = diffusion_gemma.load(directory, param_dtype=param_dtype)
+        with naming("source", source):
+            loaded = diffusion_gemma.load(directory, param_dtype=param_dtype)
         if to == "orbax":
             diffusion_gemma.save_orbax(output, loaded)
         else:
@@ -96,9 +100,10 @@ def convert(
         hub.copy_companions(directory, output)
         logger.info("%s: diffusion_gemma, %s", output, loaded.model.config.param_dtype)
         return to
-    denoiser, params = denoisers.from_pretrained(
-        directory, param_dtype=param_dtype, mask_token_id=mask_token_id
-    )
+    with naming("source", source):
+        denoiser, params = denoisers.from_pretrained(
+            directory, param_dtype=param_dtype, mask_token_id=mask_token_id
+        )
     if to == "orbax":
         denoisers.save_orbax(output, denoiser, params, tokenizer)
     else:

@@ -14,15 +14,10 @@ from ml_collections import ConfigDict
 from jax_unmask import policies, recipes
 from jax_unmask.commands import command_line
 from jax_unmask.denoisers.orbax_files import has_orbax_files
-from jax_unmask.environment.bundle import (
-    check_split,
-    eval_splits,
-    load_bundle,
-    load_denoiser_config,
-    load_task,
-)
+from jax_unmask.environment.bundle import eval_splits, load_bundle, load_denoiser_config
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation import axes, candidates, dry_run, reporting, sweep
+from jax_unmask.evaluation.problems import check_problems
 from jax_unmask.policies.checkpoint import CONFIG as POLICY_CONFIG
 from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.report.model_card import write_policy_card
@@ -30,11 +25,11 @@ from jax_unmask.report.results import Result
 from jax_unmask.runtime import agreement
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.checkpoints import Checkpoints
-from jax_unmask.runtime.config import RECORD, flatten, nested
+from jax_unmask.runtime.config import RECORD, flatten, nested, require_directory
 from jax_unmask.runtime.exports import EXPORTS
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.locks import DirectoryLock
-from jax_unmask.settings import Settings, flat
+from jax_unmask.settings import FlagError, Settings, flat
 
 _NAMING = ("reward.alpha", "seed")
 
@@ -62,7 +57,11 @@ def evaluate(
 def _evaluate(
     config: ConfigDict, workdir: pathlib.Path, checkpoint: pathlib.Path | None, lock: DirectoryLock
 ) -> list[Result]:
-    config, trained = _for_evaluation(config), None
+    require_directory(workdir)
+    if checkpoint is not None and not checkpoint.is_dir():
+        remedy = "Give one that there is"
+        raise FlagError("checkpoint", str(checkpoint), "it is not a directory", remedy)
+    config, trained = for_evaluation(config), None
     settings = recipes.read(config)
     candidates.check(settings)  # Mistakes show before anything large is loaded.
     lock.take()
@@ -80,14 +79,14 @@ def _evaluate(
             trained = policy_directory(settings, checkpoint, workdir)
             candidates.candidates(settings, trained=trained)
     if not settings.eval.axes:
+        check_problems(settings)
         bundle = load_bundle(settings, splits=tuple(eval_splits(settings)))
         return sweep.run(settings, bundle, workdir, trained=trained)
     # Every combination of the axes, one after the other, into one report.
     varied = _varied(config)
     for settings, _ in varied:
         candidates.candidates(settings, trained=trained)
-        for split in eval_splits(settings):  # Data of all of them, before the weights of any.
-            check_split(settings, load_task(settings), split)
+        check_problems(settings)  # Data of all of them, before the weights of any.
     curve_files = reporting.curve_files(settings, workdir)
     swept = []
     for settings, values in varied:
@@ -98,7 +97,7 @@ def _evaluate(
     return [result for part in swept for result in part.results]
 
 
-def _for_evaluation(config: ConfigDict) -> ConfigDict:
+def for_evaluation(config: ConfigDict) -> ConfigDict:
     """A copy of the config in which settings that only training uses have their defaults.
 
     So a policy can be measured where it could not be trained, such as on a longer canvas.
@@ -118,7 +117,7 @@ def _for_evaluation(config: ConfigDict) -> ConfigDict:
 def _varied(config: ConfigDict) -> list[tuple[RunSettings, dict[str, Any]]]:
     """Settings of every combination of the axes, with their values."""
     return [
-        (recipes.read(_for_evaluation(each.config)), each.values)
+        (recipes.read(for_evaluation(each.config)), each.values)
         for each in axes.combinations(config)
     ]
 
@@ -129,7 +128,7 @@ def list_measurements(config: ConfigDict, *, speed: float | None, nfe: int | Non
     `speed` is in row forwards per second, for an estimate of the time; `nfe` as in
     `dry_run.planned`.
     """
-    config = _for_evaluation(config)
+    config = for_evaluation(config)
     candidates.check(recipes.read(config))
     return dry_run.table(dry_run.planned(_varied(config), nfe=nfe), speed)
 
@@ -161,8 +160,6 @@ def policy_directory(config: Any, checkpoint: pathlib.Path, workdir: pathlib.Pat
     """
     if (checkpoint / POLICY_CONFIG).is_file():
         return checkpoint
-    if not checkpoint.is_dir():
-        raise FileNotFoundError(f"checkpoint {checkpoint} is not a directory")
     recipe = recipes.find(config.recipe)
     if recipe.build_policy is None:
         raise ValueError(

@@ -33,6 +33,7 @@ from jax_unmask.rollout import RolloutSettings
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.terminal import harmless
+from jax_unmask.settings import naming
 from jax_unmask.shipped import shipped_models
 from jax_unmask.tasks.base import Drawn, Example, Task
 
@@ -166,9 +167,14 @@ def fill_in(args: argparse.Namespace) -> None:
         args.task = here[0]
 
 
-def check(args: argparse.Namespace) -> None:
+def check(args: argparse.Namespace, asked: Problem) -> None:
     """Raises for all mistakes in the arguments that show before the model is loaded."""
-    answers.check(args.model, args.policy, decoding(args))
+    known = answers.read(args.model)
+    answers.check(args.model, args.policy, decoding(args), known)
+    if known and asked.prompt is not None:
+        key = "messages" if args.messages is not None else "task" if asked.example else "prompt"
+        with naming(key, getattr(args, key)):
+            answers.check_prompt(known, args.model, decoding(args), asked.prompt)
     if args.html is not None and local_path(args.html).is_dir():
         raise ValueError(f"--html={args.html} is a directory; give the name of a file")
     if not 0 <= args.pace < 60:
@@ -193,10 +199,11 @@ def problem(args: argparse.Namespace) -> Problem:
                 "converse"
             )
         return Problem(message)
-    task = tasks.parse(args.task, args.data)
+    task = command_line.parse_task(args)
     if args.prompt is not None:
         return Problem(message, task)
-    source = task.source("test")
+    with command_line.naming_task(args):
+        source = task.source("test")
     if not 0 <= args.problem < len(source):
         raise ValueError(
             f"--problem={args.problem} does not exist; {args.task} has {len(source)} test problems"
@@ -215,7 +222,8 @@ def decoding(args: argparse.Namespace) -> Decoding:
 def _read_messages(file: str) -> list[dict[str, str]]:
     """A conversation from a JSON file; a `ValueError` if it is not a list of messages."""
     try:
-        text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text("utf-8-sig")
+        with naming("messages", file, "Give a file that there is, or - for standard input"):
+            text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text("utf-8-sig")
         messages = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ValueError(f"--messages={file} is not valid JSON: {error}") from error
@@ -242,7 +250,7 @@ def _run(args: argparse.Namespace) -> None:
     # All that can be wrong without the model is checked before the model is loaded.
     fill_in(args)
     asked = problem(args)
-    check(args)
+    check(args, asked)
     generator = Generator(answers.load(args.model, args.policy, decoding(args)), seed=args.seed)
     model = generator.writer
     tokenizer, live, errors = model.tokenizer, None, Console(stderr=True)
@@ -263,6 +271,8 @@ def _run(args: argparse.Namespace) -> None:
         )
 
     def answer(prompt: Prompt, pad_to: int = 1) -> str:
+        if compiling:  # What is wrong with the prompt shows before.
+            answers.encode(model, prompt)
         try:
             with compiling.pop() if compiling else contextlib.nullcontext():
                 (given,) = generator.generate(

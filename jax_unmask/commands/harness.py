@@ -20,6 +20,7 @@ from jax_unmask.commands import command_line
 from jax_unmask.evaluation.harness_settings import HarnessSettings
 from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import atomic_write
+from jax_unmask.settings import naming
 
 
 def parser() -> argparse.ArgumentParser:
@@ -73,7 +74,8 @@ def verdict(results: dict[str, Any], args: argparse.Namespace) -> list[str]:
 def _run(args: argparse.Namespace) -> dict[str, Any]:
     # Mistakes that show without the harness and the model are refused before loading them.
     settings = command_line.given(HarnessSettings, args)
-    policies.parse_policy(settings.policy)
+    with naming("policy", settings.policy):
+        policies.parse_policy(settings.policy, environment=settings.environment(args.model))
     if args.include_path is not None and not pathlib.Path(args.include_path).is_dir():
         raise FileNotFoundError(f"--include_path={args.include_path} is not a directory")
     lm_eval = require()

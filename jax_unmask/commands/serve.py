@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import dataclasses
 import functools
+import itertools
 import json
 import logging
 import os
@@ -20,13 +22,12 @@ from typing import Any
 
 from jax_unmask import policies
 from jax_unmask.commands import command_line
-from jax_unmask.denoisers import diffusion_gemma, hub
 from jax_unmask.denoisers.quantization import TYPES
 from jax_unmask.denoisers.sampling import Sampling
 from jax_unmask.generation import answers
 from jax_unmask.generation.decoding import Decoding
 from jax_unmask.runtime import compilation, distributed
-from jax_unmask.settings import FlagError
+from jax_unmask.settings import FlagError, SettingError
 from jax_unmask.shipped import shipped_models
 
 KEY = "JAX_UNMASK_API_KEY"
@@ -142,6 +143,8 @@ class Service:
                 "other machines could send requests",
                 f"Set a key in the environment variable {KEY}, or give --no_key",
             )
+        if args.drain_seconds < 0:
+            raise FlagError("drain_seconds", args.drain_seconds, "it is no time", "Give 0 or more")
         _check_port(args)
         lengths, temperatures = (
             _numbers(args, "lengths", int),
@@ -153,16 +156,23 @@ class Service:
         learned = next((each for each in named if answers.trained_for(each)), None)
         first = learned or next(iter(named), None)
         how = _decoding(args, temperatures[0], None)
-        args.model, first, how = answers.fitted(args.model, first, how)
+        with _naming_lists(args):
+            args.model, first, how = answers.fitted(args.model, first, how)
         named = named or list(filter(None, (first, policies.DEFAULT)))
-        if diffusion_gemma.is_model(hub.local_directory(args.model)):
+        known = answers.read(args.model)
+        if known is None:
             problem = "it is a diffusion_gemma, and the server fills canvases of masks"
             remedy = "Serve a masked model, or ask this one with python -m jax_unmask.generate"
             raise FlagError("model", args.model, problem, remedy)
         args.gen_length, args.block_length = how.gen_length, how.block_length
-        for length in lengths or [None]:
-            for policy in named:
-                answers.check(args.model, policy, _decoding(args, temperatures[0], length))
+        is_full = how.block_length == how.gen_length
+        for length, temperature in itertools.product(lengths or [None], temperatures):
+            asked = _decoding(args, temperature, length)
+            if is_full and length is not None:  # The block of full diffusion is the canvas.
+                asked = dataclasses.replace(asked, block_length=length)
+            with _naming_lists(args):
+                for policy in named:
+                    answers.check(args.model, policy, asked, known)
         logger.info("Loading %s ...", args.model)
         writer = answers.load(args.model, named[0], _decoding(args, temperatures[0], None))
         assert isinstance(writer, answers.MaskedWriter)
@@ -266,6 +276,19 @@ def _server(uvicorn: Any, config: Any, say: Any, drain: Any) -> Any:
                     signal.signal(number, handler)
 
     return Server(config)
+
+
+@contextlib.contextmanager
+def _naming_lists(args: argparse.Namespace) -> Iterator[None]:
+    """Names the arguments in mistakes of one of their values."""
+    plural = {"temperature": "temperatures"} | ({"gen_length": "lengths"} if args.lengths else {})
+    try:
+        yield
+    except SettingError as error:
+        if error.key not in plural:
+            raise
+        key, problem = plural[error.key], f"with {error.value!r} {error.problem}"
+        raise FlagError(key, getattr(args, key), problem, error.remedy) from error
 
 
 def _decoding(args: argparse.Namespace, temperature: float, length: int | None) -> Decoding:

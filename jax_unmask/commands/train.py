@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import recipes, tasks
 from jax_unmask.commands import command_line
-from jax_unmask.commands.checks import check_training, require_best_metric
+from jax_unmask.commands.checks import check_reads, check_training, require_best_metric
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.learners.engine import TrainState
@@ -76,6 +76,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, lock: DirectoryLock) -> bo
     settings, measured = check_training(config)
     exempt = exempt_keys(settings)
     check_workdir(workdir, config, exempt=exempt)
+    check_reads(settings)
     recipe = recipes.find(settings.recipe)(settings, workdir)
     data = recipe.data()
     lock.take()
@@ -87,6 +88,7 @@ def _train(config: ConfigDict, workdir: pathlib.Path, lock: DirectoryLock) -> bo
     trained = recipe.finish(state, workdir)
     Placement().meet("exported")  # The first process writes what others may be about to read.
     if settings.eval.after_training:
+        assert trained is not None  # `check_training` sees to it.
         from jax_unmask.evaluation import sweep
 
         with DirectoryLock(workdir, sweep.LOCK) as results:
@@ -154,12 +156,12 @@ def _run(
             heartbeat.begin(step)
             is_first = step == done + 1
             what = f"{config.recipe} with {config.model.path or 'a new denoiser'}"
+            with timer.measure("data"):
+                batch = next(data)
             with (
                 profile.step(step),
                 compilation.announced(what) if is_first else contextlib.nullcontext(),
             ):
-                with timer.measure("data"):
-                    batch = next(data)
                 state, metrics = recipe.step(state, batch, timer)
                 divergence.see(step, (state, metrics))
             if is_first:

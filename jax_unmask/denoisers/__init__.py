@@ -4,7 +4,12 @@ from __future__ import annotations
 
 from jax_unmask.denoisers.adapters import LoraSettings, init_adapters, merge_adapters, with_adapters
 from jax_unmask.denoisers.config import DenoiserConfig
-from jax_unmask.denoisers.pretrained import from_pretrained, save_orbax, save_pretrained
+from jax_unmask.denoisers.pretrained import (
+    check_weights,
+    from_pretrained,
+    save_orbax,
+    save_pretrained,
+)
 from jax_unmask.denoisers.tokenizer import Tokenizer, load_tokenizer
 from jax_unmask.denoisers.transformer import (
     Denoiser,
@@ -21,6 +26,7 @@ __all__ = [
     "Params",
     "Tokenizer",
     "abstract_params",
+    "check_weights",
     "count_params",
     "from_pretrained",
     "init_adapters",

@@ -64,6 +64,11 @@ def local_directory(source: str | os.PathLike[str], *, weights: bool = True) -> 
     return download(str(source), FILES if weights else _TOKENIZER_FILES)
 
 
+def is_downloaded(source: str | os.PathLike[str]) -> bool:
+    """Whether a model is one of the hub, and no local directory."""
+    return not local_path(resolve_model(os.fspath(source))).expanduser().is_dir()
+
+
 def is_name(text: str) -> bool:
     """Whether a text can be a name on the hub, OWNER/NAME."""
     return _HUB_NAME.fullmatch(text) is not None

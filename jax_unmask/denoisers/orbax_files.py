@@ -67,12 +67,7 @@ def read_orbax_files(
 
     item = directory.absolute() / ORBAX_ITEM
     with ocp.StandardCheckpointer() as checkpointer:
-        with _complete(directory):
-            metadata = checkpointer.metadata(item).item_metadata
-            if metadata is None:
-                raise EOFError("its description is damaged")
-        check_shapes(shapes_of(metadata.tree), shapes_of(expected), directory)
-        stored = {path: leaf.dtype for path, leaf in flatten_dict(metadata.tree).items()}
+        stored = check_orbax_files(directory, expected)
         if param_dtype is None:
             param_dtype = widest(dtype for path, dtype in stored.items() if path not in keeping)
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -93,6 +88,21 @@ def read_orbax_files(
             narrowed = stored[path] != leaf.dtype
             raise not_finite(directory, "/".join(path), param_dtype if narrowed else None)
     return params, param_dtype
+
+
+def check_orbax_files(directory: pathlib.Path, expected: Params) -> dict[Path, np.dtype]:
+    """The type of each parameter of a model directory, by the checkpoint's description.
+
+    Raises: as `read_orbax_files`.
+    """
+    import orbax.checkpoint as ocp
+
+    with ocp.StandardCheckpointer() as checkpointer, _complete(directory):
+        metadata = checkpointer.metadata(directory.absolute() / ORBAX_ITEM).item_metadata
+        if metadata is None:
+            raise EOFError("its description is damaged")
+    check_shapes(shapes_of(metadata.tree), shapes_of(expected), directory)
+    return {path: leaf.dtype for path, leaf in flatten_dict(metadata.tree).items()}
 
 
 def shapes_of(params: Params) -> dict[str, tuple[int, ...]]:

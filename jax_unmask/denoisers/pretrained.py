@@ -26,6 +26,7 @@ from jax_unmask.denoisers import quantization as quantized
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.orbax_files import (
     ORBAX_ITEM,
+    check_orbax_files,
     has_orbax_files,
     new_orbax_item,
     read_orbax_files,
@@ -98,13 +99,7 @@ def from_pretrained(
         quantized.check_kind(quantization)
     directory = hub.local_directory(path)
     config = read_config(directory, mask_token_id=mask_token_id, family=family)
-    orbax, tensors = has_orbax_files(directory), has_tensor_files(directory)
-    if orbax and tensors:
-        raise ValueError(
-            f"{directory} holds both safetensors and an Orbax checkpoint ({ORBAX_ITEM}/); remove "
-            "the one that is out of date"
-        )
-    load = _load_orbax if orbax else _load_tensors
+    load = _load_orbax if _is_orbax(directory) else _load_tensors
     places = {} if shardings is None else flatten_dict(shardings(abstract_params(config)))
     params, config = load(directory, config, param_dtype, quantization, places)
     if dtype is None:
@@ -112,6 +107,23 @@ def from_pretrained(
         if dtype == jnp.float16:  # Made from bfloat16, whose activations float16 cannot hold.
             dtype = jnp.bfloat16
     return Denoiser(dataclasses.replace(config, dtype=dtype)), params
+
+
+def check_weights(path: str | os.PathLike[str]) -> None:
+    """Checks the weights of a model by the headers of their files: names, shapes and types.
+
+    Args:
+        path: as of `from_pretrained`; weights that would have to be downloaded are not looked at.
+
+    Raises:
+        FileNotFoundError, ValueError: as `from_pretrained`.
+    """
+    directory = hub.local_directory(path, weights=False)
+    config = read_config(directory)
+    if _is_orbax(directory):
+        check_orbax_files(directory, abstract_params(config))
+    elif has_tensor_files(directory) or not hub.is_downloaded(path):
+        _open_tensors(directory, config)
 
 
 def save_pretrained(
@@ -208,6 +220,29 @@ def read_config(
         return found.config_from_hf(fields)
 
 
+def _is_orbax(directory: pathlib.Path) -> bool:
+    """Whether the weights of a directory are an Orbax checkpoint; an error if both kinds are."""
+    orbax = has_orbax_files(directory)
+    if orbax and has_tensor_files(directory):
+        raise ValueError(
+            f"{directory} holds both safetensors and an Orbax checkpoint ({ORBAX_ITEM}/); remove "
+            "the one that is out of date"
+        )
+    return orbax
+
+
+def _open_tensors(directory: pathlib.Path, config: DenoiserConfig) -> tuple[TensorFiles, TensorMap]:
+    """The files of the weights, with the tensors that the config calls for, and their map."""
+    files, tensors = TensorFiles(directory), _tensor_map(config)
+    copies = {}
+    if config.tie_embeddings:
+        untied = _tensor_map(dataclasses.replace(config, tie_embeddings=False))
+        (table,) = tensors.stored_as(("embedding",))
+        copies = dict.fromkeys(untied.stored_as(("head",)), table)
+    files.reconcile(tensors.shapes, copies, config.rope_theta)
+    return files, tensors
+
+
 def _load_tensors(
     directory: pathlib.Path,
     config: DenoiserConfig,
@@ -215,14 +250,7 @@ def _load_tensors(
     quantization: str | None,
     places: Mapping[Path, jax.sharding.Sharding],
 ) -> tuple[Params, DenoiserConfig]:
-    files = TensorFiles(directory)
-    tensors = _tensor_map(config)
-    copies = {}
-    if config.tie_embeddings:
-        untied = _tensor_map(dataclasses.replace(config, tie_embeddings=False))
-        (table,) = tensors.stored_as(("embedding",))
-        copies = dict.fromkeys(untied.stored_as(("head",)), table)
-    files.reconcile(tensors.shapes, copies, config.rope_theta)
+    files, tensors = _open_tensors(directory, config)
     if param_dtype is None:
         param_dtype = widest(
             dtype for name, dtype in files.dtypes.items() if name not in tensors.names

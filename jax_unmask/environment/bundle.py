@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from jax_unmask import denoisers, notation, tasks
@@ -16,7 +17,7 @@ from jax_unmask.rollout import Cache, parse_cache
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.mesh import param_shardings
 from jax_unmask.runtime.placement import Placement
-from jax_unmask.settings import ConfigError, SettingError
+from jax_unmask.settings import ConfigError, SettingError, naming
 from jax_unmask.shipped import shipped_models
 from jax_unmask.tasks.base import Split, Task
 
@@ -56,35 +57,58 @@ def load_bundle(
     """
     task, placement = _checked_task(config, splits), placements.for_rollouts(config)
     quantization = config.model.quantization
-    denoiser, params, tokenizer = load_model(
-        _model_path(config),
-        dtype=config.model.dtype,
-        param_dtype=config.model.param_dtype,
-        quantization=quantization,
-        placement=weights or placement,
-    )
+    path = _model_path(config)
+    with naming_model(path):
+        denoiser, params, tokenizer = load_model(
+            path,
+            dtype=config.model.dtype,
+            param_dtype=config.model.param_dtype,
+            quantization=quantization,
+            placement=weights or placement,
+        )
     name = str(config.model.path) + (f" {quantization}" if quantization else "")
     return Bundle(denoiser, params, tokenizer, task, name, placement)
 
 
-def describe(config: Any) -> Bundle:
-    """The `Bundle` of a training without the weights: they alone are not read.
+def describe(config: Any, splits: Sequence[Split] = ("train",)) -> Bundle:
+    """The `Bundle` of `load_bundle` without the weights: they alone are not read.
 
     Raises: as `load_bundle`.
     """
-    task, path = _checked_task(config, ("train",)), _model_path(config)
-    try:
+    task, path = _checked_task(config, splits), _model_path(config)
+    with naming_model(path):
         if config.model.quantization is not None:
             check_kind(config.model.quantization)
-        shape, tokenizer = _read_model(path)
-    except (OSError, ValueError) as error:
-        remedy = f"Give a directory, a hub name, or one of {', '.join(shipped_models())}"
-        raise ConfigError("model.path", path, str(error).rstrip("."), remedy) from error
+        shape, tokenizer = read_model(path)
     shape = dataclasses.replace(
         shape, dtype=config.model.dtype, param_dtype=config.model.param_dtype
     )
     denoiser, placement = denoisers.Denoiser(shape), placements.for_rollouts(config)
     return Bundle(denoiser, None, tokenizer, task, str(path), placement)
+
+
+def check_weights(config: Any, *, absent: Collection[str] = ()) -> None:
+    """Checks the files of the denoisers' weights without reading these.
+
+    Args:
+        config: a full config.
+        absent: directories of models whose weights are not there yet.
+
+    Raises:
+        ConfigError: files are missing or damaged, or hold other tensors than `config.json` says.
+    """
+    for index, each in enumerate(config.each):
+        path = each.model.path
+        if path is None or path in absent:
+            continue
+        with config.naming(index), naming_model(path):
+            denoisers.check_weights(path)
+
+
+def naming_model(path: str) -> contextlib.AbstractContextManager[None]:
+    """Names the key of the model in mistakes of its files."""
+    remedy = f"Give a directory, a hub name, or one of {', '.join(shipped_models())}"
+    return naming("model.path", path, remedy, ConfigError)
 
 
 def _checked_task(config: Any, splits: Sequence[Split]) -> Task:
@@ -110,15 +134,11 @@ def check_split(config: Any, task: Task, split: Split) -> int:
     Of tasks that generate their problems, it is 1,024 where not limited.
 
     Raises:
-        ConfigError: the data are not there; or an evaluation of the config asks for more problems
-            than there are.
-        ValueError: the data cannot be read.
+        ConfigError: the data are not there, or cannot be read; or an evaluation of the config asks
+            for more problems than there are.
     """
-    try:
+    with naming("task.path", config.task.path, kind=ConfigError):
         found = len(task.source(split, seed=0))
-    except OSError as error:
-        remedy = "Give a path that there is"
-        raise ConfigError("task.path", config.task.path, str(error), remedy) from error
     wanted = eval_splits(config).get(split, 0)
     if wanted > found:
         is_measured = split == config.eval.split
@@ -134,7 +154,10 @@ def load_denoiser_config(config: Any) -> denoisers.DenoiserConfig:
 
     Raises: as `load_bundle`.
     """
-    return read_config(hub.local_directory(_model_path(config), weights=False))
+    path = _model_path(config)
+    with naming_model(path):
+        shape = read_config(hub.local_directory(path, weights=False))
+    return shape
 
 
 def _model_path(config: Any) -> str:
@@ -162,7 +185,7 @@ def load_model(
     With a placement the weights are read straight into their places.
     """
     shardings = None
-    shape, tokenizer = _read_model(path)
+    shape, tokenizer = read_model(path)
     mesh = None if placement is None else placement.mesh
     if mesh is not None:
         sharding.check_mesh(shape, mesh)
@@ -173,7 +196,7 @@ def load_model(
     return denoiser, params, tokenizer
 
 
-def _read_model(path: str) -> tuple[denoisers.DenoiserConfig, denoisers.Tokenizer]:
+def read_model(path: str) -> tuple[denoisers.DenoiserConfig, denoisers.Tokenizer]:
     """Shape and tokenizer of a model, without its weights.
 
     The tokenizer comes first: it is quick to load and most mistakes show there.
@@ -196,12 +219,10 @@ def build_cache(
     Raises:
         ConfigError: it cannot be read, or does not fit the denoiser's attention (if that is given).
     """
-    try:
+    with naming(key, text, "Correct it, or give 'none'", ConfigError):
         cache = parse_cache(text)
         if cache is not None and denoiser is not None:
             cache.check_fits(denoiser)
-    except ValueError as error:
-        raise ConfigError(key, text, str(error), "Correct it, or give 'none'") from error
     return cache
 
 
@@ -247,13 +268,10 @@ def _create(name: str, arguments: dict[str, Any]) -> Task:
 
 def _weight(text: str) -> tuple[str, float | None]:
     """Name and weight of a task of a mixture, such as "gsm8k" or "math=0.5"."""
-    try:
+    with naming("task.mixture", text, "Write NAME or NAME=WEIGHT", ConfigError):
         name, weight = notation.weighted(text)
         tasks.TASKS(name)
-        return name, weight
-    except ValueError as error:
-        remedy = "Write NAME or NAME=WEIGHT"
-        raise ConfigError("task.mixture", text, str(error), remedy) from error
+    return name, weight
 
 
 def _addressed(text: str) -> tuple[str | None, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any, ClassVar, Literal
 
@@ -228,6 +229,11 @@ class RunSettings(Settings):
     def each(self) -> tuple[Any, ...]:
         """The settings of each environment of the training, as if there were no other."""
         return (self,)
+
+    def naming(self, index: int) -> contextlib.AbstractContextManager[None]:
+        """Names an environment, by its place in `each`, in mistakes of settings of its own."""
+        del index
+        return contextlib.nullcontext()
 
     @property
     def policy_name(self) -> str:

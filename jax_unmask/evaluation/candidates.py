@@ -9,12 +9,13 @@ import re
 from collections.abc import Sequence
 
 from jax_unmask import notation, policies
-from jax_unmask.environment.bundle import build_cache
+from jax_unmask.environment.bundle import build_cache, load_denoiser_config
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.policies.base import Params, Policy, alphas_of
 from jax_unmask.report import curves, results
+from jax_unmask.rollout import check_rollout
 from jax_unmask.runtime.exports import EXPORTS
-from jax_unmask.settings import ConfigError
+from jax_unmask.settings import ConfigError, SettingError, naming
 from jax_unmask.shipped import shipped_policies
 
 _SEED = re.compile(r"(?P<method>.+?)[-_]seed(?P<seed>\d+)")
@@ -55,7 +56,7 @@ class Candidate:
 
 def check(config: RunSettings) -> None:
     """Raises a `ConfigError` for what of `config.eval` can be wrong before anything is loaded."""
-    candidates(config)
+    check_shapes(config, candidates(config))
     for text in config.eval.caches:
         build_cache(text, "eval.caches")
     for text in config.eval.viewer:
@@ -66,6 +67,36 @@ def check(config: RunSettings) -> None:
         curves.find(config.eval.curves)
     except FileNotFoundError as error:
         raise ConfigError("eval.curves", config.eval.curves, str(error), "Correct it") from error
+
+
+def check_shapes(config: RunSettings, found: Sequence[Candidate]) -> None:
+    """Raises a `ConfigError` for a learned policy that cannot act on a canvas of the config.
+
+    Where the denoiser's shape is not known yet, that shows when it is.
+    """
+    if config.model.path is None:
+        return
+    try:
+        denoiser = load_denoiser_config(config)
+    except (OSError, ValueError):  # Loading it says what is wrong.
+        return
+    for text in config.eval.caches:
+        build_cache(text, "eval.caches", denoiser)
+    build_cache(str(config.sampling.cache or "none"), "rollout.cache", denoiser)
+    learned = {
+        (each.policy, block): each
+        for each in found
+        for block in each.block_lengths
+        if isinstance(each.policy, policies.LearnedPolicy)
+    }
+    for (policy, block), each in learned.items():
+        settings = config.sampling_of(denoiser.family)
+        settings = dataclasses.replace(settings, block_length=block, cache=None)
+        try:
+            check_rollout(each.text, policy, each.params, denoiser, settings)
+        except SettingError as error:
+            key = "eval.policies" if error.key == "policy" else f"rollout.{error.key}"
+            raise ConfigError(key, error.value, error.problem, error.remedy) from error
 
 
 def candidates(
@@ -154,13 +185,11 @@ def _candidates(config: RunSettings, key: str, spec: notation.Spec, label: str) 
         "gen_length": config.sampling.gen_length,
         **({"cache": caches[0]} if len(caches) == 1 else {}),
     }
-    try:
+    with naming(key, spec.text, "Correct or remove it", ConfigError):
         parsed = [
             policies.parse_policy(spec.text, environment={**environment, "block_length": block})
             for block in blocks
         ]
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(key, spec.text, str(error), "Correct or remove it") from error
     method, seed = spec.name.rpartition(".")[2], None
     if spec.target:
         path = pathlib.Path(spec.target)
@@ -208,10 +237,9 @@ def _at_trained_settings(
 
 
 def _expand(key: str, text: str) -> list[notation.Spec]:
-    try:
-        return notation.expand(text)
-    except ValueError as error:
-        raise ConfigError(key, text, str(error), "Correct it") from error
+    with naming(key, text, kind=ConfigError):
+        found = notation.expand(text)
+    return found
 
 
 def _number(text: str) -> float | str:

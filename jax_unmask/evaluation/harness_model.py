@@ -11,15 +11,16 @@ import numpy as np
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import LM
 
-from jax_unmask import policies
+from jax_unmask import denoisers
 from jax_unmask.denoisers import Denoiser, Params, Tokenizer
 from jax_unmask.denoisers.tokenizer import before_stops
-from jax_unmask.environment.bundle import load_model
+from jax_unmask.environment.bundle import load_model, read_model
 from jax_unmask.evaluation.harness_settings import HarnessSettings
 from jax_unmask.evaluation.likelihood import Likelihood
-from jax_unmask.rollout import RolloutSettings, rollout, row_keys
+from jax_unmask.rollout import rollout, row_keys
 from jax_unmask.rollout.trajectory import check_finite
 from jax_unmask.runtime import streams
+from jax_unmask.settings import naming
 
 logger = logging.getLogger(__name__)
 _WIDTH = 64
@@ -54,21 +55,10 @@ class HarnessModel(LM):
     ) -> None:
         super().__init__()
         chosen = HarnessSettings(**settings)
-        chosen.require(
-            chosen.gen_length < denoiser.config.max_length,
-            "gen_length",
-            f"it leaves no room for prompts in the model's length, {denoiser.config.max_length}",
-            "Lower it",
-        )
         self._denoiser, self._params, self._tokenizer = denoiser, params, tokenizer
         self._name = name
-        self._settings = RolloutSettings(
-            gen_length=chosen.gen_length, block_length=chosen.block_length
-        )
-        environment = {"denoiser": name, **self._settings.environment}
-        self._policy, self._policy_params = policies.parse_policy(
-            chosen.policy, environment=environment
-        )
+        self._settings = chosen.rollouts
+        self._policy, self._policy_params = chosen.parse(name, denoiser.config)
         self._batch_size, self._check_greedy = chosen.batch_size, chosen.check_greedy
         self._mc = {
             "draws": chosen.mc_draws,
@@ -83,6 +73,10 @@ class HarnessModel(LM):
     @classmethod
     def load(cls, path: str, *, dtype: str | None = None, **settings: Any) -> HarnessModel:
         """Loads a model; `path` as in `environment.bundle.load_model`."""
+        with naming("model", path):
+            shape, _ = read_model(path)
+            denoisers.check_weights(path)
+        HarnessSettings(**settings).parse(path, shape)  # What is wrong shows before the weights.
         denoiser, params, tokenizer = load_model(path, dtype=dtype, param_dtype=dtype)
         return cls(denoiser, params, tokenizer, name=path, **settings)
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import dataclasses
 
 from jax_unmask import policies
+from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.settings import RunSettings
-from jax_unmask.rollout import RolloutSettings
-from jax_unmask.settings import Settings, setting, setting_of
+from jax_unmask.policies import Params, Policy
+from jax_unmask.rollout import RolloutSettings, check_rollout
+from jax_unmask.settings import Settings, naming, setting, setting_of
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,3 +31,24 @@ class HarnessSettings(Settings):
     def check(self) -> None:
         self.require_divides("block_length", "gen_length")
         self.require_divides("mc_batch_size", "mc_draws")
+
+    @property
+    def rollouts(self) -> RolloutSettings:
+        """The shape of the rollouts."""
+        return RolloutSettings(gen_length=self.gen_length, block_length=self.block_length)
+
+    def environment(self, name: str) -> dict[str, str | int]:
+        """The environment of the policy, for a denoiser of that name; see `parse_policy`."""
+        return {"denoiser": name, **self.rollouts.environment}
+
+    def parse(self, name: str, denoiser: DenoiserConfig) -> tuple[Policy, Params]:
+        """The policy and its parameters for a denoiser of that name and shape.
+
+        Raises:
+            ValueError: it cannot be read, or does not fit there.
+        """
+        environment = self.environment(name)
+        with naming("policy", self.policy):
+            policy, params = policies.parse_policy(self.policy, environment=environment)
+        check_rollout(self.policy, policy, params, denoiser, self.rollouts)
+        return policy, params

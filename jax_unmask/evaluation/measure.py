@@ -183,10 +183,13 @@ def measure(
 
     began = time.perf_counter()
     # The call below finds this program in JAX's cache; so do later calls with other settings.
-    with compiling or contextlib.nullcontext():
-        for width in {width: None for width, _ in jobs}:
-            with places.active():
-                rollout.lower(*arguments(width, jobs[0][1])).compile()
+    with places.active():
+        widths = {width: None for width, _ in jobs}
+        traced = [rollout.lower(*arguments(width, jobs[0][1])) for width in widths]
+        with compiling or contextlib.nullcontext():
+            for each in traced:
+                each.compile()
+    del traced
     compile_seconds = time.perf_counter() - began
 
     own, checks = [], []

@@ -5,11 +5,18 @@ import dataclasses
 import logging
 from typing import Any
 
-from jax_unmask.environment.bundle import Bundle, check_split
+from jax_unmask.environment.bundle import (
+    Bundle,
+    check_split,
+    describe,
+    eval_splits,
+    load_task,
+)
 from jax_unmask.environment.settings import RunSettings
 from jax_unmask.evaluation.candidates import Candidate
 from jax_unmask.evaluation.measure import Measurement, measure
 from jax_unmask.rollout import Cache, Prompts, RolloutSettings
+from jax_unmask.settings import ConfigError, naming
 from jax_unmask.tasks.base import Example, Task
 
 logger = logging.getLogger(__name__)
@@ -80,6 +87,22 @@ def measure_one(
         placement=bundle.placement,
         compiling=compiling,
     )
+
+
+def check_problems(config: RunSettings) -> None:
+    """Encodes the problems of an evaluation, before any weights are loaded.
+
+    Raises:
+        ConfigError: the model's tokenizer cannot read them, or they are not there.
+    """
+    splits = eval_splits(config)
+    bundle = describe(config, tuple(splits))
+    task = load_task(config, prompt_style=config.eval.prompt_style)
+    for split in splits:
+        count, source = check_split(config, task, split), task.source(split, seed=_PROBLEM_SEED)
+        with naming("task.name", config.task.name, kind=ConfigError):
+            for index in range(count):
+                bundle.tokenizer.encode_prompt(task.prompt(source[index]))
 
 
 def load_problems(config: RunSettings, bundle: Bundle, task: Task, split: Any) -> Problems:

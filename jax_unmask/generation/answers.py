@@ -15,9 +15,10 @@ import jax
 import numpy as np
 from jaxtyping import Array, Float
 
-from jax_unmask import notation, policies
+from jax_unmask import denoisers, notation, policies
 from jax_unmask.denoisers import (
     Denoiser,
+    DenoiserConfig,
     Params,
     Tokenizer,
     diffusion_gemma,
@@ -25,8 +26,9 @@ from jax_unmask.denoisers import (
     hub,
     load_tokenizer,
 )
+from jax_unmask.denoisers.quantization import check_kind
 from jax_unmask.denoisers.sampling import Sampling
-from jax_unmask.environment.bundle import load_model
+from jax_unmask.environment.bundle import load_model, read_model
 from jax_unmask.evaluation.viewing import record
 from jax_unmask.generation.decoding import Decoding, Prompt, Step
 from jax_unmask.policies.base import Policy, strong
@@ -34,11 +36,19 @@ from jax_unmask.policies.calibration import load_calibrations
 from jax_unmask.policies.checkpoint import MadeFor, made_for
 from jax_unmask.prompts import Prompts
 from jax_unmask.report import page, traces
-from jax_unmask.rollout import RolloutSettings, Trajectory, Watcher, canvases, parse_cache, rollout
+from jax_unmask.rollout import (
+    RolloutSettings,
+    Trajectory,
+    Watcher,
+    canvases,
+    check_rollout,
+    parse_cache,
+    rollout,
+)
 from jax_unmask.rollout.canvases import CanvasSettings, Generated
 from jax_unmask.rollout.continuous import ContinuousRollout, answer_keys
 from jax_unmask.rollout.trajectory import check_finite
-from jax_unmask.settings import SettingError
+from jax_unmask.settings import SettingError, naming
 from jax_unmask.shipped import shipped_lengths, shipped_models
 
 DEFAULT_LENGTH = 128
@@ -398,9 +408,9 @@ def fitted(
     elif trained:
         made = (here or trained)[0]
         if here or model not in shipped_models():
-            length = decoding.gen_length or made.gen_length
+            length = made.gen_length if decoding.gen_length is None else decoding.gen_length
             block = length if made.block_length == made.gen_length else made.block_length
-            if decoding.block_length is None and length % block == 0:
+            if decoding.block_length is None and block and length % block == 0:
                 decoding = dataclasses.replace(decoding, block_length=block)
             decoding = dataclasses.replace(decoding, gen_length=length)
         shape = masked_settings(model, decoding)
@@ -422,8 +432,15 @@ def fitted(
 
 def trained_for(text: str | None) -> tuple[MadeFor, ...]:
     """The places that a learned policy was trained for, or calibrated for where nfe is given."""
-    spec = None if text is None else notation.parse(text)
-    if spec is None or spec.name != "learned" or not spec.target:
+    if text is None:
+        return ()
+    with naming("policy", text):
+        return _trained_for(text)
+
+
+def _trained_for(text: str) -> tuple[MadeFor, ...]:
+    spec = notation.parse(text)
+    if spec.name != "learned" or not spec.target:
         return ()
     directory, given = policies.policy_directory(spec.target), dict(spec.settings)
     if "nfe" not in given:
@@ -438,11 +455,47 @@ def trained_for(text: str | None) -> tuple[MadeFor, ...]:
     )
 
 
-def check(model: str, policy: str | None, decoding: Decoding) -> None:
-    """Raises for all mistakes that show before the model is loaded."""
-    shape = masked_settings(model, decoding)
-    environment = {"denoiser": model, **shape.environment}
-    policies.parse_policy(policy or policies.DEFAULT, environment=environment)
+Read = tuple[DenoiserConfig, Tokenizer]
+"""The files of a masked model but for its weights."""
+
+
+def read(model: str) -> Read | None:
+    """Shape and tokenizer of a model whose weights are there; None of a DiffusionGemma.
+
+    Raises:
+        SettingError: a file is missing or damaged, or they do not fit together.
+    """
+    with naming("model", model):
+        if diffusion_gemma.is_model(hub.local_directory(model, weights=False)):
+            return None
+        found = read_model(model)
+        denoisers.check_weights(model)
+    return found
+
+
+def check(model: str, policy: str | None, decoding: Decoding, known: Read | None = None) -> None:
+    """Raises for all mistakes that show before the model is loaded; `known` is what `read` gave."""
+    shape, named = masked_settings(model, decoding), policy or policies.DEFAULT
+    with naming("policy", named):
+        environment = {"denoiser": model, **shape.environment}
+        parsed = policies.parse_policy(named, environment=environment)
+    if known := known or read(model):
+        config, tokenizer = known
+        settings = masked_settings(model, decoding, Denoiser(config), tokenizer)
+        check_rollout(named, *parsed, config, settings)
+        if decoding.quantization is not None:
+            check_kind(decoding.quantization)
+
+
+def check_prompt(known: Read, model: str, decoding: Decoding, prompt: Prompt) -> None:
+    """Raises a ValueError for a prompt that `encode` would refuse, before the model is loaded."""
+    config, tokenizer = known
+    settings = masked_settings(model, decoding)
+    _check_room(
+        len(tokenizer.encode_prompt(prompt, thinking=decoding.thinking)),
+        settings.gen_length,
+        config.max_length - settings.gen_length,
+    )
 
 
 def _load_canvas(
@@ -480,7 +533,8 @@ def masked_settings(
     if model in shipped_models():
         _, length, block = shipped_lengths(model)
     length = length if decoding.gen_length is None else decoding.gen_length
-    cache = parse_cache(decoding.cache)
+    with naming("cache", decoding.cache):
+        cache = parse_cache(decoding.cache)
     stop_ids: tuple[int, ...] = ()
     sampling = Sampling(top_k=decoding.top_k, top_p=decoding.top_p)
     config = None if denoiser is None else denoiser.config
@@ -488,7 +542,8 @@ def masked_settings(
         sampling = families.sampling(config.family, decoding.top_k, decoding.top_p)
         block = config.attention_block or block
         if cache is not None:
-            cache.check_fits(config)
+            with naming("cache", decoding.cache):
+                cache.check_fits(config)
         if config.attention_block is not None and tokenizer is not None:
             # Block-causal models were not trained to predict tokens after the end of a text.
             stop_ids = tokenizer.stop_ids
@@ -548,16 +603,20 @@ def answer_all(
 def encode(writer: Writer, prompt: Prompt) -> list[int]:
     """Tokens of a prompt; a ValueError if it is too long."""
     tokens = writer.tokenizer.encode_prompt(prompt, thinking=writer.thinking)
-    if len(tokens) > writer.room:
-        settings = writer.settings
-        length = settings.gen_length if isinstance(settings, RolloutSettings) else 0
-        length = length or settings.canvases * writer.block_length  # type: ignore[union-attr]
-        raise ValueError(
-            f"the prompt has {len(tokens)} tokens; with gen_length={length} the model "
-            f"(max_length={writer.room + length}) has room for {max(writer.room, 0)}. Shorten the "
-            "prompt or lower gen_length"
-        )
+    settings = writer.settings
+    length = settings.gen_length if isinstance(settings, RolloutSettings) else 0
+    length = length or settings.canvases * writer.block_length  # type: ignore[union-attr]
+    _check_room(len(tokens), length, writer.room)
     return tokens
+
+
+def _check_room(tokens: int, gen_length: int, room: int) -> None:
+    if tokens > room:
+        raise ValueError(
+            f"the prompt has {tokens} tokens; with gen_length={gen_length} the model "
+            f"(max_length={room + gen_length}) has room for {max(room, 0)}. Shorten the prompt or "
+            "lower gen_length"
+        )
 
 
 def padded_width(writer: Writer, length: int, pad_to: int) -> int:

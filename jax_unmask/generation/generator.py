@@ -47,8 +47,8 @@ class Generator:
             **decoding: the fields of `Decoding`; by default as the policy was trained.
 
         Raises:
-            ValueError: something does not fit; before the weights are read, where it shows then.
-            FileNotFoundError: the model, the policy or a file of theirs does not exist.
+            ValueError: something does not fit, or does not exist; before the weights are read,
+                where it shows then.
         """
         from jax_unmask.generation import answers
         from jax_unmask.generation.decoding import Decoding

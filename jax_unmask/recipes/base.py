@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import dataclasses
 import hashlib
 import logging
 import math
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, ClassVar
 
 import jax
@@ -20,14 +21,14 @@ from jax_unmask.denoisers import DenoiserConfig
 from jax_unmask.environment.bundle import Bundle, describe
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
-from jax_unmask.rollout import Cache, Prompts, row_keys
+from jax_unmask.rollout import Cache, Prompts, RolloutSettings, check_rollout, row_keys
 from jax_unmask.runtime import agreement
 from jax_unmask.runtime.accelerators import Accelerator
 from jax_unmask.runtime.exports import EXPORTS, Trained, places
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
-from jax_unmask.settings import ConfigError, SettingError, setting
+from jax_unmask.settings import ConfigError, SettingError, naming, setting
 from jax_unmask.tasks import data
 
 logger = logging.getLogger(__name__)
@@ -147,9 +148,11 @@ class Recipe(abc.ABC):
 
     @classmethod
     def check(cls, config: Any, workdir: pathlib.Path) -> Bundle | None:
-        """Reads all that a training needs but weights, before the first stage of a curriculum.
+        """Reads all that a training needs but weights.
 
-        By default the model's other files, and the data.
+        It comes before the weights are loaded, and before the first stage of a curriculum. By
+        default it reads the model's other files, and encodes the prompts. `workdir` may receive
+        files, which are not kept.
 
         Returns:
             What was read; None where the denoiser's shape is not known.
@@ -158,7 +161,11 @@ class Recipe(abc.ABC):
             ConfigError, OSError, ValueError: the training could not begin.
         """
         del workdir
-        return None if config.model.path is None else describe(config)
+        if config.model.path is None:
+            return None
+        bundle = describe(config)
+        check_examples(config, bundle)
+        return bundle
 
     @abc.abstractmethod
     def __init__(self, config: Any, workdir: pathlib.Path) -> None:
@@ -203,8 +210,11 @@ class Recipe(abc.ABC):
         """
 
     @abc.abstractmethod
-    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle:
-        """Exports what was trained, and returns it for an evaluation."""
+    def finish(self, state: TrainState, workdir: pathlib.Path) -> Bundle | None:
+        """Exports what was trained, and returns it for an evaluation.
+
+        None for recipes that train neither a denoiser nor a policy, which have no evaluation.
+        """
 
 
 def check_schedule(optimizer: OptimizerSettings, total_steps: int) -> None:
@@ -224,23 +234,30 @@ def parse_policy(key: str, text: str, *, final: bool = True) -> tuple[Any, Any]:
         ConfigError: it cannot be read; or it changes tokens that were filled, and the learner needs
             one step per token.
     """
-    try:
+    with naming(key, text, kind=ConfigError):
         policy, params = policies.parse_policy(text)
-    except (ValueError, FileNotFoundError) as error:
-        raise ConfigError(key, text, str(error).rstrip("."), "Correct it") from error
     if policy.needs.post_steps is not None or (final and not policy.needs.final_tokens):
         problem = "it changes tokens that were filled, and the learner needs one step per token"
         raise ConfigError(key, text, problem, "Choose one that does not, such as dynamic")
     return policy, params
 
 
+def check_policy(
+    key: str, text: str, denoiser: DenoiserConfig, settings: RolloutSettings, *, final: bool = True
+) -> None:
+    """Raises a `ConfigError` unless the policy that a key names can act on these canvases."""
+    policy, params = parse_policy(key, text, final=final)
+    try:
+        check_rollout(text, policy, params, denoiser, settings, key=key)
+    except SettingError as error:
+        raise error.within("") from error
+
+
 def check_cache(cache: Cache | None, denoiser: DenoiserConfig) -> None:
     """Raises a `ConfigError` for a cache that does not fit the denoiser's attention."""
     if cache is not None:
-        try:
+        with naming("rollout.cache", str(cache), kind=ConfigError):
             cache.check_fits(denoiser)
-        except ValueError as error:
-            raise ConfigError("rollout.cache", str(cache), str(error), "Correct it") from error
 
 
 def export_setting() -> Any:
@@ -287,36 +304,83 @@ def training_batches(
 ) -> data.BatchIterator:
     """Batches of the training split without end, this process's shard of them.
 
-    Every example is encoded once before, so that one over its budget stops no run half-way. Of a
-    task that generates its problems, the first ones stand for all. `changes` are fields of
-    `tasks.data.BatchSettings` that do not follow from the config.
+    `changes` are fields of `tasks.data.BatchSettings` that do not follow from the config.
 
     Raises:
-        ValueError: an example does not fit; the message names it.
+        ConfigError: when iterating, an example does not fit; `check_examples` finds most before.
     """
-    task, tokenizer = bundle.task, bundle.tokenizer
-    settings = data.BatchSettings(
-        batch_size,
-        config.task.prompt_length,
-        seed=config.seed,
-        **{"truncate": config.task.truncate_prompts, **changes},
+    shard = dataclasses.replace(
+        _batch_settings(config, batch_size, **changes),
+        shard_index=placement.feed,
+        shard_count=placement.feeds,
     )
-    examples = len(task.source("train", seed=settings.seed))
+    return _TrainingBatches(data.batches(bundle.task, "train", bundle.tokenizer, shard))
+
+
+def check_examples(config: Any, bundle: Bundle, **changes: Any) -> None:
+    """Encodes every training example once, so that one over its budget stops no run half-way.
+
+    Of a task that generates its problems, the first ones stand for all. `changes` are those of
+    `training_batches`.
+
+    Raises:
+        ConfigError: an example does not fit; the message names it.
+    """
+    settings = _batch_settings(config, 128, num_epochs=1, shuffle=False, **changes)
+    examples = len(bundle.task.source("train", seed=settings.seed))
     limit = examples if examples <= _SCANNED_WHOLE else _SCANNED_ELSE
-    once = dataclasses.replace(
-        settings, batch_size=128, num_epochs=1, shuffle=False, limit=limit or None
-    )
+    settings = dataclasses.replace(settings, limit=limit or None)
     lengths, digest = [], hashlib.sha256()
-    for batch in data.batches(task, "train", tokenizer, once):
-        lengths.append(batch.prompt_lengths[batch.valid])
-        digest.update(np.asarray(batch.prompts.tokens).tobytes())
+    remedy = f"Correct it, or choose another model (`model.path` = {config.model.path!r})"
+    with naming("task.name", config.task.name, remedy, ConfigError), _keys_of_config():
+        for batch in data.batches(bundle.task, "train", bundle.tokenizer, settings):
+            lengths.append(batch.prompt_lengths[batch.valid])
+            digest.update(np.asarray(batch.prompts.tokens).tobytes())
     agreement.require_same({"task.path": f"data with digest {digest.hexdigest()[:12]}"})
     over = np.concatenate(lengths) > settings.prompt_length
-    if over.any() and placement.feed == 0:
+    if over.any() and bundle.placement.feed == 0:
         logger.warning(
             "%d of %d training prompts have more than task.prompt_length=%d tokens (up to %d); "
             "they lose their beginning, or are left out (task.truncate_prompts)",
             *(over.sum(), over.size, settings.prompt_length, max(map(np.max, lengths))),
         )
-    shard = dataclasses.replace(settings, shard_index=placement.feed, shard_count=placement.feeds)
-    return data.batches(task, "train", tokenizer, shard)
+
+
+def _batch_settings(config: Any, batch_size: int, **changes: Any) -> data.BatchSettings:
+    return data.BatchSettings(
+        batch_size,
+        config.task.prompt_length,
+        seed=config.seed,
+        **{"truncate": config.task.truncate_prompts, **changes},
+    )
+
+
+@contextlib.contextmanager
+def _keys_of_config() -> Iterator[None]:
+    """Names settings of `tasks.data.BatchSettings` in mistakes by the keys of configs."""
+    keys = {
+        "prompt_length": "task.prompt_length",
+        "truncate": "task.truncate_prompts",
+        "gen_length": "data.gen_length",
+    }
+    try:
+        yield
+    except SettingError as error:
+        raise error.renamed(lambda key: keys.get(key, key)) from error
+
+
+class _TrainingBatches(data.BatchIterator):
+    """Batches whose mistakes are named by the keys of configs."""
+
+    def __init__(self, batches: data.BatchIterator) -> None:
+        self._batches = batches
+
+    def __next__(self) -> data.Batch:
+        with _keys_of_config():
+            return next(self._batches)
+
+    def get_state(self) -> data.State:
+        return self._batches.get_state()
+
+    def set_state(self, state: data.State) -> None:
+        self._batches.set_state(state)

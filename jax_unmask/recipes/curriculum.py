@@ -29,6 +29,7 @@ from ml_collections import ConfigDict
 
 from jax_unmask import recipes
 from jax_unmask.denoisers import families, hub
+from jax_unmask.environment.bundle import check_weights
 from jax_unmask.policies.learned import Network
 from jax_unmask.recipes.experiments import changed_config
 from jax_unmask.recipes.policy_grpo import check_start
@@ -107,9 +108,9 @@ def check_stages(
 ) -> None:
     """Raises a `ConfigError` that names the first stage which could not begin.
 
-    All is read that a stage needs: configs, data, tokenizers, shapes, policies. Only weights are
-    not, nor what earlier stages are going to write. Stages that are finished need nothing. No
-    directory of a stage may hold another run.
+    All is read that a stage needs: configs, data, tokenizers, shapes, policies; of weights only
+    what their files say of names and shapes, and nothing of what earlier stages are going to write.
+    Stages that are finished need nothing. No directory of a stage may hold another run.
     """
     with tempfile.TemporaryDirectory() as scratch:
         future = _Future(pathlib.Path(scratch))
@@ -161,6 +162,8 @@ class _Future:
             like = recipes.read(_changed(config, self._stand_in), trains=True)
             own = self._scratch / place.name
             bundle = recipe.check(like, own)
+            absent = [each for each in self._models.values() if each and self._is_stand_in(each)]
+            check_weights(like, absent=absent)
             if bundle is not None and model is None:
                 bundle.tokenizer.save(hub.begin_saving(own))
                 hub.finish_saving(own, families.to_hf(bundle.denoiser.config))
@@ -180,7 +183,7 @@ class _Future:
     def named(self, text: str) -> str:
         """A message with the names of denoisers that will be there, not of their stand-ins."""
         for path, model in self._models.items():
-            if model is not None and model.startswith(str(self._scratch)):
+            if model is not None and self._is_stand_in(model):
                 text = text.replace(model, path)
         return text
 
@@ -197,6 +200,10 @@ class _Future:
 
     def _is_known(self, text: str) -> bool:
         return not any(_finds(path, text) for path, model in self._models.items() if model is None)
+
+    def _is_stand_in(self, model: str) -> bool:
+        """Whether a directory holds a shape and a tokenizer alone."""
+        return model.startswith(str(self._scratch))
 
     def _stand_in(self, text: str) -> str:
         for path, model in self._models.items():

@@ -20,7 +20,13 @@ from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.tracerl import ValueSettings
 from jax_unmask.recipes import base, tracerl
-from jax_unmask.recipes.policy_grpo import FrozenModel, PolicyGrpo, PolicyGrpoSettings, build_policy
+from jax_unmask.recipes.policy_grpo import (
+    FrozenModel,
+    PolicyGrpo,
+    PolicyGrpoSettings,
+    build_policy,
+    check_but_examples,
+)
 from jax_unmask.recipes.rollouts import TrainingRollouts
 from jax_unmask.runtime import streams
 from jax_unmask.runtime.exports import places
@@ -175,11 +181,13 @@ class Joint(base.Recipe):
 
     @classmethod
     def check(cls, config: JointSettings, workdir: pathlib.Path) -> Bundle:
-        bundle = PolicyGrpo.check(config.of_policy, workdir)
+        del workdir
+        bundle = check_but_examples(config.of_policy)
         shape = bundle.denoiser.config
         _check_final(config, shape)
         with _own_keys():
             tracerl.check_denoiser(config.of_denoiser, shape)
+        base.check_examples(config, bundle, **tracerl.BATCHES)
         return bundle
 
     def __init__(self, config: JointSettings, workdir: pathlib.Path) -> None:

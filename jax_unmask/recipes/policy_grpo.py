@@ -144,9 +144,16 @@ def build_policy(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> polici
 
 def check_denoiser(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> None:
     """Raises a `ConfigError` for settings that do not fit the denoiser."""
-    network = build_policy(config, denoiser).network
-    base.check_fits(denoiser, config.task.prompt_length, config.rollout.gen_length)
+    policy = build_policy(config, denoiser)
+    network, length = policy.network, config.rollout.gen_length
+    base.check_fits(denoiser, config.task.prompt_length, length)
     base.check_cache(config.rollout.cache, denoiser)
+    try:
+        jax.eval_shape(lambda key: policy.init_params(key, length), jax.random.key(0))
+    except ValueError as error:
+        key, value = "policy.network.kind", config.policy.network.kind
+        remedy = "Change that setting of `policy.network`"
+        raise ConfigError(key, value, str(error).rstrip("."), remedy) from error
     if isinstance(network, policies.NetworkConfig):
         if network.hidden_size not in (0, denoiser.hidden_size):
             raise ConfigError(
@@ -270,11 +277,6 @@ def traced_update(steps: Sequence[Planned], placement: Placement) -> base.Traced
     return base.TracedProgram("update", lowered, has_denoiser=False)
 
 
-def _batches(config: PolicyGrpoSettings, bundle: Bundle) -> data.BatchIterator:
-    """The training batches, as rollouts lie."""
-    return base.training_batches(config, bundle, bundle.placement, config.rollout.prompts_per_step)
-
-
 def _described(network: Network) -> dict[str, Any]:
     """A network's kind and settings, as `config.policy.network` has them."""
     return {"kind": NETWORKS.name_of(type(network)), **dataclasses.asdict(network)}
@@ -324,6 +326,19 @@ def check_start(directory: str, network: Network, saved: Network) -> None:
         )
 
 
+def check_but_examples(config: PolicyGrpoSettings) -> Bundle:
+    """`Recipe.check` of the denoiser, the policy to start from and the task."""
+    bundle = describe(config)
+    shape, expert = bundle.denoiser.config, config.expert
+    check_denoiser(config, shape)
+    load_start(config, shape)
+    if expert.count:
+        settings = build_components(config, shape).expert_settings
+        settings = dataclasses.replace(settings, record=False)
+        base.check_policy("expert.policy", expert.policy, shape, settings, final=False)
+    return bundle
+
+
 class PolicyGrpo(base.Recipe):
     """GRPO of an unmasking policy (Jazbec et al., arXiv 2512.09106).
 
@@ -357,10 +372,8 @@ class PolicyGrpo(base.Recipe):
 
     @classmethod
     def check(cls, config: PolicyGrpoSettings, workdir: pathlib.Path) -> Bundle:
-        bundle = describe(config)
-        check_denoiser(config, bundle.denoiser.config)
-        load_start(config, bundle.denoiser.config)
-        _batches(config, bundle)
+        bundle = check_but_examples(config)
+        base.check_examples(config, bundle)
         return bundle
 
     def __init__(
@@ -413,7 +426,8 @@ class PolicyGrpo(base.Recipe):
         return self._components.learner.init(params, streams.training_key(seed))
 
     def data(self) -> data.BatchIterator:
-        return _batches(self._config, self._bundle)
+        size = self._config.rollout.prompts_per_step
+        return base.training_batches(self._config, self._bundle, self._bundle.placement, size)
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, base.Metrics]:
         experience = self.roll_out(self._bundle.params, state, batch, timer)

@@ -11,10 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from jax_unmask.denoisers import Denoiser
 from jax_unmask.denoisers.sharding import RULES, in_product_type
 from jax_unmask.environment.bundle import Bundle
 from jax_unmask.environment.settings import EvaluationSettings, RunSettings
 from jax_unmask.policies.base import PerRow
+from jax_unmask.recipes.base import TracedProgram, prompt_shapes
 from jax_unmask.rollout import Prompts, RolloutSettings, Trajectory, rollout, row_keys, trimmed
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime.placement import Placement
@@ -219,6 +221,37 @@ class Rollouts:
             checks.append(start_checks(bundle.task, asked, bundle.tokenizer.decode_batch(tokens)))
         tokens, step_map, nfe = map(np.concatenate, zip(*canvases, strict=True))
         return Fetched(tokens, step_map, nfe, checks)
+
+
+def rollout_program(
+    config: RollingSettings,
+    denoiser: Denoiser,
+    weights: Any,
+    policy: Any,
+    policy_params: Any,
+    settings: RolloutSettings,
+    *,
+    is_copied: bool = False,
+) -> TracedProgram:
+    """A rollout of a step as it is traced, for a recipe's `blueprint`.
+
+    Args:
+        config: says how many rows there are, and their prompts.
+        denoiser: the denoiser.
+        weights: shapes and places of its parameters as rollouts read them.
+        policy: chooses the positions to fill.
+        policy_params: its parameters.
+        settings: shape of the rollout.
+        is_copied: the weights are copies that are made for the rollouts of a step.
+    """
+    rolling = placements.for_rollouts(config)
+    with rolling.active():
+        rows = config.rows // config.rollout.batches
+        prompts, keys = prompt_shapes(rolling, rows, config.task.prompt_length)
+        params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, policy_params))
+        params = rolling.everywhere(params)
+        lowered = rollout.lower(denoiser, weights, policy, params, prompts, keys, settings)
+    return TracedProgram("rollout", lowered, made=weights if is_copied else None)
 
 
 def rows_of(rounds: Sequence[Tree], rows: Int[Array, " B"]) -> Tree:

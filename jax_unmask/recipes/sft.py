@@ -208,12 +208,6 @@ def _bundle_from_scratch(config: SupervisedSettings, directory: pathlib.Path) ->
     return Bundle(denoisers.Denoiser(shape), None, tokenizer, task, placement=placement)
 
 
-def _batches(config: SupervisedSettings, bundle: Bundle) -> data.BatchIterator:
-    """The training batches."""
-    size, length = config.data.batch_size, config.data.gen_length
-    return base.training_batches(config, bundle, bundle.placement, size, gen_length=length)
-
-
 def random_params(config: SupervisedSettings, bundle: Bundle) -> denoisers.Params:
     """Initial parameters of a denoiser that starts from scratch."""
     root, task = streams.root(config.seed), bundle.task
@@ -241,7 +235,7 @@ def check_supervised(config: Any, workdir: pathlib.Path, build_learner: BuildLea
         bundle = describe(config)
         bundle = dataclasses.replace(bundle, placement=placements.from_config(config))
     _check_denoiser(config, bundle.denoiser.config, build_learner)
-    _batches(config, bundle)
+    base.check_examples(config, bundle, gen_length=config.data.gen_length)
     return bundle
 
 
@@ -306,7 +300,10 @@ class Supervised(base.Recipe):
         return params
 
     def data(self) -> data.BatchIterator:
-        return _batches(self._config, self._bundle)
+        of, bundle = self._config.data, self._bundle
+        return base.training_batches(
+            self._config, bundle, bundle.placement, of.batch_size, gen_length=of.gen_length
+        )
 
     def current(self, state: TrainState) -> Bundle:
         """The denoiser as it is, its moving average if there is one."""

@@ -39,10 +39,11 @@ from jax_unmask.recipes.rollouts import (
     Rollouts,
     TrainingRollouts,
     choose_groups,
+    rollout_program,
     rows_of,
     text_lengths,
 )
-from jax_unmask.rollout import RolloutSettings, rollout
+from jax_unmask.rollout import RolloutSettings
 from jax_unmask.rollout.flops import row_flops
 from jax_unmask.runtime import placement as placements
 from jax_unmask.runtime import streams
@@ -330,6 +331,10 @@ def update_flops(
 _OF_VALUES = ("value_loss", "value_grad_norm", "value_error", "return_deviation")
 
 
+BATCHES = {"truncate": True}
+"""Of training batches: a prompt over its budget must not end a run, `round` sees to it."""
+
+
 class TraceRl(base.Recipe):
     """TraceRL and the methods it is compared with (Wang et al., arXiv 2509.06949)."""
 
@@ -354,8 +359,10 @@ class TraceRl(base.Recipe):
     def check(cls, config: TraceRlSettings, workdir: pathlib.Path) -> Bundle:
         bundle = describe(config)
         check_denoiser(config, bundle.denoiser.config)
+        settings = build_settings(config, bundle.denoiser.config, ())
+        base.check_policy("rollout.policy", config.rollout.policy, bundle.denoiser.config, settings)
         build_judge(config.process, bundle.task)
-        _batches(config, bundle)
+        base.check_examples(config, bundle, **BATCHES)
         return bundle
 
     def __init__(self, config: TraceRlSettings, workdir: pathlib.Path) -> None:
@@ -421,7 +428,10 @@ class TraceRl(base.Recipe):
         return self._rollouts.weights(params)
 
     def data(self) -> data.BatchIterator:
-        self._batches = _batches(self._config, self._bundle)
+        size = self._config.rollout.prompts_per_step
+        self._batches = base.training_batches(
+            self._config, self._bundle, self._bundle.placement, size, **BATCHES
+        )
         return self._batches
 
     def step(self, state: TrainState, batch: Any, timer: Timer) -> tuple[TrainState, base.Metrics]:
@@ -622,11 +632,10 @@ class TraceRl(base.Recipe):
             jax.eval_shape(lambda params: in_product_type(params, shape.dtype), acting), RULES
         )
         rows, prompt_length = config.rows, config.task.prompt_length
-        with rolling.active():
-            asked, keys = base.prompt_shapes(rolling, rows // config.rollout.batches, prompt_length)
-            params = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, policy_params))
-            params = rolling.everywhere(params)
-            rolled = rollout.lower(denoiser, read, policy, params, asked, keys, settings)
+        is_copied = rolling != placement or jnp.dtype(shape.dtype) != jnp.dtype(shape.param_dtype)
+        rolled = rollout_program(
+            config, denoiser, read, policy, policy_params, settings, is_copied=is_copied
+        )
         with placement.active():
             prompts, _ = base.prompt_shapes(placement, rows, prompt_length)
             canvas: Any = jax.ShapeDtypeStruct((rows, settings.gen_length), jnp.int32)
@@ -642,16 +651,11 @@ class TraceRl(base.Recipe):
                 weights if has_reference else None,
                 weights if adapters is not None else None,
             )
-        is_copied = rolling != placement or jnp.dtype(shape.dtype) != jnp.dtype(shape.param_dtype)
-        made = read if is_copied else None
         return base.Blueprint(
             {**frozen, "trained parameters and optimiser": state},
             given,
             state.params["denoiser"],
-            (
-                base.TracedProgram("rollout", rolled, made=made),
-                base.TracedProgram("update", update),
-            ),
+            (rolled, base.TracedProgram("update", update)),
             read,
         )
 
@@ -673,9 +677,3 @@ class TraceRl(base.Recipe):
             rows * row_flops(shape, policy, settings, config.task.prompt_length, nfe),
             update_flops(config, shape, rows * states, rows * tokens),
         )
-
-
-def _batches(config: TraceRlSettings, bundle: Bundle) -> data.BatchIterator:
-    """The training batches. A prompt over its budget must not end a run: `round` sees to it."""
-    size = config.rollout.prompts_per_step
-    return base.training_batches(config, bundle, bundle.placement, size, truncate=True)

@@ -2,6 +2,7 @@
 
 from jax_unmask.rollout.buckets import by_length, trimmed
 from jax_unmask.rollout.caching import Cache, parse_cache
+from jax_unmask.rollout.checks import check_rollout
 from jax_unmask.rollout.forwards import scored_positions
 from jax_unmask.rollout.loop import rollout, row_keys
 from jax_unmask.rollout.trajectory import (
@@ -22,6 +23,7 @@ __all__ = [
     "Trajectory",
     "Watcher",
     "by_length",
+    "check_rollout",
     "joined",
     "never_filled",
     "parse_cache",

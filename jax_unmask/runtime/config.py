@@ -58,6 +58,13 @@ def config_json(config: ConfigDict | Mapping[str, Any]) -> str:
 _GROWS = "train.steps"
 
 
+def require_directory(workdir: str | os.PathLike[str]) -> None:
+    """Raises a `ConfigError` for a workdir that is a file."""
+    place = pathlib.Path(workdir)
+    if place.exists() and not place.is_dir():
+        raise ConfigError("--workdir", str(workdir), "it is no directory", "Give another one")
+
+
 def check_workdir(
     workdir: str | os.PathLike[str], config: ConfigDict, *, exempt: Sequence[str] = ()
 ) -> None:
@@ -74,6 +81,7 @@ def check_workdir(
         ConfigError: the directory belongs to another configuration (names the keys that differ), or
             to one that cannot be told, because its record is damaged or gone.
     """
+    require_directory(workdir)
     record = pathlib.Path(workdir) / RECORD
     remedy = f"Restore {RECORD} from a backup, or give another --workdir"
     if not record.exists():

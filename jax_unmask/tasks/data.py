@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 from jaxtyping import Bool, Int
 
+from jax_unmask.settings import SettingError
 from jax_unmask.tasks.base import Example, Source, Split, Task
 
 if TYPE_CHECKING:
@@ -163,9 +164,9 @@ def batches(
     """Batches of a task's split.
 
     Raises:
-        ValueError: for an empty split; when iterating, for a prompt over the budget without
-            `truncate` and for a target of more than `gen_length` tokens (the message names the
-            example).
+        ValueError: for an empty split; when iterating, a `SettingError` for a prompt over the
+            budget without `truncate` and for a target of more than `gen_length` tokens (the message
+            names the example).
     """
     import grain  # Slow to import; the tasks themselves do without it.
 
@@ -246,10 +247,11 @@ class _Collate:
     def _prompt(self, row: _Row) -> list[int]:
         ids = self.tokenizer.encode_prompt(self.task.prompt(row.example))
         if len(ids) > self.settings.prompt_length and not self.settings.truncate:
-            raise ValueError(
-                f"prompt of {self._describe(row)} has {len(ids)} tokens, more than "
-                f"prompt_length={self.settings.prompt_length}; raise prompt_length, or set "
-                "truncate=True to cut prompts at their start"
+            raise SettingError(
+                "prompt_length",
+                self.settings.prompt_length,
+                f"the prompt of {self._describe(row)} has {len(ids)} tokens",
+                "Raise it, or set `truncate` = True to cut prompts at their start",
             )
         return ids
 
@@ -257,9 +259,11 @@ class _Collate:
         length = self.settings.gen_length
         ids = self.tokenizer.encode(self.task.target(row.example)) if length else []
         if len(ids) > length:
-            raise ValueError(
-                f"target of {self._describe(row)} has {len(ids)} tokens, more than "
-                f"gen_length={length}; raise gen_length or leave the example out"
+            raise SettingError(
+                "gen_length",
+                length,
+                f"the target of {self._describe(row)} has {len(ids)} tokens",
+                "Raise it, or leave the example out",
             )
         return ids
 

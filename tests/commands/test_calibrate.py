@@ -59,6 +59,15 @@ def test_mistakes_come_before_the_weights(tiny_config, tmp_path, settings, named
         calibrate.calibrate(config, where, **settings)
 
 
+def test_settings_that_only_training_uses_are_not_looked_at(tiny_config, tmp_path):
+    """An expert, which the whole canvas needs: blocks could not be calibrated beside it."""
+    where, missing = save(tmp_path / "told", NETWORK), str(tmp_path / "missing")
+    config = tiny_config("policy_grpo", model__path=missing, expert__count=1)
+    config.rollout.update(gen_length=16, block_length=4)
+    with pytest.raises(ValueError, match=missing):
+        calibrate.calibrate(config, where)
+
+
 def test_a_policy_of_one_alpha(tiny_config, tmp_path):
     where = save(tmp_path / "one", NetworkConfig())
     with pytest.raises(ValueError, match=r"one.*one alpha"):

@@ -2,13 +2,14 @@
 
 import pathlib
 import shlex
+import shutil
 
 import jax
 import pytest
 
 import tiny
 from jax_unmask import recipes
-from jax_unmask.commands import calibrate, checks, plan, train
+from jax_unmask.commands import calibrate, checks, convert, plan, train
 from jax_unmask.commands import eval as evaluation
 from jax_unmask.recipes import curriculum
 from jax_unmask.runtime.locks import DirectoryLock
@@ -205,7 +206,8 @@ def test_a_stage_does_not_begin_in_the_directory_of_another_run(files, tmp_path)
         ("{policy_grpo} policy.init_from=/no/such", "config.policy.init_from = '/no/such'"),
         ("{tracerl} rollout.gen_length=512", "config.task.prompt_length = 17"),
         ("{tracerl} lora.rank=1 \"lora.targets=('nix',)\"", "config.lora.targets = ('nix',)"),
-        ("{sft} data.gen_length=4", "gen_length=4"),
+        ("{sft} data.gen_length=4", "config.data.gen_length = 4"),
+        ("{sft} task.prompt_length=4", "config.task.prompt_length = 4"),
         ("{tracerl} task.name=countdown", "01-sft"),  # Whose vocabulary lacks a comma.
         ("no/such.py", "no/such.py"),
         ("{sft} train.steps", "'train.steps' is not"),
@@ -226,6 +228,35 @@ def test_bad_stages_are_named_before_anything_runs(files, tmp_path, stage, messa
         train.train(config_of(files["sft"], stage), workdir)
     assert "config.stages[1]" in str(error.value)
     assert message in str(error.value)
+    assert not workdir.exists()
+
+
+@pytest.mark.parametrize("format", ["hf", "orbax"])
+@pytest.mark.parametrize("damage", ["missing", "cut", "other"])
+def test_weights_that_no_stage_writes_are_looked_at_before_anything_runs(
+    files, tmp_path, tiny_model_dir, format, damage
+):
+    model, workdir = tmp_path / "model", tmp_path / "run"
+    if format == "hf":
+        shutil.copytree(tiny_model_dir, model)
+    else:
+        convert.convert(str(tiny_model_dir), model)
+    stage = f"{files['tracerl']} model.path={model}"
+    assert checked(config_of(files["sft"], stage), workdir)
+    if damage == "other":
+        file = model / "config.json"
+        file.write_text(file.read_text().replace('"n_layers": 1', '"n_layers": 2'))
+    elif format == "orbax":
+        shutil.rmtree(model / "params") if damage == "missing" else None
+        (model / "params" / "_METADATA").write_text("{") if damage == "cut" else None
+    else:
+        weights = model / "model.safetensors"
+        content = weights.read_bytes()
+        weights.unlink() if damage == "missing" else weights.write_bytes(content[:-8])
+    with pytest.raises(ConfigError) as error:
+        train.train(config_of(files["sft"], stage), workdir)
+    assert "config.stages[1]" in str(error.value)
+    assert f"config.model.path = {str(model)!r}" in str(error.value)
     assert not workdir.exists()
 
 

@@ -82,6 +82,7 @@ def gsm8k(tiny_config, tmp_path, *lines, **changes):
 
 
 MISSING = "/no/such"
+UNFIT = "learned:countdown-full-alpha1-seed0"  # Made for canvases of 8.
 WRONG = [
     ("policy_grpo", {"model__path": MISSING}, "model directory /no/such does not exist"),
     ("policy_grpo", {"model__path": ""}, "config.model.path = ''"),
@@ -93,11 +94,22 @@ WRONG = [
     (
         "policy_grpo",
         {"task__prompt_length": 16},
-        "has 17 tokens, more than prompt_length=16; raise prompt_length",
+        "config.task.prompt_length = 16",
     ),
-    ("sft", {"data__gen_length": 15}, "has 16 tokens, more than gen_length=15; raise gen_length"),
+    ("sft", {"data__gen_length": 15}, "config.data.gen_length = 15"),
     ("policy_grpo", {"task__name": "gsm8k", "task__path": MISSING}, "path='/no/such' does not"),
     ("policy_grpo", {"task__name": "sudoku_puzzles"}, "config.task.path = None"),
+    (
+        "policy_grpo",
+        {"policy__network__position_embedding": 4},
+        "config.policy.network.kind = 'confidence': position_embedding=4",
+    ),
+    (
+        "policy_grpo",
+        {"expert__count": 1, "expert__block_length": 16, "expert__policy": UNFIT},
+        f"config.expert.policy = '{UNFIT}'",
+    ),
+    ("tracerl", {"rollout__policy": UNFIT}, f"config.rollout.policy = '{UNFIT}'"),
     ("sft", {"eval__block_lengths": ()}, "config.eval.block_lengths = ()"),
     ("sft", {"task__name": "gsm8k", "task__path": "."}, "config.model.path = None: task 'gsm8k'"),
 ]
@@ -125,6 +137,27 @@ def test_a_model_without_one_of_its_parts(tiny_config, message, model_copy, file
     assert named in message(tiny_config(model__path=str(model_copy)))
 
 
+@pytest.mark.parametrize("recipe", sorted(tiny.SETTINGS))
+def test_examples_are_encoded_before_weights_are_loaded(
+    tiny_config, message, tiny_model_dir, monkeypatch, recipe
+):
+    def refuse(*arguments, **settings):
+        raise AssertionError("weights were about to be loaded")
+
+    monkeypatch.setattr(denoisers, "from_pretrained", refuse)
+    config = tiny_config(recipe, task__name="countdown", model__path=str(tiny_model_dir))
+    text = message(config)  # Whose words are not those of the model.
+    assert "config.task.name = 'countdown'" in text
+    assert f"model.path = {str(tiny_model_dir)!r}" in text
+
+
+def test_a_workdir_that_is_a_file(tiny_config, tmp_path):
+    file = tmp_path / "file"
+    file.write_text("")
+    with pytest.raises(ConfigError, match=f"--workdir = '{file}'"):
+        train.train(tiny_config(), file)
+
+
 @pytest.mark.parametrize("after_training", [False, True])
 def test_data_is_read_before_weights(tiny_config, message, model_copy, after_training):
     (model_copy / "model.safetensors").unlink()
@@ -141,8 +174,8 @@ def test_data_is_read_before_weights(tiny_config, message, model_copy, after_tra
 @pytest.mark.parametrize(
     ("lines", "changes", "named"),
     [
-        ((), {}, "train.jsonl holds no examples"),
-        (("", "  "), {}, "train.jsonl holds no examples"),
+        ((), {}, "train.jsonl"),
+        (("", "  "), {}, "train.jsonl"),
         # The first of every fifteen is held out.
         ((RIGHT,), {"task__settings": ("hold_out=15",)}, "task 'gsm8k' has no examples"),
         ((RIGHT, RIGHT, '["1", "2"]', RIGHT), {}, "line 3: expected a JSON object, found list"),
@@ -150,7 +183,9 @@ def test_data_is_read_before_weights(tiny_config, message, model_copy, after_tra
     ],
 )
 def test_data_that_cannot_be_read(tiny_config, message, tmp_path, lines, changes, named):
-    assert named in message(gsm8k(tiny_config, tmp_path, *lines, **changes))
+    text = message(gsm8k(tiny_config, tmp_path, *lines, **changes))
+    assert named in text
+    assert "config.task." in text
 
 
 def test_data_is_read_before_weights_are_downloaded(
@@ -165,6 +200,9 @@ def test_data_is_read_before_weights_are_downloaded(
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
     changes = {"task__name": "gsm8k", "task__path": "/no/such/data"}
     assert "/no/such/data" in message(tiny_config(model__path="me/model", **changes))
+    assert not asked
+    text = message(tiny_config(model__path="me/model", task__name="countdown"))
+    assert "config.task.name = 'countdown'" in text
     assert asked and not any("*.safetensors" in patterns for patterns in asked)
 
 
@@ -649,5 +687,6 @@ def test_as_a_command(write_experiment, tmp_path):
         timeout=500,
     )
     assert result.returncode == 1
-    assert result.stderr == "error: model directory /no/such/model does not exist\n"
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("error: config.model.path = '/no/such/model': ")
     assert result.stdout == ""

@@ -16,7 +16,7 @@ from jax_unmask.policies.checkpoint import made_for
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime.checkpoints import CheckpointError, Checkpoints, CheckpointSettings
 from jax_unmask.runtime.config import config_json
-from jax_unmask.settings import ConfigError, flat
+from jax_unmask.settings import ConfigError, FlagError, flat
 
 
 @pytest.fixture
@@ -107,8 +107,9 @@ class TestPolicyDirectory:
             eval_command.policy_directory(recipes.read(config), tmp_path / "run", tmp_path)
 
     def test_says_what_is_wrong(self, config, tmp_path):
-        with pytest.raises(FileNotFoundError, match=f"checkpoint {tmp_path}/missing is"):
-            eval_command.policy_directory(recipes.read(config), tmp_path / "missing", tmp_path)
+        missing = tmp_path / "missing"
+        with pytest.raises(FlagError, match=f"--checkpoint = '{missing}'"):
+            eval_command.evaluate(config, tmp_path / "results", missing)
         with pytest.raises(CheckpointError, match=f"{tmp_path} has no directory 'checkpoints'"):
             eval_command.policy_directory(recipes.read(config), tmp_path, tmp_path)
         save_checkpoints(config, tmp_path / "run", [0.5])
@@ -145,7 +146,7 @@ def test_settings_of_training_alone_are_no_obstacle(config, tmp_path):
     config.update_from_flattened_dict({"expert.count": 1, "expert.block_length": 5})
     config.update_from_flattened_dict({"optimizer.warmup_steps": 9, "rollout.block_length": 5})
     config.model.path = "/no/such/model"
-    with pytest.raises(FileNotFoundError, match="/no/such/model"):
+    with pytest.raises(ConfigError, match=r"config\.model\.path = ./no/such/model"):
         eval_command.evaluate(config, tmp_path)
     assert config.expert.count == 1
 

@@ -348,7 +348,7 @@ def test_a_mistake_in_an_environment_is_named(tiny_config, tmp_path, line):
 
 
 def test_a_workdir_belongs_to_one_configuration(tiny_config, tmp_path):
-    with pytest.raises(FileNotFoundError, match="/no/such/model"):
+    with pytest.raises(ConfigError, match=r"config\.model\.path = ./no/such/model"):
         train.train(tiny_config("sft", model__path="/no/such/model"), tmp_path)
     train.train(tiny_config("sft"), tmp_path)  # The run that could not start did not claim it.
     written = (tmp_path / "metrics.jsonl").read_bytes()

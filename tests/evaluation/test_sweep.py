@@ -224,7 +224,7 @@ class TestBundle:
 
     def test_missing_directory(self, config):
         config.model.path = "/no/such/model"
-        with pytest.raises(FileNotFoundError, match="/no/such/model"):
+        with pytest.raises(ConfigError, match=r"config\.model\.path = ./no/such/model"):
             bundle_lib.load_bundle(recipes.read(config))
 
     def test_unknown_task(self, config):

@@ -262,9 +262,35 @@ def test_a_recipe_needs_none_of_the_optional_members(self_training, tmp_path, mo
         train.train(config, tmp_path / "more")
 
 
+def test_a_recipe_that_trains_neither_denoiser_nor_policy(self_training, tmp_path, monkeypatch):
+    """It ends as others do, writes what it likes, and passes nothing on."""
+    from my_package import recipe
+
+    def finish(self, state, workdir):
+        (workdir / "result.txt").write_text(str(int(state.step)))
+
+    other = type("Other", (recipe.SelfTraining,), {"trains": (), "finish": finish})
+    monkeypatch.setattr(recipe, "Other", other, raising=False)
+    config = self_training[0].copy_and_resolve_references()
+    config.recipe, config.train.steps = "my_package.recipe.Other", 1
+    workdir = tmp_path / "run"
+    assert train.train(config, workdir)
+    assert (workdir / "result.txt").read_text() == "1"
+    assert not (workdir / "model").exists()
+    assert train.train(config, workdir)  # It is finished: another call changes nothing.
+    said = train._verdict(config, workdir)
+    assert any(str(workdir) in line for line in said)
+    assert not any("Next" in line for line in said)
+    config.eval.after_training = True
+    with pytest.raises(ConfigError, match=r"config\.eval\.after_training = True"):
+        train.train(config, tmp_path / "evaluated")
+    assert not (tmp_path / "evaluated").exists()
+
+
 def test_a_recipe_is_planned_and_its_result_evaluated(self_training, tmp_path):
     config, workdir = self_training
     found = plan.plan(config)
+    assert [program.name for program in found.programs] == ["rollout", "update"]
     assert "temporaries of rollout" in found.table()
     assert "temporaries of update" in found.table()
     assert found.trained_parameters == found.denoiser_parameters

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jax_unmask.prompts import Prompts
+from jax_unmask.settings import SettingError
 from jax_unmask.tasks import data
 
 SIZE = 23
@@ -178,12 +179,14 @@ def test_responses_end_in_eos():
 
 
 def test_a_text_over_its_length_is_named_or_cut():
-    with pytest.raises(ValueError, match=r"'counting', .*'train', example 4 .* 4 tokens.*=3"):
+    with pytest.raises(SettingError, match=r"'counting', .*'train', example 4 .* 4 tokens") as over:
         next(make(gen_length=3, shuffle=False))
+    assert (over.value.key, over.value.value) == ("gen_length", 3)
     next(make(gen_length=3, limit=4, batch_size=4))
     short = {"prompt_length": 2, "num_epochs": 1, "shuffle": False}
-    with pytest.raises(ValueError, match=r"example 10 .* 3 tokens.*prompt_length=2; raise"):
+    with pytest.raises(SettingError, match=r"example 10 .* 3 tokens.*truncate") as over:
         list(make(**short))
+    assert (over.value.key, over.value.value) == ("prompt_length", 2)
     cut = list(make(**short, truncate=True))
     np.testing.assert_array_equal(cut[1].prompts.tokens[4], [ord("1"), ord("0")])
 
