@@ -54,8 +54,8 @@ def get_config(tasks: str = "all"):
                 f"{', '.join(chosen)}, as in sudoku=DIR"
             )
         _taught(both, both.expert.policy, both.train.steps)
-        both.learner.update(minibatches=2, passes=4)
-        both.train.steps = 100
+        both.learner.update(minibatches=4, passes=16)
+        both.train.steps = 50
     return both
 
 
