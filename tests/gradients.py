@@ -30,7 +30,7 @@ def of_policy(learner, params, records, advantages, is_expert=None, clip=None):
     if clip is not None:
         learner = copy.copy(learner)
         object.__setattr__(learner, "clip", clip)
-    rows = policy_grpo.Rows(advantages, is_expert)
+    rows = policy_grpo.PolicyRows(advantages, is_expert)
     cells, weights = split(learner.wanted(ALONE, records, rows)), step_weights(records.active)
     grads, sums = learner.gradient(
         ALONE, params, records, rows, weights, params["network"], cells, cells.first

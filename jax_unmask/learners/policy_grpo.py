@@ -53,7 +53,7 @@ class TrainablePolicy(Protocol):
 
 
 @struct.dataclass
-class Rows:
+class PolicyRows:
     """Arrays with a value per row of a batch; see `PolicyLearner.update`."""
 
     advantages: Float[Array, " B"]
@@ -149,7 +149,7 @@ class PolicyLearner(UpdateSettings):
             estimator rho - 1 - log rho; `grad_norm` before clipping. Further `ratio_max`, `pairs`
             (pairs per pass) and `skipped` (0 or 1). A skipped batch has zeros.
         """
-        rows = Rows(advantages, is_expert, imitated, settings or {})
+        rows = PolicyRows(advantages, is_expert, imitated, settings or {})
         return update_together((self,), state, (records,), (rows,))
 
     @functools.partial(jax.jit, static_argnums=0)
@@ -178,7 +178,7 @@ class PolicyLearner(UpdateSettings):
         zeros = jnp.zeros(wanted.shape, jnp.float32)
         return over_chunks(body, zeros, cells, cells.first, self.chunk_size)
 
-    def check_batch(self, records: Records, rows: Rows) -> None:
+    def check_batch(self, records: Records, rows: PolicyRows) -> None:
         """Raises a `ValueError` unless they belong together."""
         batch = records.active.shape[1]
         for name, values in {**vars(rows), **rows.settings, "settings": None}.items():
@@ -193,7 +193,7 @@ class PolicyLearner(UpdateSettings):
                 "number per group"
             )
 
-    def scored(self, params: Params, records: Records, rows: Rows) -> Records:
+    def scored(self, params: Params, records: Records, rows: PolicyRows) -> Records:
         """The records; experts' actions have their log-probability under `params`."""
         if rows.is_expert is None:
             return records
@@ -204,7 +204,7 @@ class PolicyLearner(UpdateSettings):
             records, action=dataclasses.replace(records.action, log_prob=old)
         )
 
-    def wanted(self, shards: Shards, records: Records, rows: Rows) -> Bool[Array, "T B"]:
+    def wanted(self, shards: Shards, records: Records, rows: PolicyRows) -> Bool[Array, "T B"]:
         """Steps that carry gradient; none without any signal, whatever the entropy bonus."""
         signal = rows.with_gradient()
         return records.active & (signal | (self.entropy_coefficient > 0)) & shards.any(signal)
@@ -214,7 +214,7 @@ class PolicyLearner(UpdateSettings):
         shards: Shards,
         params: Params,
         records: Records,
-        rows: Rows,
+        rows: PolicyRows,
         weights: Float[Array, "T B"],
         network: Params,
         cells: Minibatches,
@@ -271,7 +271,7 @@ def update_together(
     learners: tuple[PolicyLearner, ...],
     state: TrainState,
     records: tuple[Records, ...],
-    rows: tuple[Rows, ...],
+    rows: tuple[PolicyRows, ...],
 ) -> tuple[TrainState, Metrics]:
     """Learns from batches of several environments, each optimiser step from a minibatch of all.
 
@@ -298,7 +298,7 @@ def _update(
     shards: Shards,
     state: TrainState,
     records: tuple[Records, ...],
-    rows: tuple[Rows, ...],
+    rows: tuple[PolicyRows, ...],
 ) -> tuple[TrainState, Metrics]:
     """`update_together` with the rows of one shard."""
     first, key = learners[0], state.step_key()

@@ -205,9 +205,10 @@ class PolicyEnvironments(base.Recipe):
         experiences = [
             recipe.roll_out(
                 recipe.bundle.params,
-                dataclasses.replace(state, key=stream(state.key, "environment", number)),
+                state,
                 part,
                 timer,
+                stream(state.step_key(), "environment", number),
             )
             for number, (recipe, part) in enumerate(zip(self._recipes, batch, strict=True))
         ]

@@ -22,7 +22,7 @@ from jax_unmask.learners.advantages import group_advantages, relative_rewards
 from jax_unmask.learners.engine import TrainState
 from jax_unmask.learners.experts import ExpertSettings, merge_groups, with_experts
 from jax_unmask.learners.optim import OptimizerSettings
-from jax_unmask.learners.policy_grpo import PolicyLearner, Rows, update_together
+from jax_unmask.learners.policy_grpo import PolicyLearner, PolicyRows, update_together
 from jax_unmask.policies.base import PerRow, WithObservations, alphas_of
 from jax_unmask.policies.checkpoint import MadeFor
 from jax_unmask.policies.learned import NETWORKS, Network
@@ -247,7 +247,7 @@ class Experience:
     metrics: dict[str, Any]
 
 
-class Planned(NamedTuple):
+class PlannedStep(NamedTuple):
     """A step before anything of it exists.
 
     Attributes:
@@ -264,10 +264,10 @@ class Planned(NamedTuple):
     passing: Any
     learner: PolicyLearner
     records: Records
-    rows: Rows
+    rows: PolicyRows
 
 
-def traced_update(steps: Sequence[Planned], placement: Placement) -> base.TracedProgram:
+def traced_update(steps: Sequence[PlannedStep], placement: Placement) -> base.TracedProgram:
     """The program of the update on the rollouts of one environment or several."""
     learners, records, rows = zip(
         *((each.learner, each.records, each.rows) for each in steps), strict=True
@@ -434,7 +434,14 @@ class PolicyGrpo(base.Recipe):
         state, metrics = self.learn(state, experience, timer)
         return state, {**experience.metrics, **metrics}
 
-    def roll_out(self, denoiser: Any, state: TrainState, batch: Any, timer: Timer) -> Experience:
+    def roll_out(
+        self,
+        denoiser: Any,
+        state: TrainState,
+        batch: Any,
+        timer: Timer,
+        key: jax.Array | None = None,
+    ) -> Experience:
         """Rollouts of the policy, and of the expert on the same prompts, with their scores.
 
         Args:
@@ -442,8 +449,10 @@ class PolicyGrpo(base.Recipe):
             state: the training state of the policy.
             batch: prompts.
             timer: see `step`.
+            key: typed PRNG key; by default that of the coming step.
         """
-        components, key, placement = self._components, state.step_key(), self._placement
+        key = state.step_key() if key is None else key
+        components, placement = self._components, self._placement
         rollouts, expert = self._rollouts, None
         sizes = (self._group, self._experts) if self._experts else (self._group,)
         told = self._alphas(key, len(batch.examples))  # Of each prompt; None if it is not told.
@@ -532,8 +541,8 @@ class PolicyGrpo(base.Recipe):
 
     def prepare(
         self, state: TrainState, experience: Experience
-    ) -> tuple[Records, Rows, dict[str, Any]]:
-        """What an update takes of rollouts, laid out over its devices, and metrics of it."""
+    ) -> tuple[Records, PolicyRows, dict[str, Any]]:
+        """Records and rows of an update on rollouts, laid out over its devices; its metrics."""
         length = self._components.settings.gen_length
         correct, nfe, alphas = experience.correct, experience.nfe, experience.alphas
         # 1. Rewards, comparable between what the policy was told.
@@ -572,7 +581,7 @@ class PolicyGrpo(base.Recipe):
         advantages = group_advantages(group_rewards, self._group + self._experts)
         training = placements.from_config(self._config)
         rows = training.global_rows(
-            Rows(advantages.advantages, is_expert, imitated, settings or {})
+            PolicyRows(advantages.advantages, is_expert, imitated, settings or {})
         )
         return (
             training.records(records),
@@ -652,7 +661,7 @@ class PolicyGrpo(base.Recipe):
     @classmethod
     def planned(
         cls, config: PolicyGrpoSettings, shape: DenoiserConfig, placement: Placement
-    ) -> Planned:
+    ) -> PlannedStep:
         """Shapes of what a step has on the devices, and the programs of its rollouts."""
         rolling = placements.for_rollouts(config)
         components = build_components(
@@ -714,8 +723,10 @@ class PolicyGrpo(base.Recipe):
             advantages = placement.rows(
                 jax.ShapeDtypeStruct((records.active.shape[1],), jnp.float32)
             )
-        rows = Rows(advantages, is_expert, None, alphas(records.active.shape[1], placement))
-        return Planned(weights, state, tuple(programs), passing, components.learner, records, rows)
+        rows = PolicyRows(advantages, is_expert, None, alphas(records.active.shape[1], placement))
+        return PlannedStep(
+            weights, state, tuple(programs), passing, components.learner, records, rows
+        )
 
     @classmethod
     def work(

@@ -7,11 +7,11 @@
     |                |- "rollout" - round - row       sampling (rows: see `rollout.row_keys`)
     |                |- "experts" - row
     |                |- "alphas"                     what the policy is told
-    |                |- "minibatches" - pass - environment after the first
+    |                |- "minibatches" - pass
+    |                |- "environment" - number     of several: with streams as a step
     |                |- "states" - pass
     |                `- "masking"
     |- "policy" - step                      of a policy beside its denoiser, as "training"
-    |- "environment" - number - step        of each environment of several, as "training"
     |- "sampling" - row                     evaluation
     |- "turn" - number - row                answers; turns of a conversation
     `- "likelihood"                         evaluation of likelihoods
@@ -20,6 +20,7 @@ Keys of streams are folded and never carried, so a stream depends on nothing tha
 Below them, keys are folded by counts, or split into a fixed number:
 
     learners.engine         fold of the step: the key of a training step
+    learners.policy_grpo    fold of the environment's number, after the first: its minibatches
     learners.sft            split: the rows' draws (fold of the row), the offset that they share
     learners.surrogates     folds of the row and of the state's index
     rollout.loop            fold of the row (`row_keys`)

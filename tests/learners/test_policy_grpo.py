@@ -12,7 +12,7 @@ import pytest
 from jax_unmask.learners.advantages import group_advantages
 from jax_unmask.learners.experts import ExpertSettings
 from jax_unmask.learners.losses import step_weights
-from jax_unmask.learners.policy_grpo import PolicyLearner, Rows, update_together
+from jax_unmask.learners.policy_grpo import PolicyLearner, PolicyRows, update_together
 from jax_unmask.policies.base import Action, Observation
 from jax_unmask.policies.distributions import bernoulli_entropy, bernoulli_log_prob
 from jax_unmask.rollout.trajectory import Records
@@ -217,7 +217,7 @@ def test_no_environment_outweighs_another(limit):
         (learner, dataclasses.replace(learner, chunk_size=4)),
         state,
         tuple(environments),
-        tuple(Rows(each) for each in advantages),
+        tuple(PolicyRows(each) for each in advantages),
     )
     assert_trees_close(new.params["network"], expected, rtol=2e-5, atol=1e-7)
     assert int(new.step) == 1

@@ -12,7 +12,7 @@ from jax_unmask.rollout import row_keys
 from jax_unmask.runtime import streams
 
 OF_A_RUN = ("init", "numbers", "adapters", "training", "sampling", "likelihood", "policy")
-OF_A_STEP = ("rollout", "experts", "alphas", "minibatches", "states", "masking")
+OF_A_STEP = ("rollout", "experts", "alphas", "minibatches", "states", "masking", "environment")
 
 
 def test_no_two_streams_coincide():
