@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Trains policies that are told alpha, and measures each of them on every task of a short canvas:
 #
-#   launch/universal_policy.sh all [RUNS_DIR]        on all three tasks, as the policy that ships, but with logs
+#   launch/universal_policy.sh all [RUNS_DIR]        on all three tasks, by GRPO
 #   launch/universal_policy.sh alone [RUNS_DIR]      one policy per task
 #   launch/universal_policy.sh left_out [RUNS_DIR]   on all but one task and its denoiser
 #
