@@ -39,7 +39,7 @@ def refused(command, *arguments) -> str:
         ((*POSED, "--policy=threshold:threshold=x"), "--policy = 'threshold:threshold=x'"),
         ((*POSED, "--policy=learned:nosuch"), "--policy = 'learned:nosuch'"),
         ((*LONG, f"--policy={UNFIT}"), f"--policy = '{UNFIT}'"),
-        ((*LONG, "--policy=learned:universal,nfe=12"), "--policy=universal"),
+        ((*LONG, "--block_length=32", "--policy=learned:universal,nfe=12"), "--policy=universal"),
         ((*POSED, "--gen_length=0"), "--gen_length = 0"),
         ((*POSED, "--gen_length=1000"), "--gen_length = 1000"),
         ((*POSED, "--cache=duel"), "--cache = 'duel'"),
