@@ -22,22 +22,30 @@ _TINY_POLICY = runpy.run_path(str(pathlib.Path(__file__).with_name("tiny_policy.
 
 def get_config(tasks: str = "all"):
     tasks, *pairs = tasks.split(",")
-    teachers = dict(pair.split("=", 1) for pair in pairs)
     named, *without = tasks.split("-")
+    if pairs and (named != "all" or not all("=" in pair for pair in pairs)):
+        raise ValueError(
+            f"universal_policy.py:{tasks},{','.join(pairs)}: teachers are for :all and :all-TASK, "
+            "as in :all-word_problems,sudoku=DIR,..."
+        )
+    teachers = dict(pair.split("=", 1) for pair in pairs)
     if {named, *without} - {"all", *shipped_models()}:
         known = ", ".join(f":{name}" for name in shipped_models())
         raise ValueError(
             f"universal_policy.py:{tasks} is unknown; use {known}, :all, or :all-TASK without one"
         )
     chosen = [name for name in shipped_models() if name not in without]
+    if not chosen:
+        raise ValueError(f"universal_policy.py:{tasks} leaves out every task; keep one")
     config = _TINY_POLICY["get_config"](chosen[0] if named == "all" else tasks)
     # What every denoiser, canvas and vocabulary has: the two largest probabilities, entropy, place
     # in the order of confidence, and which positions propose the same token.
     config.policy.network.update(token_buckets=0, position_embedding=0, pair_attention=0, logs=True)
     config.policy.network.alphas = (0.03, 100.0)
     config.eval.trained = ("distribution=threshold,alpha=0.03|0.1|0.3|1.0|3.0|10.0|30.0|100.0",)
+    config.eval.shipped = ()  # Those of one alpha cannot be told others.
     if named == "word_problems":
-        _taught(config, "frontier_told", config.train.steps)
+        _taught(config, "frontier_told")
         config.rollout.update(prompts_per_step=32, slots=24)
         config.learner.update(minibatches=8, passes=8)
         config.optimizer.warmup_steps = 2
@@ -53,18 +61,18 @@ def get_config(tasks: str = "all"):
                 f"universal_policy.py has teachers for {', '.join(teachers)}; give one for each of "
                 f"{', '.join(chosen)}, as in sudoku=DIR"
             )
-        _taught(both, both.expert.policy, both.train.steps)
+        _taught(both, both.expert.policy)
         both.learner.update(minibatches=4, passes=16)
         both.train.steps = 50
     return both
 
 
-def _taught(config, teacher: str, steps: int) -> None:
+def _taught(config, teacher: str) -> None:
     """Settings of policies that imitate whatever another one does."""
     config.rollout.group_size = 2  # What counts is the teacher's rollout.
     length = config.rollout.gen_length
     config.expert.update(count=1, policy=teacher, block_length=length)
-    config.expert.update(imitation=20.0, imitation_steps=steps, imitated="all")
+    config.expert.update(imitation=20.0, imitation_steps=1_000_000, imitated="all")
     config.learner.entropy_coefficient = 0.0
     config.optimizer.warmup_steps = 16
 
@@ -78,7 +86,7 @@ def _environment(task: str, teacher: str | None) -> str:
         # Directories and names on the hub have a slash; notations have none before their settings.
         is_learned = teacher in shipped_policies() or "/" in teacher.partition(":")[0]
         policy = f"learned:{teacher},distribution=threshold" if is_learned else teacher
-        _taught(alone, policy, alone.train.steps)
+        _taught(alone, policy)
         if task == "word_problems":
             alone.rollout.slots = 24
     return " ".join(

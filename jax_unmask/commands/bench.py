@@ -150,7 +150,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     args, overrides = parser().parse_known_args(arguments)
     command_line.set_up_logging()
     # Without the compile cache: the time to compile is measured.
-    compilation.choose_flags(args.quantization is not None)
+    asked = any(each.startswith("--config.model.quantization=") for each in overrides)
+    compilation.choose_flags(asked or args.quantization is not None)
     with command_line.clear_errors(args):
         _check(args, overrides)
         command = shlex.join(["python", "-m", "jax_unmask.bench", *arguments])

@@ -158,8 +158,11 @@ def begin(argv: Sequence[str]) -> None:
 
 
 def is_quantized(config: ConfigDict) -> bool:
-    """Whether the denoiser's weights have one byte."""
-    return config.get("model", {}).get("quantization") is not None
+    """Whether a denoiser's weights have one byte, in an environment or a stage maybe."""
+    lines = " ".join((*config.get("environments", ()), *config.get("stages", ())))
+    return config.get("model", {}).get("quantization") is not None or any(
+        kind != "None" for kind in re.findall(r"model\.quantization=(\w+)", lines)
+    )
 
 
 @contextlib.contextmanager

@@ -40,6 +40,7 @@ from jax_unmask.denoisers.tensor_files import (
     TensorFiles,
     TensorMap,
     check_shapes,
+    has_all_tensor_files,
     has_tensor_files,
     widest,
     write_tensor_files,
@@ -122,7 +123,7 @@ def check_weights(path: str | os.PathLike[str]) -> None:
     config = read_config(directory)
     if _is_orbax(directory):
         check_orbax_files(directory, abstract_params(config))
-    elif has_tensor_files(directory) or not hub.is_downloaded(path):
+    elif not hub.is_downloaded(path) or has_all_tensor_files(directory):
         _open_tensors(directory, config)
 
 

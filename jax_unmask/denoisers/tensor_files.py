@@ -286,6 +286,11 @@ def has_tensor_files(directory: pathlib.Path) -> bool:
     return (directory / SINGLE).exists() or (directory / INDEX).exists()
 
 
+def has_all_tensor_files(directory: pathlib.Path) -> bool:
+    """Whether a directory contains safetensors weights, and every file that its index names."""
+    return has_tensor_files(directory) and all(path.exists() for path in _files(directory))
+
+
 def check_shapes(
     found: Mapping[str, tuple[int, ...]], expected: Mapping[str, tuple[int, ...]], where: object
 ) -> None:

@@ -28,6 +28,7 @@ class Candidate:
     """A policy at one setting, ready to be rolled out.
 
     Attributes:
+        key: the setting that names it.
         text: the policy in the notation of `policies.parse_policy`.
         method: name of the series that it belongs to in tables and plots.
         label: group of methods, see `report.results.LABELS`.
@@ -38,6 +39,7 @@ class Candidate:
         source: directory of a learned policy, or import path; settings apart, what is measured.
     """
 
+    key: str
     text: str
     method: str
     label: str
@@ -95,7 +97,7 @@ def check_shapes(config: RunSettings, found: Sequence[Candidate]) -> None:
         try:
             check_rollout(each.text, policy, each.params, denoiser, settings)
         except SettingError as error:
-            key = "eval.policies" if error.key == "policy" else f"rollout.{error.key}"
+            key = each.key if error.key == "policy" else f"rollout.{error.key}"
             raise ConfigError(key, error.value, error.problem, error.remedy) from error
 
 
@@ -199,6 +201,7 @@ def _candidates(config: RunSettings, key: str, spec: notation.Spec, label: str) 
         if match := _SEED.fullmatch(method):
             method, seed = match["method"], int(match["seed"])
     first = Candidate(
+        key=key,
         text=spec.text,
         method=method,
         label=label,

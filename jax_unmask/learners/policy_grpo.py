@@ -285,7 +285,7 @@ def update_together(
         rows: what else belongs to them.
 
     Returns:
-        As `PolicyLearner.update`, of all environments.
+        As `PolicyLearner.update`, of all environments. `grad_norm` is that of their mean.
     """
     for learner, each, own in zip(learners, records, rows, strict=True):
         learner.check_batch(each, own)

@@ -14,6 +14,7 @@ import same
 from safetensors.numpy import load_file, save_file
 
 from jax_unmask import denoisers
+from jax_unmask.denoisers import hub
 
 FIXTURE = pathlib.Path(__file__).parents[1] / "fixtures" / "llada"
 WTE = "model.transformer.wte.weight"
@@ -226,6 +227,17 @@ class TestWrongWeights:
         next(tmp_path.glob("model-00002-*")).unlink()
         with pytest.raises(FileNotFoundError, match=r"model-00002.* is missing, though"):
             denoisers.from_pretrained(tmp_path)
+
+    def test_shards_that_would_be_downloaded_are_not_missing(
+        self, pretrained, tmp_path, monkeypatch
+    ):
+        denoisers.save_pretrained(tmp_path, *pretrained, max_shard_bytes=150_000)
+        next(tmp_path.glob("model-*.safetensors")).unlink()
+        with pytest.raises(FileNotFoundError, match="index"):
+            denoisers.check_weights(tmp_path)
+        # A hub's index is there before its shards: it is small.
+        monkeypatch.setattr(hub, "local_directory", lambda *_, **__: tmp_path)
+        denoisers.check_weights("owner/sharded")
 
     def test_index_that_lies(self, pretrained, tmp_path):
         denoisers.save_pretrained(tmp_path, *pretrained, max_shard_bytes=150_000)
