@@ -63,7 +63,9 @@ def test_the_policy_that_was_just_trained_is_shown_first(config, tmp_path):
     config.eval.examples = 1
 
     def row(label, accuracy, nfe):
-        candidate = candidates.Candidate("", f"{label} {accuracy}", label, {}, None, {}, (16,))
+        candidate = candidates.Candidate(
+            "eval.policies", "", f"{label} {accuracy}", label, {}, None, {}, (16,)
+        )
         item = Measured(candidate, Problems("test", [], None), 16, config.eval.seeds[0], None)
         return item, {"accuracy": accuracy, "nfe_mean": nfe}
 
