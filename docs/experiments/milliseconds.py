@@ -16,8 +16,6 @@ from typing import Any
 
 import matplotlib.pyplot as plt
 
-COLOURS = ("#C8102E", "#0072B2", "#E69F00", "#009E73", "#5B4B8A")
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -61,19 +59,20 @@ def pareto(points: list[tuple[float, float]]) -> list[tuple[float, float]]:
 def draw(panels: dict[str, dict], path: pathlib.Path) -> None:
     """One panel per batch size: a colour per policy and blocks, dashed with a cache."""
     names = sorted({name for series in panels.values() for name, _ in series})
-    figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 4.4), sharey=True)
+    size = 4.6 * len(panels), 4.4
+    figure, (axes,) = plt.subplots(1, len(panels), figsize=size, sharey=True, squeeze=False)
     for axis, (batch, series) in zip(axes, panels.items(), strict=True):
         for (name, cache), points in series.items():
             plain = cache == "none"
             axis.plot(
                 *zip(*((ms, 100 * accuracy) for ms, accuracy in points), strict=True),
-                color=COLOURS[names.index(name)],
+                color=f"C{names.index(name)}",
                 linestyle="-" if plain else "--",
                 marker="o" if plain else "s",
                 markersize=4,
                 label=name if plain else f"{name}, {cache} cache",
             )
-        axis.set(xscale="log", xlabel="ms per sequence", title=f"{batch} at a time")
+        axis.set(xlim=(0, None), xlabel="ms per sequence", title=f"{batch} at a time")
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("accuracy %")
     handles, labels = axes[0].get_legend_handles_labels()
