@@ -16,7 +16,7 @@ from jax_unmask.commands.plan import plan
 from jax_unmask.planning.programs import Program
 from jax_unmask.recipes import layout
 from jax_unmask.recipes.layout import Estimate, denoiser_shape
-from jax_unmask.runtime import accelerators
+from jax_unmask.runtime import accelerators, terminal
 from jax_unmask.settings import ConfigError, flat
 
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
@@ -115,7 +115,7 @@ def test_compiled_programs_tell_their_memory(tiny_plan):
     assert "peak" in table
     for program in tiny_plan.programs:
         assert program.argument_bytes == pytest.approx(program.shaped_bytes, rel=0.01, abs=1000)
-        assert f"{program.shaped_bytes / 1e6:.2f} MB by their shapes" in table
+        assert f"{terminal.size_text(program.shaped_bytes)} by their shapes" in table
         # XLA for CPUs counts no temporaries in it.
         assert program.peak_bytes is None
 
