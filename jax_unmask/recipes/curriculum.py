@@ -32,7 +32,7 @@ from jax_unmask.denoisers import families, hub
 from jax_unmask.environment.bundle import check_weights
 from jax_unmask.policies.learned import Network
 from jax_unmask.recipes.experiments import changed_config
-from jax_unmask.recipes.policy_grpo import check_start
+from jax_unmask.recipes.policy_start import check_start
 from jax_unmask.runtime.config import check_workdir, claim_workdir, flatten
 from jax_unmask.runtime.exports import EXPORTS, Trained, places
 from jax_unmask.runtime.files import atomic_write

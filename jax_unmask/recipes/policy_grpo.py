@@ -25,10 +25,9 @@ from jax_unmask.learners.optim import OptimizerSettings
 from jax_unmask.learners.policy_grpo import PolicyLearner, PolicyRows, update_together
 from jax_unmask.policies.base import PerRow, WithObservations, alphas_of
 from jax_unmask.policies.checkpoint import MadeFor
-from jax_unmask.policies.learned import NETWORKS, Network
-from jax_unmask.policies.network import INPUTS, with_inputs
-from jax_unmask.policies.spec import policy_directory
+from jax_unmask.policies.learned import NETWORKS
 from jax_unmask.recipes import base
+from jax_unmask.recipes.policy_start import load_start
 from jax_unmask.recipes.rollouts import Fetched, RollingSettings, Rollouts, TrainingRollouts
 from jax_unmask.report.model_card import write_policy_card
 from jax_unmask.rollout import RolloutSettings, Trajectory, joined, never_filled, rollout
@@ -42,9 +41,6 @@ from jax_unmask.runtime.placement import Placement
 from jax_unmask.runtime.progress import Timer
 from jax_unmask.settings import ConfigError, Variant, setting, values_of
 from jax_unmask.tasks import data, rewards
-
-ONLY_AT_INIT = ("initial_bias",)
-"""Settings of networks that a policy which goes on from another one may change."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -277,61 +273,12 @@ def traced_update(steps: Sequence[PlannedStep], placement: Placement) -> base.Tr
     return base.TracedProgram("update", lowered, has_denoiser=False)
 
 
-def _described(network: Network) -> dict[str, Any]:
-    """A network's kind and settings, as `config.policy.network` has them."""
-    return {"kind": NETWORKS.name_of(type(network)), **dataclasses.asdict(network)}
-
-
-def load_start(config: PolicyGrpoSettings, denoiser: DenoiserConfig) -> Any:
-    """Weights of the policy to start from, for the network of the config; None without one."""
-    directory = config.policy.init_from
-    if not directory:
-        return None
-    try:
-        saved, params = policies.load_policy(policy_directory(directory))
-    except (ValueError, OSError) as error:
-        remedy = "Give a run that trained a policy, its directory policy/, or a name"
-        problem = str(error).rstrip(".")
-        raise ConfigError("policy.init_from", directory, problem, remedy) from error
-    network = build_policy(config, denoiser).network
-    check_start(directory, network, saved.network)
-    if not isinstance(network, policies.NetworkConfig):
-        return params
-    assert isinstance(saved.network, policies.NetworkConfig)  # Their kinds are equal.
-    return {**params, "network": with_inputs(params["network"], saved.network, network)}
-
-
-def check_start(directory: str, network: Network, saved: Network) -> None:
-    """Raises a `ConfigError` unless training can go on from a network, maybe by further inputs."""
-    ours, theirs = _described(network), _described(saved)
-    # Settings that affect only initial values may differ.
-    changed = [
-        name
-        for name in ours | theirs
-        if theirs.get(name) != ours.get(name) and name not in ONLY_AT_INIT
-    ]
-    if isinstance(network, policies.NetworkConfig) and set(changed) <= set(INPUTS):
-        assert isinstance(saved, policies.NetworkConfig)
-        if set(saved.feature_names) <= set(network.feature_names):
-            return
-    if changed:
-        different = (
-            f"{name} ({theirs.get(name)!r} there, {ours.get(name)!r} here)" for name in changed
-        )
-        raise ConfigError(
-            "policy.init_from",
-            directory,
-            "its network is another one: " + ", ".join(different),
-            "Give config.policy.network the values of that policy",
-        )
-
-
 def check_but_examples(config: PolicyGrpoSettings) -> Bundle:
     """`Recipe.check` of the denoiser, the policy to start from and the task."""
     bundle = describe(config)
     shape, expert = bundle.denoiser.config, config.expert
     check_denoiser(config, shape)
-    load_start(config, shape)
+    load_start(config.policy.init_from, build_policy(config, shape).network)
     if expert.count:
         settings = build_components(config, shape).expert_settings
         settings = dataclasses.replace(settings, record=False)
@@ -387,7 +334,7 @@ class PolicyGrpo(base.Recipe):
         self._placement = placements.for_rollouts(config)
         shape = load_denoiser_config(config)
         self._components = build_components(config, shape, slot_groups=self._placement.shards)
-        self._given = load_start(config, shape)
+        self._given = load_start(config.policy.init_from, self._components.policy.network)
         self._group = config.rollout.group_size
         self._experts = config.expert.count
         check_denoiser(config, shape)
