@@ -1,16 +1,20 @@
 """Wrong arguments: key and value in one error, before weights are loaded or a program compiled."""
 
 import logging
+import pathlib
+import runpy
 import shutil
 
 import pytest
+from ml_collections import ConfigDict
 
 from jax_unmask import denoisers
-from jax_unmask.commands import bench, convert, generate, harness, serve, train
+from jax_unmask.commands import bench, command_line, convert, generate, harness, serve, train
 from jax_unmask.commands import eval as evaluation
 from jax_unmask.recipes.policy_grpo import PolicyGrpo
 from jax_unmask.settings import ConfigError
 
+CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 POSED = ("--model=sudoku", "--task=sudoku")
 LONG = ("--model=word_problems", "--task=word_problems")
 UNFIT = "learned:sudoku-full-alpha1-seed0"  # Made for canvases of 16.
@@ -155,3 +159,19 @@ def test_a_batch_that_is_refused_is_no_compilation(tiny_config, tmp_path, monkey
     with caplog.at_level(logging.INFO), pytest.raises(ValueError, match="refused"):
         train.train(tiny_config(), tmp_path / "run")
     assert "Compiling" not in caplog.text
+
+
+def test_eval_names_the_setting_of_a_policy_that_cannot_act(tmp_path):
+    config = runpy.run_path(str(CONFIGS / "tiny_policy.py"))["get_config"]("sudoku")
+    config.rollout.update(gen_length=32, block_length=32)
+    config.eval.update(policies=(), block_lengths=(32,), shipped=("sudoku-full-*",))
+    with pytest.raises(ConfigError) as error:
+        evaluation.evaluate(config, tmp_path / "run")
+    assert "config.eval.shipped" in str(error.value)
+
+
+@pytest.mark.parametrize("settings", ["environments", "stages"])
+def test_quantised_weights_of_a_line_are_known(settings):
+    for line, expected in (("model.quantization=int8", True), ("model.quantization=None", False)):
+        config = ConfigDict({"model": {"quantization": None}, settings: ("seed=1", line)})
+        assert command_line.is_quantized(config) is expected
