@@ -112,6 +112,8 @@ class PolicyGrpoSettings(RollingSettings):
 
     def check_spread(self, placement: Placement) -> None:
         super().check_spread(placement)
+        what = f"the {self.rows} rows of an update"
+        self.require_spread(placement, "rollout.prompts_per_step", self.rows, what)
         if self.expert.count:
             base.parse_policy("expert.policy", self.expert.policy, final=False)
             rows = self.rollout.prompts_per_step * self.expert.count // self.rollout.batches

@@ -26,7 +26,7 @@ from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.placement import Placement
-from jax_unmask.settings import ConfigError
+from jax_unmask.settings import ConfigError, SettingError
 from jax_unmask.tasks import sandbox
 from jax_unmask.tasks.judges.language_model import JudgeError
 from jax_unmask.tasks.workers import WorkerError
@@ -426,6 +426,15 @@ def test_batch_that_a_mesh_does_not_divide(
     text = message(tiny_config(recipe))
     assert named in text
     assert "mesh (data=-1, fsdp=1, tensor=1)." in text
+
+
+def test_rows_that_an_update_cannot_spread(tiny_config):
+    """Rollouts have fewer shards than updates where their products are in several."""
+    settings = recipes.read(tiny_config(rollout__prompts_per_step=2, rollout__group_size=2))
+    settings.check_spread(types.SimpleNamespace(shards=4))
+    with pytest.raises(SettingError, match="4 rows") as raised:
+        settings.check_spread(types.SimpleNamespace(shards=8))
+    assert raised.value.key == "rollout.prompts_per_step"
 
 
 @pytest.mark.parametrize("recipe", ["policy_grpo", "tracerl"])
