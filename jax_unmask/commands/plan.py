@@ -21,8 +21,10 @@ from jax_unmask.environment.settings import RunSettings
 from jax_unmask.planning import compilers
 from jax_unmask.planning.compilers import Compiler
 from jax_unmask.planning.programs import Program
+from jax_unmask.recipes import speed
 from jax_unmask.recipes.base import ASSUMED_UTILISATION, Work, bytes_per_device, check_fits
 from jax_unmask.recipes.layout import USABLE, Estimate, compare_rollouts, denoiser_shape, estimate
+from jax_unmask.recipes.rollouts import RollingSettings
 from jax_unmask.runtime import accelerators, compilation, terminal
 from jax_unmask.runtime import mesh as meshes
 from jax_unmask.runtime import placement as placements
@@ -32,6 +34,7 @@ from jax_unmask.settings import ConfigError
 _SHOWN_SECONDS = 1e-4
 _SHOWN_KINDS = 6
 _SHOWN_LAYOUTS = 4
+_USEFUL = 0.95
 _ROLLOUTS = ("rollout_fsdp", "rollout_tensor")
 
 
@@ -132,6 +135,7 @@ class Plan:
                 *self._what(),
                 "",
                 *self._compared(),
+                *self._slots(),
                 *self._memory(),
                 "",
                 *self._traffic(),
@@ -174,6 +178,30 @@ class Plan:
                 ending = "   this plan" if layout == taken else ""
                 shown = f"{seconds:.4f} s" if seconds >= 1e-3 else _short(seconds)
                 lines.append(f"  {name:<46}{shown:>11}{ending}")
+        return [*lines, ""]
+
+    def _slots(self) -> list[str]:
+        """The slots of a device, and the share of the forwards that they leave useful."""
+        config, device = self.config, self.device
+        if device is None or not isinstance(config, RollingSettings):
+            return []
+        prompt, nfe = config.task.prompt_length, self.work.nfe
+        groups = self.rollout_mesh["data"] * self.rollout_mesh["fsdp"]
+        together = config.rollout.rows // config.rollout.batches
+        found = []
+        for rows in (together, 8 * together):
+            slots = speed.slots_here(config.sampling, prompt, rows, groups, device)
+            found.append((slots, speed.useful_share(rows // groups, slots, groups, nfe)))
+        (slots, share), (_, better) = found
+        where = f"{together // groups} in {slots} slot" + "s" * (slots > 1)
+        line = f"  {'useful forwards, an estimate':<46}{share:>11.0%}"
+        if share < _USEFUL and better > share:
+            line += f"   {better:.0%} with {8 * together:,} rows in a rollout"
+        lines = [
+            f"rows of each of {groups} shards: {where}, and {nfe} ± {speed.VARIES * nfe:.0f} "
+            "forwards that each needs",
+            line,
+        ]
         return [*lines, ""]
 
     def _compiled(self) -> list[str]:

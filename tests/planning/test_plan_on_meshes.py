@@ -64,6 +64,7 @@ def test_compiled_programs_tell_what_devices_send(planned):
     assert all(count > 0 for count in compiled["collectives"])
     assert "devices   4 x v5e: mesh data 2 x fsdp 2 x tensor 1" in compiled["table"]
     assert "rollout, per forward" in compiled["table"]
+    assert re.search(r"useful forwards, an estimate +[0-9]+%   [0-9]+% with", compiled["table"])
     assert "rollout, 8 forwards per row" in compiled["table"]
     assert planned[1]["fits"] is True  # By estimate: it was not compiled.
 

@@ -8,7 +8,7 @@ import pytest
 from jax_unmask import recipes
 from jax_unmask.denoisers.families import published_config
 from jax_unmask.recipes import layout
-from jax_unmask.recipes.speed import seconds_per_sequence
+from jax_unmask.recipes.speed import seconds_per_sequence, useful_share
 from jax_unmask.rollout import RolloutSettings, parse_cache
 from jax_unmask.rollout.flops import rollout_flops
 from jax_unmask.runtime import accelerators
@@ -78,3 +78,15 @@ def test_few_slots_read_the_weights_more_often():
     assert seconds("v6e-16", (16, 1, 1), slots=16) > 1.2 * whole
     # By default there are enough.
     assert seconds("v6e-16", (16, 1, 1), slots=0) == pytest.approx(whole, rel=0.01)
+
+
+def test_useful_forwards():
+    assert useful_share(8, 1, 1, 80) == 1  # Nobody waits.
+    all_at_once, few, shards = (
+        useful_share(128, 128, 1, 80),
+        useful_share(128, 7, 1, 80),
+        useful_share(8, 1, 16, 80),
+    )
+    assert all_at_once == pytest.approx(1 / (1 + 2.5 * 0.4), abs=0.03)  # Waiting for the longest.
+    assert all_at_once < shards < few
+    assert few > 0.95
