@@ -71,7 +71,7 @@ def collectives(text: str | Compiled) -> list[Collective]:
                     if chain in chains:
                         continue
                     chains.add(chain)
-                overlaps = is_chain or each.operation.endswith("-start")
+                overlaps = is_chain or _starts(each)
                 if (outer.called or "").startswith("all-reduce-scatter"):
                     each, kind = dataclasses.replace(each, result=outer.result), "reduce-scatter"
                 if (read := _read(each, kind, loops)) is not None:
@@ -100,11 +100,21 @@ def _is_asynchronous(fused: list[Instruction], outer: Instruction) -> bool:
     )
 
 
+def _starts(each: Instruction) -> bool:
+    """Whether an instruction begins a collective that another one ends, with work between them.
+
+    GPUs have such pairs for collectives too that end before anything else begins.
+    """
+    return each.operation.endswith("-start") and '"is_sync":true' not in each.line
+
+
 def _read(each: Instruction, kind: str, loops: int) -> Collective | None:
     """The collective of an instruction, if several devices take part."""
     result = each.result
-    if kind == "all-gather" and each.operation.endswith("-start"):
-        result = result[len(result) // 2 :]  # Its operands come before its results.
+    if kind != "all-reduce" and each.operation.endswith("-start"):
+        # Its operands come before its results; those of a permutation also have contexts after.
+        result = tuple(array for array in result if array.shape or array.type != "u32")
+        result = result[len(result) // 2 :]
     groups = _GROUPS.search(each.line)
     size = _group_size(groups[1]) if groups else 2
     if size < 2:

@@ -158,6 +158,37 @@ def test_open_loops_within_an_open_loop():
     ]
 
 
+# For a GPU: pairs whose first line lists operands, too; one of them waits at once.
+STARTED = """\
+HloModule jit_f, is_scheduled=true
+
+ENTRY %main (x: bf16[8,4]) -> bf16[8,4] {
+  %g = ((bf16[4,8]{1,0}, f32[2]{0}), (bf16[16,8]{1,0}, f32[8]{0})) all-gather-start(%x, %y), replica_groups={{0,1,2,3}}, dimensions={0}, backend_config={"collective_backend_config":{"is_sync":true}}
+  %s = ((bf16[16,8]{1,0}), bf16[4,8]{1,0}) reduce-scatter-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}, backend_config={"collective_backend_config":{"is_sync":false}}
+  %a = ((bf16[6,8]{1,0}), bf16[6,8]{1,0}) all-to-all-start(%x), replica_groups={{0,1,2,3}}, dimensions={0}
+  %p = (bf16[3]{0}, bf16[3]{0}, u32[], u32[]) collective-permute-start(%x), replica_groups={{0,1,2,3}}
+  %r = f32[5]{0} all-reduce-start(%x), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %end = f32[5]{0} all-reduce-done(%r)
+}
+"""  # noqa: E501
+
+
+def test_collectives_that_a_gpu_starts():
+    found = collectives.collectives(STARTED)
+    assert {each.kind: each.arrays for each in found} == {
+        "all-gather": ("bf16[16,8]", "f32[8]"),
+        "reduce-scatter": ("bf16[4,8]",),
+        "all-to-all": ("bf16[6,8]",),
+        "collective-permute": ("bf16[3]",),
+        "all-reduce": ("f32[5]",),
+    }
+    assert [each.kind for each in found if not each.overlaps] == ["all-gather"]
+    # A sum is scattered over four devices.
+    gathered = 256 + 32
+    total = gathered + 4 * 64 + 96 + 6 + 20
+    assert collectives.received(found, found[0].part) == (total, gathered)
+
+
 # For a TPU: no trip count, an asynchronous gather in three fusions, a step in a branch.
 TPU = """\
 HloModule jit_f, is_scheduled=true
