@@ -1,7 +1,5 @@
 """Package metadata. Tool settings live in pyproject.toml."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 

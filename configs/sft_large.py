@@ -12,8 +12,6 @@ sft_dream, sft_llada); lines without a source are ours. Several examples share a
 `data.pack_length` tokens.
 """
 
-from __future__ import annotations
-
 from jax_unmask import recipes
 
 # Name on the hub, and how a turn ends.

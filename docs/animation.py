@@ -6,8 +6,6 @@ The three policies fill the same canvas with the same denoiser. Accuracy and for
 those of 1,000 test problems, from docs/experiments/sudoku/results.jsonl.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import json

@@ -1,7 +1,5 @@
 """Hooks of the documentation site: `mkdocs build --strict`, with the extra `docs`."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 from typing import Any

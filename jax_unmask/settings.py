@@ -12,8 +12,6 @@ the `ConfigDict` that users edit (`to_config`), the checked dataclass that is ma
 (`from_config`), errors, help and the reference page. Imports neither JAX nor ml_collections.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import contextlib
 import dataclasses
@@ -60,12 +58,12 @@ class SettingError(ValueError):
     def _name(key: str) -> str:
         return key
 
-    def within(self, group: str) -> ConfigError:
+    def within(self, group: str) -> "ConfigError":
         """An error with this text about the setting of a group of a config."""
         prefix = f"{group}." if group else ""
         return self.renamed(lambda key: prefix + key)
 
-    def renamed(self, rename: Callable[[str], str]) -> ConfigError:
+    def renamed(self, rename: Callable[[str], str]) -> "ConfigError":
         """An error with this text about other names: of its key, and of settings in backticks."""
         texts = (
             re.sub(_NAME, lambda match: f"`{rename(match[1])}`", text)
@@ -360,7 +358,7 @@ class Variant:
             found.append(dataclasses.replace(each, default=_text(each, value)))
         return found
 
-    def of_kind(self, kind: str) -> Variant:
+    def of_kind(self, kind: str) -> "Variant":
         """A variant of another kind, at its defaults; a `SettingError` if there is no such kind."""
         try:
             self.names(kind)
@@ -368,7 +366,7 @@ class Variant:
             raise SettingError("kind", kind, str(error).rstrip("."), "Correct it") from error
         return Variant(self.names, kind)
 
-    def with_values(self, values: Mapping[str, Any]) -> Variant:
+    def with_values(self, values: Mapping[str, Any]) -> "Variant":
         """A variant of this kind with other values, checked if nothing else is needed for that."""
         chosen = {name: value for name, value in values.items() if name != "kind"}
         fields = dataclasses.fields(self.names(self.kind))

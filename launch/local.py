@@ -13,8 +13,6 @@ On machines with GPUs, --gpus=K gives each process K of them. --cpu_devices=K ma
 each process's CPU, for trying things out.
 """
 
-from __future__ import annotations
-
 import argparse
 import ctypes
 import os

@@ -3,8 +3,6 @@
 Reads the records of the stages that ran, and writes OUT/table.md and OUT/table.json.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

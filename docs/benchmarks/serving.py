@@ -8,8 +8,6 @@ it. The rollout has the requests of the clients that stay; rates of tokens are c
 server by turns.
 """
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import dataclasses

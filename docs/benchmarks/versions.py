@@ -7,8 +7,6 @@ process of its own, and both must give the same tokens. Times are medians for a 
 is the median of neighbours, with its quartiles.
 """
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

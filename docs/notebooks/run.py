@@ -3,8 +3,6 @@
 With names (`quickstart`), those alone. Needs the extra `test`.
 """
 
-from __future__ import annotations
-
 import argparse
 import os
 import pathlib

@@ -4,8 +4,6 @@ Prints, for every type of the weights, what they take, how far the denoiser's pr
 canvases at every stage of decoding, and what becomes of the decoded answers.
 """
 
-from __future__ import annotations
-
 import argparse
 import sys
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Shares of a training step's time: rollout, reward, update."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import pathlib

@@ -1,7 +1,5 @@
 """Times rollouts, alone or in turns with another implementation."""
 
-from __future__ import annotations
-
 import dataclasses
 import statistics
 import time

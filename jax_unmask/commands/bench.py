@@ -1,7 +1,5 @@
 """Measures speed: `python -m jax_unmask.bench --preset=tiny --batch_sizes=1,8,64`."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

@@ -1,7 +1,5 @@
 """Calibrates a policy for requests of forwards: `python -m jax_unmask.calibrate`."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from typing import Any

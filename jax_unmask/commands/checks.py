@@ -1,7 +1,5 @@
 """Checks of a training before anything is loaded; those of all stages, before the first starts."""
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 import pathlib
@@ -24,7 +22,7 @@ if TYPE_CHECKING:
 
 def check_training(
     config: ConfigDict, model: str | None = None
-) -> tuple[RunSettings, WhileTraining | None]:
+) -> "tuple[RunSettings, WhileTraining | None]":
     """Settings of a training, once they are checked, and its measurements on the way if any.
 
     Args:

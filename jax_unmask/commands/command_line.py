@@ -1,7 +1,5 @@
 """Code that all commands share: flags, logging, the default workdir, errors without a traceback."""
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import itertools
@@ -139,7 +137,7 @@ def _say_what_ended_a_thread(given: threading.ExceptHookArgs) -> None:
         threading.__excepthook__(given)
 
 
-def _say_what_nobody_can_catch(given: sys.UnraisableHookArgs) -> None:
+def _say_what_nobody_can_catch(given: "sys.UnraisableHookArgs") -> None:
     """Leaves out writes and reads of Orbax that end after the error that ended all, at -v=0."""
     if str(given.exc_value) != "Event loop is closed" or _is_verbose():
         sys.__unraisablehook__(given)

@@ -4,8 +4,6 @@ From Hugging Face's layout to Orbax and back, whatever the family, bit for bit u
 is asked for. The tokenizer comes along.
 """
 
-from __future__ import annotations
-
 import argparse
 import logging
 import pathlib

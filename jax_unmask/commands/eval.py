@@ -1,7 +1,5 @@
 """Measures policies on held-out problems: `python -m jax_unmask.eval`."""
 
-from __future__ import annotations
-
 import json
 import logging
 import pathlib

@@ -3,8 +3,6 @@
 With `--chat` and no prompt it converses: every line of standard input is a turn.
 """
 
-from __future__ import annotations
-
 import argparse
 import contextlib
 import dataclasses

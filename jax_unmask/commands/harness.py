@@ -6,8 +6,6 @@ Needs the extra: `pip install 'jax_unmask[harness]'`. From Python,
 `evaluation.harness_model.HarnessModel` is a model for `lm_eval.simple_evaluate`.
 """
 
-from __future__ import annotations
-
 import argparse
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """Plans a training run without its weights: `python -m jax_unmask.plan`."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import re

@@ -1,7 +1,5 @@
 """Serves a model by the OpenAI protocol: `python -m jax_unmask.serve`."""
 
-from __future__ import annotations
-
 import argparse
 import asyncio
 import contextlib

@@ -1,7 +1,5 @@
 """The training loop, and the command `python -m jax_unmask.train` around it."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

@@ -1,7 +1,5 @@
 """Denoisers: masked diffusion language models."""
 
-from __future__ import annotations
-
 from jax_unmask.denoisers.adapters import LoraSettings, init_adapters, merge_adapters, with_adapters
 from jax_unmask.denoisers.config import DenoiserConfig
 from jax_unmask.denoisers.pretrained import (

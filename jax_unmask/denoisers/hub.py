@@ -1,7 +1,5 @@
 """Directories of models: local ones, downloads from the Hugging Face hub, and new ones."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """The weights of a model directory as an Orbax checkpoint: reading and writing."""
 
-from __future__ import annotations
-
 import contextlib
 import pathlib
 from collections.abc import Collection, Iterator, Mapping

@@ -5,8 +5,6 @@ either as safetensors under the family's tensor names or as an Orbax checkpoint 
 usually a tokenizer.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """The output projection where its vocabulary is sharded over devices."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable
@@ -35,7 +33,7 @@ class TableShard:
         """Number of tokens of this shard."""
         return self.table.shape[0]
 
-    def gathered(self, dtype: Any) -> TableShard:
+    def gathered(self, dtype: Any) -> "TableShard":
         """The shard with its rows whole along the fsdp axis, for several uses in that type."""
         return dataclasses.replace(self, table=self.whole(self.table.astype(dtype)), is_whole=True)
 

@@ -1,7 +1,5 @@
 """A denoiser, its tokenizer and a task, as a config names them."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -1,7 +1,5 @@
 """Settings of every run, whatever its recipe: its task, denoiser, devices, length, evaluation."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 from typing import Any, ClassVar, Literal

@@ -1,7 +1,5 @@
 """The candidates of an evaluation: every policy of a config at every setting."""
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 import pathlib

@@ -1,7 +1,5 @@
 """A model under an unmasking policy, behind lm-evaluation-harness's interface of models."""
 
-from __future__ import annotations
-
 import logging
 import math
 from typing import Any
@@ -71,7 +69,7 @@ class HarnessModel(LM):
         self.sequences = self.forwards = 0
 
     @classmethod
-    def load(cls, path: str, *, dtype: str | None = None, **settings: Any) -> HarnessModel:
+    def load(cls, path: str, *, dtype: str | None = None, **settings: Any) -> "HarnessModel":
         """Loads a model; `path` as in `environment.bundle.load_model`."""
         with naming("model", path):
             shape, _ = read_model(path)

@@ -1,7 +1,5 @@
 """Settings of models in lm-evaluation-harness, which need no harness to be read."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from jax_unmask import policies

@@ -1,7 +1,5 @@
 """Runs one policy over a set of problems and counts: right answers, forwards, seconds."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import time

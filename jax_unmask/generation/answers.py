@@ -1,7 +1,5 @@
 """Answers: prompts are rolled out, decoded and described."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import pathlib

@@ -3,8 +3,6 @@
 Nothing is imported here that takes time; JAX comes with the first model.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -27,14 +25,14 @@ class Generator:
     are numbers compile nothing.
     """
 
-    def __init__(self, writer: Writer, *, seed: int = 0) -> None:
+    def __init__(self, writer: "Writer", *, seed: int = 0) -> None:
         """Wraps a loaded model; see `from_pretrained`."""
         self.writer, self.seed = writer, seed
 
     @classmethod
     def from_pretrained(
         cls, model: str | None = None, policy: str | None = None, *, seed: int = 0, **decoding: Any
-    ) -> Generator:
+    ) -> "Generator":
         """Loads a model.
 
         Args:
@@ -58,16 +56,16 @@ class Generator:
 
     def generate(
         self,
-        prompts: Sequence[Prompt] | str,
+        prompts: "Sequence[Prompt] | str",
         *,
         seed: int | None = None,
         turn: int = 0,
         record: bool = False,
         batch_size: int = 16,
         pad_to: int = 64,
-        watch: Watcher | None = None,
+        watch: "Watcher | None" = None,
         **settings: Any,
-    ) -> Answers:
+    ) -> "Answers":
         """Answers prompts.
 
         Args:
@@ -105,13 +103,13 @@ class Generator:
 
     def stream(
         self,
-        prompt: Prompt,
+        prompt: "Prompt",
         *,
         seed: int | None = None,
         turn: int = 0,
         pad_to: int = 64,
         **settings: Any,
-    ) -> Iterator[Step]:
+    ) -> "Iterator[Step]":
         """Yields the canvas after each forward; the last is what `generate` gives.
 
         >>> generator = Generator.from_pretrained("sudoku", policy="threshold:threshold=0.9")

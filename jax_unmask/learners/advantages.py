@@ -1,7 +1,5 @@
 """Advantages and returns: from the rewards of rollouts to what learners weigh actions by."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

@@ -8,8 +8,6 @@ the size of a chunk, time the number of cells that count, and one compiled progr
 batches.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from collections.abc import Callable

@@ -5,8 +5,6 @@ heuristic that decodes block by block does: its rollouts join the group and show
 to go (arXiv 2512.09106; published with threshold decoding at 0.9 and blocks of 32).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal, TypeVar
 

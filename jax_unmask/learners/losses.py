@@ -1,7 +1,5 @@
 """Losses of all learners as pure functions over log-probabilities and values."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Literal

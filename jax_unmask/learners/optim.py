@@ -1,7 +1,5 @@
 """The optimiser of all learners: AdamW or Muon, warm-up and a schedule, clipping by global norm."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any, Literal
 

@@ -4,8 +4,6 @@ Attention does not cross examples and positions start anew in each, so an exampl
 hidden states as in a row of its own, and a batch the same loss and gradient.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, cast

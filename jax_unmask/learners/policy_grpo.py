@@ -1,7 +1,5 @@
 """Group-relative policy optimisation (GRPO) of unmasking policies."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Protocol

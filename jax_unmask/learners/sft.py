@@ -1,7 +1,5 @@
 """Supervised training of a denoiser with the masked-diffusion objective."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any, Literal, NamedTuple

@@ -1,7 +1,5 @@
 """Supervised training of a denoiser in chosen states of given responses."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

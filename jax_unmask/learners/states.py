@@ -5,8 +5,6 @@ In order: responses and their traces; the denoiser's hidden states of a state (`
 (`surrogates`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

@@ -5,8 +5,6 @@ evaluates its tokens at some partly masked states instead. Reward, advantage, ra
 KL are the same for all of them; only the states differ (and, for `Elbo`, what a ratio belongs to).
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar, Literal
 

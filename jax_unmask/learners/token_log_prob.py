@@ -1,7 +1,5 @@
 """Log-probabilities of chosen tokens, with logits at no other position."""
 
-from __future__ import annotations
-
 import functools
 from typing import TypeVar
 

@@ -1,7 +1,5 @@
 """TraceRL: reinforcement learning of a denoiser on the states of its own trajectories."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 

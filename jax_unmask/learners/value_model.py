@@ -1,7 +1,5 @@
 """The diffusion value model: the reward to expect of a token of a partly masked canvas."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any

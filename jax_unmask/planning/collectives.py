@@ -1,7 +1,5 @@
 """The collectives of a compiled program, and their bytes."""
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re

@@ -3,8 +3,6 @@
 Read are programs that XLA compiled for CPUs, GPUs or TPUs.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -99,7 +97,7 @@ class Part:
     """
 
     kind: str
-    parent: Part | None = None
+    parent: "Part | None" = None
     times: int = 1
     instructions: list[tuple[Instruction, int, int]] = dataclasses.field(default_factory=list)
 

@@ -4,8 +4,6 @@ On a machine with CPUs alone, memory, copies and collectives are those of the de
 is meant for.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

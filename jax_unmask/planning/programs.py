@@ -1,7 +1,5 @@
 """The programs of a training step, compiled ahead of time: nothing of their size is allocated."""
 
-from __future__ import annotations
-
 import dataclasses
 import time
 from collections.abc import Mapping, Sequence
@@ -44,7 +42,7 @@ class Round:
         """Seconds, were nothing overlapped."""
         return sum(self.seconds.values()) + self.bytes / link
 
-    def __add__(self, other: Round) -> Round:
+    def __add__(self, other: "Round") -> "Round":
         """The sums of both, under the first's name."""
         seconds = dict(self.seconds)
         for kind, value in other.seconds.items():
@@ -57,7 +55,7 @@ class Round:
             seconds,
         )
 
-    def __mul__(self, times: float) -> Round:
+    def __mul__(self, times: float) -> "Round":
         """It so many times, or a share of it."""
         return Round(
             self.name,
@@ -98,7 +96,7 @@ class Program(TracedProgram):
         compiled: bool,
         device: Accelerator | None = None,
         options: Mapping[str, str] | None = None,
-    ) -> Program:
+    ) -> "Program":
         """The program, compiled for the devices that it was traced for where that is asked for.
 
         `device` is the one for which the time of its operations is estimated (None for none);

@@ -5,8 +5,6 @@ takes as long as its arithmetic at the peak or its bytes at the bandwidth of the
 is longer.
 """
 
-from __future__ import annotations
-
 import collections
 import functools
 import math

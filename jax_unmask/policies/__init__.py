@@ -1,7 +1,5 @@
 """Unmasking policies: heuristics and learned ones behind one interface."""
 
-from __future__ import annotations
-
 from jax_unmask.policies.base import Action, Needs, Observation, Params, PerRow, Policy, row_uniform
 from jax_unmask.policies.checkpoint import load_policy, save_policy, settings_of
 from jax_unmask.policies.family_samplers import (

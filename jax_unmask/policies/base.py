@@ -6,8 +6,6 @@ threshold, a policy temperature) is an entry of the policy's `params` pytree, so
 settings re-uses one compiled rollout.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol

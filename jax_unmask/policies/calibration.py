@@ -5,8 +5,6 @@ policy's own directory, under the name of the environment. Beyond the alphas tha
 for, its probabilities are scaled.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

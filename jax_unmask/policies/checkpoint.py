@@ -6,8 +6,6 @@ JSON under "jax_unmask" and in extra tensors, so either side can load a policy w
 observations. A network from another package is named by its import path.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib
@@ -67,12 +65,12 @@ class MadeFor:
     distribution: str
 
     @classmethod
-    def all_of(cls, config: Any) -> tuple[MadeFor, ...]:
+    def all_of(cls, config: Any) -> "tuple[MadeFor, ...]":
         """The places of a training config, which may have several environments."""
         return tuple(map(cls.of, config.each))
 
     @classmethod
-    def of(cls, config: Any) -> MadeFor:
+    def of(cls, config: Any) -> "MadeFor":
         """The place of a training config with one environment."""
         task, trained = config.task, config.policy.distribution
         return cls(

@@ -7,8 +7,6 @@ gradient to rows that have no legal position. Logits are already divided by the 
 arXiv 2512.09106, section 4 and appendix.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int

@@ -5,8 +5,6 @@ heuristics already: `low_confidence_static` is `TopConfidence`, `sequential` is 
 with `steps`; LLaDA2.0's is `Dynamic` with a threshold of 0.95.
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -5,8 +5,6 @@ equal scores go to the lower position. A rule's settings live in its params (`ru
 scalars or as arrays [B] with one value per row, so that a sweep compiles once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from typing import ClassVar
 

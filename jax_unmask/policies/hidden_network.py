@@ -5,8 +5,6 @@ less stable than the one on confidences. Before each block, and before the outpu
 per-token scale and shift (AdaLN on mask and time).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import flax.linen as nn
@@ -66,7 +64,7 @@ class HiddenNetworkConfig(Settings):
             self.denoiser, num_layers=self.num_blocks, dtype=jnp.float32, param_dtype=jnp.float32
         )
 
-    def build(self) -> HiddenNetwork:
+    def build(self) -> "HiddenNetwork":
         """The linen module of this configuration."""
         return HiddenNetwork(self)
 

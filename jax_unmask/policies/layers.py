@@ -1,7 +1,5 @@
 """Layers that the policy networks share."""
 
-from __future__ import annotations
-
 import math
 
 import flax.linen as nn

@@ -1,7 +1,5 @@
 """A policy network with an action distribution on top: something to train and to roll out."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any, ClassVar, Literal, Protocol, cast

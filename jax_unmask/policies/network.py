@@ -7,8 +7,6 @@ defaults this module computes the same numbers as the public PyTorch code. The o
 observations; each of them is off by default.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from typing import Any
@@ -190,11 +188,11 @@ class NetworkConfig(Settings):
             filled=self.take_back,
         )
 
-    def build(self) -> UnmaskingNetwork:
+    def build(self) -> "UnmaskingNetwork":
         """The linen module of this configuration."""
         return UnmaskingNetwork(self)
 
-    def observe(self, obs: Observation) -> NetworkInputs:
+    def observe(self, obs: Observation) -> "NetworkInputs":
         """The inputs of the network; t is step / L. A `ValueError` if the observation lacks any."""
         if obs.top_probs.shape[-1] < self.top_k:
             raise ValueError(
@@ -245,7 +243,7 @@ class NetworkConfig(Settings):
             rank=rank if self.rank_attention else None,
         )
 
-    def dummy_inputs(self, width: int) -> NetworkInputs:
+    def dummy_inputs(self, width: int) -> "NetworkInputs":
         """One row of zeros, to initialise parameters with."""
         return NetworkInputs(
             masked=jnp.ones((1, width), bool),

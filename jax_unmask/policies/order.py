@@ -1,7 +1,5 @@
 """The order of a row's positions by score."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int

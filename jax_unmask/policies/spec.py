@@ -5,8 +5,6 @@ stands for a class of policies, or for a function that loads one: then the direc
 else the function takes, comes first.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

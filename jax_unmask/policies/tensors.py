@@ -1,7 +1,5 @@
 """Names and layout of policy tensors in the PyTorch reference's files."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterable
 from typing import Any

@@ -4,8 +4,6 @@ Tensor names are those of `model.safetensors`, so `load_state_dict` takes the fi
 file imports nothing of the package: it can be copied beside other code.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib
@@ -107,7 +105,7 @@ class UnmaskingPolicy(nn.Module):
         self.base_policy = Network(config, extras)
 
     @classmethod
-    def from_directory(cls, directory: str | pathlib.Path) -> UnmaskingPolicy:
+    def from_directory(cls, directory: str | pathlib.Path) -> "UnmaskingPolicy":
         """The policy of a directory that this package or the public code wrote."""
         directory = pathlib.Path(directory)
         policy = cls(json.loads((directory / "policy_config.json").read_text(encoding="utf-8")))

@@ -15,8 +15,6 @@ trained with `policy.context="block"`. The settings of the YAML file, beside SGL
 default that of the training), `temperature`, `alpha`, `distribution`.
 """
 
-from __future__ import annotations
-
 import importlib
 import logging
 import pathlib

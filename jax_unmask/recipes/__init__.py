@@ -7,8 +7,6 @@
 Importing this package imports no recipe.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import TYPE_CHECKING, Any
@@ -35,7 +33,7 @@ RECIPES = Names(
 )
 
 
-def find(name: str) -> type[Recipe]:
+def find(name: str) -> "type[Recipe]":
     """The recipe of a short name or an import path, `package.module.Name`.
 
     Raises:
@@ -62,7 +60,7 @@ def find(name: str) -> type[Recipe]:
 
 
 @functools.cache
-def _completed(found: type) -> type[Recipe]:
+def _completed(found: type) -> "type[Recipe]":
     """A class with the defaults of the optional members that it lacks."""
     from jax_unmask.recipes.base import Recipe
 
@@ -78,7 +76,7 @@ def _is_of_curricula(found: Any) -> bool:
     return isinstance(found.defaults, CurriculumSettings)
 
 
-def defaults(name: str) -> RunSettings:
+def defaults(name: str) -> "RunSettings":
     """The settings of a recipe at their defaults."""
     return dataclasses.replace(find(name).defaults, recipe=name)
 
@@ -119,8 +117,12 @@ def parse(config: Any) -> Settings:
 
 
 def read(
-    config: Any, device: Accelerator | None = None, *, trains: bool = False, nfe: int | None = None
-) -> RunSettings:
+    config: Any,
+    device: "Accelerator | None" = None,
+    *,
+    trains: bool = False,
+    nfe: int | None = None,
+) -> "RunSettings":
     """Checks a config and makes the settings of its recipe of it.
 
     Args:

@@ -1,7 +1,5 @@
 """The interface of recipes to the training loop, and functions that several of them share."""
 
-from __future__ import annotations
-
 import abc
 import contextlib
 import dataclasses

@@ -12,8 +12,6 @@ reinforcement), tasks and their mixture, difficulty, lengths, learning rates. Ea
 directory of its own, which is a run like any other.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import logging

@@ -1,7 +1,5 @@
 """Recipe "joint": an unmasking policy and its denoiser learn from the same rollouts."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

@@ -6,8 +6,6 @@ Rollouts: of the layouts that fit, the one in which a sequence takes least time,
 devices whose speed is not known, single products are spread over as few as hold the weights.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 import logging

@@ -1,7 +1,5 @@
 """Recipe "policy_environments": one unmasking policy learns on several tasks and denoisers."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import functools

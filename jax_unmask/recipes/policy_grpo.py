@@ -1,7 +1,5 @@
 """Recipe "policy_grpo": an unmasking policy learns against a frozen denoiser."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

@@ -1,7 +1,5 @@
 """Rollouts of a training step, in batches: the host scores one while the device has the next."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar, NamedTuple, TypeVar
@@ -135,7 +133,7 @@ class Rollouts:
     buckets: tuple[int, ...] = ()
 
     @classmethod
-    def of(cls, config: Any, bundle: Bundle) -> Rollouts:
+    def of(cls, config: Any, bundle: Bundle) -> "Rollouts":
         """The rollouts of a validated config."""
         return cls(bundle, config.rollout.batches, config.task.prompt_buckets)
 

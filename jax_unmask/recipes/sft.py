@@ -1,7 +1,5 @@
 """Recipe "sft": a denoiser learns to fill in masked responses; with what `state_sft` shares."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Recipe "tracerl": a denoiser learns by reinforcement from its own trajectories."""
 
-from __future__ import annotations
-
 import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence

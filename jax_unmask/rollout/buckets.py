@@ -1,7 +1,5 @@
 """Prompts padded to one of a few lengths instead of the longest of all."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 

@@ -9,8 +9,6 @@ on with a window. Little is wasted: full forwards wait until enough slots need o
 With cache "block" the rows of a prompt (`RolloutSettings.prompt_rows`) share its keys and values.
 """
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Kinds of caches: the keys and values that a rollout keeps from one step to the next."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Literal, get_args
 

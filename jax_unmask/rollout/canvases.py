@@ -9,8 +9,6 @@ may fill and when blocks and rows end. Here no position is masked or final, each
 also reads the expected embeddings of the last one, and a finished canvas takes a causal forward.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

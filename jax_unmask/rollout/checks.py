@@ -1,7 +1,5 @@
 """Checks of a rollout by shapes alone, before any weights are there."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import flax.errors

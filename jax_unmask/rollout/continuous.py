@@ -6,8 +6,6 @@ longest. The state stays on the device, and all shapes are fixed, so one program
 A row gets what `rollout` would give it, whatever runs beside it.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
@@ -38,7 +36,7 @@ class Queue(Slots):
 
     arrival: Int[Array, " B"]
 
-    def refill(self, is_done: Bool[Array, " B"]) -> Queue:
+    def refill(self, is_done: Bool[Array, " B"]) -> "Queue":
         """Gives the slots of rows that are done to waiting rows, in order of arrival."""
         if self.is_static:
             return self

@@ -1,7 +1,5 @@
 """Floating-point operations of a rollout's forwards, counted from shapes."""
 
-from __future__ import annotations
-
 import dataclasses
 
 from jax_unmask.denoisers.config import DenoiserConfig

@@ -6,8 +6,6 @@ not depend on when it is served. Those with a cache are in `cached_forwards`.
 Rows of a prompt (`RolloutSettings.prompt_rows`) share their first forward.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from typing import Any, NamedTuple, TypeVar

@@ -12,8 +12,6 @@ own block, step count and random stream, so its result depends neither on the ot
 they finish, nor on its slot (see `slots`).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -211,7 +209,7 @@ class Loop:
         keys: Array,
         settings: RolloutSettings,
         watch: Watcher | None = None,
-    ) -> Loop:
+    ) -> "Loop":
         """The loop of a rollout; arguments as of `rollout`."""
         kinds = PlainForwards if settings.cache is None else CachedForwards
         forwards = kinds(denoiser, denoiser_params, policy, settings, prompts, keys)

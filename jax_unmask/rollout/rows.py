@@ -1,7 +1,5 @@
 """Rows of a rollout: their state, and where the blocks of their canvases lie."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import NamedTuple
 

@@ -5,8 +5,6 @@ its slot to the next waiting row (continuous batching), so that rows which need 
 not hold up the others.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import NamedTuple, TypeVar
@@ -55,7 +53,7 @@ class Slots:
     size: int = struct.field(pytree_node=False)
 
     @classmethod
-    def first(cls, rows: int, slots: int, groups: int) -> Slots:
+    def first(cls, rows: int, slots: int, groups: int) -> "Slots":
         """The first rows in the slots, in order; the others wait."""
         each = slots // groups
         row = jnp.tile(jnp.arange(each, dtype=jnp.int32), (groups, 1))
@@ -75,7 +73,7 @@ class Slots:
         """Arrays [B, ...] in which the rows in the slots have new values [S, ...]."""
         return values if self.is_static else _per_group(_replace, self.row, rows, values)
 
-    def refill(self, is_done: Bool[Array, " B"]) -> Slots:
+    def refill(self, is_done: Bool[Array, " B"]) -> "Slots":
         """Gives the slots of rows that are done to waiting rows, in order."""
         if self.is_static:
             return self
@@ -88,7 +86,7 @@ class Slots:
             waiting=self.waiting + jnp.sum(taken, axis=1, dtype=jnp.int32),
         )
 
-    def choose(self, wanted: Bool[Array, " S"], count: int) -> SlotSubset:
+    def choose(self, wanted: Bool[Array, " S"], count: int) -> "SlotSubset":
         """The first `count` wanted slots of every group, filled up with others."""
         groups, each = self.row.shape
         if count == each:

@@ -1,7 +1,5 @@
 """Inputs and results of a rollout."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math
@@ -251,7 +249,7 @@ class Trajectory:
         more = f"slots={self.slots}, records={self.records is not None}"
         return f"Trajectory({', '.join(shapes)}, {more})"
 
-    def row(self, number: int) -> Trajectory:
+    def row(self, number: int) -> "Trajectory":
         """One row as a trajectory of its own; what was executed is that of all."""
         one = slice(number, number + 1)
         rows = jax.tree.map(

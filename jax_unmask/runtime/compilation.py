@@ -1,7 +1,5 @@
 """The persistent compilation cache, and what compilation cost."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import hashlib

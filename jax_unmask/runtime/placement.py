@@ -1,7 +1,5 @@
 """Placement of a run's arrays on its mesh, and transfers between mesh and hosts."""
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -74,7 +72,7 @@ class Placement:
     mesh: Mesh | None = None
 
     @classmethod
-    def of(cls, *sizes: int, **named: int) -> Placement:
+    def of(cls, *sizes: int, **named: int) -> "Placement":
         """The placement on all devices with a mesh of these sizes, see `mesh.make_mesh`.
 
         Raises:

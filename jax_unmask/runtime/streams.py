@@ -32,8 +32,6 @@ Below them, keys are folded by counts, or split into a fixed number:
     evaluation.likelihood   split by batch of masks; then their sizes, their places
 """
 
-from __future__ import annotations
-
 from typing import Literal, get_args
 
 import jax

@@ -1,7 +1,5 @@
 """Text of others (models, files, servers) for terminals, which obey control characters."""
 
-from __future__ import annotations
-
 import io
 import logging
 import re

@@ -6,8 +6,6 @@ do, with settings of the policy, a seed and a prompt of its own. A row is free a
 request is done, cancelled or out of time. Batches take turns of a few steps each.
 """
 
-from __future__ import annotations
-
 import collections
 import dataclasses
 import logging
@@ -77,7 +75,7 @@ class CanvasRequest:
     shape: Shape
     params: Mapping[str, Any]
     prompt: list[int]
-    notify: Callable[[CanvasRequest, Progress | None, str | None], None]
+    notify: "Callable[[CanvasRequest, Progress | None, str | None], None]"
     seed: int = 0
     turn: int = 0
     is_streamed: bool = False

@@ -1,7 +1,5 @@
 """Countdown: make a target from given numbers, each used once, with + - * and /."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections import Counter
@@ -214,7 +212,7 @@ class _Sum:
         rest = (*self.terms[:first], *self.terms[first + 1 :])
         return self.terms[first][1] + "".join(sign + text for sign, text in rest)
 
-    def joined(self, sign: str, other: _Sum) -> _Sum:
+    def joined(self, sign: str, other: "_Sum") -> "_Sum":
         """The two sums joined by an operation; no more parentheses than it needs."""
         if sign == "+":
             return _Sum(self.terms + other.terms)

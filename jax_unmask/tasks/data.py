@@ -5,8 +5,6 @@ share a batch, nor on where a run was interrupted. Shuffling computes each posit
 for (grain's index shuffle), so the 2**31 examples of a generated task cost nothing.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -38,7 +36,7 @@ class PromptTokenizer(Protocol):
 
     def pad_prompts(
         self, prompts: Sequence[Sequence[int]], length: int, *, truncate: bool = False
-    ) -> Prompts: ...
+    ) -> "Prompts": ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,7 +113,7 @@ class Batch:
     """
 
     examples: list[Example]
-    prompts: Prompts
+    prompts: "Prompts"
     prompt_lengths: Int[np.ndarray, " B"]
     responses: Int[np.ndarray, "B L"]
     valid: Bool[np.ndarray, " B"]

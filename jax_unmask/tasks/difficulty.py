@@ -4,8 +4,6 @@ A field of the data set has a problem's difficulty: a level ("Level 3"), a word 
 rate at which some model solves it (0.33).
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import re
@@ -39,7 +37,7 @@ class Band:
     words: tuple[str, ...] = ()
 
     @classmethod
-    def parse(cls, text: str) -> Band:
+    def parse(cls, text: str) -> "Band":
         """Reads `level:3..5` or `difficulty:Easy|Medium`.
 
         >>> Band.parse("level:3..5").holds({"level": "Level 4"})

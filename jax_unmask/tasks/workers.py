@@ -7,8 +7,6 @@ overlaps with rollouts on the device. A job that is over its deadline, or whose 
 its own result only; the worker is killed with all its children and replaced.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -151,7 +149,7 @@ def _frame(message: Any) -> bytes:
     return _LENGTH.pack(len(body)) + body
 
 
-def _serve(worker: _Worker, waiting: queue.Queue[_Job | None]) -> None:
+def _serve(worker: "_Worker", waiting: queue.Queue[_Job | None]) -> None:
     while (job := waiting.get()) is not None:
         if not job.future.set_running_or_notify_cancel():
             continue
@@ -163,7 +161,7 @@ def _serve(worker: _Worker, waiting: queue.Queue[_Job | None]) -> None:
             job.future.set_result(result)
 
 
-def _kill_all(workers: Sequence[_Worker]) -> None:
+def _kill_all(workers: "Sequence[_Worker]") -> None:
     for worker in workers:
         worker.kill()
 

@@ -5,8 +5,6 @@ stepped but has no attributes, a function can be called, and modules, library fu
 cross as names that the other side imports for itself.
 """
 
-from __future__ import annotations
-
 import collections.abc
 import enum
 import functools

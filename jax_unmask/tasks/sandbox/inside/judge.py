@@ -1,7 +1,5 @@
 """The process that runs the tests. Untrusted code never runs in it."""
 
-from __future__ import annotations
-
 import ast
 import builtins
 import importlib

@@ -1,7 +1,5 @@
 """The Linux calls that a box is made of and that Python 3.11 does not offer."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import platform

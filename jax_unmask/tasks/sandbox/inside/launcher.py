@@ -5,8 +5,6 @@ holds what the view lists, read-only, an empty scratch directory, three devices 
 as root, and as any user where the kernel lets users make namespaces.
 """
 
-from __future__ import annotations
-
 import ctypes
 import json
 import os

@@ -1,7 +1,5 @@
 """The process of the untrusted program, which serves the judge's calls and never has the tests."""
 
-from __future__ import annotations
-
 import builtins
 import io
 import sys

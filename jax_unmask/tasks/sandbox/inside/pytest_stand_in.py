@@ -3,8 +3,6 @@
 A test that asks for anything else (a fixture, say) fails.
 """
 
-from __future__ import annotations
-
 import functools
 import math
 import re
@@ -26,7 +24,7 @@ class Raises:
         self._kind, self._match = kind, match
         self.value: BaseException | None = None
 
-    def __enter__(self) -> Raises:
+    def __enter__(self) -> "Raises":
         return self
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:

@@ -7,8 +7,6 @@ other side: an answer that claims to equal everything, or computes its own diffe
 one, is just not equal.
 """
 
-from __future__ import annotations
-
 import builtins
 import dis
 import functools
@@ -40,7 +38,7 @@ class Remote:
 
     __slots__ = _SLOTS
 
-    def __init__(self, endpoint: Endpoint, number: int) -> None:
+    def __init__(self, endpoint: "Endpoint", number: int) -> None:
         object.__setattr__(self, "_endpoint", endpoint)
         object.__setattr__(self, "_number", number)
 

@@ -4,8 +4,6 @@ The receiver rebuilds data from exact built-in types, so an object that override
 sent: the receiver compares plain data, or refers to the sender's object by a number.
 """
 
-from __future__ import annotations
-
 import builtins
 import collections
 import datetime

@@ -5,8 +5,6 @@ the program with its limits, and the tests. Only the process that runs the tests
 one, so the program's process, forked before, cannot find tests in its memory.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import resource
