@@ -206,34 +206,35 @@ class TestReference:
         assert found.sequences_per_second == pytest.approx(4 / 6)
 
     @pytest.mark.parametrize(
-        ("text", "message"),
+        ("text", "named"),
         [
-            ("def load(model_dir): ...", "no function generate"),
-            ("def generate(*_, **__): ...", "no function load"),
+            ("def load(model_dir): ...", ["function generate"]),
+            ("def generate(*_, **__): ...", ["function load"]),
             (
                 "load = print\ndef generate(*_, **__): return [[1, 2, 3, 4, 5]], 4",
-                "tokens of shape (1, 5); [B, gen_length] is (1, 4)",
+                ["tokens", "(1, 5)", "(1, 4)"],
             ),
             (
                 "load = print\ndef generate(*_, **__): return [[1, 2, 3, 4]], [4, 4]",
-                "nfe of shape (2,)",
+                ["nfe", "(2,)", "(1,)"],
             ),
             (
                 "load = print\ndef generate(*_, **__): return [[1, 2, 3, 4]]",
-                "generate must return (tokens, nfe)",
+                ["generate", "(tokens, nfe)"],
             ),
         ],
     )
-    def test_says_what_is_wrong_with_the_file(self, model, capsys, tmp_path, text, message):
+    def test_says_what_is_wrong_with_the_file(self, model, capsys, tmp_path, text, named):
         path = tmp_path / "wrong.py"
         path.write_text(text)
         arguments = (f"--model={model}", f"--reference={path}", "--batch_sizes=1", *SHAPE)
-        assert message in fails(capsys, *arguments)
+        message = fails(capsys, *arguments)
+        assert all(each in message for each in [str(path), *named])
 
     def test_a_fault_inside_the_file_keeps_its_traceback(self, model, tmp_path):
         path = tmp_path / "faulty.py"
         path.write_text("def generate(*_): ...\ndef load(model_dir): raise ValueError('inside')")
-        with pytest.raises(RuntimeError, match="load failed: inside") as raised:
+        with pytest.raises(RuntimeError, match=r"faulty.py: load .*: inside") as raised:
             bench.main([f"--model={model}", f"--reference={path}", "--batch_sizes=1", *SHAPE])
         assert isinstance(raised.value.__cause__, ValueError)
 

@@ -84,14 +84,16 @@ def test_a_variable_that_jax_cannot_read_is_one_line(monkeypatch):
         raise ValueError('Invalid value "abc" for JAX flag jax_num_cpu_devices')
 
     monkeypatch.setattr(console.importlib, "import_module", read)
-    with pytest.raises(SystemExit, match='error: Invalid value "abc" for JAX flag'):
+    with pytest.raises(SystemExit, match=r'error: .*"abc" .* jax_num_cpu_devices'):
         console.run("train")
 
 
-@pytest.mark.parametrize(("said", "kind"), [("Unable to init", SystemExit), ("x", RuntimeError)])
+@pytest.mark.parametrize(
+    ("said", "kind"), [(command_line._NO_DEVICES, SystemExit), ("x", RuntimeError)]
+)
 def test_devices_that_there_are_not_are_one_line(said, kind):
     with pytest.raises(kind, match=said), command_line.clear_errors():
-        raise RuntimeError(f"{said}ialize backend 'cuda'")
+        raise RuntimeError(f"{said} 'cuda'")
 
 
 @pytest.mark.parametrize(
@@ -111,4 +113,4 @@ def test_a_lost_output_is_no_error_of_what_is_done(monkeypatch, caplog):
     with open("/dev/full", "wb", buffering=0) as full:
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(full))
         terminal.conclude(["accuracy 0.5"])
-    assert "cannot be printed: [Errno 28]" in caplog.text
+    assert "[Errno 28]" in caplog.text

@@ -200,7 +200,7 @@ def test_a_stage_does_not_begin_in_the_directory_of_another_run(files, tmp_path)
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
-        ("", "it is empty"),
+        ("", "config.stages[1] = ''"),
         ("{sft} task.name=gsm8k task.path=/no/such", "config.task.path = '/no/such'"),
         ("{tracerl} model.path=/no/such", "config.model.path = '/no/such'"),
         ("{policy_grpo} policy.init_from=/no/such", "config.policy.init_from = '/no/such'"),

@@ -110,7 +110,7 @@ class TestPolicyDirectory:
         missing = tmp_path / "missing"
         with pytest.raises(FlagError, match=f"--checkpoint = '{missing}'"):
             eval_command.evaluate(config, tmp_path / "results", missing)
-        with pytest.raises(CheckpointError, match=f"{tmp_path} has no directory 'checkpoints'"):
+        with pytest.raises(CheckpointError, match=f"{tmp_path} .*'checkpoints'"):
             eval_command.policy_directory(recipes.read(config), tmp_path, tmp_path)
         save_checkpoints(config, tmp_path / "run", [0.5])
         config.policy.network.hidden_dim = 16
@@ -255,8 +255,8 @@ class TestAxes:
             (("rollout.gen_length=eight",), "rollout.gen_length=eight"),
             (("rollout.gen_length=8|",), "empty value"),
             (("recipe=sft",), "'recipe'"),
-            (("seed=1", "seed=2"), r"config\.eval\.axes = .*seed is in two"),
-            (("seed=1|task.path=x",), "not set seed"),
+            (("seed=1", "seed=2"), r"config\.eval\.axes = \('seed=1', 'seed=2'\)"),
+            (("seed=1|task.path=x",), r"config\.eval\.axes = .*'task\.path=x' .* seed\b"),
         ],
     )
     def test_says_what_is_wrong_before_anything_is_loaded(self, config, tmp_path, lines, message):

@@ -186,7 +186,7 @@ def test_a_policy_of_several_environments_acts_as_in_that_of_the_model(tmp_path,
     assert "trained for" not in caplog.text
     args = generate.parser().parse_args([f"--policy=learned:{tmp_path}", "--model=arithmetic"])
     generate.fill_in(args)
-    assert "for sudoku, countdown (here arithmetic)" in caplog.text
+    assert "sudoku, countdown (here arithmetic)" in caplog.text
     assert args.gen_length is None
     with pytest.raises(ValueError, match="--model is missing"):
         generate.fill_in(generate.parser().parse_args([f"--policy=learned:{tmp_path}"]))

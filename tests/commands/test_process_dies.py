@@ -81,7 +81,7 @@ def test_the_launcher_ends_the_other_and_the_pair_resumes(
     _, errors = process.communicate(timeout=60)
     assert time.monotonic() - killed < 20
     assert process.returncode == 128 + signal.SIGKILL
-    assert f"error: process {victim} of 2 was ended by SIGKILL; ending the other" in errors
+    assert re.search(rf"error: process {victim} of 2 .*SIGKILL", errors)
 
     process = launch(experiment, tmp_path)
     _, errors = process.communicate(timeout=500)

@@ -1,6 +1,7 @@
 """Which attention a rollout runs, and that all of them attend to the same."""
 
 import functools
+import re
 
 import jax
 import jax.numpy as jnp
@@ -62,16 +63,16 @@ def test_a_tpu_runs_the_kernel_where_scores_are_large(device, monkeypatch, caplo
     small, large = (jax.ShapeDtypeStruct((rows, 456, 32, 128), "bfloat16") for rows in (1, 8))
     assert not attention.takes_kernel(small, small)
     assert attention.takes_kernel(large, large)
-    assert "456 queries of 1 rows: plain products" in caplog.text
-    assert "456 queries of 8 rows: the Pallas" in caplog.text
+    assert re.search(r"\b456 .* 1 rows: plain", caplog.text)
+    assert re.search(r"\b456 .* 8 rows: .*Pallas", caplog.text)
     long = jax.ShapeDtypeStruct((1, 9000, 32, 128), "bfloat16")
     assert not attention.takes_kernel(long, long)
     monkeypatch.setenv("JAX_UNMASK_ATTENTION", "flash")
     assert attention.takes_kernel(small, small)
-    with pytest.raises(ValueError, match=r"'flash'.* on tpu for bfloat16 .*of width 64"):
+    with pytest.raises(ValueError, match=r"'flash'.* tpu .*bfloat16 .* 64"):
         attention.fuses("bfloat16", 64)
     device("cpu")
-    with pytest.raises(ValueError, match=r"'flash'.* on cpu for float32"):
+    with pytest.raises(ValueError, match=r"'flash'.* cpu .*float32"):
         attention.fuses("float32", 128)
 
 

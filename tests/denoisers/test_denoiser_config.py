@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import re
 
 import jax.numpy as jnp
 import pytest
@@ -86,7 +87,7 @@ class TestLLaDAConfig:
         ],
     )
     def test_refuses_what_is_not_implemented(self, fields, name, value):
-        with pytest.raises(ValueError, match=f"config.json: {name}=.* is not supported"):
+        with pytest.raises(ValueError, match=rf"config\.json: {name}={re.escape(repr(value))} "):
             llada.config_from_hf(fields | {name: value})
 
     @pytest.mark.parametrize("name", ["d_model", "rope_theta", "weight_tying", "block_type"])

@@ -119,10 +119,10 @@ class TestConfigs:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"num_attention_heads": 0}, "has a field"),
-            ({"num_attention_heads": "2"}, "has a field"),
+            ({"num_attention_heads": 0}, r".*\(.*by zero\)"),
+            ({"num_attention_heads": "2"}, r".*\(.*'str'"),
             ({"num_hidden_layers": 10**9}, ": num_hidden_layers=1000000000"),
-            ({"layer_types": 5}, "has a field"),
+            ({"layer_types": 5}, r".*\(.*'int'"),
             ({"tie_word_embeddings": "false"}, ": tie_word_embeddings='false' "),
             ({"model_type": ["sdar"]}, r": model_type=\['sdar'\] "),
         ],
@@ -247,7 +247,7 @@ class TestNumbers:
         tokenizer = denoisers.load_tokenizer(assets() / "sudoku")
         shape = RolloutSettings(gen_length=4, block_length=4)
         writer = MaskedWriter(denoiser, params, tokenizer, "threshold:threshold=0.9", shape)
-        with pytest.raises(FloatingPointError, match=r"scores are not .* row 0 at"):
+        with pytest.raises(FloatingPointError, match=r"\brow 0 .* position \d"):
             Generator(writer).generate(["12..="])
 
 
@@ -315,7 +315,7 @@ class TestTokenizers:
     @pytest.mark.parametrize("prompt", ["2\ud83d", [{"role": "user", "content": "2\ud83d"}]])
     def test_half_a_character(self, model, prompt):
         (model / "chat_template.jinja").write_text("{{ messages[0].content }}")
-        with pytest.raises(ValueError, match="pair at character 1;"):
+        with pytest.raises(ValueError, match=r"2\\ud83d.* character 1;"):
             denoisers.load_tokenizer(model).encode_prompt(prompt)
 
     def test_all_ends_of_a_text(self, model):
@@ -352,9 +352,9 @@ class TestTokenizers:
 
     def test_words_that_a_closed_vocabulary_lacks(self):
         tokenizer = denoisers.load_tokenizer(assets() / "arithmetic")
-        with pytest.raises(ValueError, match=r"no token for ' pears'.* apples .*and numbers"):
+        with pytest.raises(ValueError, match=r"arithmetic .*' pears'.* apples .*numbers"):
             tokenizer.encode(" Tom has 3 pears.")
-        with pytest.raises(ValueError, match=r"no token for '3'\. .*a space"):
+        with pytest.raises(ValueError, match=r"arithmetic .* '3'\. .*space"):
             tokenizer.encode("3 eggs")  # It knows " 3".
         with pytest.raises(ValueError) as raised:
             denoisers.load_tokenizer(assets() / "sudoku", example="1234=").encode("9999=")

@@ -76,7 +76,7 @@ class TestRoundTrips:
         with pytest.raises(ValueError, match="unexpected head; layers/down/kernel has shape"):
             denoisers.from_pretrained(tmp_path)
         denoisers.save_pretrained(tmp_path, denoiser, params)
-        with pytest.raises(ValueError, match=f"{tmp_path} holds both safetensors"):
+        with pytest.raises(ValueError, match=f"{tmp_path} .*safetensors.*params/"):
             denoisers.from_pretrained(tmp_path)
 
     def test_bfloat16(self, pretrained, tmp_path):
@@ -225,7 +225,9 @@ class TestWrongWeights:
     def test_missing_shard(self, pretrained, tmp_path):
         denoisers.save_pretrained(tmp_path, *pretrained, max_shard_bytes=150_000)
         next(tmp_path.glob("model-00002-*")).unlink()
-        with pytest.raises(FileNotFoundError, match=r"model-00002.* is missing, though"):
+        with pytest.raises(
+            FileNotFoundError, match=r"model-00002.*model\.safetensors\.index\.json"
+        ):
             denoisers.from_pretrained(tmp_path)
 
     def test_shards_that_would_be_downloaded_are_not_missing(

@@ -193,7 +193,7 @@ class TestFiles:
     @pytest.mark.parametrize("role", ["mask", "eos"])
     def test_disagreement(self, directory, role):
         write_config(directory, **{f"{role}_token_id": 9})
-        with pytest.raises(ValueError, match=f"{role}_token_id=9 in config.json, but the token"):
+        with pytest.raises(ValueError, match=rf"{role}_token_id=9 in config\.json"):
             denoisers.load_tokenizer(directory)
 
     def test_more_tokens_than_rows(self, directory):

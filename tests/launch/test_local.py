@@ -2,6 +2,7 @@
 
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -71,7 +72,7 @@ def test_one_that_fails_ends_the_others_with_its_status():
     began = time.monotonic()
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 7
-    assert "[launcher] error: process 1 of 2 ended with status 7; ending the others" in errors
+    assert re.search(r"\[launcher\] error: process 1 of 2 .*status 7", errors)
     assert time.monotonic() - began < 20
 
 
@@ -81,7 +82,7 @@ def test_a_killed_process_is_named_with_its_signal():
     os.kill(children(process.pid)[0], signal.SIGKILL)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGKILL
-    assert "error: process 0 of 2 was ended by SIGKILL; ending the others" in errors
+    assert re.search(r"error: process 0 of 2 .*SIGKILL", errors)
 
 
 def test_a_stopped_process_is_named_before_and_when_another_fails():
@@ -95,7 +96,7 @@ def test_a_stopped_process_is_named_before_and_when_another_fails():
     os.kill(first, signal.SIGABRT)
     _, errors = process.communicate(timeout=60)
     assert "error: process 1 of 2" in errors
-    assert "error: process 0 of 2 was ended by SIGABRT; ending the others" in errors
+    assert re.search(r"error: process 0 of 2 .*SIGABRT", errors)
 
 
 def test_sigterm_reaches_all_and_waits_for_them():
@@ -105,7 +106,7 @@ def test_sigterm_reaches_all_and_waits_for_them():
     output, errors = process.communicate(timeout=60)
     assert process.returncode == 0
     assert sorted(output.splitlines()) == ["[0] saved", "[1] saved"]
-    assert "SIGTERM: passing it on" in errors
+    assert "[launcher] SIGTERM:" in errors
 
 
 def test_nobody_outlives_a_killed_launcher():

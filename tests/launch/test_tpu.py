@@ -44,9 +44,8 @@ def verbs(calls: list[str]) -> list[str]:
 
 
 def test_creates_trains_and_deletes(run):
-    status, errors, calls = run(["ABSENT", "CREATING", "READY"], [0])
+    status, _, calls = run(["ABSENT", "CREATING", "READY"], [0])
     assert status == 0
-    assert "training is finished" in errors
     # The first connection sets up, the second trains.
     assert verbs(calls) == ["create", "ssh", "ssh", "delete"]
     create = next(call for call in calls if " create " in call)
@@ -61,9 +60,8 @@ def test_creates_trains_and_deletes(run):
 
 def test_a_preempted_slice_is_made_again(run):
     states = ["READY", "PREEMPTED", "PREEMPTED", "ABSENT", "CREATING", "READY"]
-    status, errors, calls = run(states, [255, 0])
+    status, _, calls = run(states, [255, 0])
     assert status == 0
-    assert "slice is gone" in errors
     assert verbs(calls) == ["ssh", "ssh", "delete", "create", "ssh", "ssh", "delete"]
 
 

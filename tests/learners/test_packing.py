@@ -42,7 +42,7 @@ def test_every_token_has_one_place(spans):
 
 
 def test_an_example_that_fits_no_row_is_refused():
-    with pytest.raises(ValueError, match="9 tokens, more than width=8"):
+    with pytest.raises(ValueError, match=r"9 .*width=8"):
         pack(np.zeros(1, int), np.full(1, 9), 8)
 
 

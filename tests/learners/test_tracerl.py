@@ -259,7 +259,7 @@ class TestUpdate:
         # Without advantages the gradient is that of the reference, and the distance to it shrinks.
         _, after = learner.update(new, responses, 0 * REWARDS, KEPT, reference)
         assert 0 < float(after["reference_kl"]) < float(metrics["reference_kl"])
-        with pytest.raises(ValueError, match=r"reference_beta=1.0 .* is not given"):
+        with pytest.raises(ValueError, match=r"reference_beta=1\.0 "):
             learner.update(after, responses, REWARDS, KEPT)
 
 

@@ -149,7 +149,7 @@ def test_mistakes_are_named(make_observation):
         policy.log_prob_and_entropy(params, obs, action)
     assert not policy.entropy(params, obs).any()
     policy, params = make(distribution="dpls")
-    with pytest.raises(ValueError, match="rank is None"):
+    with pytest.raises(ValueError, match=r"Action\.rank .*'dpls'"):
         policy.log_prob(params, obs, action)
     with pytest.raises(ValueError, match="exact_fallback = True"):
         make(exact_fallback=True)

@@ -86,7 +86,7 @@ def test_round_trip_keeps_everything(tmp_path):
 def test_settings_per_row_are_not_saved(tmp_path):
     _, params = policies.load_policy(FIXTURES / "dit_confidence")
     params["scale"] = jnp.ones(3)
-    with pytest.raises(ValueError, match=r"scale has shape \(3,\)"):
+    with pytest.raises(ValueError, match=r"scale .*\(3,\)"):
         policies.save_policy(tmp_path, policies.LearnedPolicy(), params)
 
 
@@ -100,7 +100,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path):
     tensors["base_policy.transformer_blocks.0.inv_freq"] *= 2
     path.chmod(0o644)
     save_file(tensors, path)
-    with pytest.raises(ValueError, match="does not fit") as error:
+    with pytest.raises(ValueError, match=path.name) as error:
         policies.load_policy(directory)
     for part in (
         "missing: base_policy.final_norm.bias",

@@ -42,7 +42,7 @@ def test_a_choice_on_validation_is_not_changed_by_the_test_set():
     # The budget is that of the test problems.
     assert frontier.best_at_most(test, 4.05, validation) is test[1]
     assert frontier.best_at_most(test, 3.9, validation) is None
-    with pytest.raises(ValueError, match=r"'threshold': 0\.5.* not on validation"):
+    with pytest.raises(ValueError, match=r"'threshold': 0\.5.* validation"):
         frontier.best_at_most(test, 6, validation[1:])
 
 
@@ -155,7 +155,7 @@ def test_points_average_over_training_seeds():
     assert (found.accuracy, found.nfe) == (pytest.approx(0.7), pytest.approx(4))
     # Variance of the means .6, .8 is .02; /2 seeds, plus the shared problems' .02 ** 2.
     assert found.accuracy_se == pytest.approx(math.sqrt(0.01 + 0.0004))
-    with pytest.raises(ValueError, match="differ in settings"):
+    with pytest.raises(ValueError, match=r"policy .*settings"):
         frontier.over_training_seeds([point(3, 0.6, setting=1), point(3, 0.6, setting=2)])
 
 
@@ -172,5 +172,5 @@ def test_gains_average_at_each_seeds_own_nfe():
 
 
 def test_refuses_outcomes_of_another_number_of_problems():
-    with pytest.raises(ValueError, match="score per problem"):
+    with pytest.raises(ValueError, match=r"\bm .*\(2,\).*\(3,\)"):
         Point("m", (), 0.5, 0.1, 1.0, 0.1, 3, np.zeros(2))

@@ -121,7 +121,7 @@ def test_keeps_the_latest_and_the_best(tmp_path):
         assert checkpoints.latest_step() == 5
         assert checkpoints.restore_params("best")[0] == 2
         assert not checkpoints.save(5, params=params, state=state)
-        with pytest.raises(ValueError, match=r"cannot save step 3.*already has step 5"):
+        with pytest.raises(ValueError, match=r"step 3: .*checkpoints .*step 5"):
             checkpoints.save(3, params=params, state=state)
     # Also when another process goes on, for which small values are good.
     options = CheckpointSettings(keep_latest=1, best_metric="reward", best_mode="min")
@@ -196,15 +196,15 @@ def test_leftovers_of_a_killed_save_are_ignored_and_removed(copy):
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (lambda p, s: p["layer"].pop("bias"), "nothing, and has layer/bias"),
+        (lambda p, s: p["layer"].pop("bias"), "params: .*layer/bias"),
         (lambda p, s: p.update(new=jnp.zeros(1)), "params: .*lacks new,"),
         (
             lambda p, s: p["layer"].update(kernel=jnp.zeros((3, 5))),
             r"layer/kernel has shape \(3, 4\), but \(3, 5\) is needed",
         ),
         (lambda p, s: p.update(head=jnp.zeros(5)), "head is bfloat16, but float32 is needed"),
-        (lambda p, s: s.update(step=jnp.zeros(2, jnp.int32)), r"step has shape \(\)"),
-        (lambda p, s: s.update(rbg=jax.random.key(0)), r"rbg has shape \(4,\), but \(2,\)"),
+        (lambda p, s: s.update(step=jnp.zeros(2, jnp.int32)), r"step .*\(\).* \(2,\)"),
+        (lambda p, s: s.update(rbg=jax.random.key(0)), r"rbg .*\(4,\).* \(2,\)"),
     ],
 )
 def test_another_models_checkpoint_is_refused_and_left_alone(saved, change, words):
@@ -217,13 +217,13 @@ def test_another_models_checkpoint_is_refused_and_left_alone(saved, change, word
 
 
 def test_missing_checkpoints_are_explained(saved, tmp_path):
-    with pytest.raises(CheckpointError, match="has no directory 'checkpoints'"):
+    with pytest.raises(CheckpointError, match=f"{tmp_path} .*'checkpoints'"):
         Checkpoints(tmp_path, read_only=True)
     options = CheckpointSettings(best_metric="reward")
     with Checkpoints(saved, options, read_only=True) as checkpoints:
         with pytest.raises(CheckpointError, match="step 5; it has 1, 2"):
             checkpoints.restore_params(5)
-        with pytest.raises(CheckpointError, match="has the metric 'reward'"):
+        with pytest.raises(CheckpointError, match=f"{saved}.* 'reward'"):
             checkpoints.restore_params("best")
 
 

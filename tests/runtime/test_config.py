@@ -73,5 +73,5 @@ def test_a_workdir_whose_record_is_lost(tmp_path, record, named):
     (tmp_path / "checkpoints" / "3").mkdir(parents=True)
     if record is not None:
         (tmp_path / "config.json").write_text(record)
-    with pytest.raises(ConfigError, match=f"{named}.*Restore config.json from a backup"):
+    with pytest.raises(ConfigError, match=rf"{named}.*config\.json"):
         checks.claim_workdir(tmp_path, defaults())

@@ -211,5 +211,5 @@ def test_impossible_settings(changes):
 
 
 def test_an_empty_split_is_refused():
-    with pytest.raises(ValueError, match=r"task 'counting' has no examples .*'train'"):
+    with pytest.raises(ValueError, match=r"task 'counting' .*'train'"):
         make(0)

@@ -53,7 +53,7 @@ def test_right_answers(solution, value):
 
 @pytest.mark.parametrize("solution", ["18", "#### ", "#### none"])
 def test_solutions_without_a_right_answer(solution):
-    with pytest.raises(ValueError, match="must end in '#### NUMBER'"):
+    with pytest.raises(ValueError, match=f"'answer' .*'#### NUMBER'.*'{solution}'"):
         gold({"answer": solution})
 
 
@@ -97,7 +97,7 @@ def test_published_evaluation_knows_no_negative_answer_and_no_tolerance(right, r
 def test_bad_settings():
     with pytest.raises(ValueError, match="prompt_style = 'eval'"):
         Gsm8k(SAMPLES, prompt_style="eval")
-    with pytest.raises(ValueError, match="exclude each other"):
+    with pytest.raises(ValueError, match=r"path=.*data_dir='somewhere'"):
         Gsm8k(SAMPLES, data_dir="somewhere")
     with pytest.raises(ValueError, match="shorter"):
         Gsm8k(SAMPLES).check_batch([EXAMPLE], [])

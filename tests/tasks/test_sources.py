@@ -74,8 +74,8 @@ def test_a_line_without_a_right_answer_is_named(tmp_path, task, good, bad, field
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.jsonl", b"\n \n", "holds no examples"),
-        ("a.jsonl", b"\xff\xfe\x00", "is not UTF-8 text"),
+        ("a.jsonl", b"\n \n", r".*\['q'\]"),
+        ("a.jsonl", b"\xff\xfe\x00", ".*UTF-8"),
         ("a.jsonl.gz", b'{"q": "1"}', "is not .*gzip"),
         ("a.jsonl.gz", gzip.compress(mtime=0, data=b'{"q": "1"}\n' * 100)[:-12], "is not .*gzip"),
     ],
@@ -83,7 +83,7 @@ def test_a_line_without_a_right_answer_is_named(tmp_path, task, good, bad, field
 def test_files_that_are_not_what_their_name_says(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=f"{name} {message}"):
-        files.read_table(tmp_path / name)
+        files.read_table(tmp_path / name, ["q"])
 
 
 def test_a_held_out_example_is_in_one_split_only():
@@ -102,7 +102,7 @@ def test_a_single_file_serves_its_own_splits(tmp_path):
     assert [len(train.source(split)) for split in ("train", "validation")] == [28, 2]
     assert len(test.source("test")) == 7
     for task, split in ((train, "test"), (test, "train")):
-        with pytest.raises(ValueError, match=f"holds no split '{split}'"):
+        with pytest.raises(ValueError, match=f"split '{split}'; .*{split}.jsonl"):
             task.source(split)
 
 
