@@ -39,7 +39,7 @@ from jax_unmask.runtime import compilation, terminal
 from jax_unmask.runtime.compilation import CompileTimes
 from jax_unmask.runtime.files import atomic_write
 from jax_unmask.runtime.progress import Jobs
-from jax_unmask.settings import naming
+from jax_unmask.settings import FlagError, naming
 from jax_unmask.shipped import Lengths, shipped_lengths, shipped_models
 
 _EPILOG = """\
@@ -207,32 +207,28 @@ def _check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     if args.breakdown:
         if args.config is None:
             raise ValueError("--breakdown times an experiment: give --config=FILE.py")
-        if args.steps < 1:
-            raise ValueError(f"--steps={args.steps} must be at least 1")
+        command_line.check_count(args, "steps")
         for name in ("model", "preset", "reference", "task"):
-            if getattr(args, name) is not None:
-                raise ValueError(f"--{name} does not go with --breakdown; the config says it")
+            if (value := getattr(args, name)) is not None:
+                problem = "with --breakdown the config says it"
+                raise FlagError(name, value, problem, "Leave it out")
         return
     if args.config is not None:
-        raise ValueError("--config is for --breakdown; give both, or --model or --preset")
+        remedy = "Give both, or --model or --preset"
+        raise FlagError("config", args.config, "it is for --breakdown", remedy)
     if (args.model is None) == (args.preset is None):
         raise ValueError("give one of --model=NAME and --preset=NAME (or --breakdown)")
     for name in ("repeats", "prompt_length", "vocab_chunk", "slots"):
-        value = getattr(args, name)
-        if value is not None and not 1 <= value <= 2**20:
-            raise ValueError(f"--{name}={value} must be at least 1, and at most {2**20:,}")
+        command_line.check_count(args, name)
     if args.task is not None and args.preset is not None:
-        raise ValueError(
-            "--task needs a tokenizer, which a --preset lacks; leave it out, or give --model"
-        )
+        problem = "it needs a tokenizer, which a --preset lacks"
+        raise FlagError("task", args.task, problem, "Leave it out, or give --model")
     if args.task is not None:
         command_line.parse_task(args)
     known = args.model is None or args.model in shipped_models()
     if not known and None in (args.gen_length, args.block_length):
-        raise ValueError(
-            f"--model={args.model} needs --gen_length and --block_length (only presets and shipped "
-            "models have them)"
-        )
+        problem = "it is no shipped model, which knows its canvas"
+        raise FlagError("model", args.model, problem, "Give --gen_length and --block_length")
 
 
 def _run(
@@ -255,16 +251,15 @@ def _run(
         # Before JAX starts its backend, which would otherwise take most of a GPU's memory.
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
         module = reference.import_reference(args.reference)
-    batch_sizes = _batch_sizes(args.batch_sizes)
+    # In ascending order, so that the process's peak memory is that of the batch just done.
+    batch_sizes = sorted(set(command_line.numbers(args, "batch_sizes", int, least=1)))
     caches = []
     for text in args.cache or (NONE,):
         with naming("cache", text):
             caches.append(parse_cache(text))
     if module is not None and None not in caches:
-        raise ValueError(
-            "--reference is compared with rollouts without a cache; add --cache=none, or leave out "
-            "--cache"
-        )
+        problem = "--reference is compared with rollouts without a cache"
+        raise FlagError("cache", args.cache, problem, "Add --cache=none, or leave out --cache")
     _complete_lengths(args)
     settings = RolloutSettings(
         gen_length=args.gen_length,
@@ -386,17 +381,6 @@ def _complete_lengths(args: argparse.Namespace) -> None:
             setattr(args, name, getattr(made_for, name))
 
 
-def _batch_sizes(text: str) -> list[int]:
-    """The sizes in ascending order, so that the process's peak memory is the batch's just done."""
-    try:
-        sizes = sorted({int(piece) for piece in text.split(",")})
-    except ValueError:
-        raise ValueError(f"--batch_sizes={text} is not a list such as 1,8,64") from None
-    if sizes[0] < 1:
-        raise ValueError(f"--batch_sizes={text} must be at least 1 each")
-    return sizes
-
-
 def _prompts(
     args: argparse.Namespace, shape: DenoiserConfig, tokenizer: Tokenizer | None, count: int
 ) -> Prompts:
@@ -412,7 +396,8 @@ def _prompts(
 
 def _check_length(longest: int, prompt_length: int, settings: RolloutSettings) -> None:
     if prompt_length + settings.gen_length > longest:
-        raise ValueError(
-            f"a prompt of {prompt_length} tokens and gen_length={settings.gen_length} do not fit "
-            f"into the model's max_length={longest}; lower --prompt_length or --gen_length"
+        problem = (
+            f"with a canvas of {settings.gen_length} tokens the model's max_length={longest} is "
+            "exceeded"
         )
+        raise FlagError("prompt_length", prompt_length, problem, "Lower it or --gen_length")

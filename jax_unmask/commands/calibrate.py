@@ -16,7 +16,7 @@ from jax_unmask.evaluation.calibrate import calibrate as count_forwards
 from jax_unmask.policies.calibration import FILE, Calibration, save_calibration
 from jax_unmask.rollout import check_rollout
 from jax_unmask.runtime import terminal
-from jax_unmask.settings import declared, naming
+from jax_unmask.settings import FlagError, declared, naming
 
 _NAME = re.compile(r"[\w.-]+")
 
@@ -46,17 +46,17 @@ def calibrate(
         spec = _spec(policy)
         learned, params = policies.parse_policy(spec.text)
     if not (isinstance(learned, policies.LearnedPolicy) and learned.alphas):
-        raise ValueError(
-            f"--policy={spec.target}: it was trained for one alpha and takes the forwards that it "
-            "takes; give a policy of a network with alphas"
-        )
+        problem = "it was trained for one alpha and takes the forwards that it takes"
+        raise FlagError("policy", spec.target, problem, "Give a policy of a network with alphas")
     length = settings.sampling.gen_length
     block = chosen.block_length or settings.sampling.block_length
     if block > length or length % block:
-        raise ValueError(f"--block_length={block} does not divide the canvas of {length}")
+        problem = f"it does not divide the canvas of {length}"
+        raise FlagError("block_length", block, problem, "Give a divisor")
     name = name or f"{settings.task.name.rpartition('.')[2]}-{length}-{block}"
     if not _NAME.fullmatch(name):
-        raise ValueError(f"--name={name!r} may hold letters, digits, '.', '_' and '-' only")
+        problem = "it may hold letters, digits, '.', '_' and '-' only"
+        raise FlagError("name", name, problem, "Choose another")
     target = policies.policy_directory(spec.target)
     shape = dataclasses.replace(settings.sampling, block_length=block)
     denoiser = load_denoiser_config(settings)
@@ -105,7 +105,7 @@ def main(argv: list[str]) -> None:
     values = flags.FLAGS
     with command_line.clear_errors():
         if not values.policy:
-            raise ValueError("--policy is missing; give the directory of a policy")
+            raise FlagError("policy", None, "it is missing", "Give the directory of a policy")
         found = calibrate(
             values.config,
             values.policy,

@@ -4,6 +4,7 @@ import argparse
 import contextlib
 import itertools
 import logging
+import math
 import pathlib
 import re
 import sys
@@ -231,6 +232,32 @@ def naming_task(args: argparse.Namespace) -> contextlib.AbstractContextManager[N
     """Names `--task`, or `--data` where that is given, in mistakes of a task and its data."""
     key = "task" if args.data is None else "data"
     return naming(key, getattr(args, key), kind=FlagError)
+
+
+def numbers(
+    args: argparse.Namespace, name: str, kind: type, *, least: float = -math.inf
+) -> list[Any]:
+    """The numbers of an argument, separated by commas, none of which may be below the least.
+
+    Raises:
+        FlagError: it is no such list.
+    """
+    text = getattr(args, name)
+    try:
+        found = [] if text is None else [kind(each) for each in text.split(",")]
+    except ValueError:
+        remedy = "Give numbers separated by commas"
+        raise FlagError(name, text, "it cannot be read", remedy) from None
+    if found and min(found) < least:
+        raise FlagError(name, text, f"a number is below {least}", "Correct it")
+    return found
+
+
+def check_count(args: argparse.Namespace, name: str) -> None:
+    """Raises a `FlagError` unless an argument that counts something is in its range, or absent."""
+    value = getattr(args, name)
+    if value is not None and not 1 <= value <= 2**20:
+        raise FlagError(name, value, "it is out of range", f"Give at least 1, at most {2**20:,}")
 
 
 def seed(text: str) -> int:

@@ -19,7 +19,7 @@ from jax_unmask.denoisers.tensor_files import MAX_SHARD_BYTES
 from jax_unmask.denoisers.tokenizer import has_tokenizer
 from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import local_path
-from jax_unmask.settings import SettingError, naming
+from jax_unmask.settings import FlagError, SettingError, naming
 from jax_unmask.shipped import shipped_lengths, shipped_models
 
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ def convert(
         remedy = "Choose another directory or remove it"
         raise SettingError("output", str(output), f"{output} is not empty", remedy)
     if max_shard_bytes < 1:
-        raise ValueError(f"max_shard_bytes={max_shard_bytes} must be at least 1")
+        raise SettingError("max_shard_bytes", max_shard_bytes, "it must be at least 1", "Raise it")
     with naming("source", source):
         directory = hub.local_directory(source)
         if to is None:
@@ -141,7 +141,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     jax.config.update("jax_platforms", "cpu")
     with command_line.parsed(parser(), arguments) as args:
         if not 0 < args.max_shard_gb < 1e9:
-            raise ValueError(f"--max_shard_gb={args.max_shard_gb} must be above 0, and finite")
+            problem = "it must be above 0, and finite"
+            raise FlagError("max_shard_gb", args.max_shard_gb, problem, "Correct it")
         output = local_path(args.output)
         convert(
             args.source,

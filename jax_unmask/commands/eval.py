@@ -194,7 +194,7 @@ def main(argv: list[str]) -> None:
             return
         checkpoint = None if values.checkpoint is None else local_path(values.checkpoint)
         if values.workdir is None:
-            raise ValueError("--workdir is missing; give the directory for the results")
+            raise FlagError("workdir", None, "it is missing", "Give the directory for the results")
         workdir = local_path(values.workdir)
         command_line.join_processes()
         evaluate(values.config, workdir, checkpoint)

@@ -31,7 +31,7 @@ from jax_unmask.rollout import RolloutSettings
 from jax_unmask.runtime import compilation
 from jax_unmask.runtime.files import local_path
 from jax_unmask.runtime.terminal import harmless
-from jax_unmask.settings import naming
+from jax_unmask.settings import FlagError, naming
 from jax_unmask.shipped import shipped_models
 from jax_unmask.tasks.base import Drawn, Example, Task
 
@@ -174,18 +174,20 @@ def check(args: argparse.Namespace, asked: Problem) -> None:
         with naming(key, getattr(args, key)):
             answers.check_prompt(known, args.model, decoding(args), asked.prompt)
     if args.html is not None and local_path(args.html).is_dir():
-        raise ValueError(f"--html={args.html} is a directory; give the name of a file")
+        raise FlagError("html", args.html, "it is a directory", "Give the name of a file")
     if not 0 <= args.pace < 60:
-        raise ValueError(f"--pace={args.pace} must be a number of seconds from 0 to below 60")
+        raise FlagError("pace", args.pace, "it is out of range", "Give 0 to below 60 seconds")
 
 
 def problem(args: argparse.Namespace) -> Problem:
     """The problem that the arguments name."""
     if args.system is not None and not args.chat:
-        raise ValueError("--system is for chats: add --chat (or put it into --messages)")
+        remedy = "Add --chat, or put it into --messages"
+        raise FlagError("system", args.system, "it is for chats", remedy)
     if args.messages is not None:
         if args.prompt is not None or args.task is not None or args.chat:
-            raise ValueError("--messages is the whole prompt: leave out --prompt, --task, --chat")
+            remedy = "Leave out --prompt, --task, --chat"
+            raise FlagError("messages", args.messages, "it is the whole prompt", remedy)
         return Problem(_read_messages(args.messages))
     message: Prompt | None = args.prompt
     if args.chat and args.prompt is not None:
@@ -203,9 +205,8 @@ def problem(args: argparse.Namespace) -> Problem:
     with command_line.naming_task(args):
         source = task.source("test")
     if not 0 <= args.problem < len(source):
-        raise ValueError(
-            f"--problem={args.problem} does not exist; {args.task} has {len(source)} test problems"
-        )
+        remedy = f"{args.task} has {len(source)} test problems, from 0 on"
+        raise FlagError("problem", args.problem, "it does not exist", remedy)
     example = source[args.problem]
     return Problem(task.prompt(example), task, example)
 
@@ -224,7 +225,7 @@ def _read_messages(file: str) -> list[dict[str, str]]:
             text = sys.stdin.read() if file == "-" else pathlib.Path(file).read_text("utf-8-sig")
         messages = json.loads(text)
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"--messages={file} is not valid JSON: {error}") from error
+        raise FlagError("messages", file, f"it is not valid JSON: {error}", "Correct it") from error
     well_formed = isinstance(messages, list) and all(
         isinstance(message, dict)
         and isinstance(message.get("role"), str)
@@ -232,9 +233,8 @@ def _read_messages(file: str) -> list[dict[str, str]]:
         for message in messages
     )
     if not well_formed or not messages:
-        raise ValueError(
-            f'--messages={file} must hold a list such as [{{"role": "user", "content": "..."}}]'
-        )
+        remedy = 'Let it hold a list such as [{"role": "user", "content": "..."}]'
+        raise FlagError("messages", file, "it holds something else", remedy)
     return messages
 
 
@@ -253,7 +253,8 @@ def _run(args: argparse.Namespace) -> None:
     model = generator.writer
     tokenizer, live, errors = model.tokenizer, None, Console(stderr=True)
     if args.html is not None and not isinstance(model, answers.MaskedWriter):
-        raise ValueError(f"--html is for masked models, and {args.model} is none. Leave it out")
+        why = f"it is for masked models, and {args.model} is none"
+        raise FlagError("html", args.html, why, "Leave it out")
     pages, turns = _Page(args), itertools.count()
     compiling: list[contextlib.AbstractContextManager[None]] = [
         compilation.announced(f"the first answer with {args.model}")

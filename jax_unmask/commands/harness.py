@@ -18,7 +18,7 @@ from jax_unmask.commands import command_line
 from jax_unmask.evaluation.harness_settings import HarnessSettings
 from jax_unmask.runtime import terminal
 from jax_unmask.runtime.files import atomic_write
-from jax_unmask.settings import naming
+from jax_unmask.settings import FlagError, naming
 
 
 def parser() -> argparse.ArgumentParser:
@@ -75,7 +75,7 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     with naming("policy", settings.policy):
         policies.parse_policy(settings.policy, environment=settings.environment(args.model))
     if args.include_path is not None and not pathlib.Path(args.include_path).is_dir():
-        raise FileNotFoundError(f"--include_path={args.include_path} is not a directory")
+        raise FlagError("include_path", args.include_path, "it is no directory", "Correct it")
     lm_eval = require()
     from lm_eval.tasks import TaskManager
     from lm_eval.utils import make_table
@@ -86,10 +86,9 @@ def _run(args: argparse.Namespace) -> dict[str, Any]:
     names = [name for name in args.tasks.split(",") if name]
     unknown = [name for name in names if name not in manager.all_tasks]
     if unknown:
-        raise ValueError(
-            f"--tasks={args.tasks}: lm-evaluation-harness has no task {', '.join(unknown)}; "
-            "`lm-eval ls tasks` lists them, --include_path adds a directory of your own"
-        )
+        problem = f"lm-evaluation-harness has no task {', '.join(unknown)}"
+        remedy = "`lm-eval ls tasks` lists them, --include_path adds a directory of your own"
+        raise FlagError("tasks", args.tasks, problem, remedy)
     model = HarnessModel.load(args.model, dtype=args.dtype, **vars(settings))
     found = lm_eval.simple_evaluate(
         model=model,

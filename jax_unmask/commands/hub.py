@@ -23,6 +23,7 @@ from jax_unmask.report.model_card import CARD, denoiser_card
 from jax_unmask.runtime import terminal
 from jax_unmask.runtime.exports import EXPORTS
 from jax_unmask.runtime.files import atomic_write, local_path
+from jax_unmask.settings import FlagError
 
 _HERE = re.compile(r"(--(?:policy=learned:|model=))\.(?=[\s,]|$)")
 _LOCAL_BASE = re.compile(r'^base_model: "[./~].*\n', re.MULTILINE)
@@ -116,7 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with command_line.parsed(parser(), arguments) as args:
         needed = "name" if args.verb == "push" else "output"
         if getattr(args, needed) is None:
-            raise ValueError(f"{args.verb} needs --{needed}")
+            raise FlagError(needed, None, f"{args.verb} needs it", "Give it")
         if args.verb == "pull":
             pull(args.what, local_path(args.output))
             found, used = f"{args.what} is in {args.output}.", local_path(args.output)

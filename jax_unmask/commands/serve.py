@@ -145,8 +145,8 @@ class Service:
             raise FlagError("drain_seconds", args.drain_seconds, "it is no time", "Give 0 or more")
         _check_port(args)
         lengths, temperatures = (
-            _numbers(args, "lengths", int),
-            _numbers(args, "temperatures", float),
+            command_line.numbers(args, "lengths", int),
+            command_line.numbers(args, "temperatures", float),
         )
         if lengths and args.gen_length is None:
             args.gen_length = max(lengths)
@@ -309,13 +309,3 @@ def _check_port(args: argparse.Namespace) -> None:
         raise FlagError(
             "port", args.port, problem, "Give another, or 0 for any that is free"
         ) from error
-
-
-def _numbers(args: argparse.Namespace, name: str, kind: type) -> list[Any]:
-    """The numbers of an argument, separated by commas."""
-    text = getattr(args, name)
-    try:
-        return [] if text is None else [kind(part) for part in text.split(",")]
-    except ValueError:
-        remedy = "Give numbers separated by commas"
-        raise FlagError(name, text, "it cannot be read", remedy) from None

@@ -50,7 +50,7 @@ def test_counts_forwards_on_prompts_alone(tiny_config, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("settings", "named"), [({"block_length": 3}, "block_length=3"), ({"name": "a/b"}, "a/b")]
+    ("settings", "named"), [({"block_length": 3}, "block_length = 3"), ({"name": "a/b"}, "a/b")]
 )
 def test_mistakes_come_before_the_weights(tiny_config, tmp_path, settings, named):
     where = save(tmp_path / "told", NETWORK)

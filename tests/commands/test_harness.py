@@ -106,7 +106,7 @@ class TestWithTheHarness:
         assert 0 <= found["results"]["local_choose"]["acc,none"] <= 1
         assert "exact_match,none" in found["results"]["local_generate"]
         message = fails(f"--model={tiny_model_dir}", "--tasks=no_such_task")
-        assert "--tasks=no_such_task" in message
+        assert "--tasks = 'no_such_task'" in message
 
     def test_texts_do_not_depend_on_the_batch_and_end_at_stops(self, tiny_model_dir):
         from lm_eval.api.instance import Instance

@@ -155,7 +155,7 @@ def test_points_average_over_training_seeds():
     assert (found.accuracy, found.nfe) == (pytest.approx(0.7), pytest.approx(4))
     # Variance of the means .6, .8 is .02; /2 seeds, plus the shared problems' .02 ** 2.
     assert found.accuracy_se == pytest.approx(math.sqrt(0.01 + 0.0004))
-    with pytest.raises(ValueError, match=r"policy .*settings"):
+    with pytest.raises(ValueError, match=r"threshold .*settings"):
         frontier.over_training_seeds([point(3, 0.6, setting=1), point(3, 0.6, setting=2)])
 
 
