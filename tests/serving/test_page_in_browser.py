@@ -107,7 +107,7 @@ def test_mistakes_are_shown(opened):
     for _ in range(4):  # Below answers that fill the page.
         ask(opened)
     ask(opened, "hello")
-    assert "no token for" in opened.run("document.querySelector('.error').textContent")
+    assert "'hello'" in opened.run("document.querySelector('.error').textContent")
     bottom = "document.querySelector('.error').getBoundingClientRect().bottom"
     assert opened.run(f"{bottom} <= document.querySelector('main').getBoundingClientRect().bottom")
 
