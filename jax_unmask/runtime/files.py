@@ -10,6 +10,7 @@ import os
 import pathlib
 import re
 import socket
+import stat
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Self
@@ -98,7 +99,10 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     target = local_path(path)
     partial = target.with_name(f".{target.name}.partial")
     try:
+        partial.touch()
+        permissions = stat.S_IMODE(partial.stat().st_mode)
         yield partial
+        partial.chmod(permissions)  # Those of new files: some libraries keep theirs to the owner.
         partial.replace(target)
     except Exception as error:
         partial.unlink(missing_ok=True)

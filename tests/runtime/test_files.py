@@ -3,8 +3,10 @@ import os
 import pathlib
 import socket
 
+import jax
 import pytest
 
+from jax_unmask import policies
 from jax_unmask.runtime import config, files, locks
 
 
@@ -96,11 +98,20 @@ def test_a_full_disk_is_an_error_about_a_file(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
+def test_whoever_may_read_new_files_may_read_exports(tmp_path):
+    """A server that runs as another user reads a policy that was trained here."""
+    policy = policies.LearnedPolicy(network=policies.NetworkConfig(hidden_dim=8, num_heads=1))
+    policies.save_policy(tmp_path, policy, policy.init_params(jax.random.key(0)))
+    (tmp_path / "new").touch()
+    expected = (tmp_path / "new").stat().st_mode
+    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {expected}
+
+
 def test_rows_are_not_written_to_a_deleted_file(tmp_path):
     log = files.JsonLog(tmp_path / "rows.jsonl", "key")
     log.append({"key": 1})
     log.sync()
     (tmp_path / "rows.jsonl").unlink()
     log.append({"key": 2})
-    with pytest.raises(FileNotFoundError, match=r"deleted .*'.*/rows\.jsonl'"):
+    with pytest.raises(FileNotFoundError, match=r"deleted while rows .*: '.*/rows.jsonl'"):
         log.sync()

@@ -41,6 +41,7 @@ from jax_unmask.denoisers.tensor_files import (
     write_tensor_files,
 )
 from jax_unmask.denoisers.transformer import Params
+from jax_unmask.runtime.files import replacing
 
 _CARRIED = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
 _ENCODER = "model.encoder.language_model."
@@ -140,7 +141,8 @@ def save_orbax(directory: str | os.PathLike[str], checkpoint: Checkpoint) -> Non
     item = new_orbax_item(pathlib.Path(directory))
     directory = hub.begin_saving(directory)
     write_orbax_item(item, checkpoint.params)
-    save_file(dict(checkpoint.carried), directory / _CARRIED_FILE)
+    with replacing(directory / _CARRIED_FILE) as partial:
+        save_file(dict(checkpoint.carried), partial)
     _write_config(directory, checkpoint)
 
 
