@@ -37,6 +37,7 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#5B4B8A", "#
 _MARKERS = ("o", "s", "^", "v", "D", "<", ">")
 _LEARNED, _GREY = "#C8102E", "#C4C4C4"
 _BEST = 2
+_TOLD = ("alpha", "scale", "nfe")  # What one policy is told: its points are one line.
 _ALPHA = re.compile(r"alpha ?(?P<value>[\d.]+)$")
 
 
@@ -175,7 +176,11 @@ def _draw_learned(axis: Any, results: Sequence[Result], handles: dict[str, Any])
     for result in results:
         family = groups.setdefault((result.label, _ALPHA.sub("", result.point.method)), {})
         name = names[result.label][result.point.method]
-        family.setdefault(result.point.settings, []).append((result, name))
+        settings = dict(result.point.settings)
+        told = {key: settings.pop(key, None) for key in _TOLD}
+        if told["alpha"] is not None:
+            name = "" if told["scale"] else rf"{name}, $\alpha$={told['alpha']:g}"
+        family.setdefault(tuple(settings.items()), []).append((result, name))
     for count, ((label, _), family) in enumerate(groups.items()):
         alike = sorted(
             family.values(), key=lambda members: -sum(each.point.accuracy for each, _ in members)
@@ -189,7 +194,8 @@ def _draw_learned(axis: Any, results: Sequence[Result], handles: dict[str, Any])
         for index, members in enumerate(alike):
             faded = {"alpha": 0.35, "markersize": 5} if index else {}
             _draw_line(axis, [each for each, _ in members], zorder=4 + is_here, **style | faded)
-        ends = sorted(alike[0], key=lambda pair: pair[0].point.nfe)
+        named = [pair for pair in alike[0] if pair[1]]
+        ends = sorted(named, key=lambda pair: pair[0].point.nfe)
         _write_names(axis, ends[:1] + ends[1:][-1:], height=7 if is_here else 3 - 13 * (count % 2))
 
 

@@ -150,9 +150,11 @@ def test_picture_has_a_panel_per_block_length_and_the_learned_joined(tmp_path, m
         *HEURISTICS,
         row("heuristic", "margin", [0, 0, 0, 0], 7),
         *(dict(heuristic, block_length=16) for heuristic in HEURISTICS),
-        row("shipped", "sudoku-full-alpha10", [1, 1, 0, 0], 3),
-        row("shipped", "sudoku-full-alpha1", [1, 1, 1, 0], 6),
+        row("shipped", "sudoku-alpha10", [1, 1, 0, 0], 3),
+        row("shipped", "sudoku-alpha1", [1, 1, 1, 0], 6),
         row("trained here", "policy, alpha 3", [1, 1, 1, 0], 5),
+        *(row("shipped", "told", [1, 0, 0, 0], 10 - alpha, alpha=alpha) for alpha in (1.0, 3.0)),
+        row("shipped", "told", [1, 0, 0, 0], 6.5, alpha=3.0, scale=8.0),
     )
     plots.draw_frontier(tmp_path / "frontier.png", found, title="task")
     assert {path.name for path in tmp_path.iterdir()} == {
@@ -167,9 +169,11 @@ def test_picture_has_a_panel_per_block_length_and_the_learned_joined(tmp_path, m
     shown = {text.get_text() for text in legend.get_texts()}
     assert {"threshold", "learned (shipped)", "learned, trained here", "other heuristics"} <= shown
     labels = [text.get_text() for text in figure.axes[0].texts]
-    assert labels == [r"$\alpha$=10", r"$\alpha$=1", r"policy, $\alpha$=3"]
+    alphas = [rf"$\alpha$={alpha}" for alpha in (10, 1, 3, 3, 1)]
+    names = ["sudoku-", "sudoku-", "policy, ", "told, ", "told, "]
+    assert labels == [name + alpha for name, alpha in zip(names, alphas, strict=True)]
     red = [line for line in figure.axes[0].lines if line.get_color() == plots._LEARNED]
-    assert sorted(list(line.get_xdata()) for line in red) == [[3, 6], [5]]
+    assert sorted(list(line.get_xdata()) for line in red) == [[3, 6], [5], [6.5, 7, 9]]
     top = legend.get_window_extent().y1
     assert all(axis.get_window_extent().y0 > top for axis in figure.axes)
     # As in every other picture.
