@@ -79,6 +79,11 @@ class StateMethod(MaskRatios, TokenSettings):
     )
     block_length: int = setting(16, "Of semi_ar, and with block attention, in tokens.", ge=1)
     tokens_per_step: int = setting(2, "Of trace: tokens that a step writes.", ge=1)
+    order: Literal["targets", "margin"] = setting(
+        "targets",
+        "Of trace: what a step writes first. targets: where the given token is the most probable, "
+        "as published. margin: where the denoiser is surest, of whichever token.",
+    )
     shrink: int = setting_of(Trace, "shrink")
     draws: int = setting_of(RandomMasking, "draws", default=1)
 
@@ -334,8 +339,9 @@ class StateSft(sft.Supervised):
     def _steps(self, batch: Batch) -> Any:
         """The steps in which the denoiser of before training would write the responses.
 
-        Static decoding of the most probable target tokens (arXiv 2509.06949, appendix B.1). That
-        denoiser is frozen, so what a step of training learns depends on nothing but its batch.
+        Static decoding of the most probable target tokens (arXiv 2509.06949, appendix B.1), or by
+        `learner.order`. That denoiser is frozen, so what a step of training learns depends on
+        nothing but its batch.
         """
         learner, bundle, length = self._config.learner, self._bundle, batch.responses.shape[1]
         placement = bundle.placement
@@ -345,12 +351,14 @@ class StateSft(sft.Supervised):
         count = len(batch.responses)
         identities = placement.feed * count + np.arange(count)
         key = streams.stream(streams.root(self._config.seed), "rollout")
+        # Confidence is that of the targets, which are the candidates.
+        policy = policies.Margin() if learner.order == "margin" else policies.TopConfidence()
         with placement.active():
             trajectory = rollout(
                 bundle.denoiser,
                 bundle.params,
-                policies.TopConfidence(),
-                policies.TopConfidence().params(tokens_per_step=learner.tokens_per_step),
+                policy,
+                policy.params(tokens_per_step=learner.tokens_per_step),
                 placement.rows(prompts),
                 row_keys(key, placement.rows(identities)),
                 RolloutSettings(length, learner.block_length if has_blocks else length),

@@ -23,7 +23,9 @@ EXPERIMENTS = (
     *("quickstart", "gsm8k", "gsm8k_math", "gsm8k_math:32", "kodcode", "block_scaling"),
     *("trado:4b", "trado:8b"),
     *("tiny_block_scaling:1", "published:scales", "published:pass_at_k"),
-    *("tiny_block_sft", "tiny_state_sft:full", "tiny_state_sft:block", "tiny_sft:word_problems"),
+    *("tiny_block_sft", "tiny_sft:word_problems"),
+    *(f"tiny_state_sft:{study}" for study in ("full", "block", "long")),
+    *(f"tiny_long_answers:{method},1" for method in ("both", "fixed")),
     *("universal_policy", "universal_policy:sudoku", "universal_policy:all-countdown"),
     "universal_policy:all-arithmetic-word_problems,sudoku=universal,countdown=universal",
     *(
@@ -251,7 +253,8 @@ def test_a_part_of_a_choice_that_is_unknown_is_not_passed_over(choice):
         *((name, "sudoku") for name in ("tiny_sft", "tiny_policy", "tiny_joint")),
         *(("universal_policy", "sudoku"), ("tracerl", ":block"), ("tracerl_large", "math")),
         *(("published", "pass_at_k"), ("sft_large", "MODEL"), ("tiny_block_scaling", ":SEED")),
-        *(("tiny_state_sft", ":block"), ("gsm8k_math", "full"), ("trado", ":8b")),
+        *(("tiny_state_sft", ":long"), ("tiny_long_answers", ":both"), ("gsm8k_math", "full")),
+        ("trado", ":8b"),
     ],
 )
 def test_an_unknown_choice_is_refused_with_those_that_there_are(name, known):

@@ -75,6 +75,12 @@ def value_of(text: str) -> object:
             [f"full-{name}" for name in ("trace", "semi_ar", "random4", "random1")]
             + [f"block-{name}" for name in ("trace", "block2", "block1")],
         ),
+        (
+            "long",
+            ["causal_word_problems", "early_word_problems"],
+            [f"long-{name}" for name in ("trace", "margin", "random4", "semi_ar", "ar")],
+        ),
+        ("answers", ["terse_arithmetic"], ["both", "fixed", "rl"]),
     ],
 )
 def test_each_training_is_valid_and_comes_after_its_start(
@@ -88,10 +94,14 @@ def test_each_training_is_valid_and_comes_after_its_start(
         config = config_of(flags)
         if recipes.is_curriculum(config):
             config, *later = [stage.config for stage in curriculum.stages(config, workdir)]
+            assert len({config.seed, *(each.seed for each in later)}) == 1 + len(later)
             lengths = [(each.rollout.block_length, each.learner.block_length) for each in later]
-            assert lengths == [(4, 8), (8, None)]
-            assert config.learner.block_length == 8
-            assert len({config.seed, *(each.seed for each in later)}) == 3
+            if study == "scaling":
+                assert lengths == [(4, 8), (8, None)]
+                assert config.learner.block_length == 8
+            else:
+                whole = [(each.rollout.gen_length, None) for each in later]
+                assert lengths == whole and sum(each.train.steps for each in later) == 60
         else:
             recipes.read(config)
         assert config.model.path is None or config.model.path in there

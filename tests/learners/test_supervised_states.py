@@ -17,6 +17,7 @@ from jax_unmask.learners.surrogates import Autoregressive, Canvas, SemiAutoregre
 from jax_unmask.recipes import state_sft
 from jax_unmask.rollout import Prompts
 from jax_unmask.settings import ConfigError
+from jax_unmask.tasks.data import Batch
 
 CONFIG = tiny.denoiser_config(family="dream", logits_shift=True)
 
@@ -121,3 +122,23 @@ def test_autoregressive_loss_is_that_of_every_prefix():
         params,
         slope,
     )
+
+
+def test_what_a_trace_writes_first_depends_on_the_given_tokens_or_on_the_denoiser(tmp_path):
+    settings = recipes.defaults("state_sft")
+    settings = dataclasses.replace(
+        settings,
+        task=dataclasses.replace(settings.task, name="arithmetic", prompt_length=17),
+        model=dataclasses.replace(settings.model, path="arithmetic"),
+        data=dataclasses.replace(settings.data, gen_length=8, batch_size=2),
+    )
+    tokens = np.stack([np.arange(8), np.arange(8)[::-1]]).astype(np.int32)
+    prompts = Prompts(np.ones((2, 17), np.int32), np.ones((2, 17), bool))
+    batch = Batch([], prompts, np.full(2, 17), tokens, np.ones(2, bool))
+    first = {}
+    for order in ("targets", "margin"):
+        learner = dataclasses.replace(settings.learner, method="trace", order=order)
+        recipe = state_sft.StateSft(dataclasses.replace(settings, learner=learner), tmp_path)
+        first[order] = np.asarray(recipe._steps(batch)) == 0
+    np.testing.assert_array_equal(first["margin"][0], first["margin"][1])
+    assert (first["targets"][0] != first["targets"][1]).any()

@@ -25,12 +25,13 @@ def rows_of(path):
 
 
 def results_of(directory):
-    """{policy@block length: (accuracy, its standard error, NFE)} of the test problems."""
+    """{policy@block length: (accuracy, its standard error, NFE, tokens)} of the test problems."""
     return {
         f"{row['policy']}@{row['block_length']}": (
             row["accuracy"],
             row["accuracy_se"],
             row["nfe_mean"],
+            row["tokens_mean"],
         )
         for row in rows_of(directory / "results.jsonl")
         if row["split"] == "test"
@@ -60,16 +61,16 @@ def mean(values):
 
 
 def over_seeds(found):
-    """Mean accuracy, its standard error, mean NFE of runs that differ in their seed alone."""
-    accuracies = [accuracy for accuracy, _, _ in found]
+    """Mean accuracy, its standard error, mean NFE and tokens of runs that differ in their seed."""
+    accuracies, errors, *others = zip(*found, strict=True)
     centre, count = mean(accuracies), len(found)
     between = sum((x - centre) ** 2 for x in accuracies) / max(count - 1, 1) / count
-    within = mean([error**2 for _, error, _ in found])  # The problems are the same for all seeds.
-    return centre, math.sqrt(between + within), mean([nfe for _, _, nfe in found])
+    within = mean([error**2 for error in errors])  # The problems are the same for all seeds.
+    return centre, math.sqrt(between + within), *map(mean, others)
 
 
-def cell(accuracy, error, nfe):
-    return f"{100 * accuracy:.1f} ± {100 * error:.1f} @ {nfe:.2f}"
+def cell(accuracy, error, nfe, tokens):
+    return f"{100 * accuracy:.1f} ± {100 * error:.1f} @ {nfe:.2f}, {tokens:.1f} tokens"
 
 
 def main():
@@ -96,6 +97,9 @@ def main():
             cell(*over_seeds([each[policy] for each in found])) if policy in found[0] else ""
             for policy in policies
         ]
+        if not (directories[0] / "metrics.jsonl").exists():  # Measured elsewhere than trained.
+            print(f"| {name} | {len(directories)} |", " | ".join(cells), "| | | |")
+            continue
         metrics = [rows_of(directory / "metrics.jsonl") for directory in directories]
         last = [row for rows in metrics for row in rows[-10:]]
         timings = sorted(second for each in directories for second in seconds_of(each))
