@@ -7,9 +7,9 @@ A denoiser that has only seen terse answers, which merge steps, to problems of w
         --config.task.settings="('max_verbosity=0.0',)"
     python -m jax_unmask.train --config=configs/tiny_long_answers.py:both,0 --workdir=runs/both-0
 
-`both` trains it on answers of one line per step, in words, then by TraceRL on canvases of 20, 26 and
-32; `fixed` the same on canvases of 32 throughout. `:METHOD,SEED,MODEL` starts from another directory
-than runs/terse_arithmetic/model.
+`both` trains it on answers of one line per step, in words, then by TraceRL on canvases of 20, 26
+and 32; `fixed` the same on canvases of 32 throughout. `:METHOD,SEED,MODEL` starts from another
+directory than runs/terse_arithmetic/model.
 """
 
 from jax_unmask import recipes

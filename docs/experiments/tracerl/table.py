@@ -25,13 +25,16 @@ def rows_of(path):
 
 
 def results_of(directory):
-    """{policy@block length: (accuracy, its standard error, NFE, tokens)} of the test problems."""
+    """{policy@block length: (accuracy, its standard error, NFE, tokens)} of the test problems.
+
+    Results of earlier versions have no tokens.
+    """
     return {
         f"{row['policy']}@{row['block_length']}": (
             row["accuracy"],
             row["accuracy_se"],
             row["nfe_mean"],
-            row["tokens_mean"],
+            *([row["tokens_mean"]] if "tokens_mean" in row else []),
         )
         for row in rows_of(directory / "results.jsonl")
         if row["split"] == "test"
@@ -69,8 +72,9 @@ def over_seeds(found):
     return centre, math.sqrt(between + within), *map(mean, others)
 
 
-def cell(accuracy, error, nfe, tokens):
-    return f"{100 * accuracy:.1f} ± {100 * error:.1f} @ {nfe:.2f}, {tokens:.1f} tokens"
+def cell(accuracy, error, nfe, *tokens):
+    length = "".join(f", {each:.1f} tokens" for each in tokens)
+    return f"{100 * accuracy:.1f} ± {100 * error:.1f} @ {nfe:.2f}{length}"
 
 
 def main():
