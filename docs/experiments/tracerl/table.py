@@ -14,6 +14,8 @@ import json
 import math
 import pathlib
 
+import numpy as np
+
 # Iterations that make one point of a curve.
 WINDOW = 5
 
@@ -72,6 +74,28 @@ def over_seeds(found):
     return centre, math.sqrt(between + within), *map(mean, others)
 
 
+def outcomes_of(directory):
+    """{policy@block length: for each test problem, whether its answer is right}."""
+    return {
+        f"{row['policy']}@{row['block_length']}": np.load(directory / row["outcomes"])["correct"]
+        for row in rows_of(directory / "results.jsonl")
+        if row["split"] == "test"
+    }
+
+
+def compare(runs, one, other):
+    """Prints differences in accuracy of two groups, each seed with the same seed of the other."""
+    seeds = [path.parent.name.rpartition("-")[2] for path in runs.glob(f"{one}-*/results.jsonl")]
+    pairs = [[outcomes_of(runs / f"{name}-{seed}") for name in (one, other)] for seed in seeds]
+    for policy in pairs[0][0]:
+        differences = np.array([1.0 * a[policy] - b[policy] for a, b in pairs])
+        between = differences.mean(axis=1).var(ddof=1) / len(seeds) if len(seeds) > 1 else 0.0
+        within = differences.mean(axis=0).var() / differences.shape[1]
+        error = 100 * math.sqrt(between + within)
+        mean = 100 * differences.mean()
+        print(f"{one} - {other}, {len(seeds)} seeds, {policy}: {mean:+.1f} ± {error:.1f}")
+
+
 def cell(accuracy, error, nfe, *tokens):
     length = "".join(f", {each:.1f} tokens" for each in tokens)
     return f"{100 * accuracy:.1f} ± {100 * error:.1f} @ {nfe:.2f}{length}"
@@ -83,7 +107,11 @@ def main():
     parser.add_argument("starts", type=pathlib.Path, nargs="*")
     parser.add_argument("--picture", type=pathlib.Path)
     parser.add_argument("--drawn", nargs="*", help="what the picture shows (default: everything)")
+    parser.add_argument("--compare", nargs=2, help="two names of runs: their difference instead")
     args = parser.parse_args()
+    if args.compare:
+        compare(args.runs, *args.compare)
+        return
     groups = groups_of(args.runs)
     starts = {directory.name: results_of(directory) for directory in args.starts}
     results = {name: [results_of(each) for each in found] for name, found in groups.items()}
