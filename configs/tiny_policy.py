@@ -62,7 +62,6 @@ def get_config(task: str = "sudoku"):
     config.train.steps = 150
     config.checkpoint.every = 10
     config.eval.policies = HEURISTICS
-    config.eval.shipped = (f"{task}-full-*", f"{task}-semi-*@{block}")
     config.eval.update(
         num_problems=2000, batch_size=64, block_lengths=(length, block), seeds=(0, 1, 2)
     )
@@ -70,8 +69,6 @@ def get_config(task: str = "sudoku"):
     config.eval.validation_problems = 500
     if task == "countdown":
         config.policy.network.token_buckets = 256  # A token for each number.
-        config.eval.shipped = (f"{task}-full-*",)
     if task == "word_problems":
-        config.eval.shipped = ()
         config.eval.update(num_problems=256, validation_problems=128)
     return config

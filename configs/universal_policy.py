@@ -42,8 +42,13 @@ def get_config(tasks: str = "all"):
     # in the order of confidence, and which positions propose the same token.
     config.policy.network.update(token_buckets=0, position_embedding=0, pair_attention=0, logs=True)
     config.policy.network.alphas = (0.03, 100.0)
-    config.eval.trained = ("distribution=threshold,alpha=0.03|0.1|0.3|1.0|3.0|10.0|30.0|100.0",)
-    config.eval.shipped = ()  # Those of one alpha cannot be told others.
+    config.eval.trained = (
+        "distribution=threshold,alpha=0.03|0.1|0.3|1.0|3.0|10.0|30.0|100.0",
+        "distribution=threshold,alpha=100.0,scale=8|64|512|4096|1e9",  # Faster than any alpha.
+    )
+    config.eval.shipped = (f"{config.task.name}-seed*", "universal")
+    if named == "arithmetic":
+        config.train.steps = 450
     if named == "word_problems":
         _taught(config, "frontier_told")
         config.rollout.update(prompts_per_step=32, slots=24)

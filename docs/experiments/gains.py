@@ -1,20 +1,23 @@
-"""Gains of the shipped policies over the heuristics, as a table and a picture.
+"""Gains of the shipped policies over the heuristics, as tables and a picture.
 
-    python docs/experiments/gains.py sudoku arithmetic countdown --picture=gains.png
+    python docs/experiments/gains.py sudoku arithmetic countdown word_problems --picture=gains.png
 
-Reads docs/experiments/TASK/results.jsonl: full diffusion, test split, deterministic decoding. Each
-policy is compared in two ways, for every training seed by itself, and the mean over seeds is shown:
+Reads docs/experiments/TASK/results.jsonl: full diffusion, test split, deterministic decoding. Of
+each policy for one task the first table has each alpha, compared in two ways, for every training
+seed by itself, and the mean over seeds is shown:
 
 * accuracy gained at equal forwards: its accuracy minus that of the heuristics' frontier at its NFE;
 * forwards saved at equal accuracy: the frontier's NFE at its accuracy, minus its NFE ("at least"
   where a seed is more accurate than every heuristic).
 
 The frontier is linear between neighbouring settings and taken on the same test problems, which
-favours the heuristics. Standard errors cover training seeds and problems; those of two methods are
-taken as independent, an upper bound, because both saw the same problems.
-"""
+favours the heuristics, as do hand-written rules among them. Standard errors cover training seeds
+and problems; those of two methods are taken as independent, an upper bound, because both saw the
+same problems.
 
-from __future__ import annotations
+The second table has areas (docs/evaluation.md): of heuristics, of these with hand-written rules, of
+the policies for one task with the standard error over training seeds, and of `universal`.
+"""
 
 import argparse
 import json
@@ -26,25 +29,43 @@ from typing import Any
 import numpy as np
 
 from jax_unmask.report import plots, results, tables
-from jax_unmask.report.frontier import Point, compare, interpolate, pareto, saving
+from jax_unmask.report.frontier import (
+    Point,
+    area,
+    budgets,
+    compare,
+    interpolate,
+    pareto,
+    saving,
+)
 
 HERE = pathlib.Path(__file__).parent
+UNIVERSAL = "universal"
 HEURISTICS = ("heuristic", "hand-written rule")
-NAMES = {"sudoku": "Sudoku, many solutions", "arithmetic": "Worked arithmetic"}
+NAMES = {
+    "sudoku": "Sudoku, many solutions",
+    "arithmetic": "Worked arithmetic",
+    "word_problems": "Word problems",
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("tasks", nargs="+", help="sudoku, arithmetic, countdown")
+    parser.add_argument("tasks", nargs="+", help="sudoku, arithmetic, countdown, word_problems")
     parser.add_argument("--picture", type=pathlib.Path, help="where to write the picture")
     args = parser.parse_args()
-    print("| task | policy | accuracy % | NFE | accuracy gained at equal NFE | forwards saved |")
-    print("|---|---|--:|--:|--:|--:|")
-    for task in args.tasks:
-        heuristics, learned = read(task)
-        frontier = pareto(point for points in heuristics.values() for point in points)
-        for alpha, seeds in sorted(learned.items(), reverse=True):
+    measured = {task: read(task) for task in args.tasks}
+    print("| task | alpha | accuracy % | NFE | accuracy gained at equal NFE | forwards saved |")
+    print("|---|--:|--:|--:|--:|--:|")
+    for task, (heuristics, learned) in measured.items():
+        frontier = pareto(heuristics[""] + heuristics["rules"])
+        for alpha, seeds in sorted(by_alpha(learned).items(), reverse=True):
             print(row(task, alpha, seeds, frontier))
+    print()
+    print("| area in % | heuristics | heuristics and rules | a policy of its own | `universal` |")
+    print("|---|--:|--:|--:|--:|")
+    for task, (heuristics, learned) in measured.items():
+        print(areas(task, heuristics, learned))
     if args.picture:
         draw(args.tasks, args.picture)
 
@@ -60,27 +81,53 @@ def rows(task: str) -> list[dict[str, Any]]:
     ]
 
 
-def read(task: str) -> tuple[dict[str, list[Point]], dict[float, list[Point]]]:
-    """Points of a task: of heuristics by method, of policies by alpha (one point per seed)."""
-    heuristics: dict[str, list[Point]] = {}
-    learned: dict[float, list[Point]] = {}
+Learned = dict[tuple[str, int | None], list[Point]]
+
+
+def read(task: str) -> tuple[dict[str, list[Point]], Learned]:
+    """Points of a task: of heuristics and of rules, and of policies by name and training seed."""
+    heuristics: dict[str, list[Point]] = {"": [], "rules": []}
+    learned: Learned = {}
     for entry in rows(task):
         settings = tuple(entry["settings"].items())
         values = (entry[key] for key in ("accuracy", "accuracy_se", "nfe_mean", "nfe_se", "n"))
         point = Point(entry["method"], settings, *values)
         if entry["label"] in HEURISTICS:
-            heuristics.setdefault(entry["method"], []).append(point)
+            heuristics["" if entry["label"] == results.HEURISTIC else "rules"].append(point)
         else:
-            alpha = float(entry["method"].rpartition("alpha")[2].partition("-")[0])
-            learned.setdefault(alpha, []).append(point)
+            learned.setdefault((entry["method"], entry["training_seed"]), []).append(point)
     return {name: averaged(points) for name, points in heuristics.items()}, learned
+
+
+def by_alpha(learned: Learned) -> dict[float, list[Point]]:
+    """A point per training seed for each alpha: policies for one task, without a scale."""
+    found: dict[float, list[Point]] = {}
+    for (name, _), points in learned.items():
+        for point in points if name != UNIVERSAL else ():
+            settings = dict(point.settings)
+            if "scale" not in settings:
+                found.setdefault(float(settings["alpha"]), []).append(point)
+    return found
+
+
+def areas(task: str, heuristics: dict[str, list[Point]], learned: Learned) -> str:
+    low, high = budgets(next(entry["gen_length"] for entry in rows(task)))
+    every = [heuristics[""], heuristics[""] + heuristics["rules"]]
+    own = [area(points, low, high) for (name, _), points in learned.items() if name != UNIVERSAL]
+    cells = [
+        task,
+        *(f"{100 * area(points, low, high):.1f}" for points in every),
+        cell(own, [0.0] * len(own), 100, "{:.1f}"),
+        f"{100 * area(learned[UNIVERSAL, None], low, high):.1f}",
+    ]
+    return f"| {' | '.join(cells)} |"
 
 
 def averaged(points: Sequence[Point]) -> list[Point]:
     """One point per setting: policies that draw were measured with several sampling seeds."""
     by_setting: dict[object, list[Point]] = {}
     for point in points:
-        by_setting.setdefault(point.settings, []).append(point)
+        by_setting.setdefault(point.identity, []).append(point)
     return [
         Point(
             same[0].method,
@@ -97,12 +144,15 @@ def averaged(points: Sequence[Point]) -> list[Point]:
 
 def row(task: str, alpha: float, seeds: Sequence[Point], frontier: Sequence[Point]) -> str:
     gains = [compare(seed, interpolate(frontier, seed.nfe)) for seed in seeds]
+    is_slow = all(math.isfinite(each.gain) for each in gains)
     cells = [
         task,
-        f"alpha {alpha:g}",
+        f"{alpha:g}",
         cell([p.accuracy for p in seeds], [p.accuracy_se for p in seeds], 100, "{:.1f}"),
         cell([p.nfe for p in seeds], [p.nfe_se for p in seeds], 1, "{:.2f}"),
-        cell([c.gain for c in gains], [c.se for c in gains], 100, "{:+.1f}"),
+        cell([c.gain for c in gains], [c.se for c in gains], 100, "{:+.1f}")
+        if is_slow
+        else "no heuristic is as fast",
         tables.saved_text(saving(seeds, frontier)),
     ]
     return f"| {' | '.join(cells)} |"

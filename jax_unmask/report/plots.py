@@ -196,7 +196,10 @@ def _draw_learned(axis: Any, results: Sequence[Result], handles: dict[str, Any])
             _draw_line(axis, [each for each, _ in members], zorder=4 + is_here, **style | faded)
         named = [pair for pair in alike[0] if pair[1]]
         ends = sorted(named, key=lambda pair: pair[0].point.nfe)
-        _write_names(axis, ends[:1] + ends[1:][-1:], height=7 if is_here else 3 - 13 * (count % 2))
+        ends = ends[:1] + ends[1:][-1:]
+        if len(ends) > 1 and "alpha" in dict(ends[0][0].point.settings):
+            ends[0] = (ends[0][0], ends[0][1].rpartition(", ")[2])  # The other end has its name.
+        _write_names(axis, ends, height=7 if is_here else 3 - 13 * (count % 2))
 
 
 def _write_names(axis: Any, named: Sequence[tuple[Result, str]], *, height: float) -> None:

@@ -82,7 +82,8 @@ def gsm8k(tiny_config, tmp_path, *lines, **changes):
 
 
 MISSING = "/no/such"
-UNFIT = "learned:countdown-full-alpha1-seed0"  # Made for canvases of 8.
+POLICIES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
+UNFIT = f"learned:{POLICIES}/canvas_8"  # It has one vector for each of 8 positions.
 WRONG = [
     ("policy_grpo", {"model__path": MISSING}, "config.model.path = '/no/such'"),
     ("policy_grpo", {"model__path": ""}, "config.model.path = ''"),

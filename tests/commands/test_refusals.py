@@ -8,7 +8,7 @@ import shutil
 import pytest
 from ml_collections import ConfigDict
 
-from jax_unmask import denoisers
+from jax_unmask import denoisers, shipped
 from jax_unmask.commands import bench, command_line, convert, generate, harness, serve, train
 from jax_unmask.commands import eval as evaluation
 from jax_unmask.recipes.policy_grpo import PolicyGrpo
@@ -17,8 +17,9 @@ from jax_unmask.settings import ConfigError
 CONFIGS = pathlib.Path(__file__).parents[2] / "configs"
 POSED = ("--model=sudoku", "--task=sudoku")
 LONG = ("--model=word_problems", "--task=word_problems")
-UNFIT = "learned:sudoku-full-alpha1-seed0"  # Made for canvases of 16.
-SHORT = "learned:countdown-full-alpha1-seed0"  # And of 8.
+POLICIES = pathlib.Path(__file__).parents[1] / "fixtures" / "policy"
+# Random weights, among them one vector per position: they act on no longer canvas.
+UNFIT, SHORT = (f"learned:{POLICIES}/canvas_{length}" for length in (16, 8))
 
 
 @pytest.fixture(autouse=True)
@@ -161,10 +162,17 @@ def test_a_batch_that_is_refused_is_no_compilation(tiny_config, tmp_path, monkey
     assert "Compiling" not in caplog.text
 
 
-def test_eval_names_the_setting_of_a_policy_that_cannot_act(tmp_path):
+def test_eval_names_the_setting_of_a_policy_that_cannot_act(tmp_path, monkeypatch):
     config = runpy.run_path(str(CONFIGS / "tiny_policy.py"))["get_config"]("sudoku")
     config.rollout.update(gen_length=32, block_length=32)
-    config.eval.update(policies=(), block_lengths=(32,), shipped=("sudoku-full-*",))
+    config.eval.update(policies=(), block_lengths=(32,), shipped=("canvas_*",))
+    (tmp_path / "assets" / "policies").mkdir(parents=True)
+    for name, path in (
+        ("sudoku", shipped.assets() / "sudoku"),
+        ("policies/canvas_16", POLICIES / "canvas_16"),
+    ):
+        (tmp_path / "assets" / name).symlink_to(path)
+    monkeypatch.setattr(shipped, "assets", lambda: tmp_path / "assets")
     with pytest.raises(ConfigError) as error:
         evaluation.evaluate(config, tmp_path / "run")
     assert "config.eval.shipped" in str(error.value)

@@ -11,7 +11,7 @@ from jax_unmask.runtime import terminal
 from jax_unmask.runtime.accelerators import parse
 from jax_unmask.shipped import assets
 
-POLICY = assets() / "policies" / "sudoku-full-alpha1-seed0"
+POLICY = assets() / "policies" / "sudoku-seed0"
 
 
 def runs(line: str) -> bool:

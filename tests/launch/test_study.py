@@ -18,6 +18,7 @@ from jax_unmask.policies import LearnedPolicy, save_policy
 from jax_unmask.recipes import curriculum, policy_grpo
 
 ROOT = pathlib.Path(__file__).parents[2]
+TASKS = ["arithmetic", "countdown", "sudoku", "word_problems"]
 POLICY_STUDY = ROOT / "launch" / "policy_study.sh"
 
 
@@ -149,26 +150,34 @@ def test_each_policy_of_a_study_is_trained_and_then_measured(fakes, tmp_path, mo
     ("kind", "names"),
     [
         ("all", ["all"]),
-        ("alone", ["arithmetic", "countdown", "sudoku"]),
-        ("left_out", ["all-arithmetic", "all-countdown", "all-sudoku"]),
+        ("alone", TASKS),
+        ("left_out", [f"all-{task}" for task in TASKS]),
     ],
 )
 def test_universal_policies_are_trained_calibrated_and_measured_on_every_task(
     fakes, tmp_path, monkeypatch, kind, names
 ):
     monkeypatch.chdir(ROOT)
-    trained, measured, calibrated = [], [], []
+    trained, taught, measured, calibrated = [], [], [], []
+    runs = tmp_path / "runs" / "universal"
+    if kind != "alone":  # The policies that teach are there.
+        settings = recipes.read(config_of({"config": "configs/universal_policy.py:sudoku"}))
+        for task in TASKS:
+            save_untrained(settings, f"{runs}/{task}-seed7/policy")
     for module, flags in commands(fakes, tmp_path, "universal_policy.sh", kind):
         if module == "jax_unmask.train":
             workdir = pathlib.Path(flags.pop("workdir"))
             trained.append(workdir.name.removesuffix("-seed7"))
             settings = recipes.read(config_of(flags))
             for each in getattr(settings, "each", (settings,)):
+                if kind != "alone":
+                    taught.append((each.task.name, each.expert.policy))
                 save_untrained(each, f"{workdir}/policy")
         elif module == "jax_unmask.eval":
             measured.append(pathlib.Path(flags.pop("workdir")).name)
             found = candidates.candidates(recipes.read(config_of(flags)))
-            assert len({float(each.params["alpha"]) for each in found}) == len(found) > 5
+            settings = {(float(x.params["alpha"]), float(x.params["scale"])) for x in found}
+            assert len(settings) == len(found) > 5
         else:
             assert module == "jax_unmask.calibrate"
             values = flags_lib.FlagValues()
@@ -176,8 +185,10 @@ def test_universal_policies_are_trained_calibrated_and_measured_on_every_task(
             values(["calibrate", *(f"--{name}={value}" for name, value in flags.items())])
             calibrated.append((values.config.task.name, values.block_length))
     assert trained == names
-    tasks = ["arithmetic", "countdown", "sudoku"]
-    assert measured == [f"{name}-seed7-on-{task}" for name in names for task in tasks]
-    blocks = [("arithmetic", 8), ("countdown", 4), ("sudoku", 4)]
+    assert measured == [f"{name}-seed7-on-{task}" for name in names for task in TASKS]
+    blocks = zip(TASKS, (8, 4, 4, 16), strict=True)
     expected = [(task, length) for task, block in blocks for length in (0, block)]
-    assert calibrated == (expected if kind == "all" else [])
+    assert calibrated == ([] if kind == "left_out" else expected)
+    for task, teacher in taught:
+        expected = f"learned:{runs}/{task}-seed7/policy,distribution=threshold"
+        assert teacher == ("frontier_told" if task == "word_problems" else expected)

@@ -105,7 +105,7 @@ def test_draws_are_legal_and_never_empty(tmp_path, logits):
 
 
 def test_reads_what_ships_and_the_public_files_and_refuses_the_rest():
-    shipped = assets() / "policies" / "sudoku-full-alpha1-seed0"
+    shipped = assets() / "policies" / "sudoku-seed0"
     module = exported.UnmaskingPolicy.from_directory(shipped)
     assert module.made_for["task"] == "sudoku"
     assert module.distribution == "threshold"
@@ -178,6 +178,6 @@ def test_sglang_fills_blocks_as_our_rollout_does(sglang, tmp_path, logits):
     np.testing.assert_array_equal(batch.input_ids.view(3, WIDTH).numpy(), tokens)
     assert forwards == steps + 1  # The last one stores the finished block in the cache.
 
-    config.algorithm_config = {"policy": str(assets() / "policies" / "sudoku-full-alpha1-seed0")}
+    config.algorithm_config = {"policy": str(assets() / "policies" / "sudoku-seed0")}
     with pytest.raises(ValueError, match=r"config\.policy\.context='block'"):
         module.Algorithm(config)

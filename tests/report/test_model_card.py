@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import pytest
@@ -111,4 +112,4 @@ def test_experts_and_where_training_started():
 def test_shipped_policies_have_cards_with_measurements(name):
     card = (POLICIES / name / "README.md").read_text()
     assert f"Unmasking policy for {made_for(POLICIES / name)[0].model}" in card
-    assert "| test | 1000 |" in card
+    assert re.search(r"\| test \| (1000|256) \|", card)

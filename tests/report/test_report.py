@@ -170,7 +170,7 @@ def test_picture_has_a_panel_per_block_length_and_the_learned_joined(tmp_path, m
     assert {"threshold", "learned (shipped)", "learned, trained here", "other heuristics"} <= shown
     labels = [text.get_text() for text in figure.axes[0].texts]
     alphas = [rf"$\alpha$={alpha}" for alpha in (10, 1, 3, 3, 1)]
-    names = ["sudoku-", "sudoku-", "policy, ", "told, ", "told, "]
+    names = ["sudoku-", "sudoku-", "policy, ", "", "told, "]
     assert labels == [name + alpha for name, alpha in zip(names, alphas, strict=True)]
     red = [line for line in figure.axes[0].lines if line.get_color() == plots._LEARNED]
     assert sorted(list(line.get_xdata()) for line in red) == [[3, 6], [5], [6.5, 7, 9]]

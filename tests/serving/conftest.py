@@ -11,7 +11,7 @@ import pytest
 ARGUMENTS = (
     *("--model=sudoku", "--block_length=16", "--port=0", "--slots=4", "--max_body=20000"),
     "--policy=threshold:threshold=0.9",
-    "--policy=learned:sudoku-full-alpha1-seed0",
+    "--policy=learned:sudoku-seed0",
     "--policy=top_confidence",
     "--temperatures=0,1",
 )

@@ -95,7 +95,7 @@ def test_two_policies_side_by_side(opened):
         "[...document.querySelectorAll('.answer h2')].map((each) => each.textContent)"
     )
     assert len(names) == 2
-    assert names[1] == "sudoku-full-alpha1-seed0"
+    assert names[1] == "sudoku-seed0"
     boxes = opened.run(
         "[...document.querySelectorAll('.answer')].map((each) => each.getBoundingClientRect().top)"
     )

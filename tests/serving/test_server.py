@@ -245,7 +245,7 @@ def test_lists_models_and_counts(server):
     assert float(done.split()[-1]) >= 1
     assert "jax_unmask_running 0" in text
     about = json.loads(server.open("GET", "/about").read())
-    assert [each["setting"] for each in about["policies"]] == ["threshold", None, "nfe"]
+    assert [each["setting"] for each in about["policies"]] == ["threshold", "alpha", "nfe"]
     assert server.ask({"prompt": about["example"]})[0] == 200
     page = server.open("GET", "/")
     assert "default-src 'self'" in page.headers["Content-Security-Policy"]
