@@ -3,7 +3,7 @@
 A denoiser that has only seen terse answers, which merge steps, to problems of worked arithmetic:
 
     python -m jax_unmask.train --config=configs/tiny_sft.py:arithmetic \\
-        --workdir=runs/terse_arithmetic --config.train.steps=3000 \\
+        --workdir=runs/terse_arithmetic --config.train.steps=4000 \\
         --config.task.settings="('max_verbosity=0.0',)"
     python -m jax_unmask.train --config=configs/tiny_long_answers.py:both,0 --workdir=runs/both-0
 

@@ -22,9 +22,17 @@ HERE = pathlib.Path(__file__).parent
 SIZE = 4
 # Policy, heading, what names its rows in results.jsonl.
 LANES = (
-    ("top_confidence:tokens_per_step=1", "one cell per forward", ("top_confidence", 1.0)),
-    ("threshold:threshold=0.9", "confidence above 0.9", ("threshold", 0.9)),
-    ("learned:sudoku-full-alpha1-seed0", "learned", ("sudoku-full-alpha1", "threshold")),
+    (
+        "top_confidence:tokens_per_step=1",
+        "one cell per forward",
+        ("top_confidence", {"tokens_per_step": 1.0}),
+    ),
+    ("threshold:threshold=0.9", "confidence above 0.9", ("threshold", {"threshold": 0.9})),
+    (
+        "learned:sudoku-seed0,alpha=1",
+        "learned",
+        ("sudoku", {"distribution": "threshold", "alpha": 1.0}),
+    ),
 )
 NEW, OLD, GIVEN, EMPTY = "#c8102e", "#1b1f24", "#8a929c", "#f1f2f4"
 
@@ -62,14 +70,14 @@ def solve(index: int) -> tuple[str, list[tuple[str, np.ndarray]]]:
     return str(task.prompt(example)), lanes
 
 
-def measured(method: str, setting: float | str) -> str:
+def measured(method: str, settings: dict[str, float | str]) -> str:
     """Accuracy and forwards of a policy in full diffusion, the mean over its training seeds."""
     rows = map(json.loads, (HERE / "experiments/sudoku/results.jsonl").read_text().splitlines())
     found = [
         row
         for row in rows
         if row["method"] == method
-        and setting in row["settings"].values()
+        and row["settings"] == settings
         and (row["split"], row["block_length"]) == ("test", SIZE * SIZE)
     ]
     accuracy, nfe = (np.mean([row[name] for row in found]) for name in ("accuracy", "nfe_mean"))

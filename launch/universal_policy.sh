@@ -1,14 +1,14 @@
 #!/usr/bin/env bash
 # Trains policies that are told alpha, and measures each of them on every task:
 #
-#   launch/universal_policy.sh alone [RUNS_DIR]      one policy per task: those that ship
+#   launch/universal_policy.sh alone [RUNS_DIR]      one policy per task, as those that ship
 #   launch/universal_policy.sh all [RUNS_DIR]        one for all tasks, taught by those
 #   launch/universal_policy.sh left_out [RUNS_DIR]   one for all but one task and its denoiser
 #
 # `alone` comes first. Runs land in RUNS_DIR/universal/NAME-seedS, measurements in
 # .../NAME-seedS-on-TASK (summary.md has the areas; whole canvas and blocks). SEEDS="0 1 2" says which
-# seeds, TASKS which tasks are trained alone or left out. What is trained on a task also gets its
-# calibrations there. On two free CPU cores a policy for Sudoku or Countdown takes 2 minutes to train, for
+# seeds, TASKS which tasks are trained alone or left out. `alone` and `all` also get their
+# calibrations. On two free CPU cores a policy for Sudoku or Countdown takes 2 minutes to train, for
 # arithmetic 6, for word problems 15, for all tasks 30. A script that was killed goes on where it stopped.
 set -euo pipefail
 

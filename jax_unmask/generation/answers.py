@@ -390,7 +390,7 @@ def fitted(
         ValueError: neither names a model.
     """
     trained = trained_for(policy)
-    if model is None and len(trained) == 1:
+    if model is None and len({each.model for each in trained}) == 1:
         model = trained[0].model
     if model is None:
         raise ValueError(

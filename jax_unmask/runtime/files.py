@@ -99,6 +99,7 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     target = local_path(path)
     partial = target.with_name(f".{target.name}.partial")
     try:
+        partial.unlink(missing_ok=True)  # Of a writer that was killed.
         partial.touch()
         permissions = stat.S_IMODE(partial.stat().st_mode)
         yield partial

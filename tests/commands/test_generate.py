@@ -202,6 +202,10 @@ def test_a_shipped_policy_says_where_and_how_it_acts(capsys, caplog):
     args = generate.parser().parse_args([policy, "--block_length=4", "--task=sudoku"])
     generate.fill_in(args)
     assert "block_length 16 (here 4)" in caplog.text
+    # Asked for forwards it has a calibration per block length, all of one model.
+    args = generate.parser().parse_args(["--policy=learned:sudoku-seed0,nfe=3"])
+    generate.fill_in(args)
+    assert (args.model, args.task, args.block_length) == ("sudoku", "sudoku", 16)
     assert "--model is missing" in fails(capsys, "--prompt=x", "--policy=threshold")
 
 

@@ -101,6 +101,7 @@ def test_a_full_disk_is_an_error_about_a_file(tmp_path, monkeypatch):
 def test_whoever_may_read_new_files_may_read_exports(tmp_path):
     """A server that runs as another user reads a policy that was trained here."""
     policy = policies.LearnedPolicy(network=policies.NetworkConfig(hidden_dim=8, num_heads=1))
+    (tmp_path / ".model.safetensors.partial").touch(0o600)  # Of a writer that was killed.
     policies.save_policy(tmp_path, policy, policy.init_params(jax.random.key(0)))
     (tmp_path / "new").touch()
     expected = (tmp_path / "new").stat().st_mode
