@@ -40,7 +40,7 @@ NEW, OLD, GIVEN, EMPTY = "#c8102e", "#1b1f24", "#8a929c", "#f1f2f4"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--output", type=pathlib.Path, required=True, help="a .webp or .gif file")
-    parser.add_argument("--problem", type=int, default=0, help="which test problem")
+    parser.add_argument("--problem", type=int, default=33, help="which test problem")
     args = parser.parse_args()
     problem, lanes = solve(args.problem)
     last = max(int(lane.max()) for _, lane in lanes) + 1
