@@ -50,6 +50,11 @@ def shipped_policies() -> list[str]:
     return sorted(path.parent.name for path in assets().glob("policies/*/policy_config.json"))
 
 
+def is_shipped_policy(directory: pathlib.Path) -> bool:
+    """Whether a policy's directory is one of those that ship with the package."""
+    return directory.resolve().parent == (assets() / "policies").resolve()
+
+
 def resolve_model(path: str) -> str:
     """The directory of a shipped model, or `path` itself (write "./sudoku" for a directory)."""
     return str(assets() / path) if path in shipped_models() else path

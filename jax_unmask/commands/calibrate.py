@@ -7,13 +7,13 @@ from typing import Any
 from absl import flags
 from ml_collections import ConfigDict
 
-from jax_unmask import notation, policies, recipes, tasks
+from jax_unmask import notation, policies, recipes, shipped, tasks
 from jax_unmask.commands import command_line
 from jax_unmask.commands.eval import for_evaluation
 from jax_unmask.environment.bundle import load_bundle, load_denoiser_config
 from jax_unmask.evaluation.calibrate import CalibrationSettings
 from jax_unmask.evaluation.calibrate import calibrate as count_forwards
-from jax_unmask.policies.calibration import FILE, Calibration, save_calibration
+from jax_unmask.policies.calibration import FILE, Calibration, load_calibrations, save_calibration
 from jax_unmask.rollout import check_rollout
 from jax_unmask.runtime import terminal
 from jax_unmask.settings import FlagError, declared, naming
@@ -53,11 +53,16 @@ def calibrate(
     if block > length or length % block:
         problem = f"it does not divide the canvas of {length}"
         raise FlagError("block_length", block, problem, "Give a divisor")
-    name = name or f"{settings.task.name.rpartition('.')[2]}-{length}-{block}"
+    target = policies.policy_directory(spec.target)
+    if name is None:
+        name = f"{settings.task.name.rpartition('.')[2]}-{length}-{block}"
+        if shipped.is_shipped_policy(target) and name in load_calibrations(target):
+            problem = f"{target.name} ships with the package and has a calibration {name}"
+            remedy = f"Give another --name, --name={name} to replace it, or a copy of {target}"
+            raise FlagError("name", None, problem, remedy)
     if not _NAME.fullmatch(name):
         problem = "it may hold letters, digits, '.', '_' and '-' only"
         raise FlagError("name", name, problem, "Choose another")
-    target = policies.policy_directory(spec.target)
     shape = dataclasses.replace(settings.sampling, block_length=block)
     denoiser = load_denoiser_config(settings)
     check_rollout(spec.target, learned, params, denoiser, shape, key="--policy")

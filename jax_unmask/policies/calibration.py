@@ -177,13 +177,14 @@ def find_calibration(
 def _command(directory: str | pathlib.Path, environment: Environment) -> str:
     """The command that makes a calibration for an environment, as far as that is known."""
     place, denoiser = pathlib.Path(directory), environment.get("denoiser")
-    is_shipped = place.parent == shipped.assets() / "policies"
+    is_shipped, task = shipped.is_shipped_policy(place), environment.get("task")
     words = ["python", "-m", "jax_unmask.calibrate"]
     if denoiser in shipped.shipped_models():
         words.append(f"--config=tiny_policy.py:{denoiser}")
     else:
         words.append("--config=FILE.py")
         words += [f"--config.model.path={denoiser}"] if denoiser else []
+    words += [f"--config.task.name={task}"] if task not in (None, denoiser) else []
     words.append(f"--policy={place.name if is_shipped else place}")
     for name, flag in _FLAGS.items():
         if name in environment:

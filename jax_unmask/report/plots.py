@@ -186,13 +186,15 @@ def _draw_learned(axis: Any, results: Sequence[Result], handles: dict[str, Any])
             family.values(), key=lambda members: -sum(each.point.accuracy for each, _ in members)
         )
         is_here = label == TRAINED
+        is_other = count > 0 and not is_here
         name = "learned, trained here" if is_here else f"learned ({label})"
         style = {"color": _LEARNED, "linewidth": 1.5, "marker": "*", "markersize": 9}
         if is_here:
             style |= {"markersize": 13, "markeredgecolor": "black", "markeredgewidth": 0.7}
         handles.setdefault(name, style)
         for index, members in enumerate(alike):
-            faded = {"alpha": 0.35, "markersize": 5} if index else {}
+            faded: dict[str, Any] = {"alpha": 0.35, "markersize": 5} if index else {}
+            faded |= {"markerfacecolor": "white"} if is_other else {}
             _draw_line(axis, [each for each, _ in members], zorder=4 + is_here, **style | faded)
         named = [pair for pair in alike[0] if pair[1]]
         ends = sorted(named, key=lambda pair: pair[0].point.nfe)

@@ -73,3 +73,16 @@ def test_a_policy_of_one_alpha(tiny_config, tmp_path):
     with pytest.raises(ValueError, match=r"one.*one alpha"):
         calibrate.calibrate(tiny_config("policy_grpo"), where)
     assert not (tmp_path / "one" / FILE).exists()
+
+
+def test_calibrations_that_ship_are_replaced_by_name_alone(tiny_config, tmp_path):
+    """The file of all users; a task of one's own on the same canvas has another name."""
+    config = tiny_config("policy_grpo", model__path=str(tmp_path / "missing"))
+    before = load_calibrations(policies.policy_directory("universal"))
+    with pytest.raises(ValueError, match=r"name = None.*sudoku-16-16.*--name") as error:
+        calibrate.calibrate(config, "universal")
+    assert "missing" not in str(error.value)
+    for settings in ({"name": "sudoku-16-16"}, {"block_length": 2}):
+        with pytest.raises(ValueError, match="missing"):  # It goes on to the denoiser.
+            calibrate.calibrate(config, "universal", **settings)
+    assert load_calibrations(policies.policy_directory("universal")) == before
