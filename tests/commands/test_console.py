@@ -1,4 +1,4 @@
-"""`jax-unmask`: the list of commands, and help without imports."""
+"""`jax-unmask`: the list of commands, help without imports, and what every command begins with."""
 
 import io
 import json
@@ -10,8 +10,8 @@ import types
 import pytest
 
 from jax_unmask import console
-from jax_unmask.commands import command_line
-from jax_unmask.runtime import terminal
+from jax_unmask.commands import bench, command_line, convert, generate, harness, hub, serve
+from jax_unmask.runtime import compilation, terminal
 from jax_unmask.shipped import assets
 
 
@@ -114,3 +114,34 @@ def test_a_lost_output_is_no_error_of_what_is_done(monkeypatch, caplog):
         monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(full))
         terminal.conclude(["accuracy 0.5"])
     assert "[Errno 28]" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("command", "arguments"),
+    [
+        (bench, ["--preset=tiny", "--repeats=0"]),
+        (bench, ["--preset=tiny", "--repeats=0", "--quantization=int8"]),
+        (convert, ["--source=x", "--output=y", "--max_shard_gb=0"]),
+        (generate, ["--pace=-1"]),
+        (generate, ["--pace=-1", "--quantization=int8"]),
+        (harness, ["--model=x", "--tasks=y", "--policy=treshold"]),
+        (hub, ["pull", "me/it"]),
+        (serve, ["--model=/no/such"]),
+    ],
+)
+def test_every_command_chooses_flags_of_the_compiler(command, arguments, monkeypatch):
+    """All measure, and write, with the programs that training has."""
+    chosen = []
+    monkeypatch.setattr(compilation, "choose_flags", chosen.append)
+    with pytest.raises(SystemExit, match=r"^error: "):
+        command.main(arguments)
+    assert chosen == ["--quantization=int8" in arguments]
+
+
+@pytest.mark.parametrize(("said", "shown"), [("Event loop is closed", ""), ("Other", "Other")])
+def test_what_threads_of_orbax_leave_behind(said, shown, monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "__unraisablehook__", lambda given: seen.append(str(given.exc_value)))
+    given = types.SimpleNamespace(exc_value=RuntimeError(said))
+    command_line._say_what_nobody_can_catch(given)
+    assert "".join(seen) == shown

@@ -24,7 +24,6 @@ from jax_unmask.commands import bench, command_line, convert, generate, harness,
 from jax_unmask.denoisers.sharding import check_mesh
 from jax_unmask.recipes import policy_grpo, rollouts, sft, tracerl
 from jax_unmask.recipes.policy_grpo import build_policy
-from jax_unmask.runtime import compilation
 from jax_unmask.runtime.placement import Placement
 from jax_unmask.settings import ConfigError, SettingError
 from jax_unmask.tasks import sandbox
@@ -651,37 +650,6 @@ def test_wrong_arguments_are_one_line(command, capsys):
     assert stopped.value.code == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("error: ") and line.endswith("; --help lists the arguments")
-
-
-@pytest.mark.parametrize(
-    ("command", "arguments"),
-    [
-        (bench, ["--preset=tiny", "--repeats=0"]),
-        (bench, ["--preset=tiny", "--repeats=0", "--quantization=int8"]),
-        (convert, ["--source=x", "--output=y", "--max_shard_gb=0"]),
-        (generate, ["--pace=-1"]),
-        (generate, ["--pace=-1", "--quantization=int8"]),
-        (harness, ["--model=x", "--tasks=y", "--policy=treshold"]),
-        (hub, ["pull", "me/it"]),
-        (serve, ["--model=/no/such"]),
-    ],
-)
-def test_every_command_chooses_flags_of_the_compiler(command, arguments, monkeypatch):
-    """All measure, and write, with the programs that training has."""
-    chosen = []
-    monkeypatch.setattr(compilation, "choose_flags", chosen.append)
-    with pytest.raises(SystemExit, match=r"^error: "):
-        command.main(arguments)
-    assert chosen == ["--quantization=int8" in arguments]
-
-
-@pytest.mark.parametrize(("said", "shown"), [("Event loop is closed", ""), ("Other", "Other")])
-def test_what_threads_of_orbax_leave_behind(said, shown, monkeypatch):
-    seen = []
-    monkeypatch.setattr(sys, "__unraisablehook__", lambda given: seen.append(str(given.exc_value)))
-    given = types.SimpleNamespace(exc_value=RuntimeError(said))
-    command_line._say_what_nobody_can_catch(given)
-    assert "".join(seen) == shown
 
 
 def test_as_a_command(write_experiment, tmp_path):
