@@ -26,6 +26,7 @@ from jax_unmask.commands import (
 from jax_unmask.commands import eval as evaluate
 from jax_unmask.policies.checkpoint import made_for
 from jax_unmask.settings import declared
+from jax_unmask.shipped import shipped_models, shipped_policies
 
 ROOT = Path(__file__).parents[1]
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -119,6 +120,18 @@ def test_named_files_exist(document):
         if match and not (ROOT / match[1]).exists():
             missing.append(text)
     assert not missing
+
+
+def test_policies_that_are_named_ship_or_are_said_to_have_shipped():
+    """In scripts, too: what a picture or a command beside it needs."""
+    scripts = [*(ROOT / "docs").rglob("*.py"), *(ROOT / "launch").iterdir()]
+    absent = {}
+    for path in (*DOCUMENTS, *scripts):
+        text = path.read_text()
+        named = set(re.findall(rf"\b(?:{'|'.join(shipped_models())})(?:-[\w.]+)*-seed\d", text))
+        if "10f5df1" not in text:  # The last commit that held those of one alpha.
+            absent[name(path)] = named - set(shipped_policies())
+    assert not {path: names for path, names in absent.items() if names}
 
 
 # ---- settings

@@ -6,6 +6,7 @@ import socket
 import jax
 import pytest
 
+import tiny
 from jax_unmask import policies
 from jax_unmask.runtime import config, files, locks
 
@@ -103,9 +104,13 @@ def test_whoever_may_read_new_files_may_read_exports(tmp_path):
     policy = policies.LearnedPolicy(network=policies.NetworkConfig(hidden_dim=8, num_heads=1))
     (tmp_path / ".model.safetensors.partial").touch(0o600)  # Of a writer that was killed.
     policies.save_policy(tmp_path, policy, policy.init_params(jax.random.key(0)))
+    (tmp_path / "model").mkdir()
+    tiny.save_byte_model(tmp_path / "model")
     (tmp_path / "new").touch()
     expected = (tmp_path / "new").stat().st_mode
-    assert {path.stat().st_mode for path in tmp_path.iterdir()} == {expected}
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert {path.stat().st_mode for path in written} == {expected}
+    assert sum(path.suffix == ".safetensors" for path in written) == 2
 
 
 def test_rows_are_not_written_to_a_deleted_file(tmp_path):
